@@ -1,0 +1,28 @@
+"""Penstock runs large language models over data sets and serves them, on one shared engine.
+
+Importing this package loads nothing: each name below is fetched when it is first used.
+"""
+
+from penstock import lazy
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this package
+if TYPE_CHECKING:
+    from penstock.batch.job import Job as Job
+    from penstock.batch.run import arun as arun, run as run
+    from penstock.errors import (
+        ConfigError as ConfigError,
+        MissingExtraError as MissingExtraError,
+        PenstockError as PenstockError,
+    )
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__,
+        {
+            "penstock.batch.job": ("Job",),
+            "penstock.batch.run": ("arun", "run"),
+            "penstock.errors": ("ConfigError", "MissingExtraError", "PenstockError"),
+        },
+        eager=("__version__",),
+    )

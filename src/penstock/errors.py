@@ -1,0 +1,196 @@
+"""Every error that Penstock raises on purpose, as one tree.
+
+PenstockError
+├── ConfigError              a field of a configuration is wrong; names field, value and nearest valid one
+├── MissingExtraError        an optional package is not installed; names the pip command (also an ImportError)
+├── InputError               a data set cannot be read
+├── OutputError              a result cannot be written
+├── JobError                 a batch job cannot go on
+│   └── JobMismatchError     a journal belongs to a different job; shows what differs
+├── RequestError             the caller's request cannot be answered as it stands
+│   ├── ContextLengthError   prompt and answer do not fit the model
+│   ├── ModelNotFoundError   no such model or adapter
+│   └── UnsupportedError     this engine has no such ability
+└── EngineError              the engine failed
+    ├── EngineStartError     it could not be loaded
+    ├── EngineDeadError      its process ended
+    ├── EngineTimeoutError   it did not answer in time
+    └── OverloadedError      its queue is full
+
+`status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
+`kind` is the name that stands in result rows and in OpenAI-shaped error bodies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class PenstockError(Exception):
+    """Base of all errors raised on purpose. Its text is one line, meant for a person."""
+
+    status: int = 500
+    retryable: bool = False
+    kind: str = "internal_error"
+
+
+class ConfigError(PenstockError):
+    """A configuration value is wrong.
+
+    `field` is the dotted path of the field, `value` what was given, `hint` the nearest valid name or value.
+    """
+
+    status = 400
+    kind = "config_error"
+
+    def __init__(self, message: str, *, field: str = "", value: object = None, hint: str = "") -> None:
+        text = f"{field}: {message}" if field else message
+        super().__init__(f"{text}. {hint}" if hint else text)
+        self.field = field
+        self.value = value
+        self.hint = hint
+
+
+class MissingExtraError(PenstockError, ImportError):
+    """A package of an optional extra is not installed. The message names the command that installs it."""
+
+    kind = "missing_extra"
+
+    def __init__(self, module: str, extra: str | None, needed_by: str = "") -> None:
+        who = needed_by or "This"
+        target = f"'penstock[{extra}]'" if extra else module
+        super().__init__(f"{who} needs the package '{module}', which is not installed: pip install {target}")
+        self.module = module
+        self.extra = extra
+
+
+class InputError(PenstockError):
+    """A data set cannot be read: missing, of an unknown form, or damaged."""
+
+    status = 400
+    kind = "input_error"
+
+
+class OutputError(PenstockError):
+    """A result cannot be written: no such folder, no permission, no space."""
+
+    kind = "output_error"
+
+
+class JobError(PenstockError):
+    """A batch job cannot go on. What it has done so far is kept and can be resumed."""
+
+    kind = "job_error"
+
+
+class JobMismatchError(JobError):
+    """The journal beside the output belongs to a job with other input, model, prompt or parameters.
+
+    `differences` maps each differing manifest field to its pair (journaled, requested).
+    """
+
+    kind = "job_mismatch"
+
+    def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+class RequestError(PenstockError):
+    """The request cannot be answered as it stands: a parameter is wrong or out of range. `param` names it."""
+
+    status = 400
+    kind = "invalid_request_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(RequestError):
+    """The prompt, or the prompt with the answer asked for, is longer than the model's context."""
+
+    kind = "context_length_exceeded"
+
+
+class ModelNotFoundError(RequestError):
+    """No model or adapter of that name is known."""
+
+    status = 404
+    kind = "model_not_found"
+
+
+class UnsupportedError(RequestError):
+    """The engine has no such ability. The message names the engine."""
+
+    status = 501
+    kind = "unsupported"
+
+
+class EngineError(PenstockError):
+    """The engine failed on a request that was well formed."""
+
+    kind = "engine_error"
+
+
+class EngineStartError(EngineError):
+    """The engine could not be loaded: no such model, a damaged file, not enough memory."""
+
+    status = 503
+    kind = "engine_start_failed"
+
+
+class EngineDeadError(EngineError):
+    """The engine's process ended while the request was under way."""
+
+    status = 503
+    retryable = True
+    kind = "engine_dead"
+
+
+class EngineTimeoutError(EngineError):
+    """The engine did not answer within the time allowed."""
+
+    status = 504
+    retryable = True
+    kind = "engine_timeout"
+
+
+class OverloadedError(EngineError):
+    """The queue is full. `retry_after` is in seconds."""
+
+    status = 503
+    retryable = True
+    kind = "overloaded"
+
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that names the known word nearest to `name`, or lists them where none is near."""
+    from difflib import get_close_matches  # only on the way to an error
+
+    words = sorted(known)
+    match = get_close_matches(name, words, n=1, cutoff=0.6)
+    if match:
+        return f"Did you mean '{match[0]}'?"
+    return f"Known: {', '.join(words)}" if words else ""
+
+
+def by_kind(kind: str, message: str) -> PenstockError:
+    """Rebuild an error from its `kind` and text, as when it crossed a process border."""
+    pending: list[type[PenstockError]] = [PenstockError]
+    while pending:
+        cls = pending.pop()
+        if cls.__dict__.get("kind") == kind:
+            error = cls.__new__(cls)
+            Exception.__init__(error, message)
+            if isinstance(error, RequestError):
+                error.param = None
+            if isinstance(error, OverloadedError):
+                error.retry_after = 1.0
+            return error
+        pending.extend(cls.__subclasses__())
+    return EngineError(message)

@@ -1,0 +1,116 @@
+"""Lazy exports for package faces, and the one place that tells a missing extra from a broken install.
+
+A face (an `__init__.py`) lists its names twice, side by side: as imports that only type checkers read, and as
+the table given to `attach`. `tests/test_lazy.py` pins each to the other. A name is imported when it is used.
+
+This module is on the path of every import, so it imports only what a bare interpreter holds already.
+"""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than everything here
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import ModuleType
+
+EXTRAS: Mapping[str, str] = {
+    "adlfs": "abfs",
+    "gcsfs": "gcs",
+    "huggingface_hub": "hf",
+    "nncf": "convert",
+    # Several distributions share the opentelemetry package, so its presence alone says little.
+    "opentelemetry": "otel",
+    "opentelemetry.exporter": "otel",
+    "opentelemetry.sdk": "otel",
+    "optimum": "convert",
+    "ray": "ray",
+    "s3fs": "s3",
+    "sglang": "sglang",
+    "torch": "convert",
+    "transformers": "convert",
+    "vllm": "vllm",
+}
+"""Which extra brings a package, by the name it is imported under."""
+
+
+def attach(
+    face: str, table: Mapping[str, Sequence[str]], *, eager: Sequence[str] = ()
+) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """Return `__getattr__`, `__dir__` and `__all__` for the package `face`.
+
+    `table` maps each home module to the names it lends; `eager` lists the names that the face defines itself.
+    """
+    homes = {name: home for home, names in table.items() for name in names}
+    namespace = vars(sys.modules[face])
+    public = sorted({*homes, *eager})
+
+    def __getattr__(name: str) -> object:
+        home = homes.get(name)
+        if home is None:
+            raise AttributeError(f"module '{face}' has no attribute '{name}'{_hint(name, public)}", name=name)
+        try:
+            value = getattr(_load(home, None, f"{face}.{name}"), name)
+        except AttributeError as error:
+            # Let through, `hasattr` would answer no and `from … import` would hide the cause.
+            raise ImportError(f"{face}.{name} cannot be imported: {error}", name=home) from error
+        namespace[name] = value  # so that Python does not ask again
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*namespace, *public})
+
+    return __getattr__, __dir__, public
+
+
+def require(module: str, extra: str | None = None, *, needed_by: str = "") -> ModuleType:
+    """Import and return `module`, from a package that may not be installed.
+
+    Raises `MissingExtraError` if it is not. `extra` is needed only for packages that `EXTRAS` does not know.
+    `needed_by` opens the message: "The Ray runtime needs the package 'ray' …".
+    """
+    return _load(module, extra, needed_by)
+
+
+def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
+    try:
+        __import__(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if extra is None or missing != module.partition(".")[0]:
+            extra = EXTRAS.get(missing)
+        if extra is None or not _asked_by_us(error):
+            _explain(error, module, needed_by)
+            raise
+        from penstock.errors import MissingExtraError
+
+        raise MissingExtraError(missing, extra, needed_by) from error
+    except Exception as error:
+        _explain(error, module, needed_by)
+        raise
+    return sys.modules[module]
+
+
+def _asked_by_us(error: ModuleNotFoundError) -> bool:
+    """Whether our own code asked for the missing module, and not an installed package that is incomplete."""
+    asking = ""
+    trace = error.__traceback__
+    while trace is not None:
+        module = trace.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] != "importlib":
+            asking = module
+        trace = trace.tb_next
+    return asking.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _explain(error: Exception, module: str, needed_by: str) -> None:
+    error.add_note(f"while importing {module}" + (f" for {needed_by}" if needed_by else ""))
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    if name.startswith("__"):  # asked by tools that expect no such name: not worth a search
+        return ""
+    from penstock.errors import nearest
+
+    return f". {nearest(name, known)}"

@@ -1,0 +1,159 @@
+"""What crosses the border of an engine: neutral requests and results, frozen and slotted.
+
+Every engine reads and writes these and nothing else, so that a data set's row and an HTTP request are the same thing
+to it. They are msgspec structures, because they also cross the pipe to an engine's own process.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort", "error"]
+Message = dict[str, Any]
+"""One chat message in OpenAI's form: `role`, `content`, and where they apply `tool_calls`, `tool_call_id`, `name`."""
+
+
+class StructuredOutput(Struct, frozen=True):
+    """A constraint on the generated text.
+
+    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for "json_object".
+    """
+
+    kind: Literal["json_schema", "json_object", "regex"]
+    spec: str = ""
+
+
+class Sampling(Struct, frozen=True, omit_defaults=True):
+    """How tokens are chosen and when generation ends. Defaults are those of OpenAI's API.
+
+    `max_tokens` None means as many as the context leaves. `temperature` 0 is greedy. `top_k` 0 and `min_p` 0 are off.
+    `logprobs` None is off, 0 gives the chosen token's log probability, k > 0 the k most likely tokens as well.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    structured: StructuredOutput | None = None
+
+
+class ChatRequest(Struct, frozen=True, omit_defaults=True):
+    """One conversation to continue.
+
+    `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends one delta an answer,
+    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds.
+    """
+
+    messages: list[Message]
+    sampling: Sampling = Sampling()
+    n: int = 1
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    adapter: str | None = None
+    stream: bool = True
+    request_id: str = ""
+    priority: int = 0
+
+
+class CompletionRequest(Struct, frozen=True, omit_defaults=True):
+    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer."""
+
+    prompt: str | list[int]
+    sampling: Sampling = Sampling()
+    n: int = 1
+    echo: bool = False
+    adapter: str | None = None
+    stream: bool = True
+    request_id: str = ""
+    priority: int = 0
+
+
+class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
+    """Texts to embed. `dimensions` None gives the model's own width."""
+
+    inputs: list[str]
+    dimensions: int | None = None
+    request_id: str = ""
+
+
+class RerankRequest(Struct, frozen=True, omit_defaults=True):
+    """Documents to score against a query. Scores come back in the documents' order, unsorted."""
+
+    query: str
+    documents: list[str]
+    request_id: str = ""
+
+
+class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
+    """Speech to write down. `audio` is a file's bytes (WAV, 16 kHz mono where the engine has no decoder)."""
+
+    audio: bytes
+    language: str | None = None
+    task: Literal["transcribe", "translate"] = "transcribe"
+    max_tokens: int | None = None
+    request_id: str = ""
+
+
+class Usage(Struct, frozen=True):
+    """Tokens of one request. `cached_tokens` is the part of the prompt found in the prefix cache."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """One generated token with its natural-log probability; `top` holds the most likely (token, logprob) pairs."""
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+class Delta(Struct, frozen=True, array_like=True):
+    """What one step added to one answer of a request.
+
+    The last delta of an answer has a `finish_reason` and that answer's `usage`.
+    """
+
+    index: int = 0
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+
+
+class Embeddings(Struct, frozen=True):
+    """Vectors, shape [inputs][dimensions], in the order of the inputs."""
+
+    vectors: list[list[float]]
+    usage: Usage = Usage()
+
+
+class Scores(Struct, frozen=True):
+    """Relevance of each document to the query, in the documents' order; higher is closer."""
+
+    scores: list[float]
+    usage: Usage = Usage()
+
+
+class Transcription(Struct, frozen=True):
+    """The text of a recording."""
+
+    text: str
+    usage: Usage = Usage()
