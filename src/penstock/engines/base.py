@@ -1,0 +1,188 @@
+"""The engine protocol, and the table of engines.
+
+An engine runs one model and speaks at the OpenAI level: chat, completions, embeddings and so on, in the neutral types
+of `penstock.types`. Batch jobs and servers use it alike. What an engine cannot do it does not override, and the caller
+gets a 501 that names the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar
+
+from msgspec import Struct
+
+from penstock.errors import ConfigError, UnsupportedError, nearest
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+ENGINES: dict[str, str] = {
+    "openvino": "penstock.engines.openvino:OpenVINOEngine",
+    "simulated": "penstock.engines.simulated:SimulatedEngine",
+}
+
+
+class Capabilities(Struct, frozen=True):
+    """What a started engine can do.
+
+    `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works on at once: an
+    admission loop keeps a little more than that in flight. `structured` lists the constraint kinds of
+    `types.StructuredOutput`. `max_top_logprobs` is the largest `Sampling.logprobs`; -1 means none at all.
+    """
+
+    tasks: frozenset[str]
+    context_length: int
+    max_concurrency: int
+    structured: frozenset[str] = frozenset()
+    max_top_logprobs: int = -1
+    adapters: bool = False
+    prefix_caching: bool = False
+
+
+class LLMEngine:
+    """One model, running. Construct it (cheap, checks its options), `await start()`, use it, `await stop()`.
+
+    `model_source` is what `--model` takes: "demo", a directory, a file, or a hub id. `adapters` maps the names that
+    requests may use to directories in PEFT form. Errors are raised as `penstock.errors`, never returned.
+    """
+
+    name: ClassVar[str]
+    capabilities: Capabilities
+
+    def __init__(
+        self,
+        model_source: str,
+        *,
+        engine_kwargs: Mapping[str, Any] | None = None,
+        adapters: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model_source = model_source
+        self.engine_kwargs = dict(engine_kwargs or {})
+        self.adapters = dict(adapters or {})
+
+    # Life
+    async def start(self) -> None:
+        """Load the model. Returns when requests can be answered; raises `EngineStartError` if it cannot be loaded."""
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is harmless."""
+        raise NotImplementedError
+
+    async def check_health(self) -> None:
+        """Return if the engine answers, else raise `EngineDeadError`."""
+        raise NotImplementedError
+
+    # Requests
+    def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        """Continue a conversation. Closing the iterator early aborts the request and frees its slot."""
+        raise self._unsupported("chat")
+
+    def completions(self, request: CompletionRequest) -> AsyncIterator[Delta]:
+        """Continue a prompt. Closing the iterator early aborts the request and frees its slot."""
+        raise self._unsupported("completions")
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts."""
+        raise self._unsupported("embeddings")
+
+    async def score(self, request: RerankRequest) -> Scores:
+        """Score documents against a query; the same as `rerank`, unsorted in both."""
+        return await self.rerank(request)
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """Score documents against a query."""
+        raise self._unsupported("rerank")
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        """Write down speech."""
+        raise self._unsupported("transcriptions")
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, special tokens in it recognised, none added."""
+        raise self._unsupported("tokenize")
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        raise self._unsupported("detokenize")
+
+    # Adapters
+    async def resolve_lora(self, name: str, path: str) -> None:
+        """Make the adapter in directory `path` usable as `name`, checking its files first."""
+        raise self._unsupported("LoRA adapters")
+
+    async def remove_lora(self, name: str) -> None:
+        """Forget an adapter and free what it holds."""
+        raise self._unsupported("LoRA adapters")
+
+    # Control
+    async def sleep(self, level: int = 1) -> None:
+        """Give memory back until `wakeup`."""
+        raise self._unsupported("sleep")
+
+    async def wakeup(self) -> None:
+        """Undo `sleep`."""
+        raise self._unsupported("wakeup")
+
+    async def is_sleeping(self) -> bool:
+        """Whether the engine is asleep."""
+        return False
+
+    async def pause(self, mode: str = "wait") -> None:
+        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep" holds them."""
+        raise self._unsupported("pause")
+
+    async def resume(self) -> None:
+        """Undo `pause`."""
+        raise self._unsupported("resume")
+
+    async def is_paused(self) -> bool:
+        """Whether the engine is paused."""
+        return False
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix."""
+        raise self._unsupported("reset_prefix_cache")
+
+    async def start_profile(self) -> None:
+        """Begin a profile."""
+        raise self._unsupported("start_profile")
+
+    async def stop_profile(self) -> None:
+        """End a profile and write it."""
+        raise self._unsupported("stop_profile")
+
+    async def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a method on every worker of the engine."""
+        raise self._unsupported("collective_rpc")
+
+    def build_asgi_app(self) -> Any:
+        """The engine's own HTTP application, where it has one."""
+        raise self._unsupported("build_asgi_app")
+
+    def _unsupported(self, what: str) -> UnsupportedError:
+        return UnsupportedError(f"the {self.name} engine does not support {what}")
+
+
+def engine_class(name: str) -> type[LLMEngine]:
+    """The class of the engine called `name`, imported now. Raises `ConfigError` for an unknown name."""
+    try:
+        module, _, attribute = ENGINES[name].partition(":")
+    except KeyError:
+        raise ConfigError(
+            f"unknown engine '{name}'", field="llm_engine", value=name, hint=nearest(name, ENGINES)
+        ) from None
+    cls: type[LLMEngine] = getattr(import_module(module), attribute)
+    return cls

@@ -1,0 +1,343 @@
+"""Generation inside the worker process: continuous batching over OpenVINO GenAI's pipeline.
+
+The life of a request: `submit` tokenizes it (all that arrived together in one call) → it waits in its lane → admitted
+when a slot is free and no request is just computing the prefix it could reuse → one token a step → its new text is
+detokenized together with everybody else's → its last delta carries reason and usage.
+
+A lane is one pipeline: the base model, or the base with one adapter merged in. The pipeline ignores adapters given per
+request and its prefix cache does not tell them apart, so each adapter has a pipeline of its own, and every busy lane
+is stepped in turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.messages import Failed, Submit
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.pipeline import Pipelines, generation_config
+from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.prefix_index import BLOCK_SIZE
+from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
+from penstock.types import Delta, TokenLogprob, Usage
+
+RUNNING = genai.GenerationStatus.RUNNING
+_GGUF_TOKENIZER_LIMIT = 8192
+"""GenAI's tokenizer for GGUF files cuts longer texts in silence."""
+
+
+class Generation:
+    """The model, and all requests on it. Single-threaded: `step` holds the interpreter lock anyway."""
+
+    def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
+        self.options = options
+        self.context_length = context_length
+        self._prompt_limit = _GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else context_length
+        self._pipelines = Pipelines(path, options)
+        self._ids = count(1)
+        self._requests: dict[int, Request] = {}
+        self._adapter_paths: dict[str, str] = {}
+        pipeline = self._pipelines.first()
+        self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
+        self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
+        self._tokenizer = pipeline.get_tokenizer()
+        self._vocabulary = max(self._tokenizer.get_vocab().values()) + 1
+        self._eos = self._tokenizer.get_eos_token_id()
+        self._stop_ids = set(pipeline.get_config().stop_token_ids) | ({self._eos} if self._eos >= 0 else set())
+
+    # Face of the worker
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return any(lane.busy for lane in self._lanes.values())
+
+    def submit(self, submits: Iterable[Submit]) -> list[Failed]:
+        """Queue requests; returns those that are refused."""
+        refused: list[Failed] = []
+        for submit, prompt in self._tokenized(list(submits)):
+            try:
+                request = Request(submit, prompt)
+                self._check(request)
+                self._lane(request.adapter).waiting.append(request)
+                self._requests[request.id] = request
+            except PenstockError as error:
+                refused.append(Failed(submit.id, error.kind, str(error)))
+        return refused
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request and free its slot. Unknown ids are ignored: it may just have ended."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return
+        lane = self._lanes[request.adapter]
+        if request.handle is not None:
+            request.handle.cancel()
+            lane.cancelled = True
+        lane.remove(request)
+
+    def step(self) -> tuple[list[tuple[int, Delta]], list[Failed]]:
+        """Give every running request of every lane its next token."""
+        deltas: list[tuple[int, Delta]] = []
+        failures: list[Failed] = []
+        for lane in list(self._lanes.values()):
+            if not lane.busy:
+                continue
+            for request in lane.admit():
+                self._add(lane, request)
+            try:
+                lane.pipeline.step()
+            except Exception as error:
+                failures += self._recover(lane, error)
+                continue
+            lane.cancelled = False
+            changed = [request for request in lane.active.values() if self._collect(lane, request)]
+            deltas += self._deltas(lane, changed)
+            for request in changed:
+                if request.finish is not None or request.failed:
+                    lane.remove(request)
+                    self._requests.pop(request.id, None)
+                if request.failed:
+                    failures.append(Failed(request.id, EngineError.kind, "the KV cache is too small for this request"))
+        return deltas, failures
+
+    def ping(self) -> None:
+        """Answer, which shows that the process is alive."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, none added."""
+        return self._encode([text], special_tokens=False)[0]
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        """Text without special tokens."""
+        self._check_ids(token_ids, "tokens")
+        return self._decode([token_ids])[0]
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """Load an adapter as a lane of its own; the least recently used idle one leaves if there are too many."""
+        if self._adapter_paths.get(name) == path and name in self._lanes:
+            return
+        self.remove_adapter(name)
+        self._lanes[name] = self._adapter_lane(path)
+        self._adapter_paths[name] = path
+
+    def remove_adapter(self, name: str) -> None:
+        """Drop an adapter and whatever still runs on it."""
+        lane = self._lanes.pop(name, None)
+        self._adapter_paths.pop(name, None)
+        if lane is not None:
+            for request in [*lane.active.values(), *lane.waiting]:
+                self._requests.pop(request.id, None)
+
+    def reset_prefix_cache(self) -> None:
+        """Reload every pipeline, the only way to empty their caches. Adapters come back when they are next used."""
+        if self.busy:
+            raise EngineError("the prefix cache can only be reset while no request runs")
+        self._lanes.clear()
+        self._lanes[None] = self._new_lane(self._pipelines.base())
+
+    def chat_template(self) -> str | None:
+        """The model's own template, before GenAI simplified it."""
+        return self._tokenizer.get_original_chat_template() or self._tokenizer.chat_template or None
+
+    def special_tokens(self) -> dict[str, str]:
+        """Names that chat templates use."""
+        tokens = {
+            "bos_token": self._tokenizer.get_bos_token(),
+            "eos_token": self._tokenizer.get_eos_token(),
+            "pad_token": self._tokenizer.get_pad_token(),
+        }
+        return {name: text for name, text in tokens.items() if text}
+
+    # One request
+    def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
+        """Each request with its prompt's ids; texts are encoded together, a call being dear and a text cheap."""
+        ready: list[tuple[Submit, list[int]]] = []
+        for special in (False, True):
+            texts = [s for s in submits if isinstance(s.prompt, str) and s.special_tokens == special]
+            if texts:
+                ready += zip(texts, self._encode([str(s.prompt) for s in texts], special), strict=True)
+        ready += [(s, s.prompt) for s in submits if not isinstance(s.prompt, str)]
+        return sorted(ready, key=lambda pair: pair[0].id) if len(ready) > 1 else ready
+
+    def _encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
+        ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
+        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+    def _check(self, request: Request) -> None:
+        """Refuse what the pipeline would accept in silence, or die of."""
+        size, wanted = len(request.prompt), request.sampling.max_tokens
+        room = self.context_length - size
+        if not size:
+            raise RequestError("the prompt is empty", param="prompt")
+        if room < 1 or (wanted or 0) > room:
+            raise ContextLengthError(
+                f"this model's context is {self.context_length} tokens; the prompt has {size}"
+                f" and {wanted or 1} more were asked for",
+                param="messages",
+            )
+        if size >= self._prompt_limit:
+            raise ContextLengthError(
+                f"prompts of GGUF models are limited to {self._prompt_limit - 1} tokens", param="messages"
+            )
+        if size >= self._cache_tokens:
+            raise ContextLengthError(
+                f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise kv_cache_memory_bytes",
+                param="messages",
+            )
+        self._check_ids(request.prompt, "prompt")
+        request.max_new_tokens = min(wanted or room, room)
+
+    def _check_ids(self, token_ids: list[int], param: str) -> None:
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
+            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+
+    # Lanes
+    def _lane(self, adapter: str | None) -> Lane:
+        lane = self._lanes.pop(adapter, None)
+        if lane is None:
+            lane = self._adapter_lane(self._adapter_paths[str(adapter)])
+        self._lanes[adapter] = lane  # kept in order of use
+        return lane
+
+    def _adapter_lane(self, path: str) -> Lane:
+        names = [name for name in self._lanes if name is not None]
+        if len(names) >= self.options.max_loras:
+            idle = next((name for name in names if not self._lanes[name].busy), None)
+            if idle is not None:
+                del self._lanes[idle]
+        return self._new_lane(self._pipelines.with_adapter(path))
+
+    def _new_lane(self, pipeline: Any) -> Lane:
+        options = self.options
+        return Lane(pipeline, self._pipelines.cache_blocks, options.max_num_seqs, options.enable_prefix_caching)
+
+    # One request
+    def _add(self, lane: Lane, request: Request) -> None:
+        tensor = ov.Tensor(np.array([request.prompt], dtype=np.int64))
+        config = generation_config(request.sampling, request.max_new_tokens, self._eos, self._stop_ids)
+        request.handle = lane.pipeline.add_request(next(self._ids), tensor, config)
+
+    def _collect(self, lane: Lane, request: Request) -> bool:
+        """Read what the step made for a request. Returns whether there is anything to report."""
+        handle = request.handle
+        if not request.prefilled and handle.can_read():
+            lane.note_prefilled(request)
+        running = handle.get_status() == RUNNING
+        if request.watched:
+            while handle.can_read():
+                for output in handle.read().values():
+                    self._append(request, output)
+        elif running:
+            return False
+        else:
+            for output in handle.read_all():
+                self._append(request, output)
+        if not running and request.finish is None:
+            request.failed = True  # dropped without a reason: out of cache
+        return request.finish is not None or request.failed or len(request.ids) > request.reported
+
+    def _append(self, request: Request, output: Any) -> None:
+        request.ids += output.generated_ids
+        if request.sampling.logprobs is not None:
+            request.logprobs += output.generated_log_probs
+        if output.finish_reason == genai.GenerationFinishReason.STOP:
+            request.finish = "stop"
+        elif output.finish_reason == genai.GenerationFinishReason.LENGTH:
+            request.finish = "length"
+
+    def _deltas(self, lane: Lane, requests: list[Request]) -> list[tuple[int, Delta]]:
+        """The new text of all requests, from one call of the detokenizer."""
+        windows: list[list[int]] = []
+        for request in requests:
+            new = request.ids[request.reported :]
+            if request.finish == "stop" and new and new[-1] in self._stop_set(request):
+                new = new[:-1]
+            request.text.add(new)
+            windows += request.text.windows()
+        texts = self._decode(windows)
+        deltas: list[tuple[int, Delta]] = []
+        for at, request in enumerate(requests):
+            last = request.finish is not None
+            text = request.stop.push(request.text.advance(texts[2 * at], texts[2 * at + 1], last))
+            if request.stop.stopped and request.finish is None:
+                request.handle.stop()
+                lane.cancelled = True
+            if request.stop.stopped:
+                request.finish = "stop"
+            elif last:
+                text += request.stop.flush()
+            if request.stream or request.finish is not None:
+                deltas.append((request.id, self._delta(request, text)))
+            else:
+                request.reported = len(request.ids)
+                request.held_text += text
+        return deltas
+
+    def _delta(self, request: Request, text: str) -> Delta:
+        start = request.reported if request.stream else 0
+        new = request.ids[start:]
+        request.reported = len(request.ids)
+        if not request.stream:
+            text = request.held_text + text
+        logprobs = None
+        if request.sampling.logprobs is not None:
+            logprobs = self._logprobs(new, request.logprobs[start:], request.sampling.logprobs)
+        usage = None
+        if request.finish is not None:
+            usage = Usage(request.prompt_tokens, len(request.ids), request.cached)
+        return Delta(0, text, tuple(new), logprobs, request.finish, usage)
+
+    def _logprobs(self, ids: list[int], values: list[float], top: int) -> tuple[TokenLogprob, ...]:
+        names = self._decode([[i] for i in ids], skip_special_tokens=False)
+        return tuple(
+            TokenLogprob(name, value, ((name, value),) if top else ())
+            for name, value in zip(names, values, strict=True)
+        )
+
+    def _decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
+        filled = [s for s in sequences if s]
+        texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
+        return [next(texts) if s else "" for s in sequences]
+
+    def _stop_set(self, request: Request) -> set[int]:
+        extra = request.sampling.stop_token_ids
+        return self._stop_ids.union(extra) if extra else self._stop_ids
+
+    # Faults
+    def _recover(self, lane: Lane, error: Exception) -> list[Failed]:
+        """After an exception in a step the pipeline works again once all its requests are dropped and it was stepped.
+
+        The request whose constraint was on trial is to blame and fails. The others go on from where they are, their
+        tokens so far being part of the prompt now; a constrained one cannot (its grammar's state is lost), so it starts
+        again if nobody saw its tokens, else it fails.
+        """
+        blamed = lane.trial()
+        requests = list(lane.active.values())
+        for request in requests:
+            if request.handle is not None:
+                request.handle.cancel()
+        try:
+            lane.pipeline.step()
+        except Exception:  # the pipeline reports the same fault once more while it drops the requests
+            lane.cancelled = True
+        failed: list[Failed] = []
+        reason = reason_of(error)
+        for request in reversed(requests):
+            lane.remove(request)
+            if request is blamed:
+                failed.append(Failed(request.id, RequestError.kind, f"the constraint cannot be compiled: {reason}"))
+            elif blamed is None or (request.sampling.structured is not None and request.stream and request.reported):
+                failed.append(Failed(request.id, EngineError.kind, f"the engine failed in a step: {reason}"))
+            else:
+                lane.restart(request)
+                continue
+            self._requests.pop(request.id, None)
+        return failed

@@ -1,0 +1,143 @@
+"""A lane: one pipeline's queue, its running requests, and what its prefix cache holds."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from penstock.engines.openvino.messages import Submit
+from penstock.engines.openvino.text_stream import TextStream
+from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.stop_strings import StopStrings
+from penstock.types import FinishReason, StructuredOutput
+
+_ADMISSION_SCAN = 256
+"""How far past a delayed request the queue is searched for one that need not wait."""
+
+
+class Request:
+    """One prompt being continued."""
+
+    def __init__(self, submit: Submit, prompt: list[int]) -> None:
+        self.id = submit.id
+        self.sampling = submit.sampling
+        self.adapter = submit.adapter
+        self.stream = submit.stream
+        self.prompt = prompt
+        self.prompt_tokens = len(prompt)
+        self.blocks = block_hashes(prompt)
+        self.max_new_tokens = 0
+        self.cached = 0
+        self.handle: Any = None
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.reported = 0
+        self.finish: FinishReason | None = None
+        self.failed = False
+        self.prefilled = False
+        self.text = TextStream()
+        self.stop = StopStrings(submit.sampling.stop)
+        self.held_text = ""
+        """Text not yet sent because nobody streams."""
+        self.resumed = 0
+        """How many of `ids` were made before a fault; they are part of `prompt` now."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether its tokens are looked at as they come, rather than once at the end."""
+        return self.stream or bool(self.sampling.stop)
+
+
+class Lane:
+    """One pipeline with its queue, its running requests and an index of its prefix cache."""
+
+    def __init__(self, pipeline: Any, cache_blocks: int, max_num_seqs: int, prefix_caching: bool) -> None:
+        self.pipeline = pipeline
+        self.waiting: deque[Request] = deque()
+        self.active: dict[int, Request] = {}
+        self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
+        self.cancelled = False
+        """Handles were dropped; the pipeline forgets them in its next step."""
+        self._max_num_seqs = max_num_seqs
+        self._prefix_caching = prefix_caching
+        self._prefilling: dict[int, int] = {}
+        self._proven: set[StructuredOutput] = set()
+        self._on_trial: Request | None = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.active or self.waiting or self.cancelled)
+
+    def admit(self) -> list[Request]:
+        """Take requests from the queue into free slots, in order but for those that had better wait a step or two.
+
+        The pipeline looks into its prefix cache when a request is added, not when it is scheduled. A request whose
+        next uncached block is being computed by another one therefore waits for that. And a constraint that was never
+        used is tried by one request at a time, so that a broken one is known by the step that fails.
+        """
+        admitted: list[Request] = []
+        delayed: list[Request] = []
+        while self.waiting and len(self.active) < self._max_num_seqs and len(delayed) < _ADMISSION_SCAN:
+            request = self.waiting.popleft()
+            matched = self.index.match(request.blocks)
+            fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
+            structured = request.sampling.structured
+            untried = structured is not None and structured not in self._proven
+            if fresh_block in self._prefilling or (untried and self._on_trial is not None):
+                delayed.append(request)
+                continue
+            if untried:
+                self._on_trial = request
+            if self._prefix_caching:
+                request.cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
+                if fresh_block is not None:
+                    self._prefilling[fresh_block] = request.id
+            self.active[request.id] = request
+            admitted.append(request)
+        self.waiting.extendleft(reversed(delayed))
+        return admitted
+
+    def note_prefilled(self, request: Request) -> None:
+        """The request's first token is there: its prompt is in the cache, and its constraint works."""
+        request.prefilled = True
+        self._release(request)
+        self.index.insert(request.blocks)
+        if request.sampling.structured is not None:
+            self._proven.add(request.sampling.structured)
+
+    def remove(self, request: Request) -> None:
+        """The request ended, one way or the other."""
+        if self.active.pop(request.id, None) is None:
+            if request in self.waiting:
+                self.waiting.remove(request)
+            return
+        self._release(request)
+        if request.finish is not None and self._prefix_caching:
+            self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
+
+    def trial(self) -> Request | None:
+        """The request whose constraint is being tried for the first time."""
+        return self._on_trial
+
+    def restart(self, request: Request) -> None:
+        """Queue a request again after a fault: what it made so far becomes prompt, or, where a grammar's state is
+        lost, goes.
+        """
+        request.handle = None
+        request.prefilled = False
+        if request.sampling.structured is not None:
+            request.ids, request.logprobs, request.reported, request.held_text = [], [], 0, ""
+            request.text, request.stop = TextStream(), StopStrings(request.sampling.stop)
+        else:
+            made = request.ids[request.resumed :]
+            request.prompt = request.prompt + made
+            request.resumed = len(request.ids)
+            request.max_new_tokens -= len(made)
+            request.blocks = block_hashes(request.prompt)
+        self.waiting.appendleft(request)
+
+    def _release(self, request: Request) -> None:
+        if self._on_trial is request:
+            self._on_trial = None
+        for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
+            del self._prefilling[block]

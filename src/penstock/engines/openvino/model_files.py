@@ -1,0 +1,112 @@
+"""Finds what a `model_source` names: the shipped demo model, an IR directory, a GGUF file, or something to convert."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from msgspec import Struct
+
+from penstock.demo import MODEL_NAME, model_path
+from penstock.errors import EngineStartError
+
+FALLBACK_CONTEXT = 4096
+
+
+class ModelFiles(Struct, frozen=True):
+    """A model ready to load: an IR directory or a GGUF file, what it does, and its context in tokens."""
+
+    path: Path
+    task: str
+    context_length: int
+
+
+def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
+    """Resolve `source`. Converts a Hugging Face model on first use, which takes a while and shows its progress.
+
+    Raises `EngineStartError` if there is no such model, `MissingExtraError` if it must be converted and cannot.
+    """
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise EngineStartError(f"there is no GGUF file '{path}'")
+        return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
+    if not is_ir(path):
+        from penstock.engines.openvino.convert import convert  # rare, and it looks for heavy packages
+
+        path = convert(source)
+    config = _config(path)
+    return ModelFiles(path, task or _task(config), max_model_len or _context_length(config))
+
+
+def is_ir(path: Path) -> bool:
+    """Whether the directory holds a converted model."""
+    return path.is_dir() and any(path.glob("openvino_*model*.xml"))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((path / "config.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise EngineStartError(f"'{path / 'config.json'}' is not valid JSON: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def _task(config: dict[str, Any]) -> str:
+    architectures = config.get("architectures") or [""]
+    name = str(architectures[0])
+    if name.endswith("ForSequenceClassification"):
+        return "score"
+    if name.startswith("Whisper"):
+        return "transcribe"
+    if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) or not name:
+        return "generate"
+    return "embed"
+
+
+def _context_length(config: dict[str, Any]) -> int:
+    for part in (config, config.get("text_config") or {}):
+        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_target_positions"):
+            if isinstance(part.get(name), int):
+                return int(part[name])
+    return FALLBACK_CONTEXT
+
+
+def gguf_context_length(path: Path) -> int:
+    """`*.context_length` from the file's header (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise EngineStartError(f"'{path}' is not a GGUF file")
+            _number(file, "I"), _number(file, "Q")  # version, tensors
+            for _ in range(_number(file, "Q")):
+                name = file.read(_number(file, "Q")).decode(errors="replace")
+                value = _gguf_value(file, _number(file, "I"))
+                if name.endswith(".context_length"):
+                    return int(value)
+    except struct.error:
+        raise EngineStartError(f"'{path}' ends in the middle of its header") from None
+    return FALLBACK_CONTEXT
+
+
+_GGUF_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+def _gguf_value(file: BinaryIO, kind: int) -> Any:
+    if kind == _GGUF_STRING:
+        return file.read(_number(file, "Q"))
+    if kind == _GGUF_ARRAY:
+        item, size = _number(file, "I"), _number(file, "Q")
+        for _ in range(size):
+            _gguf_value(file, item)
+        return None
+    return _number(file, _GGUF_FORMATS[kind])
+
+
+def _number(file: BinaryIO, form: str) -> Any:
+    return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]

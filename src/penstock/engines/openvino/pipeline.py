@@ -1,0 +1,134 @@
+"""Builds OpenVINO GenAI's objects: pipelines of the right cache size, with or without an adapter, and generation
+settings.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import openvino_genai as genai
+
+from penstock.engines.openvino.options import GIB, OpenVINOOptions
+from penstock.errors import UnsupportedError
+from penstock.types import Sampling, StructuredOutput
+
+_ANY_JSON_OBJECT = '{"type": "object"}'
+
+
+class Pipelines:
+    """Makes pipelines of one model that share its options and have a KV cache of `cache_blocks` blocks each."""
+
+    def __init__(self, path: str, options: OpenVINOOptions) -> None:
+        self._path = path
+        self._options = options
+        self._exact_blocks = 0
+        self.cache_blocks = 0
+
+    def first(self) -> Any:
+        """The model's first pipeline, which settles `cache_blocks`.
+
+        GenAI takes whole GiB or a number of blocks, and does not say how large a block is. So for another size it is
+        loaded with whole GiB first (which are only reserved), measured, and loaded again.
+        """
+        size = self._options.kv_cache_memory_bytes
+        pipeline = self._load()
+        self.cache_blocks, measured = _measure_cache(pipeline)
+        if size % GIB:
+            self._exact_blocks = self.cache_blocks = max(size * self.cache_blocks // measured, 1)
+            del pipeline
+            pipeline = self._load()
+        return pipeline
+
+    def base(self) -> Any:
+        """One more pipeline of the bare model."""
+        return self._load()
+
+    def with_adapter(self, path: str) -> Any:
+        """The model with a LoRA adapter (PEFT files in directory `path`) merged in."""
+        if self._path.endswith(".gguf"):
+            raise UnsupportedError("the openvino engine has no LoRA adapters for GGUF models; use an IR directory")
+        directory = Path(path)
+        settings = json.loads((directory / "adapter_config.json").read_text())
+        rank, alpha = settings["r"], settings.get("lora_alpha", settings["r"])
+        # GenAI does not read alpha from the adapter's configuration.
+        scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+        adapter = genai.Adapter(str(directory / "adapter_model.safetensors"))
+        return self._load(genai.AdapterConfig(adapter, scale, mode=genai.AdapterConfig.Mode.MODE_STATIC))
+
+    def _load(self, adapters: Any = None) -> Any:
+        options = self._options
+        scheduler = genai.SchedulerConfig()
+        scheduler.max_num_seqs = options.max_num_seqs
+        scheduler.max_num_batched_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
+        scheduler.enable_prefix_caching = options.enable_prefix_caching
+        if self._exact_blocks:
+            scheduler.num_kv_blocks = self._exact_blocks
+        else:
+            scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
+        properties: dict[str, Any] = {}
+        if options.num_threads:
+            properties["INFERENCE_NUM_THREADS"] = options.num_threads
+        if options.inference_precision:
+            properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
+        if options.kv_cache_precision:
+            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
+        if options.prompt_lookup:
+            properties["prompt_lookup"] = True
+        if options.draft_model:
+            properties["draft_model"] = genai.draft_model(options.draft_model, options.device)
+        if adapters is not None:
+            properties["adapters"] = adapters
+        properties.update(options.properties)
+        return genai.ContinuousBatchingPipeline(self._path, scheduler, options.device, properties)
+
+
+def generation_config(sampling: Sampling, max_new_tokens: int, eos: int, stop_ids: set[int]) -> Any:
+    """GenAI's settings for one request. `stop_ids` are the model's own end tokens."""
+    config = genai.GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=sampling.min_tokens,
+        ignore_eos=sampling.ignore_eos,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logprobs=0 if sampling.logprobs is None else 1,
+        apply_chat_template=False,
+        do_sample=sampling.temperature > 0,
+    )
+    if eos >= 0:
+        config.set_eos_token_id(eos)
+    config.stop_token_ids = (
+        set(sampling.stop_token_ids) if sampling.ignore_eos else stop_ids.union(sampling.stop_token_ids)
+    )
+    if sampling.temperature > 0:
+        config.temperature = sampling.temperature
+        config.top_p = sampling.top_p
+        config.min_p = sampling.min_p
+        if sampling.top_k > 0:
+            config.top_k = sampling.top_k
+        config.rng_seed = random.getrandbits(31) if sampling.seed is None else sampling.seed % 2**31
+    if sampling.structured is not None:
+        config.structured_output_config = _structured_config(sampling.structured)
+    return config
+
+
+def _structured_config(structured: StructuredOutput) -> Any:
+    if structured.kind == "regex":
+        return genai.StructuredOutputConfig(regex=structured.spec)
+    return genai.StructuredOutputConfig(json_schema=structured.spec or _ANY_JSON_OBJECT)
+
+
+def _measure_cache(pipeline: Any) -> tuple[int, int]:
+    """Blocks and bytes of a pipeline's KV cache, from a run that fills exactly one block."""
+    config = genai.GenerationConfig(max_new_tokens=3, ignore_eos=True, apply_chat_template=False)
+    handle = pipeline.add_request(0, ov.Tensor(np.zeros((1, 1), dtype=np.int64)), config)
+    usage = 0.0
+    while handle.get_status() == genai.GenerationStatus.RUNNING:  # a request whose handle nobody holds is dropped
+        pipeline.step()
+        usage = max(usage, pipeline.get_metrics().cache_usage)
+    return round(100 / usage), pipeline.get_metrics().kv_cache_size_in_bytes

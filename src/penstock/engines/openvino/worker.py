@@ -1,0 +1,137 @@
+"""The engine's own process, `python -m penstock.engines.openvino.worker FD`: reads messages, steps the model, answers.
+
+One thread does everything, because a step holds the interpreter lock: between two steps the pipe is read without
+waiting, and while there is nothing to step it is waited for. The process ends when the pipe closes.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from typing import Any
+
+from penstock.engines.openvino.messages import (
+    Abort,
+    Call,
+    Failed,
+    Load,
+    Ready,
+    Reply,
+    Step,
+    Submit,
+    ToParent,
+    ToWorker,
+    decode_to_worker,
+    encode,
+)
+from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.process import LENGTH_BYTES
+from penstock.errors import EngineStartError, PenstockError
+
+_READ_SIZE = 1 << 20
+
+
+class Pipe:
+    """The worker's end of the socket pair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+
+    def read(self, wait: bool) -> list[ToWorker]:
+        """All messages that are there; with `wait`, at least one. Raises `EOFError` once the parent is gone."""
+        messages: list[ToWorker] = []
+        while True:
+            try:
+                data = self._socket.recv(_READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return messages
+            if not data:
+                raise EOFError
+            self._buffer += data
+            at = 0
+            while len(self._buffer) - at >= LENGTH_BYTES:
+                end = at + LENGTH_BYTES + int.from_bytes(self._buffer[at : at + LENGTH_BYTES], "little")
+                if len(self._buffer) < end:
+                    break
+                messages.append(decode_to_worker(self._buffer[at + LENGTH_BYTES : end]))
+                at = end
+            del self._buffer[:at]
+
+    def write(self, messages: list[ToParent]) -> None:
+        """Send messages in one write. Waits if the parent does not keep up."""
+        parts: list[bytes] = []
+        for message in messages:
+            data = encode(message)
+            parts += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
+        self._socket.sendall(b"".join(parts))
+
+
+def main(fd: int) -> None:
+    """Serve the pipe `fd` until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
+    pipe = Pipe(socket.socket(fileno=fd))
+    try:
+        load = pipe.read(wait=True)[0]
+        assert isinstance(load, Load)
+        try:
+            model, ready = _load(load)
+        except Exception as error:
+            kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
+            pipe.write([Failed(0, kind, reason_of(error))])
+            return
+        pipe.write([ready])
+        while True:
+            _turn(pipe, model)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+def _load(load: Load) -> tuple[Any, Ready]:
+    if load.task != "generate":
+        from penstock.engines.openvino.tasks import load_task  # other pipelines: most workers never need them
+
+        return load_task(load)
+    from penstock.engines.openvino.generation import Generation
+
+    model = Generation(load.path, load.options, load.context_length)
+    tasks = ["chat", "completions", "tokenize", "detokenize"]
+    return model, Ready(tasks, load.context_length, model.chat_template(), model.special_tokens())
+
+
+def _turn(pipe: Pipe, model: Any) -> None:
+    """Take what has arrived, then let the model make one step."""
+    out: list[ToParent] = []
+    submits: list[Submit] = []
+    for message in pipe.read(wait=not model.busy):
+        match message:
+            case Submit():
+                submits.append(message)
+            case Abort(id=request_id):
+                submits = [s for s in submits if s.id != request_id]
+                model.abort(request_id)
+            case Call():
+                out.append(_answer(model, message))
+    if submits:
+        out += model.submit(submits)
+    if model.busy:
+        deltas, failures = model.step()
+        if deltas:
+            out.append(Step(deltas))
+        out += failures
+    if out:
+        pipe.write(out)
+
+
+def _answer(model: Any, call: Call) -> ToParent:
+    try:
+        return Reply(call.id, getattr(model, call.method)(*call.args))
+    except PenstockError as error:
+        return Failed(call.id, error.kind, str(error))
+    except Exception as error:
+        return Failed(call.id, "engine_error", reason_of(error))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,129 @@
+"""An engine's child process, seen from the parent: start it, exchange messages, notice its death.
+
+The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is everything one engine
+step produced, so that one wake-up of the event loop carries every request's new tokens. The child ends when the pipe
+closes, so it cannot outlive its parent, whatever happens to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+
+from penstock.errors import EngineDeadError
+
+LENGTH_BYTES = 4
+_SOCKET_BUFFER = 1 << 22
+_STOP_GRACE_SECONDS = 5.0
+
+
+class EngineProcess(asyncio.Protocol):
+    """A child that runs `python -m MODULE FD`. `on_message` gets each message's bytes, `on_death` one line saying why
+    it ended.
+    """
+
+    def __init__(self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]) -> None:
+        self._module = module
+        self._on_message = on_message
+        self._on_death = on_death
+        self._buffer = bytearray()
+        self._outgoing: list[bytes] = []
+        self._child: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._closed = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._child.pid if self._child is not None and self._transport is not None else None
+
+    async def start(self) -> None:
+        """Start the child and connect the pipe."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        with theirs:
+            # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ == "__main__"` guard.
+            self._child = subprocess.Popen(  # noqa: ASYNC220 - it takes about a millisecond
+                [sys.executable, "-m", self._module, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),),
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            )
+        ours.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+
+    def send(self, message: bytes) -> None:
+        """Queue a message. Messages of one turn of the event loop leave in one write."""
+        if self._transport is None:
+            raise EngineDeadError("the engine process is not running")
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
+
+    async def stop(self) -> None:
+        """Close the pipe and wait for the child to end; kill it if it does not within five seconds."""
+        child = self._child
+        if child is None:
+            return
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+            await self._closed.wait()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, child.wait, _STOP_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            await loop.run_in_executor(None, child.wait)
+        self._child = None
+
+    def kill(self) -> None:
+        """End the child at once."""
+        if self._child is not None:
+            self._child.kill()
+
+    # asyncio.Protocol
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= LENGTH_BYTES:
+            end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
+            if len(buffer) < end:
+                break
+            self._on_message(bytes(buffer[at + LENGTH_BYTES : end]))
+            at = end
+        del buffer[:at]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._outgoing.clear()
+        self._closed.set()
+        self._on_death(self._cause_of_death())
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if self._transport is not None and outgoing:
+            self._transport.write(b"".join(outgoing))
+
+    def _cause_of_death(self) -> str:
+        assert self._child is not None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._child.wait(0.2)  # the pipe closes a moment before the child can be reaped
+        code = self._child.returncode
+        if code is None or code == 0:
+            return "the engine process ended"
+        if code < 0:
+            return f"the engine process was ended by {signal.Signals(-code).name}"
+        return f"the engine process ended with exit code {code}"

@@ -1,0 +1,322 @@
+"""An engine without a model: deterministic answers at a speed you set, and faults on demand.
+
+For latency studies, fault injection and fast tests. Answers depend on the prompt and the seed alone, so two runs
+agree. Time passes in steps as in a continuous-batching engine: each step gives every running request one token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta, Struct
+
+from penstock.config import parse_options
+from penstock.engines.base import Capabilities
+from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.simulated_answers import answer_bytes, seeded
+from penstock.engines.stop_strings import StopStrings
+from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.errors import ContextLengthError, EngineDeadError, EngineError, ModelNotFoundError
+from penstock.types import (
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    FinishReason,
+    RerankRequest,
+    Scores,
+    TokenLogprob,
+    Usage,
+)
+
+Positive = Annotated[int, Meta(ge=1)]
+Milliseconds = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class SimulatedOptions(Struct, frozen=True):
+    """`engine_kwargs` of the simulated engine. Times are in milliseconds; rates are shares of requests, 0 to 1.
+
+    A step takes `time_per_token_ms` × (1 + `batch_slowdown` × (running - 1)); a new request's first token comes
+    `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it was admitted. Which requests are
+    hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
+    `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
+    dies, `die_times` times in all.
+    """
+
+    seed: int = 0
+    time_to_first_token_ms: Milliseconds = 0.0
+    time_per_token_ms: Milliseconds = 0.0
+    batch_slowdown: Annotated[float, Meta(ge=0)] = 0.0
+    prefill_ms_per_token: Milliseconds = 0.0
+    start_ms: Milliseconds = 0.0
+    output_tokens: Positive = 16
+    max_num_seqs: Positive = 64
+    max_model_len: Positive = 32768
+    kv_cache_blocks: Positive = 65536
+    error_rate: Share = 0.0
+    slow_rate: Share = 0.0
+    slow_factor: Annotated[float, Meta(ge=1)] = 10.0
+    hang_rate: Share = 0.0
+    die_after: Annotated[int, Meta(ge=0)] = 0
+    die_times: Annotated[int, Meta(ge=0)] = 1
+
+
+_EMBEDDING_WIDTH = 16
+
+
+class _Running:
+    """One request inside the step loop."""
+
+    def __init__(
+        self, request: GenerateRequest, prompt: list[int], answer: bytes, total: int, reason: FinishReason
+    ) -> None:
+        self.request = request
+        self.prompt_tokens = len(prompt)
+        self.blocks = block_hashes(prompt)
+        self.answer = answer
+        self.total = total
+        self.reason = reason
+        self.emitted = 0
+        self.cached = 0
+        self.slowness = 1.0
+        self.hangs = False
+        self.ready_at = 0.0
+        self.stop = StopStrings(request.sampling.stop)
+        self.pending_text = b""
+        self.outbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+        self.ids: list[int] = []
+
+
+class SimulatedEngine(TokenEngine):
+    """Stands in for a model. Tokens are UTF-8 bytes, so text and token ids convert without loss."""
+
+    name: ClassVar[str] = "simulated"
+
+    def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
+        self.template = ChatTemplate(None)
+        self.capabilities = Capabilities(
+            tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
+            context_length=self.options.max_model_len,
+            max_concurrency=self.options.max_num_seqs,
+            structured=frozenset({"json_schema", "json_object"}),
+            max_top_logprobs=5,
+            adapters=True,
+            prefix_caching=True,
+        )
+        self.requests_served = 0
+        self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
+        self._waiting: deque[_Running] = deque()
+        self._running: list[_Running] = []
+        self._loop_task: asyncio.Task[None] | None = None
+        self._alive = False
+        self._deaths = 0
+        self._served_since_start = 0
+
+    # Life
+    async def start(self) -> None:
+        if self._alive:
+            return
+        await asyncio.sleep(self.options.start_ms / 1000)
+        self._alive = True
+        self._served_since_start = 0
+
+    async def stop(self) -> None:
+        self._die("the simulated engine was stopped")
+
+    async def check_health(self) -> None:
+        if not self._alive:
+            raise EngineDeadError("the simulated engine is not running")
+
+    # Requests
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        await self.check_health()
+        item = self._admit(request)
+        if self._instant and not request.stream and not item.hangs:
+            self._prefill(item)
+            while (delta := self._emit(item)) is None or delta.finish_reason is None:
+                pass
+            yield delta
+            return
+        self._waiting.append(item)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._step_loop())
+        try:
+            while True:
+                event = await item.outbox.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.finish_reason is not None:
+                    return
+        finally:
+            self._forget(item)
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        await self.check_health()
+        width = request.dimensions or _EMBEDDING_WIDTH
+        vectors = [
+            [seeded(self.options.seed, "embed", text).gauss(0, 1) for _ in range(width)] for text in request.inputs
+        ]
+        return Embeddings(vectors, Usage(prompt_tokens=sum(len(t.encode()) for t in request.inputs)))
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        await self.check_health()
+        asked = set(request.query.lower().split())
+        scores = [len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents]
+        return Scores(scores, Usage(prompt_tokens=sum(len(d.encode()) for d in request.documents)))
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return bytes(token_ids).decode(errors="replace")
+
+    async def resolve_lora(self, name: str, path: str) -> None:
+        self.adapters[name] = path
+
+    async def remove_lora(self, name: str) -> None:
+        if self.adapters.pop(name, None) is None:
+            raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
+
+    async def reset_prefix_cache(self) -> None:
+        self._prefixes.clear()
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot or wait for one."""
+        return len(self._running) + len(self._waiting)
+
+    # One request
+    def _admit(self, request: GenerateRequest) -> _Running:
+        sampling, options = request.sampling, self.options
+        prompt = list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+        room = options.max_model_len - len(prompt)
+        if room < 1 or (sampling.max_tokens or 0) > room:
+            raise ContextLengthError(
+                f"this model's context is {options.max_model_len} tokens; the prompt has {len(prompt)}"
+                f" and {sampling.max_tokens or 1} more were asked for",
+                param="messages",
+            )
+        draw = seeded(options.seed, "fault", prompt)
+        if draw.random() < options.error_rate:
+            raise EngineError("simulated fault")
+        answer = answer_bytes(request, prompt, options.seed, options.output_tokens)
+        limit = min(sampling.max_tokens or room, room)
+        natural = len(answer)
+        if sampling.ignore_eos or sampling.min_tokens > natural:
+            natural = limit if sampling.ignore_eos else sampling.min_tokens
+            answer = (answer * (natural // max(len(answer), 1) + 1))[:natural]
+        total = min(natural, limit)
+        item = _Running(request, prompt, answer, total, "stop" if natural <= limit else "length")
+        if draw.random() < options.slow_rate:
+            item.slowness = options.slow_factor
+        item.hangs = draw.random() < options.hang_rate
+        return item
+
+    def _prefill(self, item: _Running) -> float:
+        """Look the prompt up in the prefix cache; returns the milliseconds until the first token."""
+        item.cached = min(self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0))
+        self._prefixes.insert(item.blocks)
+        options = self.options
+        return options.time_to_first_token_ms + options.prefill_ms_per_token * (item.prompt_tokens - item.cached)
+
+    def _emit(self, item: _Running) -> Delta | None:
+        """One token of progress; None where there is nothing to show."""
+        item.emitted += 1
+        token = item.answer[item.emitted - 1 : item.emitted]
+        item.ids.extend(token)
+        item.pending_text += token
+        text = ""
+        try:
+            text = item.stop.push(item.pending_text.decode())
+            item.pending_text = b""
+        except UnicodeDecodeError:
+            pass  # in the middle of a character
+        done = item.stop.stopped or item.emitted >= item.total
+        if not item.request.stream:
+            if not done:
+                return None
+            whole = StopStrings(item.request.sampling.stop)
+            text = whole.push(bytes(item.ids).decode(errors="replace"))
+            ids = tuple(item.ids)
+            if not whole.stopped:
+                text += whole.flush()
+        else:
+            ids = tuple(token)
+            if done and not item.stop.stopped:
+                text += item.stop.flush() + item.pending_text.decode(errors="replace")
+        logprobs = None
+        if item.request.sampling.logprobs is not None:
+            logprobs = tuple(self._logprob(t, item.request.sampling.logprobs) for t in ids)
+        if not done:
+            return Delta(text=text, token_ids=ids, logprobs=logprobs)
+        self._finished()
+        reason: FinishReason = "stop" if item.stop.stopped else item.reason
+        usage = Usage(item.prompt_tokens, item.emitted, item.cached)
+        return Delta(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage)
+
+    def _logprob(self, token: int, top: int) -> TokenLogprob:
+        text = bytes([token]).decode(errors="replace")
+        others = tuple((chr(97 + k), -2.0 - k) for k in range(max(top - 1, 0)))
+        return TokenLogprob(text, -0.1, ((text, -0.1), *others) if top else ())
+
+    def _finished(self) -> None:
+        self.requests_served += 1
+        self._served_since_start += 1
+        options = self.options
+        if options.die_after and self._deaths < options.die_times and self._served_since_start >= options.die_after:
+            self._deaths += 1
+            self._die("the simulated engine died, as it was told to")
+
+    # Time
+    @property
+    def _instant(self) -> bool:
+        options = self.options
+        return not (options.time_to_first_token_ms or options.time_per_token_ms or options.prefill_ms_per_token)
+
+    async def _step_loop(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._running or self._waiting:
+            while self._waiting and len(self._running) < self.options.max_num_seqs:
+                item = self._waiting.popleft()
+                item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
+                self._running.append(item)
+            busy = len(self._running)
+            step = self.options.time_per_token_ms / 1000 * (1 + self.options.batch_slowdown * (busy - 1))
+            ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
+            if not ready:
+                upcoming = [i.ready_at for i in self._running if not i.hangs]
+                # All that run hang: look again now and then, a caller may give up or a new request come.
+                await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
+                continue
+            await asyncio.sleep(step)
+            for item in ready:
+                if item not in self._running:
+                    continue  # its caller went away during the step
+                if item.slowness > 1:
+                    item.ready_at = clock() + step * (item.slowness - 1)
+                delta = self._emit(item)
+                if delta is not None:
+                    item.outbox.put_nowait(delta)
+                    if delta.finish_reason is not None:
+                        self._forget(item)
+
+    def _forget(self, item: _Running) -> None:
+        if item in self._running:
+            self._running.remove(item)
+        elif item in self._waiting:
+            self._waiting.remove(item)
+
+    def _die(self, why: str) -> None:
+        self._alive = False
+        for item in [*self._running, *self._waiting]:
+            item.outbox.put_nowait(EngineDeadError(why))
+        self._running.clear()
+        self._waiting.clear()
+        self._prefixes.clear()

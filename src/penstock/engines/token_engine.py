@@ -1,0 +1,118 @@
+"""The OpenAI level for engines that work on prompts and tokens: templates, parameter checks, n answers, echo.
+
+Such an engine implements `generate`, `tokenize` and `detokenize`, and sets `capabilities` and `template` when it
+starts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+
+import msgspec
+
+from penstock.engines.base import LLMEngine
+from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.sampling_checks import check_sampling
+from penstock.errors import ModelNotFoundError, nearest
+from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+
+
+class GenerateRequest(msgspec.Struct, frozen=True):
+    """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text."""
+
+    prompt: str | list[int]
+    sampling: Sampling
+    adapter: str | None = None
+    stream: bool = True
+    special_tokens: bool = False
+
+
+class TokenEngine(LLMEngine):
+    """An engine whose model continues token sequences."""
+
+    template: ChatTemplate
+
+    @abstractmethod
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+        """Continue one prompt. Closing the generator early aborts the request."""
+
+    async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        self._check_adapter(request.adapter)
+        prompt = self.template.render(
+            request.messages,
+            tools=None if request.tool_choice == "none" else request.tools,
+            override=request.chat_template,
+            variables=request.chat_template_kwargs,
+        )
+        single = GenerateRequest(prompt, request.sampling, request.adapter, request.stream)
+        async with contextlib.aclosing(self._answers(single, request.n)) as answers:
+            async for delta in answers:
+                yield delta
+
+    async def completions(self, request: CompletionRequest) -> AsyncIterator[Delta]:
+        check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        self._check_adapter(request.adapter)
+        single = GenerateRequest(request.prompt, request.sampling, request.adapter, request.stream, special_tokens=True)
+        echo = ""
+        if request.echo:
+            echo = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
+        echoed: set[int] = set()
+        async with contextlib.aclosing(self._answers(single, request.n)) as answers:
+            async for delta in answers:
+                if request.echo and delta.index not in echoed:
+                    echoed.add(delta.index)
+                    delta = msgspec.structs.replace(delta, text=echo + delta.text)
+                yield delta
+
+    @abstractmethod
+    async def tokenize(self, text: str) -> list[int]: ...
+
+    @abstractmethod
+    async def detokenize(self, token_ids: Sequence[int]) -> str: ...
+
+    def _answers(self, request: GenerateRequest, n: int) -> AsyncGenerator[Delta, None]:
+        return self.generate(request) if n == 1 else self._fan_out(request, n)
+
+    async def _fan_out(self, request: GenerateRequest, n: int) -> AsyncGenerator[Delta, None]:
+        """n requests with seeds of their own, merged. The prefix cache makes the shared prompt cheap."""
+        first_seed = request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
+        merged: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+
+        async def one(index: int) -> None:
+            sampling = msgspec.structs.replace(request.sampling, seed=(first_seed + index) % 2**31)
+            try:
+                async with contextlib.aclosing(
+                    self.generate(msgspec.structs.replace(request, sampling=sampling))
+                ) as deltas:
+                    async for delta in deltas:
+                        merged.put_nowait(msgspec.structs.replace(delta, index=index))
+            except Exception as error:
+                merged.put_nowait(error)
+            else:
+                merged.put_nowait(None)
+
+        tasks = [asyncio.create_task(one(index)) for index in range(n)]
+        try:
+            running = n
+            while running:
+                item = await merged.get()
+                if item is None:
+                    running -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    yield item
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_adapter(self, adapter: str | None) -> None:
+        if adapter is not None and adapter not in self.adapters:
+            hint = nearest(adapter, self.adapters)
+            raise ModelNotFoundError(f"no adapter '{adapter}' is loaded. {hint}".rstrip(), param="model")
