@@ -1,0 +1,1 @@
+"""OpenAI's wire format and the neutral types: `requests` reads bodies, `responses` builds them. Knows no engine."""

@@ -1,0 +1,301 @@
+"""Request bodies in OpenAI's form, checked, and turned into what engines take.
+
+Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API that change nothing here
+(`user`, `store` …) are accepted; those we cannot honour are refused, as are unknown ones. Sampling extras have vLLM's
+names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`, `structured_outputs`).
+Source of the form: https://platform.openai.com/docs/api-reference.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Message,
+    Sampling,
+    StructuredOutput,
+)
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+Body = TypeVar("Body", bound=Struct)
+Count = Annotated[int, Meta(ge=1)]
+
+
+class StreamOptions(Struct, forbid_unknown_fields=True):
+    """`stream_options`: whether the last chunk carries the usage."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """`structured_outputs`, vLLM's name for a constraint beyond `response_format`."""
+
+    json: dict[str, Any] | str | None = None
+    regex: str | None = None
+    json_object: bool | None = None
+
+
+class SamplingBody(Struct, kw_only=True):
+    """Parameters that chat and plain completions share."""
+
+    model: str = ""
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    max_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    ignore_eos: bool | None = None
+    priority: int | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
+        """The sampling parameters; values left out take OpenAI's defaults."""
+        if self.logit_bias:
+            raise UnsupportedError("logit_bias is not supported", param="logit_bias")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given = {
+            "min_tokens": self.min_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+            "seed": self.seed,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "repetition_penalty": self.repetition_penalty,
+            "ignore_eos": self.ignore_eos,
+        }
+        return Sampling(
+            max_tokens=max_tokens,
+            stop=stop,
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logprobs=logprobs,
+            structured=self._structured(),
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
+
+    def _structured(self) -> StructuredOutput | None:
+        wanted = self.structured_outputs
+        if wanted is not None:
+            if self.response_format is not None:
+                raise RequestError("give response_format or structured_outputs, not both", param="structured_outputs")
+            if wanted.regex is not None:
+                return StructuredOutput("regex", wanted.regex)
+            if wanted.json is not None:
+                return StructuredOutput("json_schema", _schema_text(wanted.json))
+            return StructuredOutput("json_object") if wanted.json_object else None
+        return parse_response_format(self.response_format)
+
+
+class ChatBody(SamplingBody, kw_only=True):
+    """Body of `POST /v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    reasoning_effort: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    modalities: list[Literal["text"]] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+
+    def request(self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None) -> ChatRequest:
+        """The neutral request. `stream` None takes the body's own."""
+        _check_messages(self.messages)
+        top = None
+        if self.logprobs:
+            top = self.top_logprobs or 0
+        elif self.top_logprobs is not None:
+            raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
+        variables = dict(self.chat_template_kwargs)
+        if self.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", self.reasoning_effort)
+        return ChatRequest(
+            messages=self.messages,
+            sampling=self.sampling(max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=top),
+            n=1 if self.n is None else self.n,
+            tools=self.tools or None,
+            tool_choice=self.tool_choice,
+            chat_template=self.chat_template,
+            chat_template_kwargs=variables,
+            adapter=adapter,
+            stream=bool(self.stream) if stream is None else stream,
+            request_id=request_id,
+            priority=self.priority or 0,
+        )
+
+
+class CompletionBody(SamplingBody, kw_only=True):
+    """Body of `POST /v1/completions`. `prompt` may hold several prompts; `requests` gives one request for each."""
+
+    prompt: str | list[str | int | list[int]]
+    logprobs: int | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: int | None = None
+
+    def requests(
+        self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
+    ) -> list[CompletionRequest]:
+        """The neutral requests, in the order of the prompts. `max_tokens` left out is 16, as OpenAI has it."""
+        if self.suffix:
+            raise UnsupportedError("suffix is not supported", param="suffix")
+        if self.best_of not in (None, 1, self.n):
+            raise UnsupportedError("best_of is not supported", param="best_of")
+        prompts = self._prompts()
+        sampling = self.sampling(max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=self.logprobs)
+        return [
+            CompletionRequest(
+                prompt=prompt,
+                sampling=sampling,
+                n=1 if self.n is None else self.n,
+                echo=bool(self.echo),
+                adapter=adapter,
+                stream=bool(self.stream) if stream is None else stream,
+                request_id=request_id if len(prompts) == 1 else f"{request_id}-{number}",
+                priority=self.priority or 0,
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+
+    def _prompts(self) -> list[str | list[int]]:
+        given = self.prompt
+        if isinstance(given, str):
+            return [given]
+        ids = [item for item in given if isinstance(item, int)]
+        if given and len(ids) == len(given):
+            return [ids]
+        prompts = [item for item in given if not isinstance(item, int)]
+        if not prompts or ids or len({type(item) for item in prompts}) > 1:
+            raise RequestError(
+                "prompt must be a text, token ids, a list of texts or a list of lists of ids", param="prompt"
+            )
+        return prompts
+
+
+class EmbeddingBody(Struct, kw_only=True):
+    """Body of `POST /v1/embeddings`."""
+
+    model: str = ""
+    input: str | list[str]
+    dimensions: Count | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    user: str | None = None
+
+    def request(self, *, request_id: str = "") -> EmbeddingRequest:
+        """The neutral request."""
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        if not inputs or any(not text for text in inputs):
+            raise RequestError("input must not be empty", param="input")
+        return EmbeddingRequest(inputs, self.dimensions, request_id)
+
+
+def parse_body(form: type[Body], body: Any) -> Body:
+    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter."""
+    if not isinstance(body, Mapping):
+        raise RequestError("the request body must be a JSON object")
+    known = {f.encode_name for f in msgspec.structs.fields(form)}
+    for name in body:
+        if name not in known:
+            hint = nearest(str(name), known)
+            raise RequestError(f"unknown parameter '{name}'. {hint}", param=str(name))
+    try:
+        return msgspec.convert(body, form, strict=True)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        param = path.rstrip("`").lstrip(".") or None
+        raise RequestError(f"{param}: {message}" if param else message, param=param) from None
+
+
+def parse_chat(body: Any) -> ChatRequest:
+    """A chat body as an unstreamed request; for batch rows."""
+    return parse_body(ChatBody, body).request(stream=False)
+
+
+def parse_completion(body: Any) -> CompletionRequest:
+    """A completion body with one prompt as an unstreamed request; for batch rows."""
+    requests = parse_body(CompletionBody, body).requests(stream=False)
+    if len(requests) != 1:
+        raise RequestError("a batch line takes one prompt", param="prompt")
+    return requests[0]
+
+
+def parse_embedding(body: Any) -> EmbeddingRequest:
+    """An embedding body; for batch rows."""
+    return parse_body(EmbeddingBody, body).request()
+
+
+def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
+    """`response_format` as a constraint: text, json_object, json_schema, or regex (`{"type": "regex", "pattern":
+    …}`).
+    """
+    if given is None:
+        return None
+    kind = given.get("type")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return StructuredOutput("json_object")
+    if kind == "json_schema":
+        holder = given.get("json_schema")
+        schema = holder.get("schema") if isinstance(holder, dict) else given.get("schema")
+        if not isinstance(schema, dict):
+            raise RequestError("json_schema needs a 'schema' object", param="response_format.json_schema")
+        return StructuredOutput("json_schema", _schema_text(schema))
+    if kind == "regex":
+        pattern = given.get("pattern", given.get("regex"))
+        if not isinstance(pattern, str):
+            raise RequestError("regex needs a 'pattern' text", param="response_format.pattern")
+        return StructuredOutput("regex", pattern)
+    hint = nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
+    raise RequestError(f"unknown response_format type {kind!r}. {hint}", param="response_format.type")
+
+
+def _schema_text(schema: dict[str, Any] | str) -> str:
+    return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+
+
+def _check_messages(messages: list[Message]) -> None:
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        role = message.get("role")
+        if role not in ROLES:
+            raise RequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {role!r}", param=where)
+        content = message.get("content")
+        if content is None and (role == "assistant" or "tool_calls" in message):
+            continue
+        if not isinstance(content, (str, list)):
+            raise RequestError(f"{where}.content must be a text or a list of parts", param=f"{where}.content")
+        if isinstance(content, list) and not all(isinstance(part, dict) and "type" in part for part in content):
+            raise RequestError(f"{where}.content: every part needs a 'type'", param=f"{where}.content")

@@ -1,0 +1,156 @@
+"""Response bodies in OpenAI's form, built as plain dictionaries: a validation model for each would cost more than it
+says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from penstock.errors import PenstockError, RequestError
+from penstock.types import Delta, Embeddings, TokenLogprob, Usage
+
+
+class Answers:
+    """Collects the deltas of one request into its finished answers, by index."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, str] = {}
+        self.logprobs: dict[int, list[TokenLogprob]] = {}
+        self.reasons: dict[int, str] = {}
+        self._usages: list[Usage] = []
+
+    def add(self, delta: Delta) -> None:
+        """Take one delta."""
+        index = delta.index
+        self.texts[index] = self.texts.get(index, "") + delta.text
+        if delta.logprobs is not None:
+            self.logprobs.setdefault(index, []).extend(delta.logprobs)
+        if delta.finish_reason is not None:
+            self.reasons[index] = delta.finish_reason
+        if delta.usage is not None:
+            self._usages.append(delta.usage)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens of all answers; the prompt, which they share, counts once."""
+        if not self._usages:
+            return Usage()
+        first = self._usages[0]
+        return Usage(first.prompt_tokens, sum(u.completion_tokens for u in self._usages), first.cached_tokens)
+
+
+def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> dict[str, Any]:
+    """Body of an unstreamed chat answer. `created` is in Unix seconds."""
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": _chat_logprobs(answers.logprobs.get(index)),
+            "finish_reason": answers.reasons.get(index),
+        }
+        for index, text in sorted(answers.texts.items())
+    ]
+    return _body(id, "chat.completion", created, model, choices, answers.usage)
+
+
+def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
+    """Body of an unstreamed plain completion; one element of `answers` a prompt."""
+    choices: list[dict[str, Any]] = []
+    usages: list[Usage] = []
+    for one in answers:
+        usages.append(one.usage)
+        for index, text in sorted(one.texts.items()):
+            choices.append(
+                {
+                    "index": len(choices),
+                    "text": text,
+                    "logprobs": _completion_logprobs(one.logprobs.get(index)),
+                    "finish_reason": one.reasons.get(index),
+                }
+            )
+    usage = Usage(
+        sum(u.prompt_tokens for u in usages),
+        sum(u.completion_tokens for u in usages),
+        sum(u.cached_tokens for u in usages),
+    )
+    return _body(id, "text_completion", created, model, choices, usage)
+
+
+def embedding_list(embeddings: Embeddings, *, model: str) -> dict[str, Any]:
+    """Body of an embeddings answer, vectors as lists of numbers."""
+    tokens = embeddings.usage.prompt_tokens
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(embeddings.vectors)
+        ],
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """The `usage` object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }
+
+
+def error_body(error: PenstockError) -> dict[str, Any]:
+    """The body of a failed request: `{"error": {message, type, param, code}}`."""
+    kind = "invalid_request_error" if isinstance(error, RequestError) else "server_error"
+    param = error.param if isinstance(error, RequestError) else None
+    return {"error": {"message": str(error), "type": kind, "param": param, "code": error.kind}}
+
+
+def _body(
+    id: str, object: str, created: int, model: str, choices: Sequence[dict[str, Any]], usage: Usage
+) -> dict[str, Any]:
+    return {
+        "id": id,
+        "object": object,
+        "created": created,
+        "model": model,
+        "choices": choices,
+        "usage": usage_body(usage),
+    }
+
+
+def _chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    return {
+        "content": [
+            {
+                **_token(t.token, t.logprob),
+                "top_logprobs": [_token(name, value) for name, value in t.top],
+            }
+            for t in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def _completion_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    if tokens is None:
+        return None
+    offsets: list[int] = []
+    at = 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token.token)
+    return {
+        "tokens": [t.token for t in tokens],
+        "token_logprobs": [t.logprob for t in tokens],
+        "top_logprobs": [dict(t.top) for t in tokens] if any(t.top for t in tokens) else None,
+        "text_offset": offsets,
+    }
