@@ -7,7 +7,7 @@ gets a 501 that names the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -84,11 +84,11 @@ class LLMEngine:
         raise NotImplementedError
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         """Continue a conversation. Closing the iterator early aborts the request and frees its slot."""
         raise self._unsupported("chat")
 
-    def completions(self, request: CompletionRequest) -> AsyncIterator[Delta]:
+    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         """Continue a prompt. Closing the iterator early aborts the request and frees its slot."""
         raise self._unsupported("completions")
 

@@ -20,7 +20,7 @@ from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.simulated_answers import answer_bytes, seeded
 from penstock.engines.stop_strings import StopStrings
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.errors import ContextLengthError, EngineDeadError, EngineError, ModelNotFoundError
+from penstock.errors import ContextLengthError, EngineDeadError, EngineError, ModelNotFoundError, RequestError
 from penstock.types import (
     Delta,
     EmbeddingRequest,
@@ -196,6 +196,10 @@ class SimulatedEngine(TokenEngine):
     def _admit(self, request: GenerateRequest) -> _Running:
         sampling, options = request.sampling, self.options
         prompt = list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+        if not prompt:
+            raise RequestError("the prompt is empty", param="prompt")
+        if not 0 <= min(prompt) <= max(prompt) < 256:
+            raise RequestError("token ids must be from 0 to 255", param="prompt")
         room = options.max_model_len - len(prompt)
         if room < 1 or (sampling.max_tokens or 0) > room:
             raise ContextLengthError(
@@ -213,7 +217,8 @@ class SimulatedEngine(TokenEngine):
             natural = limit if sampling.ignore_eos else sampling.min_tokens
             answer = (answer * (natural // max(len(answer), 1) + 1))[:natural]
         total = min(natural, limit)
-        item = _Running(request, prompt, answer, total, "stop" if natural <= limit else "length")
+        by_length = sampling.ignore_eos or natural > limit
+        item = _Running(request, prompt, answer, total, "length" if by_length else "stop")
         if draw.random() < options.slow_rate:
             item.slowness = options.slow_factor
         item.hangs = draw.random() < options.hang_rate

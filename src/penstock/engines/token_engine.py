@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 
@@ -40,7 +40,7 @@ class TokenEngine(LLMEngine):
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         """Continue one prompt. Closing the generator early aborts the request."""
 
-    async def chat(self, request: ChatRequest) -> AsyncIterator[Delta]:
+    async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = self.template.render(
@@ -54,7 +54,7 @@ class TokenEngine(LLMEngine):
             async for delta in answers:
                 yield delta
 
-    async def completions(self, request: CompletionRequest) -> AsyncIterator[Delta]:
+    async def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         single = GenerateRequest(request.prompt, request.sampling, request.adapter, request.stream, special_tokens=True)

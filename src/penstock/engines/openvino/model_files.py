@@ -13,6 +13,7 @@ from penstock.demo import MODEL_NAME, model_path
 from penstock.errors import EngineStartError
 
 FALLBACK_CONTEXT = 4096
+SENTENCE_TRANSFORMERS = "modules.json"
 
 
 class ModelFiles(Struct, frozen=True):
@@ -36,9 +37,9 @@ def find_model(source: str, task: str | None, max_model_len: int | None) -> Mode
     if not is_ir(path):
         from penstock.engines.openvino.convert import convert  # rare, and it looks for heavy packages
 
-        path = convert(source)
-    config = _config(path)
-    return ModelFiles(path, task or _task(config), max_model_len or _context_length(config))
+        path = convert(source, task)
+    config = read_config(path)
+    return ModelFiles(path, task or task_of(path, config), max_model_len or _context_length(config))
 
 
 def is_ir(path: Path) -> bool:
@@ -46,7 +47,8 @@ def is_ir(path: Path) -> bool:
     return path.is_dir() and any(path.glob("openvino_*model*.xml"))
 
 
-def _config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's `config.json`; empty if there is none."""
     try:
         config = json.loads((path / "config.json").read_text())
     except FileNotFoundError:
@@ -56,24 +58,44 @@ def _config(path: Path) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def _task(config: dict[str, Any]) -> str:
-    architectures = config.get("architectures") or [""]
-    name = str(architectures[0])
+def task_of(path: Path, config: dict[str, Any]) -> str:
+    """What the model in directory `path` does, by its architecture and by the traces that sentence-transformers leaves."""
+    name = str((config.get("architectures") or [""])[0])
     if name.endswith("ForSequenceClassification"):
         return "score"
     if name.startswith("Whisper"):
         return "transcribe"
+    if (path / SENTENCE_TRANSFORMERS).is_file():  # some embedding models are, by their architecture, language models
+        return "embed"
     if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) or not name:
         return "generate"
     return "embed"
+
+
+def lacks_token_types(path: Path) -> bool:
+    """Whether the converted model reads token types (which text of a pair is it?) that its tokenizer does not write."""
+    name = '"token_type_ids"'
+    model, tokenizer = path / "openvino_model.xml", path / "openvino_tokenizer.xml"
+    return name in _text(model) and name not in _text(tokenizer)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
 
 
 def _context_length(config: dict[str, Any]) -> int:
     for part in (config, config.get("text_config") or {}):
         for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_target_positions"):
             if isinstance(part.get(name), int):
-                return int(part[name])
+                return int(part[name]) - _unused_positions(part)
     return FALLBACK_CONTEXT
+
+
+def _unused_positions(config: dict[str, Any]) -> int:
+    """The RoBERTa family counts positions from the padding token's id on, so that the first ones serve no token."""
+    if "roberta" in str(config.get("model_type")) or config.get("model_type") == "camembert":
+        return int(config.get("pad_token_id") or 0) + 1
+    return 0
 
 
 def gguf_context_length(path: Path) -> int:

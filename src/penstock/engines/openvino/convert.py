@@ -1,0 +1,228 @@
+"""Converts Hugging Face models to OpenVINO's form, once each, into a cache.
+
+The exporter is optimum-intel, which brings torch; it runs in a process of its own, so that torch never enters this one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from penstock.engines.openvino.model_files import (
+    SENTENCE_TRANSFORMERS,
+    is_ir,
+    lacks_token_types,
+    read_config,
+    task_of,
+)
+from penstock.errors import EngineStartError, MissingExtraError
+
+WEIGHT_FORMAT = "fp16"
+EXPORT_TASKS = {
+    "generate": "text-generation-with-past",
+    "embed": "feature-extraction",
+    "score": "text-classification",
+    "transcribe": "automatic-speech-recognition-with-past",
+}
+
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+
+# The tokenizer's own settings may leave token types out where the model wants them.
+_ADD_TOKEN_TYPES = """
+import sys
+from openvino import save_model
+from openvino_tokenizers import convert_tokenizer
+from transformers import AutoTokenizer
+names = ["input_ids", "token_type_ids", "attention_mask"]
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], model_input_names=names)
+save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml")
+"""
+
+
+def convert(source: str, task: str | None = None) -> Path:
+    """The converted form of a Hugging Face model: a directory, or a hub id such as "org/name" or "org/name@revision".
+
+    The first call converts it, shows its progress on stderr, and keeps the result in the cache; later ones find it
+    there, also after the extra was removed. A changed directory is converted anew; a hub id without a revision stays
+    what it was when it was converted. `task` None: what the model's files say.
+
+    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for anything else in the way.
+    """
+    directory = Path(source).expanduser()
+    if directory.exists():
+        _check_directory(directory)
+        directory = directory.resolve()
+        name, identity = directory.name, _fingerprint(directory)
+    elif _HUB_ID.fullmatch(source):
+        name, identity = source.replace("/", "--"), [source]
+    else:
+        raise EngineStartError(
+            f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face form, a .gguf file, "
+            "or a hub id such as 'org/name'"
+        )
+    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
+    target = cache_directory() / "converted" / f"{name}-{digest}"
+    if is_ir(target):
+        return target
+    if find_spec("optimum") is None:
+        raise MissingExtraError("optimum", "convert", f"converting the Hugging Face model '{source}'")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _progress(source) as stage, _locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                _convert(source, directory, target, task, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: $PENSTOCK_CACHE_DIR, else ~/.cache/penstock."""
+    return Path(os.environ.get("PENSTOCK_CACHE_DIR") or "~/.cache/penstock").expanduser()
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise EngineStartError(f"'{path}' is a file, but no .gguf file; for other models give their directory")
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+        missing.append("weights (*.safetensors, or pytorch_model*.bin)")
+    if missing:
+        raise EngineStartError(
+            f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging Face's; "
+            f"for those it lacks {' and '.join(missing)}"
+        )
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    files = sorted(file for file in path.iterdir() if file.is_file())
+    return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
+
+
+def _download(source: str) -> Path:
+    """A local snapshot of a hub id, weights in one form only."""
+    hub_id = _HUB_ID.fullmatch(source)
+    assert hub_id is not None
+    from huggingface_hub import snapshot_download  # comes with the extra
+
+    def snapshot(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns, ignore_patterns=["*/*"]
+            )
+        )
+
+    try:
+        path = snapshot(_HUB_FILES)
+        if not any(path.glob("*.safetensors")):
+            path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
+    except Exception as error:  # of the hub's client, of its HTTP library, or of the network
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineStartError(f"there is no path '{source}', and the hub does not give it: {reason[0]}") from None
+    _check_directory(path)
+    return path
+
+
+def _convert(source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]) -> None:
+    """Export into a directory beside `target` and rename that, so that `target` is whole whenever it exists."""
+    config = read_config(directory)
+    task = task or task_of(directory, config)
+    if task == "generate" and (config.get("is_encoder_decoder") or "vision_config" in config):
+        kind = "vision" if "vision_config" in config else "encoder-decoder"
+        raise EngineStartError(f"'{source}' is {'an' if kind[0] == 'e' else 'a'} {kind} model, which is not converted")
+    for leftover in target.parent.glob(f"{target.name}.partial-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
+    log = target.with_name(f"{target.name}.log")
+    try:
+        command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--library", "transformers"]
+        command += ["--model", str(directory), "--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT]
+        stage("starting the exporter")
+        _run(source, [*command, str(partial)], log, stage)
+        if lacks_token_types(partial):
+            stage("converting the tokenizer")
+            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+        if not (partial / "openvino_tokenizer.xml").is_file():
+            raise EngineStartError(
+                f"'{source}' was converted without a tokenizer: is its tokenizer.json missing? The exporter's log: {log}"
+            )
+        if (directory / SENTENCE_TRANSFORMERS).is_file():
+            shutil.copy(directory / SENTENCE_TRANSFORMERS, partial)
+        partial.rename(target)
+        log.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
+    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the line that says why it failed."""
+    said = ""
+    with log.open("a") as file:
+        # All files are local by now: offline, the exporter does not ask the hub for optional ones.
+        exporter = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        )
+        assert exporter.stdout is not None
+        with exporter:
+            for line in exporter.stdout:
+                file.write(line)
+                if line.startswith("Loading weights"):
+                    stage("exporting" if "100%" in line else "loading weights")
+                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(said)):
+                    said = line.strip()
+    if exporter.returncode:
+        reason = said or f"the exporter ended with exit code {exporter.returncode}"
+        raise EngineStartError(f"'{source}' could not be converted: {reason} (the exporter's log: {log})")
+
+
+@contextmanager
+def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of `target`, so that two processes do not convert the same model."""
+    with target.with_name(f"{target.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stage("waiting for another process that converts it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _progress(source: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that `source` is being converted. Yields the function to name the stage with."""
+    title = f"converting {source} (once)"
+    if not sys.stderr.isatty():
+        print(f"{title} …", file=sys.stderr, flush=True)
+        yield lambda stage: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        line = progress.add_task(title, total=None)
+        yield lambda stage: progress.update(line, description=f"{title}: {stage}")

@@ -1,0 +1,391 @@
+"""The contract that every engine keeps, as a test class to inherit from. Needs pytest and pytest-asyncio.
+
+    @pytest_asyncio.fixture(scope="module", loop_scope="module")
+    async def engine():
+        engine = MyEngine("model")
+        await engine.start()
+        yield engine
+        await engine.stop()
+
+    class TestMyEngine(EngineContract):
+        pass
+
+Tests of abilities that the engine does not declare are skipped. Give `adapters` to have adapters tested, and `kill` to
+have the engine's death tested. For faults and latencies without a model, see
+`penstock.engines.simulated.SimulatedOptions`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+from collections.abc import AsyncGenerator
+from typing import Any, ClassVar
+
+import pytest
+
+from penstock.engines.base import LLMEngine
+from penstock.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    ModelNotFoundError,
+    RequestError,
+    UnsupportedError,
+)
+from penstock.openai.responses import Answers
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    RerankRequest,
+    Sampling,
+    StructuredOutput,
+    TranscriptionRequest,
+)
+
+GREEDY = Sampling(temperature=0.0, max_tokens=24)
+PATIENCE = 60.0
+"""Seconds after which a request that should have ended counts as hanging."""
+
+
+def chat_request(text: str, sampling: Sampling = GREEDY, **fields: Any) -> ChatRequest:
+    """A conversation of one user message."""
+    return ChatRequest([{"role": "user", "content": text}], sampling, **fields)
+
+
+async def deltas_of(engine: LLMEngine, request: ChatRequest | CompletionRequest) -> list[Delta]:
+    """All deltas of a request. Fails instead of hanging."""
+    return await _rest(engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request))
+
+
+async def answer(engine: LLMEngine, request: ChatRequest | CompletionRequest) -> Answers:
+    """The finished answers of a request."""
+    answers = Answers()
+    for delta in await deltas_of(engine, request):
+        answers.add(delta)
+    return answers
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class EngineContract:
+    """Inherit, and provide a started engine as the module-scoped fixture `engine`."""
+
+    adapters: ClassVar[dict[str, str]] = {}
+    """Adapters to load, name to PEFT directory; each must change the answer to `prompt`."""
+
+    prompt: ClassVar[str] = "My Solara 77 arrived broken and nobody answers. I want my money back!"
+    """A text to which the model gives an answer of several tokens."""
+
+    async def kill(self, engine: LLMEngine) -> bool:
+        """End the engine's process by force. Return False where that cannot be done."""
+        return False
+
+    @pytest.fixture(autouse=True)
+    def _only_generating_engines(self, request: pytest.FixtureRequest, engine: LLMEngine) -> None:
+        if "chat" not in engine.capabilities.tasks and not request.node.get_closest_marker("any_task"):
+            pytest.skip("the model does not generate")
+
+    # Answers
+    async def test_an_answer_has_text_reason_and_usage(self, engine: LLMEngine) -> None:
+        deltas = await deltas_of(engine, chat_request(self.prompt))
+        last = deltas[-1]
+        assert last.finish_reason in ("stop", "length")
+        assert all(delta.finish_reason is None and delta.usage is None for delta in deltas[:-1])
+        assert last.usage is not None
+        assert last.usage.prompt_tokens > 0
+        assert last.usage.completion_tokens == sum(len(delta.token_ids) for delta in deltas) > 0
+        assert "".join(delta.text for delta in deltas)
+
+    async def test_greedy_answers_repeat_and_do_not_depend_on_streaming(self, engine: LLMEngine) -> None:
+        streamed = await answer(engine, chat_request(self.prompt))
+        whole = await deltas_of(engine, chat_request(self.prompt, stream=False))
+        assert len(whole) == 1
+        assert whole[0].text == streamed.texts[0]
+        assert whole[0].finish_reason == streamed.reasons[0]
+
+    async def test_max_tokens_is_kept_exactly(self, engine: LLMEngine) -> None:
+        for limit in (1, 5):
+            sampling = Sampling(temperature=0.0, max_tokens=limit, ignore_eos=True)
+            result = await answer(engine, chat_request(self.prompt, sampling))
+            assert result.reasons[0] == "length"
+            assert result.usage.completion_tokens == limit
+
+    async def test_min_tokens_and_ignore_eos_go_on(self, engine: LLMEngine) -> None:
+        sampling = Sampling(temperature=0.0, max_tokens=80, ignore_eos=True)
+        assert (await answer(engine, chat_request(self.prompt, sampling))).usage.completion_tokens == 80
+
+    @pytest.mark.parametrize("stream", [True, False])
+    async def test_stop_strings_end_the_text_before_them(self, engine: LLMEngine, stream: bool) -> None:
+        full = (await answer(engine, chat_request(self.prompt))).texts[0]
+        stop = full[3:6]
+        request = chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=24, stop=(stop,)), stream=stream)
+        result = await answer(engine, request)
+        assert result.texts[0] == full[: full.index(stop)]
+        assert result.reasons[0] == "stop"
+
+    async def test_one_seed_gives_one_answer_and_many_seeds_many(self, engine: LLMEngine) -> None:
+        async def sampled(seed: int) -> str:
+            sampling = Sampling(temperature=2.0, max_tokens=16, seed=seed, ignore_eos=True)
+            return (await answer(engine, chat_request(self.prompt, sampling))).texts[0]
+
+        assert await sampled(1) == await sampled(1)
+        assert len({await sampled(seed) for seed in range(6)}) > 1
+
+    async def test_penalties_and_filters_are_accepted(self, engine: LLMEngine) -> None:
+        sampling = Sampling(
+            max_tokens=8,
+            temperature=0.7,
+            top_p=0.9,
+            top_k=20,
+            min_p=0.01,
+            seed=7,
+            presence_penalty=0.5,
+            frequency_penalty=0.5,
+            repetition_penalty=1.1,
+        )
+        assert (await answer(engine, chat_request(self.prompt, sampling))).usage.completion_tokens > 0
+
+    async def test_n_answers_come_under_their_index(self, engine: LLMEngine) -> None:
+        sampling = Sampling(temperature=2.0, max_tokens=12, seed=5, ignore_eos=True)
+        result = await answer(engine, chat_request(self.prompt, sampling, n=3))
+        assert sorted(result.texts) == sorted(result.reasons) == [0, 1, 2]
+        assert result.usage.completion_tokens == 36
+        assert len(set(result.texts.values())) > 1
+
+    async def test_logprobs_come_one_a_token(self, engine: LLMEngine) -> None:
+        if engine.capabilities.max_top_logprobs < 0:
+            pytest.skip("no log probabilities")
+        sampling = Sampling(temperature=0.0, max_tokens=6, logprobs=1, ignore_eos=True)
+        for stream in (True, False):
+            result = await answer(engine, chat_request(self.prompt, sampling, stream=stream))
+            assert len(result.logprobs[0]) == 6
+            assert all(token.logprob <= 0 and token.top[0][1] == token.logprob for token in result.logprobs[0])
+
+    async def test_more_logprobs_than_the_engine_gives_are_refused(self, engine: LLMEngine) -> None:
+        sampling = Sampling(max_tokens=4, logprobs=max(engine.capabilities.max_top_logprobs, 1) + 1)
+        with pytest.raises(UnsupportedError, match=engine.name):
+            await answer(engine, chat_request(self.prompt, sampling))
+
+    # Plain completions and tokens
+    async def test_completions_take_text_and_token_ids(self, engine: LLMEngine) -> None:
+        ids = await engine.tokenize(self.prompt)
+        assert await engine.detokenize(ids) == self.prompt
+        by_ids = await answer(engine, CompletionRequest(ids, GREEDY))
+        assert by_ids.usage.prompt_tokens == len(ids)
+        by_text = await answer(engine, CompletionRequest(self.prompt, GREEDY))
+        if by_text.usage.prompt_tokens == len(ids):  # no token was added in front
+            assert by_text.texts == by_ids.texts
+
+    async def test_echo_puts_the_prompt_first(self, engine: LLMEngine) -> None:
+        plain = await answer(engine, CompletionRequest(self.prompt, GREEDY))
+        echoed = await answer(engine, CompletionRequest(self.prompt, GREEDY, echo=True))
+        assert echoed.texts[0] == self.prompt + plain.texts[0]
+
+    async def test_text_survives_characters_of_several_tokens(self, engine: LLMEngine) -> None:
+        text = "Grüße, 世界 🙂 naïve"
+        assert await engine.detokenize(await engine.tokenize(text)) == text
+
+    # Constraints
+    async def test_json_schema_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "json_schema")
+        schema = {
+            "type": "object",
+            "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
+            "required": ["kind", "sure"],
+            "additionalProperties": False,
+        }
+        # Not greedy: JSON may hold white space without end, and a model without a clue would greedily choose that.
+        constraint = StructuredOutput("json_schema", json.dumps(schema))
+        sampling = Sampling(temperature=1.0, seed=3, max_tokens=300, structured=constraint)
+        result = await answer(engine, chat_request(self.prompt, sampling))
+        value = json.loads(result.texts[0])
+        assert value["kind"] in ("a", "b")
+        assert isinstance(value["sure"], bool)
+
+    async def test_regex_is_obeyed(self, engine: LLMEngine) -> None:
+        _needs(engine, "regex")
+        sampling = Sampling(temperature=0.0, max_tokens=50, structured=StructuredOutput("regex", "[ab]{3}-[0-9]{2}"))
+        result = await answer(engine, chat_request(self.prompt, sampling))
+        assert re.fullmatch("[ab]{3}-[0-9]{2}", result.texts[0])
+
+    async def test_a_broken_constraint_is_refused_and_harms_nobody(self, engine: LLMEngine) -> None:
+        _needs(engine, "json_schema")
+        alone = await answer(engine, chat_request(self.prompt))
+        kinds = engine.capabilities.structured
+        broken = [StructuredOutput("json_schema", '{"type": "objet"}'), StructuredOutput("json_schema", "{")]
+        if "regex" in kinds:
+            broken += [StructuredOutput("regex", "[a"), StructuredOutput("regex", r"(a)\1")]
+        neighbours = [asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)]
+        for constraint in broken:
+            with pytest.raises(RequestError):
+                await answer(engine, chat_request(self.prompt, Sampling(max_tokens=9, structured=constraint)))
+        for neighbour in await asyncio.gather(*neighbours):
+            assert neighbour.texts == alone.texts
+        assert (await answer(engine, chat_request(self.prompt))).texts == alone.texts
+
+    # Refusals
+    @pytest.mark.parametrize(
+        ("param", "value"),
+        [
+            ("temperature", -1.0),
+            ("temperature", 9.0),
+            ("top_p", 0.0),
+            ("top_k", -3),
+            ("min_p", 2.0),
+            ("max_tokens", 0),
+            ("presence_penalty", 3.0),
+            ("frequency_penalty", -3.0),
+            ("repetition_penalty", 0.0),
+            ("stop", ("",)),
+        ],
+    )
+    async def test_values_out_of_range_name_their_parameter(self, engine: LLMEngine, param: str, value: Any) -> None:
+        with pytest.raises(RequestError) as caught:
+            await answer(engine, chat_request(self.prompt, Sampling(**{param: value})))
+        assert caught.value.param == param
+        assert caught.value.status == 400
+
+    async def test_what_does_not_fit_the_context_is_refused(self, engine: LLMEngine) -> None:
+        length = engine.capabilities.context_length
+        with pytest.raises(ContextLengthError, match=str(length)):
+            await answer(engine, chat_request("word " * (length + 10)))
+        with pytest.raises(ContextLengthError):
+            await answer(engine, chat_request(self.prompt, Sampling(max_tokens=length)))
+
+    async def test_token_ids_out_of_range_are_refused(self, engine: LLMEngine) -> None:
+        with pytest.raises(RequestError):
+            await answer(engine, CompletionRequest([1, 10**9], GREEDY))
+
+    async def test_an_empty_prompt_is_refused(self, engine: LLMEngine) -> None:
+        with pytest.raises(RequestError):
+            await answer(engine, CompletionRequest([], GREEDY))
+
+    async def test_what_the_engine_cannot_do_is_a_501_that_names_it(self, engine: LLMEngine) -> None:
+        calls = {
+            "embeddings": lambda: engine.embeddings(EmbeddingRequest(["text"])),
+            "rerank": lambda: engine.rerank(RerankRequest("query", ["text"])),
+            "transcriptions": lambda: engine.transcriptions(TranscriptionRequest(b"")),
+        }
+        for task, call in calls.items():
+            if task not in engine.capabilities.tasks:
+                with pytest.raises(UnsupportedError, match=engine.name) as caught:
+                    await call()
+                assert caught.value.status == 501
+
+    # Many at once
+    async def test_more_requests_than_slots_all_get_their_own_answer(self, engine: LLMEngine) -> None:
+        count = min(engine.capabilities.max_concurrency * 2, 300)
+        limits = [2 + number % 7 for number in range(count)]
+        results = await asyncio.gather(
+            *(
+                answer(
+                    engine,
+                    chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=limit), stream=limit % 2 == 0),
+                )
+                for limit in limits
+            )
+        )
+        longest = (await answer(engine, chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=8)))).texts[0]
+        for limit, result in zip(limits, results, strict=True):
+            assert longest.startswith(result.texts[0])
+            assert result.usage.completion_tokens <= limit
+
+    async def test_a_shared_prefix_is_found_in_the_cache(self, engine: LLMEngine) -> None:
+        if not engine.capabilities.prefix_caching:
+            pytest.skip("no prefix cache")
+        text = self.prompt * 4
+        first = await answer(engine, chat_request(text))
+        again = await answer(engine, chat_request(text))
+        assert again.usage.cached_tokens > first.usage.prompt_tokens // 2
+        assert again.texts == first.texts
+
+    async def test_a_caller_who_leaves_frees_the_slot(self, engine: LLMEngine) -> None:
+        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        for _ in range(engine.capabilities.max_concurrency + 2):
+            stream = engine.chat(chat_request(self.prompt, endless))
+            async with contextlib.aclosing(stream):
+                async for _ in stream:
+                    break
+        assert (await answer(engine, chat_request(self.prompt))).reasons[0] in ("stop", "length")
+
+    async def test_a_cancelled_task_ends_as_cancelled(self, engine: LLMEngine) -> None:
+        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        task = asyncio.create_task(answer(engine, chat_request(self.prompt, endless)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (await answer(engine, chat_request(self.prompt))).texts[0]
+
+    # Adapters
+    async def test_adapters_mix_with_the_base_model(self, engine: LLMEngine) -> None:
+        if not self.adapters:
+            pytest.skip("no adapters given")
+        for name, path in self.adapters.items():
+            await engine.resolve_lora(name, path)
+        names = [None, *self.adapters]
+        longer = Sampling(temperature=0.0, max_tokens=80)
+        alone = {name: await answer(engine, chat_request(self.prompt, longer, adapter=name)) for name in names}
+        assert len({result.texts[0] for result in alone.values()}) == len(names)
+        mixed = await asyncio.gather(*(answer(engine, chat_request(self.prompt, longer, adapter=n)) for n in names * 5))
+        for name, result in zip(names * 5, mixed, strict=True):
+            assert result.texts == alone[name].texts
+
+    async def test_an_unknown_adapter_is_a_404(self, engine: LLMEngine) -> None:
+        with pytest.raises(ModelNotFoundError) as caught:
+            await answer(engine, chat_request(self.prompt, adapter="nobody"))
+        assert caught.value.status == 404
+
+    async def test_an_adapter_that_is_not_there_never_reaches_the_engine(self, engine: LLMEngine) -> None:
+        if not self.adapters:
+            pytest.skip("no adapters given")
+        with pytest.raises(ModelNotFoundError, match="no directory"):
+            await engine.resolve_lora("ghost", "/nowhere/at/all")
+        assert (await answer(engine, chat_request(self.prompt))).texts[0]
+
+    # Life; these come last, as they restart the engine
+    async def test_starting_twice_is_harmless(self, engine: LLMEngine) -> None:
+        await engine.start()
+        await engine.check_health()
+
+    async def test_a_killed_engine_says_so_at_once_and_starts_again(self, engine: LLMEngine) -> None:
+        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        stream = engine.chat(chat_request(self.prompt, endless))
+        async with contextlib.aclosing(stream):
+            await anext(stream)
+            if not await self.kill(engine):
+                pytest.skip("no way to kill this engine was given")
+            with pytest.raises(EngineDeadError):
+                await _rest(stream)
+        with pytest.raises(EngineError):
+            await engine.check_health()
+        await engine.start()
+        assert (await answer(engine, chat_request(self.prompt))).texts[0]
+
+    async def test_stopping_ends_what_runs_and_starting_begins_anew(self, engine: LLMEngine) -> None:
+        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        stream = engine.chat(chat_request(self.prompt, endless))
+        async with contextlib.aclosing(stream):
+            await anext(stream)
+            await engine.stop()
+            with pytest.raises(EngineDeadError):
+                await _rest(stream)
+        await engine.stop()
+        with pytest.raises(EngineDeadError):
+            await answer(engine, chat_request(self.prompt))
+        await engine.start()
+        assert (await answer(engine, chat_request(self.prompt))).texts[0]
+
+
+async def _rest(stream: AsyncGenerator[Delta, None]) -> list[Delta]:
+    async with asyncio.timeout(PATIENCE):
+        return [delta async for delta in stream]
+
+
+def _needs(engine: LLMEngine, kind: str) -> None:
+    if kind not in engine.capabilities.structured:
+        pytest.skip(f"no {kind} constraint")

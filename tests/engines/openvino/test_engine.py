@@ -1,0 +1,113 @@
+"""The contract and the particulars of the embedded engine, on a GGUF model with random weights."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+import pytest_asyncio
+
+from penstock.engines.openvino import OpenVINOEngine
+from penstock.errors import ConfigError, ContextLengthError, EngineStartError, UnsupportedError
+from penstock.testing import EngineContract, answer, chat_request
+from penstock.types import CompletionRequest, Sampling
+from random_model import TINY, write_random_model
+
+OPTIONS = {"max_num_seqs": 16, "inference_precision": "f32", "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    write_random_model(path, TINY)
+    return str(path)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(gguf):
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+class TestContract(EngineContract):
+    async def kill(self, engine):
+        os.kill(engine._process.pid, signal.SIGKILL)
+        return True
+
+    async def test_the_worker_leaves_with_its_engine(self, engine):
+        pid = engine._process.pid
+        await engine.stop()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        await engine.start()
+
+    async def test_sleep_gives_the_process_back_and_wakeup_returns_the_same_answers(self, engine):
+        before = await answer(engine, chat_request(self.prompt))
+        await engine.sleep()
+        assert await engine.is_sleeping()
+        assert engine._process is None
+        await engine.check_health()
+        await engine.wakeup()
+        assert (await answer(engine, chat_request(self.prompt))).texts == before.texts
+
+    async def test_gguf_models_have_no_adapters(self, engine, tmp_path):
+        (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+        with pytest.raises(UnsupportedError, match="GGUF"):
+            await engine.resolve_lora("a", str(tmp_path))
+
+    async def test_reset_prefix_cache_forgets(self, engine):
+        text = self.prompt * 4
+        await answer(engine, chat_request(text))
+        await engine.reset_prefix_cache()
+        assert (await answer(engine, chat_request(text))).usage.cached_tokens == 0
+
+    async def test_followers_of_a_prefix_wait_for_it_and_hit(self, engine):
+        await engine.reset_prefix_cache()
+        shared = "The one long instruction that every row begins with. " * 8
+        requests = [
+            chat_request(f"{shared} {n}", Sampling(temperature=0, max_tokens=4), stream=False) for n in range(12)
+        ]
+        results = await asyncio.gather(*(answer(engine, request) for request in requests))
+        assert sum(result.usage.cached_tokens == 0 for result in results) == 1
+
+    async def test_a_prompt_larger_than_the_cache_is_refused(self, gguf):
+        small = OpenVINOEngine(gguf, engine_kwargs={**OPTIONS, "kv_cache_memory_bytes": 1 << 20, "max_model_len": 8192})
+        await small.start()
+        try:
+            with pytest.raises(ContextLengthError, match="kv_cache_memory_bytes"):
+                await answer(small, CompletionRequest([7] * 5000, Sampling(max_tokens=2)))
+        finally:
+            await small.stop()
+
+
+async def test_a_missing_model_is_named(tmp_path):
+    with pytest.raises(EngineStartError, match=r"nothing\.gguf"):
+        await OpenVINOEngine(str(tmp_path / "nothing.gguf")).start()
+
+
+async def test_a_damaged_model_is_one_line(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 40)
+    with pytest.raises(EngineStartError) as caught:
+        await OpenVINOEngine(str(path)).start()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        ({"max_num_seq": 4}, "Did you mean 'max_num_seqs'"),
+        ({"kv_cache_precision": "f8"}, "engine_kwargs.kv_cache_precision"),
+        ({"num_threads": -1}, "engine_kwargs.num_threads"),
+    ],
+)
+def test_wrong_options_are_known_before_anything_starts(options, hint):
+    with pytest.raises(ConfigError, match=hint):
+        OpenVINOEngine("demo", engine_kwargs=options)
+
+
+def test_one_thread_takes_full_precision():
+    assert OpenVINOEngine("demo", engine_kwargs={"num_threads": 1}).options.inference_precision == "f32"
