@@ -1,0 +1,50 @@
+import pytest
+
+from penstock import errors
+from penstock.errors import ConfigError, MissingExtraError, PenstockError, by_kind, nearest
+
+
+def subclasses(cls):
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+TREE = [cls for cls in subclasses(PenstockError) if cls.__module__ == errors.__name__]
+
+
+@pytest.mark.parametrize("cls", TREE, ids=lambda cls: cls.__name__)
+def test_every_error_is_in_the_drawing_and_has_a_status(cls):
+    assert cls.__name__ in errors.__doc__
+    assert 400 <= cls.status < 600
+
+
+@pytest.mark.parametrize("cls", [cls for cls in TREE if "kind" in cls.__dict__], ids=lambda cls: cls.__name__)
+def test_errors_cross_a_process_border_by_their_kind(cls):
+    error = by_kind(cls.kind, "what happened")
+    assert type(error) is cls
+    assert str(error) == "what happened"
+
+
+def test_kinds_are_unique():
+    kinds = [cls.kind for cls in TREE if "kind" in cls.__dict__]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_an_unknown_kind_is_an_engine_error():
+    assert type(by_kind("nobody knows", "text")) is errors.EngineError
+
+
+def test_config_errors_name_field_and_hint():
+    error = ConfigError("unknown key 'modle'", field="job.modle", hint=nearest("modle", ["model", "prompt"]))
+    assert str(error) == "job.modle: unknown key 'modle'. Did you mean 'model'?"
+
+
+def test_nearest_lists_what_there_is_when_nothing_is_near():
+    assert nearest("zzz", ["b", "a"]) == "Known: a, b"
+    assert nearest("zzz", []) == ""
+
+
+def test_a_missing_extra_names_the_command():
+    assert "pip install 'penstock[ray]'" in str(MissingExtraError("ray", "ray"))
+    assert isinstance(MissingExtraError("ray", "ray"), ImportError)
