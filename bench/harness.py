@@ -78,16 +78,17 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Bar:
-    """A promise: `value` is at most `limit`."""
+    """A promise: `value` is at most `limit`, or with `at_least` not below it."""
 
     text: str
     value: float
     limit: float
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
         """Whether the promise holds."""
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,7 @@ class Usage:
     output: str
 
 
-def compare(
-    title: str, unit: str, contestants: Sequence[Contestant], rounds: int, *, warmups: int = 1
-) -> Comparison:
+def compare(title: str, unit: str, contestants: Sequence[Contestant], rounds: int, *, warmups: int = 1) -> Comparison:
     """Let the contestants take turns for so many rounds, after warm-up rounds that fill the file cache."""
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for round_number in range(-warmups, rounds):
@@ -128,9 +127,7 @@ def command(
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled: measure them so
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd=cwd
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd=cwd)
         # wait4 alone tells what this one child used; Popen is told that its child is gone.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
@@ -164,7 +161,7 @@ def finish(
     for comparison in comparisons:
         print(_table(comparison), end="\n\n")
     for bar in bars:
-        print(f"{'met   ' if bar.met else 'MISSED'}  {bar.text}: {bar.value:.4g} (at most {bar.limit:.4g})")
+        print(f"{'met   ' if bar.met else 'MISSED'}  {bar.text}: {bar.value:.4g} ({_rule(bar)} {bar.limit:.4g})")
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     if args.json:
         record = {
@@ -197,6 +194,10 @@ def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return machine
+
+
+def _rule(bar: Bar) -> str:
+    return "at least" if bar.at_least else "at most"
 
 
 def _table(comparison: Comparison) -> str:

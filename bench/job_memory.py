@@ -14,9 +14,7 @@ from harness import PENSTOCK, Bar, Contestant
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__, rounds=1)
-    options.add_argument(
-        "--rows", type=int, default=1_000_000, help="of the large job (default: %(default)s)"
-    )
+    options.add_argument("--rows", type=int, default=1_000_000, help="of the large job (default: %(default)s)")
     options.add_argument("--engine-kwargs", default="{}", metavar="JSON", help="of the simulated engine")
     args = options.parse_args()
 
