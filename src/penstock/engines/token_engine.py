@@ -11,13 +11,16 @@ import contextlib
 import random
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import msgspec
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.sampling_checks import check_sampling
-from penstock.errors import ModelNotFoundError, nearest
+from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
+from penstock.openai.tool_calls import ToolCallReader
+from penstock.openai.tools import arguments_as_objects, call_constraint, check_tools
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
 
@@ -32,29 +35,38 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
 
 class TokenEngine(LLMEngine):
-    """An engine whose model continues token sequences."""
+    """An engine whose model continues token sequences. `model_kind` names another kind of model, for messages."""
 
     template: ChatTemplate
+    model_kind = "this model"
 
     @abstractmethod
     def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         """Continue one prompt. Closing the generator early aborts the request."""
 
     async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        self._check_task("chat")
+        tools = None if request.tool_choice == "none" else request.tools
+        sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
+        check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = self.template.render(
-            request.messages,
-            tools=None if request.tool_choice == "none" else request.tools,
+            arguments_as_objects(request.messages),
+            tools=tools,
             override=request.chat_template,
             variables=request.chat_template_kwargs,
         )
-        single = GenerateRequest(prompt, request.sampling, request.adapter, request.stream)
+        single = GenerateRequest(prompt, sampling, request.adapter, request.stream)
+        calls = None
+        if tools:
+            forced = sampling.structured is not request.sampling.structured
+            calls = ToolCallReader(request.request_id or prompt, bare=forced)
         async with contextlib.aclosing(self._answers(single, request.n)) as answers:
             async for delta in answers:
-                yield delta
+                yield delta if calls is None else calls.translate(delta)
 
     async def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+        self._check_task("completions")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         single = GenerateRequest(request.prompt, request.sampling, request.adapter, request.stream, special_tokens=True)
@@ -111,6 +123,24 @@ class TokenEngine(LLMEngine):
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_task(self, task: str) -> None:
+        if task not in self.capabilities.tasks:
+            raise self._unsupported(f"{task} with {self.model_kind}")
+
+    def _with_tool_choice(
+        self, sampling: Sampling, tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None
+    ) -> Sampling:
+        """A call that must be made is a constraint on the answer."""
+        check_tools(tools, choice)
+        constraint = call_constraint(tools, choice) if tools else None
+        if constraint is None:
+            return sampling
+        if sampling.structured is not None:
+            raise RequestError("a tool call cannot be required together with response_format", param="tool_choice")
+        if constraint.kind not in self.capabilities.structured:
+            raise UnsupportedError(f"the {self.name} engine cannot require tool calls", param="tool_choice")
+        return msgspec.structs.replace(sampling, structured=constraint)
 
     def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self.adapters:

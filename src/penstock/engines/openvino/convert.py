@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -27,7 +26,9 @@ from penstock.engines.openvino.model_files import (
     read_config,
     task_of,
 )
+from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
+from penstock.lazy import require
 
 WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {
@@ -76,11 +77,12 @@ def convert(source: str, task: str | None = None) -> Path:
             "or a hub id such as 'org/name'"
         )
     digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
-    target = cache_directory() / "converted" / f"{name}-{digest}"
+    target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target
     if find_spec("optimum") is None:
-        raise MissingExtraError("optimum", "convert", f"converting the Hugging Face model '{source}'")
+        what = f"'{source}'" if directory.exists() else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+        raise MissingExtraError("optimum", "convert", f"Converting {what}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _progress(source) as stage, _locked(target, stage):
@@ -92,11 +94,6 @@ def convert(source: str, task: str | None = None) -> Path:
     except OSError as error:
         raise EngineStartError(f"'{source}' could not be converted: {error}") from None
     return target
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: $PENSTOCK_CACHE_DIR, else ~/.cache/penstock."""
-    return Path(os.environ.get("PENSTOCK_CACHE_DIR") or "~/.cache/penstock").expanduser()
 
 
 def _check_directory(path: Path) -> None:
@@ -121,11 +118,11 @@ def _download(source: str) -> Path:
     """A local snapshot of a hub id, weights in one form only."""
     hub_id = _HUB_ID.fullmatch(source)
     assert hub_id is not None
-    from huggingface_hub import snapshot_download  # comes with the extra
+    hub = require("huggingface_hub", "convert")
 
     def snapshot(patterns: list[str]) -> Path:
         return Path(
-            snapshot_download(
+            hub.snapshot_download(
                 hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns, ignore_patterns=["*/*"]
             )
         )
@@ -145,13 +142,13 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
     """Export into a directory beside `target` and rename that, so that `target` is whole whenever it exists."""
     config = read_config(directory)
     task = task or task_of(directory, config)
-    if task == "generate" and (config.get("is_encoder_decoder") or "vision_config" in config):
-        kind = "vision" if "vision_config" in config else "encoder-decoder"
-        raise EngineStartError(f"'{source}' is {'an' if kind[0] == 'e' else 'a'} {kind} model, which is not converted")
+    _check_kind(source, task, config)
     for leftover in target.parent.glob(f"{target.name}.partial-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
-    partial = Path(tempfile.mkdtemp(prefix=f"{target.name}.partial-", dir=target.parent))
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    partial.mkdir()
     log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
     try:
         command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--library", "transformers"]
         command += ["--model", str(directory), "--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT]
@@ -162,7 +159,7 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
             _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
         if not (partial / "openvino_tokenizer.xml").is_file():
             raise EngineStartError(
-                f"'{source}' was converted without a tokenizer: is its tokenizer.json missing? The exporter's log: {log}"
+                f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing? (the log: {log})"
             )
         if (directory / SENTENCE_TRANSFORMERS).is_file():
             shutil.copy(directory / SENTENCE_TRANSFORMERS, partial)
@@ -172,8 +169,22 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
+    """Refuse models that the exporter takes and the engine does not."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = ""
+    if task == "generate" and "vision_config" in config:
+        kind = "vision"
+    elif task == "generate" and config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif task == "score" and architecture.endswith("ForCausalLM"):
+        kind = "generative rerank"
+    if kind:
+        raise EngineStartError(f"'{source}': the openvino engine has no support for {kind} models ({architecture})")
+
+
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
-    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the line that says why it failed."""
+    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it gives."""
     said = ""
     with log.open("a") as file:
         # All files are local by now: offline, the exporter does not ask the hub for optional ones.
@@ -196,7 +207,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
                     said = line.strip()
     if exporter.returncode:
         reason = said or f"the exporter ended with exit code {exporter.returncode}"
-        raise EngineStartError(f"'{source}' could not be converted: {reason} (the exporter's log: {log})")
+        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from penstock.engines.openvino.messages import (
     decode_to_parent,
     encode,
 )
-from penstock.engines.openvino.model_files import find_model
+from penstock.engines.openvino.model_files import MODEL_KINDS, find_model
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.process import EngineProcess
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
@@ -83,6 +83,7 @@ class OpenVINOEngine(TokenEngine):
         files = await asyncio.get_running_loop().run_in_executor(
             None, find_model, self.model_source, self.options.task, self.options.max_model_len
         )
+        self.model_kind = MODEL_KINDS[files.task]
         process = EngineProcess("penstock.engines.openvino.worker", self._on_message, self._on_death)
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._calls[0] = ready
@@ -246,16 +247,12 @@ class OpenVINOEngine(TokenEngine):
         self.capabilities = Capabilities(
             tasks=frozenset(ready.tasks),
             context_length=ready.context_length,
-            max_concurrency=options.max_num_seqs if generates else 8,
+            max_concurrency=options.max_num_seqs if generates or "embeddings" in ready.tasks else 8,
             structured=frozenset({"json_schema", "json_object", "regex"}) if generates else frozenset(),
             max_top_logprobs=0 if generates else -1,
             adapters=generates,
             prefix_caching=generates and options.enable_prefix_caching,
         )
-
-    def _check_task(self, task: str) -> None:
-        if task not in self.capabilities.tasks:
-            raise self._unsupported(f"{task} with this model")
 
 
 def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:

@@ -14,6 +14,13 @@ from penstock.errors import EngineStartError
 
 FALLBACK_CONTEXT = 4096
 SENTENCE_TRANSFORMERS = "modules.json"
+MODEL_KINDS = {
+    "generate": "a language model",
+    "embed": "an embedding model",
+    "score": "a rerank model",
+    "transcribe": "a speech-to-text model",
+}
+"""The tasks, and how messages call the models that do them."""
 
 
 class ModelFiles(Struct, frozen=True):
@@ -59,7 +66,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def task_of(path: Path, config: dict[str, Any]) -> str:
-    """What the model in directory `path` does, by its architecture and by the traces that sentence-transformers leaves."""
+    """What the model in directory `path` does, by its architecture and by what sentence-transformers leaves."""
     name = str((config.get("architectures") or [""])[0])
     if name.endswith("ForSequenceClassification"):
         return "score"
@@ -110,8 +117,8 @@ def gguf_context_length(path: Path) -> int:
                 value = _gguf_value(file, _number(file, "I"))
                 if name.endswith(".context_length"):
                     return int(value)
-    except struct.error:
-        raise EngineStartError(f"'{path}' ends in the middle of its header") from None
+    except (struct.error, KeyError, OverflowError, MemoryError):
+        raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
     return FALLBACK_CONTEXT
 
 

@@ -104,6 +104,7 @@ def _turn(pipe: Pipe, model: Any) -> None:
     """Take what has arrived, then let the model make one step."""
     out: list[ToParent] = []
     submits: list[Submit] = []
+    embeds: list[Call] = []
     for message in pipe.read(wait=not model.busy):
         match message:
             case Submit():
@@ -111,10 +112,14 @@ def _turn(pipe: Pipe, model: Any) -> None:
             case Abort(id=request_id):
                 submits = [s for s in submits if s.id != request_id]
                 model.abort(request_id)
+            case Call(method="embed"):
+                embeds.append(message)
             case Call():
                 out.append(_answer(model, message))
     if submits:
         out += model.submit(submits)
+    if embeds:
+        out += model.embed_together(embeds)
     if model.busy:
         deltas, failures = model.step()
         if deltas:

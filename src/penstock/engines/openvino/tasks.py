@@ -1,0 +1,326 @@
+"""Models that do not generate text, inside the worker process: embedding, rerank, and speech-to-text.
+
+They have the face of `Generation` towards the worker, but nothing to step: each call is answered at once.
+"""
+
+from __future__ import annotations
+
+import io
+import wave
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino_genai as genai
+from numpy.typing import NDArray
+
+from penstock.engines.openvino.messages import Call, Failed, Load, Ready, Reply, Submit
+from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.reasons import reason_of
+from penstock.errors import (
+    ContextLengthError,
+    EngineError,
+    EngineStartError,
+    RequestError,
+    UnsupportedError,
+)
+from penstock.types import Embeddings, Scores, Transcription, Usage
+
+SAMPLE_RATE = 16_000
+_WINDOW_SECONDS = 30
+"""Speech models hear a recording in windows of this length."""
+_PROMPT_TOKENS = 8
+"""Room for what a speech model's decoder is told: start, language, task, timestamps."""
+_SHORTEST_SAMPLES = SAMPLE_RATE // 10
+_BATCH_TOKENS = 8192
+"""Tokens of one pipeline call, padding included: more would take memory and give no speed."""
+_BATCH_CHARACTERS = 1 << 20
+_NO_LIMIT = 2**30
+"""Tokenizers cut long texts unless given a limit. It passes through a 32-bit float, so it is a power of two."""
+_POOLING = {
+    "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
+    "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
+    "last_token": genai.TextEmbeddingPipeline.PoolingType.LAST_TOKEN,
+}
+
+
+def load_task(load: Load) -> tuple[Task, Ready]:
+    """Load the model and say what it can do."""
+    model = _TASKS[load.task](load.path, load.options, load.context_length)
+    return model, Ready([*model.tasks, "tokenize", "detokenize"], load.context_length, None, {})
+
+
+class Task:
+    """A model that answers calls. `tasks` are the methods of the engine protocol that it serves."""
+
+    tasks: tuple[str, ...] = ()
+    kind = ""
+    busy = False
+
+    def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
+        self._path = path
+        self._options = options
+        self._context_length = context_length
+        self._tokenizer = genai.Tokenizer(path)
+        self._start()
+
+    def _start(self) -> None:
+        """Load the pipeline."""
+        raise NotImplementedError
+
+    # Face of the worker
+    def submit(self, submits: Iterable[Submit]) -> list[Failed]:
+        """Refuse prompts."""
+        error = self._unsupported("prompts")
+        return [Failed(submit.id, error.kind, str(error)) for submit in submits]
+
+    def abort(self, request_id: int) -> None:
+        """Nothing to give up: no request outlives its call."""
+
+    def ping(self) -> None:
+        """Answer, which shows that the process is alive."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, none added."""
+        encoded = self._tokenizer.encode([text], add_special_tokens=False, max_length=_NO_LIMIT)
+        ids: list[int] = encoded.input_ids.data[0].tolist()
+        return ids
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        """Text without special tokens."""
+        if not token_ids:
+            return ""
+        if not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
+            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param="tokens")
+        return str(self._tokenizer.decode(token_ids))
+
+    def add_adapter(self, name: str, path: str) -> None:
+        """Refuse adapters."""
+        raise self._unsupported("LoRA adapters")
+
+    def remove_adapter(self, name: str) -> None:
+        """Refuse adapters."""
+        raise self._unsupported("LoRA adapters")
+
+    def reset_prefix_cache(self) -> None:
+        """Refuse, having no such cache."""
+        raise self._unsupported("reset_prefix_cache")
+
+    @cached_property
+    def _vocabulary(self) -> int:
+        return int(max(self._tokenizer.get_vocab().values())) + 1
+
+    # For the kinds
+    def _unsupported(self, what: str) -> UnsupportedError:
+        return UnsupportedError(f"the openvino engine does not support {what} with {self.kind}")
+
+    def _properties(self) -> dict[str, Any]:
+        properties: dict[str, Any] = {}
+        if self._options.num_threads:
+            properties["INFERENCE_NUM_THREADS"] = self._options.num_threads
+        if self._options.inference_precision:
+            properties["INFERENCE_PRECISION_HINT"] = self._options.inference_precision
+        return {**properties, **self._options.properties}
+
+    def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
+        """The pipelines cut long texts in silence, and die of empty ones."""
+        for index, length in enumerate(lengths):
+            if length > self._context_length:
+                raise ContextLengthError(
+                    f"{param}[{index}] has {length} tokens; this model takes {self._context_length}", param=param
+                )
+            if not length:
+                raise RequestError(f"{param}[{index}] is empty", param=param)
+
+
+class Embedding(Task):
+    """Texts to vectors."""
+
+    tasks = ("embeddings",)
+    kind = MODEL_KINDS["embed"]
+
+    def _start(self) -> None:
+        config = genai.TextEmbeddingPipeline.Config()
+        config.pooling_type = _POOLING[self._options.embedding_pooling]
+        config.normalize = self._options.embedding_normalize
+        config.max_length = self._context_length
+        self._pipeline = genai.TextEmbeddingPipeline(self._path, self._options.device, config, **self._properties())
+        self._width = len(self._pipeline.embed_query("a"))  # also shows at the start whether the model works
+
+    def embed_together(self, calls: Sequence[Call]) -> list[Reply | Failed]:
+        """Answer calls of `embed(inputs, dimensions)`, all that arrived together in shared runs of the model.
+
+        With `dimensions` below the model's width, vectors are cut and brought to length 1 again: what models
+        trained for it (Matryoshka) expect. Without normalization (`embedding_normalize`) they are only cut.
+        """
+        answers: list[Reply | Failed] = []
+        sound: list[tuple[Call, list[int]]] = []
+        try:
+            counts = iter(_token_counts(self._tokenizer, [text for call in calls for text in call.args[0]]))
+            for call in calls:
+                inputs, dimensions = call.args
+                lengths = list(islice(counts, len(inputs)))
+                try:
+                    self._check(inputs, dimensions, lengths)
+                    sound.append((call, lengths))
+                except RequestError as error:
+                    answers.append(Failed(call.id, error.kind, str(error)))
+            texts = [text for call, _ in sound for text in call.args[0]]
+            vectors = iter(self._vectors(texts, [length for _, lengths in sound for length in lengths]))
+        except Exception as error:
+            return [Failed(call.id, EngineError.kind, reason_of(error)) for call in calls]
+        for call, lengths in sound:
+            found = self._cut(list(islice(vectors, len(lengths))), call.args[1])
+            answers.append(Reply(call.id, Embeddings(found, Usage(sum(lengths)))))
+        return answers
+
+    def _check(self, inputs: list[str], dimensions: int | None, lengths: list[int]) -> None:
+        if not inputs:
+            raise RequestError("there is nothing to embed", param="input")
+        if dimensions is not None and not 1 <= dimensions <= self._width:
+            raise RequestError(f"this model's vectors have {self._width} dimensions", param="dimensions")
+        self._check_lengths(lengths, "input")
+
+    def _vectors(self, texts: list[str], lengths: list[int]) -> list[list[float]]:
+        vectors: list[list[float]] = [[]] * len(texts)
+        for group in _groups(lengths, _BATCH_TOKENS):
+            found = self._pipeline.embed_documents([texts[i] for i in group])
+            for index, vector in zip(group, found, strict=True):
+                vectors[index] = vector
+        return vectors
+
+    def _cut(self, vectors: list[list[float]], dimensions: int | None) -> list[list[float]]:
+        if dimensions is None or dimensions == self._width:
+            return vectors
+        short = np.asarray(vectors)[:, :dimensions]
+        if self._options.embedding_normalize:
+            short = short / np.maximum(np.linalg.norm(short, axis=1, keepdims=True), 1e-12)
+        cut: list[list[float]] = short.tolist()
+        return cut
+
+
+class Rerank(Task):
+    """The relevance of documents to a query."""
+
+    tasks = ("score", "rerank")
+    kind = MODEL_KINDS["score"]
+
+    def _start(self) -> None:
+        if lacks_token_types(Path(self._path)):
+            raise EngineStartError(
+                f"the tokenizer in '{self._path}' writes no token_type_ids, which this rerank model reads: "
+                "put token_type_ids into model_input_names of tokenizer_config.json and convert it again"
+            )
+        self._pairs = genai.Tokenizer(self._path, add_second_input=True)
+        config = genai.TextRerankPipeline.Config()
+        config.top_n = _NO_LIMIT
+        config.max_length = self._context_length
+        self._pipeline = genai.TextRerankPipeline(self._path, self._options.device, config, **self._properties())
+        self._pipeline.rerank("a", ["b"])  # shows at the start whether the model works
+
+    def rerank(self, query: str, documents: list[str]) -> Scores:
+        """Scores from 0 to 1, in the documents' order."""
+        if not documents:
+            raise RequestError("there are no documents to score", param="documents")
+        lengths = _token_counts(self._pairs, documents, query)
+        self._check_lengths(lengths, "documents")
+        scores = [0.0] * len(documents)
+        for group in _groups(lengths, _BATCH_TOKENS):
+            for place, score in self._pipeline.rerank(query, [documents[i] for i in group]):
+                scores[group[place]] = score
+        return Scores(scores, Usage(sum(lengths)))
+
+
+class Speech(Task):
+    """Speech to text."""
+
+    tasks = ("transcriptions",)
+    kind = MODEL_KINDS["transcribe"]
+
+    def _start(self) -> None:
+        self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties())
+
+    def transcribe(self, audio: bytes, language: str | None, task: str, max_tokens: int | None) -> Transcription:
+        """The text of a recording, its language found out unless given."""
+        samples = read_wav(audio)
+        config = self._pipeline.get_generation_config()
+        known = {name.strip("<|>"): name for name in config.lang_to_id or {}}
+        if language is not None and known and language not in known:
+            raise RequestError(
+                f"this model does not know the language '{language}'; it knows {', '.join(sorted(known))}",
+                param="language",
+            )
+        if config.is_multilingual:
+            config.task = task
+            if language is not None:
+                config.language = known.get(language, language)
+        elif task != "transcribe" or language not in (None, "en"):
+            raise RequestError("this model only transcribes English", param="language")
+        # Past its last position a decoder talks nonsense, so the bound holds also if nobody asks for one.
+        windows = -(-len(samples) // (_WINDOW_SECONDS * SAMPLE_RATE))
+        room = max(self._context_length - _PROMPT_TOKENS, 1) * windows
+        config.max_new_tokens = min(max_tokens or room, room)
+        result = self._pipeline.generate(samples, config)
+        tokens = result.perf_metrics.get_num_generated_tokens()
+        return Transcription(result.texts[0].strip(), Usage(0, tokens))
+
+
+_TASKS: dict[str, type[Task]] = {"embed": Embedding, "score": Rerank, "transcribe": Speech}
+
+
+def read_wav(audio: bytes) -> NDArray[np.float32]:
+    """A WAV file as samples from -1 to 1: its channels mixed, at 16 kHz. Raises `RequestError` for any other format."""
+    try:
+        with wave.open(io.BytesIO(audio)) as file:
+            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            frames = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise _bad_audio(str(error) or "it ends too early") from None
+    if width != 2:
+        raise _bad_audio(f"it has {8 * width}-bit samples")
+    whole = len(frames) // (2 * channels) * channels  # a recording may have been cut off in the middle of a frame
+    if not whole:
+        raise _bad_audio("it has no samples")
+    samples = np.frombuffer(frames, "<i2", whole).reshape(-1, channels).mean(axis=1) / 32768
+    samples = _resampled(samples, rate)
+    return np.pad(samples, (0, max(_SHORTEST_SAMPLES - len(samples), 0))).astype(np.float32)
+
+
+def _bad_audio(why: str) -> RequestError:
+    return RequestError(f"the audio is not usable ({why}): send a WAV file with 16-bit PCM samples", param="file")
+
+
+def _resampled(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
+    """At 16 kHz, by way of the spectrum: what 16 kHz cannot carry is cut off, and does not come back as noise."""
+    if rate == SAMPLE_RATE:
+        return samples
+    size = max(round(len(samples) * SAMPLE_RATE / rate), 1)
+    return np.fft.irfft(np.fft.rfft(samples), size) * (size / len(samples))
+
+
+def _token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None) -> list[int]:
+    """Tokens of each text, special ones included; of each pair if there is a query."""
+    counts = [0] * len(texts)
+    for group in _groups([len(text) + len(query or "") for text in texts], _BATCH_CHARACTERS):
+        chosen = [texts[i] for i in group]
+        prompts = (chosen,) if query is None else ([query], chosen)
+        mask = tokenizer.encode(*prompts, max_length=_NO_LIMIT).attention_mask.data
+        for index, count in zip(group, mask.sum(axis=1).tolist(), strict=True):
+            counts[index] = count
+    return counts
+
+
+def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Indexes in groups of similar size, so that padding wastes little; each, padded, within the budget or single."""
+    group: list[int] = []
+    for index in sorted(range(len(sizes)), key=sizes.__getitem__):
+        if group and sizes[index] * (len(group) + 1) > budget:
+            yield group
+            group = []
+        group.append(index)
+    if group:
+        yield group

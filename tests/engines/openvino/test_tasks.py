@@ -1,0 +1,338 @@
+"""Embedding, rerank and speech-to-text, on models so small that the right answers are known.
+
+Every word has a dimension of its own: a text's vector counts its words, and a document's score the words it shares with
+the query.
+"""
+
+import asyncio
+import io
+import json
+import wave
+from importlib import import_module
+from importlib.metadata import version
+from types import SimpleNamespace
+
+import numpy as np
+import openvino as ov
+import pytest
+import pytest_asyncio
+from openvino import opset13 as ops
+
+from penstock.engines.openvino import OpenVINOEngine, tasks
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
+from penstock.testing import chat_request
+from penstock.types import CompletionRequest, EmbeddingRequest, Embeddings, RerankRequest, TranscriptionRequest
+
+steps = import_module("openvino_tokenizers.tokenizer_pipeline")  # imported so for want of type stubs
+utils = import_module("openvino_tokenizers.utils")
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+WORDS = ["red", "green", "blue", "fox", "dog", "hill", "river", "sea"]
+VOCABULARY = SPECIAL + WORDS
+CONTEXT = 16
+OPTIONS = {"inference_precision": "f32", "num_threads": 1}
+
+
+def write_tokenizer(path, token_types):
+    pipeline = steps.TokenizerPipeline(vocab=VOCABULARY, skip_tokens=list(range(len(SPECIAL))))
+    cls, sep = (steps.AddToken(token=name, token_type_id=0) for name in ("[CLS]", "[SEP]"))
+    pipeline.add_steps(
+        [
+            steps.SpecialTokensSplit([steps.SpecialToken(name) for name in SPECIAL]),
+            steps.WhitespaceSplitStep(),
+            steps.WordPieceTokenizationStep(VOCABULARY),
+            steps.TruncationStep(max_length=CONTEXT),
+            steps.CombineSegmentsStep([cls, steps.Sequence(token_type_id=0), sep]),
+            steps.PaddingStep(token="[PAD]"),
+            steps.VocabDecoderStep(vocab=VOCABULARY),
+            steps.FuseStep(),
+        ]
+    )
+    model = pipeline.get_tokenizer_ov_subgraph()
+    kept = [output for output in model.outputs if token_types or "token_type_ids" not in output.names]
+    tokenizer = ov.Model(kept, model.get_parameters(), "tokenizer")
+    tokenizer.add_sinks(model.get_sinks())
+    utils.change_outputs_type(tokenizer, ov.Type.i64)
+    one, pair = {"ids": [2, -1, 3], "type_ids": [0, 0, 0]}, {"ids": [2, -1, 3, -2, 3], "type_ids": [0, 0, 0, 1, 1]}
+    tokenizer.set_rt_info(json.dumps({"single": one, "pair": pair}), "processed_post_processor_template")
+    tokenizer.set_rt_info(version("openvino-tokenizers"), "openvino_tokenizers_version")
+    ov.save_model(tokenizer, path / "openvino_tokenizer.xml")
+    detokenizer = pipeline.get_detokenizer_ov_subgraph()
+    utils.change_inputs_type(detokenizer, ov.Type.i64)
+    ov.save_model(detokenizer, path / "openvino_detokenizer.xml")
+
+
+def parameter(name):
+    node = ops.parameter([-1, -1], np.int64, name)
+    node.output(0).tensor.add_names({name})
+    return node
+
+
+def word_vectors(ids):
+    table = np.eye(len(VOCABULARY), dtype=np.float32)[:, len(SPECIAL) :]
+    return ops.gather(ops.constant(table), ids, ops.constant(0))
+
+
+def write_model(path, architecture, inputs, output, name):
+    output.output(0).tensor.add_names({name})
+    ov.save_model(ov.Model([output], inputs, "model"), path / "openvino_model.xml", compress_to_fp16=False)
+    config = {"architectures": [architecture], "max_position_embeddings": CONTEXT}
+    (path / "config.json").write_text(json.dumps(config))
+
+
+def embedding_model(path):
+    write_tokenizer(path, token_types=False)
+    inputs = [parameter("input_ids"), parameter("attention_mask")]
+    write_model(path, "BertModel", inputs, word_vectors(inputs[0]), "last_hidden_state")
+    return str(path)
+
+
+def rerank_model(path, token_types=True):
+    write_tokenizer(path, token_types)
+    ids, mask, types = inputs = [parameter(n) for n in ("input_ids", "attention_mask", "token_type_ids")]
+    words = ops.multiply(word_vectors(ids), column(mask))
+    document = ops.reduce_sum(ops.multiply(words, column(types)), ops.constant(1))
+    query = ops.subtract(ops.reduce_sum(words, ops.constant(1)), document)
+    shared = ops.reduce_sum(ops.multiply(query, document), ops.constant(1), keep_dims=True)
+    write_model(path, "BertForSequenceClassification", inputs, shared, "logits")
+    return str(path)
+
+
+def column(ids):
+    return ops.convert(ops.unsqueeze(ids, ops.constant(2)), "f32")
+
+
+def sigmoid(x):
+    return pytest.approx(1 / (1 + np.exp(-x)), abs=1e-5)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def embedder(tmp_path_factory):
+    engine = OpenVINOEngine(embedding_model(tmp_path_factory.mktemp("embed")), engine_kwargs=OPTIONS)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reranker(tmp_path_factory):
+    engine = OpenVINOEngine(rerank_model(tmp_path_factory.mktemp("rerank")), engine_kwargs=OPTIONS)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestEmbedding:
+    async def embed(self, engine, *inputs, **options):
+        return await engine.embeddings(EmbeddingRequest(list(inputs), **options))
+
+    async def test_vectors_come_in_the_order_of_the_inputs(self, embedder):
+        result = await self.embed(embedder, "red green blue fox", "dog", "red red")
+        assert np.argmax(result.vectors[1]) == WORDS.index("dog")
+        assert np.argmax(result.vectors[2]) == WORDS.index("red")
+        assert result.vectors[0] == pytest.approx([0.5] * 4 + [0] * 4, abs=1e-5)
+
+    async def test_tokens_are_counted_with_the_special_ones(self, embedder):
+        assert (await self.embed(embedder, "red green", "fox")).usage.prompt_tokens == 4 + 3
+
+    async def test_a_vector_does_not_depend_on_its_neighbours(self, embedder):
+        alone = await self.embed(embedder, "red sea")
+        beside = await self.embed(embedder, "green " * 12, "red sea")
+        assert beside.vectors[1] == pytest.approx(alone.vectors[0], abs=1e-6)
+
+    async def test_fewer_dimensions_are_cut_and_normalized_again(self, embedder):
+        result = await self.embed(embedder, "red green sea", dimensions=2)
+        assert result.vectors == [pytest.approx([0.5**0.5] * 2, abs=1e-5)]
+
+    @pytest.mark.parametrize("dimensions", [0, len(WORDS) + 1])
+    async def test_dimensions_that_the_model_does_not_have(self, embedder, dimensions):
+        with pytest.raises(RequestError, match="8 dimensions"):
+            await self.embed(embedder, "red", dimensions=dimensions)
+
+    async def test_a_long_text_is_refused_and_not_cut(self, embedder):
+        with pytest.raises(ContextLengthError, match=r"input\[1\] has 17 tokens; this model takes 16"):
+            await self.embed(embedder, "red", "red " * 15)
+        assert (await self.embed(embedder, "red " * 14)).usage.prompt_tokens == 16
+
+    async def test_no_inputs(self, embedder):
+        with pytest.raises(RequestError, match="nothing to embed"):
+            await self.embed(embedder)
+
+    async def test_requests_that_arrive_together_have_answers_of_their_own(self, embedder):
+        requests = [self.embed(embedder, word, dimensions=n) for word in WORDS for n in (None, 8, 99)]
+        results = await asyncio.gather(*requests, return_exceptions=True)
+        for at, result in enumerate(results):
+            if at % 3 == 2:
+                assert isinstance(result, RequestError)
+            else:
+                assert isinstance(result, Embeddings)
+                assert np.argmax(result.vectors[0]) == at // 3
+
+    async def test_capabilities(self, embedder):
+        assert embedder.capabilities.tasks == {"embeddings", "tokenize", "detokenize"}
+        assert embedder.capabilities.context_length == CONTEXT
+
+    async def test_what_it_cannot_do_is_named_with_engine_and_kind(self, embedder):
+        with pytest.raises(UnsupportedError, match="openvino engine does not support chat with an embedding model"):
+            await anext(embedder.chat(chat_request("red")))
+        with pytest.raises(UnsupportedError, match="completions with an embedding model"):
+            await anext(embedder.completions(CompletionRequest("red")))
+        with pytest.raises(UnsupportedError, match="rerank with an embedding model"):
+            await embedder.rerank(RerankRequest("red", ["red"]))
+        with pytest.raises(UnsupportedError, match="transcriptions with an embedding model"):
+            await embedder.transcriptions(TranscriptionRequest(b""))
+        with pytest.raises(UnsupportedError, match="reset_prefix_cache with an embedding model"):
+            await embedder.reset_prefix_cache()
+        await embedder.check_health()
+
+    async def test_adapters_are_refused(self, embedder, tmp_path):
+        (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+        with pytest.raises(UnsupportedError, match="LoRA adapters with an embedding model"):
+            await embedder.resolve_lora("a", str(tmp_path))
+
+    async def test_tokenize_and_back(self, embedder):
+        ids = await embedder.tokenize("fox hill")
+        assert ids == [VOCABULARY.index("fox"), VOCABULARY.index("hill")]
+        assert await embedder.detokenize(ids) == "foxhill"
+        assert await embedder.tokenize("") == []
+        assert await embedder.detokenize([]) == ""
+        with pytest.raises(RequestError, match="token ids"):
+            await embedder.detokenize([len(VOCABULARY)])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+class TestRerank:
+    async def test_scores_come_in_the_order_of_the_documents(self, reranker):
+        documents = ["dog", "blue red", "hill sea river dog dog dog", "red fox green"]
+        result = await reranker.rerank(RerankRequest("red blue green", documents))
+        assert result.scores == [sigmoid(0), sigmoid(2), sigmoid(0), sigmoid(2)]
+        assert result.usage.prompt_tokens == sum(3 + 3 + len(d.split()) for d in documents)
+
+    async def test_score_is_the_same(self, reranker):
+        request = RerankRequest("red", ["red", "blue"])
+        assert await reranker.score(request) == await reranker.rerank(request)
+
+    async def test_a_long_pair_is_refused_and_not_cut(self, reranker):
+        with pytest.raises(ContextLengthError, match=r"documents\[1\] has 17 tokens"):
+            await reranker.rerank(RerankRequest("red", ["red", "red " * 13]))
+
+    async def test_no_documents(self, reranker):
+        with pytest.raises(RequestError, match="no documents"):
+            await reranker.rerank(RerankRequest("red", []))
+
+    async def test_capabilities(self, reranker):
+        assert reranker.capabilities.tasks == {"score", "rerank", "tokenize", "detokenize"}
+        with pytest.raises(UnsupportedError, match="chat with a rerank model"):
+            await anext(reranker.chat(chat_request("red")))
+
+    async def test_a_tokenizer_without_token_types_is_refused_at_the_start(self, tmp_path):
+        engine = OpenVINOEngine(rerank_model(tmp_path, token_types=False), engine_kwargs=OPTIONS)
+        with pytest.raises(EngineStartError, match="token_type_ids into model_input_names"):
+            await engine.start()
+
+
+def wav(samples, rate=16_000, channels=1, width=2):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(width)
+        out.setframerate(rate)
+        out.writeframes(np.asarray(samples).astype(f"<i{width}").tobytes())
+    return file.getvalue()
+
+
+def tone(hertz, rate, seconds=0.5):
+    return 8192 * np.sin(2 * np.pi * hertz * np.arange(int(rate * seconds)) / rate)
+
+
+class TestReadWav:
+    def test_samples_are_scaled(self):
+        samples = tasks.read_wav(wav([0, 16384, -32768] + [0] * 2000))
+        assert samples.dtype == np.float32
+        assert samples[:3].tolist() == [0, 0.5, -1]
+
+    def test_channels_are_mixed(self):
+        both = np.column_stack([tone(440, 16_000), np.zeros(8000)])
+        assert tasks.read_wav(wav(both, channels=2)) == pytest.approx(
+            tasks.read_wav(wav(tone(440, 16_000) / 2)), abs=1e-4
+        )
+
+    @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+    def test_other_rates_give_the_same_sound(self, rate):
+        samples = tasks.read_wav(wav(tone(440, rate), rate))
+        middle = slice(800, -800)
+        assert samples[middle] == pytest.approx(tasks.read_wav(wav(tone(440, 16_000)))[middle], abs=5e-3)
+
+    def test_what_the_lower_rate_cannot_carry_is_gone(self):
+        assert np.abs(tasks.read_wav(wav(tone(15_000, 48_000), 48_000))[800:-800]).max() < 5e-3
+
+    def test_a_click_is_padded_with_silence(self):
+        assert len(tasks.read_wav(wav([1]))) == tasks.SAMPLE_RATE // 10
+
+    @pytest.mark.parametrize(
+        ("audio", "why"),
+        [
+            (b"", "ends too early"),
+            (b"ID3 this is no WAV file, but music", "RIFF"),
+            (wav([]), "no samples"),
+            (wav([1, 2, 3], width=4), "32-bit"),
+        ],
+    )
+    def test_other_formats_are_refused(self, audio, why):
+        with pytest.raises(RequestError, match=f"{why}.*send a WAV file with 16-bit PCM"):
+            tasks.read_wav(audio)
+
+
+class TestSpeech:
+    @pytest.fixture
+    def speech(self, monkeypatch, tmp_path):
+        """A `Speech` whose pipeline writes down what it was asked."""
+
+        class Pipeline:
+            multilingual = True
+
+            def __init__(self, *args, **kwargs):
+                pass
+
+            def get_generation_config(self):
+                languages = {"<|en|>": 1, "<|de|>": 2} if self.multilingual else {}
+                return SimpleNamespace(
+                    lang_to_id=languages, is_multilingual=self.multilingual, language=None, task=None
+                )
+
+            def generate(self, samples, config):
+                metrics = SimpleNamespace(get_num_generated_tokens=lambda: 7)
+                text = f" {config.task} {config.language} {config.max_new_tokens}"
+                return SimpleNamespace(texts=[text], perf_metrics=metrics)
+
+        monkeypatch.setattr("openvino_genai.ASRPipeline", Pipeline)
+        write_tokenizer(tmp_path, token_types=False)
+        return tasks.Speech(str(tmp_path), OpenVINOOptions(), 448)
+
+    def test_language_and_task_reach_the_model(self, speech):
+        result = speech.transcribe(wav([0] * 3200), "de", "translate", 20)
+        assert result.text == "translate <|de|> 20"
+        assert result.usage.completion_tokens == 7
+
+    def test_the_language_is_found_out_unless_given(self, speech):
+        assert speech.transcribe(wav([0] * 3200), None, "transcribe", 20).text == "transcribe None 20"
+
+    def test_an_unknown_language(self, speech):
+        with pytest.raises(RequestError, match="'xx'; it knows de, en"):
+            speech.transcribe(wav([0]), "xx", "transcribe", None)
+
+    @pytest.mark.parametrize(("seconds", "bound"), [(1, 440), (30, 440), (31, 880)])
+    def test_the_decoder_stays_within_its_positions(self, speech, seconds, bound):
+        audio = wav(np.zeros(16_000 * seconds))
+        for wanted in (None, 9999):
+            assert speech.transcribe(audio, "en", "transcribe", wanted).text.endswith(f" {bound}")
+
+    def test_an_english_model_only_writes_english_down(self, speech):
+        speech._pipeline.multilingual = False
+        assert speech.transcribe(wav([0]), "en", "transcribe", 5).text == "None None 5"
+        for language, task in (("de", "transcribe"), (None, "translate")):
+            with pytest.raises(RequestError, match="English"):
+                speech.transcribe(wav([0]), language, task, None)
