@@ -247,7 +247,7 @@ class TestHub:
         first = convert("org/name")
         assert convert("org/name") == first
         assert first.name.startswith("org--name-")
-        assert asked == [("org/name", None)] * 2  # the second time for weights that are no safetensors
+        assert asked == [("org/name", None)] * 3  # pooling, model, and again for weights that are no safetensors
         assert len(exports()) == 1
 
     def test_revisions_are_told_apart(self, asked, exports):

@@ -8,6 +8,7 @@ from penstock.engines.openvino.model_files import (
     find_model,
     gguf_context_length,
     lacks_token_types,
+    pooling_of,
 )
 from penstock.errors import EngineStartError
 
@@ -147,3 +148,22 @@ def test_token_types(tmp_path, model, tokenizer, lacks):
     (tmp_path / "openvino_model.xml").write_text(model)
     (tmp_path / "openvino_tokenizer.xml").write_text(tokenizer)
     assert lacks_token_types(tmp_path) is lacks
+
+
+class TestPooling:
+    def write(self, path, **modes):
+        (path / "1_Pooling").mkdir()
+        (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8, **modes}))
+        return path
+
+    def test_without_the_file_it_is_the_mean(self, tmp_path):
+        assert pooling_of(tmp_path) == "mean"
+
+    def test_the_file_decides(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode_cls_token=True, pooling_mode_mean_tokens=False)
+        assert pooling_of(path) == "cls"
+
+    def test_another_way_is_refused_by_name(self, tmp_path):
+        path = self.write(tmp_path, pooling_mode_max_tokens=True)
+        with pytest.raises(EngineStartError, match="pooling_mode_max_tokens"):
+            pooling_of(path)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.engines.openvino.model_files import (
+    POOLING_CONFIG,
     SENTENCE_TRANSFORMERS,
     is_ir,
     lacks_token_types,
@@ -110,7 +111,7 @@ def _check_directory(path: Path) -> None:
 
 
 def _fingerprint(path: Path) -> list[Any]:
-    files = sorted(file for file in path.iterdir() if file.is_file())
+    files = sorted(file for file in (*path.iterdir(), path / POOLING_CONFIG) if file.is_file())
     return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
 
 
@@ -120,14 +121,15 @@ def _download(source: str) -> Path:
     assert hub_id is not None
     hub = require("huggingface_hub", "convert")
 
-    def snapshot(patterns: list[str]) -> Path:
+    def snapshot(patterns: list[str], ignored: str | None = "*/*") -> Path:
         return Path(
             hub.snapshot_download(
-                hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns, ignore_patterns=["*/*"]
+                hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns, ignore_patterns=ignored
             )
         )
 
     try:
+        snapshot([POOLING_CONFIG], ignored=None)
         path = snapshot(_HUB_FILES)
         if not any(path.glob("*.safetensors")):
             path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
@@ -163,6 +165,9 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
             )
         if (directory / SENTENCE_TRANSFORMERS).is_file():
             shutil.copy(directory / SENTENCE_TRANSFORMERS, partial)
+        if (directory / POOLING_CONFIG).is_file():
+            (partial / POOLING_CONFIG).parent.mkdir(exist_ok=True)
+            shutil.copy(directory / POOLING_CONFIG, partial / POOLING_CONFIG)
         partial.rename(target)
         log.unlink()
     finally:

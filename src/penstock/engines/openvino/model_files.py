@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from msgspec import Struct
 
@@ -139,3 +139,29 @@ def _gguf_value(file: BinaryIO, kind: int) -> Any:
 
 def _number(file: BinaryIO, form: str) -> Any:
     return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]
+
+
+POOLING_CONFIG = "1_Pooling/config.json"
+_POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last_token",
+    "pooling_mode_mean_tokens": "mean",
+}
+
+
+def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
+    """How an embedding model joins its tokens' vectors, from sentence-transformers' file; the mean where there is none.
+
+    Raises `EngineStartError` for a way that is not one of ours: vectors made another way would be quietly poor.
+    """
+    try:
+        modes = json.loads((path / POOLING_CONFIG).read_text())
+    except FileNotFoundError:
+        return "mean"
+    except ValueError as error:
+        raise EngineStartError(f"'{path / POOLING_CONFIG}' is not valid JSON: {error}") from None
+    chosen = [name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True]
+    if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
+        ways = ", ".join(chosen) or "none"
+        raise EngineStartError(f"the model pools by {ways}; set embedding_pooling to mean, cls or last_token")
+    return _POOLING_MODES[chosen[0]]

@@ -18,9 +18,9 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     None: the model's own context. `kv_cache_memory_bytes`: memory of the KV cache, used as it fills; a size that is
     not a whole number of GiB costs a second load at the start. `num_threads` 0: all cores. `inference_precision` None:
     the device's choice, f32 where only one CPU is visible (bf16 crashes there on AMX machines). `max_loras`: adapters
-    held at once, each with a copy of the model's weights; the least recently used leaves. `prompt_lookup`: speculate
-    with n-grams of the prompt. `draft_model`: directory of a smaller model that speculates. `properties`: further
-    OpenVINO properties.
+    held at once, each with a copy of the model's weights; the least recently used leaves. `embedding_pooling` None:
+    what the model's `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of the
+    prompt. `draft_model`: directory of a smaller model that speculates. `properties`: further OpenVINO properties.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -36,6 +36,6 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     max_loras: Positive = 4
     prompt_lookup: bool = False
     draft_model: str | None = None
-    embedding_pooling: Literal["mean", "cls", "last_token"] = "mean"
+    embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
     properties: dict[str, Any] = field(default_factory=dict)

@@ -18,7 +18,7 @@ import openvino_genai as genai
 from numpy.typing import NDArray
 
 from penstock.engines.openvino.messages import Call, Failed, Load, Ready, Reply, Submit
-from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types
+from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.reasons import reason_of
 from penstock.errors import (
@@ -145,7 +145,7 @@ class Embedding(Task):
 
     def _start(self) -> None:
         config = genai.TextEmbeddingPipeline.Config()
-        config.pooling_type = _POOLING[self._options.embedding_pooling]
+        config.pooling_type = _POOLING[self._options.embedding_pooling or pooling_of(Path(self._path))]
         config.normalize = self._options.embedding_normalize
         config.max_length = self._context_length
         self._pipeline = genai.TextEmbeddingPipeline(self._path, self._options.device, config, **self._properties())
