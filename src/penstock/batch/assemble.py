@@ -1,0 +1,141 @@
+"""Puts the parts of a finished job together: which rows stand where, and in which order they go to the output."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import msgspec
+
+from penstock.batch.journal import Part
+from penstock.batch.runs import union, without
+
+
+class Segment(NamedTuple):
+    """`length` rows of `file` from place `at` on; the first is row number `start` of the input."""
+
+    start: int
+    length: int
+    file: str
+    at: int
+
+
+def segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segment]:
+    """The rows of the output in their order: that of the input, or that of the parts."""
+    found = (segment for part in parts for segment in _segments(part))
+    return sorted(found) if keep_order else found
+
+
+def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
+    """JSON lines, copied as they are."""
+    lines = _Lines(folder)
+    with open(target, "wb", buffering=1 << 18) as out, contextlib.closing(lines):
+        for segment in rows:
+            lines.copy(segment, out.write)
+        _to_disk(out)
+
+
+def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows."""
+    names = _csv_columns(_objects(folder, rows()), columns)
+    with open(target, "w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(names)
+        for values in _objects(folder, rows()):
+            flat = dict(_flat(values))
+            writer.writerow([_cell(flat.get(name)) for name in names])
+        _to_disk(out)
+
+
+def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
+    batch: list[bytes] = []
+    with contextlib.closing(_Lines(folder)) as lines:
+        for segment in rows:
+            lines.copy(segment, batch.append)
+            for line in batch:
+                yield msgspec.json.decode(line)
+            batch.clear()
+
+
+def _csv_columns(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> list[str]:
+    filled = dict.fromkeys(columns, False)
+    for values in rows:
+        for name, value in _flat(values):
+            filled[name] = filled.get(name, False) or value is not None
+    # A name that was only ever null is that of an object that other rows have: its fields are the columns.
+    objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
+    places = {name: place for place, name in enumerate(filled)}
+    names = [name for name, has_value in filled.items() if has_value or name not in objects]
+    return sorted(names, key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+
+
+def _dots(name: str) -> list[int]:
+    return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _segments(part: Part) -> Iterator[Segment]:
+    dropped = union(part.dropped)
+    at = part.at
+    for start, stop in part.runs:
+        for first, last in without([(start, stop)], dropped):
+            yield Segment(first, last - first, part.file, at + first - start)
+        at += stop - start
+
+
+class _Lines:
+    """Reads part files from first line to last, each only as far as asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, tuple[io.BufferedReader, int]] = {}
+
+    def copy(self, segment: Segment, take: Callable[[bytes], Any]) -> None:
+        """Give the segment's lines to `take`. Segments of one file must come in ascending order."""
+        if segment.file not in self._open:
+            self._open[segment.file] = open(self._folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
+        file, place = self._open.pop(segment.file)
+        for _ in range(segment.at - place):
+            file.readline()
+        for _ in range(segment.length):
+            take(file.readline())
+        if file.peek(1):
+            self._open[segment.file] = file, segment.at + segment.length
+        else:
+            file.close()  # a job may have more parts than a process may have open files
+
+    def close(self) -> None:
+        for file, _ in self._open.values():
+            file.close()
+
+
+def _to_disk(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def csv_to_jsonl(source: Path, target: Path) -> None:
+    """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
+    encode = msgspec.json.Encoder().encode
+    with open(source, encoding="utf-8", newline="") as rows, open(target, "wb", buffering=1 << 18) as out:
+        for values in csv.DictReader(rows):
+            out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
+        _to_disk(out)

@@ -1,0 +1,120 @@
+"""Puts the parts of a finished job together as Parquet: one file, or a directory of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penstock.batch.assemble import Segment
+from penstock.batch.tables import conform, unify
+
+_GROUP_ROWS = 65536
+_GROUP_BYTES = 32 << 20
+_FILE_BYTES = 256 << 20
+_READ_ROWS = 4096
+
+
+def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
+    """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no rows."""
+    tables = _conformed(folder, rows, empty)
+    first = next(tables)
+    with open(target, "wb") as file:
+        with pq.ParquetWriter(file, first.schema) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
+    """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
+    target.mkdir()
+    tables = _conformed(folder, rows, empty)
+    table: pa.Table | None = next(tables)
+    number = 0
+    while table is not None:
+        written = 0
+        with open(target / f"part-{number:05}.parquet", "wb") as file:
+            with pq.ParquetWriter(file, table.schema) as writer:
+                while table is not None and written < _FILE_BYTES:
+                    writer.write_table(table)
+                    written += table.nbytes
+                    table = next(tables, None)
+            file.flush()
+            os.fsync(file.fileno())
+        number += 1
+
+
+def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
+    """The output in tables of one schema, at least one of them."""
+    files = dict.fromkeys(segment.file for segment in rows())
+    schemas = [pq.read_schema(path) for file in files for path in files_of(folder / file)]
+    if not schemas:
+        yield empty
+        return
+    schema = unify(schemas)
+    gathered: list[pa.Table] = []
+    count = size = 0
+    readers: dict[str, _Reader] = {}
+    for segment in rows():
+        reader = readers.pop(segment.file, None) or _Reader(folder / segment.file)
+        for piece in reader.read(segment.at, segment.length):
+            gathered.append(conform(piece, schema))
+            count += piece.num_rows
+            size += piece.nbytes
+            if count >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                yield pa.concat_tables(gathered)
+                gathered, count, size = [], 0, 0
+        if not reader.exhausted:  # a job may have more parts than a process may have open files
+            readers[segment.file] = reader
+    if gathered:
+        yield pa.concat_tables(gathered)
+
+
+class _Reader:
+    """Reads a part from its first row to its last."""
+
+    def __init__(self, path: Path) -> None:
+        files = files_of(path)
+        self._left: int = sum(pq.read_metadata(file).num_rows for file in files)
+        self._batches = _batches(files)
+        self._held: pa.Table | None = None
+        self._place = 0
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._left
+
+    def read(self, at: int, count: int) -> Iterator[pa.Table]:
+        """`count` rows from row `at` on, which must not lie before what was read already."""
+        for _ in self._take(at - self._place):
+            pass
+        yield from self._take(count)
+
+    def _take(self, count: int) -> Iterator[pa.Table]:
+        while count > 0:
+            if self._held is None or not self._held.num_rows:
+                self._held = next(self._batches)
+            piece = self._held.slice(0, count)
+            self._held = self._held.slice(piece.num_rows)
+            self._place += piece.num_rows
+            self._left -= piece.num_rows
+            count -= piece.num_rows
+            yield piece
+
+
+def files_of(path: Path) -> list[Path]:
+    """A part's file, or the files of a part that is a directory, sorted."""
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
+def _batches(files: list[Path]) -> Iterator[pa.Table]:
+    for file in files:
+        with pq.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches(batch_size=_READ_ROWS, use_threads=False):
+                yield pa.Table.from_batches([batch])

@@ -1,0 +1,175 @@
+"""Carries a planned job out: takes up its state, starts the engine, moves the rows, puts the output together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from penstock.batch.counts import Counts
+from penstock.batch.dedupe import Answers
+from penstock.batch.flow import Flow
+from penstock.batch.interrupts import Interrupts
+from penstock.batch.journal import Journal
+from penstock.batch.keeper import EngineKeeper, adapter_path
+from penstock.batch.openai_lines import OpenAILines
+from penstock.batch.outputs import Output
+from penstock.batch.progress import Progress
+from penstock.batch.requests import ColumnRequests
+from penstock.batch.result import RunResult
+from penstock.batch.sinks import DurableSink, MemorySink, Sink, StreamSink
+from penstock.batch.sources.base import Source
+from penstock.batch.state import State
+from penstock.batch.writers import JsonlWriter, ParquetWriter, PartWriter
+from penstock.engines.base import LLMEngine
+from penstock.engines.sampling_checks import check_sampling
+from penstock.errors import JobError, OutputError
+
+if TYPE_CHECKING:
+    from penstock.batch.tables import Tables
+
+
+@dataclass
+class Plan:
+    """A checked job. `identity` is all that decides its output; `adapter` the one adapter of all rows, if any."""
+
+    source: Source
+    output: Output | Literal["-"] | None
+    form: ColumnRequests | OpenAILines
+    engine: LLMEngine
+    adapter: str | None
+    identity: dict[str, Any]
+    limit: int | None
+    keep_order: bool
+    on_error: Literal["keep", "fail"]
+    retry_failed: bool
+    fresh: bool
+    max_attempts: int
+    progress: bool | None
+
+    @property
+    def total(self) -> int | None:
+        """The number of rows, if known."""
+        known = [number for number in (self.source.rows, self.limit) if number is not None]
+        return min(known) if self.source.rows is not None else None
+
+    def tables(self) -> Tables:
+        """What makes Arrow tables of the output."""
+        from penstock.batch.tables import Tables
+
+        assert isinstance(self.form, ColumnRequests)
+        return Tables(self.form, self.source.schema, self.source.columns)
+
+
+async def execute(plan: Plan, interrupts: Interrupts) -> RunResult:
+    """Do the job. Raises `PenstockError`; then, and when cancelled, what was done is kept."""
+    began = time.perf_counter()
+    output = plan.output
+    if isinstance(output, Output):
+        state = State.open(
+            output, plan.identity, keep_order=plan.keep_order, fresh=plan.fresh, retry_failed=plan.retry_failed
+        )
+        with contextlib.closing(state):
+            if state.complete:
+                return RunResult(Counts(**state.manifest.result), output.path, already_complete=True)
+            result = await _durable(plan, output, state, interrupts)
+    else:
+        with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
+            result = await _transient(plan, Path(folder), interrupts)
+    result.counts.seconds = time.perf_counter() - began
+    return result
+
+
+async def _durable(plan: Plan, output: Output, state: State, interrupts: Interrupts) -> RunResult:
+    if isinstance(plan.form, OpenAILines):
+        plan.form.created = state.manifest.created  # answers of a resumed job carry the time of its beginning
+    journal = state.journal
+    done = len(journal.done)
+    counts = Counts(rows=done, errors=dict(journal.errors), resumed=done, total=plan.total)
+    tables = plan.tables() if output.columnar else None
+
+    def make_writer(path: Path) -> PartWriter:
+        return JsonlWriter(path, plan.form) if tables is None else ParquetWriter(path, tables)
+
+    sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
+    answers = Answers(output.folder)
+    finished = False
+    try:
+        finished = await _move(plan, sink, counts, answers, journal, interrupts)
+        if finished:
+            journal.load()
+            if len(journal.done) != counts.rows:
+                raise JobError(f"{counts.rows} rows were finished, but {len(journal.done)} stand in the journal")
+            names = [*plan.source.columns, *plan.form.flat_columns]
+            await asyncio.to_thread(state.publish, lambda: plan.tables().empty(), names)
+            state.finish(counts)
+    finally:
+        answers.close(discard=finished)
+    return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
+
+
+async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunResult:
+    counts = Counts(total=plan.total)
+    kept = MemorySink(keep_order=plan.keep_order)
+    sink: Sink = kept
+    if plan.output is not None:
+        sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
+    answers = Answers(folder)
+    try:
+        finished = await _move(plan, sink, counts, answers, None, interrupts)
+    finally:
+        answers.close()
+    result = RunResult(counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received)
+    result._items, result._form = kept.items, plan.form
+    result._tables = plan.tables if isinstance(plan.form, ColumnRequests) else None
+    return result
+
+
+async def _move(
+    plan: Plan, sink: Sink, counts: Counts, answers: Answers, journal: Journal | None, interrupts: Interrupts
+) -> bool:
+    """Move the rows through the engine into the sink. Returns whether all are there."""
+    keeper = EngineKeeper(plan.engine)
+    try:
+        await _start(plan, keeper)
+        flow = Flow(
+            plan.source,
+            plan.form,
+            keeper,
+            sink,
+            counts,
+            answers,
+            journal,
+            limit=plan.limit,
+            on_error=plan.on_error,
+            max_attempts=plan.max_attempts,
+            # Where columns pass through in Arrow form, only those that requests are made of become Python values.
+            columns=plan.form.columns if isinstance(sink, DurableSink) and sink.columnar else None,
+        )
+        interrupts.on_first = flow.drain
+        async with Progress(counts, plan.progress):
+            finished = await flow.run()
+        if finished:
+            await sink.finish()
+        return finished
+    finally:
+        interrupts.on_first = None
+        await keeper.stop()
+        with contextlib.suppress(OutputError):  # that is already on its way up
+            await sink.close()
+
+
+async def _start(plan: Plan, keeper: EngineKeeper) -> None:
+    """Start the engine and see that it can do what all rows will ask for."""
+    if plan.adapter is not None:
+        adapter_path(plan.engine, plan.adapter)  # an unknown name need not wait for the model to load
+    await keeper.start()
+    if plan.adapter is not None:
+        await keeper.adapter(plan.adapter)
+    if isinstance(plan.form, ColumnRequests):
+        check_sampling(plan.form.sampling, 1, plan.engine.capabilities, plan.engine.name)

@@ -1,0 +1,309 @@
+"""Moves the rows of a job: from the source into the engine, and on to the sink, each row on its own.
+
+    read_ahead ──> filling ──> window ──> in flight ──> sink
+                   prepared    sorted     asked         journaled, in order, written
+
+`filling` gathers prepared rows. When the window has run out, what has gathered becomes the next window, sorted
+by prefix. `admit` keeps the engine full from the window. Everything is bounded: `filling` by the window's size,
+which grows, so that the first rows start at once; rows that were read and not yet written by `MAX_ROWS` and
+`MAX_BYTES`. A new window waits for
+those bounds, never a row of an opened one: the row that holds up the order may be among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from typing import Literal
+
+from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, by_prefix
+from penstock.batch.attempts import Attempts
+from penstock.batch.counts import Counts
+from penstock.batch.dedupe import Answers
+from penstock.batch.feed import read_ahead
+from penstock.batch.journal import Journal, digest_key
+from penstock.batch.keeper import EngineKeeper
+from penstock.batch.replay import Replay, other_rows
+from penstock.batch.requests import RequestForm
+from penstock.batch.rows import Outcome, Row, Stage
+from penstock.batch.sinks import Sink
+from penstock.batch.sources.base import Source
+from penstock.errors import (
+    InputError,
+    JobError,
+    PenstockError,
+    RequestError,
+)
+
+MAX_ROWS = 16384
+MAX_BYTES = 64 << 20
+DRAIN_SECONDS = 15.0
+_TURN = 512  # answers from memory before the event loop gets its turn
+
+
+class Flow:
+    """One run of a job's rows. Make it inside a running event loop; `await run()` once.
+
+    `journal` is None where results are not kept.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        form: RequestForm,
+        keeper: EngineKeeper,
+        sink: Sink,
+        counts: Counts,
+        answers: Answers,
+        journal: Journal | None,
+        *,
+        limit: int | None = None,
+        on_error: Literal["keep", "fail"] = "keep",
+        max_attempts: int = 3,
+        columns: tuple[str, ...] | None = None,
+    ) -> None:
+        self._source = source
+        self._form = form
+        self._keeper = keeper
+        self._sink = sink
+        sink.fail = self.stop
+        self._counts = counts
+        self._answers = answers
+        self._journal = journal
+        self._limit = limit
+        self._on_error = on_error
+        self._attempts = Attempts(keeper, form, counts, most=max_attempts)
+        self._columns = columns
+
+        concurrency = keeper.engine.capabilities.max_concurrency
+        self._most_in_flight = max(concurrency + 2, concurrency + concurrency // 4)
+        self._filling: list[Row] = []
+        self._filling_bytes = 0
+        self._window: deque[Row] = deque()
+        self._window_size = FIRST_WINDOW
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._followers: dict[bytes, list[Row]] = {}  # rows that wait for an equal request in flight
+        self._rows_inside = 0
+        self._bytes_inside = 0
+        self._all_read = False
+        self._room = asyncio.Event()
+        self._over = asyncio.Event()
+        self._error: BaseException | None = None
+
+    async def run(self) -> bool:
+        """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
+        intake = asyncio.create_task(self._take_in())
+        try:
+            await self._over.wait()
+            if self._attempts.ending and self._error is None and self._tasks:
+                await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
+        finally:
+            self._attempts.ending = True
+            leaving = [intake, *self._tasks]
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+        if self._error is not None:
+            raise self._error
+        return self._all_read and not self._rows_inside
+
+    def drain(self) -> None:
+        """Admit no more rows; `run` returns when those in flight are finished, or after 15 seconds."""
+        self._attempts.ending = True
+        self._over.set()
+
+    def stop(self, error: BaseException | None = None) -> None:
+        """End at once, with `error`."""
+        if self._error is None:
+            self._error = error
+        self._attempts.ending = True
+        self._over.set()
+        for task in self._tasks:
+            task.cancel()
+
+    # In
+    async def _take_in(self) -> None:
+        try:
+            done = self._journal.done if self._journal is not None else ()
+            replay = Replay(self._journal, self._source)
+            again = self._form.every_row or replay.wanted
+            start = 0 if again or self._journal is None else self._journal.done.first_missing()
+            async with contextlib.aclosing(read_ahead(self._source, start, self._limit, self._columns)) as batches:
+                async for batch in batches:
+                    for row in batch:
+                        if row.index not in done:
+                            self._receive(row)
+                        elif again:
+                            self._prepare(row)
+                            replay.compare(row)
+                    self._admit()
+                    while self._is_full():
+                        self._room.clear()
+                        await self._room.wait()
+            replay.finish()
+            self._all_read = True
+            self._admit()
+        except PenstockError as error:
+            self.stop(error)
+        except Exception as error:
+            self.stop(_fault(error))
+
+    def _receive(self, row: Row) -> None:
+        self._rows_inside += 1
+        self._bytes_inside += row.nbytes
+        failure = self._prepare(row)
+        record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
+        if record is not None:
+            if record.key != digest_key(row.digest):
+                raise other_rows(row.index)
+            self._counts.resumed += 1
+            if row.shareable and record.outcome.error is None:
+                self._answers.put(row.digest, record.outcome)
+            self._finish(row, record.outcome, journaled=True)
+        elif failure is not None:
+            self._fail(row, *failure)
+        else:
+            self._filling.append(row)
+            self._filling_bytes += row.nbytes
+
+    def _prepare(self, row: Row) -> tuple[PenstockError, Stage] | None:
+        if row.values is None:
+            return InputError(row.fault or "the row cannot be read"), "read"
+        try:
+            self._form.prepare(row)
+        except PenstockError as error:
+            return error, "prompt"
+        except Exception as error:  # values of the caller's own types can fail in any way
+            return RequestError(f"{type(error).__name__}: {error}"), "prompt"
+        return None
+
+    def _is_full(self) -> bool:
+        return (
+            len(self._filling) >= self._window_size
+            or self._filling_bytes >= MAX_BYTES // 2
+            or (self._rows_inside >= 2 * MAX_ROWS and bool(self._tasks))
+        )
+
+    # Through
+    def _admit(self) -> None:
+        """Start rows while the engine has room for them."""
+        while len(self._tasks) < self._most_in_flight and (row := self._next_row()) is not None:
+            self._tasks.add(asyncio.create_task(self._work(row)))
+        self._make_room()
+        if self._all_read and not self._rows_inside:
+            self._over.set()
+
+    def _next_row(self) -> Row | None:
+        """The next row that the engine must answer."""
+        for _ in range(_TURN):
+            if self._attempts.ending or not (self._window or self._open_window()):
+                return None
+            row = self._window.popleft()
+            if not (row.shareable and self._is_answered(row)):
+                return row
+        asyncio.get_running_loop().call_soon(self._admit)  # so many answers from memory: others' turn first
+        return None
+
+    def _make_room(self) -> None:
+        if not self._room.is_set() and not self._is_full():
+            self._room.set()
+
+    def _is_answered(self, row: Row) -> bool:
+        """Whether an equal request was answered, or is in flight and will answer this row too."""
+        followers = self._followers.get(row.digest)
+        if followers is not None:
+            followers.append(row)
+            return True
+        try:
+            known = self._answers.get(row.digest)
+            if known is None:
+                self._followers[row.digest] = []
+                return False
+            self._counts.deduplicated += 1
+            self._finish(row, known)
+        except PenstockError as error:
+            self.stop(error)
+        return True
+
+    def _open_window(self) -> bool:
+        if not self._filling:
+            return False
+        waiting = self._rows_inside - len(self._filling)
+        if self._tasks and (waiting >= MAX_ROWS or self._bytes_inside - self._filling_bytes >= MAX_BYTES):
+            return False
+        self._window.extend(by_prefix(self._filling))
+        self._filling = []
+        self._filling_bytes = 0
+        self._window_size = min(2 * self._window_size, LARGEST_WINDOW)
+        self._room.set()
+        return True
+
+    async def _work(self, row: Row | None) -> None:
+        """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
+        try:
+            while row is not None:
+                outcome = await self._attempts.outcome(row)
+                if outcome is not None:
+                    self._deliver(row, outcome)
+                self._make_room()
+                await asyncio.sleep(0)  # an engine that answers at once must not keep others from their turn
+                row = self._next_row()
+        except PenstockError as error:
+            self.stop(error)
+        except Exception as error:
+            self.stop(_fault(error))
+        finally:
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.discard(task)
+            self._admit()
+
+    # Out
+    def _deliver(self, row: Row, outcome: Outcome) -> None:
+        """A row was computed: it and those with the same request are finished."""
+        self._keeper.progressed()
+        usage = outcome.usage
+        if usage is not None:
+            self._counts.prompt_tokens += usage.prompt_tokens
+            self._counts.completion_tokens += usage.completion_tokens
+            self._counts.cached_tokens += usage.cached_tokens
+        followers: list[Row] = []
+        if row.shareable:
+            followers = self._followers.pop(row.digest)
+            if outcome.error is None:
+                self._answers.put(row.digest, outcome)
+        for finished in (row, *followers):
+            self._finish(finished, outcome)
+        self._counts.deduplicated += len(followers)
+
+    def _fail(self, row: Row, error: PenstockError, stage: Stage) -> None:
+        self._finish(row, self._form.failure(row, error, stage, 0))
+
+    def _finish(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> None:
+        counts = self._counts
+        error = outcome.error
+        if error is not None:
+            if self._on_error == "fail" and not journaled:
+                raise JobError(
+                    f"row {row.index} failed at stage {error.stage}: {error.message}. "
+                    "What was done before it is kept; the same command goes on with it"
+                )
+            counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
+        counts.rows += 1
+        size = len(outcome.response or "")
+        row.request = None  # answered: its memory is needed no more
+        row.prefix = ""
+        row.nbytes += size
+        self._bytes_inside += size
+        left = self._sink.put(row, outcome, journaled=journaled)
+        self._rows_inside -= len(left)
+        for gone in left:
+            self._bytes_inside -= gone.nbytes
+
+
+def _fault(error: Exception) -> JobError:
+    """A job error for what nobody foresaw."""
+    fault = JobError(f"{type(error).__name__}: {error}")
+    fault.__cause__ = error
+    return fault

@@ -1,0 +1,57 @@
+"""Signals that end a job early: the first drains it, the second stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class JobInterrupted(KeyboardInterrupt):
+    """A job was stopped by a signal, whose number is `signal`. What it had done is kept, as the text says."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.signal = number
+
+
+class Interrupts:
+    """Handles SIGINT and SIGTERM inside `with`, in the main thread only; elsewhere it does nothing.
+
+    `received` is the number of the signal that came. Until `on_first` is set, and from the second signal on,
+    the task that entered is cancelled; else the first signal calls `on_first`.
+    """
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.received: int | None = None
+        self.on_first: Callable[[], None] | None = None
+        self._enabled = enabled and threading.current_thread() is threading.main_thread()
+
+    def __enter__(self) -> Interrupts:
+        self._task = asyncio.current_task()
+        if self._enabled:
+            for number in _SIGNALS:
+                asyncio.get_running_loop().add_signal_handler(number, self._handle, number)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._enabled:
+            for number in _SIGNALS:
+                asyncio.get_running_loop().remove_signal_handler(number)
+
+    def _handle(self, number: int) -> None:
+        if self.received is None and self.on_first is not None:
+            self.received = number
+            print("Finishing the rows in flight; once more stops at once.", file=sys.stderr, flush=True)
+            self.on_first()
+        else:
+            self.received = self.received or number
+            if self._task is not None:
+                self._task.cancel()

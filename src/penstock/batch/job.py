@@ -1,0 +1,301 @@
+"""A batch job: what it is to do, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from penstock.batch import structured
+from penstock.batch.execution import Plan, execute
+from penstock.batch.interrupts import Interrupts, JobInterrupted
+from penstock.batch.keeper import engine_for
+from penstock.batch.openai_lines import OpenAILines, are_lines
+from penstock.batch.outputs import Output
+from penstock.batch.requests import ColumnRequests
+from penstock.batch.result import RunResult
+from penstock.batch.sources import open_source
+from penstock.batch.sources.base import Source
+from penstock.batch.template import Template
+from penstock.engines.base import LLMEngine
+from penstock.errors import ConfigError
+from penstock.types import Sampling, StructuredOutput
+
+T = TypeVar("T")
+
+# Options that say what is asked of a row; OpenAI batch lines say that themselves.
+_ROW_OPTIONS = frozenset({"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"})
+_SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
+
+
+@dataclass
+class Job:
+    """A language model over every row of a data set.
+
+    What to read and write:
+        source: a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV; "-" for JSON lines on standard
+        input; a
+            pyarrow table or record batch reader; a pandas or Polars frame; an iterable or asynchronous iterable
+            of dicts. An iterable is read in a thread of its own.
+        output: a path or URL ending in .jsonl, .parquet or .csv, a directory (ending in "/") for Parquet files,
+        "-" for
+            JSON lines on standard output, or None to have the rows in `RunResult`. A path makes the job
+            durable: the same job on the same path resumes what was interrupted.
+
+    What to run:
+        model: "demo", a model directory or file, or a hub id. Default "demo".
+        engine: an engine's name, or an engine object, which is left running if it runs. Default "openvino".
+        engine_kwargs: options of the engine, where it is given by name.
+
+    What to ask (input in OpenAI's batch form needs none of these, and takes none):
+        prompt: text with `{column}` in it, which becomes the user's message.
+        messages: the column that holds whole conversations, as lists of messages or as JSON text.
+        system: a system message before each.
+        schema: a JSON Schema (mapping or path) that answers follow; its fields become columns.
+        adapter: a column with the names of LoRA adapters (null: none), else one adapter's name or directory.
+        max_tokens, temperature (default 0: the likeliest token), top_p, top_k, min_p, seed, stop,
+        stop_token_ids,
+        min_tokens, ignore_eos, presence_penalty, frequency_penalty, repetition_penalty: as in
+        `penstock.types.Sampling`.
+
+    How to run:
+        limit: read only this many rows.
+        order: "input" writes rows in the order of the input, "done" as they finish.
+        on_error: "keep" makes a failing row an error row, "fail" stops the job at it.
+        retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
+        fresh: discard what an earlier run did.
+        max_attempts: how often a row is tried if its failure may pass.
+        result_prefix: goes before the name of each result column.
+        progress: show a progress line on standard error. Default: where that is a terminal.
+    """
+
+    source: Any
+    output: str | os.PathLike[str] | None = None
+    _: KW_ONLY
+    model: str | None = None
+    engine: str | LLMEngine | None = None
+    engine_kwargs: Mapping[str, Any] | None = None
+    prompt: str | None = None
+    messages: str | None = None
+    system: str | None = None
+    schema: Mapping[str, Any] | str | os.PathLike[str] | None = None
+    adapter: str | None = None
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    limit: int | None = None
+    order: Literal["input", "done"] = "input"
+    on_error: Literal["keep", "fail"] = "keep"
+    retry_failed: bool = False
+    fresh: bool = False
+    max_attempts: int = 3
+    result_prefix: str = ""
+    progress: bool | None = None
+
+    def run(self) -> RunResult:
+        """Do the job. Raises `PenstockError`, or `KeyboardInterrupt` when a signal stopped it."""
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio_run(self._run)
+        if isinstance(self.engine, LLMEngine):
+            raise ConfigError(
+                "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
+            )
+        return _in_thread(lambda: asyncio.run(self.arun()))
+
+    async def arun(self) -> RunResult:
+        """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
+        with Interrupts(enabled=False) as interrupts:
+            return await execute(await self._plan(), interrupts)
+
+    async def _run(self) -> RunResult:
+        with Interrupts(enabled=True) as interrupts:
+            try:
+                result = await execute(await self._plan(), interrupts)
+            except asyncio.CancelledError:
+                if interrupts.received is None:
+                    raise
+                raise _Stopped(interrupts.received, "stopped") from None
+            if result.stopped_by is not None:
+                kept = "are kept: the same command goes on" if result.output not in (None, "-") else "were done"
+                raise _Stopped(result.stopped_by, f"stopped after {result.counts.rows:,} rows, which {kept}")
+            return result
+
+    async def _plan(self) -> Plan:
+        """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or `OutputError`."""
+        self._check_choices()
+        schema = structured.load(self.schema)
+        sampling = self._sampling(schema)
+        output = self._open_output()
+        engine = engine_for(self.model, self.engine, self.engine_kwargs)
+        source = await open_source(self.source)
+        if isinstance(output, Output) and source.reads(output.path):
+            raise ConfigError(f"{output.path} is part of the input", field="output")
+        form: ColumnRequests | OpenAILines
+        constant: str | None = None
+        if self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
+            self._check_lines(output)
+            form = OpenAILines(model=engine.model_source, created=int(time.time()))
+        else:
+            in_column = self.adapter is not None and self.adapter in source.columns
+            constant = None if in_column else self.adapter
+            form = ColumnRequests(
+                template=Template(self.prompt) if self.prompt is not None else None,
+                messages=self.messages,
+                system=self.system,
+                sampling=sampling,
+                schema=schema,
+                adapter=constant,
+                adapter_column=self.adapter if in_column else None,
+                prefix=self.result_prefix,
+            )
+            if self.prompt is None and self.messages is None:
+                raise ConfigError(
+                    "say what to ask: give a prompt with {column} in it, or a column of messages", field="prompt"
+                )
+            if source.columns:
+                form.check(source.columns)
+        return Plan(
+            source=source,
+            output=output,
+            form=form,
+            engine=engine,
+            adapter=constant,
+            identity=self._identity(source, engine, schema, sampling, form, output),
+            limit=self.limit,
+            keep_order=self.order == "input",
+            on_error=self.on_error,
+            retry_failed=self.retry_failed,
+            fresh=self.fresh,
+            max_attempts=self.max_attempts,
+            progress=self.progress,
+        )
+
+    def _check_choices(self) -> None:
+        if self.prompt is not None and self.messages is not None:
+            raise ConfigError("give a prompt or a column of messages, not both", field="messages")
+        for name, allowed in (("order", ("input", "done")), ("on_error", ("keep", "fail"))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"must be {' or '.join(allowed)}, not {value!r}", field=name, value=value)
+        for name, least in (("limit", 0), ("max_tokens", 1), ("max_attempts", 1)):
+            number = getattr(self, name)
+            if number is not None and number < least:
+                raise ConfigError(f"must be at least {least}, not {number}", field=name, value=number)
+        if self.temperature < 0:
+            raise ConfigError(f"must not be negative, is {self.temperature}", field="temperature")
+
+    def _check_lines(self, output: Output | Literal["-"] | None) -> None:
+        for option in fields(self):
+            if option.name in _ROW_OPTIONS | _SAMPLING and getattr(self, option.name) != option.default:
+                raise ConfigError(
+                    "has no meaning for OpenAI batch lines, whose bodies say what is asked", field=option.name
+                )
+        if isinstance(output, Output) and output.form != "jsonl":
+            raise ConfigError("OpenAI batch lines are answered in .jsonl", field="output", value=output.path)
+
+    def _open_output(self) -> Output | Literal["-"] | None:
+        if self.output is None:
+            if self.retry_failed or self.fresh:
+                name = "retry_failed" if self.retry_failed else "fresh"
+                raise ConfigError("needs an output whose job is kept", field=name)
+            return None
+        path = os.fspath(self.output)
+        return "-" if path == "-" else Output(path)
+
+    def _sampling(self, schema: structured.Schema | None) -> Sampling:
+        return Sampling(
+            max_tokens=self.max_tokens,
+            min_tokens=self.min_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=self.seed,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=self.repetition_penalty,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            stop_token_ids=tuple(self.stop_token_ids),
+            ignore_eos=self.ignore_eos,
+            structured=StructuredOutput("json_schema", schema.text) if schema is not None else None,
+        )
+
+    def _identity(
+        self,
+        source: Source,
+        engine: LLMEngine,
+        schema: structured.Schema | None,
+        sampling: Sampling,
+        form: ColumnRequests | OpenAILines,
+        output: Output | Literal["-"] | None,
+    ) -> dict[str, Any]:
+        """All that decides what the output will be."""
+        return {
+            **(source.fingerprint or {"input": source.name}),
+            "model": engine.model_source,
+            "engine": engine.name,
+            "requests": "OpenAI batch lines" if isinstance(form, OpenAILines) else "columns",
+            "prompt": self.prompt,
+            "messages": self.messages,
+            "system": self.system,
+            "schema": schema.schema if schema is not None else None,
+            **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),
+            "adapter": self.adapter,
+            "limit": self.limit,
+            "order": self.order,
+            "result prefix": self.result_prefix,
+            "output form": output.form if isinstance(output, Output) else None,
+        }
+
+
+class _Stopped(Exception):
+    """Carries a signal's number out of the event loop, where no `KeyboardInterrupt` may pass."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def asyncio_run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """`asyncio.run`, with a stop by signal raised as `JobInterrupted`."""
+    try:
+        return asyncio.run(main())
+    except _Stopped as stopped:
+        raise JobInterrupted(str(stopped), stopped.number) from None
+
+
+def _in_thread(call: Callable[[], T]) -> T:
+    """The result of `call`, made in a thread that has no event loop yet."""
+    outcome: list[T] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="penstock-job")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]

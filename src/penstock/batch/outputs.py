@@ -1,0 +1,176 @@
+"""Where a job's results go: a file, a directory of Parquet, a URL, standard output, or memory."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock import env
+from penstock.batch import assemble
+from penstock.batch.assemble import Segment
+from penstock.batch.journal import remove, sync_folder
+from penstock.batch.sources.files import filesystem, is_url
+from penstock.errors import OutputError, PenstockError
+
+Form = Literal["jsonl", "csv", "parquet", "dataset"]
+_FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+class Output:
+    """A file, directory or URL that a job writes. `folder` holds the job's state until it is complete, and
+    after.
+
+    Raises `OutputError` for an unknown extension.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.remote = is_url(path)
+        self.form: Form
+        if path.endswith("/") or (not self.remote and os.path.isdir(path)):
+            self.form = "dataset"
+        else:
+            extension = os.path.splitext(path.lower())[1]
+            if extension not in _FORMS:
+                raise OutputError(
+                    f"{path}: unknown extension; known are {', '.join(_FORMS)}, "
+                    "'/' at the end for a directory of Parquet files, and '-' for standard output"
+                )
+            self.form = _FORMS[extension]
+        if self.remote:
+            name = blake2b(path.encode(), digest_size=12).hexdigest()
+            self.folder = _state_root() / name
+        else:
+            self.folder = Path(f"{path.rstrip('/')}.penstock")
+
+    @property
+    def columnar(self) -> bool:
+        """Whether parts are Parquet; else they are JSON lines."""
+        return self.form in ("parquet", "dataset")
+
+    def part_name(self, stem: str) -> str:
+        """The file name of a part."""
+        return f"{stem}.{'parquet' if self.columnar else 'jsonl'}"
+
+    def exists(self) -> bool:
+        """Whether there is something at the place of the output. An empty directory is nothing."""
+        if self.remote:
+            fs, path = filesystem(self.path)
+            return bool(fs.find(path) if self.form == "dataset" else fs.exists(path))
+        if self.form == "dataset":
+            return os.path.isdir(self.path) and bool(os.listdir(self.path))
+        return os.path.exists(self.path)
+
+    def prepare(self) -> None:
+        """Make the state directory. Raises `OutputError` where nothing can be written."""
+        if self.remote:
+            filesystem(self.path)  # a missing package shows here
+        else:
+            parent = os.path.dirname(self.path.rstrip("/")) or "."
+            if not os.path.isdir(parent):
+                raise OutputError(f"{self.path}: there is no directory {parent}")
+            if not os.access(parent, os.W_OK):
+                raise OutputError(f"{self.path}: no permission to write in {parent}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.folder}: {error.strerror or error}") from error
+
+    def publish(self, rows: Callable[[], Iterable[Segment]], empty: Callable[[], Any], columns: list[str]) -> None:
+        """Write the final output from the parts and put it in place at once.
+
+        `empty` makes an Arrow table and `columns` name the columns for an output without rows. Raises
+        `OutputError`.
+        """
+        target = self.folder / self.part_name("final") if self.form != "dataset" else self.folder / "final"
+        try:
+            remove(target)
+            if self.form == "jsonl":
+                assemble.write_jsonl(target, self.folder, rows())
+            elif self.form == "csv":
+                assemble.write_csv(target, self.folder, rows, columns)
+            else:
+                from penstock.batch import assemble_parquet
+
+                write = assemble_parquet.write_dataset if self.form == "dataset" else assemble_parquet.write_parquet
+                write(target, self.folder, rows, empty())
+            if self.remote:
+                self._upload(target)
+            elif self.form == "dataset":
+                self._place_files(target)
+            else:
+                os.replace(target, self.path)
+                sync_folder(Path(self.path).absolute().parent)
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+
+    def take_back(self, name: str) -> str:
+        """Make the final output a part of its job again, called `name`. Returns the part's file name."""
+        target = self.folder / (name if self.form == "dataset" else self.part_name(name))
+        source = self.path
+        try:
+            remove(target)
+            if self.remote:
+                fs, path = filesystem(self.path)
+                source = str(self.folder / "download")
+                fs.get(path, source, recursive=self.form == "dataset")
+            if self.form == "dataset":
+                target.mkdir()
+                for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
+                    _link(file, target / os.path.basename(file))
+            elif self.form == "csv":
+                assemble.csv_to_jsonl(Path(source), target)
+            else:
+                _link(source, target)
+            if self.remote:
+                remove(Path(source))
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+        return target.name
+
+    def _place_files(self, made: Path) -> None:
+        final = Path(self.path)
+        final.mkdir(exist_ok=True)
+        names = sorted(path.name for path in made.iterdir())
+        for name in names:
+            os.replace(made / name, final / name)
+        for path in final.glob("part-*.parquet"):
+            if path.name not in names:
+                path.unlink()
+        made.rmdir()
+        sync_folder(final)
+
+    def _upload(self, made: Path) -> None:
+        fs, path = filesystem(self.path)
+        try:
+            if self.form == "dataset":
+                fs.makedirs(path, exist_ok=True)
+                names = sorted(file.name for file in made.iterdir())
+                for name in names:
+                    fs.put_file(str(made / name), f"{path.rstrip('/')}/{name}")
+                for old in fs.glob(f"{path.rstrip('/')}/part-*.parquet"):
+                    if old.rpartition("/")[2] not in names:
+                        fs.rm_file(old)
+            else:
+                fs.put_file(str(made), path)
+        except PenstockError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            raise OutputError(f"{self.path}: {error}") from error
+        remove(made)
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copyfile(source, target)
+
+
+def _state_root() -> Path:
+    return Path(os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(env.cache_dir(), "jobs"))

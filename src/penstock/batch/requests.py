@@ -1,0 +1,221 @@
+"""From a row to a chat request, and from its answer to an output row: jobs with a prompt or a messages column."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import msgspec
+
+from penstock.batch.rows import Outcome, Row, RowError, Stage, failed
+from penstock.batch.structured import Schema
+from penstock.batch.template import Template, as_text
+from penstock.engines.base import LLMEngine
+from penstock.errors import ConfigError, EngineError, PenstockError, RequestError, nearest
+from penstock.types import ChatRequest, Delta, Message, Sampling, Usage
+
+RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
+_OBJECTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (("error", RowError), ("usage", Usage))
+
+
+class RequestForm(Protocol):
+    """How a job's rows ask, and how their answers stand in the output.
+
+    `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
+    prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
+    objects taken apart.
+    """
+
+    columns: tuple[str, ...] | None
+    every_row: bool
+    flat_columns: tuple[str, ...]
+
+    def prepare(self, row: Row) -> None:
+        """Set the row's request, digest and prefix. Raises `RequestError`."""
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        """Have the row answered. Raises what the engine raises."""
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        """The outcome of a row that failed for good."""
+
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
+        """The output row."""
+
+
+class ColumnRequests:
+    """Chat requests from a prompt template or a column of messages; answers become columns beside the input's.
+
+    `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for all rows.
+    `prefix` goes before the name of each result column.
+    """
+
+    every_row: bool = False
+
+    def __init__(
+        self,
+        *,
+        template: Template | None = None,
+        messages: str | None = None,
+        system: str | None = None,
+        sampling: Sampling,
+        schema: Schema | None = None,
+        adapter: str | None = None,
+        adapter_column: str | None = None,
+        prefix: str = "",
+    ) -> None:
+        self._template = template
+        self._messages = messages
+        self._system: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+        self.sampling = sampling
+        self.schema = schema
+        self._adapter = adapter
+        self._adapter_column = adapter_column
+        self._deterministic = is_deterministic(sampling)
+        self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
+        self._digest = blake2b(self._encode((sampling, self._system)), digest_size=16)
+        asked = template.columns if template is not None else (messages or "",)
+        self.columns: tuple[str, ...] | None = (*asked, *([adapter_column] if adapter_column else []))
+        self.fields = schema.fields if schema else ()
+        for name in self.fields:
+            if name in ("response", *RESULT_COLUMNS):
+                raise ConfigError(
+                    f"the field '{name}' has the name of a result column",
+                    field="schema",
+                    hint="Rename the field",
+                )
+        self.result_columns = tuple(prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS))
+        self._results = frozenset(self.result_columns)
+        parts = {
+            prefix + name: [f"{prefix}{name}.{part}" for part in kind.__struct_fields__] for name, kind in _OBJECTS
+        }
+        self.flat_columns = tuple(flat for name in self.result_columns for flat in parts.get(name, [name]))
+        self._blank: dict[str, Any] = {}
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's name."""
+        self._blank = dict.fromkeys(columns)
+        if self._template is not None:
+            self._template.check(columns)
+        elif self._messages not in columns:
+            raise ConfigError(
+                f"the data has no column '{self._messages}'",
+                field="messages",
+                hint=nearest(self._messages or "", columns),
+            )
+        taken = [name for name in columns if name in self._results]
+        if taken:
+            raise ConfigError(
+                f"the data has columns with the names of result columns: {', '.join(taken)}",
+                field="result_prefix",
+                hint="Set one with --result-prefix, such as 'out_'",
+            )
+
+    def prepare(self, row: Row) -> None:
+        values = row.values
+        assert values is not None
+        if not self._results.isdisjoint(values):
+            taken = ", ".join(sorted(self._results.intersection(values)))
+            raise RequestError(f"the row has columns with the names of result columns: {taken}")
+        adapter = self._adapter
+        if self._adapter_column is not None:
+            adapter = as_text(values.get(self._adapter_column)) or None
+        content: Any
+        if self._template is not None:
+            content = text = self._template.render(values)
+            messages = [*self._system, {"role": "user", "content": text}]
+        else:
+            messages = content = self._conversation(values)
+            text = conversation_text(messages)
+        digest = self._digest.copy()
+        try:
+            digest.update(self._encode((content, adapter)))
+        except UnicodeEncodeError:
+            raise RequestError("the prompt holds text that is no valid Unicode") from None
+        row.request = ChatRequest(messages=messages, sampling=self.sampling, adapter=adapter, stream=False)
+        row.digest = digest.digest()
+        row.shareable = self._deterministic
+        row.prefix = text if adapter is None else f"{adapter}\0{text}"
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        outcome = await collect(engine.chat(row.request))
+        if self.schema is not None:
+            try:
+                fields = self.schema.parse(outcome.response or "")
+            except ValueError as error:
+                why = str(error)
+                if outcome.finish_reason == "length":
+                    count = outcome.usage.completion_tokens if outcome.usage else 0
+                    why = f"the answer was cut off after {count} tokens, before its JSON ended; raise max_tokens"
+                outcome.error = RowError("invalid_json", "parse", False, why)
+            else:
+                outcome.parsed = fields
+        return outcome
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        return failed(error, stage, attempts)
+
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
+        values = dict(row.values) if row.values is not None else dict(self._blank)
+        values.update(zip(self.result_columns, self.results(outcome), strict=True))
+        return values
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        """The values of the result columns."""
+        error, usage = outcome.error, outcome.usage
+        fields = outcome.parsed or {}
+        return [
+            outcome.response,
+            *[fields.get(name) for name in self.fields],
+            "ok" if error is None else "error",
+            None if error is None else msgspec.structs.asdict(error),
+            outcome.finish_reason,
+            None if usage is None else msgspec.structs.asdict(usage),
+            outcome.attempts,
+            outcome.latency_ms,
+        ]
+
+    def _conversation(self, values: Mapping[str, Any]) -> list[Message]:
+        try:
+            value = values[self._messages or ""]
+        except KeyError:
+            raise RequestError(f"the row has no column '{self._messages}'", param=self._messages) from None
+        if isinstance(value, str):
+            try:
+                value = msgspec.json.decode(value)
+            except msgspec.DecodeError:
+                raise RequestError(f"column '{self._messages}' holds text that is no JSON list of messages") from None
+        if not isinstance(value, list) or not value:
+            raise RequestError(f"column '{self._messages}' holds no list of messages", param="messages")
+        messages: list[Message] = []
+        for item in value:
+            if not isinstance(item, dict) or not isinstance(item.get("role"), str):
+                raise RequestError(f"column '{self._messages}' holds a message without a role", param="messages")
+            # Columnar data gives every message every key; the empty ones were never there.
+            messages.append({key: part for key, part in item.items() if part is not None})
+        return messages if messages[0]["role"] == "system" else self._system + messages
+
+
+def is_deterministic(sampling: Sampling) -> bool:
+    """Whether the same request gives the same answer each time."""
+    return sampling.temperature == 0 or sampling.seed is not None
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """The contents of a conversation in order: conversations that begin alike sort together by it."""
+    return "\n".join(as_text(message.get("content")) for message in messages)
+
+
+async def collect(deltas: AsyncIterator[Delta]) -> Outcome:
+    """The whole of one answer."""
+    text = ""
+    reason: str | None = None
+    usage: Usage | None = None
+    async for delta in deltas:
+        text += delta.text
+        if delta.finish_reason is not None:
+            reason, usage = delta.finish_reason, delta.usage
+    if reason in (None, "abort", "error"):
+        raise EngineError("the engine ended the request before its answer was complete")
+    return Outcome(text, None, reason, usage)

@@ -1,0 +1,70 @@
+"""What flows through a job: a row on its way in, and what became of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
+
+from penstock.errors import PenstockError
+from penstock.types import Usage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Stage = Literal["read", "prompt", "engine", "parse", "write"]
+
+
+class RowError(Struct, frozen=True):
+    """Why a row failed: `type` is the error's kind, `stage` where it happened, `message` one line for a person."""
+
+    type: str
+    stage: Stage
+    retryable: bool
+    message: str
+
+
+class Outcome(Struct, array_like=True, omit_defaults=True):
+    """What became of a row. Journaled as it stands.
+
+    `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON text.
+    `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the last token,
+    retries included.
+    """
+
+    response: str | None = None
+    error: RowError | None = None
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    attempts: int = 0
+    latency_ms: float | None = None
+    parsed: Any = None
+
+
+class Row:
+    """One row of a data set.
+
+    `values` is None, and `fault` says why, where the row could not be read. `batch` and `offset` point to the
+    row's Arrow form where it has one, so that columns pass through without a change of type. `request`,
+    `digest` and `prefix` are set when the row's request has been made: `digest` names the request (16 bytes),
+    `prefix` sorts rows that share the start of a prompt next to each other.
+    """
+
+    __slots__ = ("batch", "digest", "fault", "index", "nbytes", "offset", "prefix", "request", "shareable", "values")
+
+    def __init__(self, index: int, values: dict[str, Any] | None, fault: str | None = None, nbytes: int = 0) -> None:
+        self.index = index
+        self.values = values
+        self.fault = fault
+        self.nbytes = nbytes
+        self.batch: pa.RecordBatch | None = None
+        self.offset = 0
+        self.request: Any = None
+        self.digest = b""
+        self.prefix = ""
+        self.shareable = False
+
+
+def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
+    """The outcome of a row that `error` ended at `stage`."""
+    return Outcome(error=RowError(error.kind, stage, error.retryable, str(error)), attempts=attempts)

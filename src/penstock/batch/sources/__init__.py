@@ -1,0 +1,54 @@
+"""Readers: one for each kind of thing that rows can come from."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import Any
+
+from penstock.batch.sources import files
+from penstock.batch.sources.base import Source
+from penstock.batch.sources.iterables import AsyncRows, Rows
+from penstock.errors import InputError
+
+
+async def open_source(source: Any) -> Source:
+    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, or (async) iterable of dicts.
+
+    Looks at the first rows. Raises `InputError` if there is no such thing to read, or it is of an unknown form.
+    """
+    if isinstance(source, str | os.PathLike):
+        # Reading is never done on the event loop: a disk, a network or a pipe may be slow.
+        return await asyncio.to_thread(_open_path, os.fspath(source))
+    if isinstance(source, Mapping | bytes):
+        raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
+    if isinstance(source, AsyncIterable):
+        return await AsyncRows.open(source)
+    if hasattr(source, "__arrow_c_stream__") or _is_frame(source):
+        from penstock.batch.sources import arrow
+
+        return await asyncio.to_thread(arrow.from_object, source)
+    if isinstance(source, Iterable):
+        return await asyncio.to_thread(Rows, source)
+    raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
+
+
+def _open_path(path: str) -> Source:
+    from penstock.batch.sources import text
+
+    if path == "-":
+        return text.stdin()
+    found = files.find(path)
+    form = found[0].form
+    if form == "parquet":
+        from penstock.batch.sources import arrow
+
+        return arrow.Parquet(path, found)
+    return text.JsonLines(path, found) if form == "jsonl" else text.Csv(path, found)
+
+
+def _is_frame(source: Any) -> bool:
+    """A record batch, or a frame of a pandas too old to speak Arrow."""
+    module = type(source).__module__.partition(".")[0]
+    return hasattr(source, "__arrow_c_array__") or (module == "pandas" and hasattr(source, "columns"))

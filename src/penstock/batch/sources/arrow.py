@@ -1,0 +1,211 @@
+"""Rows from Arrow data: Parquet files, tables, record batch readers, and frames that speak Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penstock.batch.rows import Row
+from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
+from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
+from penstock.errors import InputError
+
+_SAMPLED_ROWS = 64
+
+
+class Parquet(Source):
+    """Parquet files, read a row group at a time."""
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        self.name = name
+        self._files = files
+        self.fingerprint = fingerprint(name, files)
+        self.rows = 0
+        for file in reversed(files):  # so that the first file's schema stands
+            with _parquet(file) as parquet:
+                self.rows += parquet.metadata.num_rows
+                self.schema = parquet.schema_arrow
+        self.columns = _names(self.schema, name)
+        self.first = _first(self.batches())
+
+    def reads(self, path: str) -> bool:
+        return contains(self._files, path)
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        index = 0
+        for file in self._files:
+            with _parquet(file) as parquet:
+                metadata = parquet.metadata
+                groups = list(range(metadata.num_row_groups))
+                while groups and index + metadata.row_group(groups[0]).num_rows <= start:
+                    index += metadata.row_group(groups.pop(0)).num_rows
+                if not groups:
+                    continue
+                stored = sum(metadata.row_group(group).total_byte_size for group in groups)
+                rows = sum(metadata.row_group(group).num_rows for group in groups)
+                size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
+                try:
+                    for batch in parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
+                        skip = min(max(start - index, 0), batch.num_rows)
+                        index += skip
+                        if skip < batch.num_rows:
+                            yield _rows(batch.slice(skip), index, columns)
+                            index += batch.num_rows - skip
+                except (pa.ArrowException, OSError) as error:
+                    raise InputError(f"{file.path}: damaged Parquet file: {_line(error)}") from error
+
+
+class Table(Source):
+    """A table or frame in memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.name = "table"
+        self._table = _plain_layout(table)
+        self.schema = self._table.schema
+        self.rows = self._table.num_rows
+        self.columns = _names(self.schema, "the table")
+        self.fingerprint = {
+            "input": "table",
+            "input schema": self.schema.remove_metadata().to_string(),
+            "input rows": self.rows,
+            "input digest": _table_digest(self._table),
+        }
+        self.first = _first(self.batches())
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return _split(self._table.slice(start).to_batches(max_chunksize=BATCH_ROWS), start, columns)
+
+
+class Batches(Source):
+    """A record batch reader, which can be read once."""
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        self.name = "record batches"
+        self.schema = reader.schema
+        self.columns = _names(reader.schema, "the record batches")
+        self._reader = reader
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        index = 0
+        try:
+            for batch in self._reader:
+                skip = min(max(start - index, 0), batch.num_rows)
+                if skip < batch.num_rows:
+                    table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+                    yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
+                index += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"reading the record batches failed: {_line(error)}") from error
+
+
+def from_object(source: Any) -> Source:
+    """The source for an object that speaks Arrow: a pyarrow table or reader, a pandas or Polars frame, and others."""
+    try:
+        if isinstance(source, pa.RecordBatchReader):
+            return Batches(source)
+        if type(source).__module__.partition(".")[0] == "pandas":
+            return Table(pa.Table.from_pandas(source, preserve_index=False))
+        if isinstance(source, pa.RecordBatch):
+            return Table(pa.Table.from_batches([source]))
+        return Table(source if isinstance(source, pa.Table) else pa.table(source))
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
+
+
+def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """A batch's rows as Python values, times finer than a microsecond cut to one (Python has none)."""
+    if columns is not None:
+        batch = batch.select([name for name in batch.schema.names if name in columns])
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
+    for position, field in enumerate(batch.schema):
+        coarse = _coarse(field.type)
+        if coarse is not None:
+            batch = batch.set_column(position, field.name, batch.column(position).cast(coarse, safe=False))
+    rows: list[dict[str, Any]] = batch.to_pylist()
+    return rows
+
+
+def _parquet(file: DataFile) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file.open() if is_url(file.path) else file.path)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+
+
+def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+    for batch in batches:
+        size = max(1, BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1))
+        for start in range(0, batch.num_rows, size):
+            yield _rows(batch.slice(start, size), index + start, columns)
+        index += batch.num_rows
+
+
+def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> list[Row]:
+    nbytes = batch.nbytes // max(batch.num_rows, 1)
+    rows = []
+    for offset, values in enumerate(plain_values(batch, columns)):
+        row = Row(index + offset, values, None, nbytes)
+        row.batch = batch
+        row.offset = offset
+        rows.append(row)
+    return rows
+
+
+def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
+    batch = next(batches, None)
+    return batch[0].values if batch else None
+
+
+def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
+    if len(set(schema.names)) < len(schema.names):
+        raise InputError(f"{name}: two columns have the same name")
+    return tuple(schema.names)
+
+
+def _coarse(kind: pa.DataType) -> pa.DataType | None:
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    if pa.types.is_duration(kind) and kind.unit == "ns":
+        return pa.duration("us")
+    if pa.types.is_time64(kind) and kind.unit == "ns":
+        return pa.time64("us")
+    return None
+
+
+def _plain_layout(table: pa.Table) -> pa.Table:
+    """The same table without view layouts, which not every Arrow function takes yet."""
+    schema = table.schema
+    for position, field in enumerate(schema):
+        if field.type == pa.string_view():
+            schema = schema.set(position, field.with_type(pa.large_string()))
+        elif field.type == pa.binary_view():
+            schema = schema.set(position, field.with_type(pa.large_binary()))
+    return table if schema is table.schema else table.cast(schema)
+
+
+def _table_digest(table: pa.Table) -> str:
+    digest = blake2b(digest_size=16)
+    for part in (table.slice(0, _SAMPLED_ROWS), table.slice(max(0, table.num_rows - _SAMPLED_ROWS))):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(part.combine_chunks())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_parquet(paths: Sequence[str]) -> pa.Table:
+    """Parquet files as one table."""
+    tables = []
+    for path in paths:
+        with _parquet(DataFile(path)) as parquet:
+            tables.append(parquet.read())
+    return pa.concat_tables(tables)

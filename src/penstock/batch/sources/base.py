@@ -1,0 +1,53 @@
+"""What every source of rows offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from penstock.batch.rows import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH_ROWS = 256
+BATCH_BYTES = 1 << 20
+
+
+class Source:
+    """Rows to read, in a fixed order, numbered from 0.
+
+    `columns` are the columns known beforehand, from a schema or the first rows; empty if none are. `schema` is
+    the Arrow schema where the data has one. `rows` is their number where it is known without reading. `first`
+    is the first good row. `fingerprint` tells one data set from another; None for streams, whose rows are
+    compared as they come again.
+    """
+
+    name: str = "rows"
+    columns: tuple[str, ...] = ()
+    schema: pa.Schema | None = None
+    rows: int | None = None
+    first: dict[str, Any] | None = None
+    fingerprint: dict[str, Any] | None = None
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        """Rows from number `start` on, in lists of bounded size.
+
+        A damaged row comes as a row with a `fault`. `columns` limits what sources with an Arrow form put into
+        `Row.values`; None means everything. Raises `InputError` if the rest cannot be read.
+        """
+        raise NotImplementedError
+
+    def reads(self, path: str) -> bool:
+        """Whether the file at `path` is part of this data."""
+        return False
+
+
+def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns of some rows, in order of first appearance."""
+    return tuple(dict.fromkeys(name for row in rows if row.values is not None for name in row.values))
+
+
+def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The values of the first row that could be read."""
+    return next((row.values for row in rows if row.values is not None), None)

@@ -1,0 +1,86 @@
+"""Rows from Python: any iterable of dicts, plain or asynchronous."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import chain, islice
+from typing import Any
+
+from penstock.batch.rows import Row
+from penstock.batch.sources.base import Source, columns_of
+from penstock.errors import InputError
+
+
+class Rows(Source):
+    """An iterable of dicts. Rows come one by one, as the next may be long in coming."""
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        if isinstance(rows, Sized):
+            self.rows = len(rows)
+        self._iterator = iter(rows)
+        self._preview = list(islice(self._read(), 1))
+        self.columns = columns_of(self._preview)
+        self.first = self._preview[0].values if self._preview else None
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return ([row] for row in islice(chain(self._preview, self._read(len(self._preview))), start, None))
+
+    def _read(self, index: int = 0) -> Iterator[Row]:
+        while True:
+            try:
+                value = next(self._iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise _broken(error) from error
+            yield _row(index, value)
+            index += 1
+
+
+class AsyncRows(Source):
+    """An asynchronous iterable of dicts. Made by `await AsyncRows.open(rows)`."""
+
+    def __init__(self, rows: AsyncIterator[Any], preview: list[Row]) -> None:
+        self._iterator = rows
+        self._preview = preview
+        self.columns = columns_of(preview)
+        self.first = preview[0].values if preview else None
+
+    @classmethod
+    async def open(cls, rows: AsyncIterable[Any]) -> AsyncRows:
+        """Take the first row, to know the columns."""
+        iterator = aiter(rows)
+        preview = [row async for row in _read(iterator, 0, limit=1)]
+        return cls(iterator, preview)
+
+    async def arrive(self, start: int = 0) -> AsyncGenerator[list[Row], None]:
+        """Like `batches`, for the event loop."""
+        for row in self._preview:
+            if row.index >= start:
+                yield [row]
+        async for row in _read(self._iterator, len(self._preview)):
+            if row.index >= start:
+                yield [row]
+
+
+async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = None) -> AsyncIterator[Row]:
+    while limit is None or index < limit:
+        try:
+            value = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except Exception as error:
+            raise _broken(error) from error
+        yield _row(index, value)
+        index += 1
+
+
+def _row(index: int, value: Any) -> Row:
+    if not isinstance(value, Mapping):
+        return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
+    nbytes = 64 + sum(len(item) for item in value.values() if isinstance(item, str | bytes))
+    return Row(index, dict(value), None, nbytes)
+
+
+def _broken(error: Exception) -> InputError:
+    return InputError(f"reading the rows failed: {type(error).__name__}: {error}")

@@ -1,0 +1,221 @@
+"""The command line, in processes of its own: what a person sees, and the exit code."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SIMULATED = ("--model", "simulated", "--prompt", "{text}")
+
+
+def penstock(*args, cwd, input=None, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "penstock.cli", *map(str, args)],
+        cwd=cwd,
+        input=input,
+        capture_output=True,
+        timeout=60,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rows = [{"id": n, "text": f"text {n}"} for n in range(20)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def rows_of(data):
+    return [json.loads(line) for line in data.splitlines()]
+
+
+def test_help_and_version(tmp_path):
+    assert b"run" in penstock("--help", cwd=tmp_path).stdout
+    assert b"Examples:" in penstock("run", "--help", cwd=tmp_path).stdout
+    assert re.match(rb"penstock, version \d", penstock("--version", cwd=tmp_path).stdout)
+
+
+def test_help_loads_no_library_but_click(tmp_path):
+    code = (
+        "import sys, site\n"
+        "sys.argv = ['penstock', 'run', '--help']\n"
+        "from penstock.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'pyarrow', 'msgspec', 'rich', 'fsspec', 'jsonschema', 'asyncio'} & set(sys.modules)), "
+        "file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, timeout=60)
+    assert done.stderr.strip() == b"[]"
+
+
+def test_lines_in_lines_out_without_arrow(folder):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['penstock', 'run', 'in.jsonl', '-o', 'out.jsonl', *{SIMULATED!r}]\n"
+        "from penstock.cli import main\n"
+        "main()\n"
+        "print(sorted({'pyarrow', 'rich', 'fsspec', 'jsonschema', 'sqlite3', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=folder, timeout=60)
+    assert done.stdout.strip() == b"[]", done.stderr
+    assert len(rows_of((folder / "out.jsonl").read_bytes())) == 20
+
+
+def test_a_run_and_its_summary(folder):
+    done = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, cwd=folder)
+    assert (done.returncode, done.stdout) == (0, b"")
+    summary = done.stderr.decode()
+    assert re.search(r"^20 rows$", summary, re.M)
+    assert re.search(r"tokens in \(0 cached\), 320 out, .* tokens/s$", summary, re.M)
+    assert summary.endswith("Output: out.jsonl\n")
+    again = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, cwd=folder)
+    assert again.returncode == 0
+    assert again.stderr.startswith(b"Complete already: 20 rows in out.jsonl.")
+    assert penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder).stderr == b""
+
+
+def test_a_pipe(folder):
+    data = (folder / "in.jsonl").read_bytes()
+    done = penstock("run", "-", "-o", "-", *SIMULATED, cwd=folder, input=data)
+    assert [row["id"] for row in rows_of(done.stdout)] == list(range(20))
+    assert b"20 rows" in done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == ["in.jsonl"]
+
+
+def test_a_pipe_that_its_reader_leaves(folder):
+    job = subprocess.Popen(
+        [sys.executable, "-m", "penstock.cli", "run", "in.jsonl", "-o", "-", *SIMULATED],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert job.stdout is not None
+    job.stdout.close()
+    assert job.stderr is not None
+    with job.stderr as stderr:
+        text = stderr.read().decode()
+    assert job.wait(60) == 1
+    assert "Traceback" not in text
+    assert "standard output cannot be written" in text
+
+
+DAMAGED = b'{"text": "a"}\n{"text": \n{"other": 1}\n{"text": "\xff"}\n{"text": "' + b"x" * 300 + b'"}\n{"text": "b"}\n'
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_poisoned_rows_become_error_rows(tmp_path, name):
+    (tmp_path / "in.jsonl").write_bytes(DAMAGED)
+    limits = ("--engine-kwargs", '{"max_model_len": 200}', "--max-tokens", 8)
+    done = penstock("run", "in.jsonl", "-o", name, *SIMULATED, *limits, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = done.stderr.decode()
+    assert "6 rows, 4 failed" in text
+    for line in ("2 × input_error", "1 × invalid_request_error", "1 × context_length_exceeded"):
+        assert line in text
+    if name == "out.jsonl":
+        found = rows_of((tmp_path / name).read_bytes())
+        assert [row["status"] for row in found] == ["ok", "error", "error", "error", "error", "ok"]
+        assert [row["error"]["stage"] for row in found[1:5]] == ["read", "prompt", "read", "engine"]
+        assert found[1]["error"]["message"] == "in.jsonl:2: malformed JSON: Input data was truncated"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("absent.jsonl", "-o", "out.jsonl", *SIMULATED), 2, "absent.jsonl: no such file"),
+        (("in.txt", "-o", "out.jsonl", *SIMULATED), 2, "unknown extension; known are .jsonl"),
+        (("in.jsonl", "-o", "out.txt", *SIMULATED), 1, "unknown extension; known are .jsonl"),
+        (("in.jsonl", "-o", "absent/out.jsonl", *SIMULATED), 1, "there is no directory absent"),
+        (("in.jsonl", "-o", "in.txt/out.jsonl", *SIMULATED), 1, "there is no directory in.txt"),
+        (("broken.parquet", "-o", "out.jsonl", *SIMULATED), 2, "not a readable Parquet file"),
+        (("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{txet}"), 2, "Did you mean 'text'?"),
+        (("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{"), 2, "names no column"),
+        (("in.jsonl", "-o", "out.jsonl", "--model", "simulated"), 2, "say what to ask"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine", "simulatd"), 2, "Did you mean 'simulated'?"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", "{"), 2, "not valid JSON"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", '{"sed": 1}'), 2, "Did you mean 'seed'?"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--adapter", "nosuch"), 1, "no adapter 'nosuch'"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"), 2, "is not one of"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--temperature", "9"), 1, "between 0 and 2"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(folder, args, code, message):
+    (folder / "in.txt").touch()
+    (folder / "broken.parquet").write_text("PAR1")
+    done = penstock("run", *args, cwd=folder)
+    text = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (code, b"")
+    assert message in text
+    assert "Traceback" not in text
+    if "Usage:" not in text:
+        assert text.count("\n") == 1
+    debug = penstock("run", *args, cwd=folder, PENSTOCK_DEBUG="1")
+    assert ("Traceback" in debug.stderr.decode()) == ("Usage:" not in text)
+
+
+def test_exit_codes_of_failed_rows(folder):
+    failing = ("--engine-kwargs", '{"error_rate": 1.0}')
+    done = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *failing, cwd=folder)
+    assert done.returncode == 1
+    assert b"20 rows, 20 failed" in done.stderr
+    done = penstock("run", "in.jsonl", "-o", "two.jsonl", *SIMULATED, *failing, "--on-error", "fail", cwd=folder)
+    assert done.returncode == 1
+    assert b"row 0 failed at stage engine: simulated fault" in done.stderr
+
+
+def test_a_second_signal_stops_at_once(folder):
+    hanging = ("--engine-kwargs", '{"hang_rate": 1.0, "time_per_token_ms": 1}')
+    job = subprocess.Popen(
+        [sys.executable, "-m", "penstock.cli", "run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *hanging],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+    )
+    assert job.stderr is not None
+    while not (folder / "out.jsonl.penstock" / "manifest.json").exists():
+        assert job.poll() is None
+    job.send_signal(signal.SIGINT)
+    if job.stderr.readline():  # it drains; if it had not begun yet, it has stopped without a word
+        job.send_signal(signal.SIGINT)
+    _, stderr = job.communicate(timeout=10)
+    assert job.returncode == 130
+    assert b"Traceback" not in stderr
+
+
+def test_another_job_is_refused_with_a_table(folder):
+    penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, cwd=folder)
+    done = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, "--max-tokens", 3, cwd=folder)
+    assert done.returncode == 1
+    assert re.search(r"^ +journaled +asked for$", done.stderr.decode(), re.M)
+    assert re.search(r"^ +max_tokens +- +3$", done.stderr.decode(), re.M)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_drains_and_the_same_command_goes_on(folder, number, code):
+    slow = ("--engine-kwargs", '{"time_per_token_ms": 5, "max_num_seqs": 1}')
+    job = subprocess.Popen(
+        [sys.executable, "-m", "penstock.cli", "run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *slow],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+    )
+    journal = folder / "out.jsonl.penstock" / "rows-0-0.jsonl"
+    while not journal.exists():
+        assert job.poll() is None
+    job.send_signal(number)
+    _, stderr = job.communicate(timeout=60)
+    assert job.returncode == code
+    assert b"Finishing the rows in flight" in stderr
+    assert b"the same command" in stderr
+    assert b"Traceback" not in stderr
+    kept = len(journal.read_bytes().splitlines())
+    assert 1 <= kept < 20
+    done = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, cwd=folder)
+    assert f"{kept} from an earlier run" in done.stderr.decode()
+    assert len(rows_of((folder / "out.jsonl").read_bytes())) == 20
