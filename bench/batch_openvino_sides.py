@@ -90,7 +90,7 @@ def penstock(model: str, rows: int, tokens: int) -> tuple[int, float]:
         )
         seconds = time.perf_counter() - start
         await engine.stop()
-        return result.completion_tokens, seconds
+        return result.counts.completion_tokens, seconds
 
     return asyncio.run(job())
 

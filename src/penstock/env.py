@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 
+from penstock.errors import ConfigError
+
 
 def engine_cls() -> str | None:
     """`PENSTOCK_ENGINE_CLS`: import path of a class that stands in for every model's engine; None if unset."""
@@ -16,3 +18,20 @@ def engine_cls() -> str | None:
 def cache_dir() -> str:
     """`PENSTOCK_CACHE_DIR`: where downloads and conversions are kept; default `~/.cache/penstock`."""
     return os.path.expanduser(os.environ.get("PENSTOCK_CACHE_DIR") or "~/.cache/penstock")
+
+
+def state_dir() -> str:
+    """`PENSTOCK_STATE_DIR`: where jobs with an output at a URL keep their state; default `jobs` in `cache_dir()`."""
+    return os.path.expanduser(os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs"))
+
+
+def debug() -> bool:
+    """`PENSTOCK_DEBUG`: 1 lets errors of the command line show where they arose; default 0."""
+    return _flag("PENSTOCK_DEBUG")
+
+
+def _flag(name: str) -> bool:
+    value = os.environ.get(name) or "0"
+    if value not in ("0", "1"):
+        raise ConfigError(f"must be 0 or 1, not '{value}'", field=name, value=value)
+    return value == "1"

@@ -21,9 +21,10 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, ClassVar
 
+import jsonschema
 import pytest
 
 from penstock.engines.base import LLMEngine
@@ -79,6 +80,14 @@ class EngineContract:
 
     prompt: ClassVar[str] = "My Solara 77 arrived broken and nobody answers. I want my money back!"
     """A text to which the model gives an answer of several tokens."""
+
+    schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
+        "required": ["kind", "sure"],
+        "additionalProperties": False,
+    }
+    """A JSON Schema that the model can follow."""
 
     async def kill(self, engine: LLMEngine) -> bool:
         """End the engine's process by force. Return False where that cannot be done."""
@@ -192,19 +201,14 @@ class EngineContract:
     # Constraints
     async def test_json_schema_is_obeyed(self, engine: LLMEngine) -> None:
         _needs(engine, "json_schema")
-        schema = {
-            "type": "object",
-            "properties": {"kind": {"enum": ["a", "b"]}, "sure": {"type": "boolean"}},
-            "required": ["kind", "sure"],
-            "additionalProperties": False,
-        }
-        # Not greedy: JSON may hold white space without end, and a model without a clue would greedily choose that.
-        constraint = StructuredOutput("json_schema", json.dumps(schema))
-        sampling = Sampling(temperature=1.0, seed=3, max_tokens=300, structured=constraint)
-        result = await answer(engine, chat_request(self.prompt, sampling))
-        value = json.loads(result.texts[0])
-        assert value["kind"] in ("a", "b")
-        assert isinstance(value["sure"], bool)
+        # JSON may hold white space without end, and a model without a clue may choose that: so several tries.
+        constraint = StructuredOutput("json_schema", json.dumps(self.schema))
+        sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
+        result = await answer(engine, chat_request(self.prompt, sampling, n=8))
+        ended = [json.loads(text) for index, text in result.texts.items() if result.reasons[index] == "stop"]
+        assert ended
+        for value in ended:
+            jsonschema.validate(value, self.schema)
 
     async def test_regex_is_obeyed(self, engine: LLMEngine) -> None:
         _needs(engine, "regex")

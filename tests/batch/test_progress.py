@@ -26,6 +26,7 @@ def test_a_summary_tells_all():
         deduplicated=200,
         resumed=300,
         seconds=2.0,
+        row_seconds=2.0,
     )
     assert summary(RunResult(counts, "out.jsonl")).splitlines() == [
         "1,200 rows, 3 failed (300 from an earlier run, 200 from an equal request)",

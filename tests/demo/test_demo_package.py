@@ -28,9 +28,7 @@ def test_the_whole_demo_stays_below_three_megabytes():
 
 
 def test_importing_the_demo_loads_no_engine():
-    code = (
-        "import sys, penstock.demo; print(sorted({'torch', 'openvino', 'openvino_genai'} & set(sys.modules)))"
-    )
+    code = "import sys, penstock.demo; print(sorted({'torch', 'openvino', 'openvino_genai'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -57,10 +55,7 @@ def test_each_form_is_complete(form, files):
         assert (directory / name).stat().st_size > 0, name
     config = json.loads((directory / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
-    assert (
-        json.loads((directory / "generation_config.json").read_text())["eos_token_id"]
-        == config["eos_token_id"]
-    )
+    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"]
 
 
 @pytest.mark.parametrize("name", demo.ADAPTERS)
@@ -109,17 +104,12 @@ def test_every_label_occurs_often(tickets):
 
 def test_expected_of_the_model_is_json_in_field_order():
     text = demo.expected(LABELS)
-    assert text == (
-        '{"category": "billing", "priority": "high", "product": "Solara 77 Pro", "sentiment": "angry"}'
-    )
+    assert text == ('{"category": "billing", "priority": "high", "product": "Solara 77 Pro", "sentiment": "angry"}')
     assert demo.expected({**LABELS, "id": "t1", "ticket": "..."}) == text
 
 
 def test_expected_of_chosen_keys_keeps_their_order():
-    assert (
-        demo.expected(LABELS, keys=["product", "priority"])
-        == '{"product": "Solara 77 Pro", "priority": "high"}'
-    )
+    assert demo.expected(LABELS, keys=["product", "priority"]) == '{"product": "Solara 77 Pro", "priority": "high"}'
 
 
 def test_expected_of_the_summary_adapter():

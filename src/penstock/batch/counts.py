@@ -8,10 +8,9 @@ from msgspec import Struct, field
 class Counts(Struct):
     """`rows` are all finished rows of the output, `ok` and `errors` (by type) among them.
 
-    Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds`, and rows
-    answered
-    without computing: `deduplicated` from an equal request, `resumed` from an earlier run. `total` is the
-    number of rows to do, if known.
+    Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in all and
+    `row_seconds` of them after the engine was loaded, and rows answered without computing: `deduplicated` from an equal
+    request, `resumed` from an earlier run. `total` is the number of rows to do, if known.
     """
 
     rows: int = 0
@@ -23,6 +22,7 @@ class Counts(Struct):
     deduplicated: int = 0
     resumed: int = 0
     seconds: float = 0.0
+    row_seconds: float = 0.0
     total: int | None = None
 
     @property
@@ -37,5 +37,5 @@ class Counts(Struct):
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens generated in a second of this run."""
-        return self.completion_tokens / self.seconds if self.seconds > 0 else 0.0
+        """Tokens generated in a second, loading the engine not counted."""
+        return self.completion_tokens / self.row_seconds if self.row_seconds > 0 else 0.0

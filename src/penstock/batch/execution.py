@@ -153,9 +153,11 @@ async def _move(
         )
         interrupts.on_first = flow.drain
         async with Progress(counts, plan.progress):
+            began = time.perf_counter()
             finished = await flow.run()
         if finished:
             await sink.finish()
+        counts.row_seconds = time.perf_counter() - began
         return finished
     finally:
         interrupts.on_first = None

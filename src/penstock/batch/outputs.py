@@ -173,4 +173,4 @@ def _link(source: str, target: Path) -> None:
 
 
 def _state_root() -> Path:
-    return Path(os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(env.cache_dir(), "jobs"))
+    return Path(env.state_dir())

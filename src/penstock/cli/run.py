@@ -1,14 +1,10 @@
-"""The command line. Each command imports what it needs when it runs, so that `--help` answers at once."""
+"""`penstock run`."""
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Any
 
 import click
-
-import penstock
 
 _EXAMPLES = """
 \b
@@ -21,13 +17,7 @@ Examples:
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(penstock.__version__, prog_name="penstock")
-def cli() -> None:
-    """Run large language models over data sets and serve them, on one shared engine."""
-
-
-@cli.command(
+@click.command(
     epilog=_EXAMPLES,
     short_help="Run a model over every row of a data set.",
 )
@@ -85,44 +75,12 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     try:
         result = job.run()
     except JobInterrupted as stop:  # click would take it for a Ctrl-C of its own
-        _say(f"penstock: {stop}")
+        click.echo(f"penstock: {stop}", err=True)
         raise SystemExit(128 + stop.signal) from None
     if not quiet:
         click.echo(summary(result), err=True)
     if result.counts.rows and not result.counts.ok and not result.already_complete:
         raise SystemExit(1)
-
-
-def main() -> None:
-    """Run the command line. Errors raised on purpose are told on one line; PENSTOCK_DEBUG=1 shows where they arose."""
-    from penstock.errors import ConfigError, InputError, PenstockError
-
-    debug = os.environ.get("PENSTOCK_DEBUG") or "0"
-    if debug not in ("0", "1"):
-        _say(f"penstock: PENSTOCK_DEBUG must be 0 or 1, not '{debug}'")
-        raise SystemExit(2)
-    try:
-        cli.main(prog_name="penstock", standalone_mode=False)
-    except click.exceptions.Exit as done:
-        raise SystemExit(done.exit_code) from None
-    except click.ClickException as error:
-        error.show()
-        raise SystemExit(error.exit_code) from None
-    except PenstockError as error:
-        if debug == "1":
-            raise
-        _say(f"penstock: {error}")
-        raise SystemExit(2 if isinstance(error, ConfigError | InputError) else 1) from None
-    except (KeyboardInterrupt, click.Abort):
-        raise SystemExit(130) from None
-    except Exception as error:
-        if debug == "1":
-            raise
-        _say(
-            f"penstock: {type(error).__name__}: {error}\n"
-            "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
-        )
-        raise SystemExit(1) from None
 
 
 def _json_object(text: str | None, field: str) -> dict[str, Any] | None:
@@ -139,11 +97,3 @@ def _json_object(text: str | None, field: str) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise ConfigError("must be a JSON object", field=field, value=text)
     return value
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
-if __name__ == "__main__":
-    main()

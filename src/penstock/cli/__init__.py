@@ -1,0 +1,55 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+import penstock
+from penstock import env
+from penstock.cli.demo import demo
+from penstock.cli.run import run
+from penstock.errors import ConfigError, InputError, PenstockError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(penstock.__version__, prog_name="penstock")
+def cli() -> None:
+    """Run large language models over data sets and serve them, on one shared engine."""
+
+
+cli.add_command(run)
+cli.add_command(demo)
+
+
+def main() -> None:
+    """Run the command line. Errors raised on purpose are told on one line; PENSTOCK_DEBUG=1 shows where they arose."""
+    debug = False
+    try:
+        debug = env.debug()
+        cli.main(prog_name="penstock", standalone_mode=False)
+    except click.exceptions.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except click.ClickException as error:
+        error.show()
+        raise SystemExit(error.exit_code) from None
+    except PenstockError as error:
+        if debug:
+            raise
+        _say(f"penstock: {error}")
+        raise SystemExit(2 if isinstance(error, ConfigError | InputError) else 1) from None
+    except (KeyboardInterrupt, click.Abort):
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        _say(
+            f"penstock: {type(error).__name__}: {error}\n"
+            "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
+        )
+        raise SystemExit(1) from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

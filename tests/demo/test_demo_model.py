@@ -1,0 +1,57 @@
+"""The demo model on the real engine: the engine's contract, its adapters, and how often it is right."""
+
+import asyncio
+import json
+import os
+import signal
+
+import pytest
+import pytest_asyncio
+
+from penstock import demo
+from penstock.engines.openvino import OpenVINOEngine
+from penstock.testing import EngineContract, answer, chat_request
+from penstock.types import Sampling
+
+pytestmark = pytest.mark.slow
+
+GREEDY = Sampling(temperature=0.0, max_tokens=100)
+LEAST = 0.97
+
+
+@pytest.fixture(scope="module")
+def tickets():
+    return [json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine():
+    engine = OpenVINOEngine("demo", engine_kwargs={"inference_precision": "f32"})
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+class TestContract(EngineContract):
+    adapters = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS}  # noqa: RUF012
+
+    schema = demo.SCHEMA
+
+    async def kill(self, engine):
+        os.kill(engine._process.pid, signal.SIGKILL)
+        return True
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_base_and_adapters_are_right_in_one_mixed_batch(engine, tickets):
+    for name in demo.ADAPTERS:
+        await engine.resolve_lora(name, str(demo.adapter_path(name)))
+    names = [None, *demo.ADAPTERS]
+    asked = [(ticket, name) for ticket in tickets for name in names]
+    replies = await asyncio.gather(
+        *(answer(engine, chat_request(t["ticket"], GREEDY, adapter=name, stream=False)) for t, name in asked)
+    )
+    right = dict.fromkeys(names, 0)
+    for (ticket, name), reply in zip(asked, replies, strict=True):
+        right[name] += reply.texts[0] == demo.expected(ticket, name)
+    assert all(count >= LEAST * len(tickets) for count in right.values()), right
