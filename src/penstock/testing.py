@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import jsonschema
@@ -269,7 +269,7 @@ class EngineContract:
             await answer(engine, CompletionRequest([], GREEDY))
 
     async def test_what_the_engine_cannot_do_is_a_501_that_names_it(self, engine: LLMEngine) -> None:
-        calls = {
+        calls: dict[str, Callable[[], Awaitable[object]]] = {
             "embeddings": lambda: engine.embeddings(EmbeddingRequest(["text"])),
             "rerank": lambda: engine.rerank(RerankRequest("query", ["text"])),
             "transcriptions": lambda: engine.transcriptions(TranscriptionRequest(b"")),
@@ -329,8 +329,8 @@ class EngineContract:
     async def test_adapters_mix_with_the_base_model(self, engine: LLMEngine) -> None:
         if not self.adapters:
             pytest.skip("no adapters given")
-        for name, path in self.adapters.items():
-            await engine.resolve_lora(name, path)
+        for adapter, path in self.adapters.items():
+            await engine.resolve_lora(adapter, path)
         names = [None, *self.adapters]
         longer = Sampling(temperature=0.0, max_tokens=80)
         alone = {name: await answer(engine, chat_request(self.prompt, longer, adapter=name)) for name in names}

@@ -44,8 +44,8 @@ class TestContract(EngineContract):
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_base_and_adapters_are_right_in_one_mixed_batch(engine, tickets):
-    for name in demo.ADAPTERS:
-        await engine.resolve_lora(name, str(demo.adapter_path(name)))
+    for adapter in demo.ADAPTERS:
+        await engine.resolve_lora(adapter, str(demo.adapter_path(adapter)))
     names = [None, *demo.ADAPTERS]
     asked = [(ticket, name) for ticket in tickets for name in names]
     replies = await asyncio.gather(

@@ -32,7 +32,7 @@ def module(tmp_path, monkeypatch):
 
 class Ends:
     def __init__(self):
-        self.messages = asyncio.Queue()
+        self.messages: asyncio.Queue[bytes] = asyncio.Queue()
         self.death = asyncio.get_running_loop().create_future()
 
     def process(self, module):
@@ -97,6 +97,7 @@ def test_no_child_outlives_a_killed_parent(module, tmp_path):
         """
     )
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
         child = int(running.stdout.readline())
         running.kill()
     _wait_until_gone(child)
