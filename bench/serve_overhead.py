@@ -157,7 +157,8 @@ class Client(asyncio.Protocol):
 async def load(port: int, clients: int, requests: int) -> tuple[float, list[Client]]:
     """Seconds that so many clients take for so many requests each."""
     body = json.dumps(BODY).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
     loop = asyncio.get_running_loop()
     start = time.perf_counter()
@@ -200,7 +201,7 @@ def main() -> int:
 
             def microseconds(name: str, attribute: str = attribute) -> float:
                 _, made = asyncio.run(load(ports[name], 1, max(args.requests // 8, 1)))
-                return median(getattr(made[0], attribute)) * 1e6
+                return float(median(getattr(made[0], attribute))) * 1e6
 
             contestants = [Contestant(name, lambda name=name: microseconds(name)) for name in ports]  # type: ignore[misc]
             comparisons.append(harness.compare(title, "µs", contestants, args.rounds))

@@ -30,9 +30,7 @@ def typed_names(tree: ast.Module) -> dict[str, tuple[str, ...]]:
     for node in block.body:
         assert isinstance(node, ast.ImportFrom), ast.unparse(node)
         for alias in node.names:
-            assert alias.asname == alias.name, (
-                f"write `{alias.name} as {alias.name}`, which marks a re-export"
-            )
+            assert alias.asname == alias.name, f"write `{alias.name} as {alias.name}`, which marks a re-export"
             names.setdefault(str(node.module), []).append(alias.name)
     return {home: tuple(lent) for home, lent in names.items()}
 
@@ -183,9 +181,7 @@ def test_an_extra_that_is_installed_later_is_found(plant: Plant, tmp_path: Path)
         ("import turbine.blades", ModuleNotFoundError),
     ],
 )
-def test_a_broken_install_is_raised_as_it_is(
-    plant: Plant, tmp_path: Path, source: str, error: type[Exception]
-) -> None:
+def test_a_broken_install_is_raised_as_it_is(plant: Plant, tmp_path: Path, source: str, error: type[Exception]) -> None:
     install(tmp_path, "turbine", source)
     face = plant("import turbine")
     with pytest.raises(error) as caught:
@@ -194,9 +190,7 @@ def test_a_broken_install_is_raised_as_it_is(
     assert caught.value.__notes__ == ["while importing penstock.plant.leaf for penstock.plant.spin"]
 
 
-def test_an_attribute_error_of_a_broken_install_is_not_taken_for_an_unknown_name(
-    plant: Plant, tmp_path: Path
-) -> None:
+def test_an_attribute_error_of_a_broken_install_is_not_taken_for_an_unknown_name(plant: Plant, tmp_path: Path) -> None:
     install(tmp_path, "turbine", "import sys; sys.no_such_thing")
     plant("import turbine")
     with pytest.raises(ImportError, match="no attribute 'no_such_thing'") as caught:

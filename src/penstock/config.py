@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any, TypeVar, get_args
 
 import msgspec
 
@@ -11,24 +13,77 @@ from penstock.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+MASK = "***"
+_SECRET_WORDS = frozenset(
+    {"apikey", "auth", "authorization", "credential", "credentials", "key", "passwd", "password", "secret", "token"}
+)
+_URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
-def parse_options(options: type[T], given: Mapping[str, Any], where: str) -> T:
+
+def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -> T:
     """Build the structure `options` from `given`. `where` is the dotted path of the mapping, for messages.
 
-    Raises `ConfigError` for an unknown key (with the nearest known one), a wrong type, or a value out of its bounds.
+    Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type, or a value out of
+    its bounds.
     """
-    known = {field.encode_name for field in msgspec.structs.fields(options)}
-    for key in given:
-        if key not in known:
-            raise ConfigError(
-                f"unknown key '{key}'", field=f"{where}.{key}", value=given[key], hint=nearest(str(key), known)
-            )
+    _check_keys(options, given, where)
     try:
         return msgspec.convert(dict(given), options, strict=True)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`")
-        value = given.get(name.split(".")[0].split("[")[0])
-        raise ConfigError(
-            f"{message[:1].lower()}{message[1:]}, got {value!r}", field=f"{where}.{name}", value=value
-        ) from None
+        value: Any = given
+        for part in re.findall(r"[^.\[\]]+", name):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        got = f", got {masked(value, name)!r}" if name else ""
+        raise ConfigError(f"{message[:1].lower()}{message[1:]}{got}", field=_joined(where, name), value=value) from None
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """A copy of `value` that is fit for logs: texts under names that tell a secret, and users in URLs, are hidden."""
+    if isinstance(value, Mapping):
+        return {key: masked(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(item, name) for item in value]
+    if isinstance(value, str):
+        if value and not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower())):
+            return MASK
+        return _URL_USER.sub(MASK, value)
+    return value
+
+
+def import_object(path: str, where: str) -> Any:
+    """The object at the import path "package.module:name" (or "package.module.name").
+
+    Raises `ConfigError` naming the field `where` if it is not there; an error inside the module itself comes through.
+    """
+    module, separator, name = path.partition(":")
+    if not separator:
+        module, _, name = path.rpartition(".")
+    if not module or not name:
+        raise ConfigError("must be an import path such as 'package.module:Name'", field=where, value=path)
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and something that it needs is not
+        raise ConfigError(f"there is no module '{error.name}'", field=where, value=path) from None
+    except AttributeError:
+        raise ConfigError(f"module '{module}' has no '{name}'", field=where, value=path) from None
+
+
+def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: str) -> None:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(options)}
+    for key, value in given.items():
+        if key not in fields:
+            raise ConfigError(
+                f"unknown key '{key}'", field=_joined(where, str(key)), value=value, hint=nearest(str(key), fields)
+            )
+        if isinstance(value, Mapping):
+            for part in (fields[key].type, *get_args(fields[key].type)):
+                if isinstance(part, type) and issubclass(part, msgspec.Struct):
+                    _check_keys(part, value, _joined(where, key))
+
+
+def _joined(where: str, name: str) -> str:
+    return f"{where}.{name}" if where and name else where or name

@@ -25,6 +25,16 @@ def state_dir() -> str:
     return os.path.expanduser(os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs"))
 
 
+def api_keys() -> str:
+    """`PENSTOCK_API_KEYS`: keys that requests must carry, separated by commas; default none."""
+    return os.environ.get("PENSTOCK_API_KEYS", "")
+
+
+def admin_keys() -> str:
+    """`PENSTOCK_ADMIN_KEYS`: keys of the control routes, separated by commas; default none."""
+    return os.environ.get("PENSTOCK_ADMIN_KEYS", "")
+
+
 def debug() -> bool:
     """`PENSTOCK_DEBUG`: 1 lets errors of the command line show where they arose; default 0."""
     return _flag("PENSTOCK_DEBUG")

@@ -263,6 +263,8 @@ class EngineContract:
     async def test_token_ids_out_of_range_are_refused(self, engine: LLMEngine) -> None:
         with pytest.raises(RequestError):
             await answer(engine, CompletionRequest([1, 10**9], GREEDY))
+        with pytest.raises(RequestError):
+            await engine.detokenize([1, 10**9])
 
     async def test_an_empty_prompt_is_refused(self, engine: LLMEngine) -> None:
         with pytest.raises(RequestError):

@@ -124,6 +124,15 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
     top: tuple[tuple[str, float], ...] = ()
 
 
+class ToolCallPart(Struct, frozen=True, array_like=True):
+    """A piece of the `number`-th call of an answer. The first piece has `id` and `name`; `arguments` is JSON text."""
+
+    number: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
 class Delta(Struct, frozen=True, array_like=True):
     """What one step added to one answer of a request.
 
@@ -136,6 +145,7 @@ class Delta(Struct, frozen=True, array_like=True):
     logprobs: tuple[TokenLogprob, ...] | None = None
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
+    tool_calls: tuple[ToolCallPart, ...] = ()
 
 
 class Embeddings(Struct, frozen=True):

@@ -8,8 +8,7 @@ import click
 
 import penstock
 from penstock import env
-from penstock.cli.demo import demo
-from penstock.cli.run import run
+from penstock.cli import demo, run, serve
 from penstock.errors import ConfigError, InputError, PenstockError
 
 
@@ -19,8 +18,8 @@ def cli() -> None:
     """Run large language models over data sets and serve them, on one shared engine."""
 
 
-cli.add_command(run)
-cli.add_command(demo)
+for command in (run.run, serve.serve, serve.chat, serve.models, demo.demo):
+    cli.add_command(command)
 
 
 def main() -> None:

@@ -175,6 +175,7 @@ class SimulatedEngine(TokenEngine):
         return list(text.encode())
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
+        self._check_ids(token_ids, "tokens")
         return bytes(token_ids).decode(errors="replace")
 
     async def resolve_lora(self, name: str, path: str) -> None:
@@ -193,13 +194,16 @@ class SimulatedEngine(TokenEngine):
         return len(self._running) + len(self._waiting)
 
     # One request
+    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 256:
+            raise RequestError("token ids must be from 0 to 255", param=param)
+
     def _admit(self, request: GenerateRequest) -> _Running:
         sampling, options = request.sampling, self.options
         prompt = list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
         if not prompt:
             raise RequestError("the prompt is empty", param="prompt")
-        if not 0 <= min(prompt) <= max(prompt) < 256:
-            raise RequestError("token ids must be from 0 to 255", param="prompt")
+        self._check_ids(prompt, "prompt")
         room = options.max_model_len - len(prompt)
         if room < 1 or (sampling.max_tokens or 0) > room:
             raise ContextLengthError(

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.errors import RequestError, UnsupportedError, nearest
+from penstock.openai.tools import check_tools
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -27,7 +29,10 @@ from penstock.types import (
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 Body = TypeVar("Body", bound=Struct)
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+"""An integer that every engine can hold: JSON's may have thousands of digits."""
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class StreamOptions(Struct, forbid_unknown_fields=True):
@@ -35,6 +40,7 @@ class StreamOptions(Struct, forbid_unknown_fields=True):
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+    include_obfuscation: bool = False
 
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
@@ -51,30 +57,39 @@ class SamplingBody(Struct, kw_only=True):
     model: str = ""
     temperature: float | None = None
     top_p: float | None = None
-    n: int | None = None
+    n: Whole | None = None
     stop: str | list[str] | None = None
-    seed: int | None = None
-    max_tokens: int | None = None
+    seed: Whole | None = None
+    max_tokens: Whole | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     response_format: dict[str, Any] | None = None
     structured_outputs: StructuredOutputs | None = None
-    top_k: int | None = None
+    top_k: Whole | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
-    min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    min_tokens: Whole | None = None
+    stop_token_ids: list[TokenId] | None = None
     ignore_eos: bool | None = None
-    priority: int | None = None
+    priority: Whole | None = None
     logit_bias: dict[str, float] | None = None
     user: str | None = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream's last chunk shall carry the usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """The sampling parameters; values left out take OpenAI's defaults."""
         if self.logit_bias:
             raise UnsupportedError("logit_bias is not supported", param="logit_bias")
+        if self.stream_options is not None and not self.stream:
+            raise RequestError("stream_options needs stream to be true", param="stream_options")
+        if self.stream_options is not None and self.stream_options.continuous_usage_stats:
+            raise UnsupportedError("continuous_usage_stats is not supported", param="stream_options")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "min_tokens": self.min_tokens,
@@ -114,9 +129,9 @@ class ChatBody(SamplingBody, kw_only=True):
     """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Whole | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Whole | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
@@ -127,12 +142,16 @@ class ChatBody(SamplingBody, kw_only=True):
     store: bool | None = None
     service_tier: str | None = None
     modalities: list[Literal["text"]] | None = None
+    prediction: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     safety_identifier: str | None = None
 
     def request(self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None) -> ChatRequest:
         """The neutral request. `stream` None takes the body's own."""
-        _check_messages(self.messages)
+        check_messages(self.messages)
+        check_tools(self.tools, self.tool_choice)
         top = None
         if self.logprobs:
             top = self.top_logprobs or 0
@@ -159,11 +178,11 @@ class ChatBody(SamplingBody, kw_only=True):
 class CompletionBody(SamplingBody, kw_only=True):
     """Body of `POST /v1/completions`. `prompt` may hold several prompts; `requests` gives one request for each."""
 
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    prompt: str | list[str | TokenId | list[TokenId]]
+    logprobs: Whole | None = None
     echo: bool | None = None
     suffix: str | None = None
-    best_of: int | None = None
+    best_of: Whole | None = None
 
     def requests(
         self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
@@ -225,7 +244,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
     """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter."""
     if not isinstance(body, Mapping):
         raise RequestError("the request body must be a JSON object")
-    known = {f.encode_name for f in msgspec.structs.fields(form)}
+    known = _names(form)
     for name in body:
         if name not in known:
             hint = nearest(str(name), known)
@@ -236,6 +255,12 @@ def parse_body(form: type[Body], body: Any) -> Body:
         message, _, path = str(error).partition(" - at `$")
         param = path.rstrip("`").lstrip(".") or None
         raise RequestError(f"{param}: {message}" if param else message, param=param) from None
+
+
+@cache
+def _names(form: type[Struct]) -> frozenset[str]:
+    """The names of a form's fields: milliseconds to find out."""
+    return frozenset(f.encode_name for f in msgspec.structs.fields(form))
 
 
 def parse_chat(body: Any) -> ChatRequest:
@@ -286,12 +311,16 @@ def _schema_text(schema: dict[str, Any] | str) -> str:
     return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
 
 
-def _check_messages(messages: list[Message]) -> None:
+def check_messages(messages: list[Message]) -> None:
+    """Raise `RequestError` naming the first message that no template could read."""
     for number, message in enumerate(messages):
         where = f"messages[{number}]"
         role = message.get("role")
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise RequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {role!r}", param=where)
+        calls = message.get("tool_calls")
+        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+            raise RequestError(f"{where}.tool_calls must be a list of objects", param=f"{where}.tool_calls")
         content = message.get("content")
         if content is None and (role == "assistant" or "tool_calls" in message):
             continue

@@ -4,11 +4,48 @@ says.
 
 from __future__ import annotations
 
+import struct
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from penstock.errors import PenstockError, RequestError
 from penstock.types import Delta, Embeddings, TokenLogprob, Usage
+
+
+class UsageTotal:
+    """Sums the usages of answers. `n` answers share a prompt, which counts once."""
+
+    def __init__(self, n: int | None = None) -> None:
+        self._n = n
+        self._usages: list[tuple[int, Usage]] = []
+
+    def add(self, delta: Delta) -> None:
+        """Take a delta's usage, if it has one."""
+        if delta.usage is not None:
+            self._usages.append((delta.index, delta.usage))
+
+    @property
+    def usage(self) -> Usage:
+        """The sum."""
+        prompts: dict[int, Usage] = {}
+        for index, usage in self._usages:
+            prompts.setdefault(index // self._n if self._n else 0, usage)
+        return Usage(
+            sum(usage.prompt_tokens for usage in prompts.values()),
+            sum(usage.completion_tokens for _, usage in self._usages),
+            sum(usage.cached_tokens for usage in prompts.values()),
+        )
+
+
+class ToolCall(Struct):
+    """A finished tool call; `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 class Answers:
@@ -18,7 +55,8 @@ class Answers:
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
-        self._usages: list[Usage] = []
+        self.tool_calls: dict[int, list[ToolCall]] = {}
+        self._total = UsageTotal()
 
     def add(self, delta: Delta) -> None:
         """Take one delta."""
@@ -28,16 +66,19 @@ class Answers:
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
-        if delta.usage is not None:
-            self._usages.append(delta.usage)
+        if delta.tool_calls:
+            calls = self.tool_calls.setdefault(index, [])
+            for part in delta.tool_calls:
+                if part.id is not None:
+                    calls.append(ToolCall(part.id, part.name or "", part.arguments))
+                else:
+                    calls[part.number].arguments += part.arguments
+        self._total.add(delta)
 
     @property
     def usage(self) -> Usage:
         """Tokens of all answers; the prompt, which they share, counts once."""
-        if not self._usages:
-            return Usage()
-        first = self._usages[0]
-        return Usage(first.prompt_tokens, sum(u.completion_tokens for u in self._usages), first.cached_tokens)
+        return self._total.usage
 
 
 def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> dict[str, Any]:
@@ -45,8 +86,8 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
     choices = [
         {
             "index": index,
-            "message": {"role": "assistant", "content": text},
-            "logprobs": _chat_logprobs(answers.logprobs.get(index)),
+            "message": _message(text, answers.tool_calls.get(index)),
+            "logprobs": chat_logprobs(answers.logprobs.get(index)),
             "finish_reason": answers.reasons.get(index),
         }
         for index, text in sorted(answers.texts.items())
@@ -65,7 +106,7 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
                 {
                     "index": len(choices),
                     "text": text,
-                    "logprobs": _completion_logprobs(one.logprobs.get(index)),
+                    "logprobs": completion_logprobs(one.logprobs.get(index)),
                     "finish_reason": one.reasons.get(index),
                 }
             )
@@ -77,13 +118,13 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
     return _body(id, "text_completion", created, model, choices, usage)
 
 
-def embedding_list(embeddings: Embeddings, *, model: str) -> dict[str, Any]:
-    """Body of an embeddings answer, vectors as lists of numbers."""
+def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) -> dict[str, Any]:
+    """Body of an embeddings answer, vectors as lists of numbers or as base64 of little-endian 32-bit floats."""
     tokens = embeddings.usage.prompt_tokens
     return {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": vector}
+            {"object": "embedding", "index": index, "embedding": _packed(vector) if base64 else vector}
             for index, vector in enumerate(embeddings.vectors)
         ],
         "model": model,
@@ -121,7 +162,25 @@ def _body(
     }
 
 
-def _chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+def _packed(vector: Sequence[float]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def _message(text: str, calls: Sequence[ToolCall] | None) -> dict[str, Any]:
+    if not calls:
+        return {"role": "assistant", "content": text}
+    return {
+        "role": "assistant",
+        "content": text or None,
+        "tool_calls": [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ],
+    }
+
+
+def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+    """`logprobs` of a chat choice."""
     if tokens is None:
         return None
     return {
@@ -140,11 +199,12 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def _completion_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
+def completion_logprobs(tokens: Sequence[TokenLogprob] | None, offset: int = 0) -> dict[str, Any] | None:
+    """`logprobs` of a plain completion's choice; `offset` is where in the answer the first token stands."""
     if tokens is None:
         return None
     offsets: list[int] = []
-    at = 0
+    at = offset
     for token in tokens:
         offsets.append(at)
         at += len(token.token)

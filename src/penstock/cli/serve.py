@@ -1,0 +1,215 @@
+"""`penstock serve`, `penstock chat` and `penstock models`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from penstock import env
+
+if TYPE_CHECKING:
+    from penstock.llm_config import LLMConfig
+    from penstock.serve.client import Client
+    from penstock.serve.settings import HttpSettings
+
+DEFAULT_PORT = 8000
+DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
+
+
+@click.command(short_help="Serve models through an OpenAI-compatible API.")
+@click.argument("model", metavar="MODEL|CONFIG.yaml", default="demo")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Other machines reach only what is not 127.0.0.1.")
+@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: a free one.")
+@click.option("--engine", help="The engine of MODEL.  [default: openvino]")
+@click.option("--engine-kwargs", metavar="JSON", help="Options of the engine of MODEL, as a JSON object.")
+@click.option("--name", help="What requests call MODEL.  [default: its last path component]")
+@click.option("--api-key-file", type=click.Path(dir_okay=False), help="Keys, one a line; also PENSTOCK_API_KEYS.")
+@click.option("--admin-key-file", type=click.Path(dir_okay=False), help="Keys for --dev; also PENSTOCK_ADMIN_KEYS.")
+@click.option("--dev", is_flag=True, help="With the control routes: /sleep, /pause, /collective_rpc and so on.")
+@click.option("--cors-origin", "cors_origins", multiple=True, help="A web origin that may call; can be repeated.")
+@click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
+@click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
+@click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds on SIGTERM.")
+@click.option("--trust-request-chat-template", is_flag=True, help="Take chat templates from requests.")
+@click.option("--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option("--tracing", is_flag=True, help="Send spans to an OpenTelemetry collector (OTEL_* variables).")
+@click.option("--runtime", type=click.Choice(["local"]), default="local", show_default=True)
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    engine: str | None,
+    engine_kwargs: str | None,
+    name: str | None,
+    log_format: str,
+    log_level: str,
+    tracing: bool,
+    runtime: str,
+    **options: Any,
+) -> None:
+    """Serve MODEL, or the models of a configuration file, through an OpenAI-compatible API.
+
+    MODEL is 'demo', a model directory or file, or a hub id.
+    """
+    from penstock.observability import configure_logging, enable_tracing
+    from penstock.serve.http_server import listen
+
+    configure_logging("json" if log_format == "json" else "plain", log_level)
+    if tracing:
+        enable_tracing()
+    configs = _configs(model, engine, engine_kwargs, name)
+    settings = _settings(options)
+    if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
+        click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
+    asyncio.run(_serve(configs, settings, listen(host, port)))
+
+
+@click.command(short_help="Chat with a served model in the terminal.")
+@click.option("--model", default="", help="Which one.  [default: the first that the server lists]")
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
+@click.option("--system", metavar="TEXT", help="A system message.")
+@click.option("--temperature", type=click.FloatRange(0, 2), help="[default: the server's]")
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
+@click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
+def chat(
+    model: str, url: str, system: str | None, temperature: float | None, max_tokens: int | None, api_key: str | None
+) -> None:
+    """Chat with a served model. Answers stream; Ctrl-C stops one, Ctrl-D or /quit ends, /new starts afresh."""
+    client = _client(url, api_key)
+    if not model:
+        model = _first_model(client)
+    click.echo(f"{model} at {url}. /new starts afresh, /quit ends.", err=True)
+    given = {"temperature": temperature, "max_tokens": max_tokens}
+    options = {key: value for key, value in given.items() if value is not None}
+    opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
+    messages = list(opening)
+    while (text := _ask()) is not None:
+        if text == "/new":
+            messages = list(opening)
+        elif text:
+            messages.append({"role": "user", "content": text})
+            messages.append({"role": "assistant", "content": _say(client, model, messages, options)})
+
+
+@click.command(short_help="List the models of a server.")
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
+@click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
+def models(url: str, api_key: str | None) -> None:
+    """List the models and adapters of a server, and what each is doing."""
+    rows = [("MODEL", "STATE", "CONTEXT", "ENGINE", "REASON")]
+    for card in _client(url, api_key).models():
+        cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
+        rows.append(tuple("-" if cell is None else str(cell) for cell in cells))  # type: ignore[arg-type]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+# serve
+async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: Any) -> None:
+    from penstock.runtimes.local import build_local_handles
+    from penstock.serve.app import build_app
+    from penstock.serve.http_server import HttpServer, address
+
+    handles = build_local_handles(configs)
+    app = build_app(handles, lora_paths=_lora_paths(configs), settings=settings)
+    url = address(listening)
+
+    def announce() -> None:
+        body = f'{{"model": "{next(iter(handles))}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+        key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
+        click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
+        click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
+        sys.stdout.flush()
+
+    await HttpServer(app, listening).run(handles.values(), on_listening=announce)
+
+
+def _configs(model: str, engine: str | None, engine_kwargs: str | None, name: str | None) -> list[LLMConfig]:
+    import json
+
+    from penstock.errors import ConfigError
+    from penstock.llm_config import LLMConfig
+    from penstock.serve.serving_args import load_serving_args
+
+    if Path(model).suffix in (".yaml", ".yml"):
+        if engine or engine_kwargs or name:
+            raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
+        return load_serving_args(model).llm_configs
+    try:
+        options = json.loads(engine_kwargs or "{}")
+    except ValueError as error:
+        raise ConfigError(f"not JSON: {error}", field="--engine-kwargs", value=engine_kwargs) from None
+    loading = {"model_id": name or Path(model).name or model, "model_source": model}
+    chosen = {"llm_engine": engine} if engine else {}
+    return [LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options, **chosen})]
+
+
+def _settings(options: dict[str, Any]) -> HttpSettings:
+    from penstock.serve.auth import load_keys
+    from penstock.serve.settings import HttpSettings, Limits
+
+    limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
+    if options["max_body_mb"] is not None:
+        limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
+    return HttpSettings(
+        api_keys=load_keys(options["api_key_file"], env.api_keys()),
+        admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
+        dev=options["dev"],
+        cors_origins=options["cors_origins"],
+        limits=Limits(**limits),
+        trust_request_chat_template=options["trust_request_chat_template"],
+        drain_timeout_s=options["drain_timeout"],
+    )
+
+
+def _lora_paths(configs: list[LLMConfig]) -> dict[str, str]:
+    found = {}
+    for config in configs:
+        lora = config.lora_config
+        if lora is not None and lora.dynamic_lora_loading_path is not None:
+            found[config.model_loading_config.model_id] = lora.dynamic_lora_loading_path
+    return found
+
+
+# chat and models
+def _client(url: str, api_key: str | None) -> Client:
+    from penstock.serve.client import Client
+
+    return Client(url, api_key)
+
+
+def _first_model(client: Client) -> str:
+    from penstock.errors import ConfigError
+
+    cards = client.models()
+    if not cards:
+        raise ConfigError("the server has no models", field="--model")
+    return str(cards[0]["id"])
+
+
+def _ask() -> str | None:
+    try:
+        text = input("> " if sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt):
+        return None
+    return None if text == "/quit" else text
+
+
+def _say(client: Client, model: str, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    said = ""
+    try:
+        for piece in client.chat(model, messages, **options):
+            said += piece
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        pass  # the answer so far stands
+    print()
+    return said

@@ -1,0 +1,265 @@
+"""`LLMConfig`: one model, how it is loaded, and how it is served. Field names are those of Ray Serve LLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, cast
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from penstock.config import masked, parse_options
+from penstock.errors import ConfigError
+
+Count = Annotated[int, Meta(ge=0)]
+Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(ge=0)]
+Bundle = dict[str, Annotated[float, Meta(ge=0)]]
+
+DEFAULT_START_TIMEOUT_S = 600.0
+DEFAULT_WAITING = 1024
+
+
+class _Checked(msgspec.StructMeta):
+    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested mappings and all."""
+
+    def __call__(cls, **given: Any) -> Any:
+        return parse_options(cast(type[Struct], cls), given)
+
+
+class _Part(Struct, frozen=True, kw_only=True, metaclass=_Checked):
+    def __repr__(self) -> str:
+        """Only what differs from the defaults, secrets masked."""
+        shown = []
+        for part in msgspec.structs.fields(self):
+            value = getattr(self, part.name)
+            default = part.default_factory() if callable(part.default_factory) else part.default
+            if value != default:
+                shown.append(f"{part.name}={masked(value, part.name)!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class CloudMirrorConfig(_Part, frozen=True, kw_only=True):
+    """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` further ones."""
+
+    bucket_uri: str | None = None
+    extra_files: list[dict[str, str]] = field(default_factory=list)
+
+
+class ModelLoadingConfig(_Part, frozen=True, kw_only=True):
+    """Which model. `model_id` is the name that requests use; `model_source` is what the engine loads: "demo", a
+    directory, a file, or a hub id (default: `model_id`). `tokenizer_source` is the same for the tokenizer (default: the
+    model's own).
+    """
+
+    model_id: Annotated[str, Meta(min_length=1)]
+    model_source: str | CloudMirrorConfig | None = None
+    tokenizer_source: str | None = None
+
+
+class AcceleratorConfig(_Part, frozen=True, kw_only=True):
+    """Which kind of device; `topology` is a TPU slice such as "2x2"."""
+
+    kind: Literal["cpu", "gpu", "tpu"] | None = None
+    topology: str | None = None
+
+
+class PlacementGroupConfig(_Part, frozen=True, kw_only=True):
+    """Resources of the engine's workers: `bundles` lists them, or `bundle_per_worker` is one worker's, repeated tensor
+    × pipeline parallel size times. `strategy` defaults to "PACK".
+    """
+
+    bundle_per_worker: Bundle | None = None
+    bundles: list[Bundle] | None = None
+    strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+
+    def __post_init__(self) -> None:
+        if (self.bundle_per_worker is None) == (self.bundles is None):
+            raise ConfigError("give exactly one of bundle_per_worker and bundles", field="placement_group_config")
+
+
+class LoraConfig(_Part, frozen=True, kw_only=True):
+    """LoRA adapters. `dynamic_lora_loading_path` is a directory or URL with one subdirectory an adapter; `adapters`
+    names further ones, name to directory or URL. At most `max_num_adapters_per_replica` (16) are loaded at once. A
+    download may take `download_timeout_s` seconds (30; None for no limit) and is tried `max_download_tries` times (3).
+    """
+
+    dynamic_lora_loading_path: str | None = None
+    adapters: dict[str, str] = field(default_factory=dict)
+    max_num_adapters_per_replica: Positive = 16
+    download_timeout_s: Seconds | None = 30.0
+    max_download_tries: Positive = 3
+
+
+class AutoscalingConfig(_Part, frozen=True, kw_only=True):
+    """How many replicas, and when. With `min_replicas` 0 the model loads on its first request, unless
+    `initial_replicas` is 1, and unloads when it was idle for `downscale_to_zero_delay_s` seconds (default:
+    `downscale_delay_s`, 600). The rest is for runtimes with several replicas.
+    """
+
+    min_replicas: Count = 1
+    initial_replicas: Count | None = None
+    max_replicas: Positive = 1
+    target_ongoing_requests: Annotated[float, Meta(gt=0)] | None = None
+    target_num_ongoing_requests_per_replica: Annotated[float, Meta(gt=0)] | None = None
+    metrics_interval_s: Seconds | None = None
+    look_back_period_s: Seconds | None = None
+    smoothing_factor: float | None = None
+    upscale_smoothing_factor: float | None = None
+    downscale_smoothing_factor: float | None = None
+    upscaling_factor: float | None = None
+    downscaling_factor: float | None = None
+    upscale_delay_s: Seconds = 30.0
+    downscale_delay_s: Seconds = 600.0
+    downscale_to_zero_delay_s: Seconds | None = None
+    aggregation_function: str | None = None
+    policy: Any = None
+
+    def __post_init__(self) -> None:
+        where = "deployment_config.autoscaling_config"
+        if self.min_replicas > self.max_replicas:
+            raise ConfigError(
+                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})",
+                field=f"{where}.min_replicas",
+            )
+        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
+            raise ConfigError("must lie between min_replicas and max_replicas", field=f"{where}.initial_replicas")
+
+
+class DeploymentConfig(_Part, frozen=True, kw_only=True):
+    """How a replica is deployed; the names are Ray Serve's. Penstock itself reads `autoscaling_config`,
+    `max_ongoing_requests` (requests given to the engine at once; default: a tenth more than it works on at once),
+    `max_queued_requests` (requests that may wait; default 1,024, -1 for no limit), `graceful_shutdown_timeout_s`
+    (seconds that a stop waits for requests under way; 20) and `ray_actor_options["memory"]` (bytes that the loaded
+    model takes, for the memory budget).
+    """
+
+    name: str | None = None
+    num_replicas: int | Literal["auto"] | None = None
+    autoscaling_config: AutoscalingConfig | None = None
+    max_ongoing_requests: Positive | None = None
+    max_queued_requests: Annotated[int, Meta(ge=-1)] | None = None
+    ray_actor_options: dict[str, Any] = field(default_factory=dict)
+    max_replicas_per_node: Positive | None = None
+    user_config: Any = None
+    graceful_shutdown_wait_loop_s: Seconds | None = None
+    graceful_shutdown_timeout_s: Seconds = 20.0
+    health_check_period_s: Seconds | None = None
+    health_check_timeout_s: Seconds | None = None
+    max_constructor_retry_count: Positive | None = None
+    logging_config: Any = None
+    request_router_config: Any = None
+    gang_scheduling_config: Any = None
+    version: str | None = None
+    placement_group_bundles: Any = None
+    placement_group_strategy: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("placement_group_bundles", "placement_group_strategy"):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    "the bundles follow from the engine's parallelism, so a second statement could only disagree",
+                    field=f"deployment_config.{name}",
+                    hint="Use placement_group_config.",
+                )
+
+
+class CallbackConfig(_Part, frozen=True, kw_only=True):
+    """Hooks around the start of a node: an import path or class, its arguments, and whether its errors count."""
+
+    callback_class: Any = None
+    callback_kwargs: dict[str, Any] = field(default_factory=dict)
+    raise_error_on_callback: bool = True
+
+
+class LLMConfig(_Part, frozen=True, kw_only=True):
+    """One model with everything that loading and serving it needs. Nested parts may be given as mappings.
+
+    `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. `server_cls` replaces
+    `LLMServer` (a class or an import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
+    stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). Raises `ConfigError` for
+    an unknown or wrong field.
+    """
+
+    model_loading_config: ModelLoadingConfig
+    llm_engine: str = "openvino"
+    engine_kwargs: dict[str, Any] = field(default_factory=dict)
+    accelerator_type: str | None = None
+    accelerator_config: AcceleratorConfig | None = None
+    placement_group_config: PlacementGroupConfig | None = None
+    lora_config: LoraConfig | None = None
+    deployment_config: DeploymentConfig = field(default_factory=DeploymentConfig)
+    runtime_env: dict[str, Any] | None = None
+    server_cls: Any = None
+    callback_config: CallbackConfig | None = None
+    experimental_configs: dict[str, Any] = field(default_factory=dict)
+    log_engine_metrics: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("model", "served_model_name"):
+            if name in self.engine_kwargs:
+                raise ConfigError(
+                    "is set in model_loading_config",
+                    field=f"engine_kwargs.{name}",
+                    value=self.engine_kwargs[name],
+                    hint="Use model_id for the name and model_source for the files.",
+                )
+        _ = self.stream_batching_interval_s, self.start_timeout_s  # checked now rather than on first use
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> LLMConfig:
+        """Read a mapping, as from a file. Raises `ConfigError`."""
+        return parse_options(cls, given)
+
+    @property
+    def model_id(self) -> str:
+        """The name that requests use."""
+        return self.model_loading_config.model_id
+
+    @property
+    def model_source(self) -> str:
+        """What the engine loads. Raises `ConfigError` for a bucket mirror."""
+        source = self.model_loading_config.model_source
+        if isinstance(source, CloudMirrorConfig):
+            raise ConfigError(
+                "loading a model from a bucket is not supported",
+                field="model_loading_config.model_source",
+                hint="Copy the model to a directory and name that.",
+            )
+        return source or self.model_id
+
+    @property
+    def engine_name(self) -> str:
+        """The engine's name as the table of engines has it: Ray's "vLLM" is "vllm"."""
+        return self.llm_engine.lower()
+
+    @property
+    def autoscaling(self) -> AutoscalingConfig:
+        """The autoscaling, with defaults where none is set."""
+        return self.deployment_config.autoscaling_config or AutoscalingConfig()
+
+    @property
+    def max_waiting(self) -> int | None:
+        """How many requests may wait; None for no limit."""
+        given = self.deployment_config.max_queued_requests
+        return DEFAULT_WAITING if given is None else None if given < 0 else given
+
+    @property
+    def stream_batching_interval_s(self) -> float:
+        """Seconds for which a stream's later deltas are joined; 0 joins only what the caller is late to take."""
+        return self._experimental("stream_batching_interval_ms", 0.0) / 1000
+
+    @property
+    def start_timeout_s(self) -> float:
+        """Seconds in which the engine must have started."""
+        return self._experimental("start_timeout_s", DEFAULT_START_TIMEOUT_S)
+
+    def _experimental(self, name: str, default: float) -> float:
+        value = self.experimental_configs.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+            raise ConfigError(
+                f"must be a number of at least 0, got {value!r}", field=f"experimental_configs.{name}", value=value
+            )
+        return float(value)

@@ -1,0 +1,128 @@
+"""Logs and spans.
+
+Logs are plain lines or JSON, each with the id of the request it belongs to. Spans are OpenTelemetry's where the
+operator turned them on, and nothing at all where not.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+from penstock.lazy import require
+
+request_id: ContextVar[str] = ContextVar("penstock_request_id", default="")
+"""The id of the request that the current task works on."""
+
+_queue_times: ContextVar[list[float] | None] = ContextVar("penstock_queue_times", default=None)
+_tracer: Any = None
+
+
+def note_queue_time(seconds: float) -> None:
+    """Tell that the current request has waited so long to be let to its engine. Called by whoever lets it in."""
+    if (times := _queue_times.get()) is not None:
+        times.append(seconds)
+
+
+def gather_queue_times() -> list[float]:
+    """The list that receives what `note_queue_time` is told from here on, in this task and those it starts."""
+    times: list[float] = []
+    _queue_times.set(times)
+    return times
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; the `fields` that a record was given stand beside the common ones."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON."""
+        line: dict[str, Any] = {
+            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if current := request_id.get():
+            line["request_id"] = current
+        line |= getattr(record, "fields", {})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class PlainFormatter(logging.Formatter):
+    """A line for people."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as a line; with its fields, except those that its message tells already."""
+        text = super().format(record)
+        fields = getattr(record, "fields", {})
+        told = ("method", "path", "status")
+        shown = [f"{name}={value}" for name, value in fields.items() if name not in told]
+        if current := request_id.get():
+            shown.append(f"id={current}")
+        first, line_end, rest = text.partition("\n")
+        return " ".join([first, *shown]) + line_end + rest
+
+
+def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "info") -> None:
+    """Send the logs of Penstock and of the HTTP server to stderr, in one form. For programs, not for libraries."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
+    for name in ("penstock", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level.upper())
+
+
+def enable_tracing(service: str = "penstock") -> None:
+    """Send spans to an OTLP collector, as OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` …) say.
+
+    Raises `MissingExtraError` without the extra `otel`.
+    """
+    global _tracer
+    needed_by = "Tracing"
+    trace = require("opentelemetry.trace", "otel", needed_by=needed_by)
+    sdk = require("opentelemetry.sdk.trace", "otel", needed_by=needed_by)
+    export = require("opentelemetry.sdk.trace.export", "otel", needed_by=needed_by)
+    resources = require("opentelemetry.sdk.resources", "otel", needed_by=needed_by)
+    otlp = require("opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel", needed_by=needed_by)
+    provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": service}))
+    provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    use_tracer(provider.get_tracer("penstock"))
+
+
+def use_tracer(tracer: Any) -> None:
+    """Make spans with an OpenTelemetry tracer that the program has set up itself; None makes none."""
+    global _tracer
+    _tracer = tracer
+
+
+def _note_nothing(**attributes: Any) -> None:
+    pass
+
+
+@contextmanager
+def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any) -> Iterator[Callable[..., None]]:
+    """A span around the body, continuing the trace that `headers` name. Gives a function that adds attributes."""
+    if _tracer is None:
+        yield _note_nothing
+        return
+    parent = require("opentelemetry.propagate", "otel").extract(dict(headers or {}))
+    with _tracer.start_as_current_span(name, context=parent, attributes=_named(attributes)) as current:
+        yield lambda **more: current.set_attributes(_named(more))
+
+
+def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"penstock.{name}": value for name, value in attributes.items()}

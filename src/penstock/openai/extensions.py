@@ -1,0 +1,107 @@
+"""Bodies for what OpenAI's API lacks: scoring, reranking and tokens, in the forms that vLLM and Jina made common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from penstock.errors import RequestError
+from penstock.openai.requests import Count, TokenId
+from penstock.types import RerankRequest, Scores, Usage
+
+
+class ScoreBody(Struct, kw_only=True):
+    """Body of `POST /v1/score`: one text against one or many, or as many pairs."""
+
+    model: str = ""
+    text_1: str | list[str]
+    text_2: str | list[str]
+    user: str | None = None
+
+    def requests(self, *, request_id: str = "") -> list[RerankRequest]:
+        """One request for each distinct left side."""
+        left = [self.text_1] if isinstance(self.text_1, str) else self.text_1
+        right = [self.text_2] if isinstance(self.text_2, str) else self.text_2
+        if not left or not right:
+            raise RequestError("text_1 and text_2 must not be empty", param="text_1" if not left else "text_2")
+        if len(left) == 1:
+            return [RerankRequest(left[0], right, request_id)]
+        if len(left) != len(right):
+            raise RequestError(
+                f"text_1 must be one text or as many as text_2: {len(left)} and {len(right)} were given", param="text_1"
+            )
+        pairs = enumerate(zip(left, right, strict=True))
+        return [RerankRequest(one, [other], f"{request_id}-{number}") for number, (one, other) in pairs]
+
+
+class RerankDocument(Struct, kw_only=True):
+    """A document to rerank, as an object."""
+
+    text: str
+
+
+class RerankBody(Struct, kw_only=True):
+    """Body of `POST /v1/rerank`."""
+
+    model: str = ""
+    query: str
+    documents: list[str | RerankDocument]
+    top_n: Count | None = None
+    return_documents: bool = True
+    user: str | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """The documents' texts."""
+        return [document if isinstance(document, str) else document.text for document in self.documents]
+
+    def request(self, *, request_id: str = "") -> RerankRequest:
+        """The neutral request."""
+        if not self.documents:
+            raise RequestError("documents must not be empty", param="documents")
+        return RerankRequest(self.query, self.texts, request_id)
+
+
+class TokenizeBody(Struct, kw_only=True):
+    """Body of `POST /tokenize`."""
+
+    model: str = ""
+    prompt: str
+
+
+class DetokenizeBody(Struct, kw_only=True):
+    """Body of `POST /detokenize`."""
+
+    model: str = ""
+    tokens: list[TokenId]
+
+
+def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -> dict[str, Any]:
+    """Body of a score answer."""
+    values = [value for one in scores for value in one.scores]
+    return {
+        "id": id,
+        "object": "list",
+        "created": created,
+        "model": model,
+        "data": [{"index": index, "object": "score", "score": value} for index, value in enumerate(values)],
+        "usage": _usage([one.usage for one in scores]),
+    }
+
+
+def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dict[str, Any]:
+    """Body of a rerank answer: the best first."""
+    texts = body.texts
+    best = sorted(enumerate(scores.scores), key=lambda pair: (-pair[1], pair[0]))[: body.top_n]
+    results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in best]
+    if body.return_documents:
+        for result in results:
+            result["document"] = {"text": texts[result["index"]]}
+    return {"id": id, "model": model, "results": results, "usage": _usage([scores.usage])}
+
+
+def _usage(usages: Sequence[Usage]) -> dict[str, int]:
+    tokens = sum(usage.prompt_tokens for usage in usages)
+    return {"prompt_tokens": tokens, "total_tokens": tokens}

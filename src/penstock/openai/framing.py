@@ -1,0 +1,134 @@
+"""Streamed answers as server-sent events: each delta becomes the bytes of its event, once.
+
+What all chunks of a stream have in common is encoded when the stream opens, so a token costs the JSON of its text and
+one join. A framer has no clock and no socket; `penstock.serve.streaming` sends what it makes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from penstock.errors import PenstockError
+from penstock.openai.responses import UsageTotal, chat_logprobs, completion_logprobs, error_body, usage_body
+from penstock.types import Delta, ToolCallPart
+
+to_json = msgspec.json.Encoder().encode
+DONE = b"data: [DONE]\n\n"
+
+
+class Framer(Protocol):
+    """Writes one stream: `open` once, `frame` for each delta, then `close` or `error`."""
+
+    def open(self) -> bytes:
+        """What comes before the first delta."""
+
+    def frame(self, delta: Delta) -> bytes:
+        """The events of one delta; empty where it has nothing to show."""
+
+    def close(self) -> bytes:
+        """The end of a stream that went well."""
+
+    def error(self, error: PenstockError) -> bytes:
+        """The end of a stream that did not."""
+
+
+def data(body: Any) -> bytes:
+    """An event without a name."""
+    return b"data: %b\n\n" % to_json(body)
+
+
+def event(name: str, body: Any) -> bytes:
+    """A named event."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), to_json(body))
+
+
+class ChatFramer:
+    """Chunks of `POST /v1/chat/completions` for `n` answers."""
+
+    def __init__(self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False) -> None:
+        head, self._tail = _envelope(id, "chat.completion.chunk", created, model, include_usage)
+        self._choice = [b'%b{"index":%d,"delta":' % (head, index) for index in range(n)]
+        self._content = [choice + b'{"content":' for choice in self._choice]
+        self._plain_tail = b'},"logprobs":null,"finish_reason":null}' + self._tail
+        self._head = head
+        self._usage = UsageTotal() if include_usage else None
+
+    def open(self) -> bytes:
+        start = b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' + self._tail
+        return b"".join(choice + start for choice in self._choice)
+
+    def frame(self, delta: Delta) -> bytes:
+        if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls:
+            # The path of nearly every token.
+            return self._content[delta.index] + to_json(delta.text) + self._plain_tail if delta.text else b""
+        return self._full(delta)
+
+    def close(self) -> bytes:
+        return _usage_chunk(self._head, self._usage) + DONE
+
+    def error(self, error: PenstockError) -> bytes:
+        return data(error_body(error)) + DONE
+
+    def _full(self, delta: Delta) -> bytes:
+        content: dict[str, Any] = {"content": delta.text} if delta.text else {}
+        if delta.tool_calls:
+            content["tool_calls"] = [_call_chunk(part) for part in delta.tool_calls]
+        if self._usage is not None:
+            self._usage.add(delta)
+        if not content and delta.finish_reason is None and not delta.logprobs:
+            return b""
+        logprobs = to_json(chat_logprobs(delta.logprobs))
+        reason = to_json(delta.finish_reason)
+        choice = self._choice[delta.index] + to_json(content)
+        return b'%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, logprobs, reason, self._tail)
+
+
+class CompletionFramer:
+    """Chunks of `POST /v1/completions` for `n` answers to each of its prompts, told apart by their index."""
+
+    def __init__(self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False) -> None:
+        self._head, self._tail = _envelope(id, "text_completion", created, model, include_usage)
+        self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
+        self._usage = UsageTotal(n) if include_usage else None
+        self._offsets: dict[int, int] = {}
+
+    def open(self) -> bytes:
+        return b""
+
+    def frame(self, delta: Delta) -> bytes:
+        choice = b'%b{"index":%d,"text":' % (self._head, delta.index)
+        if delta.finish_reason is None and delta.logprobs is None:
+            return choice + to_json(delta.text) + self._plain_tail if delta.text else b""
+        if self._usage is not None:
+            self._usage.add(delta)
+        offset = self._offsets.get(delta.index, 0)
+        self._offsets[delta.index] = offset + sum(len(token.token) for token in delta.logprobs or ())
+        logprobs = to_json(completion_logprobs(delta.logprobs, offset))
+        reason = to_json(delta.finish_reason)
+        return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, to_json(delta.text), logprobs, reason, self._tail)
+
+    def close(self) -> bytes:
+        return _usage_chunk(self._head, self._usage) + DONE
+
+    def error(self, error: PenstockError) -> bytes:
+        return data(error_body(error)) + DONE
+
+
+def _envelope(id: str, object: str, created: int, model: str, include_usage: bool) -> tuple[bytes, bytes]:
+    """What stands before and behind the one choice of a chunk."""
+    fields = to_json({"id": id, "object": object, "created": created, "model": model})
+    # Where the usage was asked for, every chunk has the key.
+    return b'data: %b,"choices":[' % fields[:-1], b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+
+
+def _usage_chunk(head: bytes, total: UsageTotal | None) -> bytes:
+    return b"" if total is None else b'%b],"usage":%b}\n\n' % (head, to_json(usage_body(total.usage)))
+
+
+def _call_chunk(part: ToolCallPart) -> dict[str, Any]:
+    if part.id is None:
+        return {"index": part.number, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.number, "id": part.id, "type": "function", "function": function}

@@ -1,0 +1,167 @@
+"""Reads tool calls out of generated text, while it streams.
+
+The form is that of Hermes and Qwen models: `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>`, any number of
+them, after any text. Under a constraint (`penstock.openai.tools`) the whole answer is one such object without tags.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Iterator
+from hashlib import blake2b
+
+import msgspec
+
+from penstock.types import Delta, ToolCallPart
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)', re.DOTALL)
+
+
+class ToolCallReader:
+    """Turns the deltas of one request into deltas with tool calls.
+
+    `bare` says that the answer is one call without tags. Call ids derive from `seed`, so that a request asked again
+    under the same id gives the same ones.
+    """
+
+    def __init__(self, seed: str, *, bare: bool = False) -> None:
+        self._seed = seed
+        self._bare = bare
+        self._scanners: dict[int, _Scanner] = {}
+
+    def translate(self, delta: Delta) -> Delta:
+        """The delta with its text taken apart. It may have neither text nor calls, while a tag is half read."""
+        scanner = self._scanners.get(delta.index)
+        if scanner is None:
+            scanner = self._scanners[delta.index] = _Scanner(f"{self._seed}/{delta.index}", self._bare)
+        pieces = list(scanner.push(delta.text))
+        reason = delta.finish_reason
+        if reason is not None:
+            pieces += scanner.flush()
+            if reason == "stop" and scanner.calls:
+                reason = "tool_calls"
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        parts = tuple(piece for piece in pieces if isinstance(piece, ToolCallPart))
+        return msgspec.structs.replace(delta, text=text, finish_reason=reason, tool_calls=parts)
+
+
+class _Scanner:
+    """One answer's text: outside of calls, or inside the one whose raw text is `_call`."""
+
+    def __init__(self, seed: str, bare: bool) -> None:
+        self.calls = 0
+        self._seed = seed
+        self._bare = bare
+        self._held = ""
+        self._call: _Call | None = _Call("") if bare else None
+
+    def push(self, text: str) -> Iterator[str | ToolCallPart]:
+        while text:
+            text = yield from (self._outside(text) if self._call is None else self._inside(self._call, text))
+
+    def flush(self) -> Iterator[str | ToolCallPart]:
+        if self._call is not None:
+            yield from self._end(self._call)
+        elif self._held and not (self.calls and not self._held.strip()):
+            yield self._held
+        self._held = ""
+
+    def _outside(self, text: str) -> Generator[str | ToolCallPart, None, str]:
+        """Let text through, but hold back white space that a tag may follow, and the start of a tag.
+
+        Returns the text left to read, as `_inside` does.
+        """
+        text = self._held + text
+        at = text.find(OPEN)
+        if at >= 0:
+            self._held = ""
+            start, end = len(text[:at].rstrip()), at + len(OPEN)
+            self._call = _Call(text[start:end])
+            if start:
+                yield text[:start]
+            return text[end:]
+        partial = next((size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0)
+        cut = len(text[: len(text) - partial].rstrip())
+        self._held = text[cut:]
+        if cut:
+            yield text[:cut]
+        return ""
+
+    def _inside(self, call: _Call, text: str) -> Generator[str | ToolCallPart, None, str]:
+        call.raw += text
+        if call.name is None and (head := _HEAD.match(call.raw)) is not None:
+            call.name = json.loads(head[1], strict=False)
+            call.at = head.end()
+            yield self._part(id=self._id(), name=call.name)
+        if call.name is not None and not call.complete:
+            start = call.at
+            call.advance()
+            if call.at > start:
+                yield self._part(arguments=call.raw[start : call.at])
+        # A tag inside the arguments' strings is not one.
+        end = -1
+        if not self._bare and (call.name is None or call.complete):
+            end = call.raw.find(CLOSE, call.at)
+        if end < 0:
+            return ""
+        rest = call.raw[end + len(CLOSE) :]
+        call.raw = call.raw[:end]
+        yield from self._end(call, CLOSE)
+        self._call = None
+        return rest
+
+    def _end(self, call: _Call, closing: str = "") -> Iterator[str | ToolCallPart]:
+        """A call whose keys came in another order is read as a whole; what is none is given back as text."""
+        if call.name is None:
+            try:
+                value = json.loads(call.raw)
+                name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                yield call.opening + call.raw + closing
+                return
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            yield self._part(arguments=text, id=self._id(), name=str(name))
+        self.calls += 1
+
+    def _part(self, *, arguments: str = "", id: str | None = None, name: str | None = None) -> ToolCallPart:
+        return ToolCallPart(self.calls, arguments, id, name)
+
+    def _id(self) -> str:
+        return "call_" + blake2b(f"{self._seed}/{self.calls}".encode(), digest_size=12).hexdigest()
+
+
+class _Call:
+    """A call being read. `opening` is what led in to it; `at` is how far its arguments have been followed."""
+
+    def __init__(self, opening: str) -> None:
+        self.opening = opening
+        self.raw = ""
+        self.name: str | None = None
+        self.at = 0
+        self.complete = False
+        self._depth = 0
+        self._in_string = False
+        self._escaped = False
+
+    def advance(self) -> None:
+        """Follow the arguments' brackets as far as the text goes; stop behind the last one."""
+        for char in self.raw[self.at :]:
+            self.at += 1
+            if self._in_string:
+                if self._escaped:
+                    self._escaped = False
+                elif char == "\\":
+                    self._escaped = True
+                elif char == '"':
+                    self._in_string = False
+            elif char == '"':
+                self._in_string = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.complete = True
+                    return

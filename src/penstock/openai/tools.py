@@ -1,0 +1,100 @@
+"""Tools of a chat request: their checks, and the constraint that makes a model call one.
+
+A constrained answer is one call as JSON, `{"name": …, "arguments": {…}}`: what stands between the tags of an
+unconstrained one, so both are read alike (`penstock.openai.tool_calls`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.errors import RequestError, nearest
+from penstock.types import Message, StructuredOutput
+
+Tool = Mapping[str, Any]
+ToolChoice = str | Mapping[str, Any] | None
+
+
+def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> None:
+    """Raise `RequestError` for a tool without a name, or a choice that no tool answers to."""
+    names = []
+    for number, tool in enumerate(tools or ()):
+        where = f"tools[{number}]"
+        function = tool.get("function")
+        if tool.get("type") != "function" or not isinstance(function, Mapping):
+            raise RequestError(f"{where} must be {{'type': 'function', 'function': {{…}}}}", param=where)
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            raise RequestError(f"{where}.function needs a 'name'", param=f"{where}.function.name")
+        if not isinstance(function.get("parameters", {}), (Mapping, type(None))):
+            raise RequestError(
+                f"{where}.function.parameters must be a JSON schema", param=f"{where}.function.parameters"
+            )
+        names.append(function["name"])
+    if choice in (None, "none", "auto"):
+        return
+    if isinstance(choice, str) and choice != "required":
+        hint = nearest(choice, ("none", "auto", "required"))
+        raise RequestError(f"unknown tool_choice '{choice}'. {hint}", param="tool_choice")
+    if not tools:
+        raise RequestError("tool_choice needs tools", param="tool_choice")
+    if isinstance(choice, Mapping) and (name := chosen_name(choice)) not in names:
+        raise RequestError(f"tool_choice names no tool: '{name}'. {nearest(name, names)}", param="tool_choice")
+
+
+def chosen_name(choice: Mapping[str, Any]) -> str:
+    """The name in `{"type": "function", "function": {"name": …}}`."""
+    function = choice.get("function")
+    name = function.get("name") if isinstance(function, Mapping) else None
+    if choice.get("type") != "function" or not isinstance(name, str):
+        raise RequestError(
+            "tool_choice must be none, auto, required or {'type': 'function', 'function': {'name': …}}",
+            param="tool_choice",
+        )
+    return name
+
+
+def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutput | None:
+    """The constraint for "required" or a named tool; None where the model is free to answer."""
+    if choice in (None, "none", "auto"):
+        return None
+    functions = [tool["function"] for tool in tools]
+    if isinstance(choice, Mapping):
+        name = chosen_name(choice)
+        functions = [function for function in functions if function["name"] == name]
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "enum": [function["name"]]},
+                "arguments": function.get("parameters") or {"type": "object"},
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+        for function in functions
+    ]
+    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:
+    """Messages whose tool calls hold their arguments as objects, as templates expect; OpenAI's form has JSON text."""
+    return [
+        {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_object(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except ValueError:
+        return call  # a model's own mistake, shown to it as it was
+    return {**call, "function": {**function, "arguments": arguments}}

@@ -1,0 +1,1 @@
+"""Runtimes: where servers live. `local` is this process, `placement` the arithmetic of resource bundles."""

@@ -1,0 +1,114 @@
+"""The local runtime: models in this process, loaded when they are needed, within one memory budget."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from penstock.config import import_object
+from penstock.errors import ConfigError, EngineStartError
+from penstock.llm_config import LLMConfig
+
+if TYPE_CHECKING:
+    from penstock.serve.handle import ModelHandle
+
+HANDLE = "penstock.serve.local_model:LocalModel"
+"""What stands for a model here. Named rather than imported: a runtime places what it is handed, and knows no server."""
+
+DEFAULT_KV_CACHE_BYTES = 1 << 30
+
+
+class Resident(Protocol):
+    """Something that takes memory while it is loaded."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """The event loop's time since when nobody has used it; None while it is in use, or must stay."""
+
+    async def unload(self) -> None:
+        """Give the memory back."""
+
+
+class MemoryBudget:
+    """How much the loaded models may take together, by estimate. `total` is in bytes; None is no limit."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self._held: dict[Resident, int] = {}
+        self._acquiring = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    @property
+    def used(self) -> int:
+        """Bytes that are taken or promised."""
+        return sum(self._held.values())
+
+    async def acquire(self, resident: Resident, size: int) -> None:
+        """Make room for `size` bytes: unload the least recently used idle residents, or wait until there is one.
+
+        Raises `EngineStartError` if it does not fit even alone.
+        """
+        if resident in self._held:  # not behind the lock, whose holder may be waiting for just this one to become idle
+            return
+        if self.total is not None and size > self.total:
+            raise EngineStartError(f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB")
+        async with self._acquiring:
+            while self.total is not None and self.used + size > self.total:
+                idle = [(since, other) for other in self._held if (since := other.idle_since) is not None]
+                if idle:
+                    await min(idle, key=lambda pair: pair[0])[1].unload()
+                else:
+                    self._changed.clear()
+                    await self._changed.wait()
+            self._held[resident] = size
+
+    def release(self, resident: Resident) -> None:
+        """The resident has given its memory back."""
+        self._held.pop(resident, None)
+        self._changed.set()
+
+    def notify(self) -> None:
+        """A resident has become idle."""
+        self._changed.set()
+
+
+def memory_estimate(config: LLMConfig) -> int:
+    """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the size of its files
+    and of the KV cache.
+    """
+    given = config.deployment_config.ray_actor_options.get("memory")
+    if given:
+        return int(given)
+    cache = config.engine_kwargs.get("kv_cache_memory_bytes", DEFAULT_KV_CACHE_BYTES)
+    if config.engine_name == "simulated":
+        return 0
+    source = Path(config.model_source).expanduser()
+    files = [source] if source.is_file() else source.glob("*") if source.is_dir() else []
+    return sum(file.stat().st_size for file in files if file.is_file()) + (cache if isinstance(cache, int) else 0)
+
+
+def build_local_handles(
+    configs: Iterable[LLMConfig], *, memory_budget_bytes: int | None = None
+) -> dict[str, ModelHandle]:
+    """A handle for each model, by its id. Checks every configuration, and loads nothing: see `ModelHandle.start`.
+
+    With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room for the next one.
+    Raises `ConfigError`, `MissingExtraError`.
+    """
+    handle = import_object(HANDLE, "the local runtime's handle")
+    budget = MemoryBudget(memory_budget_bytes)
+    handles: dict[str, ModelHandle] = {}
+    for config in configs:
+        if config.model_id in handles:
+            raise ConfigError(
+                f"two models are called '{config.model_id}'",
+                field="model_loading_config.model_id",
+                value=config.model_id,
+            )
+        try:
+            handles[config.model_id] = handle(config, budget)
+        except ConfigError as error:
+            raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
+    return handles

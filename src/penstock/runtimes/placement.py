@@ -1,0 +1,102 @@
+"""Which resources a replica needs: arithmetic on bundles, without a cluster.
+
+A bundle is a mapping from a resource ("CPU", "GPU", "memory" in bytes, or a custom one) to an amount. A replica is one
+process that does the bookkeeping, plus the engine's workers; the first bundle holds the process and the first worker,
+so that they land on one machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+
+Bundle = dict[str, float]
+
+GPU_ENGINES = frozenset({"vllm", "sglang"})
+ACCELERATOR_SHARE = 0.001
+"""How much of a machine's `accelerator_type:NAME` marker each worker asks for: enough to land there, little enough to
+share it.
+"""
+
+
+def engine_bundles(config: LLMConfig) -> list[Bundle]:
+    """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
+    placement = config.placement_group_config
+    workers = _parallel(config, "tensor_parallel_size", "tp_size") * _parallel(
+        config, "pipeline_parallel_size", "pp_size"
+    )
+    if placement is not None and placement.bundles is not None:
+        if not placement.bundles:
+            raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
+        return [dict(bundle) for bundle in placement.bundles]
+    if placement is not None and placement.bundle_per_worker is not None:
+        worker = dict(placement.bundle_per_worker)
+    else:
+        kind = config.accelerator_config.kind if config.accelerator_config is not None else None
+        device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
+        worker = {device: 1.0}
+        if config.accelerator_type is not None:
+            worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
+    return [dict(worker) for _ in range(workers)]
+
+
+def replica_bundle(config: LLMConfig) -> Bundle:
+    """What the replica's own process needs, from `ray_actor_options`; one CPU by default."""
+    options = config.deployment_config.ray_actor_options
+    named = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus"), "memory": options.get("memory")}
+    bundle = {name: float(amount) for name, amount in named.items() if amount}
+    return merged([bundle, options.get("resources") or {}])
+
+
+def merged(bundles: Iterable[Bundle]) -> Bundle:
+    """The sum of bundles, resource by resource."""
+    total: Bundle = {}
+    for bundle in bundles:
+        for name, amount in bundle.items():
+            total[name] = total.get(name, 0.0) + amount
+    return total
+
+
+def replica_bundles(config: LLMConfig) -> list[Bundle]:
+    """All bundles of a replica; the first holds its process and its first worker."""
+    first, *others = engine_bundles(config)
+    return [merged([replica_bundle(config), first]), *others]
+
+
+def deployment_options(config: LLMConfig) -> dict[str, Any]:
+    """What is handed to Ray Serve for this model: what the configuration sets of `deployment_config`, and the bundles.
+
+    The runtime environment of `LLMConfig` goes before that of `ray_actor_options`, name by name; both go before the
+    job's.
+    """
+    given = msgspec.to_builtins(config.deployment_config)
+    unset = msgspec.to_builtins(type(config.deployment_config)())
+    options = {name: value for name, value in given.items() if value != unset[name]}
+    placement = config.placement_group_config
+    options["placement_group_bundles"] = replica_bundles(config)
+    options["placement_group_strategy"] = placement.strategy if placement is not None else "PACK"
+    actor = dict(options.get("ray_actor_options") or {})
+    lower, upper = actor.get("runtime_env") or {}, config.runtime_env or {}
+    if lower or upper:
+        actor["runtime_env"] = {**lower, **upper}
+    if "env_vars" in lower and "env_vars" in upper:
+        actor["runtime_env"]["env_vars"] = {**lower["env_vars"], **upper["env_vars"]}
+    if actor:
+        options["ray_actor_options"] = actor
+    return options
+
+
+def _parallel(config: LLMConfig, *names: str) -> int:
+    for name in names:
+        value = config.engine_kwargs.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"must be a whole number of at least 1, got {value!r}", field=f"engine_kwargs.{name}")
+        return value
+    return 1

@@ -1,0 +1,28 @@
+"""Serving models: servers, handles and the OpenAI-compatible ingress."""
+
+from penstock import lazy
+
+TYPE_CHECKING = False  # known to type checkers
+if TYPE_CHECKING:
+    from penstock.llm_config import (
+        CloudMirrorConfig as CloudMirrorConfig,
+        LLMConfig as LLMConfig,
+        LoraConfig as LoraConfig,
+        ModelLoadingConfig as ModelLoadingConfig,
+    )
+    from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
+    from penstock.serve.server import LLMServer as LLMServer
+    from penstock.serve.serving_args import (
+        LLMServingArgs as LLMServingArgs,
+        load_serving_args as load_serving_args,
+    )
+else:
+    __getattr__, __dir__, __all__ = lazy.attach(
+        __name__,
+        {
+            "penstock.llm_config": ("CloudMirrorConfig", "LLMConfig", "LoraConfig", "ModelLoadingConfig"),
+            "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
+            "penstock.serve.server": ("LLMServer",),
+            "penstock.serve.serving_args": ("LLMServingArgs", "load_serving_args"),
+        },
+    )

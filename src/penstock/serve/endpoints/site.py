@@ -1,0 +1,33 @@
+"""What is about the server itself: `/health`, `/metrics`, `/openapi.json`, `/docs`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.responses import HTMLResponse, Response
+
+from penstock.serve.exchange import Exchange
+from penstock.serve.http_errors import ShuttingDownError
+from penstock.serve.metrics import CONTENT_TYPE
+
+
+async def health(exchange: Exchange) -> Response:
+    """Whether the server takes requests. Says nothing of the models: one that cannot load is no reason to restart."""
+    if exchange.ingress.draining:
+        raise ShuttingDownError("the server is shutting down")
+    return exchange.json({"status": "ok"})
+
+
+async def metrics(exchange: Exchange) -> Response:
+    """Metrics in the text form of Prometheus."""
+    return Response(exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+async def openapi(exchange: Exchange) -> Response:
+    """The description of this API."""
+    return exchange.json(exchange.ingress.openapi)
+
+
+async def docs(exchange: Exchange) -> Response:
+    """A page that shows the description of this API."""
+    return HTMLResponse(files("penstock.serve").joinpath("docs.html").read_text())

@@ -1,0 +1,94 @@
+"""One HTTP request being answered: who asked for what, and what it has cost so far."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.observability import gather_queue_times
+from penstock.openai.requests import parse_body
+from penstock.serve.ingress import Ingress
+from penstock.serve.interrupt import Interrupt
+from penstock.serve.limits import read_json
+from penstock.serve.model_names import Target
+from penstock.types import Usage
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+T = TypeVar("T")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class Exchange:
+    """Made by the middleware, filled by the endpoint, read by the log and the metrics when the request ends."""
+
+    def __init__(self, ingress: Ingress, given_id: str | None) -> None:
+        self.ingress = ingress
+        self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
+        self.created = int(time.time())
+        self.endpoint = "other"
+        self.model = ""
+        self.status = 0
+        self.error: str | None = None
+        self.usage = Usage()
+        self.started = time.perf_counter()
+        self.first_token_at: float | None = None
+        self.ended = self.started
+        self.engine_seconds = 0.0
+        self.queue_times = gather_queue_times()
+        self.request: Request
+
+    async def body(self, form: type[Body]) -> Body:
+        """The request's JSON body, checked."""
+        return parse_body(form, await read_json(self.request, self.ingress.settings.limits))
+
+    async def target(self, model: str) -> Target:
+        """What answers for `model`."""
+        found = await self.ingress.models.find(model)
+        self.model = found.handle.model_id
+        return found
+
+    def interrupt(self) -> Interrupt:
+        """The context in which an engine may be waited for."""
+        return Interrupt(self.request.receive, self.ingress.live)
+
+    async def wait(self, answer: Awaitable[T]) -> T:
+        """The engine's answer; given up if the client leaves or the server goes down."""
+        async with self.interrupt():
+            start = time.perf_counter()
+            try:
+                return await answer
+            finally:
+                self.engine_seconds += time.perf_counter() - start
+
+    def json(self, body: Any) -> Response:
+        """A successful answer."""
+        return Response(msgspec.json.encode(body), media_type="application/json")
+
+    def finish(self) -> None:
+        """Report to the metrics."""
+        self.ended = time.perf_counter()
+        metrics, model = self.ingress.metrics, self.model
+        metrics.requests.labels(model, self.endpoint, str(self.status)).inc()
+        if not model:
+            return
+        total = self.ended - self.started
+        metrics.latency.labels(model).observe(total)
+        if self.queue_times:
+            metrics.queue_time.labels(model).observe(max(self.queue_times))
+        metrics.engine_time.labels(model).observe(self.engine_seconds)
+        metrics.framework_time.labels(model).observe(max(total - self.engine_seconds, 0.0))
+        metrics.prompt_tokens.labels(model).inc(self.usage.prompt_tokens)
+        metrics.cached_tokens.labels(model).inc(self.usage.cached_tokens)
+        metrics.generation_tokens.labels(model).inc(self.usage.completion_tokens)
+        if self.first_token_at is not None:
+            metrics.first_token.labels(model).observe(self.first_token_at - self.started)
+            between = self.usage.completion_tokens - 1
+            if between > 0:
+                metrics.per_token.labels(model).observe((self.ended - self.first_token_at) / between)

@@ -1,0 +1,122 @@
+"""Errors that only HTTP knows, and every error's response: OpenAI's shape, or Anthropic's on its route."""
+
+from __future__ import annotations
+
+import logging
+from math import ceil
+from typing import ClassVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from penstock.errors import EngineError, OverloadedError, PenstockError, RequestError
+from penstock.openai.message_events import message_error
+from penstock.openai.responses import error_body
+
+_log = logging.getLogger("penstock.serve")
+ANTHROPIC_PATH = "/v1/messages"
+
+
+class NoKeyError(RequestError):
+    """The request has no API key, or a wrong one."""
+
+    status = 401
+    kind = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    """The key is known, but not for this route."""
+
+    status = 403
+    kind = "permission_denied"
+
+
+class NoRouteError(RequestError):
+    """There is no such path."""
+
+    status = 404
+    kind = "not_found"
+
+
+class MethodError(RequestError):
+    """The path has no such method."""
+
+    status = 405
+    kind = "method_not_allowed"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the server takes."""
+
+    status = 413
+    kind = "request_too_large"
+
+
+class ContentTypeError(RequestError):
+    """The body is not in a form that the route reads."""
+
+    status = 415
+    kind = "unsupported_media_type"
+
+
+class TooManyRequestsError(OverloadedError):
+    """The server answers as many requests as it was told to."""
+
+    status = 429
+    kind = "rate_limit_exceeded"
+
+
+class ShuttingDownError(EngineError):
+    """The server is on its way down."""
+
+    status = 503
+    retryable = True
+    kind = "shutting_down"
+    retry_after: ClassVar[float] = 5.0
+
+
+class ClientGoneError(PenstockError):
+    """The client closed the connection. Nobody reads this; 499 is what stands in logs and metrics."""
+
+    status = 499
+    kind = "client_closed_request"
+
+
+def as_penstock_error(error: BaseException) -> PenstockError:
+    """Any error as one of ours. What was not raised on purpose tells the client nothing of the inside."""
+    if isinstance(error, PenstockError):
+        return error
+    if isinstance(error, RecursionError):
+        return RequestError("the request is nested too deeply")
+    if isinstance(error, HTTPException):
+        return _from_starlette(error)
+    return PenstockError("the server failed to answer this request; its log says why")
+
+
+def log_unforeseen(error: PenstockError, caught: BaseException, request_id: str) -> None:
+    """Write down what went wrong where `error` does not tell."""
+    if error is not caught and error.status == 500:
+        _log.error("request %s failed", request_id, exc_info=caught)
+
+
+def error_response(path: str, error: PenstockError) -> Response:
+    """The response to a request on `path` that failed with `error`."""
+    body = message_error(error) if path == ANTHROPIC_PATH else error_body(error)
+    headers = {}
+    retry_after = getattr(error, "retry_after", None)
+    if retry_after is not None:
+        headers["retry-after"] = str(max(ceil(retry_after), 1))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    return Response(msgspec.json.encode(body), error.status, headers, "application/json")
+
+
+def _from_starlette(error: HTTPException) -> PenstockError:
+    if error.status_code == 404:
+        return NoRouteError("there is no such path; /docs lists those that exist")
+    if error.status_code == 405:
+        return MethodError("this path does not take that method; /docs lists what it takes")
+    wrapped = RequestError(str(error.detail))
+    wrapped.status = error.status_code
+    return wrapped

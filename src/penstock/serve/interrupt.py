@@ -1,0 +1,62 @@
+"""Ends a request's wait from outside: its client left, or the server goes down."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from types import TracebackType
+from typing import Any
+
+from penstock.errors import PenstockError
+from penstock.serve.http_errors import ClientGoneError
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class Interrupt:
+    """A context whose body `fire(error)` ends: what the body awaits is cancelled, and the context raises `error`.
+
+    It watches `receive` for the client's leaving, so the request's body must have been read before. `live` is the set
+    that the server fires all of when it stops waiting for its requests.
+    """
+
+    def __init__(self, receive: Receive, live: set[Interrupt]) -> None:
+        self._receive = receive
+        self._live = live
+        self._reason: PenstockError | None = None
+        self._finished = False
+
+    async def __aenter__(self) -> Interrupt:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._watch = asyncio.create_task(self._watch_client())
+        self._live.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.finished()
+        if self._reason is None:
+            return
+        others = self._task.uncancel()
+        if isinstance(error, asyncio.CancelledError) and not others:
+            raise self._reason from None
+
+    def fire(self, error: PenstockError) -> None:
+        """End the body with `error`. Without effect once it has finished, or was ended for another reason."""
+        if not self._finished and self._reason is None:
+            self._reason = error
+            self._task.cancel()
+
+    def finished(self) -> None:
+        """The answer is complete: what comes now, be it the client's leaving, is no interruption."""
+        self._finished = True
+        self._live.discard(self)
+        self._watch.cancel()
+
+    async def _watch_client(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.fire(ClientGoneError("the client closed the connection"))

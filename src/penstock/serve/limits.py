@@ -1,0 +1,102 @@
+"""Reads request bodies and holds requests to the operator's limits, before any engine sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from penstock.errors import ContextLengthError, RequestError
+from penstock.serve.http_errors import BodyTooLargeError, ClientGoneError, ContentTypeError, TooManyRequestsError
+from penstock.serve.settings import Limits
+from penstock.types import ChatRequest, CompletionRequest, Sampling
+
+Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
+
+
+async def read_json(request: Request, limits: Limits) -> Any:
+    """The decoded body. Raises `RequestError` for one that is too large, no JSON, or of another type."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise ContentTypeError("compressed bodies are not supported")
+    body = await read_body(request, limits)
+    try:
+        return msgspec.json.decode(body)
+    except RecursionError:
+        raise RequestError("the request body is nested too deeply") from None
+    except (ValueError, OverflowError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
+        raise RequestError(f"the request body is not valid JSON: {error}") from None
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The body's bytes, refused as soon as they are too many."""
+    most = limits.max_body_bytes
+    check_declared_size(request, limits)
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > most:
+                raise BodyTooLargeError(f"the request body is larger than {most} bytes")
+            parts.append(part)
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed the connection") from None
+    return b"".join(parts)
+
+
+def check_declared_size(request: Request, limits: Limits) -> None:
+    """Refuse a body by the length that its header tells."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limits.max_body_bytes:
+        raise BodyTooLargeError(f"the request body is larger than {limits.max_body_bytes} bytes")
+
+
+def check_inflight(inflight: int, limits: Limits) -> None:
+    """Refuse a request beyond those that the server answers at once."""
+    if limits.max_inflight is not None and inflight > limits.max_inflight:
+        raise TooManyRequestsError(f"the server is answering {limits.max_inflight} requests, as many as it may")
+
+
+def check_texts(texts: Iterable[str], limits: Limits) -> None:
+    """Refuse texts that are, together, longer than any model takes."""
+    chars = sum(map(len, texts))
+    if chars > limits.max_prompt_chars:
+        raise ContextLengthError(
+            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}", param="messages"
+        )
+
+
+def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
+    """The request, its answer's length bounded. `prompts` is how many such requests come together."""
+    if isinstance(request, ChatRequest):
+        check_texts(_texts(request), limits)
+    elif isinstance(request.prompt, str):
+        check_texts([request.prompt], limits)
+    if request.n * prompts > limits.max_choices:
+        raise RequestError(f"at most {limits.max_choices} answers may be asked for at once", param="n")
+    sampling = _bounded(request.sampling, limits.max_tokens)
+    return request if sampling is request.sampling else msgspec.structs.replace(request, sampling=sampling)
+
+
+def _bounded(sampling: Sampling, most: int | None) -> Sampling:
+    if most is None:
+        return sampling
+    if sampling.max_tokens is None:
+        return msgspec.structs.replace(sampling, max_tokens=most)
+    if sampling.max_tokens > most:
+        raise RequestError(f"max_tokens must be at most {most}, not {sampling.max_tokens}", param="max_tokens")
+    return sampling
+
+
+def _texts(request: ChatRequest) -> Iterable[str]:
+    for message in request.messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list):
+            yield from (part["text"] for part in content if isinstance(part.get("text"), str))

@@ -1,0 +1,163 @@
+"""A model in this process, as a handle: loaded on demand where the configuration allows it, unloaded when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
+
+from penstock.config import import_object
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+from penstock.runtimes.local import MemoryBudget, memory_estimate
+from penstock.serve.control import control_result
+from penstock.serve.handle import ModelCard, ModelState
+from penstock.serve.server import LLMServer
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+REPLICA = "local-0"
+
+
+class LocalModel:
+    """One server in this process. Keeps `penstock.serve.handle.ModelHandle`.
+
+    A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another one needs the room.
+    """
+
+    def __init__(self, config: LLMConfig, budget: MemoryBudget | None = None) -> None:
+        scaling = config.autoscaling
+        self.model_id = config.model_id
+        self.config = config
+        self._stays = scaling.min_replicas > 0
+        self._starts = self._stays or bool(scaling.initial_replicas)
+        delay = scaling.downscale_to_zero_delay_s
+        self._idle_delay_s = scaling.downscale_delay_s if delay is None else delay
+        self._budget = budget or MemoryBudget()
+        self._created = int(time.time())
+        self._idle_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._unloading: asyncio.Task[None] | None = None
+        self.server: LLMServer = _server_class(config)(
+            config,
+            load_on_demand=True,
+            make_room=self._make_room,
+            free_room=lambda: self._budget.release(self),
+            on_idle=self._on_idle,
+        )
+
+    @property
+    def engine_name(self) -> str:
+        return self.server.engine.name
+
+    def card(self) -> ModelCard:
+        capabilities = getattr(self.server.engine, "capabilities", None)
+        length = capabilities.context_length if capabilities else self.config.engine_kwargs.get("max_model_len")
+        return ModelCard(
+            id=self.model_id,
+            created=self._created,
+            context_length=length if isinstance(length, int) else None,
+            metadata={"engine": self.engine_name},
+        )
+
+    def state(self) -> ModelState:
+        return self.server.state()
+
+    async def adapters(self) -> list[str]:
+        return await self.server.store.names()
+
+    # Life
+    async def start(self) -> None:
+        if self._starts:
+            await self.server.start()
+
+    async def stop(self, drain_timeout_s: float = 30.0) -> None:
+        if self._unloading is not None:
+            await asyncio.wait([self._unloading])
+        await self.server.stop(drain_timeout_s)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def idle_since(self) -> float | None:
+        """The event loop's time since when nobody has used the loaded model; None while it is in use, or must stay."""
+        server = self.server
+        idle = not self._stays and server.lifecycle.phase == "ready" and server.admission.idle
+        return self._idle_since if idle else None
+
+    async def unload(self) -> None:
+        """Free what the model holds. The next request loads it again."""
+        await self.server.unload()
+
+    # Requests
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        return self.server.chat(request)
+
+    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+        return self.server.completions(request)
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        return await self.server.embeddings(request)
+
+    async def score(self, request: RerankRequest) -> Scores:
+        return await self.server.score(request)
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        return await self.server.rerank(request)
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        return await self.server.transcriptions(request)
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self.server.tokenize(text)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self.server.detokenize(token_ids)
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [await control_result(self.server, REPLICA, method, options)]
+
+    # Idleness
+    async def _make_room(self) -> None:
+        await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))
+
+    def _on_idle(self) -> None:
+        if self._stays or self.server.lifecycle.phase != "ready":
+            return
+        loop = asyncio.get_running_loop()
+        self._idle_since = loop.time()
+        self._budget.notify()
+        if self._timer is None:  # else the one that runs will see how long it has been
+            self._timer = loop.call_later(self._idle_delay_s, self._look)
+
+    def _look(self) -> None:
+        """The timer went off: unload, or look again when it would be time."""
+        self._timer = None
+        since = self.idle_since
+        if since is None:
+            return  # in use: the timer is set again when that ends
+        loop = asyncio.get_running_loop()
+        remaining = since + self._idle_delay_s - loop.time()
+        if remaining > 0:
+            self._timer = loop.call_later(remaining, self._look)
+        else:
+            self._unloading = asyncio.create_task(self.unload())
+
+
+def _server_class(config: LLMConfig) -> type[LLMServer]:
+    given = config.server_cls
+    cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
+    if not isinstance(cls, type) or not issubclass(cls, LLMServer):
+        raise ConfigError("must be a subclass of penstock.serve.server.LLMServer", field="server_cls", value=given)
+    return cls

@@ -1,0 +1,87 @@
+"""What happens to every request: it gets an id, is let in or refused, counted and logged."""
+
+from __future__ import annotations
+
+import logging
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from penstock.observability import request_id, span
+from penstock.serve.auth import check_key
+from penstock.serve.exchange import Exchange
+from penstock.serve.http_errors import ShuttingDownError, as_penstock_error, error_response, log_unforeseen
+from penstock.serve.ingress import Ingress
+
+_access = logging.getLogger("penstock.access")
+
+
+class ExchangeMiddleware:
+    """The outermost layer: makes the `Exchange`, and answers for whatever goes wrong inside."""
+
+    def __init__(self, app: ASGIApp, ingress: Ingress) -> None:
+        self._app = app
+        self._ingress = ingress
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        exchange = scope["penstock.exchange"] = Exchange(self._ingress, headers.get("x-request-id"))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = exchange.id
+            await send(message)
+
+        self._ingress.begin()
+        token = request_id.set(exchange.id)
+        try:
+            with span("request", headers, path=scope["path"], request_id=exchange.id) as note:
+                await self._answer(exchange, scope, receive, send_with_id)
+                note(model=exchange.model, status=exchange.status)
+        finally:
+            self._ingress.end()
+            exchange.finish()
+            _log_access(exchange, scope)
+            request_id.reset(token)
+
+    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["path"] != "/health":
+                check_key(scope, self._ingress.settings)
+                if self._ingress.draining:
+                    raise ShuttingDownError("the server is shutting down")
+            await self._app(scope, receive, send)
+        except Exception as caught:
+            error = as_penstock_error(caught)
+            exchange.error = error.kind
+            log_unforeseen(error, caught, exchange.id)
+            if exchange.status:
+                raise  # the response has begun: only the connection's end can tell
+            await error_response(scope["path"], error)(scope, receive, send)
+
+
+def _log_access(exchange: Exchange, scope: Scope) -> None:
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": exchange.status,
+        "seconds": round(exchange.ended - exchange.started, 6),
+    }
+    if exchange.model:
+        fields |= {
+            "model": exchange.model,
+            "engine_seconds": round(exchange.engine_seconds, 6),
+            "prompt_tokens": exchange.usage.prompt_tokens,
+            "completion_tokens": exchange.usage.completion_tokens,
+        }
+    if exchange.first_token_at is not None:
+        fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
+    if exchange.error is not None:
+        fields["error"] = exchange.error
+    _access.info("%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields})

@@ -1,0 +1,307 @@
+"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is here, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from penstock import demo, env
+from penstock.config import import_object
+from penstock.engines.base import LLMEngine, engine_class
+from penstock.errors import EngineDeadError, OverloadedError, PenstockError, UnsupportedError
+from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.observability import note_queue_time
+from penstock.runtimes.placement import deployment_options
+from penstock.serve.adapter_store import AdapterStore
+from penstock.serve.adapters import Adapters
+from penstock.serve.admission import Admission
+from penstock.serve.control import ControlPlane
+from penstock.serve.handle import ModelState, StateName
+from penstock.serve.lifecycle import Lifecycle
+from penstock.serve.streams import DeltaStream
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+T = TypeVar("T")
+
+EXTRA_IN_FLIGHT = 1.1
+"""Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
+
+
+async def _no_room_needed() -> None:
+    pass
+
+
+class LLMServer(ControlPlane):
+    """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it, `await stop()`.
+
+    `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server that is not loaded
+    loads it, and waits. `make_room` is awaited before the engine takes memory and `free_room` is called after it gave
+    it back; `on_idle` is called when the last request has left. Raises `ConfigError` or `MissingExtraError`.
+    """
+
+    def __init__(
+        self,
+        llm_config: LLMConfig,
+        *,
+        engine: LLMEngine | None = None,
+        load_on_demand: bool = False,
+        make_room: Callable[[], Awaitable[None]] = _no_room_needed,
+        free_room: Callable[[], None] = lambda: None,
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.llm_config = llm_config
+        self.engine = engine if engine is not None else _make_engine(llm_config)
+        self.admission = Admission(llm_config.max_waiting, on_idle)
+        self.lifecycle = Lifecycle(
+            self.engine,
+            start_timeout_s=llm_config.start_timeout_s,
+            make_room=make_room,
+            free_room=free_room,
+            on_ready=self._on_ready,
+            on_change=self._on_change,
+        )
+        lora = llm_config.lora_config or LoraConfig()
+        given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if self._is_demo else {}
+        self.store = AdapterStore(lora, Path(env.cache_dir(), "adapters"), given)
+        self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
+        self._load_on_demand = load_on_demand
+        self._on_idle = on_idle
+        self._stopping = False
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
+        """Options for a runtime that deploys this server: resources in bundles, environment, limits."""
+        return deployment_options(llm_config)
+
+    # Life
+    async def start(self) -> None:
+        """Load the model, and return when requests can be answered. Raises `EngineStartError`, `EngineTimeoutError`."""
+        self._stopping = False
+        if self.asleep:
+            return
+        self.lifecycle.load()
+        await self.lifecycle.ready()
+
+    async def stop(self, drain_timeout_s: float = 0.0) -> None:
+        """Take no more requests, wait so many seconds at most for those that are here, and free everything.
+
+        Requests under way after that end with `EngineDeadError`.
+        """
+        self._stopping = True
+        if self.paused is not None or self.asleep or self.lifecycle.phase != "ready":
+            self.admission.refuse_waiting(self._stopping_error)  # nothing would let them in
+        try:
+            async with asyncio.timeout(drain_timeout_s):
+                await self.admission.emptied()
+        except TimeoutError:
+            self.admission.refuse_waiting(self._stopping_error)
+        await self.unload()
+
+    async def unload(self) -> None:
+        """Free everything that the model holds; a request or `start` loads it again."""
+        self.admission.close()
+        await self.lifecycle.unload()
+        self._adapters.forget()
+
+    def state(self) -> ModelState:
+        """What the server is doing now."""
+        phase, admission = self.lifecycle.phase, self.admission
+        name: StateName
+        if self._stopping and (phase != "cold" or not admission.idle):
+            name = "draining"
+        elif phase in ("failed", "loading"):
+            name = phase
+        elif self.asleep:
+            name = "draining" if phase == "ready" and admission.running else "asleep"
+        else:
+            name = phase if self.paused is None else "paused"
+        return ModelState(name, self.lifecycle.reason, admission.running, admission.waiting)
+
+    async def check_health(self) -> None:
+        """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
+        if self.asleep or (self.lifecycle.phase == "cold" and self._load_on_demand):
+            return
+        await self.lifecycle.ready()
+        await self.engine.check_health()
+
+    # Requests
+    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+        """Continue a conversation. Closing the iterator early aborts the request."""
+        return self._generate("chat", request)
+
+    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+        """Continue a prompt. Closing the iterator early aborts the request."""
+        return self._generate("completions", request)
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts."""
+        return await self._call("embeddings", lambda: self.engine.embeddings(request))
+
+    async def score(self, request: RerankRequest) -> Scores:
+        """Score documents against a query."""
+        return await self._call("score", lambda: self.engine.score(request))
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """Score documents against a query; unsorted, as in `score`."""
+        return await self._call("rerank", lambda: self.engine.rerank(request))
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        """Write down speech."""
+        return await self._call("transcriptions", lambda: self.engine.transcriptions(request))
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text. Needs no slot, so it does not wait behind generation."""
+        return await self._call("tokenize", lambda: self.engine.tokenize(text), slot=False)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids. Needs no slot, so it does not wait behind generation."""
+        return await self._call("detokenize", lambda: self.engine.detokenize(token_ids), slot=False)
+
+    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+        request_id = request.request_id or uuid.uuid4().hex
+        try:
+            # Before the queue: a slow download takes no slot, an unknown name loads no model.
+            version = await self.store.fetch(request.adapter) if request.adapter else None
+            self._check_open()
+            await self._enter(request.priority)
+            try:
+                self._check_task(task)
+                async with AsyncExitStack() as held:
+                    adapter = await held.enter_async_context(self._adapters.use(version)) if version else None
+                    request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
+                    stream = self._stream(self._attempts(task, request), request.n)
+                    held.callback(self.streams.discard, stream)
+                    deltas = await held.enter_async_context(aclosing(stream.deltas()))
+                    async for delta in deltas:
+                        yield delta
+            finally:
+                self.admission.leave()
+        except PenstockError as error:
+            error.add_note(f"request {request_id}")
+            raise
+
+    def _stream(self, source: AsyncGenerator[Delta, None], answers: int) -> DeltaStream:
+        stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
+        if self.paused == "keep":
+            stream.hold()
+        self.streams.add(stream)
+        return stream
+
+    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+        """The engine's deltas. A request whose engine dies is tried once more, unless its caller has seen a part."""
+        for last in (False, True):
+            generation = self.lifecycle.generation
+            begun = False
+            try:
+                async with aclosing(getattr(self.engine, task)(request)) as deltas:
+                    async for delta in deltas:
+                        begun = True
+                        yield delta
+                self.lifecycle.worked()
+                return
+            except EngineDeadError:
+                if not self._revive(generation) or begun or last:
+                    raise
+            await self.lifecycle.ready()
+
+    async def _enter(self, priority: int = 0) -> None:
+        began = time.perf_counter()
+        await self.admission.enter(priority)
+        note_queue_time(time.perf_counter() - began)
+
+    async def _call(self, task: str, call: Callable[[], Awaitable[T]], *, slot: bool = True) -> T:
+        self._check_open()
+        if slot or self.lifecycle.phase != "ready":
+            await self._enter()
+        else:
+            self.admission.enter_at_once()
+        try:
+            self._check_task(task)
+            generation = self.lifecycle.generation
+            try:
+                result = await call()
+            except EngineDeadError:
+                if not self._revive(generation):
+                    raise
+                await self.lifecycle.ready()
+                result = await call()
+            self.lifecycle.worked()
+            return result
+        finally:
+            self.admission.leave()
+
+    # What requests meet
+    def _check_open(self) -> None:
+        """Turn away what cannot be answered; load what can be loaded."""
+        if self._stopping:
+            raise self._stopping_error()
+        if self.asleep:
+            raise self.asleep_error()
+        lifecycle = self.lifecycle
+        if lifecycle.phase in ("ready", "loading"):
+            return
+        if not self._load_on_demand or (lifecycle.phase == "failed" and not lifecycle.may_retry):
+            raise lifecycle.failure()
+        lifecycle.load()
+
+    def _check_task(self, task: str) -> None:
+        tasks = self.engine.capabilities.tasks
+        if task not in tasks:
+            known = ", ".join(sorted(tasks))
+            raise UnsupportedError(
+                f"the {self.engine.name} engine does not support {task} with this model, but {known}"
+            )
+
+    def _revive(self, generation: int) -> bool:
+        """The engine died under a request. Says whether there is, or will be, a new one."""
+        if self.lifecycle.restart(generation):
+            self.admission.close()
+        return self.lifecycle.phase in ("ready", "loading")
+
+    def _stopping_error(self) -> OverloadedError:
+        return OverloadedError(f"'{self.llm_config.model_id}' is shutting down", 5.0)
+
+    # What the lifecycle tells
+    async def _on_ready(self) -> None:
+        limit = self.llm_config.deployment_config.max_ongoing_requests
+        self.admission.max_running = limit or math.ceil(self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT)
+        await self._adapters.reapply()
+        await self.reapply()
+
+    def _on_change(self) -> None:
+        if self.lifecycle.phase == "failed":
+            self.admission.close()
+            self.admission.refuse_waiting(self.lifecycle.failure)
+        else:
+            self.reopen()
+            if self.admission.idle:  # whoever asked for it has left, or nobody did
+                self._on_idle()
+
+    @property
+    def _is_demo(self) -> bool:
+        return self.engine.model_source == demo.MODEL_NAME
+
+
+def _make_engine(config: LLMConfig) -> LLMEngine:
+    path = env.engine_cls()
+    cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    return cls(config.model_source, engine_kwargs=config.engine_kwargs)

@@ -1,0 +1,108 @@
+"""What a serving configuration holds, read from YAML files.
+
+Four forms are read: a list of models; a mapping with `llm_configs`; Ray Serve's file with `applications`, whose `args`
+are such mappings; and a single model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct, field
+
+from penstock import lazy
+from penstock.config import parse_options
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+
+
+class LLMServingArgs(Struct, frozen=True, kw_only=True):
+    """The models to serve and how their ingress is made.
+
+    `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class (`ingress_cls`,
+    `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy the ingress apart.
+    """
+
+    llm_configs: list[LLMConfig]
+    ingress_cls_config: dict[str, Any] = field(default_factory=dict)
+    ingress_deployment_config: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> LLMServingArgs:
+        """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML file with one
+        model; paths are relative to `folder` (default: the current one). Raises `ConfigError`.
+        """
+        entries = given.get("llm_configs")
+        if not isinstance(entries, (list, tuple)) or not entries:
+            raise ConfigError("must be a list of at least one model", field=_at(where, "llm_configs"), value=entries)
+        models = [_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]")) for n, entry in enumerate(entries)]
+        return parse_options(cls, {**given, "llm_configs": models}, where)
+
+
+def load_serving_args(path: str | Path) -> LLMServingArgs:
+    """Read a YAML file in any of the forms above. Of several applications, all models are served together.
+
+    Raises `ConfigError` naming the file and the field.
+    """
+    file = Path(path)
+    content = _read_yaml(file)
+    try:
+        if isinstance(content, list):
+            return LLMServingArgs.from_dict({"llm_configs": content}, file.parent)
+        if not isinstance(content, Mapping):
+            raise ConfigError("must hold a list of models, or a mapping with 'llm_configs' or 'applications'")
+        if "applications" in content:
+            return _of_applications(content["applications"], file.parent)
+        if "model_loading_config" in content:
+            return LLMServingArgs.from_dict({"llm_configs": [content]}, file.parent)
+        return LLMServingArgs.from_dict(content, file.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}", value=error.value) from None
+
+
+def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
+    """What else stands in a Ray Serve file (ports, routes, import paths) is for Ray, and is passed over."""
+    if not isinstance(applications, list) or not applications:
+        raise ConfigError("must be a list of at least one application", field="applications", value=applications)
+    found = []
+    for number, application in enumerate(applications):
+        where = f"applications[{number}].args"
+        args = application.get("args") if isinstance(application, Mapping) else None
+        if not isinstance(args, Mapping):
+            raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
+        found.append(LLMServingArgs.from_dict(args, folder, where))
+    return LLMServingArgs(
+        llm_configs=[config for args in found for config in args.llm_configs],
+        ingress_cls_config=found[0].ingress_cls_config,
+        ingress_deployment_config=found[0].ingress_deployment_config,
+    )
+
+
+def _model(entry: Any, folder: Path, where: str) -> LLMConfig:
+    if isinstance(entry, LLMConfig):
+        return entry
+    if isinstance(entry, str):
+        where = f"{where} ({entry})"
+        entry = _read_yaml(folder / entry)
+    if not isinstance(entry, Mapping):
+        raise ConfigError("must be a mapping, or the path of a YAML file", field=where, value=entry)
+    try:
+        return LLMConfig.from_dict(entry)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}", value=error.value) from None
+
+
+def _read_yaml(file: Path) -> Any:
+    yaml = lazy.require("yaml", needed_by="A YAML configuration")
+    try:
+        return yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _at(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name

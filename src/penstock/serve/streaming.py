@@ -1,0 +1,172 @@
+"""Carries an engine's deltas to the client: as events while they come, or collected into one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from penstock.errors import PenstockError
+from penstock.openai.framing import Framer
+from penstock.openai.responses import Answers, UsageTotal
+from penstock.serve.exchange import Exchange
+from penstock.serve.http_errors import ClientGoneError, as_penstock_error, error_response, log_unforeseen
+from penstock.serve.ready_items import ReadyItems
+from penstock.types import Delta, Usage
+
+LINGER_S = 0.02
+"""The longest that a token waits for those behind it. The first one never waits."""
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # asks nginx not to hold events back
+]
+
+
+class EventStream(Response):
+    """Sends deltas as server-sent events.
+
+    The response starts with the first delta, so that what fails before it fails with a status of its own; what fails
+    later ends the stream with an error event. What the engine has ready goes out in one write. `n` is how many answers
+    share a prompt.
+    """
+
+    def __init__(self, exchange: Exchange, deltas: AsyncGenerator[Delta, None], framer: Framer, *, n: int = 1) -> None:
+        self._exchange = exchange
+        self._deltas = deltas
+        self._framer = framer
+        self._n = n
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._exchange
+        try:
+            await self._run(send)
+        except ClientGoneError as gone:
+            exchange.status, exchange.error = gone.status, gone.kind
+        except Exception as caught:
+            error = as_penstock_error(caught)
+            log_unforeseen(error, caught, exchange.id)
+            exchange.error = error.kind
+            if not self._begun:
+                await error_response(scope["path"], error)(scope, receive, send)
+            else:
+                await send({"type": "http.response.body", "body": self._framer.error(error), "more_body": False})
+
+    async def _run(self, send: Send) -> None:
+        exchange, framer, clock = self._exchange, self._framer, time.perf_counter
+        total = UsageTotal(self._n)
+        ready = ReadyItems(self._deltas)
+        async with exchange.interrupt() as interrupt, aclosing(ready):
+            while not ready.exhausted:
+                asked = clock()
+                batch = await ready.take()
+                now = clock()
+                if self._begun:
+                    batch += await _followers(ready, now + LINGER_S)
+                exchange.engine_seconds += now - asked
+                chunk = b"".join([framer.frame(delta) for delta in batch])
+                if not self._begun:
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    self._begun = True
+                    exchange.first_token_at = now
+                    chunk = framer.open() + chunk
+                for delta in batch:
+                    if delta.usage is not None:
+                        total.add(delta)
+                if ready.exhausted:
+                    exchange.usage = total.usage
+                    chunk += framer.close()
+                    interrupt.finished()
+                if chunk:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": not ready.exhausted})
+
+
+async def _followers(ready: ReadyItems[Delta], until: float) -> list[Delta]:
+    """What comes in the loop's next turns, as long as each brings something.
+
+    On an idle server that is one turn, some microseconds. On a busy one, where a turn takes longer than the engine's
+    step, a write then carries several tokens, and what a write costs is shared.
+    """
+    followers: list[Delta] = []
+    while not ready.exhausted and time.perf_counter() < until:
+        await asyncio.sleep(0)
+        more = ready.poll()
+        if not more:
+            break
+        followers += more
+    return followers
+
+
+async def collect(exchange: Exchange, requests: Sequence[AsyncGenerator[Delta, None]]) -> list[Answers]:
+    """The finished answers of requests that run side by side. If one fails, the others are given up."""
+    answers = await exchange.wait(_collect_all(requests))
+    usages = [one.usage for one in answers]
+    exchange.usage = Usage(
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
+    )
+    return answers
+
+
+async def _collect_all(requests: Sequence[AsyncGenerator[Delta, None]]) -> list[Answers]:
+    if len(requests) == 1:
+        return [await _collect_one(requests[0])]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_collect_one(request)) for request in requests]
+    except BaseExceptionGroup as failures:
+        raise _first_of(failures) from None
+    return [task.result() for task in tasks]
+
+
+async def _collect_one(request: AsyncGenerator[Delta, None]) -> Answers:
+    answers = Answers()
+    async with aclosing(request):
+        async for delta in request:
+            answers.add(delta)
+    return answers
+
+
+async def merged(requests: Sequence[AsyncGenerator[Delta, None]], n: int) -> AsyncGenerator[Delta, None]:
+    """The deltas of several requests of `n` answers each as one stream; the answers are numbered through."""
+    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+
+    async def forward(number: int, request: AsyncGenerator[Delta, None]) -> None:
+        async with aclosing(request):
+            async for delta in request:
+                queue.put_nowait(msgspec.structs.replace(delta, index=number * n + delta.index))
+
+    async def run() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, request in enumerate(requests):
+                    group.create_task(forward(number, request))
+        finally:
+            queue.put_nowait(None)
+
+    running = asyncio.create_task(run())
+    try:
+        while (delta := await queue.get()) is not None:
+            yield delta
+        await running
+    except BaseExceptionGroup as failures:
+        raise _first_of(failures) from None
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure to tell the client: one raised on purpose, if there is one."""
+    told, _ = failures.split(PenstockError)
+    first: BaseException = told or failures
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

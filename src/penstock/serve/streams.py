@@ -1,0 +1,240 @@
+"""Between an engine that produces tokens and a caller who takes them at a pace of its own.
+
+`Coalescer` is the rule: the first delta of an answer leaves at once; a later one leaves at once too, unless an interval
+is set; what has come by the time it may leave is joined into one delta. `DeltaStream` is one request's stream: with an
+interval it reads ahead of the caller and joins, without one it hands on; and it can be held and aborted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from penstock.types import Delta, TokenLogprob, Usage
+
+
+class Coalescer:
+    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady clock."""
+
+    def __init__(self, interval_s: float = 0.0) -> None:
+        self.interval_s = interval_s
+        self._held: dict[int, list[Delta]] = {}
+        self._last_left: dict[int, float] = {}
+
+    def add(self, delta: Delta) -> None:
+        """Take a delta in."""
+        held = self._held.get(delta.index)
+        if held is None:
+            self._held[delta.index] = [delta]
+        else:
+            held.append(delta)
+
+    def wait_s(self, now: float) -> float | None:
+        """Seconds until something may leave; 0 for now, None if nothing is held."""
+        if not self._held:
+            return None
+        if not self.interval_s:
+            return 0.0
+        return max(0.0, min(self._due(index) for index in self._held) - now)
+
+    def take(self, now: float, *, everything: bool = False) -> list[Delta]:
+        """What may leave, one delta an answer. `everything` also gives what was still to wait."""
+        leaving = [index for index in self._held if everything or not self.interval_s or self._due(index) <= now]
+        if self.interval_s:
+            self._last_left.update(dict.fromkeys(leaving, now))
+        return [joined(self._held.pop(index)) for index in leaving]
+
+    def _due(self, index: int) -> float:
+        if self._held[index][-1].finish_reason is not None:  # nothing can join it any more
+            return float("-inf")
+        return self._last_left.get(index, float("-inf")) + self.interval_s
+
+
+def joined(deltas: list[Delta]) -> Delta:
+    """Successive deltas of one answer as one."""
+    last = deltas[-1]
+    if len(deltas) == 1:
+        return last
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    if any(delta.logprobs is not None for delta in deltas):
+        logprobs = tuple(token for delta in deltas for token in delta.logprobs or ())
+    return Delta(
+        last.index,
+        "".join(delta.text for delta in deltas),
+        tuple(token for delta in deltas for token in delta.token_ids),
+        logprobs,
+        last.finish_reason,
+        last.usage,
+        tuple(part for delta in deltas for part in delta.tool_calls),
+    )
+
+
+class DeltaStream:
+    """One request's deltas on their way to its caller. `answers` is how many answers the request has."""
+
+    def __init__(
+        self,
+        source: AsyncGenerator[Delta, None],
+        *,
+        interval_s: float = 0.0,
+        answers: int = 1,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._source = source
+        self._interval_s = interval_s
+        self._buffer = Coalescer(interval_s)
+        self._clock = clock or asyncio.get_running_loop().time
+        self._tokens = dict.fromkeys(range(answers), 0)  # of the answers that have not finished
+        self._ended = asyncio.Event()
+        self._aborted = False
+        self._error: Exception | None = None
+        self._held = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._source_waits_for: Any = None
+
+    def abort(self) -> None:
+        """End the request: its unfinished answers get the finish reason "abort"."""
+        self._aborted = True
+        self._held = False
+        if isinstance(self._source_waits_for, asyncio.Future):
+            self._source_waits_for.cancel()
+        self._wake()
+
+    def hold(self) -> None:
+        """Deliver nothing until `release`. What comes meanwhile is kept."""
+        self._held = True
+
+    def release(self) -> None:
+        """Undo `hold`."""
+        self._held = False
+        self._wake()
+
+    async def read_out(self) -> None:
+        """Return when the source has ended, whether or not its deltas were taken."""
+        await self._ended.wait()
+
+    def deltas(self) -> AsyncGenerator[Delta, None]:
+        """The deltas. Closing it early closes the source, and waits for that."""
+        return self._joined() if self._interval_s else self._handed_on()
+
+    async def _handed_on(self) -> AsyncGenerator[Delta, None]:
+        """Each delta as it comes, in the caller's own task: a task that reads ahead would cost every token a switch."""
+        async with aclosing(self._read()) as source:
+            async for delta in source:
+                if self._held or self._buffer.wait_s(0.0) is not None:
+                    self._buffer.add(delta)
+                    if self._held:
+                        continue
+                    for kept in self._buffer.take(0.0):
+                        yield kept
+                else:
+                    yield delta
+        while self._held:
+            await self._wait(None)
+        for delta in self._rest():
+            yield delta
+
+    async def _joined(self) -> AsyncGenerator[Delta, None]:
+        """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
+        reading = asyncio.create_task(self._read_ahead())
+        try:
+            while self._held or not self._ended.is_set():
+                wait = None if self._held else self._buffer.wait_s(self._clock())
+                if wait == 0:
+                    for delta in self._buffer.take(self._clock()):
+                        yield delta
+                else:
+                    await self._wait(wait)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+        for delta in self._rest():
+            yield delta
+
+    def _rest(self) -> Iterator[Delta]:
+        """What is left to tell when the source has ended."""
+        yield from self._buffer.take(self._clock(), everything=True)
+        if self._error is not None:
+            raise self._error
+        if self._aborted:
+            for index, tokens in self._tokens.items():
+                yield Delta(index, finish_reason="abort", usage=Usage(completion_tokens=tokens))
+
+    async def _read_ahead(self) -> None:
+        async with aclosing(self._read()) as source:
+            async for delta in source:
+                self._buffer.add(delta)
+                self._wake()
+        self._wake()
+
+    async def _read(self) -> AsyncGenerator[Delta, None]:
+        """The source's deltas until it ends, fails or is aborted."""
+        try:
+            async with aclosing(self._source) as source:
+                while not self._aborted:
+                    delta = await _Step(self, source.__anext__())
+                    if delta.finish_reason is not None:
+                        self._tokens.pop(delta.index, None)
+                    elif delta.index in self._tokens:
+                        self._tokens[delta.index] += len(delta.token_ids)
+                    yield delta
+        except StopAsyncIteration:
+            pass
+        except asyncio.CancelledError:
+            if not self._aborted:
+                raise
+        except Exception as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+    async def _wait(self, seconds: float | None) -> None:
+        """Until something happens, or so many seconds."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(seconds, self._wake) if seconds is not None else None
+        try:
+            await self._waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class _Step:
+    """One step of a stream's source, awaited so that the stream knows what it waits for.
+
+    Cancelling that future interrupts the source wherever its caller is; cancelling the caller's task would also hit
+    whatever else that task does.
+    """
+
+    def __init__(self, stream: DeltaStream, step: Coroutine[Any, Any, Delta]) -> None:
+        self._stream = stream
+        self._step = step
+
+    def __await__(self) -> Generator[Any, None, Delta]:
+        stream, step = self._stream, self._step
+        try:
+            waits_for = step.send(None)
+            while True:
+                stream._source_waits_for = waits_for
+                try:
+                    yield waits_for
+                except GeneratorExit:
+                    step.close()
+                    raise
+                except BaseException as error:
+                    waits_for = step.throw(error)
+                else:
+                    waits_for = step.send(None)
+        except StopIteration as produced:
+            delta: Delta = produced.value
+            return delta
+        finally:
+            stream._source_waits_for = None

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from penstock.errors import EngineError
+from penstock.openai.framing import ChatFramer, CompletionFramer, Framer
+from penstock.openai.message_events import MessageFramer
+from penstock.openai.response_events import ResponseFramer
+from penstock.openai.response_requests import ResponseBody
+from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
+
+ABOUT: Any = {"id": "x", "created": 7, "model": 'a "model"'}
+LAST = Delta(finish_reason="stop", usage=Usage(3, 2, 1))
+FRAMERS = [
+    ChatFramer(**ABOUT),
+    CompletionFramer(**ABOUT),
+    ResponseFramer(ResponseBody(input="q"), **ABOUT),
+    MessageFramer(id="x", model='a "model"'),
+]
+
+
+def parsed(stream: bytes) -> list[Any]:
+    assert stream.endswith(b"\n\n")
+    lines = [line for block in stream.decode().split("\n\n")[:-1] for line in block.split("\n")]
+    return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
+
+
+@pytest.mark.parametrize("framer", FRAMERS, ids=lambda framer: type(framer).__name__)
+def test_every_event_is_json_whatever_the_text(framer: Framer) -> None:
+    text = 'line\nbreak\r "quote" \u2028 \x00 \\ 🙂 data: [DONE]'
+    stream = framer.open() + framer.frame(Delta(text=text)) + framer.frame(LAST) + framer.close()
+    assert text in [value for event in parsed(stream) for value in _texts(event)]
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in _texts(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+@pytest.mark.parametrize("framer", FRAMERS, ids=lambda framer: type(framer).__name__)
+def test_an_error_is_an_event(framer: Framer) -> None:
+    assert "broken" in json.dumps(parsed(framer.error(EngineError("broken"))))
+
+
+def test_the_fast_path_and_the_full_one_agree() -> None:
+    framer = ChatFramer(**ABOUT)
+    (fast,) = parsed(framer.frame(Delta(text="é")))
+    (full,) = parsed(framer.frame(Delta(text="é", logprobs=(TokenLogprob("é", -0.5),))))
+    assert full["choices"][0].pop("logprobs")["content"][0]["bytes"] == [195, 169]
+    assert fast["choices"][0].pop("logprobs") is None
+    assert fast == full
+
+
+def test_a_delta_without_text_makes_no_chunk() -> None:
+    assert ChatFramer(**ABOUT).frame(Delta(token_ids=(1,))) == b""
+    assert CompletionFramer(**ABOUT).frame(Delta(token_ids=(1,))) == b""
+
+
+def test_completion_offsets_go_on_from_chunk_to_chunk() -> None:
+    framer = CompletionFramer(**ABOUT)
+    offsets = []
+    for token in ("ab", "c", "d"):
+        (chunk,) = parsed(framer.frame(Delta(text=token, logprobs=(TokenLogprob(token, -1.0),))))
+        offsets += chunk["choices"][0]["logprobs"]["text_offset"]
+    assert offsets == [0, 2, 3]
+
+
+def test_usage_of_several_prompts_counts_each_prompt_once() -> None:
+    framer = CompletionFramer(**ABOUT, n=2, include_usage=True)
+    for index in range(4):
+        framer.frame(Delta(index=index, text="x", finish_reason="stop", usage=Usage(10, 1)))
+    (last,) = parsed(framer.close().removesuffix(b"data: [DONE]\n\n"))
+    assert last["usage"]["prompt_tokens"] == 20
+    assert last["usage"]["completion_tokens"] == 4
+
+
+def call(number: int, arguments: str = "", name: str | None = None) -> Delta:
+    part = ToolCallPart(number, arguments, f"call_{number}" if name else None, name)
+    return Delta(tool_calls=(part,))
+
+
+def test_response_items_open_and_close_in_order() -> None:
+    framer = ResponseFramer(ResponseBody(input="q"), **ABOUT)
+    stream = framer.open() + framer.frame(Delta(text="hi"))
+    stream += framer.frame(call(0, name="a")) + framer.frame(call(0, "{}")) + framer.frame(call(1, name="b"))
+    stream += framer.frame(LAST) + framer.close()
+    events = parsed(stream)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    items = [(e["type"], e["output_index"]) for e in events if e["type"].startswith("response.output_item")]
+    assert items == [(f"response.output_item.{change}", index) for index in range(3) for change in ("added", "done")]
+    output = events[-1]["response"]["output"]
+    assert [item["type"] for item in output] == ["message", "function_call", "function_call"]
+    assert output[1]["arguments"] == "{}"
+    assert events[-1]["response"]["usage"]["total_tokens"] == 5
+
+
+def test_message_blocks_open_and_close_in_order() -> None:
+    framer = MessageFramer(id="x", model="m")
+    stream = framer.open() + framer.frame(Delta(text="hi")) + framer.frame(call(0, name="a"))
+    stream += framer.frame(call(0, "{}")) + framer.frame(LAST) + framer.close()
+    kinds = [(event["type"], event.get("index")) for event in parsed(stream)]
+    assert kinds == [
+        ("message_start", None),
+        ("content_block_start", 0),
+        ("content_block_delta", 0),
+        ("content_block_stop", 0),
+        ("content_block_start", 1),
+        ("content_block_delta", 1),
+        ("content_block_stop", 1),
+        ("message_delta", None),
+        ("message_stop", None),
+    ]
+    assert parsed(stream)[-2]["usage"]["input_tokens"] == 2

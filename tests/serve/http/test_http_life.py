@@ -1,0 +1,234 @@
+"""Streams that end early: by the client, by the engine, by the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from penstock.engines.simulated import SimulatedEngine
+from penstock.serve.app import IngressApp
+
+ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+
+
+class Wire:
+    """One request spoken to the application by hand: what comes back, and when the client leaves."""
+
+    def __init__(self, app: IngressApp, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.progress = asyncio.Event()
+        self.left = asyncio.Event()
+        self._request: list[bytes] = [json.dumps(body).encode()]
+        scope: Any = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))  # type: ignore[arg-type]
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._request:
+            return {"type": "http.request", "body": self._request.pop(), "more_body": False}
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+        self.progress.set()
+
+    async def some(self) -> None:
+        """Wait for something more to be sent."""
+        self.progress.clear()
+        await asyncio.wait_for(self.progress.wait(), 10)
+
+    async def end(self) -> None:
+        await asyncio.wait_for(self.task, 10)
+
+    @property
+    def text(self) -> str:
+        return b"".join(message.get("body", b"") for message in self.sent).decode()
+
+    @property
+    def status(self) -> int:
+        return int(self.sent[0]["status"])
+
+    @property
+    def whole(self) -> bool:
+        return not self.sent[-1].get("more_body", False)
+
+
+@pytest.fixture
+async def slow() -> Any:
+    """An engine whose answers do not end by themselves before the test does."""
+    engine = SimulatedEngine(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000})
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_frees_its_slot(
+    slow: Any, served: Any, handle: Any, stream: bool, until: Any
+) -> None:
+    site = served(handle("m", slow))
+    wire = Wire(site.app, {**ASK, "stream": stream})
+    await until(lambda: bool(slow.running))
+    if stream:
+        await wire.some()
+    wire.left.set()
+    await wire.end()
+    assert slow.running == 0
+    assert site.ingress.inflight == 0
+    assert not site.ingress.live
+    assert b'status="499"' in site.ingress.metrics.render()
+
+
+async def test_many_clients_that_leave_leave_nothing_behind(slow: Any, served: Any, handle: Any) -> None:
+    site = served(handle("m", slow))
+    before = len(asyncio.all_tasks())
+    for _ in range(5):
+        wires = [Wire(site.app, ASK) for _ in range(20)]
+        await asyncio.gather(*(wire.some() for wire in wires))
+        for wire in wires:
+            wire.left.set()
+        await asyncio.gather(*(wire.end() for wire in wires))
+    assert slow.running == 0
+    assert site.ingress.inflight == 0
+    # The engine's own loop may have one more step to take.
+    assert len(asyncio.all_tasks()) <= before + 1
+
+
+@pytest.mark.parametrize(
+    ("path", "marker"),
+    [
+        ("/v1/chat/completions", '"code":"engine_error"'),
+        ("/v1/completions", '"code":"engine_error"'),
+        ("/v1/responses", "event: response.failed"),
+        ("/v1/messages", "event: error"),
+    ],
+)
+async def test_a_failure_in_the_middle_is_an_event(
+    scripted: Any, served: Any, handle: Any, path: str, marker: str
+) -> None:
+    engine = scripted(["a", "b", "c"])
+    engine.fail_after = 2
+    await engine.start()
+    async with served(handle("m", engine)).client() as client:
+        body = {**ASK, "prompt": "x", "input": "x", "max_tokens": 9}
+        wanted = {
+            "/v1/chat/completions": ("model", "messages", "stream"),
+            "/v1/completions": ("model", "prompt", "stream"),
+            "/v1/responses": ("model", "input", "stream"),
+            "/v1/messages": ("model", "messages", "stream", "max_tokens"),
+        }[path]
+        answer = await client.post(path, json={key: body[key] for key in wanted})
+        assert answer.status_code == 200
+        assert '"a"' in answer.text
+        assert marker in answer.text
+        assert "the engine broke" in answer.text
+        engine.fail_after = 0
+        answer = await client.post(path, json={key: body[key] for key in wanted})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["message"] == "the engine broke"
+
+
+async def test_drain_lets_requests_finish_and_refuses_new_ones(
+    scripted: Any, served: Any, handle: Any, until: Any
+) -> None:
+    engine = scripted(["a", "b"])
+    await engine.start()
+    engine.hold.clear()
+    site = served(handle("m", engine))
+    wire = Wire(site.app, ASK)
+    await until(lambda: bool(site.ingress.live))
+    draining = asyncio.create_task(site.ingress.drain(60))
+    await until(lambda: bool(site.ingress.draining))
+    async with site.client() as client:
+        assert (await client.get("/health")).status_code == 503
+        refused = await client.post("/v1/chat/completions", json=ASK)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "shutting_down"
+        assert int(refused.headers["retry-after"]) > 0
+    engine.hold.set()
+    assert await draining is True
+    await wire.end()
+    assert wire.text.endswith("data: [DONE]\n\n")
+    assert "error" not in wire.text
+
+
+async def test_drain_aborts_what_takes_too_long(slow: Any, served: Any, handle: Any, until: Any) -> None:
+    site = served(handle("m", slow))
+    streams = [Wire(site.app, ASK) for _ in range(8)]
+    await asyncio.gather(*(wire.some() for wire in streams))
+    whole = Wire(site.app, {**ASK, "stream": False})
+    await until(lambda: len(site.ingress.live) == 9)
+    assert await site.ingress.drain(0) is False
+    await asyncio.gather(*(wire.end() for wire in [*streams, whole]))
+    for wire in streams:
+        assert '"code":"shutting_down"' in wire.text
+        assert wire.whole
+    assert whole.status == 503
+    assert slow.running == 0
+
+
+async def test_what_is_ready_goes_out_in_one_write(served: Any, untouchable: Any) -> None:
+    from penstock.serve.handle import ModelState
+    from penstock.types import Delta, Usage
+
+    burst = untouchable("m", ModelState("ready"))
+    gate = asyncio.Event()
+
+    async def chat(request: Any) -> Any:
+        yield Delta(text="first")
+        await gate.wait()
+        for number in range(9):
+            yield Delta(text=str(number))
+        yield Delta(text="last", finish_reason="stop", usage=Usage(1, 11))
+
+    burst.chat = chat
+    wire = Wire(served(burst).app, ASK)
+    await wire.some()
+    assert [message["type"] for message in wire.sent] == ["http.response.start", "http.response.body"]
+    assert b'"first"' in wire.sent[1]["body"]
+    gate.set()
+    await wire.end()
+    assert len(wire.sent) == 3
+    assert wire.sent[2]["body"].count(b"data: ") == 11
+
+
+async def test_request_ids_are_taken_made_and_told(client: Any, scripted: Any) -> None:
+    ask = {"messages": ASK["messages"]}
+    given = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": "my-id.7"})
+    assert given.headers["x-request-id"] == "my-id.7"
+    assert given.json()["id"] == "chatcmpl-my-id.7"
+    for bad in ("a b", "x" * 500, 'a"b'):
+        made = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": bad})
+        assert made.headers["x-request-id"] != bad
+        assert len(made.headers["x-request-id"]) == 32
+
+
+def test_a_vanished_connection_frees_the_slot(running: Any, served: Any, handle: Any) -> None:
+    engine = SimulatedEngine(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000})
+    url = running(lambda: served(handle("m", engine)))
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps(ASK).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}"
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(head.encode() + b"\r\n\r\n" + body)
+        assert b"200 OK" in connection.recv(4096)
+        assert engine.running == 1
+    import time
+
+    deadline = time.monotonic() + 10
+    while engine.running and time.monotonic() < deadline:
+        time.sleep(0.001)  # another thread's work: there is no event to wait for
+    assert engine.running == 0

@@ -1,0 +1,122 @@
+from typing import Any
+
+import pytest
+
+from penstock.config import import_object, masked, parse_options
+from penstock.errors import ConfigError
+from penstock.llm_config import AutoscalingConfig, DeploymentConfig, LLMConfig, LoraConfig, ModelLoadingConfig
+
+
+def config(**fields: Any) -> LLMConfig:
+    return LLMConfig(**{"model_loading_config": {"model_id": "m"}, **fields})
+
+
+def test_nested_mappings_and_parts_mean_the_same():
+    nested = config(
+        deployment_config={"autoscaling_config": {"min_replicas": 0}}, lora_config={"adapters": {"a": "/a"}}
+    )
+    parts = LLMConfig(
+        model_loading_config=ModelLoadingConfig(model_id="m"),
+        deployment_config=DeploymentConfig(autoscaling_config=AutoscalingConfig(min_replicas=0)),
+        lora_config=LoraConfig(adapters={"a": "/a"}),
+    )
+    assert (
+        nested
+        == parts
+        == LLMConfig.from_dict(
+            {
+                "model_loading_config": {"model_id": "m"},
+                "deployment_config": {"autoscaling_config": {"min_replicas": 0}},
+                "lora_config": {"adapters": {"a": "/a"}},
+            }
+        )
+    )
+
+
+def test_defaults():
+    one = config()
+    assert (one.llm_engine, one.model_source, one.max_waiting, one.start_timeout_s) == ("openvino", "m", 1024, 600)
+    assert one.stream_batching_interval_s == 0
+    assert one.autoscaling.min_replicas == one.autoscaling.max_replicas == 1
+    lora = LoraConfig()
+    assert (lora.max_num_adapters_per_replica, lora.download_timeout_s, lora.max_download_tries) == (16, 30, 3)
+
+
+def test_rays_engine_names_and_options_are_read():
+    one = config(
+        llm_engine="vLLM",
+        experimental_configs={"stream_batching_interval_ms": 50, "NIXL_SIDE_CHANNEL_PORT_BASE": 20000},
+        deployment_config={"max_queued_requests": -1},
+    )
+    assert one.engine_name == "vllm"
+    assert one.stream_batching_interval_s == 0.05
+    assert one.max_waiting is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "text"),
+    [
+        ({"model_loading_cofig": {}}, "model_loading_cofig", "'model_loading_config'"),
+        ({"model_loading_config": {"model_idd": "x"}}, "model_loading_config.model_idd", "'model_id'"),
+        ({"model_loading_config": {"model_id": ""}}, "model_loading_config.model_id", "length"),
+        (
+            {"deployment_config": {"autoscaling_config": {"min_replicaz": 1}}},
+            "deployment_config.autoscaling_config.min_replicaz",
+            "'min_replicas'",
+        ),
+        (
+            {"deployment_config": {"autoscaling_config": {"min_replicas": -1}}},
+            "deployment_config.autoscaling_config.min_replicas",
+            "-1",
+        ),
+        (
+            {"deployment_config": {"autoscaling_config": {"min_replicas": 2}}},
+            "deployment_config.autoscaling_config.min_replicas",
+            "max_replicas",
+        ),
+        ({"deployment_config": {"placement_group_bundles": []}}, "deployment_config.placement_group_bundles", "engine"),
+        ({"engine_kwargs": {"model": "x"}}, "engine_kwargs.model", "model_source"),
+        ({"engine_kwargs": {"served_model_name": "x"}}, "engine_kwargs.served_model_name", "model_id"),
+        ({"placement_group_config": {"strategy": "PACK"}}, "placement_group_config", "exactly one"),
+        ({"accelerator_config": {"kind": "abacus"}}, "accelerator_config.kind", "abacus"),
+        ({"experimental_configs": {"start_timeout_s": "soon"}}, "experimental_configs.start_timeout_s", "soon"),
+    ],
+)
+def test_mistakes_name_their_field(fields, field, text):
+    with pytest.raises(ConfigError, match=text) as caught:
+        config(**fields)
+    assert caught.value.field == field
+
+
+def test_secrets_show_in_no_repr_and_no_error():
+    one = config(
+        engine_kwargs={"api_key": "sesame", "max_num_batched_tokens": 512},
+        runtime_env={"env_vars": {"HF_TOKEN": "sesame"}},
+        lora_config={"dynamic_lora_loading_path": "s3://user:sesame@bucket/path"},
+    )
+    assert "sesame" not in repr(one)
+    assert "512" in repr(one)
+    assert "bucket/path" in repr(one)
+    assert one.engine_kwargs["api_key"] == "sesame"
+    assert masked({"hub-token": "sesame", "stop_token_ids": [1]}) == {"hub-token": "***", "stop_token_ids": [1]}
+
+
+def test_a_bucket_mirror_is_read_and_refused_when_it_is_needed():
+    one = config(model_loading_config={"model_id": "m", "model_source": {"bucket_uri": "s3://b"}})
+    with pytest.raises(ConfigError, match="bucket"):
+        _ = one.model_source
+
+
+def test_wrong_types_name_the_value():
+    with pytest.raises(
+        ConfigError, match=r"deployment.max_ongoing_requests: expected `int \| null`, got `str`, got 'x'"
+    ):
+        parse_options(DeploymentConfig, {"max_ongoing_requests": "x"}, "deployment")
+
+
+def test_import_paths():
+    assert import_object("penstock.errors:ConfigError", "here") is ConfigError
+    assert import_object("penstock.errors.ConfigError", "here") is ConfigError
+    for wrong in ("penstock.errors:Nothing", "penstock.nothing:X", "nothing_at_all:X", "X"):
+        with pytest.raises(ConfigError, match="here"):
+            import_object(wrong, "here")
