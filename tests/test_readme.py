@@ -43,7 +43,7 @@ COMMANDS = [
     for page in PAGES
     for block in blocks(page, "")
     for line in block.splitlines()
-    if line.startswith("penstock ") and "INPUT" not in line
+    if line.startswith("penstock ") and "INPUT" not in line and not line.startswith("penstock serve")  # has no end
 ]
 
 

@@ -1,4 +1,4 @@
-"""`penstock demo`: the main job on the shipped model, from rows to a score."""
+"""`penstock demo`: the main job on the shipped model, from rows to a score; then the same engine behind the API."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from penstock.batch.result import RunResult
+    from penstock.engines.base import LLMEngine
 
 _SHOWN_ROWS = 5
 _SHOWN_TEXT = 44
 _LEAST_WIDTH = 110
 
 
-@click.command(short_help="Run the shipped model over the shipped tickets.")
+@click.command(short_help="Run the shipped model over the shipped tickets, and serve it.")
 @click.option(
     "-o",
     "--output",
@@ -26,45 +30,94 @@ _LEAST_WIDTH = 110
 def demo(output: str) -> None:
     """Label support tickets with the tiny model that comes with the package, and score it against the gold labels.
 
-    A real job on the embedded engine: offline, on the CPU, in well under a minute.
+    A real job on the embedded engine; then the same engine answers through the OpenAI-compatible API. Offline, on the
+    CPU, in well under a minute.
     """
+    import asyncio
+
+    asyncio.run(_demo(output))
+
+
+async def _demo(output: str) -> None:
     from penstock.batch.job import Job
-    from penstock.batch.progress import summary
-    from penstock.demo import FIELDS, MODEL_NAME, SCHEMA, tickets_path
+    from penstock.demo import MODEL_NAME, SCHEMA, tickets_path
+    from penstock.engines.openvino import OpenVINOEngine
 
     with tickets_path().open(encoding="utf-8") as file:
         gold = [json.loads(line) for line in file]
     tickets = [{"id": row["id"], "ticket": row["ticket"]} for row in gold]
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     click.echo(f"{len(tickets)} support tickets, a language model with 0.7 million parameters, this machine's CPU.")
-    result = Job(tickets, output, model=MODEL_NAME, prompt="{ticket}", schema=SCHEMA, max_tokens=100, fresh=True).run()
-
-    labelled = list(result.rows())
-    right = sum(all(row[name] == wanted[name] for name in FIELDS) for row, wanted in zip(labelled, gold, strict=True))
-    _show(labelled[:_SHOWN_ROWS], gold, FIELDS)
-    click.echo(f"Exact match with the gold labels: {right} of {len(gold)} tickets ({right / len(gold):.1%})")
-    click.echo(summary(result))
+    engine = OpenVINOEngine(MODEL_NAME)
+    await engine.start()
+    try:
+        job = Job(tickets, output, engine=engine, prompt="{ticket}", schema=SCHEMA, max_tokens=100, fresh=True)
+        _report(await job.arun(), gold)
+        await _serve(engine, gold[0]["ticket"])
+    finally:
+        await engine.stop()
     click.echo(
-        "\nNow with rows of your own:\n"
-        "  penstock run your.jsonl -o answers.jsonl --model your-model --prompt 'About {column}: …'"
+        "\nNow with rows of your own, or as a server:\n"
+        "  penstock run your.jsonl -o answers.jsonl --model your-model --prompt 'About {column}: …'\n"
+        "  penstock serve demo"
     )
 
 
-def _show(rows: list[dict[str, Any]], gold: list[dict[str, Any]], fields: tuple[str, ...]) -> None:
+def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    from penstock.batch.progress import summary
+    from penstock.demo import FIELDS
+
+    rows = list(result.rows())
+    wrong = [_wrong_fields(row, wanted, FIELDS) for row, wanted in zip(rows, gold, strict=True)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("ticket", *fields, "right"):
+    for name in ("ticket", *FIELDS, "right"):
         table.add_column(name, no_wrap=True)
-    for row, wanted in zip(rows, gold, strict=False):
+    for row, fields in list(zip(rows, wrong, strict=True))[:_SHOWN_ROWS]:
         text = shorten(row["ticket"], _SHOWN_TEXT, placeholder=" …")
-        table.add_row(text, *(str(row[name]) for name in fields), _mark(row, wanted, fields))
+        table.add_row(text, *(str(row[name]) for name in FIELDS), f"no: {', '.join(fields)}" if fields else "yes")
     # A pipe has no width, and cells of a narrow terminal had better be cut at the right than wrapped.
     Console(width=max(Console().width, _LEAST_WIDTH), soft_wrap=True).print(table)
+    right = wrong.count([])
+    click.echo(f"Exact match with the gold labels: {right} of {len(gold)} tickets ({right / len(gold):.1%})")
+    click.echo(summary(result))
 
 
-def _mark(row: Mapping[str, Any], wanted: Mapping[str, Any], fields: tuple[str, ...]) -> str:
-    wrong = [name for name in fields if row[name] != wanted[name]]
-    return f"no: {', '.join(wrong)}" if wrong else "yes"
+def _wrong_fields(row: Mapping[str, Any], wanted: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
+    # A CSV has text only, so that is what is compared.
+    return [name for name in fields if str(row[name]) != wanted[name]]
+
+
+async def _serve(engine: LLMEngine, ticket: str) -> None:
+    """Put the running engine behind the HTTP API, ask it one question through that, and show the stream."""
+    import asyncio
+
+    from penstock.demo import MODEL_NAME
+    from penstock.llm_config import LLMConfig
+    from penstock.serve.app import build_app
+    from penstock.serve.client import Client
+    from penstock.serve.http_server import HttpServer, address, listen
+    from penstock.serve.local_model import LocalModel
+
+    config = LLMConfig.from_dict({"model_loading_config": {"model_id": MODEL_NAME, "model_source": MODEL_NAME}})
+    model = LocalModel(config, engine=engine)
+    listening = listen("127.0.0.1", 0)
+    server = HttpServer(build_app({MODEL_NAME: model}), listening)
+    serving = asyncio.create_task(server.run([model]))
+    url = address(listening)
+
+    def ask() -> None:
+        pieces = Client(url).chat(MODEL_NAME, [{"role": "user", "content": ticket}], temperature=0, max_tokens=100)
+        for piece in pieces:
+            click.echo(piece, nl=False)
+        click.echo()
+
+    click.echo(f"\nThe same engine, served at {url}/v1 and asked over HTTP:\n  {ticket}")
+    try:
+        await asyncio.to_thread(ask)
+    finally:
+        server.stop()
+        await serving

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +56,8 @@ def serve(
 
     MODEL is 'demo', a model directory or file, or a hub id.
     """
+    import asyncio
+
     from penstock.observability import configure_logging, enable_tracing
     from penstock.serve.http_server import listen
 

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from penstock.config import import_object
+from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import MemoryBudget, memory_estimate
@@ -33,9 +34,12 @@ class LocalModel:
     """One server in this process. Keeps `penstock.serve.handle.ModelHandle`.
 
     A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another one needs the room.
+    `engine` is served instead of the one that the configuration names; it may be running.
     """
 
-    def __init__(self, config: LLMConfig, budget: MemoryBudget | None = None) -> None:
+    def __init__(
+        self, config: LLMConfig, budget: MemoryBudget | None = None, *, engine: LLMEngine | None = None
+    ) -> None:
         scaling = config.autoscaling
         self.model_id = config.model_id
         self.config = config
@@ -50,6 +54,7 @@ class LocalModel:
         self._unloading: asyncio.Task[None] | None = None
         self.server: LLMServer = _server_class(config)(
             config,
+            engine=engine,
             load_on_demand=True,
             make_room=self._make_room,
             free_room=lambda: self._budget.release(self),
