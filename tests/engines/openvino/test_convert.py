@@ -11,7 +11,7 @@ import pytest
 
 from penstock.engines.openvino import convert as module
 from penstock.engines.openvino.convert import convert
-from penstock.engines.openvino.model_files import find_model
+from penstock.engines.openvino.find_model import find_model
 from penstock.errors import EngineStartError, MissingExtraError
 
 EXPORTER = """

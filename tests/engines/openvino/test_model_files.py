@@ -3,9 +3,9 @@ import struct
 
 import pytest
 
+from penstock.engines.openvino.find_model import find_model
 from penstock.engines.openvino.model_files import (
     FALLBACK_CONTEXT,
-    find_model,
     gguf_context_length,
     lacks_token_types,
     pooling_of,

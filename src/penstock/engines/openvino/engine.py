@@ -15,6 +15,7 @@ from penstock.config import parse_options
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.openvino.adapter_files import check_adapter
+from penstock.engines.openvino.find_model import find_model
 from penstock.engines.openvino.messages import (
     Abort,
     Call,
@@ -28,7 +29,7 @@ from penstock.engines.openvino.messages import (
     decode_to_parent,
     encode,
 )
-from penstock.engines.openvino.model_files import MODEL_KINDS, find_model
+from penstock.engines.openvino.model_files import MODEL_KINDS
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.process import EngineProcess
 from penstock.engines.token_engine import GenerateRequest, TokenEngine

@@ -1,4 +1,4 @@
-"""Finds what a `model_source` names: the shipped demo model, an IR directory, a GGUF file, or something to convert."""
+"""Reads what a model's files say of it: its task, its context, how it pools."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from msgspec import Struct
-
-from penstock.demo import MODEL_NAME, model_path
 from penstock.errors import EngineStartError
 
 FALLBACK_CONTEXT = 4096
@@ -21,32 +18,6 @@ MODEL_KINDS = {
     "transcribe": "a speech-to-text model",
 }
 """The tasks, and how messages call the models that do them."""
-
-
-class ModelFiles(Struct, frozen=True):
-    """A model ready to load: an IR directory or a GGUF file, what it does, and its context in tokens."""
-
-    path: Path
-    task: str
-    context_length: int
-
-
-def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
-    """Resolve `source`. Converts a Hugging Face model on first use, which takes a while and shows its progress.
-
-    Raises `EngineStartError` if there is no such model, `MissingExtraError` if it must be converted and cannot.
-    """
-    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise EngineStartError(f"there is no GGUF file '{path}'")
-        return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
-    if not is_ir(path):
-        from penstock.engines.openvino.convert import convert  # rare, and it looks for heavy packages
-
-        path = convert(source, task)
-    config = read_config(path)
-    return ModelFiles(path, task or task_of(path, config), max_model_len or _context_length(config))
 
 
 def is_ir(path: Path) -> bool:
@@ -90,7 +61,9 @@ def _text(path: Path) -> str:
     return path.read_text(errors="replace") if path.is_file() else ""
 
 
-def _context_length(config: dict[str, Any]) -> int:
+def context_length_of(config: dict[str, Any]) -> int:
+    """Tokens of the model's context, by its `config.json`."""
+    """Tokens of the model's context, by its `config.json`."""
     for part in (config, config.get("text_config") or {}):
         for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_target_positions"):
             if isinstance(part.get(name), int):
