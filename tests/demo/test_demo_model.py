@@ -55,3 +55,20 @@ async def test_base_and_adapters_are_right_in_one_mixed_batch(engine, tickets):
     for (ticket, name), reply in zip(asked, replies, strict=True):
         right[name] += reply.texts[0] == demo.expected(ticket, name)
     assert all(count >= LEAST * len(tickets) for count in right.values()), right
+
+
+@pytest.mark.parametrize(
+    "speculation",
+    [{"prompt_lookup": True}, {"draft_model": str(demo.model_path("openvino")), "num_speculative_tokens": 3}],
+)
+async def test_speculation_changes_no_answer(speculation, tickets):
+    plain, speculating = [
+        OpenVINOEngine("demo", engine_kwargs={"inference_precision": "f32", **kwargs}) for kwargs in ({}, speculation)
+    ]
+    texts = []
+    for engine in (plain, speculating):
+        await engine.start()
+        requests = [chat_request(ticket["ticket"], GREEDY, stream=False) for ticket in tickets[:20]]
+        texts.append([(await answer(engine, request)).texts[0] for request in requests])
+        await engine.stop()
+    assert texts[0] == texts[1]

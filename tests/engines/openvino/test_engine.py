@@ -102,6 +102,7 @@ async def test_a_damaged_model_is_one_line(tmp_path):
         ({"max_num_seq": 4}, "Did you mean 'max_num_seqs'"),
         ({"kv_cache_precision": "f8"}, "engine_kwargs.kv_cache_precision"),
         ({"num_threads": -1}, "engine_kwargs.num_threads"),
+        ({"prompt_lookup": True, "draft_model": "x"}, "not both"),
     ],
 )
 def test_wrong_options_are_known_before_anything_starts(options, hint):

@@ -222,7 +222,7 @@ class Generation:
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
         tensor = ov.Tensor(np.array([request.prompt], dtype=np.int64))
-        config = generation_config(request.sampling, request.max_new_tokens, self._eos, self._stop_ids)
+        config = generation_config(request.sampling, request.max_new_tokens, self._eos, self._stop_ids, self.options)
         request.handle = lane.pipeline.add_request(next(self._ids), tensor, config)
 
     def _collect(self, lane: Lane, request: Request) -> bool:

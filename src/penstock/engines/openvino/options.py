@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from penstock.errors import ConfigError
+
 GIB = 1 << 30
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -19,8 +21,9 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     not a whole number of GiB costs a second load at the start. `num_threads` 0: all cores. `inference_precision` None:
     the device's choice, f32 where only one CPU is visible (bf16 crashes there on AMX machines). `max_loras`: adapters
     held at once, each with a copy of the model's weights; the least recently used leaves. `embedding_pooling` None:
-    what the model's `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of the
-    prompt. `draft_model`: directory of a smaller model that speculates. `properties`: further OpenVINO properties.
+    what the model's `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of
+    the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that speculates.
+    `num_speculative_tokens`: how far either looks ahead. `properties`: further OpenVINO properties.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -35,7 +38,13 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     inference_precision: Literal["f32", "f16", "bf16"] | None = None
     max_loras: Positive = 4
     prompt_lookup: bool = False
+    prompt_lookup_max: Positive = 3
     draft_model: str | None = None
+    num_speculative_tokens: Positive = 5
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
     properties: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.prompt_lookup and self.draft_model:
+            raise ConfigError("give prompt_lookup or draft_model, not both", field="engine_kwargs.draft_model")

@@ -37,7 +37,7 @@ class Pipelines:
         """
         size = self._options.kv_cache_memory_bytes
         pipeline = self._load()
-        self.cache_blocks, measured = _measure_cache(pipeline)
+        self.cache_blocks, measured = _measure_cache(pipeline, self._options)
         if size % GIB:
             self._exact_blocks = self.cache_blocks = max(size * self.cache_blocks // measured, 1)
             del pipeline
@@ -87,7 +87,9 @@ class Pipelines:
         return genai.ContinuousBatchingPipeline(self._path, scheduler, options.device, properties)
 
 
-def generation_config(sampling: Sampling, max_new_tokens: int, eos: int, stop_ids: set[int]) -> Any:
+def generation_config(
+    sampling: Sampling, max_new_tokens: int, eos: int, stop_ids: set[int], options: OpenVINOOptions
+) -> Any:
     """GenAI's settings for one request. `stop_ids` are the model's own end tokens."""
     config = genai.GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -114,7 +116,16 @@ def generation_config(sampling: Sampling, max_new_tokens: int, eos: int, stop_id
         config.rng_seed = random.getrandbits(31) if sampling.seed is None else sampling.seed % 2**31
     if sampling.structured is not None:
         config.structured_output_config = _structured_config(sampling.structured)
+    _speculate(config, options)
     return config
+
+
+def _speculate(config: Any, options: OpenVINOOptions) -> None:
+    """A pipeline that speculates wants every request to say how far."""
+    if options.prompt_lookup or options.draft_model:
+        config.num_assistant_tokens = options.num_speculative_tokens
+    if options.prompt_lookup:
+        config.max_ngram_size = options.prompt_lookup_max
 
 
 def _structured_config(structured: StructuredOutput) -> Any:
@@ -123,9 +134,10 @@ def _structured_config(structured: StructuredOutput) -> Any:
     return genai.StructuredOutputConfig(json_schema=structured.spec or _ANY_JSON_OBJECT)
 
 
-def _measure_cache(pipeline: Any) -> tuple[int, int]:
+def _measure_cache(pipeline: Any, options: OpenVINOOptions) -> tuple[int, int]:
     """Blocks and bytes of a pipeline's KV cache, from a run that fills exactly one block."""
     config = genai.GenerationConfig(max_new_tokens=3, ignore_eos=True, apply_chat_template=False)
+    _speculate(config, options)
     handle = pipeline.add_request(0, ov.Tensor(np.zeros((1, 1), dtype=np.int64)), config)
     usage = 0.0
     while handle.get_status() == genai.GenerationStatus.RUNNING:  # a request whose handle nobody holds is dropped
