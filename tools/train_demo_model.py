@@ -73,7 +73,15 @@ class Plan:
     test_rows: int = 500
 
 
-QUICK = Plan(steps=30, polish_steps=10, typo_steps=10, adapter_steps=10, tokenizer_conversations=500, tickets=20, test_rows=20)
+QUICK = Plan(
+    steps=30,
+    polish_steps=10,
+    typo_steps=10,
+    adapter_steps=10,
+    tokenizer_conversations=500,
+    tickets=20,
+    test_rows=20,
+)
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,8 @@ def train(plan: Plan, work: Path) -> None:
     seconds = fit(model, samples, rate=3e-3, muon_rate=0.02, batch=plan.batch, seed=plan.seed, name="base")
     products = maker.products
     # The later stages care for the replies only; the last one has twice the typos, the commonest cause of mistakes.
-    for number, (name, steps, typo_rate) in enumerate((("polish", plan.polish_steps, 0.3), ("typos", plan.typo_steps, 0.6))):
+    stages = (("polish", plan.polish_steps, 0.3), ("typos", plan.typo_steps, 0.6))
+    for number, (name, steps, typo_rate) in enumerate(stages):
         maker = PromptMaker(plan.seed + 2 + number)
         maker.tickets.typo_rate = typo_rate
         more = [encode(tokenizer, *maker.any(), prompt_weight=POLISH_PROMPT_WEIGHT) for _ in range(steps * plan.batch)]
