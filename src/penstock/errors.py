@@ -89,6 +89,7 @@ class JobMismatchError(JobError):
     `differences` maps each differing manifest field to its pair (journaled, requested).
     """
 
+    status = 409
     kind = "job_mismatch"
 
     def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:

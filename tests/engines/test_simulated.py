@@ -4,6 +4,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated_answers import instance, seeded
 from penstock.errors import ConfigError, EngineDeadError, EngineError
 from penstock.testing import EngineContract, answer, chat_request
 
@@ -99,3 +100,10 @@ def test_wrong_options_name_field_and_rule(options, field, hint):
         SimulatedEngine(engine_kwargs=options)
     assert caught.value.field == field
     assert hint in str(caught.value)
+
+
+def test_json_follows_references_within_the_schema():
+    item = {"type": "object", "properties": {"sure": {"type": "boolean"}}}
+    schema = {"type": "array", "items": {"$ref": "#/$defs/item"}, "$defs": {"item": item}}
+    (value,) = instance(schema, seeded(0, "test"))
+    assert isinstance(value["sure"], bool)

@@ -9,7 +9,7 @@ import click
 import penstock
 from penstock import env
 from penstock.cli import demo, run, serve
-from penstock.errors import ConfigError, InputError, PenstockError
+from penstock.errors import PenstockError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,7 +37,7 @@ def main() -> None:
         if debug:
             raise
         _say(f"penstock: {error}")
-        raise SystemExit(2 if isinstance(error, ConfigError | InputError) else 1) from None
+        raise SystemExit(2 if error.status < 500 else 1) from None  # 4xx: what was asked for is wrong
     except (KeyboardInterrupt, click.Abort):
         raise SystemExit(130) from None
     except Exception as error:

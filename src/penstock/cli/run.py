@@ -79,7 +79,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
         raise SystemExit(128 + stop.signal) from None
     if not quiet:
         click.echo(summary(result), err=True)
-    if result.counts.rows and not result.counts.ok and not result.already_complete:
+    if result.counts.rows and not result.counts.ok:
         raise SystemExit(1)
 
 

@@ -40,21 +40,35 @@ def answer_bytes(request: GenerateRequest, prompt: list[int], seed: int, size: i
 
 
 def instance(schema: dict[str, Any], draw: random.Random) -> Any:
-    """A value that satisfies the common part of JSON Schema: types, enum, const, properties, items, lengths."""
+    """A value that satisfies the common part of JSON Schema: types, enum, properties, items, lengths, local refs."""
+    return _instance(schema, draw, schema)
+
+
+def _resolve(ref: str, root: dict[str, Any]) -> dict[str, Any]:
+    """What a reference within the schema, such as "#/$defs/item", points to."""
+    found: Any = root
+    for part in ref.removeprefix("#").strip("/").split("/"):
+        found = found.get(part, {}) if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _instance(schema: dict[str, Any], draw: random.Random, root: dict[str, Any]) -> Any:
+    if "$ref" in schema:
+        return _instance(_resolve(schema["$ref"], root), draw, root)
     if "const" in schema:
         return schema["const"]
     if schema.get("enum"):
         return draw.choice(schema["enum"])
     for choice in ("anyOf", "oneOf"):
         if schema.get(choice):
-            return instance(schema[choice][0], draw)
+            return _instance(schema[choice][0], draw, root)
     kind = schema.get("type", "object" if "properties" in schema else "string")
     if isinstance(kind, list):
         kind = kind[0]
     if kind == "object":
-        return {name: instance(part, draw) for name, part in schema.get("properties", {}).items()}
+        return {name: _instance(part, draw, root) for name, part in schema.get("properties", {}).items()}
     if kind == "array":
-        return [instance(schema.get("items", {}), draw) for _ in range(schema.get("minItems", 1))]
+        return [_instance(schema.get("items", {}), draw, root) for _ in range(schema.get("minItems", 1))]
     if kind in ("integer", "number"):
         return draw.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", 9)))
     if kind == "boolean":
