@@ -369,7 +369,7 @@ async def test_fields_of_structured_answers_become_columns(make_engine):
         ({"prompt": "{text}", "order": "random"}, "must be input or done"),
         ({"prompt": "{text}", "limit": -1}, "at least 0"),
         ({"prompt": "{text}", "max_tokens": 0}, "at least 1"),
-        ({"prompt": "{text}", "temperature": -1.0}, "negative"),
+        ({"prompt": "{text}", "temperature": -1.0}, "between 0 and 2"),
         ({"prompt": "{text}", "retry_failed": True}, "needs an output"),
         ({"prompt": "{text}", "schema": {"properties": {"status": {}}}}, "name of a result column"),
     ],

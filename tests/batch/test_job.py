@@ -5,6 +5,8 @@ import csv
 import errno
 import json
 import os
+import signal
+import threading
 
 import fsspec
 import pyarrow as pa
@@ -398,7 +400,7 @@ async def test_one_process_at_a_time(source, tmp_path, make_engine):
 )
 async def test_bad_outputs_are_found_before_the_engine_starts(source, tmp_path, make_engine, output, message):
     engine = make_engine()
-    with pytest.raises(OutputError, match=message):
+    with pytest.raises(ConfigError, match=message):
         await ask(source, f"{tmp_path}/{output}", engine)
     assert engine.starts == 0
 
@@ -476,3 +478,179 @@ async def test_a_full_disk_stops_the_job_which_goes_on_later(source, tmp_path, m
     assert not engine.alive
     result = await ask(source, output, make_engine())
     assert settled(result.rows()) == settled(whole.rows())
+
+
+# What a job is
+async def test_every_option_comes_back_from_the_manifest_as_it_was(source, tmp_path, make_engine):
+    options = {
+        "system": "s", "schema": {"enum": ["a"]}, "max_tokens": 5, "min_tokens": 1, "temperature": 0.5,
+        "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 1, "stop": ["zz"], "stop_token_ids": (7,),
+        "ignore_eos": True, "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.5,
+        "limit": 9, "order": "done", "on_error": "keep", "max_attempts": 2, "result_prefix": "out_",
+    }  # fmt: skip
+    assert (await ask(source, tmp_path / "out.jsonl", make_engine(), **options)).counts.rows == 9
+    assert (await ask(source, tmp_path / "out.jsonl", make_engine(), **options)).already_complete
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+async def test_a_complete_job_knows_its_stream(tmp_path, make_engine, name):
+    output = tmp_path / name
+    bad = make_engine(lambda text: EngineError("no") if text == "text 9" else text.upper())
+    await ask(iter(numbered(50)), output, bad, prompt="{text}")
+    other = numbered(50)
+    other[30]["text"] = "changed"
+    for retry_failed in (False, True):
+        with pytest.raises(JobMismatchError, match="its rows differ"):
+            await ask(iter(other), output, make_engine(), retry_failed=retry_failed)
+        with pytest.raises(JobMismatchError):
+            await ask(iter(numbered(49)), output, make_engine())
+        if not retry_failed:
+            assert (await ask(iter(numbered(50)), output, make_engine())).already_complete
+
+
+def test_options_of_the_engine_are_part_of_the_job_unless_they_only_cost_time(source, tmp_path):
+    def ask_simulated(**options):
+        return penstock.run(
+            source, tmp_path / "out.jsonl", model="simulated", prompt="{text}", engine_kwargs=options, progress=False
+        )
+
+    ask_simulated(output_tokens=3)
+    assert ask_simulated(output_tokens=3, max_num_seqs=2, start_ms=1).already_complete
+    with pytest.raises(JobMismatchError, match="engine options"):
+        ask_simulated(output_tokens=4)
+
+
+async def test_an_edited_output_is_not_retried(source, tmp_path, make_engine):
+    output = tmp_path / "out.jsonl"
+    bad = make_engine(lambda text: EngineError("no") if text == "text 9" else text.upper())
+    await ask(source, output, bad)
+    whole = output.read_bytes()
+    output.write_bytes(whole.split(b"\n", 1)[1])
+    with pytest.raises(OutputError, match="was changed since"):
+        await ask(source, output, make_engine(), retry_failed=True)
+
+
+async def test_an_output_that_holds_its_input_or_lies_in_it_is_refused(tmp_path, make_engine):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": ["a"]}), folder / "part-7.parquet")
+    (tmp_path / "link").symlink_to(folder)
+    for source, output in ((folder, "link/"), (folder / "part-7.parquet", "data/"), (folder, "data/out.parquet")):
+        with pytest.raises(ConfigError, match="part of the input"):
+            await ask(source, f"{tmp_path}/{output}", make_engine(), fresh=True)
+    assert os.listdir(folder) == ["part-7.parquet"]
+
+
+async def test_columns_that_parquet_cannot_hold_are_refused_at_once(tmp_path, make_engine):
+    engine = make_engine()
+    table = pa.table({"text": ["a"], "o": pa.array([{}], pa.struct([]))})
+    with pytest.raises(OutputError, match="cannot be written as Parquet"):
+        await ask(table, tmp_path / "out.parquet", engine)
+    assert engine.starts == 0
+
+
+async def test_files_that_disagree_on_a_type_become_text(tmp_path, make_engine):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pq.write_table(pa.table({"text": ["a"], "y": [1]}), folder / "a.parquet")
+    pq.write_table(pa.table({"text": ["b"], "y": ["z"]}), folder / "b.parquet")
+    result = await ask(folder, tmp_path / "out.parquet", make_engine())
+    assert result.table()["y"].to_pylist() == ["1", "z"]
+
+
+async def test_columns_that_only_some_rows_have(make_engine):
+    rows = [{"a": 1}, {"a": 1, "b": 2}]
+    for source in (rows, iter(rows)):
+        found = (await penstock.arun(source, engine=make_engine(), prompt="{b}", progress=False)).rows()
+        assert [row["status"] for row in found] == ["error", "ok"]
+
+
+async def test_long_fields_of_a_csv_can_be_read_back(tmp_path, make_engine):
+    result = await ask([{"text": "x" * 200_000}], tmp_path / "out.csv", make_engine())
+    csv.field_size_limit(131072)
+    assert len(next(result.rows())["response"]) == 200_000
+
+
+async def test_flat_result_columns_are_taken_in_csv(tmp_path, make_engine):
+    source = [{"text": "a", "error.type": "mine"}]
+    with pytest.raises(ConfigError, match=r"error\.type"):
+        await ask(source, tmp_path / "out.csv", make_engine())
+    assert (await ask(source, tmp_path / "out.jsonl", make_engine())).counts.ok == 1
+
+
+@pytest.mark.parametrize("options", [{"model": "demo"}, {"engine_kwargs": {}}])
+async def test_an_engine_object_brings_its_own_model(make_engine, options):
+    with pytest.raises(ConfigError, match="engine object"):
+        await penstock.arun(numbered(1), engine=make_engine(), prompt="{text}", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"prompt": 5}, {"schema": 5}, {"stop": None}, {"limit": "5"}, {"engine_kwargs": ["a"]}, {"seed": 1 << 64},
+        {"temperature": float("nan")}, {"temperature": 9.0}, {"top_p": 0.0}, {"output": ""},
+    ],
+)  # fmt: skip
+async def test_options_of_a_wrong_type_or_size_are_refused(tmp_path, options):
+    with pytest.raises(ConfigError):
+        await penstock.arun(numbered(1), **{"prompt": "{text}", "output": tmp_path / "o.jsonl", **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_callers_signal_handlers_are_kept():
+    def mine(number, frame):
+        pass
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        penstock.run(numbered(1), model="simulated", prompt="{text}", progress=False)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user"},
+        {"role": "zzz", "content": "a"},
+        {"role": "user", "content": 5},
+        {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]},
+    ],
+)
+async def test_messages_that_no_template_can_read(make_engine, message):
+    result = await penstock.arun([{"m": [message]}], engine=make_engine(), messages="m", progress=False)
+    assert [row["error"]["stage"] for row in result.rows()] == ["prompt"]
+
+
+def test_ctrl_c_beside_a_running_loop_drains_the_job(tmp_path, monkeypatch):
+    join = threading.Thread.join
+    joins: list[float | None] = []
+
+    def interrupted_once(self, timeout=None):
+        join(self, 0.05 if timeout else None)
+        if self.name == "penstock-job" and not joins:
+            joins.append(timeout)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "join", interrupted_once)
+
+    async def main():
+        options = {"time_per_token_ms": 1000, "start_ms": 0}
+        penstock.run(numbered(1), model="simulated", engine_kwargs=options, prompt="{text}", progress=False)
+
+    monkeypatch.setattr("penstock.batch.flow.DRAIN_SECONDS", 0.05)
+    with pytest.raises(penstock.batch.JobInterrupted):
+        asyncio.run(main())
+
+
+@pytest.mark.parametrize(("kind", "message"), [("LazyFrame", r"\.collect\(\)"), ("Series", "no data set")])
+async def test_things_that_are_nearly_data_sets(kind, message):
+    library = pytest.importorskip("polars" if kind == "LazyFrame" else "pandas")
+    with pytest.raises(InputError, match=message):
+        await penstock.arun(getattr(library, kind)({"a": [1]}), model="simulated", prompt="{a}")
+
+
+async def test_a_directory_whose_name_ends_in_a_dash(source, tmp_path, make_engine):
+    (tmp_path / "labels-").mkdir()
+    assert len(list((await ask(source, tmp_path / "labels-", make_engine())).rows())) == 300

@@ -175,3 +175,25 @@ async def test_embeddings_that_the_engine_gives(make_engine):
     (row,) = result.rows()
     assert row["response"]["body"]["data"][0]["embedding"] == [1.0]
     assert result.counts.prompt_tokens == 3
+
+
+async def test_embeddings_in_base64_and_without_adapter(make_engine):
+    engine = make_engine()
+
+    async def embeddings(request):
+        return Embeddings([[1.0]], Usage(3, 0, 0))
+
+    engine.embeddings = embeddings
+    source = [
+        line("a", {"input": "x", "encoding_format": "base64"}, "/v1/embeddings"),
+        line("b", {"input": "x", "model": "scripted-model:fast"}, "/v1/embeddings"),
+    ]
+    first, second = (await answer(source, engine)).rows()
+    assert first["response"]["body"]["data"][0]["embedding"] == "AACAPw=="
+    assert second["response"]["status_code"] == 501
+
+
+async def test_a_line_without_a_body_says_so(make_engine):
+    source = [line("a", chat("x")), {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions"}]
+    _, second = (await answer(source, make_engine())).rows()
+    assert second["error"] == {"code": "invalid_line", "message": "the line has no body"}

@@ -94,3 +94,9 @@ def test_bad_schemas_are_configuration_errors(tmp_path):
     assert loaded is not None
     assert loaded.schema == TICKET
     assert load(None) is None
+
+
+@pytest.mark.parametrize("reference", ["#/$defs/absent", "https://example.com/schema.json"])
+def test_references_that_lead_nowhere_are_refused(reference):
+    with pytest.raises(ConfigError, match="leads nowhere"):
+        Schema({"type": "object", "properties": {"a": {"$ref": reference}}})

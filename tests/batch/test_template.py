@@ -50,3 +50,8 @@ def test_values_as_text(value, text):
 def test_binary_values_have_no_text():
     with pytest.raises(RequestError, match="binary"):
         as_text(b"\xff")
+
+
+def test_arrays_stand_in_full():
+    numpy = pytest.importorskip("numpy")
+    assert Template("{a}").render({"a": numpy.arange(3)}) == "[0,1,2]"

@@ -62,11 +62,10 @@ async def test_base_and_adapters_are_right_in_one_mixed_batch(engine, tickets):
     [{"prompt_lookup": True}, {"draft_model": str(demo.model_path("openvino")), "num_speculative_tokens": 3}],
 )
 async def test_speculation_changes_no_answer(speculation, tickets):
-    plain, speculating = [
-        OpenVINOEngine("demo", engine_kwargs={"inference_precision": "f32", **kwargs}) for kwargs in ({}, speculation)
-    ]
     texts = []
-    for engine in (plain, speculating):
+    for speculating in (False, True):
+        kwargs = {"inference_precision": "f32", **(speculation if speculating else {})}
+        engine = OpenVINOEngine("demo", engine_kwargs=kwargs)
         await engine.start()
         requests = [chat_request(ticket["ticket"], GREEDY, stream=False) for ticket in tickets[:20]]
         texts.append([(await answer(engine, request)).texts[0] for request in requests])

@@ -14,6 +14,8 @@ import msgspec
 
 from penstock.batch.journal import Part
 from penstock.batch.runs import union, without
+from penstock.batch.sources.text import allow_long_fields
+from penstock.errors import OutputError
 
 
 class Segment(NamedTuple):
@@ -116,7 +118,10 @@ class _Lines:
         for _ in range(segment.at - place):
             file.readline()
         for _ in range(segment.length):
-            take(file.readline())
+            line = file.readline()
+            if not line:
+                raise OutputError(f"{segment.file}: the file ends before row {segment.start + segment.length}")
+            take(line)
         if file.peek(1):
             self._open[segment.file] = file, segment.at + segment.length
         else:
@@ -135,6 +140,7 @@ def _to_disk(file: IO[Any]) -> None:
 def csv_to_jsonl(source: Path, target: Path) -> None:
     """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
     encode = msgspec.json.Encoder().encode
+    allow_long_fields()
     with open(source, encoding="utf-8", newline="") as rows, open(target, "wb", buffering=1 << 18) as out:
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")

@@ -17,9 +17,11 @@ from penstock.batch.flow import Flow
 from penstock.batch.interrupts import Interrupts
 from penstock.batch.journal import Journal
 from penstock.batch.keeper import EngineKeeper, adapter_path
+from penstock.batch.manifest import StreamSum
 from penstock.batch.openai_lines import OpenAILines
 from penstock.batch.outputs import Output
 from penstock.batch.progress import Progress
+from penstock.batch.replay import compare_stream, other_rows
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.result import RunResult
 from penstock.batch.sinks import DurableSink, MemorySink, Sink, StreamSink
@@ -54,9 +56,17 @@ class Plan:
 
     @property
     def total(self) -> int | None:
-        """The number of rows, if known."""
+        """The number of rows, if known; where only a limit is, there may be fewer."""
         known = [number for number in (self.source.rows, self.limit) if number is not None]
-        return min(known) if self.source.rows is not None else None
+        return min(known, default=None)
+
+    @property
+    def value_columns(self) -> tuple[str, ...] | None:
+        """The columns that must become Python values (None: all).
+
+        Where columns pass through in Arrow form, only those that requests are made of.
+        """
+        return self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
 
     def tables(self) -> Tables:
         """What makes Arrow tables of the output."""
@@ -71,11 +81,15 @@ async def execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     began = time.perf_counter()
     output = plan.output
     if isinstance(output, Output):
+        if output.columnar:
+            plan.tables().check_storable()
         state = State.open(
             output, plan.identity, keep_order=plan.keep_order, fresh=plan.fresh, retry_failed=plan.retry_failed
         )
         with contextlib.closing(state):
             if state.complete:
+                if plan.source.fingerprint is None:
+                    await compare_stream(plan.source, plan.limit, plan.value_columns, state.manifest.stream)
                 return RunResult(Counts(**state.manifest.result), output.path, already_complete=True)
             result = await _durable(plan, output, state, interrupts)
     else:
@@ -100,14 +114,16 @@ async def _durable(plan: Plan, output: Output, state: State, interrupts: Interru
     answers = Answers(output.folder)
     finished = False
     try:
-        finished = await _move(plan, sink, counts, answers, journal, interrupts)
+        finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
+        if finished and None not in (known := state.manifest.stream, stream) and known != stream:
+            raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:
             journal.load()
             if len(journal.done) != counts.rows:
                 raise JobError(f"{counts.rows} rows were finished, but {len(journal.done)} stand in the journal")
             names = [*plan.source.columns, *plan.form.flat_columns]
             await asyncio.to_thread(state.publish, lambda: plan.tables().empty(), names)
-            state.finish(counts)
+            state.finish(counts, stream)
     finally:
         answers.close(discard=finished)
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
@@ -121,7 +137,7 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
         sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
     answers = Answers(folder)
     try:
-        finished = await _move(plan, sink, counts, answers, None, interrupts)
+        finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
     finally:
         answers.close()
     result = RunResult(counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received)
@@ -132,8 +148,8 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
 
 async def _move(
     plan: Plan, sink: Sink, counts: Counts, answers: Answers, journal: Journal | None, interrupts: Interrupts
-) -> bool:
-    """Move the rows through the engine into the sink. Returns whether all are there."""
+) -> tuple[bool, StreamSum | None]:
+    """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
     keeper = EngineKeeper(plan.engine)
     try:
         await _start(plan, keeper)
@@ -148,8 +164,7 @@ async def _move(
             limit=plan.limit,
             on_error=plan.on_error,
             max_attempts=plan.max_attempts,
-            # Where columns pass through in Arrow form, only those that requests are made of become Python values.
-            columns=plan.form.columns if isinstance(sink, DurableSink) and sink.columnar else None,
+            columns=plan.value_columns,
         )
         interrupts.on_first = flow.drain
         async with Progress(counts, plan.progress):
@@ -158,7 +173,7 @@ async def _move(
         if finished:
             await sink.finish()
         counts.row_seconds = time.perf_counter() - began
-        return finished
+        return finished, flow.stream
     finally:
         interrupts.on_first = None
         await keeper.stop()

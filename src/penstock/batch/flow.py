@@ -24,7 +24,8 @@ from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
 from penstock.batch.journal import Journal, digest_key
 from penstock.batch.keeper import EngineKeeper
-from penstock.batch.replay import Replay, other_rows
+from penstock.batch.manifest import StreamSum
+from penstock.batch.replay import Replay, add_row, other_rows
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.sinks import Sink
@@ -45,7 +46,8 @@ _TURN = 512  # answers from memory before the event loop gets its turn
 class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
-    `journal` is None where results are not kept.
+    `journal` is None where results are not kept. `stream` sums up the rows read from a source without fingerprint, so
+    that a complete job can tell whether it is given the same again.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Flow:
         self._rows_inside = 0
         self._bytes_inside = 0
         self._all_read = False
+        self.stream: StreamSum | None = None
         self._room = asyncio.Event()
         self._over = asyncio.Event()
         self._error: BaseException | None = None
@@ -127,11 +130,14 @@ class Flow:
         try:
             done = self._journal.done if self._journal is not None else ()
             replay = Replay(self._journal, self._source)
-            again = self._form.every_row or replay.wanted
+            self.stream = StreamSum(0, 0) if self._journal is not None and self._source.fingerprint is None else None
+            again = self._form.every_row or replay.wanted or self.stream is not None
             start = 0 if again or self._journal is None else self._journal.done.first_missing()
             async with contextlib.aclosing(read_ahead(self._source, start, self._limit, self._columns)) as batches:
                 async for batch in batches:
                     for row in batch:
+                        if self.stream is not None:
+                            add_row(self.stream, row)
                         if row.index not in done:
                             self._receive(row)
                         elif again:

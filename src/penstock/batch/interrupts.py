@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,12 +32,17 @@ class Interrupts:
     def __init__(self, *, enabled: bool) -> None:
         self.received: int | None = None
         self.on_first: Callable[[], None] | None = None
+        self._previous: dict[int, Any] = {}
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Interrupts:
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         if self._enabled:
             for number in _SIGNALS:
+                self._previous[number] = signal.getsignal(number)
                 asyncio.get_running_loop().add_signal_handler(number, self._handle, number)
         return self
 
@@ -45,6 +52,14 @@ class Interrupts:
         if self._enabled:
             for number in _SIGNALS:
                 asyncio.get_running_loop().remove_signal_handler(number)
+                if self._previous[number] is not None:  # None: it was not set from Python, and cannot be
+                    signal.signal(number, self._previous[number])
+
+    def pass_on(self, number: int) -> None:
+        """Act on a signal that came in another thread than that of the job."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed: the job is over
+                self._loop.call_soon_threadsafe(self._handle, number)
 
     def _handle(self, number: int) -> None:
         if self.received is None and self.on_first is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -12,10 +13,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from penstock.batch import structured
+from penstock.batch import choices, structured
 from penstock.batch.execution import Plan, execute
 from penstock.batch.interrupts import Interrupts, JobInterrupted
-from penstock.batch.keeper import engine_for
+from penstock.batch.keeper import deciding_options, engine_for
 from penstock.batch.openai_lines import OpenAILines, are_lines
 from penstock.batch.outputs import Output
 from penstock.batch.requests import ColumnRequests
@@ -113,20 +114,21 @@ class Job:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio_run(self._run)
+            return _main(self._run(Interrupts(enabled=True)))
         if isinstance(self.engine, LLMEngine):
             raise ConfigError(
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
             )
-        return _in_thread(lambda: asyncio.run(self.arun()))
+        interrupts = Interrupts(enabled=False)
+        return _in_thread(lambda: _main(self._run(interrupts)), interrupts)
 
     async def arun(self) -> RunResult:
         """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
         with Interrupts(enabled=False) as interrupts:
             return await execute(await self._plan(), interrupts)
 
-    async def _run(self) -> RunResult:
-        with Interrupts(enabled=True) as interrupts:
+    async def _run(self, interrupts: Interrupts) -> RunResult:
+        with interrupts:
             try:
                 result = await execute(await self._plan(), interrupts)
             except asyncio.CancelledError:
@@ -143,11 +145,12 @@ class Job:
         self._check_choices()
         schema = structured.load(self.schema)
         sampling = self._sampling(schema)
+        choices.check_sampling_choices(sampling)
         output = self._open_output()
         engine = engine_for(self.model, self.engine, self.engine_kwargs)
         source = await open_source(self.source)
         if isinstance(output, Output) and source.reads(output.path):
-            raise ConfigError(f"{output.path} is part of the input", field="output")
+            raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
         form: ColumnRequests | OpenAILines
         constant: str | None = None
         if self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
@@ -171,7 +174,8 @@ class Job:
                     "say what to ask: give a prompt with {column} in it, or a column of messages", field="prompt"
                 )
             if source.columns:
-                form.check(source.columns)
+                flat = isinstance(output, Output) and output.form == "csv"
+                form.check(source.columns, source.every_column(), flat=flat)
         return Plan(
             source=source,
             output=output,
@@ -189,18 +193,9 @@ class Job:
         )
 
     def _check_choices(self) -> None:
+        choices.check(self)
         if self.prompt is not None and self.messages is not None:
             raise ConfigError("give a prompt or a column of messages, not both", field="messages")
-        for name, allowed in (("order", ("input", "done")), ("on_error", ("keep", "fail"))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise ConfigError(f"must be {' or '.join(allowed)}, not {value!r}", field=name, value=value)
-        for name, least in (("limit", 0), ("max_tokens", 1), ("max_attempts", 1)):
-            number = getattr(self, name)
-            if number is not None and number < least:
-                raise ConfigError(f"must be at least {least}, not {number}", field=name, value=number)
-        if self.temperature < 0:
-            raise ConfigError(f"must not be negative, is {self.temperature}", field="temperature")
 
     def _check_lines(self, output: Output | Literal["-"] | None) -> None:
         for option in fields(self):
@@ -252,6 +247,7 @@ class Job:
             **(source.fingerprint or {"input": source.name}),
             "model": engine.model_source,
             "engine": engine.name,
+            "engine options": deciding_options(engine) or None,
             "requests": "OpenAI batch lines" if isinstance(form, OpenAILines) else "columns",
             "prompt": self.prompt,
             "messages": self.messages,
@@ -274,16 +270,16 @@ class _Stopped(Exception):
         self.number = number
 
 
-def asyncio_run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
+def _main(main: Coroutine[Any, Any, T]) -> T:
     """`asyncio.run`, with a stop by signal raised as `JobInterrupted`."""
     try:
-        return asyncio.run(main())
+        return asyncio.run(main)
     except _Stopped as stopped:
         raise JobInterrupted(str(stopped), stopped.number) from None
 
 
-def _in_thread(call: Callable[[], T]) -> T:
-    """The result of `call`, made in a thread that has no event loop yet."""
+def _in_thread(call: Callable[[], T], interrupts: Interrupts) -> T:
+    """The result of `call`, made in a thread that has no event loop yet. Ctrl-C here is passed on to it."""
     outcome: list[T] = []
     failure: list[BaseException] = []
 
@@ -295,7 +291,11 @@ def _in_thread(call: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=work, name="penstock-job")
     thread.start()
-    thread.join()
+    while thread.is_alive():
+        try:
+            thread.join(0.2)  # not for ever, so that signals come through on every system
+        except KeyboardInterrupt:
+            interrupts.pass_on(signal.SIGINT)
     if failure:
         raise failure[0]
     return outcome[0]

@@ -8,9 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock.engines.base import LLMEngine, engine_class
-from penstock.errors import EngineDeadError, EngineError, JobError, ModelNotFoundError
+from penstock.errors import ConfigError, EngineDeadError, EngineError, JobError, ModelNotFoundError
 
 RESTARTS_WITHOUT_PROGRESS = 3
+_NOT_DECIDING = frozenset(
+    {
+        *("num_threads", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "kv_cache_blocks"),
+        *("enable_prefix_caching", "max_loras", "properties"),
+        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
+        *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times"),
+    }
+)
 
 
 def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs: Mapping[str, Any] | None) -> LLMEngine:
@@ -20,12 +28,22 @@ def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs:
     Raises `ConfigError`.
     """
     if isinstance(engine, LLMEngine):
+        for name, value in (("model", model), ("engine_kwargs", engine_kwargs)):
+            if value is not None:
+                raise ConfigError("has no meaning beside an engine object, which has its own", field=name, value=value)
         return engine
+    if engine is not None and not isinstance(engine, str):
+        raise ConfigError(f"must be a name or an engine object, not a {type(engine).__name__}", field="engine")
     if engine is None:
         engine = "simulated" if model == "simulated" else "openvino"
     if model is None:
         model = "simulated" if engine == "simulated" else "demo"
     return engine_class(engine)(model, engine_kwargs=engine_kwargs)
+
+
+def deciding_options(engine: LLMEngine) -> dict[str, Any]:
+    """The engine's options that are part of what the job is: all but those of speed, memory and staged faults."""
+    return {name: value for name, value in engine.engine_kwargs.items() if name not in _NOT_DECIDING}
 
 
 class EngineKeeper:

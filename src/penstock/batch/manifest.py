@@ -17,11 +17,19 @@ FILE = "manifest.json"
 VERSION = 1
 
 
+class StreamSum(Struct):
+    """The rows of a stream: how many, and the sum of their digests."""
+
+    rows: int
+    digest: int
+
+
 class Manifest(Struct):
     """`job` holds all that decides the output, `result` the counts of a complete job, `created` seconds since
     1970.
 
-    `generation` is that of the journal in force.
+    `generation` is that of the journal in force. `stream` tells which rows a source without fingerprint gave,
+    `published` what the files of the output were like when they were put in place.
     """
 
     job: dict[str, Any]
@@ -30,18 +38,22 @@ class Manifest(Struct):
     version: int = VERSION
     created: int = field(default_factory=lambda: int(time.time()))
     result: dict[str, Any] = {}
+    stream: StreamSum | None = None
+    published: list[list[Any]] | None = None
 
     def save(self, folder: Path) -> None:
         """Write it, at once and for good. Raises `OutputError`."""
         replace_file(folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
 
     def require(self, job: Mapping[str, Any], where: str) -> None:
-        """Raise `JobMismatchError`, with a table of what differs, unless this is the manifest of `job`."""
-        asked: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(job, enc_hook=str))
+        """Raise `JobMismatchError`, with a table of what differs, unless this is the manifest of `job`.
+
+        `job` is as `normal` makes it.
+        """
         differences = {
-            name: (self.job.get(name), asked.get(name))
-            for name in {**self.job, **asked}
-            if self.job.get(name) != asked.get(name)
+            name: (self.job.get(name), job.get(name))
+            for name in {**self.job, **job}
+            if self.job.get(name) != job.get(name)
         }
         if differences:
             raise JobMismatchError(
@@ -49,6 +61,12 @@ class Manifest(Struct):
                 "Give another output, or --fresh to discard what was done",
                 differences,
             )
+
+
+def normal(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The job as it comes back from a manifest: tuples are lists, what JSON does not know is text."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(job, enc_hook=str))
+    return plain
 
 
 def load(folder: Path) -> Manifest | None:

@@ -17,7 +17,7 @@ import msgspec
 from penstock.batch.requests import conversation_text, is_deterministic
 from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.engines.base import LLMEngine
-from penstock.errors import EngineError, PenstockError, RequestError, by_kind, nearest
+from penstock.errors import EngineError, PenstockError, RequestError, UnsupportedError, by_kind, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Usage
@@ -42,6 +42,7 @@ class _Request(NamedTuple):
     model: str
     asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
     adapter: str | None
+    base64: bool = False
 
 
 class OpenAILines:
@@ -82,19 +83,23 @@ class OpenAILines:
             row.shareable = is_deterministic(plain[0].sampling)
             text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
         else:
-            row.request = _Request(model or self._model, [parse_body(EmbeddingBody, body).request()], None)
+            if adapter is not None:
+                raise UnsupportedError(f"embeddings take no adapter, as '{model}' asks for", param="model")
+            embedding = parse_body(EmbeddingBody, body)
+            base64 = embedding.encoding_format == "base64"
+            row.request = _Request(model or self._model, [embedding.request()], None, base64)
             row.shareable = True
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
         row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        model, asks, _ = row.request
+        model, asks, _, base64 = row.request
         collected: list[responses.Answers] = []
         body: dict[str, Any] = {}
         for request in asks:
             if isinstance(request, EmbeddingRequest):
                 vectors = await engine.embeddings(request)
-                body = responses.embedding_list(vectors, model=model)
+                body = responses.embedding_list(vectors, model=model, base64=base64)
                 return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
             answers = responses.Answers()
             deltas = engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
@@ -149,6 +154,8 @@ class OpenAILines:
             raise LineError(f"method must be POST, not {values.get('method')!r}", param="method")
         if values.get("url") not in URLS:
             raise LineError(f"unknown url. {nearest(str(values.get('url')), URLS)}", param="url")
+        if "body" not in values:
+            raise LineError("the line has no body", param="body")
 
 
 def are_lines(first: Mapping[str, Any] | None) -> bool:

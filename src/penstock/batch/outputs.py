@@ -15,7 +15,7 @@ from penstock.batch import assemble
 from penstock.batch.assemble import Segment
 from penstock.batch.journal import remove, sync_folder
 from penstock.batch.sources.files import filesystem, is_url
-from penstock.errors import OutputError, PenstockError
+from penstock.errors import ConfigError, OutputError, PenstockError
 
 Form = Literal["jsonl", "csv", "parquet", "dataset"]
 _FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -25,10 +25,12 @@ class Output:
     """A file, directory or URL that a job writes. `folder` holds the job's state until it is complete, and
     after.
 
-    Raises `OutputError` for an unknown extension.
+    Raises `ConfigError` for an unknown extension.
     """
 
     def __init__(self, path: str) -> None:
+        if not path:
+            raise ConfigError("must not be empty", field="output")
         self.path = path
         self.remote = is_url(path)
         self.form: Form
@@ -37,9 +39,11 @@ class Output:
         else:
             extension = os.path.splitext(path.lower())[1]
             if extension not in _FORMS:
-                raise OutputError(
+                raise ConfigError(
                     f"{path}: unknown extension; known are {', '.join(_FORMS)}, "
-                    "'/' at the end for a directory of Parquet files, and '-' for standard output"
+                    "'/' at the end for a directory of Parquet files, and '-' for standard output",
+                    field="output",
+                    value=path,
                 )
             self.form = _FORMS[extension]
         if self.remote:
@@ -66,14 +70,27 @@ class Output:
             return os.path.isdir(self.path) and bool(os.listdir(self.path))
         return os.path.exists(self.path)
 
+    def stamp(self) -> list[list[Any]]:
+        """Name, size and time of change of each file of the output: whoever edits one changes them."""
+        try:
+            if self.remote:
+                fs, path = filesystem(self.path)
+                found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet")) if self.form == "dataset" else [path]
+                return [[name.rpartition("/")[2], int(fs.size(name) or 0), 0] for name in found]
+            paths = glob.glob(os.path.join(glob.escape(self.path), "*.parquet"))
+            files = [(path, os.stat(path)) for path in (sorted(paths) if self.form == "dataset" else [self.path])]
+            return [[os.path.basename(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+        except OSError as error:
+            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+
     def prepare(self) -> None:
-        """Make the state directory. Raises `OutputError` where nothing can be written."""
+        """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be written."""
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
             parent = os.path.dirname(self.path.rstrip("/")) or "."
             if not os.path.isdir(parent):
-                raise OutputError(f"{self.path}: there is no directory {parent}")
+                raise ConfigError(f"{self.path}: there is no directory {parent}", field="output", value=self.path)
             if not os.access(parent, os.W_OK):
                 raise OutputError(f"{self.path}: no permission to write in {parent}")
         try:

@@ -1,10 +1,17 @@
-"""Rows that come again when a job resumes: are they those that the journal knows?"""
+"""Rows of a stream that come again: are they those that the journal, or the manifest of a complete job, knows?"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+from hashlib import blake2b
+
+from penstock.batch.feed import read_ahead
 from penstock.batch.journal import Journal, digest_key
+from penstock.batch.manifest import StreamSum
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import Source
+from penstock.batch.writers import json_line
 from penstock.errors import JobMismatchError
 
 
@@ -31,6 +38,32 @@ class Replay:
             raise other_rows(self._last)
         if self._journal is not None and self._journal.pending:
             raise other_rows(max(self._journal.pending))
+
+
+def add_row(total: StreamSum, row: Row) -> None:
+    """Add a row, as it would stand in the output, to the sum of its stream."""
+    try:
+        data = json_line(row.values) if row.values is not None else b""
+    except Exception:  # values of the caller's own types can fail in any way
+        data = b""
+    key = digest_key(blake2b(b"%d:" % row.index + data, digest_size=8).digest())
+    total.rows += 1
+    total.digest = (total.digest + key) % (1 << 56)
+
+
+async def compare_stream(
+    source: Source, limit: int | None, columns: Sequence[str] | None, expected: StreamSum | None
+) -> None:
+    """Raise `JobMismatchError` unless the stream gives the rows that a complete job read. None: it is not known."""
+    if expected is None:
+        return
+    found = StreamSum(0, 0)
+    async with contextlib.aclosing(read_ahead(source, 0, limit, columns)) as batches:
+        async for batch in batches:
+            for row in batch:
+                add_row(found, row)
+    if found != expected:
+        raise other_rows(min(found.rows, expected.rows))
 
 
 def other_rows(index: int) -> JobMismatchError:

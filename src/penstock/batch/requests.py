@@ -13,6 +13,7 @@ from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, EngineError, PenstockError, RequestError, nearest
+from penstock.openai.requests import check_messages
 from penstock.types import ChatRequest, Delta, Message, Sampling, Usage
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
@@ -93,18 +94,23 @@ class ColumnRequests:
         self.flat_columns = tuple(flat for name in self.result_columns for flat in parts.get(name, [name]))
         self._blank: dict[str, Any] = {}
 
-    def check(self, columns: Sequence[str]) -> None:
-        """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's name."""
+    def check(self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False) -> None:
+        """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's name.
+
+        `every` are all columns that rows may have, None if unknown: then a row that lacks one is an error row. `flat`
+        says that the output takes objects apart, and so has result columns such as `error.type`.
+        """
         self._blank = dict.fromkeys(columns)
-        if self._template is not None:
-            self._template.check(columns)
-        elif self._messages not in columns:
+        if every is not None and self._template is not None:
+            self._template.check(every)
+        elif every is not None and self._messages not in every:
             raise ConfigError(
                 f"the data has no column '{self._messages}'",
                 field="messages",
-                hint=nearest(self._messages or "", columns),
+                hint=nearest(self._messages or "", every),
             )
-        taken = [name for name in columns if name in self._results]
+        results = self._results.union(self.flat_columns) if flat else self._results
+        taken = [name for name in columns if name in results]
         if taken:
             raise ConfigError(
                 f"the data has columns with the names of result columns: {', '.join(taken)}",
@@ -194,6 +200,10 @@ class ColumnRequests:
                 raise RequestError(f"column '{self._messages}' holds a message without a role", param="messages")
             # Columnar data gives every message every key; the empty ones were never there.
             messages.append({key: part for key, part in item.items() if part is not None})
+        check_messages(messages)
+        for message in messages:
+            if isinstance(message.get("content"), list) and any(part["type"] != "text" for part in message["content"]):
+                raise RequestError(f"column '{self._messages}' holds a message with other parts than text")
         return messages if messages[0]["role"] == "system" else self._system + messages
 
 

@@ -15,6 +15,7 @@ from penstock.batch.counts import Counts
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.sources.files import filesystem, is_url
+from penstock.batch.sources.text import allow_long_fields
 from penstock.errors import OutputError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class RunResult:
                 for line in file:
                     yield decode(line)
         elif path.lower().endswith(".csv"):
+            allow_long_fields()
             with _open(path, "r") as file:
                 yield from csv.DictReader(file)
         else:
@@ -70,7 +72,7 @@ class RunResult:
             if not self._items:
                 return tables.empty()
             return tables.make([row for row, _ in self._items], [outcome for _, outcome in self._items])
-        if self.output is not None and not self.output.lower().endswith((".jsonl", ".ndjson", ".csv", "-")):
+        if self.output not in (None, "-") and not self.output.lower().endswith((".jsonl", ".ndjson", ".csv")):
             return read_parquet(_parquet_files(self.output))
         from penstock.batch.tables import from_rows
 

@@ -12,7 +12,7 @@ from penstock.batch import manifest as manifests
 from penstock.batch.assemble import Segment, segments
 from penstock.batch.counts import Counts
 from penstock.batch.journal import Journal, Part, remove
-from penstock.batch.manifest import Manifest
+from penstock.batch.manifest import Manifest, StreamSum
 from penstock.batch.outputs import Output
 from penstock.batch.runs import union, without
 from penstock.errors import JobError, OutputError
@@ -44,6 +44,7 @@ class State:
         process holds it.
         """
         folder = output.folder
+        job = manifests.normal(job)
         if not (folder / manifests.FILE).exists() and not fresh and output.exists():
             raise OutputError(f"{output.path} exists and is not the output of this job; --fresh replaces it")
         output.prepare()
@@ -79,10 +80,12 @@ class State:
 
         self.output.publish(rows, empty, columns)
 
-    def finish(self, counts: Counts) -> None:
-        """Mark the job as complete and remove what it needs no more."""
+    def finish(self, counts: Counts, stream: StreamSum | None) -> None:
+        """Mark the job as complete and remove what it needs no more. `stream` tells which rows a stream gave."""
         self.manifest.status = "complete"
         self.manifest.result = {"rows": counts.rows, "errors": counts.errors}
+        self.manifest.stream = stream
+        self.manifest.published = self.output.stamp()
         self.manifest.save(self.output.folder)
         self.journal.discard_parts()
 
@@ -97,6 +100,11 @@ class State:
             return
         if self.complete:
             # The parts are gone: the output itself takes their place.
+            if self.manifest.published not in (None, self.output.stamp()):
+                raise OutputError(
+                    f"{self.output.path} was changed since the job wrote it, so its rows cannot be told apart; "
+                    "--fresh computes all of them again"
+                )
             base = self.output.take_back(f"base-{self.manifest.generation + 1}")
             parts = _as_base(parts, base, keep_order=self.keep_order)
         struck = [_struck(part) for part in parts]

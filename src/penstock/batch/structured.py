@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -42,6 +42,7 @@ class Schema:
             validator.check_schema(self.schema)
         except jsonschema.SchemaError as error:
             raise ConfigError(f"not a valid JSON Schema: {error.message}", field="schema") from None
+        _check_references(self.schema)
         self._validator = validator(self.schema)
         self._accepts = _quick_check(self.schema)
         properties = self.resolve(self.schema).get("properties")
@@ -74,6 +75,36 @@ class Schema:
             schema = target
             seen += 1
         return schema if isinstance(schema, dict) else {}
+
+
+def _check_references(schema: dict[str, Any]) -> None:
+    """Raise `ConfigError` for a `$ref` that leads nowhere. Nothing is fetched from elsewhere."""
+    references = list(_references(schema))
+    if not references:
+        return
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+    from referencing.exceptions import Unresolvable
+    from referencing.jsonschema import DRAFT202012
+
+    root = DRAFT202012.create_resource(schema)
+    resolver = REGISTRY.with_resource(root.id() or "", root).resolver(root.id() or "")
+    for reference in references:
+        try:
+            resolver.lookup(reference)
+        except Unresolvable:
+            raise ConfigError(f"the $ref '{reference}' leads nowhere in this schema", field="schema") from None
+
+
+def _references(part: Any) -> Iterator[str]:
+    if isinstance(part, dict):
+        for key, value in part.items():
+            if key == "$ref" and isinstance(value, str):
+                yield value
+            elif key not in ("const", "enum", "default", "examples"):
+                yield from _references(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _references(value)
 
 
 def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.structured import Schema
+from penstock.errors import OutputError
 
 ERROR = pa.struct([("type", pa.string()), ("stage", pa.string()), ("retryable", pa.bool_()), ("message", pa.string())])
 USAGE = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64()), ("cached_tokens", pa.int64())])
@@ -49,14 +50,23 @@ class Tables:
         fields = list(self._input or [pa.field(name, pa.string()) for name in self._columns])
         return pa.schema([*fields, *self._result]).empty_table()
 
+    def check_storable(self) -> None:
+        """Raise `OutputError` if Parquet has no place for a type of the input."""
+        import pyarrow.parquet as pq
+
+        try:
+            schema = unify([self.empty().schema])
+            with pq.ParquetWriter(pa.BufferOutputStream(), schema) as writer:
+                writer.write_table(schema.empty_table())
+        except pa.ArrowException as error:
+            raise OutputError(f"the columns cannot be written as Parquet: {str(error).splitlines()[0]}") from error
+
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
         if rows and all(row.batch is not None for row in rows):
             batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
             sizes = [batch.num_rows for batch in batches.values()]
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
-            whole = pa.concat_tables(
-                [pa.Table.from_batches([batch]) for batch in batches.values()], promote_options="permissive"
-            ).replace_schema_metadata(None)
+            whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
             places = [starts[id(row.batch)] + row.offset for row in rows]
             if places == list(range(places[0], places[0] + len(places))):
                 return whole.slice(places[0], len(places))
@@ -69,6 +79,14 @@ class Tables:
         if not values:  # a table cannot count rows without columns
             return pa.table({"": pa.nulls(len(rows))}).select([])
         return pa.table({name: array(column) for name, column in values.items()})
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    try:
+        return pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
+    except pa.ArrowException:  # files of one data set may not agree on a type
+        schema = unify([table.schema for table in tables])
+        return pa.concat_tables([conform(table, schema) for table in tables])
 
 
 def array(values: list[Any], kind: pa.DataType | None = None) -> pa.Array:

@@ -80,5 +80,10 @@ def as_text(value: Any) -> str:
             return value.decode()
         except UnicodeDecodeError:
             raise RequestError("a prompt can hold no binary value") from None
-    text = msgspec.json.encode(value, enc_hook=str).decode()
+    text = msgspec.json.encode(value, enc_hook=_builtin).decode()
     return text[1:-1] if text.startswith('"') else text
+
+
+def _builtin(value: Any) -> Any:
+    """NumPy scalars and arrays as Python values, anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -85,3 +85,29 @@ async def test_pandas_frames():
     frame = pandas.DataFrame({"a": [1, 2], "t": ["x", None]}, index=[7, 9])
     source = await open_source(frame)
     assert [row.values for row in rows(source)] == [{"a": 1, "t": "x"}, {"a": 2, "t": None}]
+
+
+async def test_the_middle_of_a_table_counts():
+    table = pa.table({"n": range(1000)})
+    other = pa.table({"n": [*range(500), 0, *range(501, 1000)]})
+    chunked = pa.concat_tables([table.slice(0, 300), table.slice(300)])
+    digests = [(await open_source(each)).fingerprint for each in (table, chunked, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+async def test_view_layouts_inside_other_types():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(
+        {"c": ["a", "b"], "l": [["x"], []], "s": [{"k": "v"}, {"k": "w"}]},
+        schema_overrides={"c": polars.Enum(["a", "b"])},
+    ).with_columns(polars.col("c").cast(polars.Categorical).alias("d"))
+    source = await open_source(frame)
+    pq.write_table(pa.Table.from_batches([next(source.batches())[0].batch]), pa.BufferOutputStream())
+    assert "view" not in str(source.schema)
+    assert source.first == {"c": "a", "l": ["x"], "s": {"k": "v"}, "d": "a"}
+
+
+async def test_files_may_differ_in_columns_and_types(tmp_path):
+    pq.write_table(pa.table({"y": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"y": ["b"], "z": [2]}), tmp_path / "b.parquet")
+    assert (await open_source(tmp_path)).columns == ("y", "z")

@@ -1,3 +1,5 @@
+import os
+
 import fsspec
 import pytest
 
@@ -73,3 +75,15 @@ async def test_urls_of_unknown_or_missing_file_systems():
         await open_source("nosuch://x/a.jsonl")
     with pytest.raises(MissingExtraError, match=r"penstock\[s3\]"):
         await open_source("s3://bucket/a.jsonl")
+
+
+def test_the_middle_of_a_file_counts(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 200_001)
+    before = files.fingerprint(str(path), files.find(str(path)))
+    path.write_bytes(b"x" * 100_000 + b"y" + b"x" * 100_000)
+    assert files.fingerprint(str(path), files.find(str(path))) != before
+    monkeypatch.setattr(files, "_HASHED_BYTES", 1000)
+    before = files.fingerprint(str(path), files.find(str(path)))
+    os.utime(path, ns=(1, 1))
+    assert files.fingerprint(str(path), files.find(str(path))) != before

@@ -1,8 +1,9 @@
+import asyncio
 import gzip
 import json
-import sys
-from io import BytesIO
-from types import SimpleNamespace
+import lzma
+import os
+import threading
 
 import pytest
 
@@ -91,7 +92,10 @@ async def test_compressed_files(tmp_path):
 
 
 async def test_standard_input(monkeypatch):
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=BytesIO(b'{"a": 1}\n{\n{"a": 3}\n')))
+    reading, writing = os.pipe()
+    os.write(writing, b'{"a": 1}\n{\n{"a": 3}\n')
+    os.close(writing)
+    monkeypatch.setattr("penstock.batch.sources.text._STDIN", reading)
     source = await open_source("-")
     assert (source.columns, source.fingerprint) == (("a",), None)
     assert [(row.values, row.fault) for row in rows(source)] == [
@@ -99,3 +103,40 @@ async def test_standard_input(monkeypatch):
         (None, "stdin:2: malformed JSON: Input data was truncated"),
         ({"a": 3}, None),
     ]
+
+
+async def test_a_quote_without_end_is_an_error_row(tmp_path):
+    (tmp_path / "a.csv").write_text('a,b\n1,x\n2,"open\n3,y\n')
+    found = rows(await open_source(tmp_path / "a.csv"))
+    assert found[0].values == {"a": "1", "b": "x"}
+    assert "malformed CSV" in found[1].fault
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.gz", "a.jsonl.xz"])
+async def test_damaged_compression_is_an_input_error(tmp_path, name):
+    pack = gzip.compress if name.endswith("gz") else lzma.compress
+    data = bytearray(pack(b"".join(b'{"a": %d}\n' % number for number in range(9999))))
+    data[len(data) // 2 : len(data) // 2 + 40] = b"\xff" * 40
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=name):
+        rows(await open_source(tmp_path / name))
+
+
+async def test_numbers_that_json_does_not_know_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": NaN}\n')
+    (row,) = rows(await open_source(tmp_path / "a.jsonl"))
+    assert row.fault.endswith("NaN and Infinity are not JSON")
+
+
+async def test_a_pipe_without_a_line_can_be_left(monkeypatch):
+    reading, writing = os.pipe()
+    monkeypatch.setattr("penstock.batch.sources.text._STDIN", reading)
+    opening = asyncio.create_task(open_source("-"))
+    await asyncio.sleep(0.01)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    waiting = [thread for thread in threading.enumerate() if thread.name == "penstock-opener"]
+    assert all(thread.daemon for thread in waiting)  # else the end of the process would wait for the pipe
+    assert waiting
+    os.close(writing)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from penstock.batch.sources import files
 from penstock.batch.sources.base import Source
 from penstock.batch.sources.iterables import AsyncRows, Rows
+from penstock.batch.sources.waiting import in_daemon_thread
 from penstock.errors import InputError
 
 
@@ -20,17 +20,20 @@ async def open_source(source: Any) -> Source:
     """
     if isinstance(source, str | os.PathLike):
         # Reading is never done on the event loop: a disk, a network or a pipe may be slow.
-        return await asyncio.to_thread(_open_path, os.fspath(source))
-    if isinstance(source, Mapping | bytes):
+        path = os.fspath(source)
+        return await in_daemon_thread(lambda: _open_path(path))
+    if type(source).__name__ == "LazyFrame":
+        raise InputError("a LazyFrame has no rows yet; give its .collect()")
+    if isinstance(source, Mapping | bytes) or (_module(source) == "pandas" and not hasattr(source, "columns")):
         raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
     if isinstance(source, AsyncIterable):
         return await AsyncRows.open(source)
     if hasattr(source, "__arrow_c_stream__") or _is_frame(source):
         from penstock.batch.sources import arrow
 
-        return await asyncio.to_thread(arrow.from_object, source)
+        return await in_daemon_thread(lambda: arrow.from_object(source))
     if isinstance(source, Iterable):
-        return await asyncio.to_thread(Rows, source)
+        return await in_daemon_thread(lambda: Rows(source))
     raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
 
 
@@ -50,5 +53,8 @@ def _open_path(path: str) -> Source:
 
 def _is_frame(source: Any) -> bool:
     """A record batch, or a frame of a pandas too old to speak Arrow."""
-    module = type(source).__module__.partition(".")[0]
-    return hasattr(source, "__arrow_c_array__") or (module == "pandas" and hasattr(source, "columns"))
+    return hasattr(source, "__arrow_c_array__") or (_module(source) == "pandas" and hasattr(source, "columns"))
+
+
+def _module(source: Any) -> str:
+    return type(source).__module__.partition(".")[0]

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
 from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
+from penstock.batch.tables import unify
 from penstock.errors import InputError
 
-_SAMPLED_ROWS = 64
+_HASHED_ROWS = 65536
 
 
 class Parquet(Source):
@@ -25,15 +26,19 @@ class Parquet(Source):
         self._files = files
         self.fingerprint = fingerprint(name, files)
         self.rows = 0
-        for file in reversed(files):  # so that the first file's schema stands
+        schemas: list[pa.Schema] = []
+        for file in files:
             with _parquet(file) as parquet:
                 self.rows += parquet.metadata.num_rows
-                self.schema = parquet.schema_arrow
+                _names(parquet.schema_arrow, file.path)
+                if not any(parquet.schema_arrow.equals(known) for known in schemas):
+                    schemas.append(parquet.schema_arrow)
+        self.schema = schemas[0] if len(schemas) == 1 else unify(schemas)
         self.columns = _names(self.schema, name)
         self.first = _first(self.batches())
 
     def reads(self, path: str) -> bool:
-        return contains(self._files, path)
+        return contains(self._files, path, self.name)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
@@ -179,21 +184,50 @@ def _coarse(kind: pa.DataType) -> pa.DataType | None:
 
 def _plain_layout(table: pa.Table) -> pa.Table:
     """The same table without view layouts, which not every Arrow function takes yet."""
-    schema = table.schema
-    for position, field in enumerate(schema):
-        if field.type == pa.string_view():
-            schema = schema.set(position, field.with_type(pa.large_string()))
-        elif field.type == pa.binary_view():
-            schema = schema.set(position, field.with_type(pa.large_binary()))
-    return table if schema is table.schema else table.cast(schema)
+    for position, field in enumerate(table.schema):
+        kind = _plain_type(field.type)
+        if kind != field.type:
+            column = table.column(position)
+            if pa.types.is_dictionary(field.type):  # which cast does not take from one kind of text to another
+                column = pa.chunked_array(
+                    [
+                        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(kind.value_type))
+                        for chunk in column.chunks
+                    ],
+                    kind,
+                )
+            else:
+                column = column.cast(kind)
+            table = table.set_column(position, field.with_type(kind), column)
+    return table
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if kind == pa.string_view():
+        return pa.large_string()
+    if kind == pa.binary_view():
+        return pa.large_binary()
+    if pa.types.is_dictionary(kind):
+        # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
+        plain = _plain_type(kind.value_type)
+        return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_list(kind):
+            return make(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
+    return kind
 
 
 def _table_digest(table: pa.Table) -> str:
     digest = blake2b(digest_size=16)
-    for part in (table.slice(0, _SAMPLED_ROWS), table.slice(max(0, table.num_rows - _SAMPLED_ROWS))):
+    # Slices of one size, so that the same rows in other chunks have the same digest.
+    for start in range(0, max(table.num_rows, 1), _HASHED_ROWS):
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(part.combine_chunks())
+            writer.write_table(table.slice(start, _HASHED_ROWS).combine_chunks())
         digest.update(sink.getvalue())
     return digest.hexdigest()
 

@@ -38,6 +38,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def every_column(self) -> tuple[str, ...] | None:
+        """The columns that rows may have, those that only later rows have too; None where nobody can tell."""
+        return self.columns
+
     def reads(self, path: str) -> bool:
         """Whether the file at `path` is part of this data."""
         return False

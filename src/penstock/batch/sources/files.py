@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
 from penstock.errors import InputError, MissingExtraError
@@ -25,6 +27,8 @@ _FILESYSTEMS = {
 }
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
+_HASHED_BYTES = 1 << 30
+_MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id")
 
 
 def is_url(path: str) -> bool:
@@ -89,23 +93,46 @@ class DataFile:
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror or error}") from error
 
-    def sample(self, with_content: bool) -> tuple[int, bytes]:
-        """The file's size in bytes and, if asked, its first and last 64 KiB as stored."""
-        try:
+    def size(self) -> int:
+        """The file's size in bytes, as stored."""
+        with self._readable():
             if is_url(self.path):
                 fs, path = filesystem(self.path)
-                size = int(fs.size(path) or 0)
-                if not with_content:
-                    return size, b""
-                head = fs.cat_file(path, start=0, end=min(size, _SAMPLED_BYTES))
-                return size, head + fs.cat_file(path, start=max(0, size - _SAMPLED_BYTES), end=size)
-            size = os.path.getsize(self.path)
-            if not with_content:
-                return size, b""
+                return int(fs.size(path) or 0)
+            return os.path.getsize(self.path)
+
+    def changed(self) -> str:
+        """What changes when the file is written again: its time of change, or what the URL's file system has for it."""
+        with self._readable():
+            if is_url(self.path):
+                fs, path = filesystem(self.path)
+                info = fs.info(path)
+                return " ".join(str(info[mark]) for mark in _MARKS if mark in info)
+            return str(os.stat(self.path).st_mtime_ns)
+
+    def sample(self, size: int) -> bytes:
+        """The first and last 64 KiB of the file, as stored."""
+        with self._readable():
+            if is_url(self.path):
+                fs, path = filesystem(self.path)
+                head: bytes = fs.cat_file(path, start=0, end=min(size, _SAMPLED_BYTES))
+                tail: bytes = fs.cat_file(path, start=max(0, size - _SAMPLED_BYTES), end=size)
+                return head + tail
             with open(self.path, "rb") as file:
                 head = file.read(_SAMPLED_BYTES)
                 file.seek(max(0, size - _SAMPLED_BYTES))
-                return size, head + file.read(_SAMPLED_BYTES)
+                return head + file.read(_SAMPLED_BYTES)
+
+    def hash_into(self, digest: blake2b) -> None:
+        """Add the whole of a local file to a digest."""
+        with self._readable(), open(self.path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+
+    @contextlib.contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise InputError(f"{self.path}: {error.strerror or error}") from error
 
@@ -120,14 +147,22 @@ def find(pattern: str) -> list[DataFile]:
 
 
 def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
-    """What tells this data set from another: names, sizes, and the head and tail of its (first 64) files."""
+    """What tells this data set from another: the names, sizes and content of its files.
+
+    Of URLs, and of more than 1 GiB in all, not the content counts but the time of change, and the head and tail of
+    the first 64 files.
+    """
     digest = blake2b(digest_size=16)
-    total = 0
-    for number, file in enumerate(files):
-        size, content = file.sample(with_content=number < _SAMPLED_FILES)
-        total += size
+    sizes = [file.size() for file in files]
+    total = sum(sizes)
+    for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
         digest.update(f"{os.path.basename(file.path)}\0{size}\0".encode())
-        digest.update(content)
+        if total <= _HASHED_BYTES and not is_url(file.path):
+            file.hash_into(digest)
+            continue
+        digest.update(f"{file.changed()}\0".encode())
+        if number < _SAMPLED_FILES:
+            digest.update(file.sample(size))
     return {
         "input": os.path.basename(pattern.rstrip("/")) or pattern,
         "input files": len(files),
@@ -136,10 +171,22 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     }
 
 
-def contains(files: list[DataFile], path: str) -> bool:
-    """Whether `path` is one of the files."""
-    place = path if is_url(path) else os.path.abspath(path)
-    return any(place == (file.path if is_url(file.path) else os.path.abspath(file.path)) for file in files)
+def contains(files: list[DataFile], path: str, pattern: str) -> bool:
+    """Whether writing to `path` touches the files that `pattern` found, or gives it more to find."""
+    place = _place(path)
+    found = [_place(file.path) for file in files]
+    if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
+        return True
+    if is_url(path) or is_url(pattern):
+        return False
+    if os.path.isdir(pattern):
+        below = os.path.relpath(place, _place(pattern)).split(os.sep)
+        return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
+    return glob.has_magic(pattern) and not os.path.exists(pattern) and PurePath(place).match(_place(pattern))
+
+
+def _place(path: str) -> str:
+    return path if is_url(path) else os.path.realpath(path)
 
 
 def _find_local(pattern: str) -> list[str]:

@@ -20,7 +20,13 @@ class Rows(Source):
         self._iterator = iter(rows)
         self._preview = list(islice(self._read(), 1))
         self.columns = columns_of(self._preview)
+        self._all = rows if isinstance(rows, list | tuple) else None
         self.first = self._preview[0].values if self._preview else None
+
+    def every_column(self) -> tuple[str, ...] | None:
+        if self._all is None:
+            return None
+        return tuple(dict.fromkeys(name for row in self._all if isinstance(row, Mapping) for name in row))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return ([row] for row in islice(chain(self._preview, self._read(len(self._preview))), start, None))
@@ -52,6 +58,9 @@ class AsyncRows(Source):
         iterator = aiter(rows)
         preview = [row async for row in _read(iterator, 0, limit=1)]
         return cls(iterator, preview)
+
+    def every_column(self) -> None:
+        return None
 
     async def arrive(self, start: int = 0) -> AsyncGenerator[list[Row], None]:
         """Like `batches`, for the event loop."""

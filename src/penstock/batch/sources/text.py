@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import sys
+import lzma
+import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -19,6 +21,8 @@ from penstock.errors import InputError
 _PREVIEW_ROWS = 64
 _MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
 _BOM = b"\xef\xbb\xbf"
+_STDIN = 0
+_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what files and their decompression raise
 
 
 class JsonLines(Source):
@@ -33,7 +37,7 @@ class JsonLines(Source):
         self.first = first_of(preview)
 
     def reads(self, path: str) -> bool:
-        return contains(self._files, path)
+        return contains(self._files, path, self.name)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return _batched(_parsed(_lines(self._files), start))
@@ -48,6 +52,9 @@ class JsonStream(Source):
         self._preview = list(itertools.islice(self._rows, 1))  # no more: the next line may be long in coming
         self.columns = columns_of(self._preview)
         self.first = first_of(self._preview)
+
+    def every_column(self) -> None:
+        return None
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         rows = itertools.chain(self._preview, self._rows)
@@ -67,7 +74,7 @@ class Csv(Source):
         self.first = first_of(preview)
 
     def reads(self, path: str) -> bool:
-        return contains(self._files, path)
+        return contains(self._files, path, self.name)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return _batched(itertools.islice(self._read(), start, None))
@@ -99,7 +106,7 @@ def _lines(files: list[DataFile]) -> Iterator[tuple[str, int, bytes]]:
             try:
                 for number, line in enumerate(stream, 1):
                     yield file.path, number, line
-            except (OSError, EOFError) as error:  # also what gzip and its like raise for damaged data
+            except _DAMAGE as error:
                 raise InputError(f"{file.path}: {error}") from error
 
 
@@ -115,7 +122,7 @@ def _parsed(lines: Iterable[tuple[str, int, bytes]], start: int = 0) -> Iterator
             try:
                 values = decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                yield Row(index, None, f"{path}:{number}: {_reason(error)}", len(line))
+                yield Row(index, None, f"{path}:{number}: {_reason(error, line)}", len(line))
             else:
                 if isinstance(values, dict):
                     yield Row(index, values, None, len(line))
@@ -124,19 +131,21 @@ def _parsed(lines: Iterable[tuple[str, int, bytes]], start: int = 0) -> Iterator
         index += 1
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, line: bytes) -> str:
     if isinstance(error, UnicodeDecodeError):
         return "invalid UTF-8"
+    if re.search(rb"[:,\[]\s*-?(NaN|Infinity)\b", line):
+        return "malformed JSON: NaN and Infinity are not JSON"
     return f"malformed JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def _records(stream: BinaryIO, path: str) -> Iterator[tuple[int, list[str], str | None]]:
     """Line number, fields and fault of each record, the header included."""
-    if csv.field_size_limit() < _MAX_FIELD:
-        csv.field_size_limit(_MAX_FIELD)
+    allow_long_fields()
     # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the end of the file.
     with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(text)
+        # Strict, so that a quote without end is an error and not one long field that swallows the rows after it.
+        reader = csv.reader(text, strict=True)
         while True:
             try:
                 fields = next(reader)
@@ -145,10 +154,16 @@ def _records(stream: BinaryIO, path: str) -> Iterator[tuple[int, list[str], str 
             except csv.Error as error:
                 yield reader.line_num, [], f"malformed CSV: {error}"
                 continue
-            except (OSError, EOFError) as error:
+            except _DAMAGE as error:
                 raise InputError(f"{path}: {error}") from error
             if fields:
                 yield reader.line_num, fields, None if _is_sound(fields) else "invalid UTF-8"
+
+
+def allow_long_fields() -> None:
+    """Let the csv module read fields as long as a document."""
+    if csv.field_size_limit() < _MAX_FIELD:
+        csv.field_size_limit(_MAX_FIELD)
 
 
 def _is_sound(fields: list[str]) -> bool:
@@ -174,4 +189,5 @@ def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def stdin() -> JsonStream:
     """JSON lines from standard input."""
-    return JsonStream("stdin", sys.stdin.buffer)
+    # Not sys.stdin: the thread that waits for its next line holds its lock, on which the interpreter's end would fail.
+    return JsonStream("stdin", open(_STDIN, "rb", closefd=False))
