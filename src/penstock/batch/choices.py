@@ -18,7 +18,9 @@ from penstock.types import Sampling
 _TEXT = ("model", "prompt", "messages", "system", "adapter", "result_prefix")
 _WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "limit", "max_attempts")
 _REAL = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
-_OPTIONAL = frozenset({"model", "prompt", "messages", "system", "adapter", "max_tokens", "seed", "limit"})
+_OPTIONAL = frozenset(
+    {"model", "prompt", "messages", "system", "adapter", "max_tokens", "temperature", "seed", "limit"}
+)
 _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1}
 _ALLOWED = {"order": ("input", "done"), "on_error": ("keep", "fail")}
 
@@ -35,8 +37,9 @@ def check(job: Any) -> None:
         if number is not None and number < least:
             raise ConfigError(f"must be at least {least}, not {number}", field=name, value=number)
     for name in _REAL:
-        if not math.isfinite(getattr(job, name)):
-            raise ConfigError(f"must be a finite number, not {getattr(job, name)}", field=name)
+        value = getattr(job, name)
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"must be a finite number, not {value}", field=name)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
 

@@ -25,6 +25,9 @@ class JobInterrupted(KeyboardInterrupt):
 class Interrupts:
     """Handles SIGINT and SIGTERM inside `with`, in the main thread only; elsewhere it does nothing.
 
+    Make it before the event loop runs, and call `restore` when that has closed: after a signal further ones are ignored
+    until then, as one that comes while the loop closes would tear it.
+
     `received` is the number of the signal that came. Until `on_first` is set, and from the second signal on,
     the task that entered is cancelled; else the first signal calls `on_first`.
     """
@@ -32,8 +35,8 @@ class Interrupts:
     def __init__(self, *, enabled: bool) -> None:
         self.received: int | None = None
         self.on_first: Callable[[], None] | None = None
-        self._previous: dict[int, Any] = {}
         self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self._previous: dict[int, Any] = {n: signal.getsignal(n) for n in _SIGNALS} if self._enabled else {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -42,7 +45,6 @@ class Interrupts:
         self._task = asyncio.current_task()
         if self._enabled:
             for number in _SIGNALS:
-                self._previous[number] = signal.getsignal(number)
                 asyncio.get_running_loop().add_signal_handler(number, self._handle, number)
         return self
 
@@ -52,8 +54,16 @@ class Interrupts:
         if self._enabled:
             for number in _SIGNALS:
                 asyncio.get_running_loop().remove_signal_handler(number)
-                if self._previous[number] is not None:  # None: it was not set from Python, and cannot be
-                    signal.signal(number, self._previous[number])
+                if self.received is not None:
+                    signal.signal(number, signal.SIG_IGN)
+            if self.received is None:
+                self.restore()
+
+    def restore(self) -> None:
+        """Give the signals back to those who handled them before."""
+        for number, handler in self._previous.items():
+            if handler is not None:  # None: it was not set from Python, and cannot be
+                signal.signal(number, handler)
 
     def pass_on(self, number: int) -> None:
         """Act on a signal that came in another thread than that of the job."""

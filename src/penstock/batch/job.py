@@ -88,7 +88,7 @@ class Job:
     schema: Mapping[str, Any] | str | os.PathLike[str] | None = None
     adapter: str | None = None
     max_tokens: int | None = None
-    temperature: float = 0.0
+    temperature: float | None = None
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
@@ -114,7 +114,11 @@ class Job:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return _main(self._run(Interrupts(enabled=True)))
+            interrupts = Interrupts(enabled=True)
+            try:
+                return _main(self._run(interrupts))
+            finally:
+                interrupts.restore()
         if isinstance(self.engine, LLMEngine):
             raise ConfigError(
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
@@ -219,7 +223,7 @@ class Job:
         return Sampling(
             max_tokens=self.max_tokens,
             min_tokens=self.min_tokens,
-            temperature=self.temperature,
+            temperature=0.0 if self.temperature is None else self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
             min_p=self.min_p,

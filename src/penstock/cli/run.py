@@ -39,7 +39,7 @@ Examples:
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.  [default: what the context leaves]"
 )
-@click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True)
+@click.option("--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True)
 @click.option("--seed", type=int, help="Makes sampling repeatable.")
