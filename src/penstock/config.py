@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 
@@ -37,6 +37,27 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
             value = value.get(part) if isinstance(value, Mapping) else None
         got = f", got {masked(value, name)!r}" if name else ""
         raise ConfigError(f"{message[:1].lower()}{message[1:]}{got}", field=_joined(where, name), value=value) from None
+
+
+class _Checked(msgspec.StructMeta):
+    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested mappings and all."""
+
+    def __call__(cls, **given: Any) -> Any:
+        return parse_options(cast(type[msgspec.Struct], cls), given)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
+    """Base of options that users write down, in Python or in a file. A wrong or unknown one raises `ConfigError`."""
+
+    def __repr__(self) -> str:
+        """Only what differs from the defaults, secrets masked."""
+        shown = []
+        for part in msgspec.structs.fields(self):
+            value = getattr(self, part.name)
+            default = part.default_factory() if callable(part.default_factory) else part.default
+            if value != default:
+                shown.append(f"{part.name}={masked(value, part.name)!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def masked(value: Any, name: str = "") -> Any:
