@@ -69,7 +69,9 @@ class TokenEngine(LLMEngine):
         self._check_task("completions")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
-        single = GenerateRequest(request.prompt, request.sampling, request.adapter, request.stream, special_tokens=True)
+        single = GenerateRequest(
+            request.prompt, request.sampling, request.adapter, request.stream, request.special_tokens
+        )
         echo = ""
         if request.echo:
             echo = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
