@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from penstock.batch.attempts import EngineAsker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.flow import Flow
 from penstock.batch.interrupts import Interrupts
 from penstock.batch.journal import Journal
-from penstock.batch.keeper import EngineKeeper, adapter_path
+from penstock.batch.keeper import EngineKeeper, adapter_path, keeper_of
 from penstock.batch.manifest import StreamSum
 from penstock.batch.openai_lines import OpenAILines
 from penstock.batch.outputs import Output
@@ -52,6 +53,7 @@ class Plan:
     retry_failed: bool
     fresh: bool
     max_attempts: int
+    row_timeout: float | None
     progress: bool | None
 
     @property
@@ -150,42 +152,41 @@ async def _move(
     plan: Plan, sink: Sink, counts: Counts, answers: Answers, journal: Journal | None, interrupts: Interrupts
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
-    keeper = EngineKeeper(plan.engine)
+    keeper = keeper_of(plan.engine)
+    if plan.adapter is not None:
+        adapter_path(plan.engine, plan.adapter)  # an unknown name need not wait for the model to load
     try:
-        await _start(plan, keeper)
-        flow = Flow(
-            plan.source,
-            plan.form,
-            keeper,
-            sink,
-            counts,
-            answers,
-            journal,
-            limit=plan.limit,
-            on_error=plan.on_error,
-            max_attempts=plan.max_attempts,
-            columns=plan.value_columns,
-        )
-        interrupts.on_first = flow.drain
-        async with Progress(counts, plan.progress):
-            began = time.perf_counter()
-            finished = await flow.run()
-        if finished:
-            await sink.finish()
-        counts.row_seconds = time.perf_counter() - began
-        return finished, flow.stream
+        async with keeper.running():
+            await _check(plan, keeper)
+            flow = Flow(
+                plan.source,
+                plan.form,
+                EngineAsker(keeper, plan.form, counts, most=plan.max_attempts),
+                sink,
+                counts,
+                answers,
+                journal,
+                limit=plan.limit,
+                on_error=plan.on_error,
+                row_timeout=plan.row_timeout,
+                columns=plan.value_columns,
+            )
+            interrupts.on_first = flow.drain
+            async with Progress(counts, plan.progress):
+                began = time.perf_counter()
+                finished = await flow.run()
+            if finished:
+                await sink.finish()
+            counts.row_seconds = time.perf_counter() - began
+            return finished, flow.stream
     finally:
         interrupts.on_first = None
-        await keeper.stop()
         with contextlib.suppress(OutputError):  # that is already on its way up
             await sink.close()
 
 
-async def _start(plan: Plan, keeper: EngineKeeper) -> None:
-    """Start the engine and see that it can do what all rows will ask for."""
-    if plan.adapter is not None:
-        adapter_path(plan.engine, plan.adapter)  # an unknown name need not wait for the model to load
-    await keeper.start()
+async def _check(plan: Plan, keeper: EngineKeeper) -> None:
+    """See that the running engine can do what all rows will ask for."""
     if plan.adapter is not None:
         await keeper.adapter(plan.adapter)
     if isinstance(plan.form, ColumnRequests):

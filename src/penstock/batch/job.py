@@ -72,6 +72,8 @@ class Job:
         retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
         fresh: discard what an earlier run did.
         max_attempts: how often a row is tried if its failure may pass.
+        row_timeout: seconds after which a row that is not answered becomes an error row (`engine_timeout`), all its
+            attempts together, from when it goes to the engine. Default: no limit.
         result_prefix: goes before the name of each result column.
         progress: show a progress line on standard error. Default: where that is a terminal.
     """
@@ -106,6 +108,7 @@ class Job:
     retry_failed: bool = False
     fresh: bool = False
     max_attempts: int = 3
+    row_timeout: float | None = None
     result_prefix: str = ""
     progress: bool | None = None
 
@@ -193,6 +196,7 @@ class Job:
             retry_failed=self.retry_failed,
             fresh=self.fresh,
             max_attempts=self.max_attempts,
+            row_timeout=self.row_timeout,
             progress=self.progress,
         )
 

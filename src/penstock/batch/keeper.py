@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from penstock.engines.base import LLMEngine, engine_class
 from penstock.errors import ConfigError, EngineDeadError, EngineError, JobError, ModelNotFoundError
@@ -47,29 +49,42 @@ def deciding_options(engine: LLMEngine) -> dict[str, Any]:
 
 
 class EngineKeeper:
-    """Holds one engine for the time of a job. What it started it stops; a running engine stays running."""
+    """Holds one engine for those that use it. Whoever starts it here, the last user stops it; one that ran before stays.
+
+    `keeper_of` gives the one keeper of an engine. `stays`: it is not stopped with its last user.
+    """
 
     def __init__(self, engine: LLMEngine, *, restarts: int = RESTARTS_WITHOUT_PROGRESS) -> None:
         self.engine = engine
         self.generation = 0
+        self.stays = False
+        self.suspects = asyncio.Lock()
         self._restarts = restarts
         self._fruitless = 0
+        self._users = 0
         self._started = False
         self._reviving = asyncio.Lock()
         self._adapters: dict[str, asyncio.Future[None]] = {}
 
-    async def start(self) -> None:
-        """Start the engine unless it runs. Raises `EngineStartError`."""
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[LLMEngine, None]:
+        """The engine, started unless it runs, for as long as the context lasts. Raises `EngineStartError`."""
+        self._users += 1
         try:
-            await self.engine.check_health()
-        except EngineDeadError:
-            self._started = True
-            await self.engine.start()
-
-    async def stop(self) -> None:
-        """Stop the engine if it was started here."""
-        if self._started:
-            await self.engine.stop()
+            async with self._reviving:
+                try:
+                    await self.engine.check_health()
+                except EngineDeadError:
+                    self._started = True
+                    await self.engine.start()
+            yield self.engine
+        finally:
+            self._users -= 1
+            if not self._users:
+                if _keepers.get(self.engine) is self:
+                    del _keepers[self.engine]
+                if self._started and not self.stays:
+                    await self.engine.stop()
 
     def progressed(self) -> None:
         """A row was finished: the engine is of use."""
@@ -109,6 +124,17 @@ class EngineKeeper:
         except EngineError:
             self._adapters.pop(name, None)  # the next row may have more luck
             raise
+
+
+_keepers: WeakKeyDictionary[LLMEngine, EngineKeeper] = WeakKeyDictionary()
+
+
+def keeper_of(engine: LLMEngine) -> EngineKeeper:
+    """The keeper of an engine, one for all that use it at a time: it is started, revived and stopped once."""
+    keeper = _keepers.get(engine)
+    if keeper is None:
+        keeper = _keepers[engine] = EngineKeeper(engine)
+    return keeper
 
 
 def adapter_path(engine: LLMEngine, name: str) -> str | None:
