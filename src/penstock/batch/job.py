@@ -270,6 +270,17 @@ class Job:
         }
 
 
+async def rows_of(source: Any) -> Any:
+    """What to read where a job or its result is given as a source: its output. A job is run first, or taken up."""
+    if isinstance(source, Job):
+        source = await source.arun()
+    if not isinstance(source, RunResult):
+        return source
+    if source.output == "-":
+        raise ConfigError("a job's rows that went to standard output cannot be read", field="source")
+    return source.output if source.output is not None else list(source.rows())
+
+
 class _Stopped(Exception):
     """Carries a signal's number out of the event loop, where no `KeyboardInterrupt` may pass."""
 

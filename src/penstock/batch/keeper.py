@@ -66,6 +66,11 @@ class EngineKeeper:
         self._reviving = asyncio.Lock()
         self._adapters: dict[str, asyncio.Future[None]] = {}
 
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody uses the engine now."""
+        return self._users > 0
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[LLMEngine, None]:
         """The engine, started unless it runs, for as long as the context lasts. Raises `EngineStartError`."""
@@ -109,16 +114,22 @@ class EngineKeeper:
                 raise JobError(f"the engine died and does not start again: {error}") from error
             self.generation += 1
 
-    async def adapter(self, name: str) -> None:
-        """Make an adapter usable, once however many rows ask at a time. Raises `ModelNotFoundError`."""
+    async def adapter(self, name: str, where: str | None = None) -> None:
+        """Make an adapter usable, once however many rows ask at a time. `where` is its directory, if that is known.
+
+        Raises `ModelNotFoundError`.
+        """
         ready = self._adapters.get(name)
         if ready is None:
-            ready = self._adapters[name] = asyncio.ensure_future(self._load_adapter(name))
+            ready = self._adapters[name] = asyncio.ensure_future(self._load_adapter(name, where))
         await asyncio.shield(ready)
 
-    async def _load_adapter(self, name: str) -> None:
+    async def _load_adapter(self, name: str, where: str | None) -> None:
         try:
-            path = adapter_path(self.engine, name)
+            if where is None or name in self.engine.adapters or not os.path.isdir(where):
+                path = adapter_path(self.engine, name)
+            else:
+                path = where
             if path is not None:
                 await self.engine.resolve_lora(name, path)
         except EngineError:
