@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
+import msgspec.structs
 
 from penstock.errors import ConfigError, nearest
 
@@ -93,8 +95,14 @@ def import_object(path: str, where: str) -> Any:
         raise ConfigError(f"module '{module}' has no '{name}'", field=where, value=path) from None
 
 
+@cache
+def _fields(options: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """The fields by name, found out once: it takes a millisecond, and rows have options too."""
+    return {field.encode_name: field for field in msgspec.structs.fields(options)}
+
+
 def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: str) -> None:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(options)}
+    fields = _fields(options)
     for key, value in given.items():
         if key not in fields:
             raise ConfigError(

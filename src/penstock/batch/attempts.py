@@ -124,9 +124,7 @@ class EngineAsker:
         tries = Tries()
         began = time.perf_counter()
         try:
-            outcome = await self._attempts.answer(
-                lambda: self._form.ask(self._engine, row), row.request.adapter, tries
-            )
+            outcome = await self._attempts.answer(lambda: self._form.ask(self._engine, row), row.request.adapter, tries)
             outcome.attempts = tries.count
         except JobError:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from penstock.batch.configs import (
     ChatTemplateStageConfig,
@@ -50,7 +50,7 @@ _OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postpro
 class ProcessorBuilder:
     """Knows how a processor is made from each type of configuration. Your own types are registered here."""
 
-    _builders: dict[type[ProcessorConfig], Builder] = {}
+    _builders: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
 
     @classmethod
     def register(cls, config_type: type[ProcessorConfig], builder: Builder) -> None:

@@ -169,7 +169,7 @@ class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=
     engine_name = "openvino"
 
 
-class vLLMEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):  # noqa: N801 - its users' name
+class vLLMEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
     """A model on vLLM."""
 
     engine_name = "vllm"

@@ -49,7 +49,7 @@ def deciding_options(engine: LLMEngine) -> dict[str, Any]:
 
 
 class EngineKeeper:
-    """Holds one engine for those that use it. Whoever starts it here, the last user stops it; one that ran before stays.
+    """Holds one engine for those that use it. What is started here ends with the last user; one that ran before stays.
 
     `keeper_of` gives the one keeper of an engine. `stays`: it is not stopped with its last user.
     """
@@ -126,10 +126,7 @@ class EngineKeeper:
 
     async def _load_adapter(self, name: str, where: str | None) -> None:
         try:
-            if where is None or name in self.engine.adapters or not os.path.isdir(where):
-                path = adapter_path(self.engine, name)
-            else:
-                path = where
+            path = adapter_path(self.engine, name, where)
             if path is not None:
                 await self.engine.resolve_lora(name, path)
         except EngineError:
@@ -148,10 +145,15 @@ def keeper_of(engine: LLMEngine) -> EngineKeeper:
     return keeper
 
 
-def adapter_path(engine: LLMEngine, name: str) -> str | None:
-    """The directory of an adapter, or None if the engine knows it already. Raises `ModelNotFoundError`."""
+def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:
+    """The directory of an adapter, or None if the engine knows it already. Raises `ModelNotFoundError`.
+
+    `where` is looked at first.
+    """
     if name in engine.adapters:
         return None
+    if where is not None and os.path.isdir(where):
+        return where
     if engine.model_source == "demo":
         from penstock import demo
 

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Any
 
 QUICK_SECONDS = 0.0002
@@ -29,15 +29,16 @@ class Offload:
     def __init__(self, threads: int = 1) -> None:
         self._threads = threads
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[Call] = deque()
-        self._working = 0
+        self._waiting: SimpleQueue[Call | None] = SimpleQueue()
+        self._started = 0
+        self._pending = 0
         self._quick_in_a_row = 0
         self._trial = _TRIAL
 
     @property
     def in_place(self) -> bool:
         """Whether the next call will be made on the event loop."""
-        return self._quick_in_a_row >= self._trial and not self._waiting
+        return self._quick_in_a_row >= self._trial and not self._pending
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
         """The future of what `call` returns or raises. Cancelling it lets a call that has begun run on, unheard."""
@@ -45,19 +46,21 @@ class Offload:
         if self.in_place:
             self._settle(_made(call, future))
             return future
-        self._waiting.append((call, future))
-        if self._working < self._threads:
-            self._start_thread()
+        self._pending += 1
+        self._waiting.put((call, future))
+        if self._started < min(self._threads, self._pending):
+            self._started += 1
+            # A daemon, as the call may never return.
+            threading.Thread(target=self._work, name="penstock-offload", daemon=True).start()
         return future
 
     def close(self) -> None:
         """Make no more calls."""
-        self._waiting.clear()
-
-    def _start_thread(self) -> None:
-        self._working += 1
-        # A daemon, as the call may never return.
-        threading.Thread(target=self._work, name="penstock-offload", daemon=True).start()
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in range(self._started):
+            self._waiting.put(None)
 
     def _settle(self, made: Made) -> None:
         future, result, error, seconds = made
@@ -76,33 +79,27 @@ class Offload:
 
     # In the threads
     def _work(self) -> None:
-        done: list[Made] = []
-        delivered = time.perf_counter()
-        while True:
+        while (item := self._waiting.get()) is not None:
+            done = [_made(*item)]
+            began = time.perf_counter()
+            # Calls that are there already are made too before the loop is told, which costs it a wake-up.
+            with contextlib.suppress(Empty):
+                while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
+                    item = self._waiting.get_nowait()
+                    if item is not None:
+                        done.append(_made(*item))
             try:
-                call, future = self._waiting.popleft()
-            except IndexError:
-                break
-            done.append(_made(call, future))
-            if time.perf_counter() - delivered > _DELIVER_SECONDS:
-                self._tell(self._deliver, done)
-                done, delivered = [], time.perf_counter()
-        self._tell(self._end, done)
-
-    def _tell(self, method: Callable[[list[Made]], None], done: list[Made]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            self._loop.call_soon_threadsafe(method, done)
+                self._loop.call_soon_threadsafe(self._deliver, done)
+            except RuntimeError:  # the loop has closed: nobody waits any more
+                return
+            if item is None:
+                return
 
     # On the loop again
     def _deliver(self, done: list[Made]) -> None:
+        self._pending -= len(done)
         for made in done:
             self._settle(made)
-
-    def _end(self, done: list[Made]) -> None:
-        self._deliver(done)
-        self._working -= 1
-        if self._waiting and self._working < self._threads:  # it came when the thread had looked for the last time
-            self._start_thread()
 
 
 def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:

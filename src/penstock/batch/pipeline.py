@@ -73,6 +73,7 @@ class StagePool:
         async with self._free:
             worker = min(self._workers, key=_room_taken)
             worker.busy += 1
+            worker.taken += 1
             try:
                 made = await worker.process(row)
             except PenstockError:
@@ -93,6 +94,7 @@ class _Worker:
     def __init__(self, instance: Any) -> None:
         self.instance = instance
         self.busy = 0
+        self.taken = 0
         self.most = 1
         self._is_async = inspect.iscoroutinefunction(instance.process)
         self._offload = None if self._is_async else Offload()
@@ -176,8 +178,8 @@ async def _called(instance: Any, method: str) -> None:
             await result
 
 
-def _room_taken(worker: _Worker) -> float:
-    return worker.busy / worker.most
+def _room_taken(worker: _Worker) -> tuple[float, int]:
+    return worker.busy / worker.most, worker.taken
 
 
 def _usage(columns: Mapping[str, Any]) -> Usage | None:

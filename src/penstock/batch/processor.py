@@ -38,7 +38,7 @@ class Processor:
         postprocess_map_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         for name, function in (("preprocess", preprocess), ("postprocess", postprocess)):
-            if function is not None and (not callable(function) or inspect.iscoroutinefunction(function)):
+            if function is not None and not _is_plain(function):
                 raise ConfigError("must be a plain function that takes a row and returns a dict", field=name)
         self.config = config
         self.preprocess = preprocess
@@ -101,6 +101,10 @@ class Processor:
 
     def __repr__(self) -> str:
         return f"Processor({self.config!r}, stages={self.list_stage_names()})"
+
+
+def _is_plain(function: object) -> bool:
+    return callable(function) and not inspect.iscoroutinefunction(function)
 
 
 class _UnknownStage(ConfigError, ValueError):

@@ -104,9 +104,7 @@ class ColumnRequests:
                 )
         self.result_columns = tuple(prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS))
         self._results = frozenset(self.result_columns)
-        parts = {
-            prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS
-        }
+        parts = {prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS}
         self.flat_columns = tuple(flat for name in self.result_columns for flat in parts.get(name, [name]))
         self._blank: dict[str, Any] = {}
 

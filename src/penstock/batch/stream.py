@@ -97,12 +97,12 @@ class RowStream:
         form = processor.rows()
         sink = _Outbox(form, keep_order=self._order == "input")
         pipeline = Pipeline(processor.stages, processor.config.batch_size, form.failure, counts)
-        keep = "keep" if processor.config.should_continue_on_error else "fail"
+        on_error: Literal["keep", "fail"] = "keep" if processor.config.should_continue_on_error else "fail"
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             answers = Answers(Path(folder))
             try:
                 async with pipeline.running():
-                    flow = Flow(source, form, pipeline, sink, counts, answers, None, on_error=keep)
+                    flow = Flow(source, form, pipeline, sink, counts, answers, None, on_error=on_error)
                     running = asyncio.create_task(flow.run())
                     running.add_done_callback(lambda _: sink.finish_now())
                     try:
@@ -121,6 +121,7 @@ class _Outbox:
     """Hands rows on to whoever takes them, as many at a time as there are."""
 
     fail: Fail
+    full = False
     on_room: Callable[[], None]
 
     def __init__(self, form: RequestForm, *, keep_order: bool) -> None:
@@ -130,13 +131,10 @@ class _Outbox:
         self._news = asyncio.Event()
         self._finished = False
 
-    @property
-    def full(self) -> bool:
-        return len(self._ready) >= AHEAD_ROWS
-
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
         self._ready += [self._form.output(*item) for item in ready]
+        self.full = len(self._ready) >= AHEAD_ROWS
         if ready:
             self._news.set()
         return [row for row, _ in ready]
@@ -146,10 +144,10 @@ class _Outbox:
         while not self._ready and not self._finished:
             self._news.clear()
             await self._news.wait()
-        was_full = self.full
         rows = list(self._ready)
         self._ready.clear()
-        if was_full:
+        if self.full:
+            self.full = False
             self.on_room()
         return rows
 

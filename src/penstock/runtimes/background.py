@@ -1,4 +1,4 @@
-"""One event loop in a thread of its own, for callers that have none, so that what they started lives from call to call."""
+"""One event loop in a thread of its own, for callers that have none: what they start there lives from call to call."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ class OpenVINOEngineStage(EngineStage):
     """A row to the OpenVINO engine."""
 
 
-class vLLMEngineStage(EngineStage):  # noqa: N801 - its users' name
+class vLLMEngineStage(EngineStage):
     """A row to vLLM."""
 
 

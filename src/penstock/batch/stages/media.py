@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import urllib.error
 import urllib.request
 from base64 import b64decode
 from collections.abc import Mapping
@@ -50,7 +51,9 @@ class Loader:
             async with asyncio.timeout(self._timeout * 2):
                 data: bytes = await self._offload.submit(partial(self._read, os.fspath(source)))
         except TimeoutError:
-            raise RequestError(f"{what} {_short(source)} was not loaded within {self._timeout:g} s", param=what) from None
+            raise RequestError(
+                f"{what} {_short(source)} was not loaded within {self._timeout:g} s", param=what
+            ) from None
         except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
             raise RequestError(f"{what} {_short(source)} cannot be loaded: {reason}", param=what) from None
@@ -67,8 +70,12 @@ class Loader:
             head, _, body = source.partition(",")
             return b64decode(body) if head.endswith(";base64") else unquote_to_bytes(body)
         if source.startswith(("http://", "https://")):
-            with urllib.request.urlopen(source, timeout=self._timeout) as answer:
-                return bytes(answer.read(self._most + 1))
+            try:
+                with urllib.request.urlopen(source, timeout=self._timeout) as answer:
+                    return bytes(answer.read(self._most + 1))
+            except urllib.error.HTTPError as error:
+                with error:  # it holds the connection
+                    raise OSError(f"the server answered {error.code}") from None
         if "://" in source and not source.startswith("file://"):
             import fsspec
 

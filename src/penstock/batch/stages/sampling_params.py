@@ -69,9 +69,7 @@ def parse(params: Any) -> tuple[Sampling, int]:
     if params is None:
         return Sampling(), 1
     if not isinstance(params, Mapping):
-        raise RequestError(
-            f"sampling_params must be a dict, not a {type(params).__name__}", param="sampling_params"
-        )
+        raise RequestError(f"sampling_params must be a dict, not a {type(params).__name__}", param="sampling_params")
     # Columnar data gives every row every key; the empty ones were never there.
     given = {name: value for name, value in params.items() if value is not None}
     try:

@@ -122,7 +122,8 @@ def _fields(made: Any) -> Mapping[str, Any]:
         return dumped
     if isinstance(made, msgspec.Struct):
         return msgspec.structs.asdict(made)
-    return vars(made)
+    said: Mapping[str, Any] = vars(made)
+    return said
 
 
 class ServeDeploymentStage(StatefulStage):

@@ -59,7 +59,7 @@ def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Samp
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
-    """What a model thought before it answered, and the answer: `<think>…</think>`, the first tag maybe in the prompt."""
+    """What a model thought before it answered (`<think>…</think>`, the first tag maybe in the prompt); and the answer."""
     thought, end, answer = text.partition("</think>")
     if end:
         return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
@@ -83,7 +83,7 @@ def _embed(row: Mapping[str, Any]) -> Ask:
 def _score(row: Mapping[str, Any]) -> Ask:
     names = ("text_1", "text_2") if row.get("text_1") is not None else ("query", "document")
     query = _text(row, names[0])
-    several = row.get("documents") if names[0] == "query" else row.get("text_2")
+    several: Any = row.get("documents") if names[0] == "query" else row.get("text_2")
     if hasattr(several, "tolist"):
         several = several.tolist()
     documents = list(several) if isinstance(several, list | tuple) else [_text(row, names[1])]
@@ -112,7 +112,9 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     schema = json.dumps({"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]})
     given, _ = parse(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
-        messages=list(messages), sampling=replaced(given, structured=StructuredOutput("json_schema", schema)), stream=False
+        messages=list(messages),
+        sampling=replaced(given, structured=StructuredOutput("json_schema", schema)),
+        stream=False,
     )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
@@ -141,7 +143,11 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
         raise RequestError("the row has no column 'audio'", param="audio")
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        data = await Loader(threads=1).load(audio, "audio")
+        loader = Loader(threads=1)
+        try:
+            data = await loader.load(audio, "audio")
+        finally:
+            loader.close()
         found = await engine.transcriptions(TranscriptionRequest(data, language))
         return {
             "transcription": found.text,

@@ -44,12 +44,17 @@ class ChatTemplates(_OnEngine):
         self, source: EngineSource, *, template: str | None = None, variables: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(source)
+        self._offload: Offload
         self._template = template
         self._variables = dict(variables or {})
 
     async def start(self) -> None:
         await super().start()
         self._offload = Offload()
+
+    async def stop(self) -> None:
+        self._offload.close()
+        await super().stop()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         messages = conversation(row)
