@@ -68,6 +68,8 @@ def _check_types(job: Any) -> None:
     _require(job.output is None or isinstance(job.output, str | os.PathLike), "output", job.output, "a path")
     schema = job.schema
     _require(schema is None or isinstance(schema, Mapping | str | os.PathLike), "schema", schema, "a mapping or a path")
+    processor = job.processor
+    _require(processor is None or hasattr(processor, "stages"), "processor", processor, "a Processor")
     kwargs = job.engine_kwargs
     _require(kwargs is None or isinstance(kwargs, Mapping), "engine_kwargs", kwargs, "a mapping")
     stops = [job.stop] if isinstance(job.stop, str) else job.stop

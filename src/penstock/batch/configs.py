@@ -225,15 +225,16 @@ def shown(config: Options) -> dict[str, Any]:
         value = getattr(config, part.name)
         default = part.default_factory() if callable(part.default_factory) else part.default
         if value != default:
-            said[part.name] = shown(value) if isinstance(value, Options) else _plain(value)
+            said[part.name] = shown(value) if isinstance(value, Options) else plain_value(value)
     return said
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """A value as a manifest can hold it: objects by their class."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain_value(item) for item in value]
     if value is None or isinstance(value, str | int | float | bool):
         return value
     name = getattr(value, "__qualname__", type(value).__qualname__)

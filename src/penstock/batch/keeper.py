@@ -45,7 +45,12 @@ def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs:
 
 def deciding_options(engine: LLMEngine) -> dict[str, Any]:
     """The engine's options that are part of what the job is: all but those of speed, memory and staged faults."""
-    return {name: value for name, value in engine.engine_kwargs.items() if name not in _NOT_DECIDING}
+    return deciding(engine.engine_kwargs)
+
+
+def deciding(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some options of an engine that decide what it answers."""
+    return {name: value for name, value in engine_kwargs.items() if name not in _NOT_DECIDING}
 
 
 class EngineKeeper:

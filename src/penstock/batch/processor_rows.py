@@ -51,7 +51,7 @@ class ProcessorRows:
         self._postprocess = postprocess
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
-        self._keep_errors = keep_errors
+        self.keep_errors = keep_errors
         self._packed = packed
         read = [{*stage.get_required_input_keys(), *stage.get_optional_input_keys()} for stage in self._stages]
         self._read = sorted(set().union(*read))
@@ -143,7 +143,7 @@ class ProcessorRows:
         if isinstance(columns, str):  # as it comes from the journal
             columns = b64decode(columns)
         values: dict[str, Any] = self._unpack(columns) if isinstance(columns, bytes) else columns
-        return {**values, "status": "ok", "error": None} if self._keep_errors else values
+        return {**values, "status": "ok", "error": None} if self.keep_errors else values
 
 
 def _user_error(error: Exception) -> PenstockError:

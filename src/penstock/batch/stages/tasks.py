@@ -59,7 +59,7 @@ def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Samp
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
-    """What a model thought before it answered (`<think>…</think>`, the first tag maybe in the prompt); and the answer."""
+    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>` may be missing."""
     thought, end, answer = text.partition("</think>")
     if end:
         return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
