@@ -12,11 +12,15 @@ from typing import Protocol
 from penstock.types import Delta
 
 
-class Deltas(AsyncIterator[Delta], Protocol):
+class Deltas(Protocol):
     """What `chat` and `completions` return. An asynchronous generator of deltas is one; closing it aborts the request.
 
     An error of the request is raised by the iteration, after the deltas that came before it.
     """
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def __anext__(self) -> Awaitable[Delta]: ...
 
     def aclose(self) -> Awaitable[None]: ...
 
