@@ -50,6 +50,11 @@ class TokenEngine(LLMEngine):
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
+        forced = sampling.structured is not request.sampling.structured
+        if tools and not forced and not self.template.takes_tools(request.chat_template):
+            raise RequestError(
+                "this model's chat template shows it no tools; a call can only be required (tool_choice)", param="tools"
+            )
         prompt = self.template.render(
             arguments_as_objects(request.messages),
             tools=tools,
@@ -59,8 +64,7 @@ class TokenEngine(LLMEngine):
         single = GenerateRequest(prompt, sampling, request.adapter, request.stream)
         calls = None
         if tools:
-            forced = sampling.structured is not request.sampling.structured
-            calls = ToolCallReader(request.request_id or prompt, bare=forced)
+            calls = ToolCallReader(request.request_id or prompt, bare=forced, one_call=not request.parallel_tool_calls)
         async with contextlib.aclosing(self._answers(single, request.n)) as answers:
             async for delta in answers:
                 yield delta if calls is None else calls.translate(delta)
