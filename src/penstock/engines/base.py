@@ -125,6 +125,12 @@ class LLMEngine:
         """Forget an adapter and free what it holds."""
         raise self._unsupported("LoRA adapters")
 
+    async def metrics(self) -> dict[str, float]:
+        """What the running engine counts, by name: `steps` (a counter), `requests_running`, `requests_waiting` and
+        `kv_cache_usage` (0 to 1) where it has them.
+        """
+        return {}
+
     # Control
     async def sleep(self, level: int = 1) -> None:
         """Give memory back until `wakeup`."""

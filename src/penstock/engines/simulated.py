@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
@@ -69,6 +69,7 @@ class SimulatedOptions(Struct, frozen=True):
     die_times: Annotated[int, Meta(ge=0)] = 1
 
 
+TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
 _EMBEDDING_WIDTH = 16
 
 
@@ -103,7 +104,7 @@ class SimulatedEngine(TokenEngine):
     def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
-        self.template = ChatTemplate(None)
+        self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
             tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
             context_length=self.options.max_model_len,
@@ -114,6 +115,7 @@ class SimulatedEngine(TokenEngine):
             prefix_caching=True,
         )
         self.requests_served = 0
+        self._steps = 0
         self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
         self._waiting: deque[_Running] = deque()
         self._running: dict[_Running, None] = {}  # in the order of their admission
@@ -194,6 +196,13 @@ class SimulatedEngine(TokenEngine):
     async def reset_prefix_cache(self) -> None:
         self._prefixes.clear()
 
+    async def metrics(self) -> dict[str, float]:
+        return {
+            "steps": self._steps,
+            "requests_running": len(self._running),
+            "requests_waiting": len(self._waiting),
+        }
+
     @property
     def running(self) -> int:
         """Requests that hold a slot or wait for one."""
@@ -270,11 +279,14 @@ class SimulatedEngine(TokenEngine):
         if item.request.sampling.logprobs is not None:
             logprobs = tuple(self._logprob(t, item.request.sampling.logprobs) for t in ids)
         if not done:
-            return Delta(text=text, token_ids=ids, logprobs=logprobs)
+            usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
+            return Delta(text=text, token_ids=ids, logprobs=logprobs, usage=usage)
         self._finished()
         reason: FinishReason = "stop" if item.stop.stopped else item.reason
         usage = Usage(item.prompt_tokens, item.emitted, item.cached)
-        return Delta(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage)
+        return Delta(
+            text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, stop=item.stop.found
+        )
 
     def _logprob(self, token: int, top: int) -> TokenLogprob:
         text = bytes([token]).decode(errors="replace")
@@ -315,6 +327,7 @@ class SimulatedEngine(TokenEngine):
                 self._step(ready, step, clock())
 
     def _step(self, ready: list[_Running], seconds: float, now: float) -> None:
+        self._steps += 1
         for item in ready:
             if item not in self._running:
                 continue  # it has finished, or its caller went away

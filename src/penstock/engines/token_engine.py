@@ -51,6 +51,11 @@ class TokenEngine(LLMEngine):
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
+        forced = sampling.structured is not request.sampling.structured
+        if tools and not forced and not self.template.takes_tools(request.chat_template):
+            raise RequestError(
+                "this model's chat template shows it no tools; a call can only be required (tool_choice)", param="tools"
+            )
         prompt = self.template.render(
             arguments_as_objects(request.messages),
             tools=tools,
@@ -60,8 +65,8 @@ class TokenEngine(LLMEngine):
         answers = self._answers(GenerateRequest(prompt, sampling, request.adapter, request.stream), request.n)
         if not tools:
             return answers
-        forced = sampling.structured is not request.sampling.structured
-        return mapped(answers, ToolCallReader(request.request_id or prompt, bare=forced).translate)
+        calls = ToolCallReader(request.request_id or prompt, bare=forced, one_call=not request.parallel_tool_calls)
+        return mapped(answers, calls.translate)
 
     def completions(self, request: CompletionRequest) -> Deltas:
         self._check_task("completions")

@@ -235,6 +235,12 @@ async def test_speech_model(engine, tmp_path):
             tokens = torch.cat([tokens, logits.argmax().view(1, 1)], dim=1)
     assert got.text == tokenizer.decode(tokens[0, 4:]).strip()
     assert got.usage.completion_tokens == 12
+    timed = await started.transcriptions(
+        TranscriptionRequest(file.getvalue(), language="en", max_tokens=12, timestamps=True)
+    )
+    assert timed.duration == 1.5
+    assert timed.segments
+    assert all(0 <= segment.start <= segment.end for segment in timed.segments)
 
 
 async def test_what_the_exporter_cannot_read(tmp_path, cache):

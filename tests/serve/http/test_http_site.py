@@ -132,6 +132,27 @@ async def test_transcriptions(served: Any, handle: Any, scripted: Any) -> None:
         assert text.text == "8 bytes in None"
 
 
+async def test_transcriptions_with_their_times(served: Any, handle: Any, scripted: Any) -> None:
+    async with served(handle("m", scripted())).client() as client:
+
+        async def ask(**data: str) -> Any:
+            files = {"file": ("a.wav", b"RIFF1234")}
+            return await client.post("/v1/audio/transcriptions", files=files, data={"language": "de", **data})
+
+        assert (await ask(response_format="srt")).text == "1\n00:00:00,000 --> 00:00:01,500\n8 bytes in de\n"
+        assert (await ask(response_format="vtt")).text.startswith("WEBVTT\n\n00:00:00.000")
+        verbose = (await ask(response_format="verbose_json", **{"timestamp_granularities[]": "segment"})).json()
+        assert (verbose["duration"], verbose["segments"][0]["end"]) == (1.5, 1.5)
+        # The engine of this test knows no times for English.
+        untimed = await ask(response_format="srt", language="en")
+        assert (untimed.status_code, untimed.json()["error"]["param"]) == (400, "response_format")
+        assert "scripted" in untimed.text or "simulated" in untimed.text
+        assert (await ask(response_format="xml")).status_code == 400
+        for refused in ({"timestamp_granularities[]": "word"}, {"prompt": "Names: Ann"}, {"temperature": "0.5"}):
+            assert (await ask(**refused)).status_code == 501
+        assert (await ask(temperature="0")).status_code == 200
+
+
 # Keys
 @pytest.fixture
 def keyed(ingress: Any, served: Any) -> Any:

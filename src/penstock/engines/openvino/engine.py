@@ -130,7 +130,9 @@ class OpenVINOEngine(TokenEngine):
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         self._check_task("transcriptions")
-        result = await self._call("transcribe", request.audio, request.language, request.task, request.max_tokens)
+        result = await self._call(
+            "transcribe", request.audio, request.language, request.task, request.max_tokens, request.timestamps
+        )
         return msgspec.convert(result, Transcription)
 
     async def tokenize(self, text: str) -> list[int]:
@@ -150,6 +152,10 @@ class OpenVINOEngine(TokenEngine):
         if self.adapters.pop(name, None) is None:
             raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
         await self._call("remove_adapter", name)
+
+    async def metrics(self) -> dict[str, float]:
+        counts: dict[str, float] = await self._call("metrics")
+        return counts
 
     # Control
     async def sleep(self, level: int = 1) -> None:
