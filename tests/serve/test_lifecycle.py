@@ -1,6 +1,7 @@
 """An engine's start, its failures, its death and what comes after."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -74,7 +75,7 @@ async def test_a_failed_start_is_told_to_all_and_tried_again_later(monkeypatch):
         await texts(server.chat(ASK))
     server.lifecycle._retry_at = 0.0
     assert await texts(server.chat(ASK)) == "ab"
-    assert server.state() == type(server.state())("ready")
+    assert (server.state().state, server.state().reason) == ("ready", "")
     await server.stop()
 
 
@@ -133,3 +134,29 @@ async def test_a_restart_that_fails_is_tried_again(started):
     server.engine.silent_deaths = 1
     assert await texts(server.chat(ASK)) == "ab"
     assert server.engine.starts == 3
+
+
+def test_a_tokenizer_of_its_own_is_refused_by_an_engine_that_takes_none(tmp_path):
+    loading = {"model_id": "m", "model_source": "a", "tokenizer_source": "b"}
+    with pytest.raises(ConfigError, match=r"tokenizer_source: the simulated engine takes no tokenizer"):
+        LLMServer(config(model_loading_config=loading))
+    LLMServer(config(model_loading_config={**loading, "tokenizer_source": "a"}))  # the model's own
+    engine: Any = LLMServer(config(model_loading_config=loading, llm_engine="openvino")).engine
+    assert engine.options.tokenizer == "b"
+
+
+async def test_starts_and_restarts_are_counted(started):
+    server = await started()
+    server.engine.go_on.set()
+    server.engine.silent_deaths = 1
+    assert await texts(server.chat(ASK)) == "ab"
+    assert (server.state().loads, server.state().restarts) == (2, 1)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+async def test_what_the_engine_counts_is_told_if_it_is_wanted(started, wanted):
+    server = await started(log_engine_metrics=wanted)
+    counts = {"steps": 0, "requests_running": 0, "requests_waiting": 0}
+    assert await server.engine_metrics() == (counts if wanted else {})
+    await server.sleep()
+    assert await server.engine_metrics() == {}

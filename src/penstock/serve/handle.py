@@ -47,13 +47,18 @@ class ModelState(Struct, frozen=True):
     `cold`: nothing is in memory, the first request loads it. `loading`: requests wait. `asleep`: requests are refused
     with a 503 until it is woken. `paused`: requests wait. `draining`: it finishes what it has and takes no more.
     `failed`: it could not be loaded, for the `reason`; a later request tries again. `running` requests are being
-    answered, `waiting` ones are queued.
+    answered, `waiting` ones are queued. Since the process began, the engine was loaded `loads` times, of which
+    `restarts` followed a death, and was given adapters `adapter_loads` times; it holds `adapters` now.
     """
 
     state: StateName
     reason: str = ""
     running: int = 0
     waiting: int = 0
+    loads: int = 0
+    restarts: int = 0
+    adapter_loads: int = 0
+    adapters: int = 0
 
 
 class ModelHandle(Protocol):
@@ -77,6 +82,9 @@ class ModelHandle(Protocol):
 
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
+
+    async def engine_metrics(self) -> dict[str, float]:
+        """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or `log_engine_metrics` is off."""
 
     async def adapters(self) -> list[str]:
         """Names of the adapters that requests may use, sorted. Loads none of them."""

@@ -78,6 +78,9 @@ class LocalModel:
     def state(self) -> ModelState:
         return self.server.state()
 
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self.server.engine_metrics()
+
     async def adapters(self) -> list[str]:
         return await self.server.store.names()
 

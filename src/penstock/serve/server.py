@@ -17,13 +17,15 @@ from penstock import demo, env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class
 from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
-from penstock.errors import EngineDeadError, PenstockError, UnavailableError, UnsupportedError
+from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.runtimes.placement import deployment_options
+from penstock.serve.adapter_cache import AdapterCache
 from penstock.serve.adapter_store import AdapterStore
 from penstock.serve.adapters import Adapters
 from penstock.serve.admission import Admission
+from penstock.serve.callbacks import Callbacks
 from penstock.serve.control import ControlPlane
 from penstock.serve.handle import ModelState, StateName
 from penstock.serve.lifecycle import Lifecycle
@@ -71,18 +73,21 @@ class LLMServer(ControlPlane):
         super().__init__()
         self.llm_config = llm_config
         self.engine = engine if engine is not None else _make_engine(llm_config)
+        self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         self.lifecycle = Lifecycle(
             self.engine,
             start_timeout_s=llm_config.start_timeout_s,
             make_room=make_room,
             free_room=free_room,
+            before_start=self._before_start,
             on_ready=self._on_ready,
             on_change=self._on_change,
         )
         lora = llm_config.lora_config or LoraConfig()
         given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if self._is_demo else {}
-        self.store = AdapterStore(lora, Path(env.cache_dir(), "adapters"), given)
+        cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
+        self.store = AdapterStore(lora, cache, given)
         self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
@@ -135,7 +140,22 @@ class LLMServer(ControlPlane):
             name = "draining" if phase == "ready" and admission.running else "asleep"
         else:
             name = phase if self.paused is None else "paused"
-        return ModelState(name, self.lifecycle.reason, admission.running, admission.waiting)
+        return ModelState(
+            name,
+            self.lifecycle.reason,
+            admission.running,
+            admission.waiting,
+            loads=self.lifecycle.generation,
+            restarts=self.lifecycle.restarts,
+            adapter_loads=self._adapters.loads,
+            adapters=len(self._adapters.names),
+        )
+
+    async def engine_metrics(self) -> dict[str, float]:
+        """What the engine counts, if it runs and `log_engine_metrics` is on."""
+        if not self.llm_config.log_engine_metrics or self.lifecycle.phase != "ready":
+            return {}
+        return await self.engine.metrics()
 
     async def check_health(self) -> None:
         """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
@@ -282,11 +302,17 @@ class LLMServer(ControlPlane):
         return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
 
     # What the lifecycle tells
+    async def _before_start(self) -> None:
+        self._adapters.forget_missing()
+        await self._callbacks.run("on_before_node_init")
+        await self._callbacks.run("on_before_download_model_files_distributed")
+
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests
         self.admission.max_running = limit or math.ceil(self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT)
         await self._adapters.reapply()
         await self.reapply()
+        await self._callbacks.run("on_after_node_init")
 
     def _on_change(self) -> None:
         if self.lifecycle.phase == "failed":
@@ -305,4 +331,16 @@ class LLMServer(ControlPlane):
 def _make_engine(config: LLMConfig) -> LLMEngine:
     path = env.engine_cls()
     cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
-    return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+    tokenizer = config.model_loading_config.tokenizer_source
+    if tokenizer is None or tokenizer == config.model_source:
+        return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+    try:
+        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **config.engine_kwargs})
+    except ConfigError as error:
+        if error.field != "engine_kwargs.tokenizer":
+            raise
+        raise ConfigError(
+            f"the {cls.name} engine takes no tokenizer but the model's own",
+            field="model_loading_config.tokenizer_source",
+            value=tokenizer,
+        ) from None

@@ -93,6 +93,9 @@ class Handle:
     def state(self) -> ModelState:
         return self.now
 
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self.engine.metrics()
+
     async def adapters(self) -> list[str]:
         return sorted(self.engine.adapters)
 

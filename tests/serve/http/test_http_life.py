@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_frees_its_slot(
     assert slow.running == 0
     assert site.ingress.inflight == 0
     assert not site.ingress.live
-    assert b'status="499"' in site.ingress.metrics.render()
+    assert b'status="499"' in await site.ingress.metrics.render()
 
 
 async def test_many_clients_that_leave_leave_nothing_behind(slow: Any, served: Any, handle: Any) -> None:

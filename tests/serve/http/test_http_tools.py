@@ -15,7 +15,7 @@ WEATHER = {
     },
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Weather?"}], "tools": [WEATHER, CLOCK]}
+ASK: Any = {"model": "m", "messages": [{"role": "user", "content": "Weather?"}], "tools": [WEATHER, CLOCK]}
 SAID = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln </tool_call> }"}}\n</tool_call>\n'
 SAID += '<tool_call>\n{"arguments": {}, "name": "clock"}\n</tool_call>'
 

@@ -16,7 +16,7 @@ from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.openvino.adapter_files import check_adapter
-from penstock.engines.openvino.find_model import find_model
+from penstock.engines.openvino.find_model import check_tokenizer, find_model
 from penstock.engines.openvino.messages import (
     Abort,
     Call,
@@ -70,6 +70,8 @@ class OpenVINOEngine(TokenEngine):
         files = await asyncio.get_running_loop().run_in_executor(
             None, find_model, self.model_source, self.options.task, self.options.max_model_len
         )
+        if self.options.tokenizer is not None:
+            check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         process = EngineProcess("penstock.engines.openvino.worker", self._on_message, self._on_death)
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
