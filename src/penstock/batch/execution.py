@@ -23,6 +23,7 @@ from penstock.batch.manifest import StreamSum
 from penstock.batch.openai_lines import OpenAILines
 from penstock.batch.outputs import Output
 from penstock.batch.pipeline import Pipeline
+from penstock.batch.policy import ErrorPolicy, Limits
 from penstock.batch.processor import Processor
 from penstock.batch.processor_rows import ProcessorRows
 from penstock.batch.progress import Progress
@@ -57,7 +58,8 @@ class Plan:
     identity: dict[str, Any]
     limit: int | None
     keep_order: bool
-    on_error: Literal["keep", "fail"]
+    policy: ErrorPolicy
+    limits: Limits
     retry_failed: bool
     fresh: bool
     max_attempts: int
@@ -173,7 +175,8 @@ async def _move(
                 answers,
                 journal,
                 limit=plan.limit,
-                on_error=plan.on_error,
+                policy=plan.policy,
+                limits=plan.limits,
                 row_timeout=plan.row_timeout,
                 columns=plan.value_columns,
             )
@@ -212,4 +215,4 @@ async def _asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
             await keeper.adapter(plan.adapter)
         if isinstance(plan.form, ColumnRequests):
             check_sampling(plan.form.sampling, 1, engine.capabilities, engine.name)
-        yield EngineAsker(keeper, plan.form, counts, most=plan.max_attempts)
+        yield EngineAsker(keeper, plan.form, counts, most=plan.max_attempts, policy=plan.policy)

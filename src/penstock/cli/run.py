@@ -50,11 +50,29 @@ Examples:
 )
 @click.option(
     "--on-error",
-    type=click.Choice(["keep", "fail"]),
+    multiple=True,
+    metavar="[KIND=]ACTION",
+    help="What becomes of failing rows, of all or of one kind of error; can be repeated: keep (an error row), "
+    "skip (not in the output), fail (the job ends), retry (asked again, then kept).  [default: keep]",
+)
+@click.option(
+    "--on-length",
+    default="keep",
+    metavar="ACTION",
+    help="'raise': ask again with twice the tokens for an answer that was cut off; 'truncate': shorten a prompt that "
+    "is too long; 'raise,truncate': both.  [default: keep]",
+)
+@click.option(
+    "--on-invalid-json",
+    type=click.Choice(["keep", "retry"]),
     default="keep",
     show_default=True,
-    help="A failing row becomes an error row, or ends the job.",
+    help="Whether the model is asked again for an answer that does not follow the schema.",
 )
+@click.option("--dead-letter", metavar="PATH", help="A .jsonl file for the rows that failed, in place of the output.")
+@click.option("--max-tokens-total", type=click.IntRange(1), help="Stop at so many tokens, prompts and answers.")
+@click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Stop when a larger share of rows has failed.")
+@click.option("--deadline", metavar="WHEN", help="Stop then: '90s', '30m', '2h', or a time such as 2026-05-01T06:00.")
 @click.option("--max-attempts", type=click.IntRange(1), default=3, show_default=True, help="Attempts at each row.")
 @click.option(
     "--row-timeout",
@@ -77,6 +95,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     from penstock.batch.progress import summary
 
     kwargs = _json_object(engine_kwargs, "engine_kwargs")
+    options["on_error"] = _policy(options["on_error"])
     job = Job(source, output, engine_kwargs=kwargs, progress=False if quiet else None, **options)
     try:
         result = job.run()
@@ -87,6 +106,15 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
         click.echo(summary(result), err=True)
     if result.counts.rows and not result.counts.ok:
         raise SystemExit(1)
+
+
+def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
+    """What `--on-error` says, as `Job` takes it."""
+    actions = {}
+    for part in given:
+        kind, equals, action = part.rpartition("=")
+        actions[kind if equals else "*"] = action
+    return actions if actions else "keep"
 
 
 def _json_object(text: str | None, field: str) -> dict[str, Any] | None:
