@@ -165,7 +165,7 @@ async def _move(
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
     try:
-        async with _asking(plan, counts) as asker:
+        async with asking(plan, counts) as asker:
             flow = Flow(
                 plan.source,
                 plan.form,
@@ -195,7 +195,7 @@ async def _move(
 
 
 @contextlib.asynccontextmanager
-async def _asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
+async def asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
     """What answers the rows, started and seen to be able to."""
     if isinstance(plan.form, ProcessorRows):
         assert plan.processor is not None

@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -31,6 +31,9 @@ from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 from penstock.types import Sampling, StructuredOutput
+
+if TYPE_CHECKING:
+    from penstock.batch.preflight import Forecast
 
 T = TypeVar("T")
 
@@ -149,7 +152,7 @@ class Job:
                 return _main(self._run(interrupts))
             finally:
                 interrupts.restore()
-        if isinstance(self.engine or getattr(self.processor and self.processor.config, "engine", None), LLMEngine):
+        if self._engine_object is not None:
             raise ConfigError(
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
             )
@@ -160,6 +163,35 @@ class Job:
         """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
         with Interrupts(enabled=False) as interrupts:
             return await execute(await self._plan(), interrupts)
+
+    def plan(self, *, trial: int = 32) -> Forecast:
+        """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its time.
+
+        Reads the data, starts the engine, and asks for `trial` rows. Writes nothing. Raises `PenstockError`.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.aplan(trial=trial))
+        if self._engine_object is not None:
+            raise ConfigError("an engine object belongs to its event loop; use `await job.aplan()`", field="engine")
+        return _in_thread(lambda: asyncio.run(self.aplan(trial=trial)), Interrupts(enabled=False))
+
+    async def aplan(self, *, trial: int = 32) -> Forecast:
+        """Like `plan`, for a running event loop."""
+        from penstock.batch.preflight import forecast
+
+        if trial < 0:
+            raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
+        if self.source == "-" or isinstance(self.source, AsyncIterable | Iterator):
+            raise ConfigError("can be read once only, and the job itself must read it", field="source")
+        return await forecast(await self._plan(), trial)
+
+    @property
+    def _engine_object(self) -> LLMEngine | None:
+        """The engine that the caller has made, if it is one."""
+        given = self.engine if self.processor is None else getattr(self.processor.config, "engine", None)
+        return given if isinstance(given, LLMEngine) else None
 
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from penstock.cli.job_options import json_object, what_is_asked
+
 _EXAMPLES = """
 \b
 Examples:
@@ -28,23 +30,7 @@ Examples:
     required=True,
     help="Path or URL ending in .jsonl, .parquet or .csv; a directory ending in '/' for Parquet; '-' for stdout.",
 )
-@click.option("--model", help="'demo', a model directory or file, or a hub id.  [default: demo]")
-@click.option("--engine", help="The engine that runs it.  [default: openvino]")
-@click.option("--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object.")
-@click.option("--prompt", metavar="TEXT", help="Text with {column} in it: the user's message.")
-@click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations.")
-@click.option("--system", metavar="TEXT", help="A system message before each prompt.")
-@click.option("--schema", metavar="FILE", help="A JSON Schema that answers follow; its fields become columns.")
-@click.option("--adapter", metavar="COLUMN_OR_NAME", help="A column of LoRA adapter names, or one name or directory.")
-@click.option(
-    "--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.  [default: what the context leaves]"
-)
-@click.option("--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Ends an answer where it would come; can be repeated.")
-@click.option("--limit", type=click.IntRange(0), help="Read only this many rows.")
+@what_is_asked
 @click.option(
     "--order", type=click.Choice(["input", "done"]), default="input", show_default=True, help="Order of output."
 )
@@ -94,7 +80,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     from penstock.batch.job import Job
     from penstock.batch.progress import summary
 
-    kwargs = _json_object(engine_kwargs, "engine_kwargs")
+    kwargs = json_object(engine_kwargs, "engine_kwargs")
     options["on_error"] = _policy(options["on_error"])
     job = Job(source, output, engine_kwargs=kwargs, progress=False if quiet else None, **options)
     try:
@@ -115,19 +101,3 @@ def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
         kind, equals, action = part.rpartition("=")
         actions[kind if equals else "*"] = action
     return actions if actions else "keep"
-
-
-def _json_object(text: str | None, field: str) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    import json
-
-    from penstock.errors import ConfigError
-
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"not valid JSON: {error}", field=field, value=text) from None
-    if not isinstance(value, dict):
-        raise ConfigError("must be a JSON object", field=field, value=text)
-    return value
