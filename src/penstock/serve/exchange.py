@@ -22,6 +22,7 @@ from penstock.types import Usage
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 T = TypeVar("T")
+UNKNOWN_ENDPOINT = "other"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -32,7 +33,7 @@ class Exchange:
         self.ingress = ingress
         self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
         self.created = int(time.time())
-        self.endpoint = "other"
+        self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
         self.status = 0
         self.error: str | None = None
