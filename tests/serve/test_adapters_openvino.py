@@ -4,6 +4,8 @@ import asyncio
 import json
 import os
 import shutil
+from itertools import count
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -19,6 +21,16 @@ pytestmark = pytest.mark.slow
 OPTIONS = {"inference_precision": "f32", "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16}
 
 
+class Client(NamedTuple):
+    """A client of the ingress, and the server behind it."""
+
+    http: httpx.AsyncClient
+    server: Any
+
+    def post(self, path, json):
+        return self.http.post(path, json=json)
+
+
 @pytest.fixture
 def tickets():
     with demo.tickets_path().open(encoding="utf-8") as lines:
@@ -29,16 +41,16 @@ def tickets():
 def adapters(tmp_path):
     """A folder of adapters, and a function that puts one of the demo's there under another name."""
 
+    changes = count()
+
     def put(name, kind):
         home = tmp_path / "adapters" / name
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(demo.adapter_path(kind), home)
-        later = os.stat(home).st_mtime + put.changes  # a change within the clock's grain must show as well
-        put.changes += 1
+        later = os.stat(home).st_mtime + next(changes)  # a change within the clock's grain must show as well
         for file in home.iterdir():
             os.utime(file, (later, later))
 
-    put.changes = 0
     return tmp_path / "adapters", put
 
 
@@ -55,13 +67,12 @@ async def client(adapters, tmp_path, monkeypatch):
             "lora_config": {"dynamic_lora_loading_path": str(root), "max_num_adapters_per_replica": 2},
         }
     )
-    handles = build_local_handles([config])
+    handles: Any = build_local_handles([config])
     app = build_app(handles, lora_paths={"m": str(root)})
     await handles["m"].start()
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120) as made:
-        made.server = handles["m"].server
-        yield made
+        yield Client(made, handles["m"].server)
     await handles["m"].stop(0)
 
 

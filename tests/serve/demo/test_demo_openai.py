@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -13,7 +13,7 @@ pydantic = pytest.importorskip("pydantic")
 
 GREEDY = {"temperature": 0, "max_tokens": 100}
 MODELS = {"demo": None, "demo:summary": "summary", "demo:german": "german"}
-TOOL = {
+TOOL: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "route",
@@ -60,7 +60,8 @@ def test_chat(client, tickets, model, adapter):
         text = whole.choices[0].message.content
         assert whole.choices[0].finish_reason == "stop"
         right += text == demo.expected(ticket, adapter)
-        streamed, usage = "", None
+        streamed = ""
+        usage: Any = None
         with client.chat.completions.create(
             model=model, messages=says(ticket), stream=True, stream_options={"include_usage": True}, **GREEDY
         ) as stream:

@@ -77,7 +77,7 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(commands, "_serve", note)
     monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)
     options = ["--dev", "--max-body-mb", "1", "--max-tokens", "9", "--cors-origin", "https://a", "--port", "0"]
-    options += ["--memory-budget-gb", "1.5"]
+    options += ["--memory-budget-gb", "1.5", "--max-prompt-chars", "7"]
     result = CliRunner().invoke(serve, ["/models/tiny", "--engine", "simulated", *options])
     assert result.exception is None
     (config,), settings, budget = taken
@@ -90,4 +90,5 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert settings.dev
     assert settings.limits.max_body_bytes == 2**20
     assert settings.limits.max_tokens == 9
+    assert (settings.limits.max_prompt_chars, settings.limits.max_choices) == (7, 128)
     assert settings.cors_origins == ("https://a",)
