@@ -31,7 +31,8 @@ PenstockError
 └── ClientGoneError          the client closed the connection
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
-`kind` is the name that stands in result rows and in OpenAI-shaped error bodies.
+`kind` is the name that stands in result rows and in OpenAI-shaped error bodies; `retry_after`, where it is known, is
+the number of seconds after which the same request is worth another try.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class PenstockError(Exception):
     status: int = 500
     retryable: bool = False
     kind: str = "internal_error"
+    retry_after: float | None = None
 
 
 class ConfigError(PenstockError):
@@ -230,6 +232,7 @@ class OverloadedError(EngineError):
     status = 503
     retryable = True
     kind = "overloaded"
+    retry_after: float
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -249,6 +252,7 @@ class UnavailableError(EngineError):
     status = 503
     retryable = True
     kind = "unavailable"
+    retry_after: float
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message)

@@ -35,6 +35,7 @@ class Exchange:
         self.created = int(time.time())
         self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
+        self.runs = False
         self.status = 0
         self.error: str | None = None
         self.usage = Usage()
@@ -77,7 +78,12 @@ class Exchange:
         self.ended = time.perf_counter()
         metrics, model = self.ingress.metrics, self.model
         metrics.requests.labels(model, self.endpoint, str(self.status)).inc()
-        if not model:
+        if not model or not self.runs:
+            return
+        metrics.prompt_tokens.labels(model).inc(self.usage.prompt_tokens)
+        metrics.cached_tokens.labels(model).inc(self.usage.cached_tokens)
+        metrics.generation_tokens.labels(model).inc(self.usage.completion_tokens)
+        if self.status != 200:  # how fast a request is refused says nothing of the model
             return
         total = self.ended - self.started
         metrics.latency.labels(model).observe(total)
@@ -85,9 +91,6 @@ class Exchange:
             metrics.queue_time.labels(model).observe(max(self.queue_times))
         metrics.engine_time.labels(model).observe(self.engine_seconds)
         metrics.framework_time.labels(model).observe(max(total - self.engine_seconds, 0.0))
-        metrics.prompt_tokens.labels(model).inc(self.usage.prompt_tokens)
-        metrics.cached_tokens.labels(model).inc(self.usage.cached_tokens)
-        metrics.generation_tokens.labels(model).inc(self.usage.completion_tokens)
         if self.first_token_at is not None:
             metrics.first_token.labels(model).observe(self.first_token_at - self.started)
             between = self.usage.completion_tokens - 1
