@@ -21,13 +21,14 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 import jsonschema
 import pytest
 
 from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Deltas
 from penstock.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -388,7 +389,7 @@ class EngineContract:
         assert (await answer(engine, chat_request(self.prompt))).texts[0]
 
 
-async def _rest(stream: AsyncGenerator[Delta, None]) -> list[Delta]:
+async def _rest(stream: Deltas) -> list[Delta]:
     async with asyncio.timeout(PATIENCE):
         return [delta async for delta in stream]
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from penstock.engines.deltas import Deltas
 from penstock.engines.simulated import SimulatedEngine
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineDeadError
@@ -108,7 +109,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def texts(stream: AsyncGenerator[Delta, None]) -> str:
+async def texts(stream: Deltas) -> str:
     return "".join([delta.text async for delta in stream])
 
 

@@ -7,17 +7,17 @@ gets a 501 that names the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar
 
 from msgspec import Struct
 
+from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -84,12 +84,12 @@ class LLMEngine:
         raise NotImplementedError
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request and frees its slot."""
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request and frees its slot."""
         raise self._unsupported("chat")
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request and frees its slot."""
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request and frees its slot."""
         raise self._unsupported("completions")
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:

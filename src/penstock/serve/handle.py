@@ -6,15 +6,15 @@ here, at once, and never loads anything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
 
+from penstock.engines.deltas import Deltas
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -102,11 +102,11 @@ class ModelHandle(Protocol):
         Requests still under way after that end with `EngineDeadError`.
         """
 
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request."""
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request."""
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request."""
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request."""
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""

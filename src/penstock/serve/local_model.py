@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import MemoryBudget, memory_estimate
@@ -18,7 +19,6 @@ from penstock.serve.server import LLMServer
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -109,10 +109,10 @@ class LocalModel:
         await self.server.unload()
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+    def chat(self, request: ChatRequest) -> Deltas:
         return self.server.chat(request)
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+    def completions(self, request: CompletionRequest) -> Deltas:
         return self.server.completions(request)
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:

@@ -16,6 +16,7 @@ import msgspec
 from penstock import demo, env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class
+from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
 from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
@@ -164,13 +165,13 @@ class LLMServer(ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request."""
-        return self._generate("chat", request)
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self._generate("chat", request))
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request."""
-        return self._generate("completions", request)
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self._generate("completions", request))
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""
@@ -196,7 +197,7 @@ class LLMServer(ControlPlane):
         """Text of token ids. Needs no slot, so it does not wait behind generation."""
         return await self._call("detokenize", lambda: self.engine.detokenize(token_ids), slot=False)
 
-    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         request_id = request.request_id or uuid.uuid4().hex
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
@@ -210,32 +211,32 @@ class LLMServer(ControlPlane):
                     request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
                     stream = self._stream(self._attempts(task, request), request.n)
                     held.callback(self.streams.discard, stream)
-                    deltas = await held.enter_async_context(aclosing(stream.deltas()))
-                    async for delta in deltas:
-                        yield delta
+                    batches = await held.enter_async_context(aclosing(stream.batches()))
+                    async for batch in batches:
+                        yield batch
             finally:
                 self.admission.leave()
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
 
-    def _stream(self, source: AsyncGenerator[Delta, None], answers: int) -> DeltaStream:
+    def _stream(self, source: AsyncGenerator[list[Delta], None], answers: int) -> DeltaStream:
         stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
         if self.paused == "keep":
             stream.hold()
         self.streams.add(stream)
         return stream
 
-    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         """The engine's deltas. A request whose engine dies is tried once more, unless its caller has seen a part."""
         for last in (False, True):
             generation = self.lifecycle.generation
             begun = False
             try:
-                async with aclosing(getattr(self.engine, task)(request)) as deltas:
-                    async for delta in deltas:
+                async with aclosing(in_batches(getattr(self.engine, task)(request))) as batches:
+                    async for batch in batches:
                         begun = True
-                        yield delta
+                        yield batch
                 self.lifecycle.worked()
                 return
             except EngineDeadError:
