@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-BLOCK = re.compile(r"^```\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMANDS = [
     (page, command)
     for page in ("README.md", "docs/serving.md")
-    for block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    for language, block in BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    if not language
     for command in re.split(r"\n(?=\S)", block.rstrip())
     if command.startswith("curl ")
 ]
