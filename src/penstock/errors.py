@@ -15,7 +15,8 @@ PenstockError
     ├── EngineStartError     it could not be loaded
     ├── EngineDeadError      its process ended
     ├── EngineTimeoutError   it did not answer in time
-    └── OverloadedError      its queue is full
+    ├── OverloadedError      its queue is full
+    └── UpstreamError        another server, asked over HTTP, refused or failed
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
 `kind` is the name that stands in result rows and in OpenAI-shaped error bodies.
@@ -166,6 +167,35 @@ class OverloadedError(EngineError):
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
+
+
+class UpstreamError(EngineError):
+    """Another server, asked over HTTP, refused or failed.
+
+    `http_status` is what it answered with, None where no answer came; `body` is the beginning of that answer.
+    `retry_after` is in seconds, None where the server named no time.
+    """
+
+    status = 502
+    kind = "upstream_error"
+    http_status: int | None = None
+    body: str = ""
+    retry_after: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        http_status: int | None = None,
+        body: str = "",
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.body = body
+        self.retryable = retryable
         self.retry_after = retry_after
 
 
