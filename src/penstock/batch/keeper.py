@@ -24,7 +24,8 @@ _NOT_DECIDING = frozenset(
 def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs: Mapping[str, Any] | None) -> LLMEngine:
     """The engine a job asks for, not started yet if it is made here.
 
-    `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo".
+    `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo", and "auto"
+    (the one that the server has) for "remote".
     Raises `ConfigError`.
     """
     if isinstance(engine, LLMEngine):
@@ -37,7 +38,7 @@ def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs:
     if engine is None:
         engine = "simulated" if model == "simulated" else "openvino"
     if model is None:
-        model = "simulated" if engine == "simulated" else "demo"
+        model = {"simulated": "simulated", "remote": "auto"}.get(engine, "demo")
     return engine_class(engine)(model, engine_kwargs=engine_kwargs)
 
 

@@ -82,7 +82,7 @@ def memory_estimate(config: LLMConfig) -> int:
     if given:
         return int(given)
     cache = config.engine_kwargs.get("kv_cache_memory_bytes", DEFAULT_KV_CACHE_BYTES)
-    if config.engine_name == "simulated":
+    if config.engine_name in ("simulated", "remote"):
         return 0
     source = Path(config.model_source).expanduser()
     files = [source] if source.is_file() else source.glob("*") if source.is_dir() else []
