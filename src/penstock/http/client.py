@@ -208,7 +208,8 @@ class HttpClient:
         try:
             while piece := await content.readany():
                 yield piece
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        # RuntimeError: what aiohttp says when the connection is closed between two reads
+        except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
             raise self._failure(error, to) from None
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
@@ -244,11 +245,20 @@ class HttpClient:
                 f"cannot be reached: {reason}",
                 not isinstance(error, aiohttp.ClientConnectorCertificateError),
             )
-        elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError)):
+        elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
             why, passing = "the connection was lost", True
         else:
             why, passing = f"{type(error).__name__}: {error}", False
         return UpstreamError(f"{to.shown}: {self._headers.scrub(why)}", retryable=passing)
+
+
+def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
+    """A multipart body with one file. It can be sent once."""
+    data = aiohttp.FormData()
+    for name, value in fields.items():
+        data.add_field(name, value)
+    data.add_field("file", file, filename="audio", content_type="application/octet-stream")
+    return data
 
 
 def complaint(text: str) -> str:
