@@ -166,7 +166,7 @@ async def test_tokens_are_charged_by_what_the_answer_tells():
         return web.json_response({"usage": {"total_tokens": 1000}})
 
     async with worker(used, tokens_per_minute=60_000_000) as made:
-        charged = []
+        charged: list[float] = []
         made._limiter.charge = charged.append
         await made.process({"payload": {"prompt": "x" * 387}})
     assert charged == [1000 - 400 / 4]

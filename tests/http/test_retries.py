@@ -55,7 +55,7 @@ async def test_other_errors_come_through():
 def test_pauses_double_with_jitter_up_to_the_longest():
     policy = RetryPolicy(max_retries=20, base_wait_s=1, longest_wait_s=8)
     for failures, upper in ((1, 1), (2, 2), (3, 4), (4, 8), (12, 8)):
-        waits = {policy.wait(status(500), failures, 0) for _ in range(20)}
+        waits = {policy.wait(status(500), failures, 0) or 0.0 for _ in range(20)}
         assert upper / 2 <= min(waits) <= max(waits) <= upper
         assert len(waits) > 1
 

@@ -2,6 +2,7 @@
 
 import pytest
 import pytest_asyncio
+from scripted_api import penstock_serve, simulated
 
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import UnsupportedError
@@ -10,7 +11,7 @@ from penstock.types import EmbeddingRequest, RerankRequest, TranscriptionRequest
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(penstock_serve, simulated):
+async def engine():
     with penstock_serve(simulated(output_tokens=40, max_num_seqs=16, max_model_len=4096)) as url:
         engine = RemoteEngine("sim", engine_kwargs={"base_url": url, "concurrency": 16})
         await engine.start()

@@ -188,7 +188,8 @@ class StreamReader:
 
     def _failure(self, error: Any, event: bytes) -> UpstreamError:
         said = error if isinstance(error, dict) else {"message": str(error)}
-        status = said.get("code") if isinstance(said.get("code"), int) else None
+        code = said.get("code")
+        status: int | None = code if isinstance(code, int) else None
         theirs = said.get("type") == "invalid_request_error" or (status is not None and 400 <= status < 500)
         return UpstreamError(
             f"{self._where} broke off: {str(said.get('message'))[:500]}",
@@ -308,12 +309,14 @@ def transcription(body: bytes, where: str) -> Transcription:
 
 def token_ids(body: bytes, where: str) -> list[int]:
     """The answer of `/tokenize`."""
-    return _as(_Ids, body, where).tokens
+    ids: list[int] = _as(_Ids, body, where).tokens
+    return ids
 
 
 def prompt(body: bytes, where: str) -> str:
     """The answer of `/detokenize`."""
-    return _as(_Prompt, body, where).prompt
+    text: str = _as(_Prompt, body, where).prompt
+    return text
 
 
 def _as(form: type[Any], body: bytes, where: str) -> Any:

@@ -235,12 +235,14 @@ class RemoteEngine(LLMEngine):
         async def ask(upstream: Upstream) -> T:
             given = body(upstream)
             headers = _headers(request_id)
+            data: Any
+            tokens = 0.0
             if file is None:
                 data = self._encode(given)
                 tokens = self._estimate(data, given.get(self.options.max_tokens_field))
             else:
-                data, tokens = form(given, file), 0.0
-                del headers["Content-Type"]
+                data = form(given, file)
+                del headers["Content-Type"]  # which a form has of its own
             to = upstream.to(path)
             with upstreams.watch(upstream):
                 reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)

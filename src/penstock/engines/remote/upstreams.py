@@ -106,7 +106,7 @@ class Upstreams:
     def watch(self, upstream: Upstream) -> Iterator[None]:
         """Around one request: counts it, and lets its outcome speak for or against the server."""
         breaker = upstream.breaker
-        if breaker.closed and upstream.served == 0:
+        if not breaker.closed:
             self._catch_up(upstream)
         breaker.begin()
         upstream.running += 1
@@ -127,8 +127,6 @@ class Upstreams:
             raise
         finally:
             upstream.running -= 1
-            if not breaker.closed:
-                upstream.served = 0
             self._changed.set()
 
     def well(self, upstream: Upstream) -> None:
@@ -155,9 +153,9 @@ class Upstreams:
             raise EngineDeadError(f"no server answers ({', '.join(one.shown for one in self.members)})")
 
     def _catch_up(self, upstream: Upstream) -> None:
-        """A server that is new, or back, starts level with the others: it need not make up for its absence."""
-        others = [one.served / one.options.weight for one in self.members if one is not upstream and one.served]
-        upstream.served = min(others, default=0.0) * upstream.options.weight
+        """A server that comes back starts level with the others: it need not make up for its absence."""
+        others = [one.served / one.options.weight for one in self.members if one.breaker.closed]
+        upstream.served = max(upstream.served, min(others, default=0.0) * upstream.options.weight)
 
 
 def is_server_failure(error: Any) -> bool:
