@@ -205,8 +205,8 @@ async def test_stopping_ends_a_request_that_hangs(script):
 async def test_another_server_is_asked_at_once(script, other):
     script.answers = [refusal(500)]
     other.answers = [STREAM]
-    async with remote(script, other, base_retry_wait_s=1000) as engine:
-        for _ in range(6):
+    async with remote(script, other, base_retry_wait_s=1000, cooldown_s=1000) as engine:
+        for _ in range(12):
             assert text_of(await answer(engine, ASK)) == "yes"
         assert not engine._upstreams.members[0].breaker.closed
         before = len(script.asked)

@@ -283,7 +283,7 @@ async def test_tokens_a_minute_count_what_was_used(script):
     script.answers = [{**SAID, "usage": USAGE["usage"]}, sse(chunk(content="a"), chunk(reason="stop"), USAGE)]
     async with remote(script, tokens_per_minute=10**9) as engine:
         limiter = engine._upstreams.members[0].limiter
-        charged = []
+        charged: list[float] = []
         limiter.charge = charged.append
         for request in (whole(sampling=Sampling(max_tokens=100)), chat_request("hi", Sampling(max_tokens=100))):
             await answer(engine, request)
@@ -376,6 +376,20 @@ async def test_a_server_that_hangs_does_not_hold_up_the_start(script):
     async with remote(script, start=False, connect_timeout_s=0.05) as engine:
         with pytest.raises(EngineStartError, match=r"no answer within 0\.05 s"):
             await engine.start()
+
+
+async def test_what_a_server_tells_only_when_it_has_loaded_is_learned_then(script):
+    script.models = {"data": [{"id": "m", "engine": "openvino", "metadata": {}}]}
+    script.answers = [SAID]
+    async with remote(script) as engine:
+        told = {"tasks": ["chat"], "structured": ["regex"], "max_top_logprobs": 0}
+        script.models = {"data": [{"id": "m", "engine": "openvino", "metadata": {"capabilities": told}}]}
+        assert "embeddings" in engine.capabilities.tasks
+        await answer(engine, whole())
+        await engine._learning
+        assert engine.capabilities.tasks == {"chat"}
+        assert engine.capabilities.structured == {"regex"}
+        assert engine.capabilities.max_top_logprobs == 0
 
 
 # Options

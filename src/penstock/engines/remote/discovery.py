@@ -43,11 +43,13 @@ class _Cards(Struct):
 
 
 class Found(Struct):
-    """What is known of the model. `adapters` maps their names to what the server calls them."""
+    """What is known of the model. `adapters` maps their names to what the server calls them. `complete` is false while
+    one of our own servers has yet to load the model, after which it will tell more.
+    """
 
-    model: str
     capabilities: Capabilities
     adapters: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
 
 
 async def discover(model: str, members: Sequence[Upstream], options: RemoteOptions) -> Found:
@@ -80,7 +82,8 @@ async def discover(model: str, members: Sequence[Upstream], options: RemoteOptio
         if isinstance(answer, PenstockError):
             one.breaker.trip()
             _log.warning("%s; the other servers go on without it", answer)
-    return Found(_name(model, members), _capabilities(cards, options, len(members), bool(adapters)), adapters)
+    complete = not any(card.engine and "capabilities" not in (card.metadata or {}) for card in cards if card)
+    return Found(_capabilities(cards, options, len(members), bool(adapters)), adapters, complete)
 
 
 async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError | None:
@@ -119,15 +122,11 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
     raise EngineStartError(f"{one.shown} has {what}")
 
 
-def _name(model: str, members: Sequence[Upstream]) -> str:
-    return model if model != AUTO else next((one.model for one in members if one.model), model)
-
-
 def _capabilities(cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool) -> Capabilities:
     """What all servers can do, by what they say; what none says, OpenAI's API as a whole."""
     told = [card for card in cards if card is not None]
     theirs = [said for card in told if isinstance(said := (card.metadata or {}).get("capabilities"), dict)]
-    vllm = bool(told) and all(card.owned_by == "vllm" for card in told)
+    vllm = bool(told) and all(card.owned_by in ("vllm", "penstock") for card in told)
 
     def common(name: str, otherwise: frozenset[str]) -> frozenset[str]:
         if len(theirs) < len(cards):

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.remote import answers
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import parse_remote_options
@@ -23,6 +23,7 @@ from penstock.errors import (
     EngineStartError,
     EngineTimeoutError,
     ModelNotFoundError,
+    PenstockError,
     RequestError,
     UpstreamError,
     nearest,
@@ -43,6 +44,7 @@ from penstock.types import (
 )
 
 T = TypeVar("T")
+_NOTHING = Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1)
 Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
@@ -72,7 +74,8 @@ class RemoteEngine(LLMEngine):
             longest_wait_s=LONGEST_PAUSE_S,
         )
         self._upstreams: Upstreams | None = None
-        self._found: Found | None = None
+        self._found = Found(_NOTHING)
+        self._learning: asyncio.Task[None] | None = None
         self._encode = msgspec.json.Encoder().encode
 
     # Life
@@ -89,16 +92,18 @@ class RemoteEngine(LLMEngine):
         upstreams = Upstreams(members, self.options.patience_s)
         await upstreams.open()
         try:
-            self._found = await discover(self.model_source, members, self.options)
+            self._know(await discover(self.model_source, members, self.options))
         except BaseException:
             await upstreams.close()
             raise
-        self.capabilities = self._found.capabilities
-        self.adapters.update(self._found.adapters)
         self._upstreams = upstreams
 
     async def stop(self) -> None:
         upstreams, self._upstreams = self._upstreams, None
+        learning, self._learning = self._learning, None
+        if learning is not None:
+            learning.cancel()
+            await asyncio.gather(learning, return_exceptions=True)
         if upstreams is not None:
             await upstreams.close()
 
@@ -268,7 +273,20 @@ class RemoteEngine(LLMEngine):
                     if not error.retryable or not upstreams.others_ready(tried):
                         raise
 
-        return await retried(self._policy, sweep)
+        result = await retried(self._policy, sweep)
+        if not self._found.complete and self._learning is None:
+            self._learning = asyncio.create_task(self._learn_more(upstreams))
+        return result
+
+    async def _learn_more(self, upstreams: Upstreams) -> None:
+        """A model that loads on demand is loaded now: its server knows what it can do."""
+        with suppress(PenstockError):
+            self._know(await discover(self.model_source, upstreams.members, self.options))
+
+    def _know(self, found: Found) -> None:
+        self._found = found
+        self.capabilities = found.capabilities
+        self.adapters.update(found.adapters)
 
     @contextmanager
     def _refusals(self, task: str) -> Iterator[None]:
@@ -304,7 +322,7 @@ class RemoteEngine(LLMEngine):
         model = upstream.model or self.model_source
         if adapter is None:
             return model
-        known = self._found.adapters if self._found is not None else {}
+        known = self._found.adapters
         if adapter not in known and known:
             raise ModelNotFoundError(f"no adapter '{adapter}'. {nearest(adapter, known)}", param="model")
         return known.get(adapter, f"{model}:{adapter}")
