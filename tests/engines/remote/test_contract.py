@@ -2,12 +2,12 @@
 
 import pytest
 import pytest_asyncio
-from scripted_api import penstock_serve, simulated
 
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import UnsupportedError
 from penstock.testing import EngineContract
 from penstock.types import EmbeddingRequest, RerankRequest, TranscriptionRequest
+from scripted_api import penstock_serve, simulated
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

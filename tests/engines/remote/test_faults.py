@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from scripted_api import USAGE, chunk, refusal, remote, sse
 
 from penstock.errors import (
     ContextLengthError,
@@ -19,6 +18,7 @@ from penstock.errors import (
 )
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import EmbeddingRequest, Sampling
+from scripted_api import USAGE, chunk, refusal, remote, sse
 
 ASK = chat_request("hi", Sampling())
 WHOLE = chat_request("hi", Sampling(), stream=False)

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 from aiohttp import web
-from scripted_api import USAGE, chunk, refusal, remote, sse
 
 from penstock.engines.base import engine_class
 from penstock.engines.remote import RemoteEngine
@@ -28,6 +27,7 @@ from penstock.types import (
     TranscriptionRequest,
     Usage,
 )
+from scripted_api import USAGE, chunk, refusal, remote, sse
 
 KEY = "sk-very-secret-1234"
 SAID = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
