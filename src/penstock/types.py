@@ -53,7 +53,8 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.
 
     `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends one delta an answer,
-    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds.
+    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds. With
+    `parallel_tool_calls` False an answer has one tool call at most.
     """
 
     messages: list[Message]
@@ -67,6 +68,7 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    parallel_tool_calls: bool = True
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
@@ -99,13 +101,17 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
-    """Speech to write down. `audio` is a file's bytes (WAV, 16 kHz mono where the engine has no decoder)."""
+    """Speech to write down. `audio` is a file's bytes (WAV, 16 kHz mono where the engine has no decoder).
+
+    With `timestamps` the answer has segments, each with its place in the recording.
+    """
 
     audio: bytes
     language: str | None = None
     task: Literal["transcribe", "translate"] = "transcribe"
     max_tokens: int | None = None
     request_id: str = ""
+    timestamps: bool = False
 
 
 class Usage(Struct, frozen=True):
@@ -136,7 +142,8 @@ class ToolCallPart(Struct, frozen=True, array_like=True):
 class Delta(Struct, frozen=True, array_like=True):
     """What one step added to one answer of a request.
 
-    The last delta of an answer has a `finish_reason` and that answer's `usage`.
+    The last delta of an answer has a `finish_reason` and that answer's `usage`, and names in `stop` the stop string
+    that ended it, if one did. The first of several may have a `usage` of the prompt alone.
     """
 
     index: int = 0
@@ -146,6 +153,7 @@ class Delta(Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     tool_calls: tuple[ToolCallPart, ...] = ()
+    stop: str | None = None
 
 
 class Embeddings(Struct, frozen=True):
@@ -162,8 +170,23 @@ class Scores(Struct, frozen=True):
     usage: Usage = Usage()
 
 
+class TranscriptionSegment(Struct, frozen=True):
+    """A part of a recording, from `start` to `end` in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
 class Transcription(Struct, frozen=True):
-    """The text of a recording."""
+    """The text of a recording.
+
+    `segments` are there where timestamps were asked for. `language` is its code, and `duration` the recording's length
+    in seconds, where the engine tells.
+    """
 
     text: str
     usage: Usage = Usage()
+    segments: tuple[TranscriptionSegment, ...] | None = None
+    language: str | None = None
+    duration: float | None = None

@@ -3,10 +3,11 @@
 import asyncio
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, EngineStartError, OverloadedError
+from penstock.errors import ConfigError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import MemoryBudget, build_local_handles, memory_estimate
 from penstock.serve.server import LLMServer
@@ -220,7 +221,7 @@ async def test_a_sleeping_model_takes_no_memory_and_its_state_is_its_own(build):
     assert await handles["a"].control("sleep", {}) == [{"replica": "local-0", "ok": True, "result": None}]
     assert await ask(handles["b"])
     assert states(handles) == {"a": "asleep", "b": "ready"}
-    with pytest.raises(OverloadedError):
+    with pytest.raises(UnavailableError):
         await ask(handles["a"])
     await handles["a"].control("wakeup", {})
     assert await ask(handles["a"])
@@ -232,7 +233,7 @@ async def test_a_stop_while_it_loads_or_after_it_stopped_is_harmless(build):
     asking = asyncio.create_task(ask(handle))
     await asyncio.sleep(0)
     await handle.stop(0)
-    with pytest.raises(OverloadedError):
+    with pytest.raises(UnavailableError):
         await asking
     await handle.stop(0)
 
@@ -291,3 +292,17 @@ async def test_a_budget_promises_once():
     budget.release(one)
     await waiting
     assert budget.used == 60
+
+
+def test_what_one_process_cannot_honour_is_named(caplog):
+    build_local_handles([config("plain", num_replicas=1, max_ongoing_requests=5)])
+    assert not caplog.records
+    wide = {"min_replicas": 2, "max_replicas": 4, "upscale_delay_s": 1}
+    given = config("wide", scaling=wide, health_check_period_s=3, max_ongoing_requests=5)
+    build_local_handles([LLMConfig(**{**msgspec.structs.asdict(given), "accelerator_type": "L4"})])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "model 'wide': the local runtime has one replica, in this process; it passes over accelerator_type, "
+        "deployment_config.health_check_period_s, deployment_config.autoscaling_config.min_replicas (2), "
+        "deployment_config.autoscaling_config.max_replicas (4)"
+    )

@@ -1,6 +1,7 @@
 """Adapters: where they come from, their versions, and which of them an engine holds."""
 
 import asyncio
+import shutil
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.serve import adapter_store
+from penstock.serve.adapter_cache import AdapterCache
 from penstock.serve.adapter_store import RECHECK_S, AdapterStore, AdapterVersion
 from penstock.serve.adapters import Adapters
 from penstock.serve.server import LLMServer
@@ -53,7 +55,7 @@ class Clock:
 
 def store(root, tmp_path, clock=None, **fields):
     config = LoraConfig(dynamic_lora_loading_path=str(root), **fields)
-    return AdapterStore(config, tmp_path / "cache", clock=clock or Clock())
+    return AdapterStore(config, AdapterCache(tmp_path / "cache", 1 << 30), clock=clock or Clock())
 
 
 async def test_adapters_are_listed_without_being_read(root, tmp_path):
@@ -139,7 +141,8 @@ async def test_an_unknown_name_is_told_the_nearest(root, tmp_path):
 
 async def test_named_adapters_need_no_common_place(tmp_path):
     put(tmp_path, "one")
-    found = AdapterStore(LoraConfig(adapters={"first": str(tmp_path / "one")}), tmp_path / "cache")
+    config = LoraConfig(adapters={"first": str(tmp_path / "one")})
+    found = AdapterStore(config, AdapterCache(tmp_path / "cache", 1 << 30))
     assert await found.names() == ["first"]
     assert (await found.fetch("first")).name == "first"
 
@@ -155,14 +158,14 @@ def test_a_missing_backend_names_its_extra_before_anything_is_loaded(tmp_path, m
 async def test_downloads_are_tried_again(root, tmp_path, monkeypatch):
     put(root, "a")
     monkeypatch.setattr(adapter_store, "RETRY_DELAY_S", 0.0)
-    download, failures = adapter_store._download, [OSError("reset"), OSError("reset")]
+    download, failures = AdapterCache.take_in, [OSError("reset"), OSError("reset")]
 
     def shaky(*args):
         if failures:
             raise failures.pop()
         return download(*args)
 
-    monkeypatch.setattr(adapter_store, "_download", shaky)
+    monkeypatch.setattr(AdapterCache, "take_in", shaky)
     assert (await store(root, tmp_path).fetch("a")).name == "a"
     failures[:] = [OSError("reset")] * 3
     with pytest.raises(EngineStartError, match="reset"):
@@ -181,6 +184,17 @@ async def test_what_is_here_serves_on_while_the_source_fails(root, tmp_path, mon
     monkeypatch.setattr(adapter_store, "_stamp", broken)
     clock.now = RECHECK_S
     assert await found.fetch("a") == version
+
+
+async def test_an_adapter_that_left_the_cache_is_copied_again(root, tmp_path):
+    clock = Clock()
+    put(root, "a")
+    found = store(root, tmp_path, clock)
+    version = await found.fetch("a")
+    shutil.rmtree(version.path)
+    clock.now = RECHECK_S
+    assert await found.fetch("a") == version
+    assert weights(version) == "w"
 
 
 async def test_a_download_takes_no_longer_than_allowed(root, tmp_path, monkeypatch):
@@ -309,6 +323,25 @@ async def test_a_restarted_engine_gets_its_adapters_back(tmp_path, monkeypatch):
     assert [delta async for delta in server.chat(request)]
     assert server.lifecycle.generation == 2
     assert len(server.engine.adapters) == 1
+    await server.stop()
+
+
+async def test_an_engine_starts_without_an_adapter_that_left_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    put(tmp_path, "a")
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "lora_config": {"adapters": {"a": str(tmp_path / "a")}}}
+    )
+    engine = SimulatedEngine()
+    server = LLMServer(config, engine=engine)
+    await server.start()
+    request = ChatRequest([{"role": "user", "content": "Hi"}], adapter="a")
+    assert [delta async for delta in server.chat(request)]
+    shutil.rmtree(tmp_path / "cache")
+    engine._die("killed")
+    assert [delta async for delta in server.chat(ChatRequest(request.messages))]
+    assert engine.adapters == {}
+    assert (server.state().restarts, server.state().adapter_loads) == (1, 1)
     await server.stop()
 
 

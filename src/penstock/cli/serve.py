@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from penstock.serve.client import Client
     from penstock.serve.settings import HttpSettings
 
+_log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
@@ -33,7 +35,16 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
 @click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
-@click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds on SIGTERM.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    help="Seconds that SIGTERM leaves to requests.  [default: the models' graceful_shutdown_timeout_s, 20]",
+)
+@click.option(
+    "--memory-budget-gb",
+    type=click.FloatRange(0, min_open=True),
+    help="What loaded models may take together, by estimate; idle ones make room.  [default: no limit]",
+)
 @click.option("--trust-request-chat-template", is_flag=True, help="Take chat templates from requests.")
 @click.option("--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -50,6 +61,7 @@ def serve(
     log_level: str,
     tracing: bool,
     runtime: str,
+    memory_budget_gb: float | None,
     **options: Any,
 ) -> None:
     """Serve MODEL, or the models of a configuration file, through an OpenAI-compatible API.
@@ -65,10 +77,11 @@ def serve(
     if tracing:
         enable_tracing()
     configs = _configs(model, engine, engine_kwargs, name)
-    settings = _settings(options)
+    settings = _settings(options, configs)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
-    asyncio.run(_serve(configs, settings, listen(host, port)))
+    budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
+    asyncio.run(_serve(configs, settings, listen(host, port), budget))
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
@@ -113,12 +126,12 @@ def models(url: str, api_key: str | None) -> None:
 
 
 # serve
-async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: Any) -> None:
+async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: Any, budget: int | None) -> None:
     from penstock.runtimes.local import build_local_handles
     from penstock.serve.app import build_app
     from penstock.serve.http_server import HttpServer, address
 
-    handles = build_local_handles(configs)
+    handles = build_local_handles(configs, memory_budget_bytes=budget)
     app = build_app(handles, lora_paths=_lora_paths(configs), settings=settings)
     url = address(listening)
 
@@ -142,7 +155,11 @@ def _configs(model: str, engine: str | None, engine_kwargs: str | None, name: st
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name:
             raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
-        return load_serving_args(model).llm_configs
+        args = load_serving_args(model)
+        for name in ("ingress_cls_config", "ingress_deployment_config"):
+            if getattr(args, name):
+                _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
+        return args.llm_configs
     try:
         options = json.loads(engine_kwargs or "{}")
     except ValueError as error:
@@ -152,13 +169,16 @@ def _configs(model: str, engine: str | None, engine_kwargs: str | None, name: st
     return [LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options, **chosen})]
 
 
-def _settings(options: dict[str, Any]) -> HttpSettings:
+def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings:
     from penstock.serve.auth import load_keys
     from penstock.serve.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
+    drain = options["drain_timeout"]
+    if drain is None:
+        drain = max(config.deployment_config.graceful_shutdown_timeout_s for config in configs)
     return HttpSettings(
         api_keys=load_keys(options["api_key_file"], env.api_keys()),
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
@@ -166,7 +186,7 @@ def _settings(options: dict[str, Any]) -> HttpSettings:
         cors_origins=options["cors_origins"],
         limits=Limits(**limits),
         trust_request_chat_template=options["trust_request_chat_template"],
-        drain_timeout_s=options["drain_timeout"],
+        drain_timeout_s=drain,
     )
 
 

@@ -7,17 +7,17 @@ gets a 501 that names the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
 
 from penstock import lazy
+from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -87,12 +87,12 @@ class LLMEngine:
         raise NotImplementedError
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request and frees its slot."""
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request and frees its slot."""
         raise self._unsupported("chat")
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request and frees its slot."""
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request and frees its slot."""
         raise self._unsupported("completions")
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
@@ -127,6 +127,12 @@ class LLMEngine:
     async def remove_lora(self, name: str) -> None:
         """Forget an adapter and free what it holds."""
         raise self._unsupported("LoRA adapters")
+
+    async def metrics(self) -> dict[str, float]:
+        """What the running engine counts, by name: `steps` (a counter), `requests_running`, `requests_waiting` and
+        `kv_cache_usage` (0 to 1) where it has them.
+        """
+        return {}
 
     # Control
     async def sleep(self, level: int = 1) -> None:

@@ -56,6 +56,7 @@ class Answers:
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
+        self.stops: dict[int, str] = {}
         self._total = UsageTotal()
 
     def add(self, delta: Delta) -> None:
@@ -66,6 +67,8 @@ class Answers:
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
+        if delta.stop is not None:
+            self.stops[index] = delta.stop
         if delta.tool_calls:
             calls = self.tool_calls.setdefault(index, [])
             for part in delta.tool_calls:

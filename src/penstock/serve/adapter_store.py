@@ -1,4 +1,4 @@
-"""Where adapters come from: which there are, and local copies of their files, by content.
+"""Where adapters come from: which there are, and which version of each is the current one.
 
 Every adapter is copied into the cache under the digest of its content, also one from a local directory: what the engine
 holds under a digest stays what it was, whatever happens to the original.
@@ -7,15 +7,11 @@ holds under a digest stays what it was, whatever happens to the original.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -31,6 +27,7 @@ from penstock.errors import (
     nearest,
 )
 from penstock.llm_config import LoraConfig
+from penstock.serve.adapter_cache import AdapterCache
 
 T = TypeVar("T")
 
@@ -71,7 +68,7 @@ class AdapterStore:
     def __init__(
         self,
         config: LoraConfig | None,
-        cache: Path,
+        cache: AdapterCache,
         given: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -132,11 +129,16 @@ class AdapterStore:
         return ModelNotFoundError(f"no adapter '{name}'. {hint or 'This model has no adapters.'}", param="model")
 
     async def _check(self, name: str, location: str, known: _Known) -> None:
-        stamp = await self._patiently(lambda: _stamp(location), f"adapter '{name}'")
-        if stamp == known.stamp and known.version is not None:
+        what, version = f"adapter '{name}'", known.version
+        stamp = await self._patiently(lambda: _stamp(location), what)
+        if stamp == known.stamp and version is not None and self._cache.touch(version.path):
             return
-        digest, path = await self._patiently(lambda: _download(location, self._cache), f"adapter '{name}'")
+        digest, path = await self._patiently(lambda: self._download(location), what)
         known.stamp, known.version = stamp, AdapterVersion(name, digest, path)
+
+    def _download(self, location: str) -> tuple[str, str]:
+        fs, _, files = _files(location)
+        return self._cache.take_in(fs, files)
 
     async def _patiently(self, work: Callable[[], T], what: str) -> T:
         """Run blocking `work` in a thread, within the time and the number of tries that the configuration allows."""
@@ -190,33 +192,6 @@ def _stamp(location: str) -> list[tuple[str, ...]]:
     """What changes when the adapter does, had without reading its files."""
     _, _, files = _files(location)
     return [(path, *(str(info.get(name)) for name in _STAMPS)) for path, info in files.items()]
-
-
-def _download(location: str, cache: Path) -> tuple[str, str]:
-    """Copy the adapter into the cache; returns its digest and its directory there."""
-    fs, _, files = _files(location)
-    cache.mkdir(parents=True, exist_ok=True)
-    arriving = tempfile.mkdtemp(prefix=".arriving-", dir=cache)
-    try:
-        content = hashlib.sha256()
-        for path in files:
-            name = path.rpartition("/")[2]
-            copy = Path(arriving, name)
-            fs.get_file(path, str(copy))
-            with copy.open("rb") as file:
-                content.update(f"{name}\0{copy.stat().st_size}\0".encode())
-                content.update(hashlib.file_digest(file, "sha256").digest())
-        digest = content.hexdigest()[:16]
-        home = cache / digest
-        if not home.is_dir():
-            try:
-                os.rename(arriving, home)
-            except OSError:
-                if not home.is_dir():  # else another process was faster
-                    raise
-        return digest, str(home)
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
 
 
 def _check_backend(url: str) -> None:

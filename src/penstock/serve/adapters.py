@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -32,6 +33,8 @@ class Adapters:
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._loading = asyncio.Lock()
         self._released = asyncio.Event()
+        self.loads = 0
+        """Adapters given to the engine so far."""
 
     @property
     def names(self) -> list[str]:
@@ -59,6 +62,16 @@ class Adapters:
         for name, held in self._loaded.items():
             if name not in self._engine.adapters:
                 await self._engine.resolve_lora(name, held.version.path)
+                self.loads += 1
+
+    def forget_missing(self) -> None:
+        """Forget adapters whose files left the cache since they were loaded: an engine cannot start with those, and
+        the next request for one brings it back.
+        """
+        for name, held in list(self._loaded.items()):
+            if not os.path.isdir(held.version.path):
+                del self._loaded[name]
+                self._engine.adapters.pop(name, None)
 
     def forget(self) -> None:
         """The engine was unloaded: it need not hold anything next time."""
@@ -78,6 +91,7 @@ class Adapters:
             self._released.clear()
             await self._released.wait()
         await self._engine.resolve_lora(name, version.path)
+        self.loads += 1
         held = self._loaded[name] = _Loaded(version)
         return held
 

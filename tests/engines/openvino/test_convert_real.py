@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import wave
 from importlib import import_module
 
@@ -235,6 +236,16 @@ async def test_speech_model(engine, tmp_path):
             tokens = torch.cat([tokens, logits.argmax().view(1, 1)], dim=1)
     assert got.text == tokenizer.decode(tokens[0, 4:]).strip()
     assert got.usage.completion_tokens == 12
+    # Times are tokens as well, so a model that tells them must be free to.
+    model.generation_config.suppress_tokens = [ids[name] for name in commands if "." not in name]
+    shutil.copytree(path, tmp_path / "timed")
+    save(model, tmp_path / "timed")
+    timed = await (await engine(tmp_path / "timed")).transcriptions(
+        TranscriptionRequest(file.getvalue(), language="en", max_tokens=12, timestamps=True)
+    )
+    assert timed.duration == 1.5
+    assert timed.segments
+    assert all(0 <= segment.start <= segment.end for segment in timed.segments)
 
 
 async def test_what_the_exporter_cannot_read(tmp_path, cache):

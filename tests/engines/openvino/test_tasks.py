@@ -264,7 +264,12 @@ class TestSpeech:
             def generate(self, samples, config):
                 metrics = SimpleNamespace(get_num_generated_tokens=lambda: 7)
                 text = f" {config.task} {config.language} {config.max_new_tokens}"
-                return SimpleNamespace(texts=[text], perf_metrics=metrics)
+                parts = [
+                    SimpleNamespace(start_ts=0.0, end_ts=0.1, text=" a"),
+                    SimpleNamespace(start_ts=0.1, end_ts=-1, text="b"),
+                ]
+                chunks = [parts] if config.return_timestamps else None
+                return SimpleNamespace(texts=[text], perf_metrics=metrics, chunks=chunks, languages=["<|de|>"])
 
         monkeypatch.setattr("openvino_genai.ASRPipeline", Pipeline)
         write_tokenizer(tmp_path, token_types=False)
@@ -276,7 +281,16 @@ class TestSpeech:
         assert result.usage.completion_tokens == 7
 
     def test_the_language_is_found_out_unless_given(self, speech):
-        assert speech.transcribe(wav([0] * 3200), None, "transcribe", 20).text == "transcribe None 20"
+        result = speech.transcribe(wav([0] * 3200), None, "transcribe", 20)
+        assert result.text == "transcribe None 20"
+        assert result.language == "de"
+
+    def test_timestamps_come_when_they_are_asked_for(self, speech):
+        audio = wav([0] * 3200)
+        assert speech.transcribe(audio, "en", "transcribe", 20).segments is None
+        result = speech.transcribe(audio, "en", "transcribe", 20, True)
+        assert (result.duration, result.language) == (0.2, "en")
+        assert [(s.start, s.end, s.text) for s in result.segments] == [(0.0, 0.1, "a"), (0.1, 0.2, "b")]
 
     def test_an_unknown_language(self, speech):
         with pytest.raises(RequestError, match="'xx'; it knows de, en"):

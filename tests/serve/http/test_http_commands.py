@@ -120,16 +120,19 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "c")
     taken: list[Any] = []
 
-    async def note(configs: Any, settings: Any, listening: Any) -> None:
+    async def note(configs: Any, settings: Any, listening: Any, budget: Any) -> None:
         listening.close()
-        taken.extend([configs, settings])
+        taken.extend([configs, settings, budget])
 
     monkeypatch.setattr(commands, "_serve", note)
     monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)
     options = ["--dev", "--max-body-mb", "1", "--max-tokens", "9", "--cors-origin", "https://a", "--port", "0"]
+    options += ["--memory-budget-gb", "1.5"]
     result = CliRunner().invoke(serve, ["/models/tiny", "--engine", "simulated", *options])
     assert result.exception is None
-    (config,), settings = taken
+    (config,), settings, budget = taken
+    assert budget == 3 << 29
+    assert settings.drain_timeout_s == 20
     assert config.model_loading_config.model_id == "tiny"
     assert config.llm_engine == "simulated"
     assert settings.api_keys == {"a", "b"}

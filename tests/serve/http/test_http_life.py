@@ -88,7 +88,7 @@ async def test_a_client_that_leaves_frees_its_slot(
     assert slow.running == 0
     assert site.ingress.inflight == 0
     assert not site.ingress.live
-    assert b'status="499"' in site.ingress.metrics.render()
+    assert b'status="499"' in await site.ingress.metrics.render()
 
 
 async def test_many_clients_that_leave_leave_nothing_behind(slow: Any, served: Any, handle: Any) -> None:
@@ -180,20 +180,20 @@ async def test_drain_aborts_what_takes_too_long(slow: Any, served: Any, handle: 
 
 
 async def test_what_is_ready_goes_out_in_one_write(served: Any, untouchable: Any) -> None:
+    from penstock.engines.deltas import BatchedDeltas
     from penstock.serve.handle import ModelState
     from penstock.types import Delta, Usage
 
     burst = untouchable("m", ModelState("ready"))
     gate = asyncio.Event()
 
-    async def chat(request: Any) -> Any:
-        yield Delta(text="first")
+    async def batches() -> Any:
+        yield [Delta(text="first")]
         await gate.wait()
-        for number in range(9):
-            yield Delta(text=str(number))
-        yield Delta(text="last", finish_reason="stop", usage=Usage(1, 11))
+        last = Delta(text="last", finish_reason="stop", usage=Usage(1, 11))
+        yield [*(Delta(text=str(number)) for number in range(9)), last]
 
-    burst.chat = chat
+    burst.chat = lambda request: BatchedDeltas(batches())
     wire = Wire(served(burst).app, ASK)
     await wire.some()
     assert [message["type"] for message in wire.sent] == ["http.response.start", "http.response.body"]

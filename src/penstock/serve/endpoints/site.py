@@ -6,8 +6,8 @@ from importlib.resources import files
 
 from starlette.responses import HTMLResponse, Response
 
+from penstock.errors import ShuttingDownError
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import ShuttingDownError
 from penstock.serve.metrics import CONTENT_TYPE
 
 
@@ -20,7 +20,7 @@ async def health(exchange: Exchange) -> Response:
 
 async def metrics(exchange: Exchange) -> Response:
     """Metrics in the text form of Prometheus."""
-    return Response(exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(await exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
 async def openapi(exchange: Exchange) -> Response:
