@@ -25,6 +25,7 @@ from penstock.types import (
     StructuredOutput,
     TokenLogprob,
     TranscriptionRequest,
+    TranscriptionSegment,
     Usage,
 )
 from scripted_api import USAGE, chunk, refusal, remote, sse
@@ -270,6 +271,25 @@ async def test_an_answer_that_lacks_a_vector_is_an_error(script):
     async with remote(script) as engine:
         with pytest.raises(UpstreamError, match="1 vectors to 2 texts"):
             await engine.embeddings(EmbeddingRequest(["a", "b"]))
+
+
+async def test_a_transcription_with_times(script):
+    segments = [{"id": 0, "start": 0.0, "end": 1.5, "text": " hello", "tokens": [1]}]
+    script.answers = [{"text": "hello", "language": "english", "duration": "1.5", "segments": segments}]
+    async with remote(script) as engine:
+        said = await engine.transcriptions(TranscriptionRequest(b"RIFF", timestamps=True))
+    assert said.segments == (TranscriptionSegment(0.0, 1.5, " hello"),)
+    assert (said.language, said.duration) == ("english", 1.5)
+    assert script.asked[0][1]["response_format"] == "verbose_json"
+
+
+async def test_one_tool_call_at_a_time_and_the_stop_string_that_ended(script):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    script.answers = [{"choices": [{**SAID["choices"][0], "stop_reason": "END"}]}]
+    async with remote(script) as engine:
+        result = await answer(engine, whole(tools=tools, parallel_tool_calls=False))
+    assert script.asked[0][1]["parallel_tool_calls"] is False
+    assert result.stops == {0: "END"}
 
 
 async def test_a_transcription_is_sent_whole_again_after_a_failure(script):

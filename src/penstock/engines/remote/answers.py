@@ -12,7 +12,17 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.errors import UpstreamError
-from penstock.types import Delta, Embeddings, FinishReason, Scores, TokenLogprob, ToolCallPart, Transcription, Usage
+from penstock.types import (
+    Delta,
+    Embeddings,
+    FinishReason,
+    Scores,
+    TokenLogprob,
+    ToolCallPart,
+    Transcription,
+    TranscriptionSegment,
+    Usage,
+)
 
 DONE = b"[DONE]"
 _REASONS: dict[str, FinishReason] = {
@@ -104,6 +114,7 @@ class _Choice(Struct):
     text: str | None = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
+    stop_reason: Any = None
 
 
 class _Completion(Struct):
@@ -225,7 +236,8 @@ def _delta(choice: _Choice) -> Delta:
             )
             for number, call in enumerate(message.tool_calls)
         )
-    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls)
+    stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None  # vLLM's; it may be a token id
+    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop)
 
 
 def _reason(given: str | None) -> FinishReason | None:
@@ -268,8 +280,17 @@ class _ScoreData(Struct):
     usage: _Usage = field(default_factory=_Usage)
 
 
-class _Text(Struct):
+class _Segment(Struct):
+    start: float
+    end: float
     text: str
+
+
+class _Speech(Struct):
+    text: str
+    segments: list[_Segment] | None = None
+    language: str | None = None
+    duration: float | None = None
 
 
 class _Ids(Struct):
@@ -304,7 +325,11 @@ def scores(body: bytes, where: str, count: int) -> Scores:
 
 def transcription(body: bytes, where: str) -> Transcription:
     """The answer of `/audio/transcriptions`."""
-    return Transcription(_as(_Text, body, where).text.strip())
+    parsed: _Speech = _as(_Speech, body, where)
+    segments = None
+    if parsed.segments is not None:
+        segments = tuple(TranscriptionSegment(one.start, one.end, one.text) for one in parsed.segments)
+    return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
 
 
 def token_ids(body: bytes, where: str) -> list[int]:
@@ -321,6 +346,6 @@ def prompt(body: bytes, where: str) -> str:
 
 def _as(form: type[Any], body: bytes, where: str) -> Any:
     try:
-        return msgspec.json.decode(body, type=form)
+        return msgspec.json.decode(body, type=form, strict=False)  # OpenAI's API has sent a number as text
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_ours(body, where, error) from None

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.remote import answers
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import parse_remote_options
@@ -49,7 +50,7 @@ Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
 LONGEST_PAUSE_S = 30.0
-TRAILER_S = 1.0
+TRAILER_S = 0.25
 """How long the end of a finished stream is waited for, so that its connection can be used again."""
 
 
@@ -111,29 +112,18 @@ class RemoteEngine(LLMEngine):
         self._running().check()
 
     # Requests
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        self._check(request)
-        options = self.options
-
+    def chat(self, request: ChatRequest) -> Deltas:
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
-            return chat_body(request, model, options.max_tokens_field) | options.extra_body
+            return chat_body(request, model, self.options.max_tokens_field) | self.options.extra_body
 
-        async with aclosing(self._generate("chat", "/chat/completions", request, body)) as deltas:
-            async for delta in deltas:
-                yield delta
+        return BatchedDeltas(self._generate("chat", "/chat/completions", request, body))
 
-    async def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        self._check(request)
-        if not request.prompt:
-            raise RequestError("the prompt is empty", param="prompt")
-
+    def completions(self, request: CompletionRequest) -> Deltas:
         def body(upstream: Upstream) -> dict[str, Any]:
             return completion_body(request, self._model(upstream, request.adapter)) | self.options.extra_body
 
-        async with aclosing(self._generate("completions", "/completions", request, body)) as deltas:
-            async for delta in deltas:
-                yield delta
+        return BatchedDeltas(self._generate("completions", "/completions", request, body))
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         def body(upstream: Upstream) -> dict[str, Any]:
@@ -160,6 +150,8 @@ class RemoteEngine(LLMEngine):
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         def body(upstream: Upstream) -> dict[str, Any]:
             given = {"model": self._model(upstream), "language": request.language, "max_tokens": request.max_tokens}
+            if request.timestamps:
+                given["response_format"] = "verbose_json"
             return {name: str(value) for name, value in given.items() if value is not None}
 
         path = "/audio/transcriptions" if request.task == "transcribe" else "/audio/translations"
@@ -183,20 +175,19 @@ class RemoteEngine(LLMEngine):
     # How
     async def _generate(
         self, task: str, path: str, request: ChatRequest | CompletionRequest, body: Body
-    ) -> AsyncGenerator[Delta, None]:
-        if not request.stream:
-            for delta in await self._call(task, path, body, answers.whole, request.request_id):
-                yield delta
-            return
+    ) -> AsyncGenerator[list[Delta], None]:
         upstreams = self._running()
+        self._check(task, request)
+        if not request.stream:
+            yield await self._call(task, path, body, answers.whole, request.request_id)
+            return
         with self._refusals(task):
             stream = await self._first(
                 upstreams, lambda upstream: self._open(upstreams, upstream, path, body(upstream), request)
             )
             async with aclosing(stream):
-                async for deltas in stream.batches():
-                    for delta in deltas:
-                        yield delta
+                async for batch in stream.batches():
+                    yield batch
 
     async def _open(
         self,
@@ -311,11 +302,11 @@ class RemoteEngine(LLMEngine):
             raise EngineDeadError("the remote engine is not running")
         return self._upstreams
 
-    def _check(self, request: ChatRequest | CompletionRequest) -> None:
-        self._running()
-        task = "chat" if isinstance(request, ChatRequest) else "completions"
+    def _check(self, task: str, request: ChatRequest | CompletionRequest) -> None:
         if task not in self.capabilities.tasks:
             raise self._unsupported(task)
+        if isinstance(request, CompletionRequest) and not request.prompt:
+            raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
 
     def _model(self, upstream: Upstream, adapter: str | None = None) -> str:

@@ -28,6 +28,8 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
     for name in ("tools", "tool_choice", "chat_template", "chat_template_kwargs"):
         if value := getattr(request, name):
             body[name] = value
+    if not request.parallel_tool_calls and request.tools:
+        body["parallel_tool_calls"] = False
     return body
 
 
