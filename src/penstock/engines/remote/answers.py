@@ -5,6 +5,7 @@ Servers differ in what they leave out or add, so only what is needed is read, an
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,10 @@ from penstock.types import (
 )
 
 DONE = b"[DONE]"
+# In the text of an answer the quotes would be escaped, so these find nothing there.
+_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
+_REASON = b'"finish_reason"'
+_NO_REASON = re.compile(rb'"finish_reason"\s*:\s*null')
 _REASONS: dict[str, FinishReason] = {
     **{"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
     **{"abort": "abort", "error": "error", "function_call": "tool_calls", "max_tokens": "length", "refusal": "stop"},
@@ -148,12 +153,15 @@ class StreamReader:
     """Chunks in, deltas out, for a request of `n` answers.
 
     What one read of the network brings is joined to one delta an answer. Usage comes after the last chunk, so the
-    deltas that finish answers are held back for it.
+    deltas that finish answers are held back for it. With `forward`, chunks that only continue the answer are handed on
+    as they are.
     """
 
-    def __init__(self, n: int, where: str) -> None:
+    def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
         self._missing = n
         self._where = where
+        self._forward = forward and n == 1
+        self._head = b""
         self._finishing: list[Delta] = []
         self._usage = Usage()
         self.ended = False
@@ -161,7 +169,14 @@ class StreamReader:
     def feed(self, events: Sequence[bytes]) -> list[Delta]:
         """The deltas of some events. Raises `UpstreamError` for an error among them."""
         found: list[Delta] = []
+        forwarded: list[bytes] = []
         for event in events:
+            if self._forward and self._continues(event):
+                forwarded.append(event[len(self._head) :])
+                continue
+            if forwarded:
+                found.append(Delta(chunks=tuple(forwarded)))
+                forwarded = []
             if event == DONE:
                 self.ended = True
                 return found + self._finish()
@@ -176,9 +191,33 @@ class StreamReader:
                 if reason is not None:
                     self._missing -= 1
                     self._finishing.append(msgspec.structs.replace(delta, finish_reason=reason))
+                elif self._forward and not self._head and self._learn_head(event):
+                    if delta.text or delta.tool_calls or delta.logprobs:
+                        forwarded.append(event[len(self._head) :])
                 elif delta.text or delta.tool_calls or delta.logprobs:
+                    self._forward = False  # once read, always read: forwarded chunks come before text
                     _add(found, delta)
+        if forwarded:
+            found.append(Delta(chunks=tuple(forwarded)))
         return found
+
+    def _continues(self, event: bytes) -> bool:
+        """Whether a chunk has the stream's head, and does nothing but continue the answer."""
+        return (
+            bool(self._head)
+            and event.startswith(self._head)
+            and event.count(_REASON) == 1
+            and _NO_REASON.search(event) is not None
+            and b"\n" not in event
+        )
+
+    def _learn_head(self, event: bytes) -> bool:
+        """What all chunks of this stream begin with: all before the content of `choices`."""
+        found = _CHOICES.search(event)
+        if found is not None:
+            self._head = event[: found.end()]
+        self._forward = found is not None and self._continues(event)
+        return self._forward
 
     def close(self) -> list[Delta]:
         """What is left when the connection has ended. Raises `UpstreamError` if that was too early."""
@@ -212,7 +251,7 @@ class StreamReader:
 
 def _add(found: list[Delta], delta: Delta) -> None:
     last = found[-1] if found else None
-    if last is None or last.index != delta.index or last.tool_calls or delta.tool_calls:
+    if last is None or last.index != delta.index or last.chunks or last.tool_calls or delta.tool_calls:
         found.append(delta)
         return
     logprobs = last.logprobs

@@ -207,7 +207,9 @@ class RemoteEngine(LLMEngine):
             pieces = await held.enter_async_context(
                 upstream.client.stream(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
             )
-            stream = _Stream(held, pieces, answers.StreamReader(request.n, to.shown), upstream, tokens)
+            forward = isinstance(request, ChatRequest) and request.forward_chunks
+            reader = answers.StreamReader(request.n, to.shown, forward=forward)
+            stream = _Stream(held, pieces, reader, upstream, tokens)
             await stream.begin()
             upstreams.well(upstream)
             stream.held = held.pop_all()
