@@ -61,7 +61,9 @@ class ChatFramer:
 
     def frame(self, delta: Delta) -> bytes:
         if delta.chunks:
-            forwarded = b"".join([b"%b%b\n\n" % (self._head, chunk) for chunk in delta.chunks])
+            forwarded = self._head + (b"\n\n" + self._head).join(delta.chunks) + b"\n\n"
+            if not delta.text and delta.finish_reason is None and not delta.tool_calls:
+                return forwarded
             return forwarded + self.frame(msgspec.structs.replace(delta, chunks=()))
         if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls:
             # The path of nearly every token.

@@ -29,7 +29,7 @@ DONE = b"[DONE]"
 # In the text of an answer the quotes would be escaped, so these find nothing there.
 _CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
 _REASON = b'"finish_reason"'
-_NO_REASON = re.compile(rb'"finish_reason"\s*:\s*null')
+_UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _REASONS: dict[str, FinishReason] = {
     **{"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
     **{"abort": "abort", "error": "error", "function_call": "tool_calls", "max_tokens": "length", "refusal": "stop"},
@@ -161,7 +161,7 @@ class StreamReader:
         self._missing = n
         self._where = where
         self._forward = forward and n == 1
-        self._head = b""
+        self._head = self._unfinished = b""
         self._finishing: list[Delta] = []
         self._usage = Usage()
         self.ended = False
@@ -171,7 +171,7 @@ class StreamReader:
         found: list[Delta] = []
         forwarded: list[bytes] = []
         for event in events:
-            if self._forward and self._continues(event):
+            if self._head and self._forward and self._continues(event):
                 forwarded.append(event[len(self._head) :])
                 continue
             if forwarded:
@@ -204,19 +204,20 @@ class StreamReader:
     def _continues(self, event: bytes) -> bool:
         """Whether a chunk has the stream's head, and does nothing but continue the answer."""
         return (
-            bool(self._head)
-            and event.startswith(self._head)
+            event.startswith(self._head)
+            and self._unfinished in event
             and event.count(_REASON) == 1
-            and _NO_REASON.search(event) is not None
-            and b"\n" not in event
+            and b"\n" not in event  # which would end the event where it is written again
         )
 
     def _learn_head(self, event: bytes) -> bool:
         """What all chunks of this stream begin with: all before the content of `choices`."""
-        found = _CHOICES.search(event)
-        if found is not None:
-            self._head = event[: found.end()]
-        self._forward = found is not None and self._continues(event)
+        head, unfinished = _CHOICES.search(event), _UNFINISHED.search(event)
+        if head is None or unfinished is None:
+            self._forward = False
+        else:
+            self._head, self._unfinished = event[: head.end()], unfinished[0]
+            self._forward = self._continues(event)
         return self._forward
 
     def close(self) -> list[Delta]:
