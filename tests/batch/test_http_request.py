@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from import_time import modules_added
 from penstock.batch.http_request import HttpRequests
-from penstock.errors import ConfigError, MissingExtraError, RequestError, UpstreamError
+from penstock.errors import ConfigError, EngineDeadError, MissingExtraError, RequestError, UpstreamError
 
 
 @asynccontextmanager
@@ -137,6 +137,13 @@ async def test_an_answer_that_is_not_json_is_an_error(body):
             await made.process({"payload": {}})
 
 
+async def test_after_the_stop_it_says_so():
+    async with worker(echo) as made:
+        await made.stop()
+        with pytest.raises(EngineDeadError):
+            await made.process({"payload": {}})
+
+
 async def test_an_empty_answer_is_none():
     async def nothing(request):
         return web.Response(status=204)
@@ -182,7 +189,9 @@ async def test_two_workers_of_one_server_share_their_limits():
         other = HttpRequests(one.options.url)
         await other.start()
         assert other._limiter is one._limiter
+        assert one._limiter.window == 128
         await other.stop()
+        assert one._limiter.window == 64
 
 
 @pytest.mark.parametrize(

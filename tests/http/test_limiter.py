@@ -153,11 +153,26 @@ def test_workers_that_know_nothing_of_each_other_take_their_part():
 
 
 async def test_workers_of_one_process_share_what_asks_the_same_server():
-    one = shared_limiter("http://a", Limits(concurrency=3))
-    assert shared_limiter("http://a", Limits(concurrency=3)) is one
-    assert shared_limiter("http://b", Limits(concurrency=3)) is not one
-    assert shared_limiter("http://a", Limits(concurrency=4)) is not one
-    one.running = 1
+    one = shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=60))
+    assert shared_limiter("http://a", Limits(concurrency=4, requests_per_minute=60)) is one
+    assert one.window == 7
+    one.leave(3)
+    assert one.window == 4
+    assert shared_limiter("http://b", Limits(concurrency=3, requests_per_minute=60)) is not one
+    assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=90)) is not one
     del one
     gc.collect()
-    assert shared_limiter("http://a", Limits(concurrency=3)).running == 0  # nobody held the old one
+    assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=60)).window == 3  # nobody held the old
+
+
+async def test_one_more_worker_lets_waiting_requests_go():
+    limit = limiter(concurrency=1)
+    await limit.acquire()
+    waiting = asyncio.create_task(limit.acquire())
+    await turns()
+    limit.join(1)
+    await turns()
+    assert waiting.done()
+    limit.leave(1)
+    assert limit.running == 2  # those under way stay
+    assert limit.window == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -10,7 +11,7 @@ from msgspec import Meta, Struct, field
 
 from penstock import lazy
 from penstock.config import parse_options
-from penstock.errors import RequestError, UpstreamError
+from penstock.errors import EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     from penstock.http.client import HttpClient, Reply
@@ -34,8 +35,8 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
 
     `method` is POST, PUT or PATCH. At most `concurrency` requests are under way, fewer while the server refuses for
     load (`adaptive`); `requests_per_minute` and `tokens_per_minute` are limits on top. All workers of a process that
-    ask one server under the same limits share them. A try takes at most `timeout_s` seconds, a new connection
-    `connect_timeout_s`, an answer `max_response_bytes`.
+    ask one server at the same rates share these, and the concurrency of each is added. A try takes at most `timeout_s`
+    seconds, a new connection `connect_timeout_s`, an answer `max_response_bytes`.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -111,26 +112,21 @@ class HttpRequests:
     async def stop(self) -> None:
         """Close the connections. Stopping twice is harmless."""
         client, self._client = self._client, None
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter.leave(self.options.concurrency)
         if client is not None:
             await client.close()
 
     async def _send(self, data: bytes) -> Reply:
-        assert self._client is not None, "start() comes first"
-        assert self._limiter is not None
+        client, limiter = self._client, self._limiter
+        if client is None or limiter is None:
+            raise EngineDeadError("the worker of the HTTP processor is not running")
         estimate = len(data) / CHARS_A_TOKEN if self.options.tokens_per_minute else 0.0
-        reply = await self._client.send(self._endpoint, self._limiter, data=data, tokens=estimate)
+        reply = await client.send(self._endpoint, limiter, data=data, tokens=estimate)
         if estimate:
-            self._charge(reply.body, estimate)
+            _charge(limiter, reply.body, estimate)
         return reply
-
-    def _charge(self, body: bytes, estimate: float) -> None:
-        """Correct the estimate where the answer tells its tokens, as OpenAI's do."""
-        try:
-            used = msgspec.json.decode(body, type=_Charged).usage.total_tokens
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return
-        if used and self._limiter is not None:
-            self._limiter.charge(used - estimate)
 
     def _encoded(self, row: Mapping[str, Any]) -> bytes:
         name = self.options.payload_column
@@ -157,6 +153,13 @@ class HttpRequests:
                 http_status=reply.status,
                 body=text,
             ) from None
+
+
+def _charge(limiter: Limiter, body: bytes, estimate: float) -> None:
+    """Correct the estimate where the answer tells its tokens, as OpenAI's do."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        if used := msgspec.json.decode(body, type=_Charged).usage.total_tokens:
+            limiter.charge(used - estimate)
 
 
 class _Tokens(Struct):

@@ -81,6 +81,7 @@ class Limiter:
         self.running = 0
         self._clock = clock or asyncio.get_running_loop().time
         self._jitter = jitter
+        self._most = limits.concurrency
         self._window = float(limits.concurrency)
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tickets = 0
@@ -120,20 +121,34 @@ class Limiter:
         self.running -= 1
         if verdict == "answered":
             self._cooldown = FIRST_COOLDOWN_S
-            if self._window < self.limits.concurrency:
-                self._window = min(self._window + 1 / self._window, float(self.limits.concurrency))
+            if self._window < self._most:
+                self._window = min(self._window + 1 / self._window, float(self._most))
         elif verdict == "throttled":
             self._throttle(ticket, retry_after)
-        while self._waiting and self.running < int(self._window):
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                self.running += 1
-                waiter.set_result(None)
+        self._admit()
+
+    def join(self, concurrency: int) -> None:
+        """One more asks through this limiter, with so many requests at once. The rates stay as they are."""
+        self._most += concurrency
+        self._window += concurrency
+        self._admit()
+
+    def leave(self, concurrency: int) -> None:
+        """Undo `join`, or what the limiter began with."""
+        self._most = max(self._most - concurrency, 1)
+        self._window = min(self._window, float(self._most))
 
     def charge(self, tokens: float) -> None:
         """Count tokens beyond the estimate; negative for less than that."""
         if self._tokens is not None:
             self._tokens.charge(tokens)
+
+    def _admit(self) -> None:
+        while self._waiting and self.running < int(self._window):
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self.running += 1
+                waiter.set_result(None)
 
     async def _queue(self) -> None:
         waiter = asyncio.get_running_loop().create_future()
@@ -176,14 +191,21 @@ class Limiter:
             self._held_until = max(self._held_until, self._clock() + retry_after)
 
 
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, Limits], Limiter]]
-_shared = WeakKeyDictionary()
+_Key = tuple[str, float | None, float | None, bool]
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, Limiter]] = WeakKeyDictionary()
 
 
 def shared_limiter(server: str, limits: Limits) -> Limiter:
-    """The one limiter of this event loop for `server` under `limits`: workers that ask the same server share it."""
+    """The one limiter of this event loop for `server` at these rates, for workers that ask the same server.
+
+    They share the rates, and what the server says of its load; the concurrency of each is added. Each calls
+    `leave(limits.concurrency)` when it stops.
+    """
     limiters = _shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-    limiter = limiters.get((server, limits))
+    key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)
+    limiter = limiters.get(key)
     if limiter is None:
-        limiter = limiters[server, limits] = Limiter(limits)
+        limiter = limiters[key] = Limiter(limits)
+    else:
+        limiter.join(limits.concurrency)
     return limiter

@@ -38,9 +38,10 @@ class Upstream:
             tokens_per_minute=common.tokens_per_minute,
             adaptive=common.adaptive,
         )
-        # Two models of one server share what it allows; two keys do not.
+        # Two models of one server share its rates; two keys do not.
         self.limiter: Limiter = shared_limiter(f"{self.shown} {options.api_key_env or ''}", limits)
         self.breaker = CircuitBreaker(common.trip_after, common.cooldown_s, asyncio.get_running_loop().time)
+        self.concurrency = common.concurrency
         self.running = 0
         self.served = 0.0
         self._base = base
@@ -142,9 +143,12 @@ class Upstreams:
 
     async def close(self) -> None:
         """Close all connections; requests under way end with `EngineDeadError`."""
+        if self._closed:
+            return
         self._closed = True
         self._changed.set()
         for one in self.members:
+            one.limiter.leave(one.concurrency)
             await one.client.close()
 
     def check(self) -> None:
