@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -33,7 +34,7 @@ def upstream():
 
 
 def test_a_job_gives_what_the_engine_itself_gives(upstream):
-    asked = {"prompt": "{text}", "max_tokens": 8}
+    asked: Any = {"prompt": "{text}", "max_tokens": 8}
     options = {"base_url": upstream}
     remote = penstock.run(ROWS, engine="remote", engine_kwargs=options, **asked)
     local = penstock.run(ROWS, engine="simulated", engine_kwargs={"output_tokens": 12}, **asked)
@@ -59,7 +60,8 @@ def test_a_server_in_front_of_a_server_answers_alike(upstream):
             return answer
 
         def streamed(base, model):
-            text, usage, reasons = "", None, []
+            text, reasons = "", []
+            usage: Any = None
             options = {"stream": True, "stream_options": {"include_usage": True}}
             for line in post(base, model, **options).text.splitlines():
                 if line.startswith("data: {"):
