@@ -19,7 +19,7 @@ KEY = "sk-very-secret-1234"
 @asynccontextmanager
 async def asking(handler, **options):
     """A client and the address of a server whose every request `handler` answers."""
-    app = web.Application()
+    app = web.Application(client_max_size=4 << 20)
     app.router.add_route("*", "/{path:.*}", handler)
     async with TestServer(app) as server:
         client = HttpClient(Headers({"Authorization": f"Bearer {KEY}"}), **options)
@@ -44,6 +44,16 @@ async def test_an_answer_is_read_and_the_request_is_what_was_asked():
     async with asking(echo) as (client, to):
         reply = await client.send(to, limiter(), data=b"{}", headers={"X-More": "1"})
     assert (reply.status, reply.headers["x-said"], reply.body) == (200, "POST", b"{}")
+
+
+async def test_a_large_body_arrives_whole_and_without_a_warning():
+    async def measure(request):
+        assert request.content_type == "application/json"
+        return web.json_response(len(await request.read()))
+
+    async with asking(measure) as (client, to):
+        for size in (1000, 2 << 20):
+            assert (await client.send(to, limiter(), data=b"1" * size)).body == b"%d" % size
 
 
 @pytest.mark.parametrize(("status", "retryable"), [(400, False), (401, False), (429, True), (500, True), (501, False)])

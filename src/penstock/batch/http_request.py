@@ -22,7 +22,6 @@ Rate = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
 CHARS_A_TOKEN = 4
-_JSON = "application/json"
 
 
 class HttpRequestOptions(Struct, frozen=True, kw_only=True):
@@ -90,7 +89,7 @@ class HttpRequests:
         self._limiter = shared_limiter(self._endpoint.shown, limits)
         self._policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
         self._client = HttpClient(
-            Headers({"Content-Type": _JSON, **options.headers}),
+            Headers(options.headers),
             timeouts=Timeouts(connect_s=options.connect_timeout_s, try_s=options.timeout_s),
             max_body_bytes=options.max_response_bytes,
             session_factory=options.session_factory,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from io import BytesIO
 from typing import Annotated, Any, NamedTuple
 
 import aiohttp
@@ -21,6 +22,9 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 KEPT_ALIVE_S = 4.0
 """Below the 5 s after which common servers close an idle connection: a request that meets that close is lost."""
+_JSON = "application/json"
+LARGE_BYTES = 1 << 20
+"""Bodies of this size are written in pieces, so that one request does not hold up the others."""
 SHOWN_CHARS = 500
 KEPT_CHARS = 4096
 
@@ -82,7 +86,8 @@ class HttpClient:
         self._headers = headers
         self._timeout = aiohttp.ClientTimeout(given.try_s, sock_connect=given.connect_s, sock_read=given.idle_s)
         self._max_body_bytes = max_body_bytes
-        self._make_session = session_factory or _session
+        self._make_session = session_factory or self._own_session
+        self._each_time = headers.values if session_factory is not None else None  # else the session has them
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
@@ -108,7 +113,10 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         tokens: float = 0.0,
     ) -> Reply:
-        """One try. Raises `UpstreamError` for a status other than 2xx or a lost connection, `EngineTimeoutError`."""
+        """One try; bytes as `data` are JSON.
+
+        Raises `UpstreamError` for a status other than 2xx or a lost connection, `EngineTimeoutError`.
+        """
         ticket = await limiter.acquire(tokens)
         verdict: Verdict = "unknown"
         pause = None
@@ -177,10 +185,25 @@ class HttpClient:
         session = self._session
         if session is None:
             raise EngineDeadError(f"{to.shown}: the connection was closed")
-        merged = self._headers.values if headers is None else {**self._headers.values, **headers}
+        if self._each_time is not None:
+            headers = self._each_time if headers is None else {**self._each_time, **headers}
+        if isinstance(data, bytes):
+            if len(data) < LARGE_BYTES:
+                data = aiohttp.BytesPayload(data, content_type=_JSON)
+            else:
+                data = aiohttp.BytesIOPayload(BytesIO(data), content_type=_JSON)
         # A redirect would carry the body, and headers with keys, to somewhere that nobody configured.
         return session.request(
-            to.method, to.url, data=data, headers=merged, timeout=self._timeout, allow_redirects=False
+            to.method, to.url, data=data, headers=headers, timeout=self._timeout, allow_redirects=False
+        )
+
+    def _own_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE_S)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers.values,
+            timeout=self._timeout,
         )
 
     async def _read(self, response: aiohttp.ClientResponse, to: Endpoint) -> bytes:
@@ -271,8 +294,3 @@ def complaint(text: str) -> str:
         while isinstance(body, dict) and key in body:
             body = body[key]
     return body if isinstance(body, str) else text
-
-
-def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE_S)
-    return aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())

@@ -240,7 +240,6 @@ class RemoteEngine(LLMEngine):
                 tokens = self._estimate(data, given.get(self.options.max_tokens_field))
             else:
                 data = form(given, file)
-                del headers["Content-Type"]  # which a form has of its own
             to = upstream.to(path)
             with upstreams.watch(upstream):
                 reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
@@ -396,11 +395,9 @@ class _Stream:
             raise UpstreamError(f"{self._upstream.shown} sent {error}") from None
 
 
-def _headers(request_id: str) -> dict[str, str]:
-    headers = {"Content-Type": "application/json"}
-    if request_id and request_id.isascii() and request_id.isprintable():
-        headers["X-Request-Id"] = request_id
-    return headers
+def _headers(request_id: str) -> dict[str, str] | None:
+    """The request's own: its id, where that can be a header."""
+    return {"X-Request-Id": request_id} if request_id and request_id.isascii() and request_id.isprintable() else None
 
 
 def _charge(upstream: Upstream, answer: Any, estimate: float) -> None:
