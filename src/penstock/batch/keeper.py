@@ -17,6 +17,10 @@ _NOT_DECIDING = frozenset(
         *("enable_prefix_caching", "max_loras", "properties"),
         *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
         *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times"),
+        # Where a remote model is and how it is reached; the keys that headers may hold belong in no manifest anyway.
+        *("base_url", "upstreams", "headers", "api_key_env", "concurrency", "adaptive", "requests_per_minute"),
+        *("tokens_per_minute", "connect_timeout_s", "timeout_s", "max_retries", "base_retry_wait_s", "trip_after"),
+        *("cooldown_s", "patience_s", "discover", "max_response_bytes", "max_tokens_field"),
     }
 )
 
