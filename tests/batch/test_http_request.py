@@ -179,9 +179,13 @@ async def test_tokens_are_charged_by_what_the_answer_tells():
     assert charged == [1000 - 400 / 4]
 
 
-async def test_qps_spaces_requests(monkeypatch):
-    async with worker(echo, qps=100) as made:
-        assert made._limiter.limits.requests_per_minute == 6000
+@pytest.mark.parametrize(
+    ("options", "per_minute"),
+    [({"qps": 100}, 6000), ({"qps": 1, "requests_per_minute": 30}, 30), ({"qps": 100, "processes": 4}, 1500)],
+)
+async def test_rates_are_the_strictest_and_each_process_has_its_share(options, per_minute):
+    async with worker(echo, **options) as made:
+        assert made._limiter.limits.requests_per_minute == per_minute
 
 
 async def test_two_workers_of_one_server_share_their_limits():

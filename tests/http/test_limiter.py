@@ -146,10 +146,10 @@ async def test_requests_and_tokens_a_minute_are_kept(clock):
     assert round(clock.slept[-1], 6) == 6.0  # the last 100 and those 500, at 100 a second
 
 
-def test_workers_that_know_nothing_of_each_other_take_their_part():
+def test_processes_that_know_nothing_of_each_other_take_their_part():
     part = Limits(concurrency=10, requests_per_minute=600, tokens_per_minute=900).shared_by(3)
-    assert part == Limits(concurrency=3, requests_per_minute=200, tokens_per_minute=300)
-    assert Limits(concurrency=2).shared_by(5) == Limits(concurrency=1)
+    assert part == Limits(concurrency=10, requests_per_minute=200, tokens_per_minute=300)
+    assert Limits().shared_by(5) == Limits()
 
 
 async def test_workers_of_one_process_share_what_asks_the_same_server():

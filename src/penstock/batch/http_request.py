@@ -34,8 +34,9 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
 
     `method` is POST, PUT or PATCH. At most `concurrency` requests are under way, fewer while the server refuses for
     load (`adaptive`); `requests_per_minute` and `tokens_per_minute` are limits on top. All workers of a process that
-    ask one server at the same rates share these, and the concurrency of each is added. A try takes at most `timeout_s`
-    seconds, a new connection `connect_timeout_s`, an answer `max_response_bytes`.
+    ask one server at the same rates share these, and the concurrency of each is added; where so many `processes` do,
+    each keeps to its share of the rates. A try takes at most `timeout_s` seconds, a new connection `connect_timeout_s`,
+    an answer `max_response_bytes`.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -49,6 +50,7 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     adaptive: bool = True
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
+    processes: Positive = 1
     timeout_s: Seconds = 300.0
     connect_timeout_s: Seconds = 10.0
     max_response_bytes: Positive = 64 << 20
@@ -86,7 +88,7 @@ class HttpRequests:
             tokens_per_minute=options.tokens_per_minute,
             adaptive=options.adaptive,
         )
-        self._limiter = shared_limiter(self._endpoint.shown, limits)
+        self._limiter = shared_limiter(self._endpoint.shown, limits.shared_by(options.processes))
         self._policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
         self._client = HttpClient(
             Headers(options.headers),

@@ -33,13 +33,14 @@ class Limits(Struct, frozen=True, kw_only=True):
     tokens_per_minute: Rate | None = None
     adaptive: bool = True
 
-    def shared_by(self, workers: int) -> Limits:
-        """The part of one of so many processes that ask the same server without knowing of each other."""
+    def shared_by(self, processes: int) -> Limits:
+        """The part of one of so many processes that ask the same server without knowing of each other: each has its
+        own concurrency, and an equal share of the rates.
+        """
         return msgspec.structs.replace(
             self,
-            concurrency=max(self.concurrency // workers, 1),
-            requests_per_minute=self.requests_per_minute and self.requests_per_minute / workers,
-            tokens_per_minute=self.tokens_per_minute and self.tokens_per_minute / workers,
+            requests_per_minute=self.requests_per_minute and self.requests_per_minute / processes,
+            tokens_per_minute=self.tokens_per_minute and self.tokens_per_minute / processes,
         )
 
 

@@ -42,6 +42,17 @@ def test_a_job_gives_what_the_engine_itself_gives(upstream):
     assert next(row["usage"] for row in remote.rows())["completion_tokens"] == 8
 
 
+def test_a_job_goes_on_where_the_server_has_moved_and_its_manifest_holds_no_key(upstream, tmp_path):
+    output = tmp_path / "out.jsonl"
+    asked: Any = {"engine": "remote", "model": "sim", "prompt": "{text}", "max_tokens": 4, "progress": False}
+    secret = {"Authorization": "Bearer sk-very-secret-1234"}
+    penstock.run(ROWS, output, engine_kwargs={"base_url": upstream, "headers": secret}, **asked)
+    for file in tmp_path.rglob("*"):
+        assert not file.is_file() or b"sk-very-secret" not in file.read_bytes()
+    again = penstock.run(ROWS, output, engine_kwargs={"base_url": "http://127.0.0.1:1/v1"}, **asked)
+    assert again.already_complete
+
+
 def test_a_job_with_a_schema(upstream):
     schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
     result = penstock.run(
