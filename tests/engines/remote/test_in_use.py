@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 import penstock
@@ -100,6 +101,22 @@ def test_a_server_in_front_of_a_server_answers_alike(upstream):
         assert refused.json()["error"]["code"] == "context_length_exceeded"
         card = client.get(f"{url}/models/front").json()
         assert (card["engine"], card["state"], card["max_model_len"]) == ("remote", "ready", 32768)
+
+
+def test_openais_client_reads_what_is_handed_on(upstream):
+    with penstock_serve(front(upstream)) as url, openai.OpenAI(base_url=url, api_key="none") as client:
+        asked: Any = {"model": "front", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+        whole = client.chat.completions.create(**asked)
+        chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {
+            (chunks[0].id, "front", chunks[0].created)
+        }
+        text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == whole.choices[
+            0
+        ].finish_reason
 
 
 def test_a_wrong_model_is_a_reason_not_to_start(upstream):
