@@ -25,7 +25,7 @@ from typing import Any
 import harness
 from harness import Bar, Contestant
 
-STEPS_PER_TURN = 16
+STEPS_PER_TURN = 32
 MINIMAL, OURS = "minimal ASGI app", "penstock"
 BODY = {
     "model": "simulated",
@@ -70,10 +70,11 @@ def minimal_app(tokens: int) -> Any:
 
 def serve(name: str, tokens: int) -> None:
     """Serve one of the contestants on a free port, and print the port."""
-    from penstock.serve.http_server import HttpServer, listen
+    from penstock.serve.http_server import HttpServer, collect_garbage_seldom, listen
 
     listening = listen("127.0.0.1", 0)
     print(listening.getsockname()[1], flush=True)
+    collect_garbage_seldom()
     if name == MINIMAL:
         import uvicorn
 

@@ -129,7 +129,7 @@ def models(url: str, api_key: str | None) -> None:
 async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: Any, budget: int | None) -> None:
     from penstock.runtimes.local import build_local_handles
     from penstock.serve.app import build_app
-    from penstock.serve.http_server import HttpServer, address
+    from penstock.serve.http_server import HttpServer, address, collect_garbage_seldom
 
     handles = build_local_handles(configs, memory_budget_bytes=budget)
     app = build_app(handles, lora_paths=_lora_paths(configs), settings=settings)
@@ -142,6 +142,7 @@ async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: An
         click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
         sys.stdout.flush()
 
+    collect_garbage_seldom()
     await HttpServer(app, listening).run(handles.values(), on_listening=announce)
 
 

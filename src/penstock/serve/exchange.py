@@ -74,21 +74,21 @@ class Exchange:
     def finish(self) -> None:
         """Report to the metrics."""
         self.ended = time.perf_counter()
-        metrics, model = self.ingress.metrics, self.model
-        metrics.requests.labels(model, self.endpoint, str(self.status)).inc()
-        if not model:
+        self.ingress.metrics.requests.labels(self.model, self.endpoint, str(self.status)).inc()
+        if not self.model:
             return
+        metrics, usage = self.ingress.metrics.of(self.model), self.usage
         total = self.ended - self.started
-        metrics.latency.labels(model).observe(total)
+        metrics.latency.observe(total)
         if self.queue_times:
-            metrics.queue_time.labels(model).observe(max(self.queue_times))
-        metrics.engine_time.labels(model).observe(self.engine_seconds)
-        metrics.framework_time.labels(model).observe(max(total - self.engine_seconds, 0.0))
-        metrics.prompt_tokens.labels(model).inc(self.usage.prompt_tokens)
-        metrics.cached_tokens.labels(model).inc(self.usage.cached_tokens)
-        metrics.generation_tokens.labels(model).inc(self.usage.completion_tokens)
+            metrics.queue_time.observe(max(self.queue_times))
+        metrics.engine_time.observe(self.engine_seconds)
+        metrics.framework_time.observe(max(total - self.engine_seconds, 0.0))
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.cached_tokens.inc(usage.cached_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
         if self.first_token_at is not None:
-            metrics.first_token.labels(model).observe(self.first_token_at - self.started)
-            between = self.usage.completion_tokens - 1
+            metrics.first_token.observe(self.first_token_at - self.started)
+            between = usage.completion_tokens - 1
             if between > 0:
-                metrics.per_token.labels(model).observe((self.ended - self.first_token_at) / between)
+                metrics.per_token.observe((self.ended - self.first_token_at) / between)

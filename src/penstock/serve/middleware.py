@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.errors import ShuttingDownError
@@ -34,7 +34,7 @@ class ExchangeMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = exchange.id
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
             await send(message)
 
         self._ingress.begin()
