@@ -20,7 +20,7 @@ _NOT_DECIDING = frozenset(
         # Where a remote model is and how it is reached; the keys that headers may hold belong in no manifest anyway.
         *("base_url", "upstreams", "headers", "api_key_env", "concurrency", "adaptive", "requests_per_minute"),
         *("tokens_per_minute", "connect_timeout_s", "timeout_s", "max_retries", "base_retry_wait_s", "trip_after"),
-        *("cooldown_s", "patience_s", "discover", "max_response_bytes", "max_tokens_field"),
+        *("cooldown_s", "patience_s", "discover", "max_response_bytes", "max_tokens_field", "stream_usage"),
     }
 )
 

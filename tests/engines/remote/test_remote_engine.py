@@ -99,6 +99,14 @@ async def test_everything_asked_is_sent(script):
     assert script.headers[-1]["X-Request-Id"] == "r-1"
 
 
+async def test_servers_that_refuse_stream_options_get_none(script):
+    script.answers = [sse(chunk(content="a"), chunk(reason="stop"))]
+    async with remote(script, stream_usage=False) as engine:
+        result = await answer(engine, chat_request("hi"))
+    assert "stream_options" not in script.asked[0][1]
+    assert (result.texts[0], result.usage) == ("a", Usage())
+
+
 @pytest.mark.parametrize(
     ("constraint", "sent"),
     [

@@ -198,6 +198,8 @@ class RemoteEngine(LLMEngine):
         request: ChatRequest | CompletionRequest,
     ) -> _Stream:
         """A stream whose first deltas have come."""
+        if self.options.stream_usage:
+            body["stream_options"] = {"include_usage": True}
         data = self._encode(body)
         to = upstream.to(path)
         async with AsyncExitStack() as held:

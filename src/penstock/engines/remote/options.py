@@ -40,8 +40,8 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     requests wait up to `patience_s`.
 
     What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`, `structured`. With
-    `discover` false they are not asked. `max_tokens_field` is how they call the limit of a chat answer. `extra_body` is
-    added to every body of a chat or completion.
+    `discover` false they are not asked. `max_tokens_field` is how they call the limit of a chat answer; `stream_usage`
+    false is for servers that refuse `stream_options`. `extra_body` is added to every body of a chat or completion.
     """
 
     base_url: str | None = None
@@ -65,6 +65,7 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     max_top_logprobs: Annotated[int, Meta(ge=-1)] | None = None
     structured: list[Literal["json_schema", "json_object", "regex"]] | None = None
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    stream_usage: bool = True
     max_response_bytes: Positive = 64 << 20
     extra_body: dict[str, Any] = field(default_factory=dict)
 

@@ -59,7 +59,6 @@ def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> 
         body["priority"] = request.priority
     if request.stream:
         body["stream"] = True
-        body["stream_options"] = {"include_usage": True}
     return body
 
 
