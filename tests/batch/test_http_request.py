@@ -213,6 +213,13 @@ def test_wrong_options_name_their_field(options, hint):
         HttpRequests(**options)
 
 
+def test_keys_are_not_shown():
+    made = HttpRequests("http://user:pass@h", headers={"Authorization": "Bearer sk-secret-1", "X-Team": "shown"})
+    assert "sk-secret-1" not in repr(made.options)
+    assert "pass" not in repr(made.options)
+    assert "shown" in repr(made.options)
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     monkeypatch.delitem(sys.modules, "penstock.http.client", raising=False)

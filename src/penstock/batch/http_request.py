@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock import lazy
-from penstock.config import parse_options
+from penstock.config import masked, parse_options
 from penstock.errors import EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
@@ -56,6 +56,10 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     max_response_bytes: Positive = 64 << 20
     payload_column: str = "payload"
     output_column: str = "http_response"
+
+    def __repr__(self) -> str:
+        """Without keys."""
+        return f"HttpRequestOptions({masked(msgspec.structs.asdict(self))!r})"
 
 
 class HttpRequests:

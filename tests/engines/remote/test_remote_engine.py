@@ -1,6 +1,7 @@
 """What is asked of a scripted server, and how its answers are read."""
 
 import asyncio
+import sys
 
 import pytest
 from aiohttp import web
@@ -11,6 +12,7 @@ from penstock.errors import (
     ConfigError,
     EngineDeadError,
     EngineStartError,
+    MissingExtraError,
     ModelNotFoundError,
     RequestError,
     UnsupportedError,
@@ -485,6 +487,21 @@ async def test_what_a_server_tells_only_when_it_has_loaded_is_learned_then(scrip
 # Options
 def test_the_table_knows_it():
     assert engine_class("remote") is RemoteEngine
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
+    for module in [
+        name for name in sys.modules if name.startswith(("penstock.engines.remote", "penstock.http.client"))
+    ]:
+        monkeypatch.delitem(sys.modules, module)
+    with pytest.raises(MissingExtraError, match=r"The remote engine needs .*'aiohttp'.*pip install 'penstock\[http\]'"):
+        engine_class("remote")
+
+
+def test_keys_that_are_given_in_the_open_are_not_shown():
+    options = {"upstreams": [{"base_url": "http://h", "headers": {"Authorization": f"Bearer {KEY}"}}]}
+    assert KEY not in repr(RemoteEngine("m", engine_kwargs=options).options)
 
 
 @pytest.mark.parametrize(

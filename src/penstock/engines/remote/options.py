@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
-from penstock.config import parse_options
+from penstock.config import masked, parse_options
 from penstock.errors import ConfigError
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -68,6 +69,10 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     stream_usage: bool = True
     max_response_bytes: Positive = 64 << 20
     extra_body: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Without keys."""
+        return f"RemoteOptions({masked(msgspec.structs.asdict(self))!r})"
 
 
 def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[UpstreamOptions]]:
