@@ -25,8 +25,9 @@ PenstockError
 │   ├── EngineTimeoutError   it did not answer in time
 │   ├── OverloadedError      its queue is full
 │   │   └── TooManyRequestsError  the server answers as many requests as it may
-│   └── UnavailableError     it takes no requests now: asleep, or draining
-│       └── ShuttingDownError     the whole server is on its way down
+│   ├── UnavailableError     it takes no requests now: asleep, or draining
+│   │   └── ShuttingDownError     the whole server is on its way down
+│   └── UpstreamError        another server, asked over HTTP, refused or failed
 ├── ServerError              a server that was asked refused, or could not be reached
 └── ClientGoneError          the client closed the connection
 
@@ -276,6 +277,35 @@ class ClientGoneError(PenstockError):
 
     status = 499
     kind = "client_closed_request"
+
+
+class UpstreamError(EngineError):
+    """Another server, asked over HTTP, refused or failed.
+
+    `http_status` is what it answered with, None where no answer came; `body` is the beginning of that answer.
+    `retry_after` is in seconds, None where the server named no time.
+    """
+
+    status = 502
+    kind = "upstream_error"
+    http_status: int | None = None
+    body: str = ""
+    retry_after: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        http_status: int | None = None,
+        body: str = "",
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.body = body
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
