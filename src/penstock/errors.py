@@ -6,7 +6,9 @@ PenstockError
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
 ├── JobError                 a batch job cannot go on
-│   └── JobMismatchError     a journal belongs to a different job; shows what differs
+│   ├── JobMismatchError     a journal belongs to a different job; shows what differs
+│   └── JobLimitError        it reached a limit that it was given: tokens, errors, time
+├── UserCodeError            a function that the user gave has failed
 ├── RequestError             the caller's request cannot be answered as it stands
 │   ├── ContextLengthError   prompt and answer do not fit the model
 │   ├── ModelNotFoundError   no such model or adapter
@@ -111,6 +113,18 @@ class JobMismatchError(JobError):
     def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:
         super().__init__(message)
         self.differences = differences
+
+
+class JobLimitError(JobError):
+    """A job reached a limit that it was given: tokens, share of errors, or time. It can be resumed with a wider one."""
+
+    kind = "job_limit"
+
+
+class UserCodeError(PenstockError):
+    """A function or stage that the user gave has failed."""
+
+    kind = "user_code_error"
 
 
 class RequestError(PenstockError):
