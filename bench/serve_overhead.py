@@ -25,7 +25,7 @@ from typing import Any
 import harness
 from harness import Bar, Contestant
 
-STEPS_PER_TURN = 16
+STEPS_PER_TURN = 32
 MINIMAL, OURS = "minimal ASGI app", "penstock"
 BODY = {
     "model": "simulated",

@@ -13,14 +13,7 @@ from penstock.batch.keeper import EngineKeeper
 from penstock.batch.policy import ErrorPolicy
 from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
-from penstock.errors import (
-    EngineDeadError,
-    EngineError,
-    JobError,
-    OverloadedError,
-    PenstockError,
-    UnavailableError,
-)
+from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError
 
 LONGEST_PAUSE = 5.0
 
@@ -93,7 +86,7 @@ class Attempts:
 
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
         pause: float = min(self._pause * 2.0 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + self._random.random())
-        return max(pause, failure.retry_after) if isinstance(failure, (OverloadedError, UnavailableError)) else pause
+        return max(pause, failure.retry_after or 0.0)
 
 
 class Asker(Protocol):

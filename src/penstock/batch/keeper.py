@@ -19,6 +19,10 @@ _NOT_DECIDING = frozenset(
         *("enable_prefix_caching", "max_loras", "properties"),
         *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
         *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times"),
+        # Where a remote model is and how it is reached; the keys that headers may hold belong in no manifest anyway.
+        *("base_url", "upstreams", "headers", "api_key_env", "concurrency", "adaptive", "requests_per_minute"),
+        *("tokens_per_minute", "connect_timeout_s", "timeout_s", "max_retries", "base_retry_wait_s", "trip_after"),
+        *("cooldown_s", "patience_s", "discover", "max_response_bytes", "max_tokens_field", "stream_usage"),
     }
 )
 
@@ -26,7 +30,8 @@ _NOT_DECIDING = frozenset(
 def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs: Mapping[str, Any] | None) -> LLMEngine:
     """The engine a job asks for, not started yet if it is made here.
 
-    `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo".
+    `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo", and "auto"
+    (the one that the server has) for "remote".
     Raises `ConfigError`.
     """
     if isinstance(engine, LLMEngine):
@@ -39,7 +44,7 @@ def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs:
     if engine is None:
         engine = "simulated" if model == "simulated" else "openvino"
     if model is None:
-        model = "simulated" if engine == "simulated" else "demo"
+        model = {"simulated": "simulated", "remote": "auto"}.get(engine, "demo")
     return engine_class(engine)(model, engine_kwargs=engine_kwargs)
 
 

@@ -7,6 +7,7 @@ agree. Time passes in steps as in a continuous-batching engine: each step gives 
 from __future__ import annotations
 
 import asyncio
+from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, ClassVar
@@ -82,7 +83,8 @@ class _Running:
         self.request = request
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
-        self.answer = answer
+        self.answer = answer[:total]
+        self.texts = _text_of_each(self.answer)
         self.total = total
         self.reason = reason
         self.emitted = 0
@@ -91,9 +93,7 @@ class _Running:
         self.hangs = False
         self.ready_at = 0.0
         self.stop = StopStrings(request.sampling.stop)
-        self.pending_text = b""
         self.mailbox = Mailbox()
-        self.ids: list[int] = []
 
 
 class SimulatedEngine(TokenEngine):
@@ -252,29 +252,21 @@ class SimulatedEngine(TokenEngine):
 
     def _emit(self, item: _Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
+        text = item.texts[item.emitted]
+        ids: tuple[int, ...] = (item.answer[item.emitted],)
         item.emitted += 1
-        token = item.answer[item.emitted - 1 : item.emitted]
-        item.ids.extend(token)
-        item.pending_text += token
-        text = ""
-        try:
-            text = item.stop.push(item.pending_text.decode())
-            item.pending_text = b""
-        except UnicodeDecodeError:
-            pass  # in the middle of a character
+        text = item.stop.push(text)
         done = item.stop.stopped or item.emitted >= item.total
         if not item.request.stream:
             if not done:
                 return None
             whole = StopStrings(item.request.sampling.stop)
-            text = whole.push(bytes(item.ids).decode(errors="replace"))
-            ids = tuple(item.ids)
+            ids = tuple(item.answer[: item.emitted])
+            text = whole.push(bytes(ids).decode(errors="replace"))
             if not whole.stopped:
                 text += whole.flush()
-        else:
-            ids = tuple(token)
-            if done and not item.stop.stopped:
-                text += item.stop.flush() + item.pending_text.decode(errors="replace")
+        elif done and not item.stop.stopped:
+            text += item.stop.flush()
         logprobs = None
         if item.request.sampling.logprobs is not None:
             logprobs = tuple(self._logprob(t, item.request.sampling.logprobs) for t in ids)
@@ -322,9 +314,13 @@ class SimulatedEngine(TokenEngine):
                 # All that run hang: look again now and then, a caller may give up or a new request come.
                 await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
                 continue
-            await asyncio.sleep(step)
-            for _ in range(1 if step else self.options.steps_per_turn):
+            if step:
+                await asyncio.sleep(step)
                 self._step(ready, step, clock())
+            else:
+                for _ in range(self.options.steps_per_turn):
+                    self._step(ready, step, clock())
+                await asyncio.sleep(0)
 
     def _step(self, ready: list[_Running], seconds: float, now: float) -> None:
         self._steps += 1
@@ -352,3 +348,13 @@ class SimulatedEngine(TokenEngine):
         self._running.clear()
         self._waiting.clear()
         self._prefixes.clear()
+
+
+def _text_of_each(answer: bytes) -> Sequence[str]:
+    """The text that each token adds: a character comes with its last byte, one cut short with the last token."""
+    if answer.isascii():
+        return answer.decode()
+    decoder = getincrementaldecoder("utf-8")("replace")
+    texts = [decoder.decode(answer[at : at + 1]) for at in range(len(answer))]
+    texts[-1] += decoder.decode(b"", final=True)
+    return texts

@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from msgspec import to_builtins
+
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
@@ -71,8 +73,11 @@ class LocalModel:
         return ModelCard(
             id=self.model_id,
             created=self._created,
-            context_length=length if isinstance(length, int) else None,
-            metadata={"engine": self.engine_name},
+            context_length=length if isinstance(length, int) and length else None,
+            metadata={
+                "engine": self.engine_name,
+                **({"capabilities": to_builtins(capabilities)} if capabilities else {}),
+            },
         )
 
     def state(self) -> ModelState:
