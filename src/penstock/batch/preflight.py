@@ -30,10 +30,10 @@ _SAMPLE = 256
 class Forecast(Struct, kw_only=True):
     """What a job will be like.
 
-    `rows` is their number, None where they were not all read and the data does not say; `read` how many were read, on
-    which `unreadable` (rows that fail before they are asked, by kind of error) and `duplicates` (rows with the request
-    of another row, which is asked once) are counted. The rest is estimated: `tried` rows were asked, `counted` had
-    their tokens counted. `over_long` rows do not fit the model. Tokens are those of all rows, `seconds` the time for them at
+    `rows` is their number, None where they were not all read and the data does not say; `read` how many were read.
+    Among these are `unreadable` rows, which fail before they are asked, by kind of error, and `duplicates`, rows with
+    the request of another row, which is asked once. The rest is estimated: `tried` rows were asked, `counted` had their
+    tokens counted. `over_long` rows do not fit the model. Tokens are those of all rows, `seconds` the time for them at
     the speed that was measured; None where nothing was tried. `failed` are tried rows that failed, by kind.
     """
 
