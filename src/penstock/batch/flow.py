@@ -269,7 +269,8 @@ class Flow:
         """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
         try:
             while row is not None:
-                outcome = await self._answer(row)
+                answer = self._asker.outcome if self._row_timeout is None else self._answer_in_time
+                outcome = await answer(row)
                 if outcome is not None:
                     concluded = self._form.conclude(row, outcome)
                     own = concluded if isinstance(concluded, Outcome) else await concluded
@@ -287,7 +288,7 @@ class Flow:
             self._tasks.discard(task)
             self._admit()
 
-    async def _answer(self, row: Row) -> Outcome | None:
+    async def _answer_in_time(self, row: Row) -> Outcome | None:
         try:
             async with asyncio.timeout(self._row_timeout) as limit:
                 return await self._asker.outcome(row)
