@@ -1,3 +1,6 @@
+import ast
+from pathlib import Path
+
 import pytest
 
 from penstock import errors
@@ -17,6 +20,19 @@ TREE = [cls for cls in subclasses(PenstockError) if cls.__module__ == errors.__n
 def test_every_error_is_in_the_drawing_and_has_a_status(cls):
     assert cls.__name__ in errors.__doc__
     assert 400 <= cls.status < 600
+
+
+def test_no_error_stands_outside_the_tree():
+    names = {"PenstockError", *(cls.__name__ for cls in TREE)}
+    home = Path(errors.__file__)
+    strays = [
+        f"{path.name}: {node.name}"
+        for path in home.parent.rglob("*.py")
+        if path != home
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef) and names & {base.id for base in node.bases if isinstance(base, ast.Name)}
+    ]
+    assert not strays
 
 
 @pytest.mark.parametrize("cls", [cls for cls in TREE if "kind" in cls.__dict__], ids=lambda cls: cls.__name__)

@@ -10,12 +10,25 @@ PenstockError
 ├── RequestError             the caller's request cannot be answered as it stands
 │   ├── ContextLengthError   prompt and answer do not fit the model
 │   ├── ModelNotFoundError   no such model or adapter
-│   └── UnsupportedError     this engine has no such ability
-└── EngineError              the engine failed
-    ├── EngineStartError     it could not be loaded
-    ├── EngineDeadError      its process ended
-    ├── EngineTimeoutError   it did not answer in time
-    └── OverloadedError      its queue is full
+│   ├── UnsupportedError     this engine has no such ability
+│   ├── NoKeyError           no API key, or a wrong one
+│   ├── ForbiddenError       the key is known, but not for this
+│   ├── NoRouteError         no such path
+│   ├── MethodError          the path has no such method
+│   ├── BodyTooLargeError    the body is larger than the server takes
+│   ├── ContentTypeError     the body is in a form that the path does not read
+│   └── LineError            a line of a batch file is wrong, not the request in it
+│       └── DuplicateIdError an earlier line has the same custom_id
+├── EngineError              the engine failed
+│   ├── EngineStartError     it could not be loaded
+│   ├── EngineDeadError      its process ended
+│   ├── EngineTimeoutError   it did not answer in time
+│   ├── OverloadedError      its queue is full
+│   │   └── TooManyRequestsError  the server answers as many requests as it may
+│   └── UnavailableError     it takes no requests now: asleep, or draining
+│       └── ShuttingDownError     the whole server is on its way down
+├── ServerError              a server that was asked refused, or could not be reached
+└── ClientGoneError          the client closed the connection
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
 `kind` is the name that stands in result rows and in OpenAI-shaped error bodies.
@@ -128,6 +141,60 @@ class UnsupportedError(RequestError):
     kind = "unsupported"
 
 
+class NoKeyError(RequestError):
+    """The request has no API key, or a wrong one."""
+
+    status = 401
+    kind = "invalid_api_key"
+
+
+class ForbiddenError(RequestError):
+    """The key is known, but not for this route."""
+
+    status = 403
+    kind = "permission_denied"
+
+
+class NoRouteError(RequestError):
+    """There is no such path."""
+
+    status = 404
+    kind = "not_found"
+
+
+class MethodError(RequestError):
+    """The path has no such method."""
+
+    status = 405
+    kind = "method_not_allowed"
+
+
+class BodyTooLargeError(RequestError):
+    """The body is larger than the server takes."""
+
+    status = 413
+    kind = "request_too_large"
+
+
+class ContentTypeError(RequestError):
+    """The body is not in a form that the route reads."""
+
+    status = 415
+    kind = "unsupported_media_type"
+
+
+class LineError(RequestError):
+    """A line of an OpenAI Batch file is wrong, not the request in it."""
+
+    kind = "invalid_line"
+
+
+class DuplicateIdError(LineError):
+    """An earlier line has the same `custom_id`."""
+
+    kind = "duplicate_custom_id"
+
+
 class EngineError(PenstockError):
     """The engine failed on a request that was well formed."""
 
@@ -169,6 +236,44 @@ class OverloadedError(EngineError):
         self.retry_after = retry_after
 
 
+class TooManyRequestsError(OverloadedError):
+    """The server answers as many requests as it was told to."""
+
+    status = 429
+    kind = "rate_limit_exceeded"
+
+
+class UnavailableError(EngineError):
+    """The model takes no requests for now: it is asleep, or draining. `retry_after` is in seconds."""
+
+    status = 503
+    retryable = True
+    kind = "unavailable"
+
+    def __init__(self, message: str, retry_after: float = 5.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ShuttingDownError(UnavailableError):
+    """The server is on its way down."""
+
+    kind = "shutting_down"
+
+
+class ServerError(PenstockError):
+    """A server that was asked could not be reached, or refused."""
+
+    kind = "server_error"
+
+
+class ClientGoneError(PenstockError):
+    """The client closed the connection. Nobody reads this; 499 is what stands in logs and metrics."""
+
+    status = 499
+    kind = "client_closed_request"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the known word nearest to `name`, or lists them where none is near."""
     from difflib import get_close_matches  # only on the way to an error
@@ -190,7 +295,7 @@ def by_kind(kind: str, message: str) -> PenstockError:
             Exception.__init__(error, message)
             if isinstance(error, RequestError):
                 error.param = None
-            if isinstance(error, OverloadedError):
+            if isinstance(error, (OverloadedError, UnavailableError)):
                 error.retry_after = 1.0
             return error
         pending.extend(cls.__subclasses__())

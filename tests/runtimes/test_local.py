@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import pytest
 
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, EngineStartError, OverloadedError
+from penstock.errors import ConfigError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import MemoryBudget, build_local_handles, memory_estimate
 from penstock.serve.server import LLMServer
@@ -220,7 +220,7 @@ async def test_a_sleeping_model_takes_no_memory_and_its_state_is_its_own(build):
     assert await handles["a"].control("sleep", {}) == [{"replica": "local-0", "ok": True, "result": None}]
     assert await ask(handles["b"])
     assert states(handles) == {"a": "asleep", "b": "ready"}
-    with pytest.raises(OverloadedError):
+    with pytest.raises(UnavailableError):
         await ask(handles["a"])
     await handles["a"].control("wakeup", {})
     assert await ask(handles["a"])
@@ -232,7 +232,7 @@ async def test_a_stop_while_it_loads_or_after_it_stopped_is_harmless(build):
     asking = asyncio.create_task(ask(handle))
     await asyncio.sleep(0)
     await handle.stop(0)
-    with pytest.raises(OverloadedError):
+    with pytest.raises(UnavailableError):
         await asking
     await handle.stop(0)
 

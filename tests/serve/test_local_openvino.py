@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from penstock.errors import EngineDeadError, OverloadedError
+from penstock.errors import EngineDeadError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import build_local_handles
 from penstock.types import ChatRequest, Sampling
@@ -77,7 +77,7 @@ async def test_a_real_engine_through_its_whole_life(handle):
     await handle.control("sleep", {"mode": "abort"})
     assert handle.state().state == "asleep"
     assert handle.server.engine._process is None
-    with pytest.raises(OverloadedError):
+    with pytest.raises(UnavailableError):
         await text(handle, greedy)
     await handle.control("wakeup", {})
     assert await text(handle, greedy) == first

@@ -10,7 +10,7 @@ from penstock.batch.counts import Counts
 from penstock.batch.keeper import EngineKeeper
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
-from penstock.errors import EngineDeadError, EngineError, OverloadedError, PenstockError
+from penstock.errors import EngineDeadError, EngineError, OverloadedError, PenstockError, UnavailableError
 
 LONGEST_PAUSE = 5.0
 
@@ -83,4 +83,4 @@ class Attempts:
 
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
         pause: float = min(self._pause * 2.0 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + self._random.random())
-        return max(pause, failure.retry_after) if isinstance(failure, OverloadedError) else pause
+        return max(pause, failure.retry_after) if isinstance(failure, (OverloadedError, UnavailableError)) else pause

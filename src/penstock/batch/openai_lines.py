@@ -17,25 +17,21 @@ import msgspec
 from penstock.batch.requests import conversation_text, is_deterministic
 from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.engines.base import LLMEngine
-from penstock.errors import EngineError, PenstockError, RequestError, UnsupportedError, by_kind, nearest
+from penstock.errors import (
+    DuplicateIdError,
+    EngineError,
+    LineError,
+    PenstockError,
+    UnsupportedError,
+    by_kind,
+    nearest,
+)
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Usage
 
 KEYS = frozenset({"custom_id", "method", "url", "body"})
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-
-
-class LineError(RequestError):
-    """The line itself is wrong, not the request in it."""
-
-    kind = "invalid_line"
-
-
-class DuplicateIdError(LineError):
-    """An earlier line has the same `custom_id`."""
-
-    kind = "duplicate_custom_id"
 
 
 class _Request(NamedTuple):

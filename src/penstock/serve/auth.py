@@ -9,8 +9,7 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from penstock.errors import ConfigError
-from penstock.serve.http_errors import ForbiddenError, NoKeyError
+from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.serve.settings import HttpSettings
 
 CONTROL_PATHS = frozenset(

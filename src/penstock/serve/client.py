@@ -8,13 +8,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from penstock.errors import PenstockError
-
-
-class ServerError(PenstockError):
-    """The server could not be reached, or refused."""
-
-    kind = "server_error"
+from penstock.errors import ServerError
 
 
 class Client:

@@ -15,13 +15,12 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, OverloadedError, PenstockError, RequestError, UnsupportedError, nearest
+from penstock.errors import ConfigError, PenstockError, RequestError, UnavailableError, UnsupportedError, nearest
 from penstock.serve.admission import Admission
 from penstock.serve.lifecycle import Lifecycle
 from penstock.serve.streams import DeltaStream
 
 PauseMode = Literal["wait", "abort", "keep"]
-ASLEEP_RETRY_AFTER_S = 5.0
 
 
 class NoOptions(Struct, frozen=True):
@@ -179,9 +178,9 @@ class ControlPlane:
         """Whether the engine brings this method itself."""
         return getattr(type(self.engine), method) is not getattr(LLMEngine, method)
 
-    def asleep_error(self) -> OverloadedError:
+    def asleep_error(self) -> UnavailableError:
         """What a request for a sleeping model is told."""
-        return OverloadedError(f"'{self.engine.model_source}' is asleep until it is woken", ASLEEP_RETRY_AFTER_S)
+        return UnavailableError(f"'{self.engine.model_source}' is asleep until it is woken")
 
     def _abort(self) -> None:
         for stream in list(self.streams):

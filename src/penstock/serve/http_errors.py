@@ -1,86 +1,20 @@
-"""Errors that only HTTP knows, and every error's response: OpenAI's shape, or Anthropic's on its route."""
+"""Every error's HTTP response: OpenAI's shape, or Anthropic's on its route."""
 
 from __future__ import annotations
 
 import logging
 from math import ceil
-from typing import ClassVar
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.errors import EngineError, OverloadedError, PenstockError, RequestError
+from penstock.errors import ClientGoneError as ClientGoneError, MethodError, NoRouteError, PenstockError, RequestError
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
 
 _log = logging.getLogger("penstock.serve")
 ANTHROPIC_PATH = "/v1/messages"
-
-
-class NoKeyError(RequestError):
-    """The request has no API key, or a wrong one."""
-
-    status = 401
-    kind = "invalid_api_key"
-
-
-class ForbiddenError(RequestError):
-    """The key is known, but not for this route."""
-
-    status = 403
-    kind = "permission_denied"
-
-
-class NoRouteError(RequestError):
-    """There is no such path."""
-
-    status = 404
-    kind = "not_found"
-
-
-class MethodError(RequestError):
-    """The path has no such method."""
-
-    status = 405
-    kind = "method_not_allowed"
-
-
-class BodyTooLargeError(RequestError):
-    """The body is larger than the server takes."""
-
-    status = 413
-    kind = "request_too_large"
-
-
-class ContentTypeError(RequestError):
-    """The body is not in a form that the route reads."""
-
-    status = 415
-    kind = "unsupported_media_type"
-
-
-class TooManyRequestsError(OverloadedError):
-    """The server answers as many requests as it was told to."""
-
-    status = 429
-    kind = "rate_limit_exceeded"
-
-
-class ShuttingDownError(EngineError):
-    """The server is on its way down."""
-
-    status = 503
-    retryable = True
-    kind = "shutting_down"
-    retry_after: ClassVar[float] = 5.0
-
-
-class ClientGoneError(PenstockError):
-    """The client closed the connection. Nobody reads this; 499 is what stands in logs and metrics."""
-
-    status = 499
-    kind = "client_closed_request"
 
 
 def as_penstock_error(error: BaseException) -> PenstockError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from penstock.serve.http_errors import ShuttingDownError
+from penstock.errors import ShuttingDownError
 from penstock.serve.interrupt import Interrupt
 from penstock.serve.metrics import Metrics
 from penstock.serve.model_names import ModelNames

@@ -7,8 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any
 
-from penstock.errors import PenstockError
-from penstock.serve.http_errors import ClientGoneError
+from penstock.errors import ClientGoneError, PenstockError
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 

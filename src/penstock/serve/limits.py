@@ -8,8 +8,14 @@ from typing import Any, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
-from penstock.errors import ContextLengthError, RequestError
-from penstock.serve.http_errors import BodyTooLargeError, ClientGoneError, ContentTypeError, TooManyRequestsError
+from penstock.errors import (
+    BodyTooLargeError,
+    ClientGoneError,
+    ContentTypeError,
+    ContextLengthError,
+    RequestError,
+    TooManyRequestsError,
+)
 from penstock.serve.settings import Limits
 from penstock.types import ChatRequest, CompletionRequest, Sampling
 

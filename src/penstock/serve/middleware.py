@@ -7,10 +7,11 @@ import logging
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.errors import ShuttingDownError
 from penstock.observability import request_id, span
 from penstock.serve.auth import check_key
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import ShuttingDownError, as_penstock_error, error_response, log_unforeseen
+from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
 from penstock.serve.ingress import Ingress
 
 _access = logging.getLogger("penstock.access")

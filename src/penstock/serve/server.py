@@ -16,7 +16,7 @@ import msgspec
 from penstock import demo, env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class
-from penstock.errors import EngineDeadError, OverloadedError, PenstockError, UnsupportedError
+from penstock.errors import EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.runtimes.placement import deployment_options
@@ -277,8 +277,8 @@ class LLMServer(ControlPlane):
             self.admission.close()
         return self.lifecycle.phase in ("ready", "loading")
 
-    def _stopping_error(self) -> OverloadedError:
-        return OverloadedError(f"'{self.llm_config.model_id}' is shutting down", 5.0)
+    def _stopping_error(self) -> UnavailableError:
+        return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
 
     # What the lifecycle tells
     async def _on_ready(self) -> None:

@@ -6,8 +6,8 @@ from importlib.resources import files
 
 from starlette.responses import HTMLResponse, Response
 
+from penstock.errors import ShuttingDownError
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import ShuttingDownError
 from penstock.serve.metrics import CONTENT_TYPE
 
 

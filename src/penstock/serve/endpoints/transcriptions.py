@@ -8,9 +8,8 @@ from contextlib import asynccontextmanager
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
-from penstock.errors import RequestError, UnsupportedError
+from penstock.errors import ContentTypeError, RequestError, UnsupportedError
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import ContentTypeError
 from penstock.serve.limits import read_body
 from penstock.types import TranscriptionRequest
 
