@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from penstock import lazy
+from penstock import demo, env, lazy
 from penstock.errors import (
     ConfigError,
     EngineStartError,
@@ -30,7 +30,7 @@ from penstock.errors import (
     PenstockError,
     nearest,
 )
-from penstock.llm_config import LoraConfig
+from penstock.llm_config import LLMConfig, LoraConfig
 
 T = TypeVar("T")
 
@@ -166,6 +166,12 @@ class AdapterStore:
             return []
         marked = (path.rsplit("/", 2) for path in found if path.endswith(f"/{MARK}"))
         return [parts[1] for parts in marked if parts[0].rstrip("/") == root.rstrip("/") and _NAME.fullmatch(parts[1])]
+
+
+def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
+    """The adapters of a configured model; the demo model brings its own."""
+    given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if model_source == demo.MODEL_NAME else {}
+    return AdapterStore(config.lora_config, Path(env.cache_dir(), "adapters"), given)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
