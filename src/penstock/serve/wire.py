@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
+from typing import cast
 
 from penstock.errors import PenstockError
 
@@ -182,8 +183,7 @@ class Connection(asyncio.Protocol):
     # For the event loop
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The connection stands."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         self.open = True
 
     def connection_lost(self, error: Exception | None) -> None:
