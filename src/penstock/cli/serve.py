@@ -11,8 +11,8 @@ import click
 from penstock import env
 
 if TYPE_CHECKING:
-    from penstock.llm_config import LLMConfig
     from penstock.serve.client import Client
+    from penstock.serve.serving_args import LLMServingArgs
     from penstock.serve.settings import HttpSettings
 
 DEFAULT_PORT = 8000
@@ -38,7 +38,7 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--tracing", is_flag=True, help="Send spans to an OpenTelemetry collector (OTEL_* variables).")
-@click.option("--runtime", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 def serve(
     model: str,
     host: str,
@@ -64,11 +64,15 @@ def serve(
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
-    configs = _configs(model, engine, engine_kwargs, name)
+    args = _args(model, engine, engine_kwargs, name)
     settings = _settings(options)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
-    asyncio.run(_serve(configs, settings, listen(host, port)))
+    listening = listen(host, port)
+    if runtime == "ray":
+        _serve_on_ray(args, settings, listening)
+    else:
+        asyncio.run(_serve(args, settings, listening))
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
@@ -113,43 +117,58 @@ def models(url: str, api_key: str | None) -> None:
 
 
 # serve
-async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: Any) -> None:
+async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
     from penstock.runtimes.local import build_local_handles
     from penstock.serve.app import build_app
     from penstock.serve.http_server import HttpServer, address
 
-    handles = build_local_handles(configs)
-    app = build_app(handles, lora_paths=_lora_paths(configs), settings=settings)
+    handles = build_local_handles(args.llm_configs)
+    app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
     url = address(listening)
-
-    def announce() -> None:
-        body = f'{{"model": "{next(iter(handles))}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-        key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
-        click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
-        click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
-        sys.stdout.flush()
-
-    await HttpServer(app, listening).run(handles.values(), on_listening=announce)
+    await HttpServer(app, listening).run(
+        handles.values(), on_listening=lambda: _announce(url, next(iter(handles)), settings)
+    )
 
 
-def _configs(model: str, engine: str | None, engine_kwargs: str | None, name: str | None) -> list[LLMConfig]:
+def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
+    from penstock import lazy
+    from penstock.serve.http_server import address
+
+    cluster = lazy.require("penstock.runtimes.ray_cluster", needed_by="The Ray runtime")
+    host, port = listening.getsockname()[:2]
+    url = address(listening)
+    listening.close()  # it has told that the port is free; the ingress takes it
+    model = args.llm_configs[0].model_id
+    cluster.run(args, settings, (host, port), on_listening=lambda: _announce(url, model, settings))
+
+
+def _announce(url: str, model: str, settings: HttpSettings) -> None:
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
+    click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
+    click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
+    sys.stdout.flush()
+
+
+def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None) -> LLMServingArgs:
     import json
 
     from penstock.errors import ConfigError
-    from penstock.llm_config import LLMConfig
-    from penstock.serve.serving_args import load_serving_args
+    from penstock.serve.serving_args import LLMServingArgs, load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name:
             raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
-        return load_serving_args(model).llm_configs
+        return load_serving_args(model)
     try:
         options = json.loads(engine_kwargs or "{}")
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", field="--engine-kwargs", value=engine_kwargs) from None
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
     chosen = {"llm_engine": engine} if engine else {}
-    return [LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options, **chosen})]
+    return LLMServingArgs.from_dict(
+        {"llm_configs": [{"model_loading_config": loading, "engine_kwargs": options, **chosen}]}
+    )
 
 
 def _settings(options: dict[str, Any]) -> HttpSettings:
@@ -168,15 +187,6 @@ def _settings(options: dict[str, Any]) -> HttpSettings:
         trust_request_chat_template=options["trust_request_chat_template"],
         drain_timeout_s=options["drain_timeout"],
     )
-
-
-def _lora_paths(configs: list[LLMConfig]) -> dict[str, str]:
-    found = {}
-    for config in configs:
-        lora = config.lora_config
-        if lora is not None and lora.dynamic_lora_loading_path is not None:
-            found[config.model_loading_config.model_id] = lora.dynamic_lora_loading_path
-    return found
 
 
 # chat and models

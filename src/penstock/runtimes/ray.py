@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -78,7 +79,7 @@ def build_application(
         )
     card: Any = import_object(CARD, "the model's card")
     cards = {
-        config.model_id: card(id=config.model_id, metadata={"engine": config.engine_name})
+        config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
         for config in args.llm_configs
     }
     ingress = dict(args.ingress_cls_config)
