@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROUTER = "penstock.runtimes.ray_router:ModelRequestRouter"
 INGRESS = "penstock.serve.app:OpenAiIngress"
+POLICY = "penstock.serve.routing.configured:configured_policy"
 CARD = "penstock.serve.handle:ModelCard"
 NAME_PREFIX = "LLMServer:"
 UNLIMITED = 1_000_000
@@ -118,6 +119,7 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
         scaling.setdefault("target_ongoing_requests", per_replica or _target(config))
         options["autoscaling_config"] = scaling
     options["max_ongoing_requests"] = UNLIMITED
+    import_object(POLICY, "request_router_config")(config)  # refuses an unknown one now rather than in the ingress
     router = dict(options.get("request_router_config") or {})
     router.pop("request_router_kwargs", None)
     options["request_router_config"] = {**router, "request_router_class": ROUTER}

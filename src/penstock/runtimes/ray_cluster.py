@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -35,6 +36,7 @@ def run(
     """Serve until a SIGTERM or SIGINT; then requests under way may finish, and the application goes. A cluster that was
     started for it goes too. Raises `EngineStartError` if the ingress cannot be deployed.
     """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     told = threading.Event()
     previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     own = not _connect()
@@ -62,13 +64,19 @@ def _connect() -> bool:
     if ray.is_initialized():
         return True
     try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False)
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
         return True
     except ConnectionError:
         if "RAY_ADDRESS" in os.environ:
             raise EngineStartError(f"there is no Ray cluster at {os.environ['RAY_ADDRESS']} (RAY_ADDRESS)") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, object_store_memory=OBJECT_STORE_BYTES)
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
     return False
 
 

@@ -62,7 +62,7 @@ class LLMIngress:
             listening = import_object(LISTEN, "listen")(*listen, shared=True)
             self._url = import_object(ADDRESS, "listen")(listening)
             self._front = import_object(SERVER, "listen")(self._own_app, listening)
-            self._serving = asyncio.create_task(self._front.run([]))
+            self._serving = asyncio.create_task(self._front.run([], signals=False))
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._own_app

@@ -74,11 +74,19 @@ class HttpServer:
             self._hurry.set()
         self._stopping.set()
 
-    async def run(self, handles: Iterable[ModelHandle], *, on_listening: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop. Raises the first model's error if no model at all can be started."""
+    async def run(
+        self,
+        handles: Iterable[ModelHandle],
+        *,
+        on_listening: Callable[[], None] = lambda: None,
+        signals: bool = True,
+    ) -> None:
+        """Serve until told to stop; `signals` tells too, unless the process has another owner. Raises the first model's
+        error if no model at all can be started.
+        """
         models = list(handles)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             # Only a main thread can take signals; elsewhere `stop` is called.
             with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
                 loop.add_signal_handler(number, self.stop)

@@ -26,7 +26,8 @@ from penstock.serve.control import parse_control
 from penstock.serve.desired import DesiredState, DesiredStore, InMemoryStore
 from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.replicas import ReplicaInfo, Replicas
-from penstock.serve.routing.base import RouteRequest, RoutingPolicy, make_policy
+from penstock.serve.routing.base import RouteRequest, RoutingPolicy
+from penstock.serve.routing.configured import configured_policy
 from penstock.serve.routing.prefix_tree import byte_blocks
 from penstock.serve.wire import Address, Headers, ReplicaLostError, Reply
 from penstock.types import (
@@ -48,7 +49,7 @@ MOST_LOST = 3
 AVOIDED_S = 5.0
 """Seconds without new requests for a replica that could not be reached, while its runtime still lists it."""
 STILL_LISTED_S = 0.05
-"""Seconds between looks at a runtime that still lists a replica which is gone."""
+"""Seconds before a runtime is asked again that may still list a replica which is gone."""
 START_GRACE_S = 60.0
 """Seconds that a runtime may take for a replica, beside loading its model."""
 
@@ -83,6 +84,21 @@ class _Replica:
                 self.adapters.popitem(last=False)
 
 
+class Patience:
+    """How long a request waits for replicas, in all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._until: float | None = None
+
+    def left(self) -> float:
+        """Seconds that are left, of those that begin with the first wait."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self.seconds
+        return max(self._until - now, 0.0)
+
+
 class RemoteModel:
     """Keeps `penstock.serve.handle.ModelHandle`. Belongs to one event loop, but for `control`, which any may call.
 
@@ -103,7 +119,7 @@ class RemoteModel:
         self.config = config
         self._replicas = replicas
         self._key = key
-        self._policy = policy or make_policy()
+        self._policy = policy or configured_policy(config)
         self._desired = desired or InMemoryStore()
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
@@ -166,10 +182,11 @@ class RemoteModel:
         long as there is another. Within the context `ReplicaLostError` may come from reading.
         """
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
+        patience = Patience(self.config.start_timeout_s + START_GRACE_S)
         tried: set[str] = set()
         lost = 0
         while True:
-            replica = self._choose(route, tried) or await self._obtain(tried)
+            replica = self._choose(route, tried) or await self._obtain(tried, patience)
             replica.sent += 1
             try:
                 try:
@@ -312,27 +329,27 @@ class RemoteModel:
         replica.address.close()
         self._avoided = True
 
-    async def _obtain(self, tried: set[str]) -> _Replica:
-        """A replica where there is none that could be chosen."""
+    async def _obtain(self, tried: set[str], patience: Patience) -> _Replica:
+        """A replica where there is none that could be chosen: the runtime says which, and starts it if it must."""
         self._wanted = await self._desired.load()
         if self._wanted.asleep is not None:
             raise UnavailableError(f"'{self.model_id}' is asleep until it is woken")
-        patience = self.config.start_timeout_s + START_GRACE_S
         self._waiting += 1
         try:
-            async with asyncio.timeout(patience):
-                while True:
-                    info = await self._replicas.obtain()
-                    self._look()
-                    for replica in self._candidates(tried):
-                        return replica
-                    if info.id not in tried and all(replica.id != info.id for replica in self._pool):
-                        return _Replica(info, self._most_adapters)  # the list will tell of it soon
-                    await asyncio.sleep(STILL_LISTED_S)
+            async with asyncio.timeout(patience.left()):
+                if tried:
+                    await asyncio.sleep(STILL_LISTED_S)  # so that the runtime may notice what we have
+                info = await self._replicas.obtain()
         except TimeoutError:
-            raise EngineTimeoutError(f"no replica of '{self.model_id}' was ready within {patience:g} s") from None
+            raise EngineTimeoutError(f"no replica of '{self.model_id}' was ready in {patience.seconds:g} s") from None
         finally:
             self._waiting -= 1
+        tried.clear()
+        self._look()
+        for replica in self._pool:
+            if replica.id == info.id:
+                return replica
+        return _Replica(info, self._most_adapters)  # the runtime will list it soon
 
     async def _elsewhere(self, reply: Reply, replica: _Replica, tried: set[str]) -> bool:
         """Whether a refused request is to be put to another replica. If not, the reply can be read."""

@@ -128,7 +128,7 @@ class ReplicaServer:
                 self._socket.close()
                 raise
             _log.error("model '%s' could not be started: %s", self.config.model_id, error)
-        self._serving = asyncio.create_task(self._http.run([]))
+        self._serving = asyncio.create_task(self._http.run([], signals=False))
 
     async def stop(self) -> None:
         """Take no more requests, let those under way finish, and free everything."""

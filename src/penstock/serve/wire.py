@@ -189,7 +189,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         """The other side has closed it, or the network has."""
         self.open = False
-        if not self.exhausted:
+        if not self.exhausted and not self._broken:
             self._broken = f"the connection to {self._address.host}:{self._address.port} broke"
         self._wake()
 

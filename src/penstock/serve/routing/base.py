@@ -72,9 +72,7 @@ def make_policy(name: str = DEFAULT_POLICY) -> RoutingPolicy:
     try:
         module, _, attribute = POLICIES[name].partition(":")
     except KeyError:
-        raise ConfigError(
-            f"unknown routing policy '{name}'", field="routing_policy", value=name, hint=nearest(name, POLICIES)
-        ) from None
+        raise ConfigError(f"unknown routing policy '{name}'", value=name, hint=nearest(name, POLICIES)) from None
     policy: RoutingPolicy = getattr(import_module(module), attribute)()
     preference: Any = import_module("penstock.serve.routing.adapter_preference")
     preferring: RoutingPolicy = preference.AdapterPreference(policy)
