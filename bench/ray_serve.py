@@ -42,7 +42,7 @@ def served(runtime: str, engine: str) -> Iterator[int]:
         config = Path(folder, "config.yaml")
         config.write_text(json.dumps([ENGINES[engine]]))  # JSON is YAML
         argv = [PENSTOCK, "serve", str(config), "--runtime", runtime, "--port", "0", "--log-level", "error"]
-        environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**os.environ, "RAY_ADDRESS": "local"}
         with subprocess.Popen(
             argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         ) as process:

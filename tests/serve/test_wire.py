@@ -164,7 +164,7 @@ async def test_a_slow_reader_slows_the_replica_down(monkeypatch: pytest.MonkeyPa
 
     async def much(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(HEAD)
-        for _ in range(200):
+        for _number in range(200):
             writer.write(chunk)
             await writer.drain()
         writer.write(b"0\r\n\r\n")

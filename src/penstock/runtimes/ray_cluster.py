@@ -60,15 +60,19 @@ def run(
 
 
 def _connect() -> bool:
-    """Join a cluster, or start one. Says whether it was there."""
+    """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there is none, or where
+    `RAY_ADDRESS` is "local". Says whether it was there.
+    """
     if ray.is_initialized():
         return True
-    try:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.ERROR)
-        return True
-    except ConnectionError:
-        if "RAY_ADDRESS" in os.environ:
-            raise EngineStartError(f"there is no Ray cluster at {os.environ['RAY_ADDRESS']} (RAY_ADDRESS)") from None
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address != "local":
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return True
+        except ConnectionError:
+            if address != "auto":
+                raise EngineStartError(f"there is no Ray cluster at {address} (RAY_ADDRESS)") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",

@@ -30,7 +30,7 @@ class LLMIngress:
     replica that answers it.
     """
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
         self,
         llm_deployments: Mapping[str, DeploymentHandle[Any]],
         model_cards: Mapping[str, Any],

@@ -24,7 +24,9 @@ class LLMReplica:
     `settings` are the ingress's, for their limits.
     """
 
-    async def __init__(self, llm_config: LLMConfig, *, key: str, settings: Any) -> None:
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, llm_config: LLMConfig, *, key: str, settings: Any
+    ) -> None:
         server: Any = import_object(SERVER, "the Ray runtime's server")
         self._server = server(
             llm_config,
