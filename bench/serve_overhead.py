@@ -3,6 +3,9 @@
 The minimal app is what one would write by hand to stream the same bytes: no checks, no engine, each event prepared in
 advance. Both run under the same uvicorn in a process of their own, and the same load generator reads them over
 keep-alive connections. Time to the first token and time per token are those of a single client.
+
+An engine in a process of its own goes on while the server writes. The simulated one lives in the server's event loop,
+so it makes `STEPS_PER_TURN` steps whenever the loop lets it; at one, a loop turn would be the price of every token.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import Any
 import harness
 from harness import Bar, Contestant
 
+STEPS_PER_TURN = 32
 MINIMAL, OURS = "minimal ASGI app", "penstock"
 BODY = {
     "model": "simulated",
@@ -66,10 +70,11 @@ def minimal_app(tokens: int) -> Any:
 
 def serve(name: str, tokens: int) -> None:
     """Serve one of the contestants on a free port, and print the port."""
-    from penstock.serve.http_server import HttpServer, listen
+    from penstock.serve.http_server import HttpServer, collect_garbage_seldom, listen
 
     listening = listen("127.0.0.1", 0)
     print(listening.getsockname()[1], flush=True)
+    collect_garbage_seldom()
     if name == MINIMAL:
         import uvicorn
 
@@ -83,7 +88,7 @@ def serve(name: str, tokens: int) -> None:
     from penstock.serve.app import build_app
 
     async def run() -> None:
-        options = {"output_tokens": tokens, "max_num_seqs": 256}
+        options = {"output_tokens": tokens, "max_num_seqs": 256, "steps_per_turn": STEPS_PER_TURN}
         loading = {"model_id": "simulated", "model_source": "simulated"}
         given = {"model_loading_config": loading, "llm_engine": "simulated", "engine_kwargs": options}
         handles = build_local_handles([LLMConfig.from_dict(given)])

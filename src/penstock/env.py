@@ -20,6 +20,14 @@ def cache_dir() -> str:
     return os.path.expanduser(os.environ.get("PENSTOCK_CACHE_DIR") or "~/.cache/penstock")
 
 
+def adapter_cache_bytes() -> int:
+    """`PENSTOCK_ADAPTER_CACHE_MB`: how much local copies of adapters may take together, in MiB; default 10240."""
+    value = os.environ.get("PENSTOCK_ADAPTER_CACHE_MB") or "10240"
+    if not value.isascii() or not value.isdecimal():
+        raise ConfigError(f"must be a whole number, not '{value}'", field="PENSTOCK_ADAPTER_CACHE_MB", value=value)
+    return int(value) << 20
+
+
 def state_dir() -> str:
     """`PENSTOCK_STATE_DIR`: where jobs with an output at a URL keep their state; default `jobs` in `cache_dir()`."""
     return os.path.expanduser(os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs"))

@@ -53,7 +53,9 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.
 
     `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends one delta an answer,
-    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds.
+    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds. With
+    `parallel_tool_calls` False an answer has one tool call at most. `forward_chunks`: the caller streams chunks in
+    OpenAI's form, so an engine that gets such chunks from a server may hand them on unread, in `Delta.chunks`.
     """
 
     messages: list[Message]
@@ -67,10 +69,16 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    parallel_tool_calls: bool = True
+    forward_chunks: bool = False
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
-    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer."""
+    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
+
+    `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text: not to one that a chat template
+    has made.
+    """
 
     prompt: str | list[int]
     sampling: Sampling = Sampling()
@@ -80,6 +88,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    special_tokens: bool = True
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
@@ -99,13 +108,17 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
-    """Speech to write down. `audio` is a file's bytes (WAV, 16 kHz mono where the engine has no decoder)."""
+    """Speech to write down. `audio` is a file's bytes (WAV, 16 kHz mono where the engine has no decoder).
+
+    With `timestamps` the answer has segments, each with its place in the recording.
+    """
 
     audio: bytes
     language: str | None = None
     task: Literal["transcribe", "translate"] = "transcribe"
     max_tokens: int | None = None
     request_id: str = ""
+    timestamps: bool = False
 
 
 class Usage(Struct, frozen=True):
@@ -136,7 +149,10 @@ class ToolCallPart(Struct, frozen=True, array_like=True):
 class Delta(Struct, frozen=True, array_like=True):
     """What one step added to one answer of a request.
 
-    The last delta of an answer has a `finish_reason` and that answer's `usage`.
+    The last delta of an answer has a `finish_reason` and that answer's `usage`, and names in `stop` the stop string
+    that ended it, if one did. The first of several may have a `usage` of the prompt alone. `chunks` are events of a
+    chat's stream as another server wrote them, each from the first of its `choices` to its end; they come before
+    `text`.
     """
 
     index: int = 0
@@ -146,6 +162,8 @@ class Delta(Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     tool_calls: tuple[ToolCallPart, ...] = ()
+    stop: str | None = None
+    chunks: tuple[bytes, ...] = ()
 
 
 class Embeddings(Struct, frozen=True):
@@ -162,8 +180,23 @@ class Scores(Struct, frozen=True):
     usage: Usage = Usage()
 
 
+class TranscriptionSegment(Struct, frozen=True):
+    """A part of a recording, from `start` to `end` in seconds."""
+
+    start: float
+    end: float
+    text: str
+
+
 class Transcription(Struct, frozen=True):
-    """The text of a recording."""
+    """The text of a recording.
+
+    `segments` are there where timestamps were asked for. `language` is its code, and `duration` the recording's length
+    in seconds, where the engine tells.
+    """
 
     text: str
     usage: Usage = Usage()
+    segments: tuple[TranscriptionSegment, ...] | None = None
+    language: str | None = None
+    duration: float | None = None

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any, ClassVar
 
+import msgspec
 import pytest
 
 from penstock.engines.simulated import SimulatedEngine
@@ -291,3 +292,17 @@ async def test_a_budget_promises_once():
     budget.release(one)
     await waiting
     assert budget.used == 60
+
+
+def test_what_one_process_cannot_honour_is_named(caplog):
+    build_local_handles([config("plain", num_replicas=1, max_ongoing_requests=5)])
+    assert not caplog.records
+    wide = {"min_replicas": 2, "max_replicas": 4, "upscale_delay_s": 1}
+    given = config("wide", scaling=wide, health_check_period_s=3, max_ongoing_requests=5)
+    build_local_handles([LLMConfig(**{**msgspec.structs.asdict(given), "accelerator_type": "L4"})])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "model 'wide': the local runtime has one replica, in this process; it passes over accelerator_type, "
+        "deployment_config.health_check_period_s, deployment_config.autoscaling_config.min_replicas (2), "
+        "deployment_config.autoscaling_config.max_replicas (4)"
+    )

@@ -1,6 +1,7 @@
 """Adapters: where they come from, their versions, and which of them an engine holds."""
 
 import asyncio
+import shutil
 import threading
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.serve import adapter_store
+from penstock.serve.adapter_cache import AdapterCache
 from penstock.serve.adapter_store import RECHECK_S, AdapterStore, AdapterVersion
 from penstock.serve.adapters import Adapters
 from penstock.serve.server import LLMServer
@@ -53,7 +55,7 @@ class Clock:
 
 def store(root, tmp_path, clock=None, **fields):
     config = LoraConfig(dynamic_lora_loading_path=str(root), **fields)
-    return AdapterStore(config, tmp_path / "cache", clock=clock or Clock())
+    return AdapterStore(config, AdapterCache(tmp_path / "cache", 1 << 30), clock=clock or Clock())
 
 
 async def test_adapters_are_listed_without_being_read(root, tmp_path):
@@ -76,6 +78,39 @@ async def test_the_list_is_looked_up_at_most_every_few_seconds(root, tmp_path):
     assert await found.names() == ["a"]
     clock.now = RECHECK_S
     assert await found.names() == ["a", "b"]
+
+
+async def test_a_source_that_fails_fails_no_list(root, tmp_path, monkeypatch, caplog):
+    clock = Clock()
+    put(root, "a")
+    found = store(root, tmp_path, clock)
+    assert await found.names() == ["a"]
+
+    def broken():
+        raise OSError("no route")
+
+    monkeypatch.setattr(found, "_list", broken)
+    clock.now = RECHECK_S
+    assert await found.names() == ["a"]
+    assert "no route" in caplog.text
+    never = store(root, tmp_path)
+    monkeypatch.setattr(never, "_list", broken)
+    assert await never.names() == []
+
+
+async def test_names_that_are_asked_for_in_vain_fill_no_memory(root, tmp_path, monkeypatch):
+    put(root, "a")
+    found = store(root, tmp_path, max_download_tries=1)
+    with pytest.raises(ModelNotFoundError):
+        await found.fetch("nobody")
+
+    def broken(location):
+        raise OSError("no route")
+
+    monkeypatch.setattr(adapter_store, "_stamp", broken)
+    with pytest.raises(EngineStartError, match="no route"):
+        await found.fetch("a")
+    assert found._known == {}
 
 
 async def test_an_empty_place_has_no_adapters(tmp_path):
@@ -139,7 +174,8 @@ async def test_an_unknown_name_is_told_the_nearest(root, tmp_path):
 
 async def test_named_adapters_need_no_common_place(tmp_path):
     put(tmp_path, "one")
-    found = AdapterStore(LoraConfig(adapters={"first": str(tmp_path / "one")}), tmp_path / "cache")
+    config = LoraConfig(adapters={"first": str(tmp_path / "one")})
+    found = AdapterStore(config, AdapterCache(tmp_path / "cache", 1 << 30))
     assert await found.names() == ["first"]
     assert (await found.fetch("first")).name == "first"
 
@@ -155,14 +191,14 @@ def test_a_missing_backend_names_its_extra_before_anything_is_loaded(tmp_path, m
 async def test_downloads_are_tried_again(root, tmp_path, monkeypatch):
     put(root, "a")
     monkeypatch.setattr(adapter_store, "RETRY_DELAY_S", 0.0)
-    download, failures = adapter_store._download, [OSError("reset"), OSError("reset")]
+    download, failures = AdapterCache.take_in, [OSError("reset"), OSError("reset")]
 
     def shaky(*args):
         if failures:
             raise failures.pop()
         return download(*args)
 
-    monkeypatch.setattr(adapter_store, "_download", shaky)
+    monkeypatch.setattr(AdapterCache, "take_in", shaky)
     assert (await store(root, tmp_path).fetch("a")).name == "a"
     failures[:] = [OSError("reset")] * 3
     with pytest.raises(EngineStartError, match="reset"):
@@ -181,6 +217,17 @@ async def test_what_is_here_serves_on_while_the_source_fails(root, tmp_path, mon
     monkeypatch.setattr(adapter_store, "_stamp", broken)
     clock.now = RECHECK_S
     assert await found.fetch("a") == version
+
+
+async def test_an_adapter_that_left_the_cache_is_copied_again(root, tmp_path):
+    clock = Clock()
+    put(root, "a")
+    found = store(root, tmp_path, clock)
+    version = await found.fetch("a")
+    shutil.rmtree(version.path)
+    clock.now = RECHECK_S
+    assert await found.fetch("a") == version
+    assert weights(version) == "w"
 
 
 async def test_a_download_takes_no_longer_than_allowed(root, tmp_path, monkeypatch):
@@ -260,6 +307,22 @@ async def test_one_in_use_never_leaves():
     assert list(engine.adapters) == ["b@1"]
 
 
+async def test_a_busy_adapter_does_not_keep_another_out():
+    engine = Counting()
+    adapters, first_leaves, others_leave = Adapters(engine, 1), asyncio.Event(), asyncio.Event()
+    first = asyncio.create_task(use(adapters, version("a"), first_leaves))
+    await settle()
+    other = asyncio.create_task(use(adapters, version("b")))
+    await settle()
+    later = [asyncio.create_task(use(adapters, version("a"), others_leave)) for _ in range(3)]
+    await settle()
+    first_leaves.set()
+    assert list(await asyncio.gather(first, other)) == ["a@1", "b@1"]  # though there were users of a all the time
+    others_leave.set()
+    assert await asyncio.gather(*later) == ["a@1"] * 3
+    assert engine.loads == ["a@1", "b@1", "a@1"]
+
+
 async def test_a_new_version_takes_the_place_of_the_old():
     engine = Counting()
     adapters = Adapters(engine, 4)
@@ -309,6 +372,25 @@ async def test_a_restarted_engine_gets_its_adapters_back(tmp_path, monkeypatch):
     assert [delta async for delta in server.chat(request)]
     assert server.lifecycle.generation == 2
     assert len(server.engine.adapters) == 1
+    await server.stop()
+
+
+async def test_an_engine_starts_without_an_adapter_that_left_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    put(tmp_path, "a")
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "lora_config": {"adapters": {"a": str(tmp_path / "a")}}}
+    )
+    engine = SimulatedEngine()
+    server = LLMServer(config, engine=engine)
+    await server.start()
+    request = ChatRequest([{"role": "user", "content": "Hi"}], adapter="a")
+    assert [delta async for delta in server.chat(request)]
+    shutil.rmtree(tmp_path / "cache")
+    engine._die("killed")
+    assert [delta async for delta in server.chat(ChatRequest(request.messages))]
+    assert engine.adapters == {}
+    assert (server.state().restarts, server.state().adapter_loads) == (1, 1)
     await server.stop()
 
 

@@ -3,6 +3,7 @@ from contextlib import aclosing
 
 import pytest
 
+from penstock.engines.deltas import BatchedDeltas
 from penstock.errors import EngineError
 from penstock.serve.streams import Coalescer, DeltaStream, joined
 from penstock.types import Delta, TokenLogprob, Usage
@@ -14,6 +15,8 @@ def test_joining_loses_nothing():
     token = TokenLogprob("a", -1.0)
     one = joined([Delta(2, "a", (1,), (token,)), Delta(2, "b", (2, 3), (token, token)), Delta(2, "", (), None, "stop")])
     assert one == Delta(2, "ab", (1, 2, 3), (token, token, token), "stop")
+    one = joined([Delta(chunks=(b"x",)), Delta(chunks=(b"y", b"z")), Delta(text="a", finish_reason="stop", stop="END")])
+    assert one == Delta(text="a", finish_reason="stop", stop="END", chunks=(b"x", b"y", b"z"))
 
 
 def test_without_an_interval_everything_leaves_when_asked_for():
@@ -59,6 +62,10 @@ def test_the_end_never_waits():
     assert buffer.take(101.0) == [Delta(0, "b!", (9,), finish_reason="stop", usage=Usage(1, 3))]
 
 
+def one_by_one(stream):
+    return BatchedDeltas(stream.batches())
+
+
 async def settle():
     for _ in range(5):
         await asyncio.sleep(0)
@@ -71,12 +78,12 @@ class Source:
         self.queue: asyncio.Queue[Delta | Exception | None] = asyncio.Queue()
         self.closed = False
 
-    async def deltas(self):
+    async def batches(self):
         try:
             while (item := await self.queue.get()) is not None:
                 if isinstance(item, Exception):
                     raise item
-                yield item
+                yield [item]
         finally:
             self.closed = True
 
@@ -88,8 +95,8 @@ class Source:
 
 async def test_with_an_interval_a_caller_who_lags_finds_one_delta():
     source, now = Source(), [0.0]
-    stream = DeltaStream(source.deltas(), interval_s=10, clock=lambda: now[0])
-    async with aclosing(stream.deltas()) as deltas:
+    stream = DeltaStream(source.batches(), interval_s=10, clock=lambda: now[0])
+    async with aclosing(one_by_one(stream)) as deltas:
         await source.give(Delta(0, "a"))
         assert await anext(deltas) == Delta(0, "a")
         await source.give(Delta(0, "b"), Delta(0, "c"), Delta(0, "d"))
@@ -103,7 +110,7 @@ async def test_with_an_interval_a_caller_who_lags_finds_one_delta():
 
 async def test_without_one_the_caller_is_handed_all_that_is_there_without_waiting():
     source = Source()
-    async with aclosing(DeltaStream(source.deltas()).deltas()) as deltas:
+    async with aclosing(one_by_one(DeltaStream(source.batches()))) as deltas:
         await source.give(Delta(0, "a"), Delta(0, "b"), END)
         for text in ("a", "b", "!"):
             with pytest.raises(StopIteration) as ready:  # a step that had to wait would not end at its first push
@@ -114,10 +121,10 @@ async def test_without_one_the_caller_is_handed_all_that_is_there_without_waitin
 @pytest.mark.parametrize("interval_s", [0.0, 3600.0])
 async def test_an_abort_interrupts_a_source_that_gives_nothing(interval_s):
     source = Source()
-    stream = DeltaStream(source.deltas(), interval_s=interval_s)
+    stream = DeltaStream(source.batches(), interval_s=interval_s)
 
     async def take():
-        return [delta async for delta in stream.deltas()]
+        return [delta async for delta in one_by_one(stream)]
 
     caller = asyncio.create_task(take())
     await settle()
@@ -130,8 +137,8 @@ async def test_an_abort_interrupts_a_source_that_gives_nothing(interval_s):
 @pytest.mark.parametrize("interval_s", [0.0, 3600.0])
 async def test_a_caller_who_is_cancelled_is_cancelled(interval_s):
     source = Source()
-    stream = DeltaStream(source.deltas(), interval_s=interval_s)
-    caller = asyncio.create_task(anext(stream.deltas()))
+    stream = DeltaStream(source.batches(), interval_s=interval_s)
+    caller = asyncio.create_task(anext(one_by_one(stream)))
     await settle()
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -144,7 +151,7 @@ async def test_a_caller_who_waits_gets_each_delta():
     seen = []
 
     async def take():
-        async for delta in DeltaStream(source.deltas()).deltas():
+        async for delta in one_by_one(DeltaStream(source.batches())):
             seen.append(delta.text)
 
     caller = asyncio.create_task(take())
@@ -158,9 +165,9 @@ async def test_a_caller_who_waits_gets_each_delta():
 
 async def test_with_an_interval_the_end_brings_what_waited():
     source = Source()
-    stream = DeltaStream(source.deltas(), interval_s=3600)
+    stream = DeltaStream(source.batches(), interval_s=3600)
     await source.give(Delta(0, "a"))
-    async with aclosing(stream.deltas()) as deltas:
+    async with aclosing(one_by_one(stream)) as deltas:
         assert (await anext(deltas)).text == "a"
         await source.give(Delta(0, "b"), Delta(0, "c"), END, None)
         assert [delta.text async for delta in deltas] == ["bc!"]
@@ -168,8 +175,8 @@ async def test_with_an_interval_the_end_brings_what_waited():
 
 async def test_the_interval_passes_by_the_clock():
     source, now = Source(), [0.0]
-    stream = DeltaStream(source.deltas(), interval_s=3600, clock=lambda: now[0])
-    async with aclosing(stream.deltas()) as deltas:
+    stream = DeltaStream(source.batches(), interval_s=3600, clock=lambda: now[0])
+    async with aclosing(one_by_one(stream)) as deltas:
         await source.give(Delta(0, "a"))
         assert (await anext(deltas)).text == "a"
         await source.give(Delta(0, "b"))
@@ -180,7 +187,7 @@ async def test_the_interval_passes_by_the_clock():
 async def test_an_error_comes_after_what_came_before_it():
     source = Source()
     await source.give(Delta(0, "a"), EngineError("broken"))
-    async with aclosing(DeltaStream(source.deltas()).deltas()) as deltas:
+    async with aclosing(one_by_one(DeltaStream(source.batches()))) as deltas:
         assert (await anext(deltas)).text == "a"
         with pytest.raises(EngineError, match="broken"):
             await anext(deltas)
@@ -188,7 +195,7 @@ async def test_an_error_comes_after_what_came_before_it():
 
 async def test_closing_early_closes_the_source_and_leaves_no_task():
     source = Source()
-    async with aclosing(DeltaStream(source.deltas()).deltas()) as deltas:
+    async with aclosing(one_by_one(DeltaStream(source.batches()))) as deltas:
         await source.give(Delta(0, "a"))
         await anext(deltas)
         assert not source.closed
@@ -198,8 +205,8 @@ async def test_closing_early_closes_the_source_and_leaves_no_task():
 
 async def test_an_abort_finishes_each_open_answer():
     source = Source()
-    stream = DeltaStream(source.deltas(), answers=3)
-    async with aclosing(stream.deltas()) as deltas:
+    stream = DeltaStream(source.batches(), answers=3)
+    async with aclosing(one_by_one(stream)) as deltas:
         await source.give(Delta(0, "ab", (1, 2)), Delta(1, "!", (3,), finish_reason="stop"))
         assert (await anext(deltas)).index == 0
         assert (await anext(deltas)).index == 1
@@ -214,21 +221,22 @@ async def test_an_abort_finishes_each_open_answer():
 
 async def test_held_deltas_come_when_they_are_released():
     source = Source()
-    stream = DeltaStream(source.deltas())
+    stream = DeltaStream(source.batches())
     stream.hold()
-    async with aclosing(stream.deltas()) as deltas:
+    async with aclosing(one_by_one(stream)) as deltas:
         taking = asyncio.create_task(anext(deltas))
         await source.give(Delta(0, "a"), END, None)
         await stream.read_out()
         assert not taking.done()
         stream.release()
-        assert (await taking).text == "a!"
+        assert (await taking).text == "a"
+        assert await anext(deltas) == END
 
 
 async def test_a_stream_that_is_released_halfway_loses_nothing():
     source = Source()
-    stream = DeltaStream(source.deltas())
-    async with aclosing(stream.deltas()) as deltas:
+    stream = DeltaStream(source.batches())
+    async with aclosing(one_by_one(stream)) as deltas:
         stream.hold()
         taking = asyncio.create_task(anext(deltas))
         await source.give(Delta(0, "a"))

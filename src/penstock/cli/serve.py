@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,12 @@ import click
 from penstock import env
 
 if TYPE_CHECKING:
+    from penstock.llm_config import LLMConfig
     from penstock.serve.client import Client
     from penstock.serve.serving_args import LLMServingArgs
     from penstock.serve.settings import HttpSettings
 
+_log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
 DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
@@ -32,8 +35,19 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--cors-origin", "cors_origins", multiple=True, help="A web origin that may call; can be repeated.")
 @click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
+@click.option("--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]")
+@click.option("--max-choices", type=click.IntRange(1), help="Most answers to a request (n × prompts).  [default: 128]")
 @click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
-@click.option("--drain-timeout", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds on SIGTERM.")
+@click.option(
+    "--drain-timeout",
+    type=click.FloatRange(0),
+    help="Seconds that SIGTERM leaves to requests.  [default: the models' graceful_shutdown_timeout_s, 20]",
+)
+@click.option(
+    "--memory-budget-gb",
+    type=click.FloatRange(0, min_open=True),
+    help="What loaded models may take together, by estimate; idle ones make room.  [default: no limit]",
+)
 @click.option("--trust-request-chat-template", is_flag=True, help="Take chat templates from requests.")
 @click.option("--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -50,6 +64,7 @@ def serve(
     log_level: str,
     tracing: bool,
     runtime: str,
+    memory_budget_gb: float | None,
     **options: Any,
 ) -> None:
     """Serve MODEL, or the models of a configuration file, through an OpenAI-compatible API.
@@ -64,15 +79,16 @@ def serve(
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
-    args = _args(model, engine, engine_kwargs, name)
-    settings = _settings(options)
+    args = _args(model, engine, engine_kwargs, name, runtime)
+    settings = _settings(options, args.llm_configs)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
+    budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
     listening = listen(host, port)
     if runtime == "ray":
         _serve_on_ray(args, settings, listening)
     else:
-        asyncio.run(_serve(args, settings, listening))
+        asyncio.run(_serve(args, settings, listening, budget))
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
@@ -117,14 +133,15 @@ def models(url: str, api_key: str | None) -> None:
 
 
 # serve
-async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
+async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None) -> None:
     from penstock.runtimes.local import build_local_handles
     from penstock.serve.app import build_app
-    from penstock.serve.http_server import HttpServer, address
+    from penstock.serve.http_server import HttpServer, address, collect_garbage_seldom
 
-    handles = build_local_handles(args.llm_configs)
+    handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
     url = address(listening)
+    collect_garbage_seldom()
     await HttpServer(app, listening).run(
         handles.values(), on_listening=lambda: _announce(url, next(iter(handles)), settings)
     )
@@ -150,7 +167,7 @@ def _announce(url: str, model: str, settings: HttpSettings) -> None:
     sys.stdout.flush()
 
 
-def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None) -> LLMServingArgs:
+def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None, runtime: str) -> LLMServingArgs:
     import json
 
     from penstock.errors import ConfigError
@@ -159,7 +176,12 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name:
             raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
-        return load_serving_args(model)
+        args = load_serving_args(model)
+        if runtime == "local":
+            for name in ("ingress_cls_config", "ingress_deployment_config"):
+                if getattr(args, name):
+                    _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
+        return args
     try:
         options = json.loads(engine_kwargs or "{}")
     except ValueError as error:
@@ -171,13 +193,17 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
     )
 
 
-def _settings(options: dict[str, Any]) -> HttpSettings:
+def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings:
     from penstock.serve.auth import load_keys
     from penstock.serve.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
+    limits |= {name: options[name] for name in ("max_prompt_chars", "max_choices") if options[name] is not None}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
+    drain = options["drain_timeout"]
+    if drain is None:
+        drain = max(config.deployment_config.graceful_shutdown_timeout_s for config in configs)
     return HttpSettings(
         api_keys=load_keys(options["api_key_file"], env.api_keys()),
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
@@ -185,7 +211,7 @@ def _settings(options: dict[str, Any]) -> HttpSettings:
         cors_origins=options["cors_origins"],
         limits=Limits(**limits),
         trust_request_chat_template=options["trust_request_chat_template"],
-        drain_timeout_s=options["drain_timeout"],
+        drain_timeout_s=drain,
     )
 
 

@@ -7,17 +7,17 @@ gets a 501 that names the engine.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from importlib import import_module
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from msgspec import Struct
 
+from penstock import lazy
+from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -28,6 +28,7 @@ from penstock.types import (
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
+    "remote": "penstock.engines.remote:RemoteEngine",
     "simulated": "penstock.engines.simulated:SimulatedEngine",
 }
 
@@ -36,8 +37,9 @@ class Capabilities(Struct, frozen=True):
     """What a started engine can do.
 
     `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works on at once: an
-    admission loop keeps a little more than that in flight. `structured` lists the constraint kinds of
-    `types.StructuredOutput`. `max_top_logprobs` is the largest `Sampling.logprobs`; -1 means none at all.
+    admission loop keeps a little more than that in flight. `context_length` is in tokens, 0 where it is not known.
+    `structured` lists the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
+    `Sampling.logprobs`; -1 means none at all. `token_ids`: deltas carry the ids of their tokens.
     """
 
     tasks: frozenset[str]
@@ -47,6 +49,7 @@ class Capabilities(Struct, frozen=True):
     max_top_logprobs: int = -1
     adapters: bool = False
     prefix_caching: bool = False
+    token_ids: bool = True
 
 
 class LLMEngine:
@@ -84,12 +87,12 @@ class LLMEngine:
         raise NotImplementedError
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request and frees its slot."""
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request and frees its slot."""
         raise self._unsupported("chat")
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request and frees its slot."""
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request and frees its slot."""
         raise self._unsupported("completions")
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
@@ -124,6 +127,12 @@ class LLMEngine:
     async def remove_lora(self, name: str) -> None:
         """Forget an adapter and free what it holds."""
         raise self._unsupported("LoRA adapters")
+
+    async def metrics(self) -> dict[str, float]:
+        """What the running engine counts, by name: `steps` (a counter), `requests_running`, `requests_waiting` and
+        `kv_cache_usage` (0 to 1) where it has them.
+        """
+        return {}
 
     # Control
     async def sleep(self, level: int = 1) -> None:
@@ -177,12 +186,15 @@ class LLMEngine:
 
 
 def engine_class(name: str) -> type[LLMEngine]:
-    """The class of the engine called `name`, imported now. Raises `ConfigError` for an unknown name."""
+    """The class of the engine called `name`, imported now.
+
+    Raises `ConfigError` for an unknown name, `MissingExtraError` where its library is not installed.
+    """
     try:
         module, _, attribute = ENGINES[name].partition(":")
     except KeyError:
         raise ConfigError(
             f"unknown engine '{name}'", field="llm_engine", value=name, hint=nearest(name, ENGINES)
         ) from None
-    cls: type[LLMEngine] = getattr(import_module(module), attribute)
+    cls: type[LLMEngine] = getattr(lazy.require(module, needed_by=f"The {name} engine"), attribute)
     return cls

@@ -15,6 +15,7 @@ from typing import Any
 
 from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
+from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from penstock.errors import RequestError
@@ -30,6 +31,10 @@ class ChatTemplate:
     def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source or PLAIN
         self._special_tokens = dict(special_tokens or {})
+
+    def takes_tools(self, override: str | None = None) -> bool:
+        """Whether the template, or `override` in its place, shows tools to the model."""
+        return _takes_tools(override or self.source)
 
     def render(
         self,
@@ -55,12 +60,24 @@ class ChatTemplate:
 
 
 @lru_cache(maxsize=64)
+def _takes_tools(source: str) -> bool:
+    try:
+        return "tools" in find_undeclared_variables(_environment().parse(source))
+    except TemplateError:
+        return False
+
+
+@lru_cache(maxsize=64)
 def _compile(source: str) -> Template:
+    return _environment().from_string(source)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    return environment
 
 
 def _plain_content(message: Message) -> Message:

@@ -7,6 +7,7 @@ agree. Time passes in steps as in a continuous-batching engine: each step gives 
 from __future__ import annotations
 
 import asyncio
+from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, ClassVar
@@ -15,7 +16,9 @@ from msgspec import Meta, Struct
 
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
-from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.mailbox import Mailbox
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.simulated_answers import answer_bytes, seeded
 from penstock.engines.stop_strings import StopStrings
@@ -44,7 +47,8 @@ class SimulatedOptions(Struct, frozen=True):
     `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it was admitted. Which requests are
     hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
     `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
-    dies, `die_times` times in all.
+    dies, `die_times` times in all. Where steps take no time, `steps_per_turn` pass before the event loop gets its turn:
+    an engine in a process of its own does not wait for the loop either.
     """
 
     seed: int = 0
@@ -53,6 +57,7 @@ class SimulatedOptions(Struct, frozen=True):
     batch_slowdown: Annotated[float, Meta(ge=0)] = 0.0
     prefill_ms_per_token: Milliseconds = 0.0
     start_ms: Milliseconds = 0.0
+    steps_per_turn: Positive = 1
     output_tokens: Positive = 16
     max_num_seqs: Positive = 64
     max_model_len: Positive = 32768
@@ -65,6 +70,7 @@ class SimulatedOptions(Struct, frozen=True):
     die_times: Annotated[int, Meta(ge=0)] = 1
 
 
+TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
 _EMBEDDING_WIDTH = 16
 
 
@@ -77,7 +83,8 @@ class _Running:
         self.request = request
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
-        self.answer = answer
+        self.answer = answer[:total]
+        self.texts = _text_of_each(self.answer)
         self.total = total
         self.reason = reason
         self.emitted = 0
@@ -86,9 +93,7 @@ class _Running:
         self.hangs = False
         self.ready_at = 0.0
         self.stop = StopStrings(request.sampling.stop)
-        self.pending_text = b""
-        self.outbox: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        self.ids: list[int] = []
+        self.mailbox = Mailbox()
 
 
 class SimulatedEngine(TokenEngine):
@@ -99,7 +104,7 @@ class SimulatedEngine(TokenEngine):
     def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
-        self.template = ChatTemplate(None)
+        self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
             tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
             context_length=self.options.max_model_len,
@@ -110,9 +115,10 @@ class SimulatedEngine(TokenEngine):
             prefix_caching=True,
         )
         self.requests_served = 0
+        self._steps = 0
         self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
         self._waiting: deque[_Running] = deque()
-        self._running: list[_Running] = []
+        self._running: dict[_Running, None] = {}  # in the order of their admission
         self._loop_task: asyncio.Task[None] | None = None
         self._alive = False
         self._deaths = 0
@@ -134,25 +140,27 @@ class SimulatedEngine(TokenEngine):
             raise EngineDeadError("the simulated engine is not running")
 
     # Requests
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+    def generate(self, request: GenerateRequest) -> Deltas:
+        return BatchedDeltas(self._generate(request))
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
         await self.check_health()
         item = self._admit(request)
         if self._instant and not request.stream and not item.hangs:
             self._prefill(item)
             while (delta := self._emit(item)) is None or delta.finish_reason is None:
                 pass
-            yield delta
+            yield [delta]
             return
         self._waiting.append(item)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._step_loop())
+        mailbox = item.mailbox
         try:
             while True:
-                event = await item.outbox.get()
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-                if event.finish_reason is not None:
+                batch = await mailbox.take()
+                yield batch
+                if batch[-1].finish_reason is not None:
                     return
         finally:
             self._forget(item)
@@ -187,6 +195,13 @@ class SimulatedEngine(TokenEngine):
 
     async def reset_prefix_cache(self) -> None:
         self._prefixes.clear()
+
+    async def metrics(self) -> dict[str, float]:
+        return {
+            "steps": self._steps,
+            "requests_running": len(self._running),
+            "requests_waiting": len(self._waiting),
+        }
 
     @property
     def running(self) -> int:
@@ -237,38 +252,33 @@ class SimulatedEngine(TokenEngine):
 
     def _emit(self, item: _Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
+        text = item.texts[item.emitted]
+        ids: tuple[int, ...] = (item.answer[item.emitted],)
         item.emitted += 1
-        token = item.answer[item.emitted - 1 : item.emitted]
-        item.ids.extend(token)
-        item.pending_text += token
-        text = ""
-        try:
-            text = item.stop.push(item.pending_text.decode())
-            item.pending_text = b""
-        except UnicodeDecodeError:
-            pass  # in the middle of a character
+        text = item.stop.push(text)
         done = item.stop.stopped or item.emitted >= item.total
         if not item.request.stream:
             if not done:
                 return None
             whole = StopStrings(item.request.sampling.stop)
-            text = whole.push(bytes(item.ids).decode(errors="replace"))
-            ids = tuple(item.ids)
+            ids = tuple(item.answer[: item.emitted])
+            text = whole.push(bytes(ids).decode(errors="replace"))
             if not whole.stopped:
                 text += whole.flush()
-        else:
-            ids = tuple(token)
-            if done and not item.stop.stopped:
-                text += item.stop.flush() + item.pending_text.decode(errors="replace")
+        elif done and not item.stop.stopped:
+            text += item.stop.flush()
         logprobs = None
         if item.request.sampling.logprobs is not None:
             logprobs = tuple(self._logprob(t, item.request.sampling.logprobs) for t in ids)
         if not done:
-            return Delta(text=text, token_ids=ids, logprobs=logprobs)
+            usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
+            return Delta(text=text, token_ids=ids, logprobs=logprobs, usage=usage)
         self._finished()
         reason: FinishReason = "stop" if item.stop.stopped else item.reason
         usage = Usage(item.prompt_tokens, item.emitted, item.cached)
-        return Delta(text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage)
+        return Delta(
+            text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, stop=item.stop.found
+        )
 
     def _logprob(self, token: int, top: int) -> TokenLogprob:
         text = bytes([token]).decode(errors="replace")
@@ -295,7 +305,7 @@ class SimulatedEngine(TokenEngine):
             while self._waiting and len(self._running) < self.options.max_num_seqs:
                 item = self._waiting.popleft()
                 item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
-                self._running.append(item)
+                self._running[item] = None
             busy = len(self._running)
             step = self.options.time_per_token_ms / 1000 * (1 + self.options.batch_slowdown * (busy - 1))
             ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
@@ -304,28 +314,47 @@ class SimulatedEngine(TokenEngine):
                 # All that run hang: look again now and then, a caller may give up or a new request come.
                 await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
                 continue
-            await asyncio.sleep(step)
-            for item in ready:
-                if item not in self._running:
-                    continue  # its caller went away during the step
-                if item.slowness > 1:
-                    item.ready_at = clock() + step * (item.slowness - 1)
-                delta = self._emit(item)
-                if delta is not None:
-                    item.outbox.put_nowait(delta)
-                    if delta.finish_reason is not None:
-                        self._forget(item)
+            if step:
+                await asyncio.sleep(step)
+                self._step(ready, step, clock())
+            else:
+                for _ in range(self.options.steps_per_turn):
+                    self._step(ready, step, clock())
+                await asyncio.sleep(0)
+
+    def _step(self, ready: list[_Running], seconds: float, now: float) -> None:
+        self._steps += 1
+        for item in ready:
+            if item not in self._running:
+                continue  # it has finished, or its caller went away
+            if item.slowness > 1:
+                item.ready_at = now + seconds * (item.slowness - 1)
+            delta = self._emit(item)
+            if delta is not None:
+                item.mailbox.put(delta)
+                if delta.finish_reason is not None:
+                    self._forget(item)
 
     def _forget(self, item: _Running) -> None:
         if item in self._running:
-            self._running.remove(item)
+            del self._running[item]
         elif item in self._waiting:
             self._waiting.remove(item)
 
     def _die(self, why: str) -> None:
         self._alive = False
         for item in [*self._running, *self._waiting]:
-            item.outbox.put_nowait(EngineDeadError(why))
+            item.mailbox.fail(EngineDeadError(why))
         self._running.clear()
         self._waiting.clear()
         self._prefixes.clear()
+
+
+def _text_of_each(answer: bytes) -> Sequence[str]:
+    """The text that each token adds: a character comes with its last byte, one cut short with the last token."""
+    if answer.isascii():
+        return answer.decode()
+    decoder = getincrementaldecoder("utf-8")("replace")
+    texts = [decoder.decode(answer[at : at + 1]) for at in range(len(answer))]
+    texts[-1] += decoder.decode(b"", final=True)
+    return texts

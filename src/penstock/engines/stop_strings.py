@@ -7,13 +7,18 @@ class StopStrings:
     """Feed it the text as it is generated; it returns what may be shown.
 
     Text that could be the beginning of a stop string is held back until it is decided. Once `stopped`, nothing more
-    comes.
+    comes, and `found` is the stop string that came first.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Add new text; returns the part that is safe to show."""
@@ -22,9 +27,9 @@ class StopStrings:
         if self.stopped:
             return ""
         text = self._held + text
-        cut = min((at for s in self._stop if (at := text.find(s)) >= 0), default=-1)
+        cut, first = min(((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=(-1, ""))
         if cut >= 0:
-            self.stopped = True
+            self.found = first
             self._held = ""
             return text[:cut]
         keep = max(_overlap(text, s) for s in self._stop)

@@ -17,6 +17,7 @@ import msgspec
 
 from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.deltas import Deltas, mapped
 from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
@@ -41,44 +42,50 @@ class TokenEngine(LLMEngine):
     model_kind = "this model"
 
     @abstractmethod
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        """Continue one prompt. Closing the generator early aborts the request."""
+    def generate(self, request: GenerateRequest) -> Deltas:
+        """Continue one prompt. Closing the deltas early aborts the request."""
 
-    async def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+    def chat(self, request: ChatRequest) -> Deltas:
         self._check_task("chat")
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
+        forced = sampling.structured is not request.sampling.structured
+        if tools and not forced and not self.template.takes_tools(request.chat_template):
+            raise RequestError(
+                "this model's chat template shows it no tools; a call can only be required (tool_choice)", param="tools"
+            )
         prompt = self.template.render(
             arguments_as_objects(request.messages),
             tools=tools,
             override=request.chat_template,
             variables=request.chat_template_kwargs,
         )
-        single = GenerateRequest(prompt, sampling, request.adapter, request.stream)
-        calls = None
-        if tools:
-            forced = sampling.structured is not request.sampling.structured
-            calls = ToolCallReader(request.request_id or prompt, bare=forced)
-        async with contextlib.aclosing(self._answers(single, request.n)) as answers:
-            async for delta in answers:
-                yield delta if calls is None else calls.translate(delta)
+        answers = self._answers(GenerateRequest(prompt, sampling, request.adapter, request.stream), request.n)
+        if not tools:
+            return answers
+        calls = ToolCallReader(request.request_id or prompt, bare=forced, one_call=not request.parallel_tool_calls)
+        return mapped(answers, calls.translate)
 
-    async def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+    def completions(self, request: CompletionRequest) -> Deltas:
         self._check_task("completions")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
-        single = GenerateRequest(request.prompt, request.sampling, request.adapter, request.stream, special_tokens=True)
-        echo = ""
-        if request.echo:
-            echo = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
+        single = GenerateRequest(
+            request.prompt, request.sampling, request.adapter, request.stream, request.special_tokens
+        )
+        answers = self._answers(single, request.n)
+        return self._with_echo(request.prompt, answers) if request.echo else answers
+
+    async def _with_echo(self, prompt: str | list[int], answers: Deltas) -> AsyncGenerator[Delta, None]:
         echoed: set[int] = set()
-        async with contextlib.aclosing(self._answers(single, request.n)) as answers:
+        async with contextlib.aclosing(answers):
+            text = prompt if isinstance(prompt, str) else await self.detokenize(prompt)
             async for delta in answers:
-                if request.echo and delta.index not in echoed:
+                if delta.index not in echoed:
                     echoed.add(delta.index)
-                    delta = msgspec.structs.replace(delta, text=echo + delta.text)
+                    delta = msgspec.structs.replace(delta, text=text + delta.text)
                 yield delta
 
     @abstractmethod
@@ -87,7 +94,7 @@ class TokenEngine(LLMEngine):
     @abstractmethod
     async def detokenize(self, token_ids: Sequence[int]) -> str: ...
 
-    def _answers(self, request: GenerateRequest, n: int) -> AsyncGenerator[Delta, None]:
+    def _answers(self, request: GenerateRequest, n: int) -> Deltas:
         return self.generate(request) if n == 1 else self._fan_out(request, n)
 
     async def _fan_out(self, request: GenerateRequest, n: int) -> AsyncGenerator[Delta, None]:
@@ -98,10 +105,9 @@ class TokenEngine(LLMEngine):
         async def one(index: int) -> None:
             sampling = msgspec.structs.replace(request.sampling, seed=(first_seed + index) % 2**31)
             try:
-                async with contextlib.aclosing(
-                    self.generate(msgspec.structs.replace(request, sampling=sampling))
-                ) as deltas:
-                    async for delta in deltas:
+                answer = self.generate(msgspec.structs.replace(request, sampling=sampling))
+                async with contextlib.aclosing(answer):
+                    async for delta in answer:
                         merged.put_nowait(msgspec.structs.replace(delta, index=index))
             except Exception as error:
                 merged.put_nowait(error)

@@ -31,7 +31,7 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
         content.append({"type": "text", "text": answers.texts.get(0, "")})
     for call in calls:
         content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-    return _message(id, model, content, _stop_reason(answers.reasons.get(0)), answers.usage)
+    return _message(id, model, content, _ending(answers.reasons.get(0), answers.stops.get(0)), answers.usage)
 
 
 def message_error(error: PenstockError) -> dict[str, Any]:
@@ -49,17 +49,18 @@ class MessageFramer:
         self._index = -1
         self._open: str | None = None  # the kind of the block being written: "text" or "tool_use"
         self._total = UsageTotal()
+        self._begun = False
         self._reason: str | None = None
+        self._stop: str | None = None
 
     def open(self) -> bytes:
-        # The usage is known at the end; `message_delta` carries it in full.
-        message = _message(self._id, self._model, [], None, Usage())
-        return event("message_start", {"type": "message_start", "message": message})
+        return b""  # the message starts with the prompt's usage, which comes with the first delta
 
     def frame(self, delta: Delta) -> bytes:
         self._total.add(delta)
         self._reason = delta.finish_reason or self._reason
-        events = b""
+        self._stop = delta.stop or self._stop
+        events = b"" if self._begun else self._start_message(delta.usage or Usage())
         if delta.text:
             if self._open != "text":
                 events += self._start({"type": "text", "text": ""}, "text")
@@ -69,14 +70,21 @@ class MessageFramer:
         return events
 
     def close(self) -> bytes:
-        events = self._start({"type": "text", "text": ""}, "text") if self._index < 0 else b""
-        events += self._stop()
-        ending = {"stop_reason": _stop_reason(self._reason), "stop_sequence": None}
+        events = b"" if self._begun else self._start_message(Usage())
+        if self._index < 0:
+            events += self._start({"type": "text", "text": ""}, "text")
+        events += self._end()
+        ending = _ending(self._reason, self._stop)
         events += event("message_delta", {"type": "message_delta", "delta": ending, "usage": _usage(self._total.usage)})
         return events + event("message_stop", {"type": "message_stop"})
 
     def error(self, error: PenstockError) -> bytes:
         return event("error", message_error(error))
+
+    def _start_message(self, usage: Usage) -> bytes:
+        self._begun = True
+        message = _message(self._id, self._model, [], {"stop_reason": None, "stop_sequence": None}, usage)
+        return event("message_start", {"type": "message_start", "message": message})
 
     def _call(self, part: ToolCallPart) -> bytes:
         events = b""
@@ -88,7 +96,7 @@ class MessageFramer:
         return events
 
     def _start(self, block: dict[str, Any], kind: str) -> bytes:
-        ended = self._stop()
+        ended = self._end()
         self._index += 1
         self._open = kind
         start = {"type": "content_block_start", "index": self._index, "content_block": block}
@@ -97,7 +105,7 @@ class MessageFramer:
     def _delta(self, delta: dict[str, Any]) -> bytes:
         return event("content_block_delta", {"type": "content_block_delta", "index": self._index, "delta": delta})
 
-    def _stop(self) -> bytes:
+    def _end(self) -> bytes:
         if self._open is None:
             return b""
         self._open = None
@@ -105,7 +113,7 @@ class MessageFramer:
 
 
 def _message(
-    id: str, model: str, content: list[dict[str, Any]], stop_reason: str | None, usage: Usage
+    id: str, model: str, content: list[dict[str, Any]], ending: dict[str, Any], usage: Usage
 ) -> dict[str, Any]:
     return {
         "id": f"msg_{id}",
@@ -113,8 +121,7 @@ def _message(
         "role": "assistant",
         "model": model,
         "content": content,
-        "stop_reason": stop_reason,
-        "stop_sequence": None,
+        **ending,
         "usage": _usage(usage),
     }
 
@@ -129,8 +136,11 @@ def _usage(usage: Usage) -> dict[str, int]:
     }
 
 
-def _stop_reason(reason: str | None) -> str:
-    return _STOP_REASONS.get(reason or "stop", "end_turn")
+def _ending(reason: str | None, stop: str | None) -> dict[str, Any]:
+    """Why the message ended; `stop` is the stop string that ended it, if one did."""
+    if stop is not None and reason == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    return {"stop_reason": _STOP_REASONS.get(reason or "stop", "end_turn"), "stop_sequence": None}
 
 
 def _object(arguments: str) -> dict[str, Any]:

@@ -76,6 +76,7 @@ class MessageBody(Struct, kw_only=True):
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
+            parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use") is not True,
         )
 
 

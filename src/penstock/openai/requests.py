@@ -172,6 +172,7 @@ class ChatBody(SamplingBody, kw_only=True):
             stream=bool(self.stream) if stream is None else stream,
             request_id=request_id,
             priority=self.priority or 0,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
         )
 
 

@@ -89,6 +89,7 @@ class ResponseBody(Struct, kw_only=True):
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
+            parallel_tool_calls=self.parallel_tool_calls is not False,
         )
 
 

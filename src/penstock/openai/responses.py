@@ -56,6 +56,7 @@ class Answers:
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
+        self.stops: dict[int, str] = {}
         self._total = UsageTotal()
 
     def add(self, delta: Delta) -> None:
@@ -66,6 +67,8 @@ class Answers:
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
+        if delta.stop is not None:
+            self.stops[index] = delta.stop
         if delta.tool_calls:
             calls = self.tool_calls.setdefault(index, [])
             for part in delta.tool_calls:
@@ -169,14 +172,17 @@ def _packed(vector: Sequence[float]) -> str:
 def _message(text: str, calls: Sequence[ToolCall] | None) -> dict[str, Any]:
     if not calls:
         return {"role": "assistant", "content": text}
-    return {
-        "role": "assistant",
-        "content": text or None,
-        "tool_calls": [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in calls
-        ],
-    }
+    return {"role": "assistant", "content": text or None, "tool_calls": tool_call_list(calls)}
+
+
+def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:
+    """`tool_calls` of a message; None where there are none."""
+    if not calls:
+        return None
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

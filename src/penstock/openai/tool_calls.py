@@ -22,25 +22,28 @@ _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:argument
 class ToolCallReader:
     """Turns the deltas of one request into deltas with tool calls.
 
-    `bare` says that the answer is one call without tags. Call ids derive from `seed`, so that a request asked again
+    `bare` says that the answer is one call without tags; `one_call` that what comes after the first call is left out.
+    Call ids derive from `seed`, so that a request asked again
     under the same id gives the same ones.
     """
 
-    def __init__(self, seed: str, *, bare: bool = False) -> None:
+    def __init__(self, seed: str, *, bare: bool = False, one_call: bool = False) -> None:
         self._seed = seed
         self._bare = bare
+        self._one_call = one_call
         self._scanners: dict[int, _Scanner] = {}
 
     def translate(self, delta: Delta) -> Delta:
         """The delta with its text taken apart. It may have neither text nor calls, while a tag is half read."""
         scanner = self._scanners.get(delta.index)
         if scanner is None:
-            scanner = self._scanners[delta.index] = _Scanner(f"{self._seed}/{delta.index}", self._bare)
+            scanner = self._scanners[delta.index] = _Scanner(f"{self._seed}/{delta.index}", self._bare, self._one_call)
         pieces = list(scanner.push(delta.text))
         reason = delta.finish_reason
         if reason is not None:
             pieces += scanner.flush()
-            if reason == "stop" and scanner.calls:
+            # A model may go on with white space behind a call that it was made to write.
+            if scanner.calls and (reason == "stop" or (reason == "length" and scanner.wrote_whole_call)):
                 reason = "tool_calls"
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         parts = tuple(piece for piece in pieces if isinstance(piece, ToolCallPart))
@@ -50,23 +53,35 @@ class ToolCallReader:
 class _Scanner:
     """One answer's text: outside of calls, or inside the one whose raw text is `_call`."""
 
-    def __init__(self, seed: str, bare: bool) -> None:
+    def __init__(self, seed: str, bare: bool, one_call: bool) -> None:
         self.calls = 0
+        self._one_call = one_call
         self._seed = seed
         self._bare = bare
         self._held = ""
         self._call: _Call | None = _Call("") if bare else None
 
+    @property
+    def wrote_whole_call(self) -> bool:
+        """Whether the call without tags has all its arguments."""
+        return self._bare and self._call is not None and self._call.complete
+
     def push(self, text: str) -> Iterator[str | ToolCallPart]:
-        while text:
+        while text and not self._done:
             text = yield from (self._outside(text) if self._call is None else self._inside(self._call, text))
 
     def flush(self) -> Iterator[str | ToolCallPart]:
+        if self._done:
+            return
         if self._call is not None:
             yield from self._end(self._call)
         elif self._held and not (self.calls and not self._held.strip()):
             yield self._held
         self._held = ""
+
+    @property
+    def _done(self) -> bool:
+        return self._one_call and bool(self.calls)
 
     def _outside(self, text: str) -> Generator[str | ToolCallPart, None, str]:
         """Let text through, but hold back white space that a tag may follow, and the start of a tag.

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
+from penstock import demo
 from penstock.config import import_object
 from penstock.errors import ConfigError, EngineStartError
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import DeploymentConfig, LLMConfig
 
 if TYPE_CHECKING:
     from penstock.serve.handle import ModelHandle
@@ -18,6 +22,9 @@ HANDLE = "penstock.serve.local_model:LocalModel"
 """What stands for a model here. Named rather than imported: a runtime places what it is handed, and knows no server."""
 
 DEFAULT_KV_CACHE_BYTES = 1 << 30
+
+_SET_BY_CLUSTERS = ("accelerator_type", "accelerator_config", "placement_group_config", "runtime_env")
+_log = logging.getLogger(__name__)
 
 
 class Resident(Protocol):
@@ -82,11 +89,36 @@ def memory_estimate(config: LLMConfig) -> int:
     if given:
         return int(given)
     cache = config.engine_kwargs.get("kv_cache_memory_bytes", DEFAULT_KV_CACHE_BYTES)
-    if config.engine_name == "simulated":
+    if config.engine_name in ("simulated", "remote"):
         return 0
-    source = Path(config.model_source).expanduser()
+    is_demo = config.model_source == demo.MODEL_NAME
+    source = demo.model_path() if is_demo else Path(config.model_source).expanduser()
     files = [source] if source.is_file() else source.glob("*") if source.is_dir() else []
     return sum(file.stat().st_size for file in files if file.is_file()) + (cache if isinstance(cache, int) else 0)
+
+
+_READ = frozenset(
+    {
+        *("autoscaling_config", "max_ongoing_requests", "max_queued_requests"),
+        *("graceful_shutdown_timeout_s", "ray_actor_options"),
+    }
+)
+"""What of `deployment_config` has a meaning in one process."""
+
+
+def passed_over(config: LLMConfig) -> list[str]:
+    """The fields that this configuration sets and this runtime cannot honour: it has one replica, where it is."""
+    found = [name for name in _SET_BY_CLUSTERS if getattr(config, name) is not None]
+    deployment, unset = config.deployment_config, DeploymentConfig()
+    for part in msgspec.structs.fields(deployment):
+        value = getattr(deployment, part.name)
+        if part.name not in _READ and value != getattr(unset, part.name) and (part.name, value) != ("num_replicas", 1):
+            found.append(f"deployment_config.{part.name}")
+    scaling = config.autoscaling
+    for name in ("min_replicas", "max_replicas"):
+        if (replicas := getattr(scaling, name)) > 1:
+            found.append(f"deployment_config.autoscaling_config.{name} ({replicas})")
+    return found
 
 
 def build_local_handles(
@@ -94,8 +126,9 @@ def build_local_handles(
 ) -> dict[str, ModelHandle]:
     """A handle for each model, by its id. Checks every configuration, and loads nothing: see `ModelHandle.start`.
 
-    With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room for the next one.
-    Raises `ConfigError`, `MissingExtraError`.
+    With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room for the next one;
+    what a model takes is an estimate (`memory_estimate`), and nothing is measured. Fields that one process cannot
+    honour are named in a warning. Raises `ConfigError`, `MissingExtraError`.
     """
     handle = import_object(HANDLE, "the local runtime's handle")
     budget = MemoryBudget(memory_budget_bytes)
@@ -111,4 +144,10 @@ def build_local_handles(
             handles[config.model_id] = handle(config, budget)
         except ConfigError as error:
             raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
+        if ignored := passed_over(config):
+            _log.warning(
+                "model '%s': the local runtime has one replica, in this process; it passes over %s",
+                config.model_id,
+                ", ".join(ignored),
+            )
     return handles

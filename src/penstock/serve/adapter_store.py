@@ -1,4 +1,4 @@
-"""Where adapters come from: which there are, and local copies of their files, by content.
+"""Where adapters come from: which there are, and which version of each is the current one.
 
 Every adapter is copied into the cache under the digest of its content, also one from a local directory: what the engine
 holds under a digest stays what it was, whatever happens to the original.
@@ -7,11 +7,9 @@ holds under a digest stays what it was, whatever happens to the original.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import logging
 import os
 import re
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -21,6 +19,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from penstock import demo, env, lazy
+from penstock.config import masked
 from penstock.errors import (
     ConfigError,
     EngineStartError,
@@ -31,14 +30,17 @@ from penstock.errors import (
     nearest,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve.adapter_cache import AdapterCache
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 RECHECK_S = 5.0
 """Seconds for which what was seen at the source is believed."""
 MARK = "adapter_config.json"
 """A directory with this file is an adapter."""
 RETRY_DELAY_S = 0.5
+LIST_TIMEOUT_S = 5.0
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _STAMPS = ("size", "mtime", "created", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash", "blob_id")
@@ -71,7 +73,7 @@ class AdapterStore:
     def __init__(
         self,
         config: LoraConfig | None,
-        cache: Path,
+        cache: AdapterCache,
         given: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,10 +90,17 @@ class AdapterStore:
             _check_backend(url)
 
     async def names(self) -> list[str]:
-        """The names of all adapters, sorted. Looks at the source at most every few seconds, and downloads nothing."""
+        """The names of all adapters, sorted. Looks at the source at most every few seconds, and downloads nothing.
+
+        While the source does not answer, what it last told stands: a list of models must not fail for one of them.
+        """
         async with self._listing:
             if self._root is not None and self._clock() - self._listed_at >= RECHECK_S:
-                self._listed = await self._patiently(self._list, "the list of adapters")
+                try:
+                    async with asyncio.timeout(LIST_TIMEOUT_S):
+                        self._listed = await asyncio.to_thread(self._list)
+                except Exception as error:
+                    _log.warning("the adapters in %s cannot be listed: %r", masked(self._root), error)
                 self._listed_at = self._clock()
         return sorted({*self._given, *self._listed})
 
@@ -110,10 +119,11 @@ class AdapterStore:
                 try:
                     await self._check(name, location, known)
                 except FileNotFoundError:
-                    del self._known[name]  # whoever asks for names that do not exist fills no memory
+                    self._known.pop(name, None)  # whoever asks for names that do not exist fills no memory
                     raise await self._unknown(name) from None
                 except PenstockError:
                     if known.version is None:
+                        self._known.pop(name, None)
                         raise
                     # What is here already serves on until the source answers again.
                 known.checked_at = self._clock()
@@ -132,11 +142,16 @@ class AdapterStore:
         return ModelNotFoundError(f"no adapter '{name}'. {hint or 'This model has no adapters.'}", param="model")
 
     async def _check(self, name: str, location: str, known: _Known) -> None:
-        stamp = await self._patiently(lambda: _stamp(location), f"adapter '{name}'")
-        if stamp == known.stamp and known.version is not None:
+        what, version = f"adapter '{name}'", known.version
+        stamp = await self._patiently(lambda: _stamp(location), what)
+        if stamp == known.stamp and version is not None and self._cache.touch(version.path):
             return
-        digest, path = await self._patiently(lambda: _download(location, self._cache), f"adapter '{name}'")
+        digest, path = await self._patiently(lambda: self._download(location), what)
         known.stamp, known.version = stamp, AdapterVersion(name, digest, path)
+
+    def _download(self, location: str) -> tuple[str, str]:
+        fs, _, files = _files(location)
+        return self._cache.take_in(fs, files)
 
     async def _patiently(self, work: Callable[[], T], what: str) -> T:
         """Run blocking `work` in a thread, within the time and the number of tries that the configuration allows."""
@@ -171,7 +186,8 @@ class AdapterStore:
 def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
     """The adapters of a configured model; the demo model brings its own."""
     given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if model_source == demo.MODEL_NAME else {}
-    return AdapterStore(config.lora_config, Path(env.cache_dir(), "adapters"), given)
+    cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
+    return AdapterStore(config.lora_config, cache, given)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
@@ -196,33 +212,6 @@ def _stamp(location: str) -> list[tuple[str, ...]]:
     """What changes when the adapter does, had without reading its files."""
     _, _, files = _files(location)
     return [(path, *(str(info.get(name)) for name in _STAMPS)) for path, info in files.items()]
-
-
-def _download(location: str, cache: Path) -> tuple[str, str]:
-    """Copy the adapter into the cache; returns its digest and its directory there."""
-    fs, _, files = _files(location)
-    cache.mkdir(parents=True, exist_ok=True)
-    arriving = tempfile.mkdtemp(prefix=".arriving-", dir=cache)
-    try:
-        content = hashlib.sha256()
-        for path in files:
-            name = path.rpartition("/")[2]
-            copy = Path(arriving, name)
-            fs.get_file(path, str(copy))
-            with copy.open("rb") as file:
-                content.update(f"{name}\0{copy.stat().st_size}\0".encode())
-                content.update(hashlib.file_digest(file, "sha256").digest())
-        digest = content.hexdigest()[:16]
-        home = cache / digest
-        if not home.is_dir():
-            try:
-                os.rename(arriving, home)
-            except OSError:
-                if not home.is_dir():  # else another process was faster
-                    raise
-        return digest, str(home)
-    finally:
-        shutil.rmtree(arriving, ignore_errors=True)
 
 
 def _check_backend(url: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,7 +32,10 @@ class Adapters:
         self._limit = limit
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._loading = asyncio.Lock()
+        self._short_of_room = False
         self._released = asyncio.Event()
+        self.loads = 0
+        """Adapters given to the engine so far."""
 
     @property
     def names(self) -> list[str]:
@@ -43,7 +47,9 @@ class Adapters:
         """Load the adapter unless it is loaded, and keep it while the context lasts. Gives the engine's name for it."""
         name = f"{version.name}@{version.digest}"
         held = self._loaded.get(name)
-        if held is None:
+        if (
+            held is None or self._short_of_room
+        ):  # else a busy adapter would keep the one that waits for room out for good
             async with self._loading:
                 held = self._loaded.get(name) or await self._load(name, version)
         held.users += 1
@@ -59,6 +65,16 @@ class Adapters:
         for name, held in self._loaded.items():
             if name not in self._engine.adapters:
                 await self._engine.resolve_lora(name, held.version.path)
+                self.loads += 1
+
+    def forget_missing(self) -> None:
+        """Forget adapters whose files left the cache since they were loaded: an engine cannot start with those, and
+        the next request for one brings it back.
+        """
+        for name, held in list(self._loaded.items()):
+            if not os.path.isdir(held.version.path):
+                del self._loaded[name]
+                self._engine.adapters.pop(name, None)
 
     def forget(self) -> None:
         """The engine was unloaded: it need not hold anything next time."""
@@ -76,8 +92,13 @@ class Adapters:
                 await self._remove(unused)
                 continue
             self._released.clear()
-            await self._released.wait()
+            self._short_of_room = True
+            try:
+                await self._released.wait()
+            finally:
+                self._short_of_room = False
         await self._engine.resolve_lora(name, version.path)
+        self.loads += 1
         held = self._loaded[name] = _Loaded(version)
         return held
 

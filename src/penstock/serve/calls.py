@@ -6,12 +6,11 @@ length and a message: deltas, or the error that ended them. The other tasks answ
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, by_kind
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -84,14 +83,19 @@ class FrameReader:
     def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data: bytes) -> Iterator[Step | CallError]:
-        """The messages that are complete now."""
+    def feed(self, data: bytes) -> tuple[list[Delta], PenstockError | None]:
+        """The deltas that are complete now, and the error behind them if there is one."""
         data = self._rest + data
         at = 0
+        deltas: list[Delta] = []
         while len(data) - at >= _LENGTH:
             end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
             if end > len(data):
                 break
-            yield _decoder.decode(data[at + _LENGTH : end])
+            message = _decoder.decode(data[at + _LENGTH : end])
+            if isinstance(message, CallError):
+                return deltas, by_kind(message.kind, message.message)
+            deltas.append(message.delta)
             at = end
         self._rest = data[at:]
+        return deltas, None

@@ -6,15 +6,15 @@ here, at once, and never loads anything.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from msgspec import Struct, field
 
+from penstock.engines.deltas import Deltas
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -47,13 +47,18 @@ class ModelState(Struct, frozen=True):
     `cold`: nothing is in memory, the first request loads it. `loading`: requests wait. `asleep`: requests are refused
     with a 503 until it is woken. `paused`: requests wait. `draining`: it finishes what it has and takes no more.
     `failed`: it could not be loaded, for the `reason`; a later request tries again. `running` requests are being
-    answered, `waiting` ones are queued.
+    answered, `waiting` ones are queued. Since the process began, the engine was loaded `loads` times, of which
+    `restarts` followed a death, and was given adapters `adapter_loads` times; it holds `adapters` now.
     """
 
     state: StateName
     reason: str = ""
     running: int = 0
     waiting: int = 0
+    loads: int = 0
+    restarts: int = 0
+    adapter_loads: int = 0
+    adapters: int = 0
 
 
 class ModelHandle(Protocol):
@@ -78,6 +83,9 @@ class ModelHandle(Protocol):
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
 
+    async def engine_metrics(self) -> dict[str, float]:
+        """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or `log_engine_metrics` is off."""
+
     async def adapters(self) -> list[str]:
         """Names of the adapters that requests may use, sorted. Loads none of them."""
 
@@ -94,11 +102,11 @@ class ModelHandle(Protocol):
         Requests still under way after that end with `EngineDeadError`.
         """
 
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request."""
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request."""
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request."""
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request."""
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""

@@ -24,7 +24,8 @@ _log = logging.getLogger(__name__)
 class Lifecycle:
     """Starts and stops one engine, one change at a time.
 
-    `make_room` is awaited before the engine takes memory, `free_room` is called when it has given it back. `on_ready`
+    `make_room` is awaited before the engine takes memory, `free_room` is called when it has given it back.
+    `before_start` is awaited before the engine starts. `on_ready`
     is awaited with the engine running, before anybody may use it; `on_change` is called when the phase has become
     "ready" or "failed".
     """
@@ -36,6 +37,7 @@ class Lifecycle:
         start_timeout_s: float,
         make_room: Callable[[], Awaitable[None]],
         free_room: Callable[[], None],
+        before_start: Callable[[], Awaitable[None]],
         on_ready: Callable[[], Awaitable[None]],
         on_change: Callable[[], None],
     ) -> None:
@@ -43,9 +45,13 @@ class Lifecycle:
         self.phase: Literal["cold", "loading", "ready", "asleep", "failed"] = "cold"
         self.reason = ""
         self.generation = 0
+        """How many times the engine was started."""
+        self.restarts = 0
+        """How many of these starts followed its death."""
         self._start_timeout_s = start_timeout_s
         self._make_room = make_room
         self._free_room = free_room
+        self._before_start = before_start
         self._on_ready = on_ready
         self._on_change = on_change
         self._timed_out = False
@@ -78,7 +84,9 @@ class Lifecycle:
         """A new error that tells why the engine cannot be used."""
         if self.phase != "failed":
             return EngineDeadError(f"'{self.engine.model_source}' is not loaded")
-        return EngineTimeoutError(self.reason) if self._timed_out else EngineStartError(self.reason)
+        error = EngineTimeoutError(self.reason) if self._timed_out else EngineStartError(self.reason)
+        error.retry_after = max(self._retry_at - asyncio.get_running_loop().time(), 0.0)
+        return error
 
     @property
     def may_retry(self) -> bool:
@@ -135,6 +143,7 @@ class Lifecycle:
                 try:
                     await self.engine.stop()
                     await self._start()
+                    self.restarts += 1
                     return
                 except Exception as failed:
                     error = failed
@@ -146,6 +155,7 @@ class Lifecycle:
             async with asyncio.timeout(self._start_timeout_s):
                 await self._make_room()
                 waits_for = "the engine"
+                await self._before_start()
                 await self.engine.start()
                 if await self.engine.is_sleeping():
                     await self.engine.wakeup()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from msgspec import to_builtins
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import MemoryBudget, memory_estimate
@@ -18,7 +21,6 @@ from penstock.serve.server import LLMServer
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
-    Delta,
     EmbeddingRequest,
     Embeddings,
     RerankRequest,
@@ -71,12 +73,18 @@ class LocalModel:
         return ModelCard(
             id=self.model_id,
             created=self._created,
-            context_length=length if isinstance(length, int) else None,
-            metadata={"engine": self.engine_name},
+            context_length=length if isinstance(length, int) and length else None,
+            metadata={
+                "engine": self.engine_name,
+                **({"capabilities": to_builtins(capabilities)} if capabilities else {}),
+            },
         )
 
     def state(self) -> ModelState:
         return self.server.state()
+
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self.server.engine_metrics()
 
     async def adapters(self) -> list[str]:
         return await self.server.store.names()
@@ -106,10 +114,10 @@ class LocalModel:
         await self.server.unload()
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
+    def chat(self, request: ChatRequest) -> Deltas:
         return self.server.chat(request)
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
+    def completions(self, request: CompletionRequest) -> Deltas:
         return self.server.completions(request)
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
+from penstock.errors import PenstockError
 from penstock.serve.handle import ModelHandle, StateName
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+ENGINE_TIMEOUT_S = 1.0
+"""How long an engine may take to tell what it counts."""
+_ENGINE_COUNTERS = frozenset({"steps"})
 _SHORT = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class ModelMetrics:
+    """What one model's requests report to: finding it by its labels takes longer than counting."""
+
+    def __init__(self, metrics: Metrics, model: str) -> None:
+        self.prompt_tokens = metrics.prompt_tokens.labels(model)
+        self.cached_tokens = metrics.cached_tokens.labels(model)
+        self.generation_tokens = metrics.generation_tokens.labels(model)
+        self.latency = metrics.latency.labels(model)
+        self.first_token = metrics.first_token.labels(model)
+        self.per_token = metrics.per_token.labels(model)
+        self.queue_time = metrics.queue_time.labels(model)
+        self.engine_time = metrics.engine_time.labels(model)
+        self.framework_time = metrics.framework_time.labels(model)
 
 
 class Metrics:
@@ -50,10 +70,20 @@ class Metrics:
         self.framework_time = histogram(
             "request_framework_time_seconds", "What a request took beside waiting for the engine.", _SHORT
         )
-        registry.register(_States(handles))
+        self._of_models: dict[str, ModelMetrics] = {}
+        self._states = _States(handles)
+        registry.register(self._states)
 
-    def render(self) -> bytes:
+    def of(self, model: str) -> ModelMetrics:
+        """The metrics of one of the ingress's models."""
+        found = self._of_models.get(model)
+        if found is None:
+            found = self._of_models[model] = ModelMetrics(self, model)
+        return found
+
+    async def render(self) -> bytes:
         """The page that Prometheus reads."""
+        await self._states.ask_engines()
         return generate_latest(self.registry)
 
 
@@ -62,6 +92,20 @@ class _States(Collector):
 
     def __init__(self, handles: Mapping[str, ModelHandle]) -> None:
         self._handles = handles
+        self._engines: dict[str, dict[str, float]] = {}
+
+    async def ask_engines(self) -> None:
+        """Fetch what the running engines count. One that does not answer at once is left out."""
+
+        async def ask(handle: ModelHandle) -> dict[str, float]:
+            try:
+                async with asyncio.timeout(ENGINE_TIMEOUT_S):
+                    return await handle.engine_metrics()
+            except (PenstockError, TimeoutError):
+                return {}
+
+        counts = await asyncio.gather(*map(ask, self._handles.values()))
+        self._engines = dict(zip(self._handles, counts, strict=True))
 
     def collect(self) -> Iterable[Metric]:
         running = GaugeMetricFamily("penstock_num_requests_running", "Requests being answered.", labels=["model_name"])
@@ -69,10 +113,35 @@ class _States(Collector):
         states = GaugeMetricFamily(
             "penstock_model_state", "1 for the state that the model is in.", labels=["model_name", "state"]
         )
+        loads = CounterMetricFamily("penstock_model_loads", "Starts of the engine.", labels=["model_name"])
+        restarts = CounterMetricFamily(
+            "penstock_engine_restarts", "Starts of the engine after it died.", labels=["model_name"]
+        )
+        adapter_loads = CounterMetricFamily(
+            "penstock_adapter_loads", "Adapters given to the engine.", labels=["model_name"]
+        )
+        adapters = GaugeMetricFamily(
+            "penstock_adapters_loaded", "Adapters that the engine holds.", labels=["model_name"]
+        )
         for model_id, handle in self._handles.items():
             now = handle.state()
+            loads.add_metric([model_id], now.loads)
+            restarts.add_metric([model_id], now.restarts)
+            adapter_loads.add_metric([model_id], now.adapter_loads)
+            adapters.add_metric([model_id], now.adapters)
             running.add_metric([model_id], now.running)
             waiting.add_metric([model_id], now.waiting)
             for name in get_args(StateName):
                 states.add_metric([model_id, name], float(name == now.state))
-        return (running, waiting, states)
+        return (running, waiting, states, loads, restarts, adapter_loads, adapters, *self._of_engines())
+
+    def _of_engines(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for model_id, counts in self._engines.items():
+            for name, value in counts.items():
+                kind = CounterMetricFamily if name in _ENGINE_COUNTERS else GaugeMetricFamily
+                family = families.setdefault(
+                    name, kind(f"penstock_engine_{name}", "As the engine tells.", labels=["model_name"])
+                )
+                family.add_metric([model_id], value)  # type: ignore[attr-defined]
+        return families.values()

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 import penstock
+from penstock.openai.transcripts import FORMATS
 from penstock.serve.routes import Endpoint
 
 _ERROR = {
@@ -39,7 +40,7 @@ _AUDIO = {
         "file": {"type": "string", "contentMediaType": "application/octet-stream"},
         "model": {"type": "string"},
         "language": {"type": "string"},
-        "response_format": {"enum": ["json", "text"]},
+        "response_format": {"enum": list(FORMATS)},
         "max_tokens": {"type": "integer", "minimum": 1},
     },
 }

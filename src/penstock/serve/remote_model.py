@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.errors import (
     EngineDeadError,
     EngineTimeoutError,
@@ -156,6 +157,10 @@ class RemoteModel:
         starting = self._waiting or self.config.autoscaling.min_replicas
         return ModelState("loading" if starting else "cold", "", running, self._waiting)
 
+    async def engine_metrics(self) -> dict[str, float]:
+        """Nothing: each replica counts for itself, on a page of its own."""
+        return {}
+
     async def adapters(self) -> list[str]:
         return await self._store.names()
 
@@ -210,11 +215,11 @@ class RemoteModel:
             finally:
                 replica.sent -= 1
 
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        return self._generate("chat", request)
+    def chat(self, request: ChatRequest) -> Deltas:
+        return BatchedDeltas(self._generate("chat", request))
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        return self._generate("completions", request)
+    def completions(self, request: CompletionRequest) -> Deltas:
+        return BatchedDeltas(self._generate("completions", request))
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         return await self._call("embeddings", request)  # type: ignore[no-any-return]
@@ -267,7 +272,7 @@ class RemoteModel:
         return result
 
     # Calls
-    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         body = calls.pack(request)
         route = self.route(body, adapter=request.adapter or "")
         frames = calls.FrameReader()
@@ -276,10 +281,11 @@ class RemoteModel:
                 if reply.status != 200:
                     raise told_error(await reply.body())
                 while part := await reply.read():
-                    for message in frames.feed(part):
-                        if isinstance(message, calls.CallError):
-                            raise by_kind(message.kind, message.message)
-                        yield message.delta
+                    deltas, error = frames.feed(part)
+                    if deltas:
+                        yield deltas
+                    if error is not None:
+                        raise error
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
 

@@ -15,13 +15,15 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class
-from penstock.errors import EngineDeadError, PenstockError, UnavailableError, UnsupportedError
+from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.runtimes.placement import deployment_options
 from penstock.serve.adapter_store import adapter_store
 from penstock.serve.adapters import Adapters
 from penstock.serve.admission import Admission
+from penstock.serve.callbacks import Callbacks
 from penstock.serve.control import ControlPlane
 from penstock.serve.handle import ModelState, StateName
 from penstock.serve.lifecycle import Lifecycle
@@ -69,12 +71,14 @@ class LLMServer(ControlPlane):
         super().__init__()
         self.llm_config = llm_config
         self.engine = engine if engine is not None else _make_engine(llm_config)
+        self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         self.lifecycle = Lifecycle(
             self.engine,
             start_timeout_s=llm_config.start_timeout_s,
             make_room=make_room,
             free_room=free_room,
+            before_start=self._before_start,
             on_ready=self._on_ready,
             on_change=self._on_change,
         )
@@ -132,7 +136,22 @@ class LLMServer(ControlPlane):
             name = "draining" if phase == "ready" and admission.running else "asleep"
         else:
             name = phase if self.paused is None else "paused"
-        return ModelState(name, self.lifecycle.reason, admission.running, admission.waiting)
+        return ModelState(
+            name,
+            self.lifecycle.reason,
+            admission.running,
+            admission.waiting,
+            loads=self.lifecycle.generation,
+            restarts=self.lifecycle.restarts,
+            adapter_loads=self._adapters.loads,
+            adapters=len(self._adapters.names),
+        )
+
+    async def engine_metrics(self) -> dict[str, float]:
+        """What the engine counts, if it runs and `log_engine_metrics` is on."""
+        if not self.llm_config.log_engine_metrics or self.lifecycle.phase != "ready":
+            return {}
+        return await self.engine.metrics()
 
     async def check_health(self) -> None:
         """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
@@ -142,13 +161,13 @@ class LLMServer(ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a conversation. Closing the iterator early aborts the request."""
-        return self._generate("chat", request)
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self._generate("chat", request))
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        """Continue a prompt. Closing the iterator early aborts the request."""
-        return self._generate("completions", request)
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self._generate("completions", request))
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""
@@ -174,7 +193,7 @@ class LLMServer(ControlPlane):
         """Text of token ids. Needs no slot, so it does not wait behind generation."""
         return await self._call("detokenize", lambda: self.engine.detokenize(token_ids), slot=False)
 
-    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         request_id = request.request_id or uuid.uuid4().hex
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
@@ -188,32 +207,32 @@ class LLMServer(ControlPlane):
                     request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
                     stream = self._stream(self._attempts(task, request), request.n)
                     held.callback(self.streams.discard, stream)
-                    deltas = await held.enter_async_context(aclosing(stream.deltas()))
-                    async for delta in deltas:
-                        yield delta
+                    batches = await held.enter_async_context(aclosing(stream.batches()))
+                    async for batch in batches:
+                        yield batch
             finally:
                 self.admission.leave()
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
 
-    def _stream(self, source: AsyncGenerator[Delta, None], answers: int) -> DeltaStream:
+    def _stream(self, source: AsyncGenerator[list[Delta], None], answers: int) -> DeltaStream:
         stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
         if self.paused == "keep":
             stream.hold()
         self.streams.add(stream)
         return stream
 
-    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[Delta, None]:
+    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         """The engine's deltas. A request whose engine dies is tried once more, unless its caller has seen a part."""
         for last in (False, True):
             generation = self.lifecycle.generation
             begun = False
             try:
-                async with aclosing(getattr(self.engine, task)(request)) as deltas:
-                    async for delta in deltas:
+                async with aclosing(in_batches(getattr(self.engine, task)(request))) as batches:
+                    async for batch in batches:
                         begun = True
-                        yield delta
+                        yield batch
                 self.lifecycle.worked()
                 return
             except EngineDeadError:
@@ -279,11 +298,17 @@ class LLMServer(ControlPlane):
         return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
 
     # What the lifecycle tells
+    async def _before_start(self) -> None:
+        self._adapters.forget_missing()
+        await self._callbacks.run("on_before_node_init")
+        await self._callbacks.run("on_before_download_model_files_distributed")
+
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests
         self.admission.max_running = limit or math.ceil(self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT)
         await self._adapters.reapply()
         await self.reapply()
+        await self._callbacks.run("on_after_node_init")
 
     def _on_change(self) -> None:
         if self.lifecycle.phase == "failed":
@@ -298,4 +323,16 @@ class LLMServer(ControlPlane):
 def _make_engine(config: LLMConfig) -> LLMEngine:
     path = env.engine_cls()
     cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
-    return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+    tokenizer = config.model_loading_config.tokenizer_source
+    if tokenizer is None or tokenizer == config.model_source:
+        return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+    try:
+        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **config.engine_kwargs})
+    except ConfigError as error:
+        if error.field != "engine_kwargs.tokenizer":
+            raise
+        raise ConfigError(
+            f"the {cls.name} engine takes no tokenizer but the model's own",
+            field="model_loading_config.tokenizer_source",
+            value=tokenizer,
+        ) from None

@@ -11,16 +11,14 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.engines.deltas import Deltas, in_batches
 from penstock.errors import PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.serve.exchange import Exchange
 from penstock.serve.http_errors import ClientGoneError, as_penstock_error, error_response, log_unforeseen
-from penstock.serve.ready_items import ReadyItems
 from penstock.types import Delta, Usage
 
-LINGER_S = 0.02
-"""The longest that a token waits for those behind it. The first one never waits."""
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -33,14 +31,15 @@ class EventStream(Response):
 
     The response starts with the first delta, so that what fails before it fails with a status of its own; what fails
     later ends the stream with an error event. What the engine has ready goes out in one write. `n` is how many answers
-    share a prompt.
+    share a prompt, of which there are `prompts`.
     """
 
-    def __init__(self, exchange: Exchange, deltas: AsyncGenerator[Delta, None], framer: Framer, *, n: int = 1) -> None:
+    def __init__(self, exchange: Exchange, deltas: Deltas, framer: Framer, *, n: int = 1, prompts: int = 1) -> None:
         self._exchange = exchange
         self._deltas = deltas
         self._framer = framer
         self._n = n
+        self._open = n * prompts
         self._begun = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -61,49 +60,37 @@ class EventStream(Response):
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
         total = UsageTotal(self._n)
-        ready = ReadyItems(self._deltas)
-        async with exchange.interrupt() as interrupt, aclosing(ready):
-            while not ready.exhausted:
+        async with exchange.interrupt() as interrupt, aclosing(in_batches(self._deltas)) as batches:
+            more = True
+            while more:
                 asked = clock()
-                batch = await ready.take()
+                batch: list[Delta] = await anext(batches, [])
                 now = clock()
-                if self._begun:
-                    batch += await _followers(ready, now + LINGER_S)
                 exchange.engine_seconds += now - asked
+                for delta in batch:
+                    if delta.finish_reason is not None:
+                        self._open -= 1
+                        total.add(delta)
                 chunk = b"".join([framer.frame(delta) for delta in batch])
+                more = bool(batch) and self._open > 0
+                if not more:
+                    async for (
+                        _
+                    ) in batches:  # to its end: a client that knows its answer to be complete finds a free slot
+                        pass
+                    exchange.usage = total.usage
+                    chunk += framer.close()
+                    interrupt.finished()
                 if not self._begun:
                     await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
                     self._begun = True
                     exchange.first_token_at = now
                     chunk = framer.open() + chunk
-                for delta in batch:
-                    if delta.usage is not None:
-                        total.add(delta)
-                if ready.exhausted:
-                    exchange.usage = total.usage
-                    chunk += framer.close()
-                    interrupt.finished()
                 if chunk:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": not ready.exhausted})
+                    await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
-async def _followers(ready: ReadyItems[Delta], until: float) -> list[Delta]:
-    """What comes in the loop's next turns, as long as each brings something.
-
-    On an idle server that is one turn, some microseconds. On a busy one, where a turn takes longer than the engine's
-    step, a write then carries several tokens, and what a write costs is shared.
-    """
-    followers: list[Delta] = []
-    while not ready.exhausted and time.perf_counter() < until:
-        await asyncio.sleep(0)
-        more = ready.poll()
-        if not more:
-            break
-        followers += more
-    return followers
-
-
-async def collect(exchange: Exchange, requests: Sequence[AsyncGenerator[Delta, None]]) -> list[Answers]:
+async def collect(exchange: Exchange, requests: Sequence[Deltas]) -> list[Answers]:
     """The finished answers of requests that run side by side. If one fails, the others are given up."""
     answers = await exchange.wait(_collect_all(requests))
     usages = [one.usage for one in answers]
@@ -115,7 +102,7 @@ async def collect(exchange: Exchange, requests: Sequence[AsyncGenerator[Delta, N
     return answers
 
 
-async def _collect_all(requests: Sequence[AsyncGenerator[Delta, None]]) -> list[Answers]:
+async def _collect_all(requests: Sequence[Deltas]) -> list[Answers]:
     if len(requests) == 1:
         return [await _collect_one(requests[0])]
     try:
@@ -126,7 +113,7 @@ async def _collect_all(requests: Sequence[AsyncGenerator[Delta, None]]) -> list[
     return [task.result() for task in tasks]
 
 
-async def _collect_one(request: AsyncGenerator[Delta, None]) -> Answers:
+async def _collect_one(request: Deltas) -> Answers:
     answers = Answers()
     async with aclosing(request):
         async for delta in request:
@@ -134,11 +121,11 @@ async def _collect_one(request: AsyncGenerator[Delta, None]) -> Answers:
     return answers
 
 
-async def merged(requests: Sequence[AsyncGenerator[Delta, None]], n: int) -> AsyncGenerator[Delta, None]:
+async def merged(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, None]:
     """The deltas of several requests of `n` answers each as one stream; the answers are numbered through."""
     queue: asyncio.Queue[Delta | None] = asyncio.Queue()
 
-    async def forward(number: int, request: AsyncGenerator[Delta, None]) -> None:
+    async def forward(number: int, request: Deltas) -> None:
         async with aclosing(request):
             async for delta in request:
                 queue.put_nowait(msgspec.structs.replace(delta, index=number * n + delta.index))

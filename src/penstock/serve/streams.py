@@ -8,7 +8,7 @@ interval it reads ahead of the caller and joins, without one it hands on; and it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -68,6 +68,8 @@ def joined(deltas: list[Delta]) -> Delta:
         last.finish_reason,
         last.usage,
         tuple(part for delta in deltas for part in delta.tool_calls),
+        last.stop,
+        tuple(chunk for delta in deltas for chunk in delta.chunks),
     )
 
 
@@ -76,7 +78,7 @@ class DeltaStream:
 
     def __init__(
         self,
-        source: AsyncGenerator[Delta, None],
+        source: AsyncGenerator[list[Delta], None],
         *,
         interval_s: float = 0.0,
         answers: int = 1,
@@ -92,14 +94,18 @@ class DeltaStream:
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
-        self._source_waits_for: Any = None
+        self._reader: asyncio.Task[Any] | None = None  # the task that waits for the source, while it does
+        self._interrupted: asyncio.Task[Any] | None = None
 
     def abort(self) -> None:
         """End the request: its unfinished answers get the finish reason "abort"."""
+        if self._aborted:
+            return
         self._aborted = True
         self._held = False
-        if isinstance(self._source_waits_for, asyncio.Future):
-            self._source_waits_for.cancel()
+        if self._reader is not None:
+            self._interrupted = self._reader
+            self._reader.cancel()  # `_read` takes it back
         self._wake()
 
     def hold(self) -> None:
@@ -115,76 +121,89 @@ class DeltaStream:
         """Return when the source has ended, whether or not its deltas were taken."""
         await self._ended.wait()
 
-    def deltas(self) -> AsyncGenerator[Delta, None]:
-        """The deltas. Closing it early closes the source, and waits for that."""
+    def batches(self) -> AsyncGenerator[list[Delta], None]:
+        """The deltas, those that may leave together in one list. Closing it early closes the source, and waits for
+        that.
+        """
         return self._joined() if self._interval_s else self._handed_on()
 
-    async def _handed_on(self) -> AsyncGenerator[Delta, None]:
-        """Each delta as it comes, in the caller's own task: a task that reads ahead would cost every token a switch."""
+    async def _handed_on(self) -> AsyncGenerator[list[Delta], None]:
+        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost every step a switch."""
+        kept: list[Delta] = []
         async with aclosing(self._read()) as source:
-            async for delta in source:
-                if self._held or self._buffer.wait_s(0.0) is not None:
-                    self._buffer.add(delta)
-                    if self._held:
-                        continue
-                    for kept in self._buffer.take(0.0):
-                        yield kept
+            async for batch in source:
+                if self._held:
+                    kept += batch
+                elif kept:
+                    batch, kept = kept + batch, []
+                    yield batch
                 else:
-                    yield delta
+                    yield batch
         while self._held:
             await self._wait(None)
-        for delta in self._rest():
-            yield delta
+        if kept:
+            yield kept
+        if rest := self._rest():
+            yield rest
 
-    async def _joined(self) -> AsyncGenerator[Delta, None]:
+    async def _joined(self) -> AsyncGenerator[list[Delta], None]:
         """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
         reading = asyncio.create_task(self._read_ahead())
         try:
             while self._held or not self._ended.is_set():
                 wait = None if self._held else self._buffer.wait_s(self._clock())
                 if wait == 0:
-                    for delta in self._buffer.take(self._clock()):
-                        yield delta
+                    yield self._buffer.take(self._clock())
                 else:
                     await self._wait(wait)
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
-        for delta in self._rest():
-            yield delta
+        if rest := self._buffer.take(self._clock(), everything=True):
+            yield rest
+        if rest := self._rest():
+            yield rest
 
-    def _rest(self) -> Iterator[Delta]:
+    def _rest(self) -> list[Delta]:
         """What is left to tell when the source has ended."""
-        yield from self._buffer.take(self._clock(), everything=True)
         if self._error is not None:
             raise self._error
-        if self._aborted:
-            for index, tokens in self._tokens.items():
-                yield Delta(index, finish_reason="abort", usage=Usage(completion_tokens=tokens))
+        if not self._aborted:
+            return []
+        return [
+            Delta(index, finish_reason="abort", usage=Usage(completion_tokens=tokens))
+            for index, tokens in self._tokens.items()
+        ]
 
     async def _read_ahead(self) -> None:
         async with aclosing(self._read()) as source:
-            async for delta in source:
-                self._buffer.add(delta)
+            async for batch in source:
+                for delta in batch:
+                    self._buffer.add(delta)
                 self._wake()
         self._wake()
 
-    async def _read(self) -> AsyncGenerator[Delta, None]:
+    async def _read(self) -> AsyncGenerator[list[Delta], None]:
         """The source's deltas until it ends, fails or is aborted."""
         try:
             async with aclosing(self._source) as source:
                 while not self._aborted:
-                    delta = await _Step(self, source.__anext__())
-                    if delta.finish_reason is not None:
-                        self._tokens.pop(delta.index, None)
-                    elif delta.index in self._tokens:
-                        self._tokens[delta.index] += len(delta.token_ids)
-                    yield delta
+                    self._reader = asyncio.current_task()
+                    try:
+                        batch = await anext(source)
+                    finally:
+                        self._reader = None
+                    for delta in batch:
+                        if delta.finish_reason is not None:
+                            self._tokens.pop(delta.index, None)
+                        elif delta.index in self._tokens:
+                            self._tokens[delta.index] += len(delta.token_ids)
+                    yield batch
         except StopAsyncIteration:
             pass
         except asyncio.CancelledError:
-            if not self._aborted:
-                raise
+            if self._interrupted is None or self._interrupted.uncancel():
+                raise  # not by `abort`, or not by it alone
         except Exception as error:
             self._error = error
         finally:
@@ -205,36 +224,3 @@ class DeltaStream:
         waiter, self._waiter = self._waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-
-
-class _Step:
-    """One step of a stream's source, awaited so that the stream knows what it waits for.
-
-    Cancelling that future interrupts the source wherever its caller is; cancelling the caller's task would also hit
-    whatever else that task does.
-    """
-
-    def __init__(self, stream: DeltaStream, step: Coroutine[Any, Any, Delta]) -> None:
-        self._stream = stream
-        self._step = step
-
-    def __await__(self) -> Generator[Any, None, Delta]:
-        stream, step = self._stream, self._step
-        try:
-            waits_for = step.send(None)
-            while True:
-                stream._source_waits_for = waits_for
-                try:
-                    yield waits_for
-                except GeneratorExit:
-                    step.close()
-                    raise
-                except BaseException as error:
-                    waits_for = step.throw(error)
-                else:
-                    waits_for = step.send(None)
-        except StopIteration as produced:
-            delta: Delta = produced.value
-            return delta
-        finally:
-            stream._source_waits_for = None

@@ -169,7 +169,7 @@ async def test_rerank_model(engine, tmp_path):
     assert got.usage.prompt_tokens == int(batch.attention_mask.sum())
 
 
-async def test_speech_model(engine, tmp_path):
+async def test_speech_model(engine, tmp_path, cache):
     import torch
     import transformers
 
@@ -235,6 +235,17 @@ async def test_speech_model(engine, tmp_path):
             tokens = torch.cat([tokens, logits.argmax().view(1, 1)], dim=1)
     assert got.text == tokenizer.decode(tokens[0, 4:]).strip()
     assert got.usage.completion_tokens == 12
+    # Times are tokens as well, so a model that tells them must be free to.
+    (converted,) = (path.parent for path in cache.glob("converted/*/generation_config.json"))
+    settings = json.loads((converted / "generation_config.json").read_text())
+    settings["suppress_tokens"] = [ids[name] for name in commands if "." not in name]
+    (converted / "generation_config.json").write_text(json.dumps(settings))
+    timed = await (await engine(converted)).transcriptions(
+        TranscriptionRequest(file.getvalue(), language="en", max_tokens=12, timestamps=True)
+    )
+    assert timed.duration == 1.5
+    assert timed.segments
+    assert all(0 <= segment.start <= segment.end for segment in timed.segments)
 
 
 async def test_what_the_exporter_cannot_read(tmp_path, cache):

@@ -18,7 +18,7 @@ from penstock.serve.app import IngressApp, build_app
 from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.http_server import HttpServer, address, listen
 from penstock.serve.settings import HttpSettings
-from penstock.types import Delta, Transcription, Usage
+from penstock.types import Delta, Transcription, TranscriptionSegment, Usage
 
 PROMPT_WITH_TOOLS = (
     "{% for m in messages %}{{ m.content }}"
@@ -66,7 +66,10 @@ class ScriptedEngine(SimulatedEngine):
             await asyncio.sleep(0)
 
     async def transcriptions(self, request: Any) -> Transcription:
-        return Transcription(f"{len(request.audio)} bytes in {request.language}", Usage(3, 4))
+        text = f"{len(request.audio)} bytes in {request.language}"
+        timed = request.timestamps and request.language != "en"
+        segments = (TranscriptionSegment(0.0, 1.5, text),) if timed else None
+        return Transcription(text, Usage(3, 4), segments, request.language, 1.5)
 
 
 class Handle:
@@ -89,6 +92,9 @@ class Handle:
 
     def state(self) -> ModelState:
         return self.now
+
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self.engine.metrics()
 
     async def adapters(self) -> list[str]:
         return sorted(self.engine.adapters)

@@ -156,6 +156,18 @@ def test_messages(claude: Any) -> None:
     assert text == whole.content[0].text == final.content[0].text
     assert final.usage.output_tokens == 16
     assert claude.messages.create(**{**ask, "max_tokens": 2}).stop_reason == "max_tokens"
+    stopping = {**ask, "stop_sequences": ["never said", text[5:8]]}
+    stopped = claude.messages.create(**stopping)
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", text[5:8])
+    with claude.messages.stream(**stopping) as stream:
+        events = list(stream)
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.stop_sequence) == ("stop_sequence", text[5:8])
+    started = events[0].message.usage
+    assert started.input_tokens + started.cache_read_input_tokens > 0
+    assert started.input_tokens + started.cache_read_input_tokens == (
+        stopped.usage.input_tokens + stopped.usage.cache_read_input_tokens
+    )
     with pytest.raises(anthropic.NotFoundError, match="Did you mean 'sim'"):
         claude.messages.create(**{**ask, "model": "simm"})
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, EngineDeadError
 from penstock.serve.auth import load_keys
 from penstock.serve.handle import ModelState
 from penstock.serve.settings import Limits
@@ -130,6 +130,27 @@ async def test_transcriptions(served: Any, handle: Any, scripted: Any) -> None:
         assert answer.json() == {"text": "8 bytes in de"}
         text = await client.post("/v1/audio/transcriptions", files=files, data={"response_format": "text"})
         assert text.text == "8 bytes in None"
+
+
+async def test_transcriptions_with_their_times(served: Any, handle: Any, scripted: Any) -> None:
+    async with served(handle("m", scripted())).client() as client:
+
+        async def ask(**data: str) -> Any:
+            files = {"file": ("a.wav", b"RIFF1234")}
+            return await client.post("/v1/audio/transcriptions", files=files, data={"language": "de", **data})
+
+        assert (await ask(response_format="srt")).text == "1\n00:00:00,000 --> 00:00:01,500\n8 bytes in de\n"
+        assert (await ask(response_format="vtt")).text.startswith("WEBVTT\n\n00:00:00.000")
+        verbose = (await ask(response_format="verbose_json", **{"timestamp_granularities[]": "segment"})).json()
+        assert (verbose["duration"], verbose["segments"][0]["end"]) == (1.5, 1.5)
+        # The engine of this test knows no times for English.
+        untimed = await ask(response_format="srt", language="en")
+        assert (untimed.status_code, untimed.json()["error"]["param"]) == (400, "response_format")
+        assert "scripted" in untimed.text or "simulated" in untimed.text
+        assert (await ask(response_format="xml")).status_code == 400
+        for refused in ({"timestamp_granularities[]": "word"}, {"prompt": "Names: Ann"}, {"temperature": "0.5"}):
+            assert (await ask(**refused)).status_code == 501
+        assert (await ask(temperature="0")).status_code == 200
 
 
 # Keys
@@ -257,6 +278,8 @@ async def test_metrics_count_requests_and_tokens(ingress: Any) -> None:
         await client.post("/v1/chat/completions", json={**CHAT, "model": "sim"})
         await client.post("/v1/chat/completions", json={**CHAT, "model": "sim", "stream": True})
         await client.post("/v1/chat/completions", json={**CHAT, "model": "who"})
+        await client.post("/v1/chat/completions", json={**CHAT, "model": "sim", "temperature": 9})
+        await client.get("/v1/models/sim")
         await client.get("/no/such/path")
         text = (await client.get("/metrics")).text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
@@ -278,6 +301,28 @@ async def test_metrics_count_requests_and_tokens(ingress: Any) -> None:
     parts = [float(lines[f"penstock_request_{part}_time_seconds_sum{one}"]) for part in ("engine", "framework")]
     assert sum(parts) == pytest.approx(total)
     assert min(parts) > 0
+
+
+async def test_metrics_tell_loads_restarts_adapters_and_what_engines_count(served: Any, untouchable: Any) -> None:
+    busy = untouchable("m", ModelState("ready", loads=3, restarts=1, adapter_loads=7, adapters=2))
+    stuck = untouchable("stuck", ModelState("ready"))
+
+    async def dead() -> dict[str, float]:
+        raise EngineDeadError("gone")
+
+    stuck.engine_metrics = dead
+    async with served(busy, stuck).client() as client:
+        text = (await client.get("/metrics")).text
+    for line in (
+        'penstock_model_loads_total{model_name="m"} 3.0',
+        'penstock_engine_restarts_total{model_name="m"} 1.0',
+        'penstock_adapter_loads_total{model_name="m"} 7.0',
+        'penstock_adapters_loaded{model_name="m"} 2.0',
+        'penstock_engine_steps_total{model_name="m"} 0.0',
+        'penstock_engine_requests_running{model_name="m"} 0.0',
+    ):
+        assert line in text.splitlines()
+    assert 'penstock_engine_steps_total{model_name="stuck"}' not in text
 
 
 async def test_time_in_the_queue_is_told_by_who_lets_in(served: Any, untouchable: Any) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from penstock.engines.chat_template import ChatTemplate
+
 WEATHER = {
     "type": "function",
     "function": {
@@ -13,7 +15,7 @@ WEATHER = {
     },
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-ASK = {"model": "m", "messages": [{"role": "user", "content": "Weather?"}], "tools": [WEATHER, CLOCK]}
+ASK: Any = {"model": "m", "messages": [{"role": "user", "content": "Weather?"}], "tools": [WEATHER, CLOCK]}
 SAID = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln </tool_call> }"}}\n</tool_call>\n'
 SAID += '<tool_call>\n{"arguments": {}, "name": "clock"}\n</tool_call>'
 
@@ -62,6 +64,38 @@ async def test_calls_are_read_out_of_the_text(engine: Any, tools_client: Any, ev
         (function["name"], json.loads(function["arguments"])) for function in functions
     ]
     assert len({call["id"] for call in calls}) == 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+async def test_without_parallel_calls_there_is_one(engine: Any, tools_client: Any, events: Any, size: int) -> None:
+    said = SAID + " And then?"
+    engine.pieces = [said[at : at + size] for at in range(0, len(said), size)]
+    ask = {**ASK, "parallel_tool_calls": False}
+    message = (await tools_client.post("/v1/chat/completions", json=ask)).json()["choices"][0]["message"]
+    assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather"]
+    assert message["content"] == "Let me see."
+    answer = await tools_client.post("/v1/chat/completions", json={**ask, "stream": True})
+    content, calls, reason = streamed_calls(answer.text, events)
+    assert (content, [call["name"] for call in calls], reason) == ("Let me see.", ["weather"], "tool_calls")
+    body: Any = {"model": "m", "input": "?", "parallel_tool_calls": False}
+    body["tools"] = [{"type": "function", **tool["function"]} for tool in ASK["tools"]]
+    output = (await tools_client.post("/v1/responses", json=body)).json()["output"]
+    assert [item["type"] for item in output] == ["message", "function_call"]
+    body = {"model": "m", "max_tokens": 50, "messages": ASK["messages"], "tool_choice": {"type": "auto"}}
+    body["tools"] = [{"name": tool["function"]["name"], "input_schema": {}} for tool in ASK["tools"]]
+    for alone, calls_made in ((True, 1), (False, 2)):
+        body["tool_choice"]["disable_parallel_tool_use"] = alone
+        blocks = (await tools_client.post("/v1/messages", json=body)).json()["content"]
+        assert [block["type"] for block in blocks] == ["text"] + ["tool_use"] * calls_made
+
+
+async def test_a_template_without_tools_is_told_rather_than_passed_over(engine: Any, tools_client: Any) -> None:
+    engine.template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
+    engine.pieces = ["ok"]
+    refused = await tools_client.post("/v1/chat/completions", json=ASK)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
+    for choice in ("none", "required"):
+        assert (await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": choice})).status_code == 200
 
 
 async def test_what_is_no_call_stays_text(engine: Any, tools_client: Any, events: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any, ClassVar
@@ -14,8 +13,10 @@ import msgspec
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.mailbox import Mailbox
 from penstock.engines.openvino.adapter_files import check_adapter
-from penstock.engines.openvino.find_model import find_model
+from penstock.engines.openvino.find_model import check_tokenizer, find_model
 from penstock.engines.openvino.messages import (
     Abort,
     Call,
@@ -45,21 +46,6 @@ from penstock.types import (
 )
 
 
-class _Mailbox:
-    """What has come for one request and was not taken yet."""
-
-    __slots__ = ("error", "items", "waiter")
-
-    def __init__(self) -> None:
-        self.items: deque[Delta] = deque()
-        self.error: Exception | None = None
-        self.waiter: asyncio.Future[None] | None = None
-
-    def wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
-
-
 class OpenVINOEngine(TokenEngine):
     """OpenVINO GenAI in a process of its own. `engine_kwargs` are those of `OpenVINOOptions`."""
 
@@ -72,7 +58,7 @@ class OpenVINOEngine(TokenEngine):
             check_adapter(name, path)
         self._process: EngineProcess | None = None
         self._ids = count(1)
-        self._mailboxes: dict[int, _Mailbox] = {}
+        self._mailboxes: dict[int, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._why_dead = "the openvino engine is not running"
         self._asleep = False
@@ -84,6 +70,8 @@ class OpenVINOEngine(TokenEngine):
         files = await asyncio.get_running_loop().run_in_executor(
             None, find_model, self.model_source, self.options.task, self.options.max_model_len
         )
+        if self.options.tokenizer is not None:
+            check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         process = EngineProcess("penstock.engines.openvino.worker", self._on_message, self._on_death)
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
@@ -112,9 +100,12 @@ class OpenVINOEngine(TokenEngine):
         await self._call("ping")
 
     # Requests
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+    def generate(self, request: GenerateRequest) -> Deltas:
+        return BatchedDeltas(self._generate(request))
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
         number = next(self._ids)
-        mailbox = self._mailboxes[number] = _Mailbox()
+        mailbox = self._mailboxes[number] = Mailbox()
         finished = False
         try:
             self._send(
@@ -123,19 +114,12 @@ class OpenVINOEngine(TokenEngine):
                 )
             )
             while not finished:
-                if not mailbox.items:
-                    if mailbox.error is not None:
-                        finished = True
-                        raise mailbox.error
-                    mailbox.waiter = asyncio.get_running_loop().create_future()
-                    await mailbox.waiter
-                    continue
-                delta = mailbox.items.popleft()
-                finished = delta.finish_reason is not None
-                yield delta
+                batch = await mailbox.take()
+                finished = batch[-1].finish_reason is not None
+                yield batch
         finally:
             del self._mailboxes[number]
-            if not finished and self._process is not None:
+            if not finished and not mailbox.failed and self._process is not None:
                 self._send(Abort(number))
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
@@ -148,7 +132,9 @@ class OpenVINOEngine(TokenEngine):
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         self._check_task("transcriptions")
-        result = await self._call("transcribe", request.audio, request.language, request.task, request.max_tokens)
+        result = await self._call(
+            "transcribe", request.audio, request.language, request.task, request.max_tokens, request.timestamps
+        )
         return msgspec.convert(result, Transcription)
 
     async def tokenize(self, text: str) -> list[int]:
@@ -168,6 +154,10 @@ class OpenVINOEngine(TokenEngine):
         if self.adapters.pop(name, None) is None:
             raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
         await self._call("remove_adapter", name)
+
+    async def metrics(self) -> dict[str, float]:
+        counts: dict[str, float] = await self._call("metrics")
+        return counts
 
     # Control
     async def sleep(self, level: int = 1) -> None:
@@ -208,13 +198,11 @@ class OpenVINOEngine(TokenEngine):
             mailboxes = self._mailboxes
             for number, delta in message.deltas:
                 if (mailbox := mailboxes.get(number)) is not None:
-                    mailbox.items.append(delta)
-                    mailbox.wake()
+                    mailbox.put(delta)
         elif isinstance(message, Failed):
             error = by_kind(message.kind, message.message)
             if (mailbox := self._mailboxes.get(message.id)) is not None:
-                mailbox.error = error
-                mailbox.wake()
+                mailbox.fail(error)
             else:
                 self._settle(message.id, error=error)
         elif isinstance(message, Reply):
@@ -236,8 +224,7 @@ class OpenVINOEngine(TokenEngine):
             self._why_dead = why
             self._process = None
         for mailbox in self._mailboxes.values():
-            mailbox.error = EngineDeadError(self._why_dead)
-            mailbox.wake()
+            mailbox.fail(EngineDeadError(self._why_dead))
         for number in list(self._calls):
             self._settle(number, error=EngineDeadError(self._why_dead))
 

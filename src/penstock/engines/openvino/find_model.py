@@ -26,6 +26,14 @@ class ModelFiles(Struct, frozen=True):
     context_length: int
 
 
+def check_tokenizer(source: str, task: str) -> None:
+    """Raise `EngineStartError` unless the directory `source` holds a tokenizer that this kind of model can take."""
+    if task != "generate":
+        raise EngineStartError("only models that generate text take another tokenizer than their own")
+    if not (Path(source).expanduser() / "openvino_tokenizer.xml").is_file():
+        raise EngineStartError(f"the tokenizer '{source}' is no directory with an openvino_tokenizer.xml")
+
+
 def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
     """Resolve `source`. Converts a Hugging Face model on first use, which takes a while and shows its progress.
 

@@ -42,6 +42,7 @@ class Generation:
         self._prompt_limit = _GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else context_length
         self._pipelines = Pipelines(path, options)
         self._ids = count(1)
+        self._steps = 0
         self._requests: dict[int, Request] = {}
         self._adapter_paths: dict[str, str] = {}
         pipeline = self._pipelines.first()
@@ -86,6 +87,7 @@ class Generation:
         """Give every running request of every lane its next token."""
         deltas: list[tuple[int, Delta]] = []
         failures: list[Failed] = []
+        self._steps += 1
         for lane in list(self._lanes.values()):
             if not lane.busy:
                 continue
@@ -109,6 +111,16 @@ class Generation:
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
+
+    def metrics(self) -> dict[str, float]:
+        """Steps made, requests in slots and in queues, and how full the fullest KV cache is (0 to 1)."""
+        lanes = self._lanes.values()
+        return {
+            "steps": self._steps,
+            "requests_running": sum(len(lane.active) for lane in lanes),
+            "requests_waiting": sum(len(lane.waiting) for lane in lanes),
+            "kv_cache_usage": max(lane.pipeline.get_metrics().cache_usage for lane in lanes) / 100,
+        }
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, none added."""
@@ -293,7 +305,9 @@ class Generation:
         usage = None
         if request.finish is not None:
             usage = Usage(request.prompt_tokens, len(request.ids), request.cached)
-        return Delta(0, text, tuple(new), logprobs, request.finish, usage)
+        elif start == 0:
+            usage = Usage(request.prompt_tokens, 0, request.cached)
+        return Delta(0, text, tuple(new), logprobs, request.finish, usage, stop=request.stop.found)
 
     def _logprobs(self, ids: list[int], values: list[float], top: int) -> tuple[TokenLogprob, ...]:
         names = self._decode([[i] for i in ids], skip_special_tokens=False)

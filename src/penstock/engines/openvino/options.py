@@ -15,7 +15,8 @@ Positive = Annotated[int, Meta(ge=1)]
 class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the embedded engine.
 
-    `task` None: what the model's files say. `max_num_seqs`: requests decoded together. `max_num_batched_tokens`:
+    `task` None: what the model's files say. `tokenizer`: a directory with another tokenizer than the model's own, in
+    OpenVINO's form, for models that generate. `max_num_seqs`: requests decoded together. `max_num_batched_tokens`:
     tokens a step may work on; small keeps the steps short, so a long prompt does not stall the others. `max_model_len`
     None: the model's own context. `kv_cache_memory_bytes`: memory of the KV cache, used as it fills; a size that is
     not a whole number of GiB costs a second load at the start. `num_threads` 0: all cores. `inference_precision` None:
@@ -28,6 +29,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
     device: str = "CPU"
+    tokenizer: str | None = None
     max_num_seqs: Positive = 128
     max_num_batched_tokens: Annotated[int, Meta(ge=32)] = 512
     max_model_len: Positive | None = None

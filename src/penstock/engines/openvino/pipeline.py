@@ -84,7 +84,10 @@ class Pipelines:
         if adapters is not None:
             properties["adapters"] = adapters
         properties.update(options.properties)
-        return genai.ContinuousBatchingPipeline(self._path, scheduler, options.device, properties)
+        if options.tokenizer is None:
+            return genai.ContinuousBatchingPipeline(self._path, scheduler, options.device, properties)
+        tokenizer = genai.Tokenizer(str(Path(options.tokenizer).expanduser()))
+        return genai.ContinuousBatchingPipeline(self._path, tokenizer, scheduler, options.device, **properties)
 
 
 def generation_config(

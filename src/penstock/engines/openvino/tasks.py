@@ -26,7 +26,7 @@ from penstock.errors import (
     RequestError,
     UnsupportedError,
 )
-from penstock.types import Embeddings, Scores, Transcription, Usage
+from penstock.types import Embeddings, Scores, Transcription, TranscriptionSegment, Usage
 
 _WINDOW_SECONDS = 30
 """Speech models hear a recording in windows of this length."""
@@ -79,6 +79,10 @@ class Task:
 
     def ping(self) -> None:
         """Answer, which shows that the process is alive."""
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing: there are no steps and no cache."""
+        return {}
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids, none added."""
@@ -240,8 +244,10 @@ class Speech(Task):
     def _start(self) -> None:
         self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties())
 
-    def transcribe(self, audio: bytes, language: str | None, task: str, max_tokens: int | None) -> Transcription:
-        """The text of a recording, its language found out unless given."""
+    def transcribe(
+        self, audio: bytes, language: str | None, task: str, max_tokens: int | None, timestamps: bool = False
+    ) -> Transcription:
+        """The text of a recording, its language found out unless given; with `timestamps` also in segments."""
         samples = read_wav(audio)
         config = self._pipeline.get_generation_config()
         known = {name.strip("<|>"): name for name in config.lang_to_id or {}}
@@ -260,9 +266,21 @@ class Speech(Task):
         windows = -(-len(samples) // (_WINDOW_SECONDS * SAMPLE_RATE))
         room = max(self._context_length - _PROMPT_TOKENS, 1) * windows
         config.max_new_tokens = min(max_tokens or room, room)
+        config.return_timestamps = timestamps
         result = self._pipeline.generate(samples, config)
         tokens = result.perf_metrics.get_num_generated_tokens()
-        return Transcription(result.texts[0].strip(), Usage(0, tokens))
+        duration = len(samples) / SAMPLE_RATE
+        segments = _segments(result.chunks[0], duration) if timestamps and result.chunks is not None else None
+        spoken = language or "".join(result.languages[:1]).strip("<|>") or None
+        return Transcription(result.texts[0].strip(), Usage(0, tokens), segments, spoken, duration)
+
+
+def _segments(chunks: Iterable[Any], duration: float) -> tuple[TranscriptionSegment, ...]:
+    """A chunk whose end the model did not tell has a negative one: it lasts to the end."""
+    return tuple(
+        TranscriptionSegment(chunk.start_ts, chunk.end_ts if chunk.end_ts >= 0 else duration, chunk.text.strip())
+        for chunk in chunks
+    )
 
 
 _TASKS: dict[str, type[Task]] = {"embed": Embedding, "score": Rerank, "transcribe": Speech}

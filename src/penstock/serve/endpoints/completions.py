@@ -27,6 +27,6 @@ async def completions(exchange: Exchange) -> Response:
         framer = CompletionFramer(**about, n=n, include_usage=body.include_usage)
         running = [handle.completions(request) for request in requests]
         deltas = running[0] if len(running) == 1 else merged(running, n)
-        return EventStream(exchange, deltas, framer, n=n)
+        return EventStream(exchange, deltas, framer, n=n, prompts=len(requests))
     answers = await collect(exchange, [handle.completions(request) for request in requests])
     return exchange.json(completion(answers, **about))

@@ -20,7 +20,7 @@ async def health(exchange: Exchange) -> Response:
 
 async def metrics(exchange: Exchange) -> Response:
     """Metrics in the text form of Prometheus."""
-    return Response(exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    return Response(await exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
 
 
 async def openapi(exchange: Exchange) -> Response:

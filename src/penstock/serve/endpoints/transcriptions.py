@@ -8,12 +8,16 @@ from contextlib import asynccontextmanager
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
-from penstock.errors import ContentTypeError, RequestError, UnsupportedError
+from penstock.errors import ContentTypeError, RequestError, UnsupportedError, nearest
+from penstock.openai.transcripts import FORMATS, TIMED_FORMATS, subtitles, verbose
 from penstock.serve.exchange import Exchange
 from penstock.serve.limits import read_body
 from penstock.types import TranscriptionRequest
 
-_FIELDS = frozenset({"file", "model", "language", "response_format", "temperature", "prompt", "stream", "max_tokens"})
+_GRANULARITIES = "timestamp_granularities[]"
+_FIELDS = frozenset(
+    {"file", "model", "language", "response_format", "temperature", "prompt", "stream", "max_tokens", _GRANULARITIES}
+)
 
 
 async def transcriptions(exchange: Exchange) -> Response:
@@ -31,19 +35,45 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
         raise RequestError("file is missing", param="file")
     target = await exchange.target(_text(form, "model"))
     shape = _text(form, "response_format") or "json"
-    if shape not in ("json", "text"):
-        raise UnsupportedError(f"response_format '{shape[:50]}' is not supported: json, text", param="response_format")
-    if _text(form, "stream").lower() in ("true", "1"):
-        raise UnsupportedError("streamed transcriptions are not supported", param="stream")
+    if shape not in FORMATS:
+        hint = nearest(shape[:50], FORMATS)
+        raise RequestError(f"unknown response_format '{shape[:50]}'. {hint}", param="response_format")
+    _check_unsupported(form)
+    timed = shape in TIMED_FORMATS
     request = TranscriptionRequest(
         await upload.read(),
         language=_text(form, "language") or None,
         max_tokens=_max_tokens(form),
         request_id=exchange.id,
+        timestamps=timed,
     )
     result = await exchange.wait(target.handle.transcriptions(request))
     exchange.usage = result.usage
-    return PlainTextResponse(result.text) if shape == "text" else exchange.json({"text": result.text})
+    if shape == "text":
+        return PlainTextResponse(result.text)
+    if not timed:
+        return exchange.json({"text": result.text})
+    if result.segments is None:
+        raise RequestError(
+            f"response_format '{shape}' needs timestamps, which the {target.handle.engine_name} engine does not give "
+            "with this model: use json or text",
+            param="response_format",
+        )
+    if shape == "verbose_json":
+        return exchange.json(verbose(result, result.segments))
+    return PlainTextResponse(subtitles(result.segments, shape))
+
+
+def _check_unsupported(form: FormData) -> None:
+    """Refuse what would be passed over in silence."""
+    if _text(form, "stream").lower() in ("true", "1"):
+        raise UnsupportedError("streamed transcriptions are not supported", param="stream")
+    if _text(form, "prompt"):
+        raise UnsupportedError("a prompt for a transcription is not supported", param="prompt")
+    if _text(form, "temperature") not in ("", "0", "0.0"):
+        raise UnsupportedError("transcriptions are greedy: temperature can only be 0", param="temperature")
+    if any(wanted != "segment" for wanted in form.getlist(_GRANULARITIES)):
+        raise UnsupportedError("timestamps are given for segments only", param=_GRANULARITIES)
 
 
 @asynccontextmanager
