@@ -56,7 +56,7 @@ async def text(handle, sampling):
 @pytest.mark.slow
 async def test_a_real_engine_through_its_whole_life(handle):
     greedy = Sampling(temperature=0.0, max_tokens=12, ignore_eos=True)
-    assert (handle.state().state, handle.card().context_length) == ("cold", None)
+    assert (handle.state().state, handle.card().context_length) == ("cold", TINY.context)
 
     first = await text(handle, greedy)  # loads
     assert first
