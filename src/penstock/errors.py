@@ -6,7 +6,9 @@ PenstockError
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
 ├── JobError                 a batch job cannot go on
-│   └── JobMismatchError     a journal belongs to a different job; shows what differs
+│   ├── JobMismatchError     a journal belongs to a different job; shows what differs
+│   └── JobLimitError        it reached a limit that it was given: tokens, errors, time
+├── UserCodeError            a function that the user gave has failed
 ├── RequestError             the caller's request cannot be answered as it stands
 │   ├── ContextLengthError   prompt and answer do not fit the model
 │   ├── ModelNotFoundError   no such model or adapter
@@ -25,8 +27,9 @@ PenstockError
 │   ├── EngineTimeoutError   it did not answer in time
 │   ├── OverloadedError      its queue is full
 │   │   └── TooManyRequestsError  the server answers as many requests as it may
-│   └── UnavailableError     it takes no requests now: asleep, or draining
-│       └── ShuttingDownError     the whole server is on its way down
+│   ├── UnavailableError     it takes no requests now: asleep, or draining
+│   │   └── ShuttingDownError     the whole server is on its way down
+│   └── UpstreamError        another server, asked over HTTP, refused or failed
 ├── ServerError              a server that was asked refused, or could not be reached
 └── ClientGoneError          the client closed the connection
 
@@ -110,6 +113,18 @@ class JobMismatchError(JobError):
     def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:
         super().__init__(message)
         self.differences = differences
+
+
+class JobLimitError(JobError):
+    """A job reached a limit that it was given: tokens, share of errors, or time. It can be resumed with a wider one."""
+
+    kind = "job_limit"
+
+
+class UserCodeError(PenstockError):
+    """A function or stage that the user gave has failed."""
+
+    kind = "user_code_error"
 
 
 class RequestError(PenstockError):
@@ -276,6 +291,35 @@ class ClientGoneError(PenstockError):
 
     status = 499
     kind = "client_closed_request"
+
+
+class UpstreamError(EngineError):
+    """Another server, asked over HTTP, refused or failed.
+
+    `http_status` is what it answered with, None where no answer came; `body` is the beginning of that answer.
+    `retry_after` is in seconds, None where the server named no time.
+    """
+
+    status = 502
+    kind = "upstream_error"
+    http_status: int | None = None
+    body: str = ""
+    retry_after: float | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        http_status: int | None = None,
+        body: str = "",
+        retryable: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.body = body
+        self.retryable = retryable
+        self.retry_after = retry_after
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EXTRAS: Mapping[str, str] = {
     "adlfs": "abfs",
+    "aiohttp": "http",
     "gcsfs": "gcs",
     "huggingface_hub": "hf",
     "nncf": "convert",

@@ -54,7 +54,8 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
 
     `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends one delta an answer,
     which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds. With
-    `parallel_tool_calls` False an answer has one tool call at most.
+    `parallel_tool_calls` False an answer has one tool call at most. `forward_chunks`: the caller streams chunks in
+    OpenAI's form, so an engine that gets such chunks from a server may hand them on unread, in `Delta.chunks`.
     """
 
     messages: list[Message]
@@ -69,10 +70,15 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     request_id: str = ""
     priority: int = 0
     parallel_tool_calls: bool = True
+    forward_chunks: bool = False
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
-    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer."""
+    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
+
+    `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text: not to one that a chat template
+    has made.
+    """
 
     prompt: str | list[int]
     sampling: Sampling = Sampling()
@@ -82,6 +88,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    special_tokens: bool = True
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
@@ -143,7 +150,9 @@ class Delta(Struct, frozen=True, array_like=True):
     """What one step added to one answer of a request.
 
     The last delta of an answer has a `finish_reason` and that answer's `usage`, and names in `stop` the stop string
-    that ended it, if one did. The first of several may have a `usage` of the prompt alone.
+    that ended it, if one did. The first of several may have a `usage` of the prompt alone. `chunks` are events of a
+    chat's stream as another server wrote them, each from the first of its `choices` to its end; they come before
+    `text`.
     """
 
     index: int = 0
@@ -154,6 +163,7 @@ class Delta(Struct, frozen=True, array_like=True):
     usage: Usage | None = None
     tool_calls: tuple[ToolCallPart, ...] = ()
     stop: str | None = None
+    chunks: tuple[bytes, ...] = ()
 
 
 class Embeddings(Struct, frozen=True):

@@ -43,6 +43,17 @@ def _texts(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
+def test_chunks_of_another_server_get_this_streams_head_and_come_first() -> None:
+    chunk = b'{"index":0,"delta":{"content":"a","reasoning":"r"},"finish_reason":null}]}'
+    first, second, last = parsed(
+        ChatFramer(**ABOUT).frame(Delta(text="b", chunks=(chunk, chunk), finish_reason="stop"))
+    )
+    assert first == second
+    assert first["choices"][0]["delta"] == {"content": "a", "reasoning": "r"}
+    assert (first["id"], first["created"], first["model"]) == (last["id"], last["created"], last["model"])
+    assert last["choices"][0]["delta"] == {"content": "b"}
+
+
 @pytest.mark.parametrize("framer", FRAMERS, ids=lambda framer: type(framer).__name__)
 def test_an_error_is_an_event(framer: Framer) -> None:
     assert "broken" in json.dumps(parsed(framer.error(EngineError("broken"))))

@@ -15,6 +15,8 @@ def test_joining_loses_nothing():
     token = TokenLogprob("a", -1.0)
     one = joined([Delta(2, "a", (1,), (token,)), Delta(2, "b", (2, 3), (token, token)), Delta(2, "", (), None, "stop")])
     assert one == Delta(2, "ab", (1, 2, 3), (token, token, token), "stop")
+    one = joined([Delta(chunks=(b"x",)), Delta(chunks=(b"y", b"z")), Delta(text="a", finish_reason="stop", stop="END")])
+    assert one == Delta(text="a", finish_reason="stop", stop="END", chunks=(b"x", b"y", b"z"))
 
 
 def test_without_an_interval_everything_leaves_when_asked_for():

@@ -8,11 +8,11 @@ gets a 501 that names the engine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from typing import Any, ClassVar
 
 from msgspec import Struct
 
+from penstock import lazy
 from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.types import (
@@ -28,6 +28,7 @@ from penstock.types import (
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
+    "remote": "penstock.engines.remote:RemoteEngine",
     "simulated": "penstock.engines.simulated:SimulatedEngine",
 }
 
@@ -36,8 +37,9 @@ class Capabilities(Struct, frozen=True):
     """What a started engine can do.
 
     `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works on at once: an
-    admission loop keeps a little more than that in flight. `structured` lists the constraint kinds of
-    `types.StructuredOutput`. `max_top_logprobs` is the largest `Sampling.logprobs`; -1 means none at all.
+    admission loop keeps a little more than that in flight. `context_length` is in tokens, 0 where it is not known.
+    `structured` lists the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
+    `Sampling.logprobs`; -1 means none at all. `token_ids`: deltas carry the ids of their tokens.
     """
 
     tasks: frozenset[str]
@@ -47,6 +49,7 @@ class Capabilities(Struct, frozen=True):
     max_top_logprobs: int = -1
     adapters: bool = False
     prefix_caching: bool = False
+    token_ids: bool = True
 
 
 class LLMEngine:
@@ -188,12 +191,15 @@ class LLMEngine:
 
 
 def engine_class(name: str) -> type[LLMEngine]:
-    """The class of the engine called `name`, imported now. Raises `ConfigError` for an unknown name."""
+    """The class of the engine called `name`, imported now.
+
+    Raises `ConfigError` for an unknown name, `MissingExtraError` where its library is not installed.
+    """
     try:
         module, _, attribute = ENGINES[name].partition(":")
     except KeyError:
         raise ConfigError(
             f"unknown engine '{name}'", field="llm_engine", value=name, hint=nearest(name, ENGINES)
         ) from None
-    cls: type[LLMEngine] = getattr(import_module(module), attribute)
+    cls: type[LLMEngine] = getattr(lazy.require(module, needed_by=f"The {name} engine"), attribute)
     return cls

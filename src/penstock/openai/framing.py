@@ -60,6 +60,11 @@ class ChatFramer:
         return b"".join(choice + start for choice in self._choice)
 
     def frame(self, delta: Delta) -> bytes:
+        if delta.chunks:
+            forwarded = self._head + (b"\n\n" + self._head).join(delta.chunks) + b"\n\n"
+            if not delta.text and delta.finish_reason is None and not delta.tool_calls:
+                return forwarded
+            return forwarded + self.frame(msgspec.structs.replace(delta, chunks=()))
         if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls:
             # The path of nearly every token.
             return self._content[delta.index] + to_json(delta.text) + self._plain_tail if delta.text else b""

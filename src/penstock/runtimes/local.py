@@ -89,7 +89,7 @@ def memory_estimate(config: LLMConfig) -> int:
     if given:
         return int(given)
     cache = config.engine_kwargs.get("kv_cache_memory_bytes", DEFAULT_KV_CACHE_BYTES)
-    if config.engine_name == "simulated":
+    if config.engine_name in ("simulated", "remote"):
         return 0
     is_demo = config.model_source == demo.MODEL_NAME
     source = demo.model_path() if is_demo else Path(config.model_source).expanduser()

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+from msgspec import to_builtins
+
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
@@ -76,8 +78,11 @@ class LocalModel:
         return ModelCard(
             id=self.model_id,
             created=self._created,
-            context_length=length,
-            metadata={"engine": self.engine_name},
+            context_length=length or None,
+            metadata={
+                "engine": self.engine_name,
+                **({"capabilities": to_builtins(capabilities)} if capabilities else {}),
+            },
         )
 
     def state(self) -> ModelState:

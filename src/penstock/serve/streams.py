@@ -68,6 +68,8 @@ def joined(deltas: list[Delta]) -> Delta:
         last.finish_reason,
         last.usage,
         tuple(part for delta in deltas for part in delta.tool_calls),
+        last.stop,
+        tuple(chunk for delta in deltas for chunk in delta.chunks),
     )
 
 

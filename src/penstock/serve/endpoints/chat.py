@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from penstock.errors import RequestError
@@ -25,6 +26,7 @@ async def chat_completions(exchange: Exchange) -> Response:
     request = within_limits(body.request(adapter=target.adapter, request_id=exchange.id), settings.limits)
     about: dict[str, Any] = {"id": f"chatcmpl-{exchange.id}", "created": exchange.created, "model": target.name}
     if body.stream:
+        request = msgspec.structs.replace(request, forward_chunks=True)
         framer = ChatFramer(**about, n=request.n, include_usage=body.include_usage)
         return EventStream(exchange, target.handle.chat(request), framer, n=request.n)
     (answers,) = await collect(exchange, [target.handle.chat(request)])

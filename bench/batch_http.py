@@ -1,0 +1,202 @@
+"""The HTTP processor over a bare aiohttp loop, and over the one of ray.data.llm where Ray is installed.
+
+The endpoint is a process of its own that answers from memory, so that what is measured is the client. The bare loop is
+what one would write by hand: as many workers as there may be requests at once, a session, nothing else: no retries, no
+limiter, no errors. Ray runs in a process of its own each time, and its time begins when it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any
+
+import harness
+from harness import Bar, Contestant
+
+BARE, OURS, RAY = "aiohttp loop", "penstock", "ray.data.llm"
+LATENCY_S = 0.2
+ANSWER = json.dumps({"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes " * 8}}]})
+
+
+def payloads(rows: int) -> Iterator[dict[str, Any]]:
+    """What is sent: small chats."""
+    for number in range(rows):
+        yield {"model": "m", "messages": [{"role": "user", "content": f"row {number}: {'word ' * 20}"}]}
+
+
+# The endpoint
+class Endpoint(asyncio.Protocol):
+    """Answers every POST with the same JSON: at once, or on the path /slow after `LATENCY_S`."""
+
+    reply = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(ANSWER)}\r\n\r\n{ANSWER}".encode()
+    )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._rest = b""
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each request that is complete."""
+        self._rest += data
+        while (end := self._rest.find(b"\r\n\r\n")) >= 0:
+            head = self._rest[:end].lower()
+            length = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0] or 0)
+            if len(self._rest) < end + 4 + length:
+                return
+            self._rest = self._rest[end + 4 + length :]
+            if head.startswith(b"post /slow"):
+                asyncio.get_running_loop().call_later(LATENCY_S, self._transport.write, self.reply)
+            else:
+                self._transport.write(self.reply)
+
+
+async def serve() -> None:
+    """Serve on a free port, and print it."""
+    server = await asyncio.get_running_loop().create_server(Endpoint, "127.0.0.1", 0, backlog=1024)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+
+
+@contextlib.contextmanager
+def endpoint() -> Iterator[str]:
+    """The endpoint's process; gives its URL."""
+    with subprocess.Popen(
+        [sys.executable, __file__, "--side", "endpoint"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+# The sides; each gives seconds
+async def _in_parallel(rows: Iterable[Any], workers: int, work: Callable[[Any], Awaitable[Any]]) -> float:
+    remaining = iter(rows)
+
+    async def worker() -> None:
+        for row in remaining:
+            await work(row)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(workers)))
+    return time.perf_counter() - began
+
+
+async def bare(url: str, rows: int, concurrency: int) -> float:
+    """A loop by hand."""
+    import aiohttp
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def ask(payload: dict[str, Any]) -> None:
+            async with session.post(url, json=payload) as response:
+                answer = await response.json()
+                assert answer["choices"]
+
+        return await _in_parallel(payloads(rows), concurrency, ask)
+
+
+async def ours(url: str, rows: int, concurrency: int) -> float:
+    """The worker of the HTTP stage."""
+    from penstock.batch.http_request import HttpRequests
+
+    requests = HttpRequests(url, concurrency=concurrency)
+    await requests.start()
+
+    async def ask(payload: dict[str, Any]) -> None:
+        answer = await requests.process({"payload": payload})
+        assert answer["http_response"]["choices"]
+
+    try:
+        return await _in_parallel(payloads(rows), concurrency, ask)
+    finally:
+        await requests.stop()
+
+
+def ray_data_llm(url: str, rows: int) -> float:
+    """The HTTP processor of ray.data.llm with its defaults, in this process."""
+    import ray
+    from ray.data.llm import HttpRequestProcessorConfig, build_processor
+
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    config = HttpRequestProcessorConfig(url=url, concurrency=os.cpu_count() or 1)
+    processor = build_processor(config, preprocess=lambda row: {"payload": row["payload"]})
+    data = ray.data.from_items([{"payload": payload} for payload in payloads(rows)]).materialize()
+    began = time.perf_counter()
+    assert processor(data).materialize().count() == rows
+    return time.perf_counter() - began
+
+
+def ray_side(python: str, url: str, rows: int) -> float:
+    """The same in a process of its own, by an interpreter that has Ray."""
+    argv = [python, __file__, "--side", "ray", "--url", url, "--rows", str(rows)]
+    return float(harness.command(argv).output.split()[-1])
+
+
+def has_ray(python: str) -> bool:
+    """Whether an interpreter has Ray."""
+    probe = "import sys, importlib.util; sys.exit(importlib.util.find_spec('ray') is None)"
+    return subprocess.run([python, "-c", probe]).returncode == 0
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    options = harness.parser(__doc__)
+    options.add_argument("--rows", type=int, default=20_000, help="rows to the fast endpoint (default: %(default)s)")
+    options.add_argument("--concurrency", type=int, default=64, help="requests at once (default: %(default)s)")
+    options.add_argument("--ray-python", default=sys.executable, help="an interpreter that has Ray (default: this one)")
+    options.add_argument("--side", help=argparse.SUPPRESS)
+    options.add_argument("--url", help=argparse.SUPPRESS)
+    return options.parse_args()
+
+
+def main() -> int:
+    """Measure, print, and return the exit code."""
+    args = parse()
+    if args.side == "endpoint":
+        with contextlib.suppress(KeyboardInterrupt):
+            asyncio.run(serve())
+        return 0
+    if args.side == "ray":
+        print(ray_data_llm(args.url, args.rows))
+        return 0
+
+    with_ray = has_ray(args.ray_python)
+    with endpoint() as url:
+        fast = [
+            Contestant(BARE, lambda: args.rows / asyncio.run(bare(f"{url}/fast", args.rows, args.concurrency))),
+            Contestant(OURS, lambda: args.rows / asyncio.run(ours(f"{url}/fast", args.rows, args.concurrency))),
+        ]
+        slow = [Contestant(OURS, lambda: asyncio.run(ours(f"{url}/slow", 160, args.concurrency)))]
+        if with_ray:
+            fast.append(Contestant(RAY, lambda: args.rows / ray_side(args.ray_python, f"{url}/fast", args.rows)))
+        throughput = harness.compare(f"{args.rows} rows", "rows/s", fast, args.rounds)
+        latency = harness.compare(f"160 rows, {LATENCY_S} s each", "s", slow, args.rounds)
+    bars = [
+        Bar(f"rows/s over a bare {BARE}", throughput.ratio(OURS, BARE).median, 0.9, at_least=True),
+        Bar(f"160 rows at {LATENCY_S} s each, s", latency[OURS].median, 1.0),
+    ]
+    if with_ray:
+        bars.append(Bar(f"rows/s over {RAY}", throughput.ratio(OURS, RAY).median, 2.0, at_least=True))
+    else:
+        print(f"{args.ray_python} has no Ray: {RAY} is left out", file=sys.stderr)
+    return harness.finish(args, [throughput, latency], bars, packages=["aiohttp", "ray"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""The HTTP stage's worker: each row's payload is sent, and what the server answers becomes a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from penstock import lazy
+from penstock.config import masked, parse_options
+from penstock.errors import EngineDeadError, RequestError, UpstreamError
+
+if TYPE_CHECKING:
+    from penstock.http.client import HttpClient, Reply
+    from penstock.http.limiter import Limiter
+
+Positive = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+CHARS_A_TOKEN = 4
+
+
+class HttpRequestOptions(Struct, frozen=True, kw_only=True):
+    """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
+
+    `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the environment. `qps` is the
+    most requests a second. `max_retries` counts tries after a failure that may pass; refusals for load (429, 503) are
+    waited out in any case. Pauses between tries begin at `base_retry_wait_time_in_s` and double. `session_factory`
+    makes the aiohttp session.
+
+    `method` is POST, PUT or PATCH. At most `concurrency` requests are under way, fewer while the server refuses for
+    load (`adaptive`); `requests_per_minute` and `tokens_per_minute` are limits on top. All workers of a process that
+    ask one server at the same rates share these, and the concurrency of each is added; where so many `processes` do,
+    each keeps to its share of the rates. A try takes at most `timeout_s` seconds, a new connection `connect_timeout_s`,
+    an answer `max_response_bytes`.
+    """
+
+    url: Annotated[str, Meta(min_length=1)]
+    headers: dict[str, str] = field(default_factory=dict)
+    qps: Rate | None = None
+    max_retries: Annotated[int, Meta(ge=0)] = 0
+    base_retry_wait_time_in_s: Annotated[float, Meta(ge=0)] = 1.0
+    session_factory: Any = None
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
+    concurrency: Positive = 64
+    adaptive: bool = True
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    processes: Positive = 1
+    timeout_s: Seconds = 300.0
+    connect_timeout_s: Seconds = 10.0
+    max_response_bytes: Positive = 64 << 20
+    payload_column: str = "payload"
+    output_column: str = "http_response"
+
+    def __repr__(self) -> str:
+        """Without keys."""
+        return f"HttpRequestOptions({masked(msgspec.structs.asdict(self))!r})"
+
+
+class HttpRequests:
+    """Sends the column `payload` of each row as JSON; the decoded answer is the column `http_response`.
+
+    `await start()`, then any number of `process` at once, then `await stop()`. Raises `ConfigError` for a wrong option,
+    and `MissingExtraError`.
+    """
+
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, **options: Any) -> None:
+        given = {"url": url, "headers": dict(headers or {}), **options}
+        self.options = parse_options(HttpRequestOptions, given, "http_request")
+        client = lazy.require("penstock.http.client", needed_by="The HTTP processor")
+        self._endpoint = client.endpoint(self.options.method, self.options.url)
+        self._client: HttpClient | None = None
+        self._limiter: Limiter | None = None
+
+    async def start(self) -> None:
+        """Open the connections. Raises `ConfigError` for a header whose variable is not set."""
+        from penstock.http.client import HttpClient, Timeouts
+        from penstock.http.headers import Headers
+        from penstock.http.limiter import Limits, shared_limiter
+        from penstock.http.retries import RetryPolicy
+
+        options = self.options
+        rates = [rate for rate in (options.qps and options.qps * 60, options.requests_per_minute) if rate is not None]
+        limits = Limits(
+            concurrency=options.concurrency,
+            requests_per_minute=min(rates, default=None),
+            tokens_per_minute=options.tokens_per_minute,
+            adaptive=options.adaptive,
+        )
+        self._limiter = shared_limiter(self._endpoint.shown, limits.shared_by(options.processes))
+        self._policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
+        self._client = HttpClient(
+            Headers(options.headers),
+            timeouts=Timeouts(connect_s=options.connect_timeout_s, try_s=options.timeout_s),
+            max_body_bytes=options.max_response_bytes,
+            session_factory=options.session_factory,
+        )
+        await self._client.open()
+
+    async def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to one row: the decoded JSON; None for an empty body.
+
+        Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with `http_status` and
+        `body`) and `EngineTimeoutError` for what the server did.
+        """
+        from penstock.http.retries import retried
+
+        data = self._encoded(row)
+        reply = await retried(self._policy, lambda: self._send(data))
+        return {self.options.output_column: self._decoded(reply)}
+
+    async def stop(self) -> None:
+        """Close the connections. Stopping twice is harmless."""
+        client, self._client = self._client, None
+        limiter, self._limiter = self._limiter, None
+        if limiter is not None:
+            limiter.leave(self.options.concurrency)
+        if client is not None:
+            await client.close()
+
+    async def _send(self, data: bytes) -> Reply:
+        client, limiter = self._client, self._limiter
+        if client is None or limiter is None:
+            raise EngineDeadError("the worker of the HTTP processor is not running")
+        estimate = len(data) / CHARS_A_TOKEN if self.options.tokens_per_minute else 0.0
+        reply = await client.send(self._endpoint, limiter, data=data, tokens=estimate)
+        if estimate:
+            _charge(limiter, reply.body, estimate)
+        return reply
+
+    def _encoded(self, row: Mapping[str, Any]) -> bytes:
+        name = self.options.payload_column
+        payload = row.get(name)
+        if payload is None:
+            raise RequestError(f"the row has no '{name}'", param=name)
+        if isinstance(payload, (str, bytes)):  # JSON already
+            return payload.encode() if isinstance(payload, str) else payload
+        try:
+            return msgspec.json.encode(payload, enc_hook=_plain)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"'{name}' cannot be sent as JSON: {error}", param=name) from None
+
+    def _decoded(self, reply: Reply) -> Any:
+        if not reply.body:
+            return None
+        try:
+            return msgspec.json.decode(reply.body)
+        except (ValueError, RecursionError):
+            kind = reply.headers.get("content-type", "an unnamed type")
+            text = reply.body[:4096].decode(errors="replace")
+            raise UpstreamError(
+                f"{self._endpoint.shown} answered {reply.status} with {kind}, not JSON",
+                http_status=reply.status,
+                body=text,
+            ) from None
+
+
+def _charge(limiter: Limiter, body: bytes, estimate: float) -> None:
+    """Correct the estimate where the answer tells its tokens, as OpenAI's do."""
+    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+        if used := msgspec.json.decode(body, type=_Charged).usage.total_tokens:
+            limiter.charge(used - estimate)
+
+
+class _Tokens(Struct):
+    total_tokens: float = 0.0
+
+
+class _Charged(Struct):
+    usage: _Tokens = field(default_factory=_Tokens)
+
+
+def _plain(value: Any) -> Any:
+    """Arrays and numbers of numpy and the like, as batches hand them over."""
+    convert: Callable[[], Any] | None = getattr(value, "tolist", None)
+    if convert is None:
+        raise TypeError(f"a value of type {type(value).__name__}")
+    return convert()

@@ -1,0 +1,156 @@
+"""Asks servers for their models, and concludes what they can do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from penstock.engines.base import Capabilities
+from penstock.engines.remote.options import RemoteOptions
+from penstock.engines.remote.refusals import is_no_route
+from penstock.engines.remote.upstreams import Upstream
+from penstock.errors import EngineStartError, EngineTimeoutError, PenstockError, UpstreamError, nearest
+
+AUTO = "auto"
+"""The model name that means the one that the server has."""
+
+_ALL_TASKS = frozenset(
+    {"chat", "completions", "embeddings", "score", "rerank", "transcriptions", "tokenize", "detokenize"}
+)
+_OPENAI_TOP_LOGPROBS = 20
+
+_log = logging.getLogger(__name__)
+
+
+class Card(Struct):
+    """What `/v1/models` says of a model. All but `id` are additions of vLLM (`parent`, `max_model_len`) and ours."""
+
+    id: str
+    parent: str | None = None
+    owned_by: str | None = None
+    max_model_len: int | None = None
+    engine: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class _Cards(Struct):
+    data: list[Card]
+
+
+class Found(Struct):
+    """What is known of the model. `adapters` maps their names to what the server calls them. `complete` is false while
+    one of our own servers has yet to load the model, after which it will tell more.
+    """
+
+    capabilities: Capabilities
+    adapters: dict[str, str] = field(default_factory=dict)
+    complete: bool = True
+
+
+async def discover(model: str, members: Sequence[Upstream], options: RemoteOptions) -> Found:
+    """Ask every server for its models. One that does not answer is left alone for now, unless all do not.
+
+    Raises `EngineStartError` for a model that a server does not have, a key that it does not take, or no answer at all.
+    """
+    given: list[list[Card] | PenstockError | None] = [None] * len(members)
+    if options.discover:
+        given = await asyncio.gather(*(_ask(one, options.connect_timeout_s) for one in members))
+    cards: list[Card | None] = []
+    adapters: dict[str, str] = {}
+    absent: list[PenstockError] = []
+    for one, answer in zip(members, given, strict=True):
+        if isinstance(answer, PenstockError):
+            absent.append(answer)
+            continue
+        card = None
+        if answer is not None:
+            card = _choose(answer, one, model)
+            one.model = card.id
+            one.speaks_penstock = card.engine is not None
+            for other in answer:
+                if other.parent == card.id:
+                    adapters[other.id.removeprefix(f"{card.id}:")] = other.id
+        cards.append(card)
+    if not cards:
+        raise EngineStartError(str(absent[0]))
+    for one, answer in zip(members, given, strict=True):
+        if isinstance(answer, PenstockError):
+            one.breaker.trip()
+            _log.warning("%s; the other servers go on without it", answer)
+    complete = not any(card.engine and "capabilities" not in (card.metadata or {}) for card in cards if card)
+    return Found(_capabilities(cards, options, len(members), bool(adapters)), adapters, complete)
+
+
+async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError | None:
+    """A server's models; None if it does not say; the error if it does not answer now."""
+    try:
+        async with asyncio.timeout(patience_s):
+            reply = await one.client.send(one.to("/models", "GET"), one.limiter)
+        return msgspec.json.decode(reply.body, type=_Cards).data
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise EngineStartError(f"{one.shown}/models did not answer in OpenAI's form; is this the API's base?") from None
+    except UpstreamError as error:
+        if error.http_status in (401, 403):
+            key = one.options.api_key_env
+            hint = f"the key in {key} is not accepted" if key else "api_key_env names no variable that holds the key"
+            raise EngineStartError(f"{error} ({hint})") from None
+        if is_no_route(error) or error.http_status == 501:
+            return None
+        return error
+    except EngineTimeoutError as error:
+        return error
+    except TimeoutError:
+        return EngineTimeoutError(f"{one.shown}/models: no answer within {patience_s:g} s")
+
+
+def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
+    wanted = one.options.model or model
+    bases = [card for card in cards if card.parent in (None, card.id)]
+    if wanted == AUTO and len(bases) == 1:
+        return bases[0]
+    for card in cards:
+        if card.id == wanted:
+            return card
+    what = f"several models, and 'auto' is for one: {', '.join(card.id for card in bases[:20])}"
+    if wanted != AUTO:
+        what = f"no model '{wanted}'. {nearest(wanted, [card.id for card in cards])}"
+    raise EngineStartError(f"{one.shown} has {what}")
+
+
+def _capabilities(cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool) -> Capabilities:
+    """What all servers can do, by what they say; what none says, OpenAI's API as a whole."""
+    told = [card for card in cards if card is not None]
+    theirs = [said for card in told if isinstance(said := (card.metadata or {}).get("capabilities"), dict)]
+    vllm = bool(told) and all(card.owned_by in ("vllm", "penstock") for card in told)
+
+    def common(name: str, otherwise: frozenset[str]) -> frozenset[str]:
+        if len(theirs) < len(cards):
+            return otherwise
+        return frozenset.intersection(*(frozenset(map(str, said.get(name) or ())) for said in theirs))
+
+    def least(name: str, otherwise: int) -> int:
+        values = [said[name] for said in theirs if isinstance(said.get(name), int)]
+        return min(values) if values and len(values) == len(cards) else otherwise
+
+    lengths = [card.max_model_len for card in told if card.max_model_len]
+    structured = {"json_schema", "json_object", "regex"} if vllm else {"json_schema", "json_object"}
+    tasks = common("tasks", _ALL_TASKS) & _ALL_TASKS
+    return Capabilities(
+        tasks=tasks if options.tasks is None else frozenset(map(str, options.tasks)),
+        context_length=options.max_model_len or min(lengths, default=0),
+        max_concurrency=options.concurrency * servers,
+        structured=common("structured", frozenset(structured))
+        if options.structured is None
+        else frozenset(map(str, options.structured)),
+        max_top_logprobs=least("max_top_logprobs", _OPENAI_TOP_LOGPROBS)
+        if options.max_top_logprobs is None
+        else options.max_top_logprobs,
+        adapters=adapters,
+        prefix_caching=bool(theirs) and all(said.get("prefix_caching") is True for said in theirs),
+        token_ids=False,
+    )

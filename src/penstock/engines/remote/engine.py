@@ -1,0 +1,409 @@
+"""`RemoteEngine`: an engine whose model runs behind somebody's HTTP API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from typing import Any, ClassVar, TypeVar
+
+import msgspec
+
+from penstock.engines.base import Capabilities, LLMEngine
+from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.remote import answers
+from penstock.engines.remote.discovery import AUTO, Found, discover
+from penstock.engines.remote.options import parse_remote_options
+from penstock.engines.remote.refusals import as_refusal, is_no_route
+from penstock.engines.remote.upstreams import Upstream, Upstreams
+from penstock.engines.remote.wire import chat_body, completion_body
+from penstock.engines.sampling_checks import check_sampling
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    EngineStartError,
+    EngineTimeoutError,
+    ModelNotFoundError,
+    PenstockError,
+    RequestError,
+    UpstreamError,
+    nearest,
+)
+from penstock.http.client import endpoint, form
+from penstock.http.event_stream import EventReader
+from penstock.http.retries import RetryPolicy, retried
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+T = TypeVar("T")
+_NOTHING = Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1)
+Body = Callable[[Upstream], dict[str, Any]]
+
+CHARS_A_TOKEN = 4
+LONGEST_PAUSE_S = 30.0
+TRAILER_S = 0.25
+"""How long the end of a finished stream is waited for, so that its connection can be used again."""
+
+
+class RemoteEngine(LLMEngine):
+    """Asks OpenAI-compatible servers. `model_source` is the model's name there, or "auto" where they have one.
+
+    Knows no tokens: deltas carry no token ids, and `tokenize` asks the server, if that has such a route.
+    """
+
+    name: ClassVar[str] = "remote"
+
+    def __init__(self, model_source: str = AUTO, **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self.options, self._servers = parse_remote_options(self.engine_kwargs)
+        if model_source == AUTO and not self.options.discover:
+            raise ConfigError("must be named where the servers are not asked", field="model", value=model_source)
+        for server in self._servers:
+            endpoint("GET", server.base_url, field="engine_kwargs.base_url")
+        self._policy = RetryPolicy(
+            max_retries=self.options.max_retries,
+            base_wait_s=self.options.base_retry_wait_s,
+            longest_wait_s=LONGEST_PAUSE_S,
+        )
+        self._upstreams: Upstreams | None = None
+        self._found = Found(_NOTHING)
+        self._learning: asyncio.Task[None] | None = None
+        self._encode = msgspec.json.Encoder().encode
+
+    # Life
+    async def start(self) -> None:
+        if self._upstreams is not None:
+            return
+        try:
+            members = [
+                Upstream(server, self.options, "engine_kwargs" if self.options.base_url else f"upstreams[{number}]")
+                for number, server in enumerate(self._servers)
+            ]
+        except ConfigError as error:
+            raise EngineStartError(str(error)) from None
+        upstreams = Upstreams(members, self.options.patience_s)
+        await upstreams.open()
+        try:
+            self._know(await discover(self.model_source, members, self.options))
+        except BaseException:
+            await upstreams.close()
+            raise
+        self._upstreams = upstreams
+
+    async def stop(self) -> None:
+        upstreams, self._upstreams = self._upstreams, None
+        learning, self._learning = self._learning, None
+        if learning is not None:
+            learning.cancel()
+            await asyncio.gather(learning, return_exceptions=True)
+        if upstreams is not None:
+            await upstreams.close()
+
+    async def check_health(self) -> None:
+        self._running().check()
+
+    # Requests
+    def chat(self, request: ChatRequest) -> Deltas:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            model = self._model(upstream, request.adapter)
+            return chat_body(request, model, self.options.max_tokens_field) | self.options.extra_body
+
+        return BatchedDeltas(self._generate("chat", "/chat/completions", request, body))
+
+    def completions(self, request: CompletionRequest) -> Deltas:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return completion_body(request, self._model(upstream, request.adapter)) | self.options.extra_body
+
+        return BatchedDeltas(self._generate("completions", "/completions", request, body))
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            given: dict[str, Any] = {"model": self._model(upstream), "input": request.inputs}
+            return given if request.dimensions is None else {**given, "dimensions": request.dimensions}
+
+        def read(reply: bytes, where: str) -> Embeddings:
+            return answers.embeddings(reply, where, len(request.inputs))
+
+        return await self._call("embeddings", "/embeddings", body, read, request.request_id)
+
+    async def score(self, request: RerankRequest) -> Scores:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), "text_1": request.query, "text_2": request.documents}
+
+        return await self._scores("score", "/score", request, body)
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), "query": request.query, "documents": request.documents}
+
+        return await self._scores("rerank", "/rerank", request, body)
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            given = {"model": self._model(upstream), "language": request.language, "max_tokens": request.max_tokens}
+            if request.timestamps:
+                given["response_format"] = "verbose_json"
+            return {name: str(value) for name, value in given.items() if value is not None}
+
+        path = "/audio/transcriptions" if request.task == "transcribe" else "/audio/translations"
+        return await self._call(
+            "transcriptions", path, body, answers.transcription, request.request_id, file=request.audio
+        )
+
+    async def tokenize(self, text: str) -> list[int]:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            given = {"model": self._model(upstream), "prompt": text}
+            return given if upstream.speaks_penstock else {**given, "add_special_tokens": False}
+
+        return await self._call("tokenize", "//tokenize", body, answers.token_ids)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), "tokens": list(token_ids)}
+
+        return await self._call("detokenize", "//detokenize", body, answers.prompt)
+
+    # How
+    async def _generate(
+        self, task: str, path: str, request: ChatRequest | CompletionRequest, body: Body
+    ) -> AsyncGenerator[list[Delta], None]:
+        upstreams = self._running()
+        self._check(task, request)
+        if not request.stream:
+            yield await self._call(task, path, body, answers.whole, request.request_id)
+            return
+        with self._refusals(task):
+            stream = await self._first(
+                upstreams, lambda upstream: self._open(upstreams, upstream, path, body(upstream), request)
+            )
+            async with aclosing(stream):
+                async for batch in stream.batches():
+                    yield batch
+
+    async def _open(
+        self,
+        upstreams: Upstreams,
+        upstream: Upstream,
+        path: str,
+        body: dict[str, Any],
+        request: ChatRequest | CompletionRequest,
+    ) -> _Stream:
+        """A stream whose first deltas have come."""
+        if self.options.stream_usage:
+            body["stream_options"] = {"include_usage": True}
+        data = self._encode(body)
+        to = upstream.to(path)
+        async with AsyncExitStack() as held:
+            held.enter_context(upstreams.watch(upstream))
+            headers = _headers(request.request_id)
+            tokens = self._estimate(data, request.sampling.max_tokens)
+            pieces = await held.enter_async_context(
+                upstream.client.stream(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
+            )
+            forward = isinstance(request, ChatRequest) and request.forward_chunks
+            reader = answers.StreamReader(request.n, to.shown, forward=forward)
+            stream = _Stream(held, pieces, reader, upstream, tokens)
+            await stream.begin()
+            upstreams.well(upstream)
+            stream.held = held.pop_all()
+            return stream
+
+    async def _call(
+        self,
+        task: str,
+        path: str,
+        body: Body,
+        read: Callable[[bytes, str], T],
+        request_id: str = "",
+        *,
+        file: bytes | None = None,
+    ) -> T:
+        """One request, answered whole."""
+        if task not in self.capabilities.tasks:
+            raise self._unsupported(task)
+        upstreams = self._running()
+
+        async def ask(upstream: Upstream) -> T:
+            given = body(upstream)
+            headers = _headers(request_id)
+            data: Any
+            tokens = 0.0
+            if file is None:
+                data = self._encode(given)
+                tokens = self._estimate(data, given.get(self.options.max_tokens_field))
+            else:
+                data = form(given, file)
+            to = upstream.to(path)
+            with upstreams.watch(upstream):
+                reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
+                result = read(reply.body, to.shown)
+            if tokens:
+                _charge(upstream, result[0] if isinstance(result, list) else result, tokens)
+            return result
+
+        with self._refusals(task):
+            return await self._first(upstreams, ask)
+
+    async def _first(self, upstreams: Upstreams, ask: Callable[[Upstream], Awaitable[T]]) -> T:
+        """The first success: of the servers that are well one after the other, and after a pause once more."""
+
+        async def sweep() -> T:
+            tried: set[Upstream] = set()
+            while True:
+                upstream = await upstreams.choose(tried)
+                tried.add(upstream)
+                try:
+                    return await ask(upstream)
+                except (UpstreamError, EngineTimeoutError) as error:
+                    if not error.retryable or not upstreams.others_ready(tried):
+                        raise
+
+        result = await retried(self._policy, sweep)
+        if not self._found.complete and self._learning is None:
+            self._learning = asyncio.create_task(self._learn_more(upstreams))
+        return result
+
+    async def _learn_more(self, upstreams: Upstreams) -> None:
+        """A model that loads on demand is loaded now: its server knows what it can do."""
+        with suppress(PenstockError):
+            self._know(await discover(self.model_source, upstreams.members, self.options))
+
+    def _know(self, found: Found) -> None:
+        self._found = found
+        self.capabilities = found.capabilities
+        self.adapters.update(found.adapters)
+
+    @contextmanager
+    def _refusals(self, task: str) -> Iterator[None]:
+        """Inside, what the servers say against a request becomes the caller's error."""
+        try:
+            yield
+        except UpstreamError as error:
+            if is_no_route(error):
+                capabilities = self.capabilities
+                self.capabilities = msgspec.structs.replace(capabilities, tasks=capabilities.tasks - {task})
+                raise self._unsupported(f"{task}: its server has no such route") from None
+            raise as_refusal(error, task) from None
+
+    async def _scores(self, task: str, path: str, request: RerankRequest, body: Body) -> Scores:
+        def read(reply: bytes, where: str) -> Scores:
+            return answers.scores(reply, where, len(request.documents))
+
+        return await self._call(task, path, body, read, request.request_id)
+
+    def _running(self) -> Upstreams:
+        if self._upstreams is None:
+            raise EngineDeadError("the remote engine is not running")
+        return self._upstreams
+
+    def _check(self, task: str, request: ChatRequest | CompletionRequest) -> None:
+        if task not in self.capabilities.tasks:
+            raise self._unsupported(task)
+        if isinstance(request, CompletionRequest) and not request.prompt:
+            raise RequestError("the prompt is empty", param="prompt")
+        check_sampling(request.sampling, request.n, self.capabilities, self.name)
+
+    def _model(self, upstream: Upstream, adapter: str | None = None) -> str:
+        model = upstream.model or self.model_source
+        if adapter is None:
+            return model
+        known = self._found.adapters
+        if adapter not in known and known:
+            raise ModelNotFoundError(f"no adapter '{adapter}'. {nearest(adapter, known)}", param="model")
+        return known.get(adapter, f"{model}:{adapter}")
+
+    def _estimate(self, data: bytes, max_tokens: int | None) -> float:
+        if self.options.tokens_per_minute is None:
+            return 0.0
+        return len(data) / CHARS_A_TOKEN + (max_tokens or 0)
+
+
+class _Stream:
+    """One streamed answer. `held` is the request itself: closing it ends it."""
+
+    def __init__(
+        self,
+        held: AsyncExitStack,
+        pieces: AsyncGenerator[bytes, None],
+        reader: answers.StreamReader,
+        upstream: Upstream,
+        tokens: float,
+    ) -> None:
+        self.held = held
+        self._pieces = pieces
+        self._events = EventReader()
+        self._reader = reader
+        self._upstream = upstream
+        self._tokens = tokens
+        self._first: list[Delta] = []
+        self._error: Exception | None = None
+
+    async def begin(self) -> None:
+        """Read up to the first delta."""
+        while not self._first and not self._reader.ended:
+            self._first = await self._more()
+
+    async def batches(self) -> AsyncGenerator[list[Delta], None]:
+        """The deltas, as they come."""
+        deltas = self._first
+        while True:
+            if deltas:
+                if self._tokens and deltas[-1].usage is not None:
+                    _charge(self._upstream, deltas[-1], self._tokens)
+                    self._tokens = 0.0
+                yield deltas
+            if self._reader.ended:
+                break
+            try:
+                deltas = await self._more()
+            except Exception as error:
+                self._error = error
+                raise
+
+    async def aclose(self) -> None:
+        """End the request. A finished one is read to its very end first: its connection can then be used again."""
+        try:
+            async with self.held:  # which is told of the error, as it speaks against the server
+                if self._error is not None:
+                    raise self._error
+                if self._reader.ended:
+                    await self._read_trailer()
+        except Exception as error:
+            if error is not self._error:
+                raise
+
+    async def _read_trailer(self) -> None:
+        with suppress(TimeoutError, UpstreamError, EngineTimeoutError, EngineDeadError):
+            async with asyncio.timeout(TRAILER_S):
+                async for _ in self._pieces:
+                    pass
+
+    async def _more(self) -> list[Delta]:
+        piece = await anext(self._pieces, None)
+        if piece is None:
+            return self._reader.close()
+        try:
+            return self._reader.feed(self._events.feed(piece))
+        except ValueError as error:
+            raise UpstreamError(f"{self._upstream.shown} sent {error}") from None
+
+
+def _headers(request_id: str) -> dict[str, str] | None:
+    """The request's own: its id, where that can be a header."""
+    return {"X-Request-Id": request_id} if request_id and request_id.isascii() and request_id.isprintable() else None
+
+
+def _charge(upstream: Upstream, answer: Any, estimate: float) -> None:
+    """Correct the estimate of tokens where the answer tells their number."""
+    usage = getattr(answer, "usage", None)
+    if usage is not None and (used := usage.prompt_tokens + usage.completion_tokens):
+        upstream.limiter.charge(used - estimate)

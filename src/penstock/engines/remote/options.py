@@ -1,0 +1,99 @@
+"""`engine_kwargs` of the remote engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from penstock.config import masked, parse_options
+from penstock.errors import ConfigError
+
+Positive = Annotated[int, Meta(ge=1)]
+Rate = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0)]
+Task = Literal["chat", "completions", "embeddings", "score", "rerank", "transcriptions", "tokenize", "detokenize"]
+
+
+class UpstreamOptions(Struct, frozen=True, kw_only=True):
+    """One server. `base_url` ends where `/chat/completions` begins, usually in `/v1`. A server gets requests in
+    proportion to its `weight`. `model` is the model's name there, if it has another. `api_key_env` names the variable
+    of the environment that holds the key; `${NAME}` in `headers` is such a variable too.
+    """
+
+    base_url: str
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    model: str | None = None
+    api_key_env: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class RemoteOptions(Struct, frozen=True, kw_only=True):
+    """One server (`base_url`, `api_key_env`, `headers` as in `UpstreamOptions`) or several `upstreams`.
+
+    For each server: at most `concurrency` requests at once, fewer while it refuses for load (`adaptive`), within
+    `requests_per_minute` and `tokens_per_minute`. A new connection may take `connect_timeout_s`, the wait for the next
+    piece of an answer (all of it, where it is not streamed) `timeout_s`. A failure that may pass is tried again up to
+    `max_retries` times, on another server at once where there is one, until the first token has come. After
+    `trip_after` failures in a row a server is left alone for `cooldown_s`, then twice that, and so on; while all are,
+    requests wait up to `patience_s`.
+
+    What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`, `structured`. With
+    `discover` false they are not asked. `max_tokens_field` is how they call the limit of a chat answer; `stream_usage`
+    false is for servers that refuse `stream_options`. `extra_body` is added to every body of a chat or completion.
+    """
+
+    base_url: str | None = None
+    api_key_env: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    upstreams: list[dict[str, Any]] = field(default_factory=list)
+    concurrency: Positive = 64
+    adaptive: bool = True
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    connect_timeout_s: Seconds = 10.0
+    timeout_s: Seconds = 600.0
+    max_retries: Annotated[int, Meta(ge=0)] = 2
+    base_retry_wait_s: Annotated[float, Meta(ge=0)] = 0.5
+    trip_after: Positive = 5
+    cooldown_s: Seconds = 1.0
+    patience_s: Annotated[float, Meta(ge=0)] = 30.0
+    discover: bool = True
+    tasks: list[Task] | None = None
+    max_model_len: Positive | None = None
+    max_top_logprobs: Annotated[int, Meta(ge=-1)] | None = None
+    structured: list[Literal["json_schema", "json_object", "regex"]] | None = None
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    stream_usage: bool = True
+    max_response_bytes: Positive = 64 << 20
+    extra_body: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Without keys."""
+        return f"RemoteOptions({masked(msgspec.structs.asdict(self))!r})"
+
+
+def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[UpstreamOptions]]:
+    """The options, and the servers they name. Raises `ConfigError`."""
+    options = parse_options(RemoteOptions, given, "engine_kwargs")
+    if options.base_url is not None:
+        if options.upstreams:
+            raise ConfigError("give base_url or upstreams, not both", field="engine_kwargs.upstreams")
+        one = {"base_url": options.base_url, "api_key_env": options.api_key_env, "headers": options.headers}
+        return options, [parse_options(UpstreamOptions, one, "engine_kwargs")]
+    if not options.upstreams:
+        raise ConfigError(
+            "say where the server is, as in 'http://127.0.0.1:8000/v1'", field="engine_kwargs.base_url", value=None
+        )
+    for name in ("api_key_env", "headers"):
+        if getattr(options, name):
+            raise ConfigError(
+                "belongs to one server: give it in upstreams, so that no other gets the key",
+                field=f"engine_kwargs.{name}",
+            )
+    return options, [
+        parse_options(UpstreamOptions, upstream, f"engine_kwargs.upstreams[{number}]")
+        for number, upstream in enumerate(options.upstreams)
+    ]

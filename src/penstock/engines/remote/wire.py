@@ -1,0 +1,71 @@
+"""Neutral requests as bodies in OpenAI's form, with vLLM's names where OpenAI has none.
+
+What stands at its default is left out, so that servers which do not know the parameter take the request; the
+temperature is always said, since a server may have a default of its own for it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
+
+_DEFAULTS = Sampling()
+_SAME_NAME = (
+    *("top_p", "top_k", "min_p", "min_tokens", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *("stop", "stop_token_ids", "ignore_eos"),
+)
+
+
+def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
+    """Body of `/chat/completions`."""
+    body: dict[str, Any] = {"model": model, "messages": request.messages, **_common(request, max_tokens_field)}
+    if request.sampling.logprobs is not None:
+        body["logprobs"] = True
+        if request.sampling.logprobs:
+            body["top_logprobs"] = request.sampling.logprobs
+    for name in ("tools", "tool_choice", "chat_template", "chat_template_kwargs"):
+        if value := getattr(request, name):
+            body[name] = value
+    if not request.parallel_tool_calls and request.tools:
+        body["parallel_tool_calls"] = False
+    return body
+
+
+def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
+    """Body of `/completions`, whose own default for the length is 16 tokens."""
+    body: dict[str, Any] = {"model": model, "prompt": request.prompt, **_common(request, "max_tokens")}
+    if request.sampling.logprobs is not None:
+        body["logprobs"] = request.sampling.logprobs
+    if request.echo:
+        body["echo"] = True
+    return body
+
+
+def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:
+    sampling = request.sampling
+    body: dict[str, Any] = {"temperature": sampling.temperature}
+    for name in _SAME_NAME:
+        if (value := getattr(sampling, name)) != getattr(_DEFAULTS, name):
+            body[name] = value
+    if sampling.max_tokens is not None:
+        body[max_tokens_field] = sampling.max_tokens
+    if sampling.structured is not None:
+        body.update(_constraint(sampling.structured))
+    if request.n != 1:
+        body["n"] = request.n
+    if request.priority:
+        body["priority"] = request.priority
+    if request.stream:
+        body["stream"] = True
+    return body
+
+
+def _constraint(structured: StructuredOutput) -> dict[str, Any]:
+    if structured.kind == "regex":
+        return {"structured_outputs": {"regex": structured.spec}}
+    if structured.kind == "json_object":
+        return {"response_format": {"type": "json_object"}}
+    schema = {"name": "answer", "schema": json.loads(structured.spec), "strict": True}
+    return {"response_format": {"type": "json_schema", "json_schema": schema}}

@@ -1,0 +1,296 @@
+"""Sends requests and maps what goes wrong to `penstock.errors`: the only file that knows aiohttp."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from io import BytesIO
+from typing import Annotated, Any, NamedTuple
+
+import aiohttp
+import msgspec
+from msgspec import Meta, Struct
+from yarl import URL
+
+from penstock.config import masked
+from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
+from penstock.http.headers import Headers
+from penstock.http.limiter import Limiter, Verdict
+from penstock.http.retries import is_retryable, is_throttling, retry_after
+
+Seconds = Annotated[float, Meta(gt=0)]
+
+KEPT_ALIVE_S = 4.0
+"""Below the 5 s after which common servers close an idle connection: a request that meets that close is lost."""
+_JSON = "application/json"
+LARGE_BYTES = 1 << 20
+"""Bodies of this size are written in pieces, so that one request does not hold up the others."""
+SHOWN_CHARS = 500
+KEPT_CHARS = 4096
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    """In seconds: `connect_s` for a connection, `idle_s` between two pieces of an answer and before its first, `try_s`
+    for one whole try (None: no limit beside the others).
+    """
+
+    connect_s: Seconds = 10.0
+    idle_s: Seconds | None = None
+    try_s: Seconds | None = 300.0
+
+
+class Endpoint(Struct, frozen=True):
+    """Where a request goes. `shown` names it in messages: no user, no query, for keys stand there."""
+
+    method: str
+    url: Any
+    shown: str
+
+
+class Reply(NamedTuple):
+    """A successful answer, read to its end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
+    """Check an address. Raises `ConfigError`."""
+    try:
+        parsed = URL(url)
+        ok = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
+    return Endpoint(method.upper(), parsed, str(parsed.with_user(None).with_query(None).with_fragment(None)))
+
+
+class HttpClient:
+    """A session with one server, or several of the same headers. `await open()`, use it, `await close()`.
+
+    `session_factory` makes the aiohttp session (default: one without a limit of its own); it is closed here. Answers of
+    more than `max_body_bytes` are refused.
+    """
+
+    def __init__(
+        self,
+        headers: Headers,
+        *,
+        timeouts: Timeouts | None = None,
+        max_body_bytes: int = 64 << 20,
+        session_factory: Callable[[], aiohttp.ClientSession] | None = None,
+    ) -> None:
+        given = timeouts or Timeouts()
+        self._headers = headers
+        self._timeout = aiohttp.ClientTimeout(given.try_s, sock_connect=given.connect_s, sock_read=given.idle_s)
+        self._max_body_bytes = max_body_bytes
+        self._make_session = session_factory or self._own_session
+        self._each_time = headers.values if session_factory is not None else None  # else the session has them
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(self) -> None:
+        """Make the session."""
+        if self._session is None:
+            self._session = self._make_session()
+
+    async def close(self) -> None:
+        """Close the session. Requests under way end with `EngineDeadError`. Closing twice is harmless."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def __repr__(self) -> str:
+        return f"HttpClient({self._headers!r})"
+
+    async def send(
+        self,
+        to: Endpoint,
+        limiter: Limiter,
+        *,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+        tokens: float = 0.0,
+    ) -> Reply:
+        """One try; bytes as `data` are JSON.
+
+        Raises `UpstreamError` for a status other than 2xx or a lost connection, `EngineTimeoutError`.
+        """
+        ticket = await limiter.acquire(tokens)
+        verdict: Verdict = "unknown"
+        pause = None
+        try:
+            async with self._open(to, data, headers) as response:
+                body = await self._read(response, to)
+                verdict = "answered"
+                if 200 <= response.status < 300:
+                    return Reply(response.status, response.headers, body)
+                error = self._refusal(response, body, to)
+                pause = error.retry_after
+                if is_throttling(error):
+                    verdict = "throttled"
+                raise error
+        except PenstockError:
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError):
+                verdict = "throttled"
+            raise self._failure(error, to) from None
+        finally:
+            limiter.release(ticket, verdict, pause)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        to: Endpoint,
+        limiter: Limiter,
+        *,
+        data: Any = None,
+        headers: Mapping[str, str] | None = None,
+        tokens: float = 0.0,
+    ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
+        """One try whose answer is read as it comes: gives the pieces. Leaving the context early ends the request.
+
+        Raises as `send` does, from the pieces too. The limiter's place is kept until the end.
+        """
+        ticket = await limiter.acquire(tokens)
+        verdict: Verdict = "unknown"
+        pause = None
+        try:
+            async with self._open(to, data, headers) as response:
+                if not 200 <= response.status < 300:
+                    error = self._refusal(response, await self._read(response, to), to)
+                    pause = error.retry_after
+                    verdict = "throttled" if is_throttling(error) else "answered"
+                    raise error
+                verdict = "answered"
+                pieces = self._pieces(response, to)
+                try:
+                    yield pieces
+                finally:
+                    await pieces.aclose()
+                    if not response.content.at_eof():
+                        response.close()  # the server is to stop, so the connection cannot be used again
+        except PenstockError:
+            raise
+        except (aiohttp.ClientError, TimeoutError, OSError) as caught:
+            if isinstance(caught, TimeoutError):
+                verdict = "throttled"
+            raise self._failure(caught, to) from None
+        finally:
+            limiter.release(ticket, verdict, pause)
+
+    def _open(self, to: Endpoint, data: Any, headers: Mapping[str, str] | None) -> Any:
+        session = self._session
+        if session is None:
+            raise EngineDeadError(f"{to.shown}: the connection was closed")
+        if self._each_time is not None:
+            headers = self._each_time if headers is None else {**self._each_time, **headers}
+        if isinstance(data, bytes):
+            if len(data) < LARGE_BYTES:
+                data = aiohttp.BytesPayload(data, content_type=_JSON)
+            else:
+                data = aiohttp.BytesIOPayload(BytesIO(data), content_type=_JSON)
+        # A redirect would carry the body, and headers with keys, to somewhere that nobody configured.
+        return session.request(
+            to.method, to.url, data=data, headers=headers, timeout=self._timeout, allow_redirects=False
+        )
+
+    def _own_session(self) -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE_S)
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=self._headers.values,
+            timeout=self._timeout,
+        )
+
+    async def _read(self, response: aiohttp.ClientResponse, to: Endpoint) -> bytes:
+        declared = response.content_length
+        if declared is not None and declared <= self._max_body_bytes and "content-encoding" not in response.headers:
+            return await response.read()
+        parts: list[bytes] = []
+        size = declared or 0
+        if size <= self._max_body_bytes:
+            size = 0
+            async for part in response.content.iter_any():
+                size += len(part)
+                if size > self._max_body_bytes:
+                    break
+                parts.append(part)
+        if size > self._max_body_bytes:
+            response.close()
+            raise UpstreamError(
+                f"{to.shown} answered with more than {self._max_body_bytes} bytes", http_status=response.status
+            )
+        return b"".join(parts)
+
+    async def _pieces(self, response: aiohttp.ClientResponse, to: Endpoint) -> AsyncGenerator[bytes, None]:
+        content = response.content
+        try:
+            while piece := await content.readany():
+                yield piece
+        # RuntimeError: what aiohttp says when the connection is closed between two reads
+        except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
+            raise self._failure(error, to) from None
+
+    def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
+        status = response.status
+        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"))
+        why = " ".join(complaint(text).split())[:SHOWN_CHARS] or response.reason or ""
+        if 300 <= status < 400:
+            why = "redirects are not followed"
+            with suppress(ValueError):
+                target = URL(response.headers.get("location", ""))
+                why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)))}"
+        return UpstreamError(
+            f"{to.shown} answered {status}: {why}",
+            http_status=status,
+            body=text[:KEPT_CHARS],
+            retryable=is_retryable(status),
+            retry_after=retry_after(response.headers),
+        )
+
+    def _failure(self, error: BaseException, to: Endpoint) -> PenstockError:
+        if self._session is None:
+            return EngineDeadError(f"{to.shown}: the connection was closed")
+        if isinstance(error, TimeoutError):
+            limits = self._timeout
+            if isinstance(error, aiohttp.ConnectionTimeoutError):
+                return EngineTimeoutError(f"{to.shown}: no connection within {limits.sock_connect:g} s")
+            known = [seconds for seconds in (limits.sock_read, limits.total) if seconds is not None]
+            within = f" within {min(known):g} s" if known else ""
+            return EngineTimeoutError(f"{to.shown}: no answer{within}")
+        if isinstance(error, aiohttp.ClientConnectorError):
+            reason = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
+            why, passing = (
+                f"cannot be reached: {reason}",
+                not isinstance(error, aiohttp.ClientConnectorCertificateError),
+            )
+        elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
+            why, passing = "the connection was lost", True
+        else:
+            why, passing = f"{type(error).__name__}: {error}", False
+        return UpstreamError(f"{to.shown}: {self._headers.scrub(why)}", retryable=passing)
+
+
+def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
+    """A multipart body with one file. It can be sent once."""
+    data = aiohttp.FormData()
+    for name, value in fields.items():
+        data.add_field(name, value)
+    data.add_field("file", file, filename="audio", content_type="application/octet-stream")
+    return data
+
+
+def complaint(text: str) -> str:
+    """What a body of an error says, in the forms that are common: OpenAI's, FastAPI's, plain text."""
+    try:
+        body = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return text
+    for key in ("error", "message", "detail", "msg"):
+        while isinstance(body, dict) and key in body:
+            body = body[key]
+    return body if isinstance(body, str) else text

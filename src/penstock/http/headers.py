@@ -1,0 +1,62 @@
+"""Request headers whose values may be keys: from the environment, never shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.config import MASK, masked
+from penstock.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SHORTEST_SECRET = 6
+
+
+class Headers:
+    """Headers of every request to one server. `${NAME}` in a value is the environment's variable of that name.
+
+    The values live here and in what is sent; the repr, errors and logs show `***` (`scrub`). Raises `ConfigError` for
+    a variable that is not set, or what cannot be a header.
+    """
+
+    def __init__(self, given: Mapping[str, str] | None = None, *, field: str = "headers") -> None:
+        self.values: dict[str, str] = {}
+        self._secrets: list[str] = []
+        for name, value in (given or {}).items():
+            where = f"{field}.{name}"
+            if not isinstance(value, str):
+                raise ConfigError(f"must be a text, not {type(value).__name__}", field=where)
+            filled = _VARIABLE.sub(lambda match, where=where: _variable(match[1], where), value)  # type: ignore[misc]
+            if any(mark in name + filled for mark in "\r\n\0"):
+                raise ConfigError("must not contain line breaks", field=where)
+            self.values[name] = filled
+            if filled != value or masked(value, name) == MASK:
+                self._secrets += [filled, filled.rpartition(" ")[2]]  # "Bearer KEY", and the key alone
+        self._secrets = sorted({text for text in self._secrets if len(text) >= _SHORTEST_SECRET}, key=len, reverse=True)
+
+    def scrub(self, text: str) -> str:
+        """The text without the keys: servers like to repeat them in their complaints."""
+        for secret in self._secrets:
+            text = text.replace(secret, MASK)
+        return text
+
+    def __repr__(self) -> str:
+        shown: dict[str, Any] = {
+            name: MASK if any(secret in value for secret in self._secrets) else masked(value, name)
+            for name, value in self.values.items()
+        }
+        return f"Headers({shown!r})"
+
+
+def bearer(variable: str | None, *, field: str = "api_key_env") -> dict[str, str]:
+    """The header that carries the key in the environment's `variable`; none for None. Raises `ConfigError`."""
+    return {"Authorization": f"Bearer {_variable(variable, field)}"} if variable else {}
+
+
+def _variable(name: str, field: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ConfigError(f"the environment variable {name} is not set", field=field, value=name)
+    return value

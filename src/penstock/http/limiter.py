@@ -1,0 +1,212 @@
+"""When the next request may leave: rates, concurrency, and what the server says of them.
+
+Concurrency follows the server by additive increase and multiplicative decrease, as TCP's window does: an answer widens
+it by a fraction of a request, a 429, 503 or timeout halves it. No library does that, and none takes back an estimate of
+tokens when the true number is known; both need the same small state, so the rates are here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Annotated, Literal
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import msgspec
+from msgspec import Meta, Struct
+
+Rate = Annotated[float, Meta(gt=0)]
+Verdict = Literal["answered", "throttled", "unknown"]
+"""What a request taught of the server's limits. "unknown" is a failure that says nothing of them."""
+
+FIRST_COOLDOWN_S = 0.5
+LONGEST_COOLDOWN_S = 30.0
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound."""
+
+    concurrency: Annotated[int, Meta(ge=1)] = 64
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    adaptive: bool = True
+
+    def shared_by(self, processes: int) -> Limits:
+        """The part of one of so many processes that ask the same server without knowing of each other: each has its
+        own concurrency, and an equal share of the rates.
+        """
+        return msgspec.structs.replace(
+            self,
+            requests_per_minute=self.requests_per_minute and self.requests_per_minute / processes,
+            tokens_per_minute=self.tokens_per_minute and self.tokens_per_minute / processes,
+        )
+
+
+class Pace:
+    """Spaces amounts evenly at `per_second` (the generic cell rate algorithm, without burst).
+
+    The whole state is one time, and `reserve` never waits, so that it can also live where others ask it over a wire.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._seconds_each = 1 / per_second
+        self._free_at = float("-inf")
+
+    def reserve(self, amount: float, now: float) -> float:
+        """Seconds until the amount may go. It counts from then on, whether it goes or not."""
+        start = max(self._free_at, now)
+        self._free_at = start + amount * self._seconds_each
+        return start - now
+
+    def charge(self, amount: float) -> None:
+        """Count an amount after the fact; a negative one gives back."""
+        self._free_at += amount * self._seconds_each
+
+
+class Limiter:
+    """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one event loop.
+
+    `clock` (seconds) and `jitter` (0 to 1) are for tests.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        clock: Callable[[], float] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.limits = limits
+        self.running = 0
+        self._clock = clock or asyncio.get_running_loop().time
+        self._jitter = jitter
+        self._most = limits.concurrency
+        self._window = float(limits.concurrency)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._tickets = 0
+        self._last_cut = 0
+        self._held_until = float("-inf")
+        self._cooldown = FIRST_COOLDOWN_S
+        per_minute = limits.requests_per_minute, limits.tokens_per_minute
+        self._requests, self._tokens = (None if rate is None else Pace(rate / 60) for rate in per_minute)
+        self._paced = self._requests is not None or self._tokens is not None
+
+    @property
+    def window(self) -> int:
+        """How many requests may be under way now."""
+        return int(self._window)
+
+    async def acquire(self, tokens: float = 0.0) -> int:
+        """Wait for a place, for the rates, and for what the server asked for. Gives the ticket for `release`.
+
+        `tokens` is an estimate, which `charge` corrects.
+        """
+        if self.running >= int(self._window) or self._waiting:
+            await self._queue()
+        else:
+            self.running += 1
+        self._tickets += 1
+        ticket = self._tickets
+        if self._paced or self._held_until > float("-inf"):
+            try:
+                await self._wait(tokens)
+            except BaseException:
+                self.release(ticket, "unknown")
+                raise
+        return ticket
+
+    def release(self, ticket: int, verdict: Verdict, retry_after: float | None = None) -> None:
+        """Give the place back. `retry_after` is the pause in seconds that a throttling server named."""
+        self.running -= 1
+        if verdict == "answered":
+            self._cooldown = FIRST_COOLDOWN_S
+            if self._window < self._most:
+                self._window = min(self._window + 1 / self._window, float(self._most))
+        elif verdict == "throttled":
+            self._throttle(ticket, retry_after)
+        self._admit()
+
+    def join(self, concurrency: int) -> None:
+        """One more asks through this limiter, with so many requests at once. The rates stay as they are."""
+        self._most += concurrency
+        self._window += concurrency
+        self._admit()
+
+    def leave(self, concurrency: int) -> None:
+        """Undo `join`, or what the limiter began with."""
+        self._most = max(self._most - concurrency, 1)
+        self._window = min(self._window, float(self._most))
+
+    def charge(self, tokens: float) -> None:
+        """Count tokens beyond the estimate; negative for less than that."""
+        if self._tokens is not None:
+            self._tokens.charge(tokens)
+
+    def _admit(self) -> None:
+        while self._waiting and self.running < int(self._window):
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self.running += 1
+                waiter.set_result(None)
+
+    async def _queue(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # it had been given the place already
+                self._tickets += 1
+                self.release(self._tickets, "unknown")
+            raise
+
+    async def _wait(self, tokens: float) -> None:
+        await self._hold()
+        now = self._clock()
+        wait = self._requests.reserve(1, now) if self._requests is not None else 0.0
+        if self._tokens is not None and tokens:
+            wait = max(wait, self._tokens.reserve(tokens, now))
+        if wait > 0:
+            await asyncio.sleep(wait)
+            await self._hold()
+
+    async def _hold(self) -> None:
+        while (pause := self._held_until - self._clock()) > 0:  # noqa: ASYNC110 - it is a time, no event
+            await asyncio.sleep(pause * (1 + 0.1 * self._jitter()))  # not all in the same instant
+
+    def _throttle(self, ticket: int, retry_after: float | None) -> None:
+        """Requests that left before the last cut say nothing new, so one burst of refusals is one cut."""
+        fresh = ticket > self._last_cut
+        narrow = self._window < 2 or not self.limits.adaptive
+        if fresh:
+            self._last_cut = self._tickets
+            if self.limits.adaptive:
+                self._window = max(self._window / 2, 1.0)
+        if retry_after is None and narrow and fresh:
+            # One at a time is still too much, and nobody says how long to wait.
+            retry_after = self._cooldown
+            self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN_S)
+        if retry_after is not None:
+            self._held_until = max(self._held_until, self._clock() + retry_after)
+
+
+_Key = tuple[str, float | None, float | None, bool]
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, Limiter]] = WeakKeyDictionary()
+
+
+def shared_limiter(server: str, limits: Limits) -> Limiter:
+    """The one limiter of this event loop for `server` at these rates, for workers that ask the same server.
+
+    They share the rates, and what the server says of its load; the concurrency of each is added. Each calls
+    `leave(limits.concurrency)` when it stops.
+    """
+    limiters = _shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)
+    limiter = limiters.get(key)
+    if limiter is None:
+        limiter = limiters[key] = Limiter(limits)
+    else:
+        limiter.join(limits.concurrency)
+    return limiter

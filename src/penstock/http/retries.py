@@ -1,0 +1,103 @@
+"""Whether a failed request is sent once more, and after which pause."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Annotated, TypeVar
+
+from msgspec import Meta, Struct
+
+from penstock.errors import EngineTimeoutError, UpstreamError
+
+T = TypeVar("T")
+Seconds = Annotated[float, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0)]
+
+THROTTLING = frozenset({429, 503, 529})
+"""Statuses by which a server says that it has too much to do. It has not begun the request."""
+_PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
+
+
+class RetryPolicy(Struct, frozen=True, kw_only=True):
+    """How often, and when.
+
+    `max_retries` counts failures: lost connections, timeouts, statuses such as 500. `max_throttled` counts refusals for
+    load (429, 503): those are safe to repeat, whatever the request does. Pauses begin at `base_wait_s` and double up to
+    `longest_wait_s`, with jitter; a pause that the server names is kept, and if it is longer than `longest_wait_s` the
+    request is given up.
+    """
+
+    max_retries: Count = 2
+    max_throttled: Count = 10
+    base_wait_s: Seconds = 1.0
+    longest_wait_s: Seconds = 60.0
+
+    def wait(self, error: Exception, failures: int, throttled: int) -> float | None:
+        """Seconds until the next try after so many failures and refusals, this one included; None for no more."""
+        upstream = error if isinstance(error, UpstreamError) else None
+        if not getattr(error, "retryable", False):
+            return None
+        named = upstream.retry_after if upstream is not None else None
+        if named is not None and named > self.longest_wait_s:
+            return None
+        if is_throttling(error):
+            if throttled > self.max_throttled:
+                return None
+            tries = throttled
+        elif failures > self.max_retries:
+            return None
+        else:
+            tries = failures
+        wait: float = min(self.base_wait_s * 2.0 ** (tries - 1), self.longest_wait_s) * random.uniform(0.5, 1.0)
+        return wait if named is None else max(named, 0.1 * wait)
+
+
+async def retried(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]]) -> T:
+    """What `attempt` gives in the end. Raises the last failure."""
+    failures = throttled = 0
+    while True:
+        try:
+            return await attempt()
+        except (UpstreamError, EngineTimeoutError) as error:
+            if is_throttling(error):
+                throttled += 1
+            else:
+                failures += 1
+            wait = policy.wait(error, failures, throttled)
+            if wait is None:
+                raise
+        await asyncio.sleep(wait)
+
+
+def is_retryable(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in _PASSING
+
+
+def is_throttling(error: Exception) -> bool:
+    """Whether the server refused for load."""
+    return isinstance(error, UpstreamError) and error.http_status in THROTTLING
+
+
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """The pause in seconds that an answer asks for: `Retry-After` in seconds or as a date, or `retry-after-ms`.
+
+    None where there is none, or none that can be read.
+    """
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return max(float(milliseconds) / 1000, 0.0)
+        if (text := headers.get("retry-after")) is None:
+            return None
+        try:
+            seconds = float(text)
+        except ValueError:
+            date = parsedate_to_datetime(text)
+            seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - (now or datetime.now(UTC))).total_seconds()
+        return max(seconds, 0.0) if seconds < float("inf") else None
+    except ValueError:
+        return None
