@@ -73,6 +73,11 @@ class LLMEngine:
         self.engine_kwargs = dict(engine_kwargs or {})
         self.adapters = dict(adapters or {})
 
+    def stated_context_length(self) -> int | None:
+        """The context in tokens that options or the model's files state, had without loading; None if none does."""
+        length = self.engine_kwargs.get("max_model_len")
+        return length if isinstance(length, int) else None
+
     # Life
     async def start(self) -> None:
         """Load the model. Returns when requests can be answered; raises `EngineStartError` if it cannot be loaded."""
