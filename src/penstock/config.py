@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 import msgspec
+import msgspec.structs
 
 from penstock.errors import ConfigError, nearest
 
@@ -37,6 +39,27 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
             value = value.get(part) if isinstance(value, Mapping) else None
         got = f", got {masked(value, name)!r}" if name else ""
         raise ConfigError(f"{message[:1].lower()}{message[1:]}{got}", field=_joined(where, name), value=value) from None
+
+
+class _Checked(msgspec.StructMeta):
+    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested mappings and all."""
+
+    def __call__(cls, **given: Any) -> Any:
+        return parse_options(cast(type[msgspec.Struct], cls), given)
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
+    """Base of options that users write down, in Python or in a file. A wrong or unknown one raises `ConfigError`."""
+
+    def __repr__(self) -> str:
+        """Only what differs from the defaults, secrets masked."""
+        shown = []
+        for part in msgspec.structs.fields(self):
+            value = getattr(self, part.name)
+            default = part.default_factory() if callable(part.default_factory) else part.default
+            if value != default:
+                shown.append(f"{part.name}={masked(value, part.name)!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def masked(value: Any, name: str = "") -> Any:
@@ -72,8 +95,14 @@ def import_object(path: str, where: str) -> Any:
         raise ConfigError(f"module '{module}' has no '{name}'", field=where, value=path) from None
 
 
+@cache
+def _fields(options: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
+    """The fields by name, found out once: it takes a millisecond, and rows have options too."""
+    return {field.encode_name: field for field in msgspec.structs.fields(options)}
+
+
 def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: str) -> None:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(options)}
+    fields = _fields(options)
     for key, value in given.items():
         if key not in fields:
             raise ConfigError(

@@ -6,7 +6,9 @@ PenstockError
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
 ├── JobError                 a batch job cannot go on
-│   └── JobMismatchError     a journal belongs to a different job; shows what differs
+│   ├── JobMismatchError     a journal belongs to a different job; shows what differs
+│   └── JobLimitError        it reached a limit that it was given: tokens, errors, time
+├── UserCodeError            a function that the user gave has failed
 ├── RequestError             the caller's request cannot be answered as it stands
 │   ├── ContextLengthError   prompt and answer do not fit the model
 │   ├── ModelNotFoundError   no such model or adapter
@@ -32,7 +34,8 @@ PenstockError
 └── ClientGoneError          the client closed the connection
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
-`kind` is the name that stands in result rows and in OpenAI-shaped error bodies.
+`kind` is the name that stands in result rows and in OpenAI-shaped error bodies; `retry_after`, where it is known, is
+the number of seconds after which the same request is worth another try.
 """
 
 from __future__ import annotations
@@ -46,6 +49,7 @@ class PenstockError(Exception):
     status: int = 500
     retryable: bool = False
     kind: str = "internal_error"
+    retry_after: float | None = None
 
 
 class ConfigError(PenstockError):
@@ -109,6 +113,18 @@ class JobMismatchError(JobError):
     def __init__(self, message: str, differences: dict[str, tuple[object, object]]) -> None:
         super().__init__(message)
         self.differences = differences
+
+
+class JobLimitError(JobError):
+    """A job reached a limit that it was given: tokens, share of errors, or time. It can be resumed with a wider one."""
+
+    kind = "job_limit"
+
+
+class UserCodeError(PenstockError):
+    """A function or stage that the user gave has failed."""
+
+    kind = "user_code_error"
 
 
 class RequestError(PenstockError):
@@ -231,6 +247,7 @@ class OverloadedError(EngineError):
     status = 503
     retryable = True
     kind = "overloaded"
+    retry_after: float
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -250,6 +267,7 @@ class UnavailableError(EngineError):
     status = 503
     retryable = True
     kind = "unavailable"
+    retry_after: float
 
     def __init__(self, message: str, retry_after: float = 5.0) -> None:
         super().__init__(message)

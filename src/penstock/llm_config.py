@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
-from penstock.config import masked, parse_options
+from penstock.config import Options, parse_options
 from penstock.errors import ConfigError
 
 Count = Annotated[int, Meta(ge=0)]
@@ -20,33 +19,14 @@ DEFAULT_START_TIMEOUT_S = 600.0
 DEFAULT_WAITING = 1024
 
 
-class _Checked(msgspec.StructMeta):
-    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested mappings and all."""
-
-    def __call__(cls, **given: Any) -> Any:
-        return parse_options(cast(type[Struct], cls), given)
-
-
-class _Part(Struct, frozen=True, kw_only=True, metaclass=_Checked):
-    def __repr__(self) -> str:
-        """Only what differs from the defaults, secrets masked."""
-        shown = []
-        for part in msgspec.structs.fields(self):
-            value = getattr(self, part.name)
-            default = part.default_factory() if callable(part.default_factory) else part.default
-            if value != default:
-                shown.append(f"{part.name}={masked(value, part.name)!r}")
-        return f"{type(self).__name__}({', '.join(shown)})"
-
-
-class CloudMirrorConfig(_Part, frozen=True, kw_only=True):
+class CloudMirrorConfig(Options, frozen=True, kw_only=True):
     """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` further ones."""
 
     bucket_uri: str | None = None
     extra_files: list[dict[str, str]] = field(default_factory=list)
 
 
-class ModelLoadingConfig(_Part, frozen=True, kw_only=True):
+class ModelLoadingConfig(Options, frozen=True, kw_only=True):
     """Which model. `model_id` is the name that requests use; `model_source` is what the engine loads: "demo", a
     directory, a file, or a hub id (default: `model_id`). `tokenizer_source` is the same for the tokenizer (default: the
     model's own).
@@ -57,14 +37,14 @@ class ModelLoadingConfig(_Part, frozen=True, kw_only=True):
     tokenizer_source: str | None = None
 
 
-class AcceleratorConfig(_Part, frozen=True, kw_only=True):
+class AcceleratorConfig(Options, frozen=True, kw_only=True):
     """Which kind of device; `topology` is a TPU slice such as "2x2"."""
 
     kind: Literal["cpu", "gpu", "tpu"] | None = None
     topology: str | None = None
 
 
-class PlacementGroupConfig(_Part, frozen=True, kw_only=True):
+class PlacementGroupConfig(Options, frozen=True, kw_only=True):
     """Resources of the engine's workers: `bundles` lists them, or `bundle_per_worker` is one worker's, repeated tensor
     × pipeline parallel size times. `strategy` defaults to "PACK".
     """
@@ -78,7 +58,7 @@ class PlacementGroupConfig(_Part, frozen=True, kw_only=True):
             raise ConfigError("give exactly one of bundle_per_worker and bundles", field="placement_group_config")
 
 
-class LoraConfig(_Part, frozen=True, kw_only=True):
+class LoraConfig(Options, frozen=True, kw_only=True):
     """LoRA adapters. `dynamic_lora_loading_path` is a directory or URL with one subdirectory an adapter; `adapters`
     names further ones, name to directory or URL. At most `max_num_adapters_per_replica` (16) are loaded at once. A
     download may take `download_timeout_s` seconds (30; None for no limit) and is tried `max_download_tries` times (3).
@@ -91,7 +71,7 @@ class LoraConfig(_Part, frozen=True, kw_only=True):
     max_download_tries: Positive = 3
 
 
-class AutoscalingConfig(_Part, frozen=True, kw_only=True):
+class AutoscalingConfig(Options, frozen=True, kw_only=True):
     """How many replicas, and when. With `min_replicas` 0 the model loads on its first request, unless
     `initial_replicas` is 1, and unloads when it was idle for `downscale_to_zero_delay_s` seconds (default:
     `downscale_delay_s`, 600). The rest is for runtimes with several replicas.
@@ -126,7 +106,7 @@ class AutoscalingConfig(_Part, frozen=True, kw_only=True):
             raise ConfigError("must lie between min_replicas and max_replicas", field=f"{where}.initial_replicas")
 
 
-class DeploymentConfig(_Part, frozen=True, kw_only=True):
+class DeploymentConfig(Options, frozen=True, kw_only=True):
     """How a replica is deployed; the names are Ray Serve's. Penstock itself reads `autoscaling_config`,
     `max_ongoing_requests` (requests given to the engine at once; default: a tenth more than it works on at once),
     `max_queued_requests` (requests that may wait; default 1,024, -1 for no limit), `graceful_shutdown_timeout_s`
@@ -164,7 +144,7 @@ class DeploymentConfig(_Part, frozen=True, kw_only=True):
                 )
 
 
-class CallbackConfig(_Part, frozen=True, kw_only=True):
+class CallbackConfig(Options, frozen=True, kw_only=True):
     """Hooks around the start of a node: an import path or class, its arguments, and whether its errors count."""
 
     callback_class: Any = None
@@ -172,7 +152,7 @@ class CallbackConfig(_Part, frozen=True, kw_only=True):
     raise_error_on_callback: bool = True
 
 
-class LLMConfig(_Part, frozen=True, kw_only=True):
+class LLMConfig(Options, frozen=True, kw_only=True):
     """One model with everything that loading and serving it needs. Nested parts may be given as mappings.
 
     `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. `server_cls` replaces

@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal
@@ -109,20 +109,30 @@ def use_tracer(tracer: Any) -> None:
     _tracer = tracer
 
 
-def _note_nothing(**attributes: Any) -> None:
-    pass
+class Span:
+    """A span that is open; without a tracer, nothing at all. Attributes that are None are left out."""
+
+    def __init__(self, current: Any = None) -> None:
+        self._current = current
+
+    def note(self, attributes: Mapping[str, Any], *, name: str = "", failed: bool = False) -> None:
+        """Add attributes, under OpenTelemetry's names where it has one; name the span anew; mark it as failed."""
+        if self._current is None:
+            return
+        self._current.set_attributes({key: value for key, value in attributes.items() if value is not None})
+        if name:
+            self._current.update_name(name)
+        if failed:
+            self._current.set_status(require("opentelemetry.trace", "otel").StatusCode.ERROR)
 
 
 @contextmanager
-def span(name: str, headers: Mapping[str, str] | None = None, **attributes: Any) -> Iterator[Callable[..., None]]:
-    """A span around the body, continuing the trace that `headers` name. Gives a function that adds attributes."""
+def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[Span]:
+    """A span of a server around the body, continuing the trace that `headers` name."""
     if _tracer is None:
-        yield _note_nothing
+        yield Span()
         return
     parent = require("opentelemetry.propagate", "otel").extract(dict(headers or {}))
-    with _tracer.start_as_current_span(name, context=parent, attributes=_named(attributes)) as current:
-        yield lambda **more: current.set_attributes(_named(more))
-
-
-def _named(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"penstock.{name}": value for name, value in attributes.items()}
+    kind = require("opentelemetry.trace", "otel").SpanKind.SERVER
+    with _tracer.start_as_current_span(name, context=parent, kind=kind) as current:
+        yield Span(current)

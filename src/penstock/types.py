@@ -74,7 +74,11 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
-    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer."""
+    """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
+
+    `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text: not to one that a chat template
+    has made.
+    """
 
     prompt: str | list[int]
     sampling: Sampling = Sampling()
@@ -84,6 +88,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    special_tokens: bool = True
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):

@@ -120,3 +120,15 @@ def test_arguments_become_objects_where_they_can() -> None:
     turned = arguments_as_objects([user, said('{"x": 1}'), said("broken"), said({"x": 2})])
     assert turned[0] is user
     assert [m["tool_calls"][0]["function"]["arguments"] for m in turned[1:]] == [{"x": 1}, "broken", {"x": 2}]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"name": "a", "arguments": {"x": 1}}' + " " * 20, "tool_calls"),
+        ('{"name": "a", "arguments": {"x": 1}', "tool_calls"),
+        ('{"name": "a", "arguments": {"x": 1', "length"),
+    ],
+)
+def test_a_required_call_that_is_whole_was_not_cut_short(text: str, reason: str) -> None:
+    assert read(text, bare=True, reason="length").reasons[0] == reason

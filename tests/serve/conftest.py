@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+import serve_process
 from penstock.serve import lifecycle
 from penstock.serve.server import LLMServer
 from scripted_server import Scripted, config
@@ -30,3 +31,9 @@ async def started():
     for _ in range(5):
         await asyncio.sleep(0)
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """`penstock serve` with these arguments, as a context."""
+    return serve_process.serving

@@ -80,6 +80,39 @@ async def test_the_list_is_looked_up_at_most_every_few_seconds(root, tmp_path):
     assert await found.names() == ["a", "b"]
 
 
+async def test_a_source_that_fails_fails_no_list(root, tmp_path, monkeypatch, caplog):
+    clock = Clock()
+    put(root, "a")
+    found = store(root, tmp_path, clock)
+    assert await found.names() == ["a"]
+
+    def broken():
+        raise OSError("no route")
+
+    monkeypatch.setattr(found, "_list", broken)
+    clock.now = RECHECK_S
+    assert await found.names() == ["a"]
+    assert "no route" in caplog.text
+    never = store(root, tmp_path)
+    monkeypatch.setattr(never, "_list", broken)
+    assert await never.names() == []
+
+
+async def test_names_that_are_asked_for_in_vain_fill_no_memory(root, tmp_path, monkeypatch):
+    put(root, "a")
+    found = store(root, tmp_path, max_download_tries=1)
+    with pytest.raises(ModelNotFoundError):
+        await found.fetch("nobody")
+
+    def broken(location):
+        raise OSError("no route")
+
+    monkeypatch.setattr(adapter_store, "_stamp", broken)
+    with pytest.raises(EngineStartError, match="no route"):
+        await found.fetch("a")
+    assert found._known == {}
+
+
 async def test_an_empty_place_has_no_adapters(tmp_path):
     assert await store(tmp_path / "nothing", tmp_path).names() == []
     with pytest.raises(ModelNotFoundError, match="has no adapters"):
@@ -272,6 +305,22 @@ async def test_one_in_use_never_leaves():
     done.set()
     await asyncio.gather(user, waiting)
     assert list(engine.adapters) == ["b@1"]
+
+
+async def test_a_busy_adapter_does_not_keep_another_out():
+    engine = Counting()
+    adapters, first_leaves, others_leave = Adapters(engine, 1), asyncio.Event(), asyncio.Event()
+    first = asyncio.create_task(use(adapters, version("a"), first_leaves))
+    await settle()
+    other = asyncio.create_task(use(adapters, version("b")))
+    await settle()
+    later = [asyncio.create_task(use(adapters, version("a"), others_leave)) for _ in range(3)]
+    await settle()
+    first_leaves.set()
+    assert list(await asyncio.gather(first, other)) == ["a@1", "b@1"]  # though there were users of a all the time
+    others_leave.set()
+    assert await asyncio.gather(*later) == ["a@1"] * 3
+    assert engine.loads == ["a@1", "b@1", "a@1"]
 
 
 async def test_a_new_version_takes_the_place_of_the_old():

@@ -67,8 +67,9 @@ async def test_a_failed_start_is_told_to_all_and_tried_again_later(monkeypatch):
         assert "no such file" in str(result)
     assert server.state().state == "failed"
     assert "no such file" in server.state().reason
-    with pytest.raises(EngineStartError, match="no such file"):  # not before its time
+    with pytest.raises(EngineStartError, match="no such file") as early:  # not before its time
         await texts(server.chat(ASK))
+    assert early.value.retry_after == pytest.approx(3600, abs=60)
     assert engine.starts == 1
     server.lifecycle._retry_at = 0.0
     with pytest.raises(EngineStartError, match="ValueError: odd"):

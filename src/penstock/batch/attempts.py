@@ -1,64 +1,64 @@
-"""Gets a row answered: tries again what may pass, and finds the row that kills the engine."""
+"""Gets a request answered: tries again what may pass, and finds the request that kills the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
 
 from penstock.batch.counts import Counts
 from penstock.batch.keeper import EngineKeeper
-from penstock.batch.requests import RequestForm
+from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
-from penstock.errors import EngineDeadError, EngineError, OverloadedError, PenstockError, UnavailableError
+from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError
 
 LONGEST_PAUSE = 5.0
 
+T = TypeVar("T")
+
+
+class Tries:
+    """How often a request was put to the engine."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
 
 class Attempts:
-    """Asks the engine for rows, each up to `most` times.
+    """Asks an engine, each request up to `most` times.
 
     `pause` is that before the second attempt, in seconds; it doubles, with jitter, up to 5 s. When `ending` is
-    set, no row is tried again.
+    set, nothing is tried again.
     """
 
-    def __init__(
-        self, keeper: EngineKeeper, form: RequestForm, counts: Counts, *, most: int = 3, pause: float = 0.1
-    ) -> None:
+    def __init__(self, keeper: EngineKeeper, *, most: int = 3, pause: float = 0.1) -> None:
         self.ending = False
         self._keeper = keeper
-        self._form = form
-        self._counts = counts
         self._most = most
         self._pause = pause
-        self._suspects = asyncio.Lock()
         self._random = random.Random(0)
 
-    async def outcome(self, row: Row) -> Outcome | None:
-        """The row's outcome, good or bad; None if the job ends before it has had its attempts.
+    async def answer(self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries) -> T:
+        """What `ask` returns, `adapter` having been made ready for it.
 
-        Raises `JobError` if the engine is beyond help.
+        Raises the failure of the last attempt, or `JobError` if the engine is beyond help.
         """
         keeper = self._keeper
-        began = time.perf_counter()
-        attempts = deaths = 0
+        deaths = 0
         while True:
-            attempts += 1
-            self._counts.engine_calls += 1
+            tries.count += 1
             generation = keeper.generation
             failure: PenstockError
             try:
                 if not deaths:
-                    outcome = await self._ask(row)
-                else:
-                    # It was there when the engine died, and may be the cause. Such rows go one at a time, so that
-                    # the one that kills the engine spends its own attempts and not those of the others.
-                    async with self._suspects:
-                        generation = keeper.generation
-                        outcome = await self._ask(row)
-                outcome.attempts = attempts
-                outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
-                return outcome
+                    return await self._ask(ask, adapter)
+                # It was there when the engine died, and may be the cause. Such requests go one at a time, so that
+                # the one that kills the engine spends its own attempts and not those of the others.
+                async with keeper.suspects:
+                    generation = keeper.generation
+                    return await self._ask(ask, adapter)
             except EngineDeadError as error:
                 deaths += 1
                 failure = error
@@ -68,19 +68,76 @@ class Attempts:
                 failure = error
             except Exception as error:
                 failure = EngineError(f"{type(error).__name__}: {error}")
-            if self.ending and failure.retryable:
-                return None  # it gets its attempts when the job resumes
-            if not failure.retryable or attempts >= self._most:
-                outcome = self._form.failure(row, failure, "engine", attempts)
-                outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
-                return outcome
-            await asyncio.sleep(self._pause_after(attempts, failure))
+            if self.ending or not failure.retryable or tries.count >= self._most:
+                keeper.progressed()  # this request is done with, well or not
+                raise failure
+            await asyncio.sleep(self._pause_after(tries.count, failure))
 
-    async def _ask(self, row: Row) -> Outcome:
-        if row.request.adapter is not None:
-            await self._keeper.adapter(row.request.adapter)
-        return await self._form.ask(self._keeper.engine, row)
+    async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None) -> T:
+        if adapter is not None:
+            await self._keeper.adapter(adapter)
+        answer = await ask()
+        self._keeper.progressed()
+        return answer
 
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
         pause: float = min(self._pause * 2.0 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + self._random.random())
-        return max(pause, failure.retry_after) if isinstance(failure, (OverloadedError, UnavailableError)) else pause
+        return max(pause, failure.retry_after or 0.0)
+
+
+class Asker(Protocol):
+    """Gets the rows of a job answered.
+
+    `most_in_flight` is how many rows it wants at a time. When `ending` is set, nothing is tried again.
+    """
+
+    ending: bool
+    most_in_flight: int
+
+    async def outcome(self, row: Row) -> Outcome | None:
+        """The row's outcome, good or bad; None if the job ends before it has had its attempts.
+
+        Raises `JobError` if there is no use in going on.
+        """
+
+
+class EngineAsker:
+    """Puts each row's one request to a running engine."""
+
+    def __init__(self, keeper: EngineKeeper, form: EngineForm, counts: Counts, *, most: int = 3) -> None:
+        concurrency = keeper.engine.capabilities.max_concurrency
+        self.most_in_flight = rolling(concurrency)
+        self._attempts = Attempts(keeper, most=most)
+        self._engine = keeper.engine
+        self._form = form
+        self._counts = counts
+
+    @property
+    def ending(self) -> bool:
+        return self._attempts.ending
+
+    @ending.setter
+    def ending(self, ending: bool) -> None:
+        self._attempts.ending = ending
+
+    async def outcome(self, row: Row) -> Outcome | None:
+        tries = Tries()
+        began = time.perf_counter()
+        try:
+            outcome = await self._attempts.answer(lambda: self._form.ask(self._engine, row), row.request.adapter, tries)
+            outcome.attempts = tries.count
+        except JobError:
+            raise
+        except PenstockError as error:
+            if self.ending and error.retryable:
+                return None  # it gets its attempts when the job resumes
+            outcome = self._form.failure(row, error, "engine", tries.count)
+        finally:
+            self._counts.engine_calls += tries.count
+        outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
+        return outcome
+
+
+def rolling(concurrency: int) -> int:
+    """How many requests keep an engine full that works on so many at once."""
+    return max(concurrency + 2, concurrency + concurrency // 4)

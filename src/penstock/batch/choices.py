@@ -17,9 +17,12 @@ from penstock.types import Sampling
 
 _TEXT = ("model", "prompt", "messages", "system", "adapter", "result_prefix")
 _WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "limit", "max_attempts")
-_REAL = ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty")
+_REAL = (
+    *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    "row_timeout",
+)
 _OPTIONAL = frozenset(
-    {"model", "prompt", "messages", "system", "adapter", "max_tokens", "temperature", "seed", "limit"}
+    {"model", "prompt", "messages", "system", "adapter", "max_tokens", "temperature", "seed", "limit", "row_timeout"}
 )
 _LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1}
 _ALLOWED = {"order": ("input", "done"), "on_error": ("keep", "fail")}
@@ -40,6 +43,8 @@ def check(job: Any) -> None:
         value = getattr(job, name)
         if value is not None and not math.isfinite(value):
             raise ConfigError(f"must be a finite number, not {value}", field=name)
+    if job.row_timeout is not None and job.row_timeout <= 0:
+        raise ConfigError(f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout)
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
 
@@ -63,6 +68,8 @@ def _check_types(job: Any) -> None:
     _require(job.output is None or isinstance(job.output, str | os.PathLike), "output", job.output, "a path")
     schema = job.schema
     _require(schema is None or isinstance(schema, Mapping | str | os.PathLike), "schema", schema, "a mapping or a path")
+    processor = job.processor
+    _require(processor is None or hasattr(processor, "stages"), "processor", processor, "a Processor")
     kwargs = job.engine_kwargs
     _require(kwargs is None or isinstance(kwargs, Mapping), "engine_kwargs", kwargs, "a mapping")
     stops = [job.stop] if isinstance(job.stop, str) else job.stop

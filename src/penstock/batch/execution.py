@@ -7,19 +7,24 @@ import contextlib
 import sys
 import tempfile
 import time
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from penstock.batch.attempts import Asker, EngineAsker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.flow import Flow
 from penstock.batch.interrupts import Interrupts
 from penstock.batch.journal import Journal
-from penstock.batch.keeper import EngineKeeper, adapter_path
+from penstock.batch.keeper import adapter_path, keeper_of
 from penstock.batch.manifest import StreamSum
 from penstock.batch.openai_lines import OpenAILines
 from penstock.batch.outputs import Output
+from penstock.batch.pipeline import Pipeline
+from penstock.batch.processor import Processor
+from penstock.batch.processor_rows import ProcessorRows
 from penstock.batch.progress import Progress
 from penstock.batch.replay import compare_stream, other_rows
 from penstock.batch.requests import ColumnRequests
@@ -33,17 +38,21 @@ from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import JobError, OutputError
 
 if TYPE_CHECKING:
+    from penstock.batch.row_tables import RowTables
     from penstock.batch.tables import Tables
 
 
 @dataclass
 class Plan:
-    """A checked job. `identity` is all that decides its output; `adapter` the one adapter of all rows, if any."""
+    """A checked job, on an engine or a processor. `identity` is all that decides its output; `adapter` is the one
+    adapter of all rows, if any.
+    """
 
     source: Source
     output: Output | Literal["-"] | None
-    form: ColumnRequests | OpenAILines
-    engine: LLMEngine
+    form: ColumnRequests | OpenAILines | ProcessorRows
+    engine: LLMEngine | None
+    processor: Processor | None
     adapter: str | None
     identity: dict[str, Any]
     limit: int | None
@@ -52,6 +61,7 @@ class Plan:
     retry_failed: bool
     fresh: bool
     max_attempts: int
+    row_timeout: float | None
     progress: bool | None
 
     @property
@@ -68,11 +78,13 @@ class Plan:
         """
         return self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
 
-    def tables(self) -> Tables:
+    def tables(self) -> Tables | RowTables:
         """What makes Arrow tables of the output."""
+        from penstock.batch.row_tables import RowTables
         from penstock.batch.tables import Tables
 
-        assert isinstance(self.form, ColumnRequests)
+        if not isinstance(self.form, ColumnRequests):
+            return RowTables(self.form, self.source.schema)
         return Tables(self.form, self.source.schema, self.source.columns)
 
 
@@ -150,43 +162,54 @@ async def _move(
     plan: Plan, sink: Sink, counts: Counts, answers: Answers, journal: Journal | None, interrupts: Interrupts
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
-    keeper = EngineKeeper(plan.engine)
     try:
-        await _start(plan, keeper)
-        flow = Flow(
-            plan.source,
-            plan.form,
-            keeper,
-            sink,
-            counts,
-            answers,
-            journal,
-            limit=plan.limit,
-            on_error=plan.on_error,
-            max_attempts=plan.max_attempts,
-            columns=plan.value_columns,
-        )
-        interrupts.on_first = flow.drain
-        async with Progress(counts, plan.progress):
-            began = time.perf_counter()
-            finished = await flow.run()
-        if finished:
-            await sink.finish()
-        counts.row_seconds = time.perf_counter() - began
-        return finished, flow.stream
+        async with _asking(plan, counts) as asker:
+            flow = Flow(
+                plan.source,
+                plan.form,
+                asker,
+                sink,
+                counts,
+                answers,
+                journal,
+                limit=plan.limit,
+                on_error=plan.on_error,
+                row_timeout=plan.row_timeout,
+                columns=plan.value_columns,
+            )
+            interrupts.on_first = flow.drain
+            async with Progress(counts, plan.progress):
+                began = time.perf_counter()
+                finished = await flow.run()
+            if finished:
+                await sink.finish()
+            counts.row_seconds = time.perf_counter() - began
+            return finished, flow.stream
     finally:
         interrupts.on_first = None
-        await keeper.stop()
         with contextlib.suppress(OutputError):  # that is already on its way up
             await sink.close()
 
 
-async def _start(plan: Plan, keeper: EngineKeeper) -> None:
-    """Start the engine and see that it can do what all rows will ask for."""
+@contextlib.asynccontextmanager
+async def _asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
+    """What answers the rows, started and seen to be able to."""
+    if isinstance(plan.form, ProcessorRows):
+        assert plan.processor is not None
+        stages, batch_size = plan.processor.stages, plan.processor.config.batch_size
+        try:
+            async with Pipeline(stages, batch_size, plan.form.failure, counts).running() as pipeline:
+                yield pipeline
+        finally:
+            plan.form.close()
+        return
+    assert plan.engine is not None
     if plan.adapter is not None:
         adapter_path(plan.engine, plan.adapter)  # an unknown name need not wait for the model to load
-    await keeper.start()
-    if plan.adapter is not None:
-        await keeper.adapter(plan.adapter)
-    if isinstance(plan.form, ColumnRequests):
-        check_sampling(plan.form.sampling, 1, plan.engine.capabilities, plan.engine.name)
+    keeper = keeper_of(plan.engine)
+    async with keeper.running() as engine:
+        if plan.adapter is not None:
+            await keeper.adapter(plan.adapter)
+        if isinstance(plan.form, ColumnRequests):
+            check_sampling(plan.form.sampling, 1, engine.capabilities, engine.name)
+        yield EngineAsker(keeper, plan.form, counts, most=plan.max_attempts)

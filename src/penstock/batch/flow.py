@@ -15,27 +15,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
+from collections.abc import Awaitable
 from typing import Literal
 
 from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, by_prefix
-from penstock.batch.attempts import Attempts
+from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
 from penstock.batch.journal import Journal, digest_key
-from penstock.batch.keeper import EngineKeeper
 from penstock.batch.manifest import StreamSum
 from penstock.batch.replay import Replay, add_row, other_rows
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row, Stage
+from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
-from penstock.errors import (
-    InputError,
-    JobError,
-    PenstockError,
-    RequestError,
-)
+from penstock.errors import EngineTimeoutError, InputError, JobError, PenstockError, RequestError
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
@@ -54,7 +50,7 @@ class Flow:
         self,
         source: Source,
         form: RequestForm,
-        keeper: EngineKeeper,
+        asker: Asker,
         sink: Sink,
         counts: Counts,
         answers: Answers,
@@ -62,29 +58,29 @@ class Flow:
         *,
         limit: int | None = None,
         on_error: Literal["keep", "fail"] = "keep",
-        max_attempts: int = 3,
+        row_timeout: float | None = None,
         columns: tuple[str, ...] | None = None,
     ) -> None:
         self._source = source
         self._form = form
-        self._keeper = keeper
+        self._asker = asker
         self._sink = sink
         sink.fail = self.stop
+        sink.on_room = self._admit
         self._counts = counts
         self._answers = answers
         self._journal = journal
         self._limit = limit
         self._on_error = on_error
-        self._attempts = Attempts(keeper, form, counts, most=max_attempts)
+        self._row_timeout = row_timeout
         self._columns = columns
 
-        concurrency = keeper.engine.capabilities.max_concurrency
-        self._most_in_flight = max(concurrency + 2, concurrency + concurrency // 4)
         self._filling: list[Row] = []
         self._filling_bytes = 0
         self._window: deque[Row] = deque()
         self._window_size = FIRST_WINDOW
         self._tasks: set[asyncio.Task[None]] = set()
+        self._concluding: set[asyncio.Task[None]] = set()  # of rows that were answered from memory
         self._followers: dict[bytes, list[Row]] = {}  # rows that wait for an equal request in flight
         self._rows_inside = 0
         self._bytes_inside = 0
@@ -99,11 +95,11 @@ class Flow:
         intake = asyncio.create_task(self._take_in())
         try:
             await self._over.wait()
-            if self._attempts.ending and self._error is None and self._tasks:
-                await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)
+            if self._asker.ending and self._error is None and (under_way := self._tasks | self._concluding):
+                await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
         finally:
-            self._attempts.ending = True
-            leaving = [intake, *self._tasks]
+            self._asker.ending = True
+            leaving = [intake, *self._tasks, *self._concluding]
             for task in leaving:
                 task.cancel()
             await asyncio.gather(*leaving, return_exceptions=True)
@@ -113,40 +109,43 @@ class Flow:
 
     def drain(self) -> None:
         """Admit no more rows; `run` returns when those in flight are finished, or after 15 seconds."""
-        self._attempts.ending = True
+        self._asker.ending = True
         self._over.set()
 
     def stop(self, error: BaseException | None = None) -> None:
         """End at once, with `error`."""
         if self._error is None:
             self._error = error
-        self._attempts.ending = True
+        self._asker.ending = True
         self._over.set()
-        for task in self._tasks:
+        for task in self._tasks | self._concluding:
             task.cancel()
 
     # In
     async def _take_in(self) -> None:
         try:
-            done = self._journal.done if self._journal is not None else ()
+            done: RowSet | tuple[()] = self._journal.done if self._journal is not None else ()
             replay = Replay(self._journal, self._source)
             self.stream = StreamSum(0, 0) if self._journal is not None and self._source.fingerprint is None else None
             again = self._form.every_row or replay.wanted or self.stream is not None
             start = 0 if again or self._journal is None else self._journal.done.first_missing()
             async with contextlib.aclosing(read_ahead(self._source, start, self._limit, self._columns)) as batches:
                 async for batch in batches:
-                    for row in batch:
-                        if self.stream is not None:
+                    if self.stream is not None:
+                        for row in batch:
                             add_row(self.stream, row)
-                        if row.index not in done:
-                            self._receive(row)
-                        elif again:
-                            self._prepare(row)
-                            replay.compare(row)
-                    self._admit()
-                    while self._is_full():
-                        self._room.clear()
-                        await self._room.wait()
+                    needed = batch if again or not done else [row for row in batch if row.index not in done]
+                    async for rows in self._form.ready(needed):
+                        for row in rows:
+                            if row.index not in done:
+                                self._receive(row)
+                            else:
+                                self._prepare(row)
+                                replay.compare(row)
+                        self._admit()
+                        while self._is_full():
+                            self._room.clear()
+                            await self._room.wait()
             replay.finish()
             self._all_read = True
             self._admit()
@@ -164,7 +163,7 @@ class Flow:
             if record.key != digest_key(row.digest):
                 raise other_rows(row.index)
             self._counts.resumed += 1
-            if row.shareable and record.outcome.error is None:
+            if row.shareable and record.outcome.error is None and not self._form.concludes:
                 self._answers.put(row.digest, record.outcome)
             self._finish(row, record.outcome, journaled=True)
         elif failure is not None:
@@ -177,11 +176,13 @@ class Flow:
         if row.values is None:
             return InputError(row.fault or "the row cannot be read"), "read"
         try:
+            if row.failure is not None:
+                raise row.failure
             self._form.prepare(row)
         except PenstockError as error:
-            return error, "prompt"
+            return error, self._form.preparing
         except Exception as error:  # values of the caller's own types can fail in any way
-            return RequestError(f"{type(error).__name__}: {error}"), "prompt"
+            return RequestError(f"{type(error).__name__}: {error}"), self._form.preparing
         return None
 
     def _is_full(self) -> bool:
@@ -189,12 +190,13 @@ class Flow:
             len(self._filling) >= self._window_size
             or self._filling_bytes >= MAX_BYTES // 2
             or (self._rows_inside >= 2 * MAX_ROWS and bool(self._tasks))
+            or self._sink.full
         )
 
     # Through
     def _admit(self) -> None:
         """Start rows while the engine has room for them."""
-        while len(self._tasks) < self._most_in_flight and (row := self._next_row()) is not None:
+        while len(self._tasks) < self._asker.most_in_flight and (row := self._next_row()) is not None:
             self._tasks.add(asyncio.create_task(self._work(row)))
         self._make_room()
         if self._all_read and not self._rows_inside:
@@ -203,7 +205,7 @@ class Flow:
     def _next_row(self) -> Row | None:
         """The next row that the engine must answer."""
         for _ in range(_TURN):
-            if self._attempts.ending or not (self._window or self._open_window()):
+            if self._asker.ending or self._sink.full or not (self._window or self._open_window()):
                 return None
             row = self._window.popleft()
             if not (row.shareable and self._is_answered(row)):
@@ -227,7 +229,7 @@ class Flow:
                 self._followers[row.digest] = []
                 return False
             self._counts.deduplicated += 1
-            self._finish(row, known)
+            self._conclude(row, known)
         except PenstockError as error:
             self.stop(error)
         return True
@@ -249,9 +251,11 @@ class Flow:
         """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
         try:
             while row is not None:
-                outcome = await self._attempts.outcome(row)
+                outcome = await self._answer(row)
                 if outcome is not None:
-                    self._deliver(row, outcome)
+                    concluded = self._form.conclude(row, outcome)
+                    own = concluded if isinstance(concluded, Outcome) else await concluded
+                    self._deliver(row, outcome, own)
                 self._make_room()
                 await asyncio.sleep(0)  # an engine that answers at once must not keep others from their turn
                 row = self._next_row()
@@ -265,10 +269,21 @@ class Flow:
             self._tasks.discard(task)
             self._admit()
 
+    async def _answer(self, row: Row) -> Outcome | None:
+        try:
+            async with asyncio.timeout(self._row_timeout) as limit:
+                return await self._asker.outcome(row)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            error = EngineTimeoutError(f"the row was not answered within {self._row_timeout:g} s")
+            outcome = self._form.failure(row, error, "engine", 1)
+            outcome.latency_ms = round(1000 * (self._row_timeout or 0), 3)
+            return outcome
+
     # Out
-    def _deliver(self, row: Row, outcome: Outcome) -> None:
-        """A row was computed: it and those with the same request are finished."""
-        self._keeper.progressed()
+    def _deliver(self, row: Row, outcome: Outcome, own: Outcome) -> None:
+        """A row was computed: `own` is what it came to, and those with the same request share the `outcome`."""
         usage = outcome.usage
         if usage is not None:
             self._counts.prompt_tokens += usage.prompt_tokens
@@ -279,9 +294,29 @@ class Flow:
             followers = self._followers.pop(row.digest)
             if outcome.error is None:
                 self._answers.put(row.digest, outcome)
-        for finished in (row, *followers):
-            self._finish(finished, outcome)
+        self._finish(row, own)
+        for follower in followers:
+            self._conclude(follower, outcome)
         self._counts.deduplicated += len(followers)
+
+    def _conclude(self, row: Row, outcome: Outcome) -> None:
+        """Finish a row that was answered from memory."""
+        concluded = self._form.conclude(row, outcome)
+        if isinstance(concluded, Outcome):
+            self._finish(row, concluded)
+        else:
+            task = asyncio.ensure_future(self._conclude_later(row, concluded))
+            self._concluding.add(task)
+            task.add_done_callback(self._concluding.discard)
+
+    async def _conclude_later(self, row: Row, concluded: Awaitable[Outcome]) -> None:
+        try:
+            self._finish(row, await concluded)
+        except PenstockError as error:
+            self.stop(error)
+        except Exception as error:
+            self.stop(_fault(error))
+        self._admit()
 
     def _fail(self, row: Row, error: PenstockError, stage: Stage) -> None:
         self._finish(row, self._form.failure(row, error, stage, 0))
@@ -297,7 +332,7 @@ class Flow:
                 )
             counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
         counts.rows += 1
-        size = len(outcome.response or "")
+        size = len(outcome.response or "") + (len(outcome.parsed) if isinstance(outcome.parsed, bytes) else 0)
         row.request = None  # answered: its memory is needed no more
         row.prefix = ""
         row.nbytes += size

@@ -19,6 +19,8 @@ from penstock.batch.interrupts import Interrupts, JobInterrupted
 from penstock.batch.keeper import deciding_options, engine_for
 from penstock.batch.openai_lines import OpenAILines, are_lines
 from penstock.batch.outputs import Output
+from penstock.batch.processor import Processor
+from penstock.batch.processor_rows import ProcessorRows
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.result import RunResult
 from penstock.batch.sources import open_source
@@ -32,6 +34,7 @@ T = TypeVar("T")
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _ROW_OPTIONS = frozenset({"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"})
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "max_attempts"})
 _SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 
 
@@ -54,6 +57,10 @@ class Job:
         engine: an engine's name, or an engine object, which is left running if it runs. Default "openvino".
         engine_kwargs: options of the engine, where it is given by name.
 
+        processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
+            to ask; then of the options below only those of how to run have a meaning. Its configuration says
+            whether a failing row ends the job.
+
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
@@ -72,6 +79,8 @@ class Job:
         retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
         fresh: discard what an earlier run did.
         max_attempts: how often a row is tried if its failure may pass.
+        row_timeout: seconds after which a row that is not answered becomes an error row (`engine_timeout`), all its
+            attempts together, from when it goes to the engine. Default: no limit.
         result_prefix: goes before the name of each result column.
         progress: show a progress line on standard error. Default: where that is a terminal.
     """
@@ -82,6 +91,7 @@ class Job:
     model: str | None = None
     engine: str | LLMEngine | None = None
     engine_kwargs: Mapping[str, Any] | None = None
+    processor: Processor | None = None
     prompt: str | None = None
     messages: str | None = None
     system: str | None = None
@@ -106,6 +116,7 @@ class Job:
     retry_failed: bool = False
     fresh: bool = False
     max_attempts: int = 3
+    row_timeout: float | None = None
     result_prefix: str = ""
     progress: bool | None = None
 
@@ -119,7 +130,7 @@ class Job:
                 return _main(self._run(interrupts))
             finally:
                 interrupts.restore()
-        if isinstance(self.engine, LLMEngine):
+        if isinstance(self.engine or getattr(self.processor and self.processor.config, "engine", None), LLMEngine):
             raise ConfigError(
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
             )
@@ -151,14 +162,21 @@ class Job:
         sampling = self._sampling(schema)
         choices.check_sampling_choices(sampling)
         output = self._open_output()
-        engine = engine_for(self.model, self.engine, self.engine_kwargs)
-        source = await open_source(self.source)
+        engine = engine_for(self.model, self.engine, self.engine_kwargs) if self.processor is None else None
+        source = await open_source(await rows_of(self.source))
         if isinstance(output, Output) and source.reads(output.path):
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
-        form: ColumnRequests | OpenAILines
+        form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
-        if self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
+        on_error = self.on_error
+        if self.processor is not None:
+            self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
+            form = self.processor.rows(packed=isinstance(output, Output))
+            if not self.processor.config.should_continue_on_error:
+                on_error = "fail"
+        elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
+            assert engine is not None
             form = OpenAILines(model=engine.model_source, created=int(time.time()))
         else:
             in_column = self.adapter is not None and self.adapter in source.columns
@@ -185,14 +203,16 @@ class Job:
             output=output,
             form=form,
             engine=engine,
+            processor=self.processor,
             adapter=constant,
             identity=self._identity(source, engine, schema, sampling, form, output),
             limit=self.limit,
             keep_order=self.order == "input",
-            on_error=self.on_error,
+            on_error=on_error,
             retry_failed=self.retry_failed,
             fresh=self.fresh,
             max_attempts=self.max_attempts,
+            row_timeout=self.row_timeout,
             progress=self.progress,
         )
 
@@ -202,13 +222,16 @@ class Job:
             raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 
     def _check_lines(self, output: Output | Literal["-"] | None) -> None:
-        for option in fields(self):
-            if option.name in _ROW_OPTIONS | _SAMPLING and getattr(self, option.name) != option.default:
-                raise ConfigError(
-                    "has no meaning for OpenAI batch lines, whose bodies say what is asked", field=option.name
-                )
+        self._check_unset(
+            _ROW_OPTIONS | _SAMPLING, "has no meaning for OpenAI batch lines, whose bodies say what is asked"
+        )
         if isinstance(output, Output) and output.form != "jsonl":
             raise ConfigError("OpenAI batch lines are answered in .jsonl", field="output", value=output.path)
+
+    def _check_unset(self, names: frozenset[str], why: str) -> None:
+        for option in fields(self):
+            if option.name in names and getattr(self, option.name) != option.default:
+                raise ConfigError(why, field=option.name)
 
     def _open_output(self) -> Output | Literal["-"] | None:
         if self.output is None:
@@ -240,15 +263,22 @@ class Job:
     def _identity(
         self,
         source: Source,
-        engine: LLMEngine,
+        engine: LLMEngine | None,
         schema: structured.Schema | None,
         sampling: Sampling,
-        form: ColumnRequests | OpenAILines,
+        form: ColumnRequests | OpenAILines | ProcessorRows,
         output: Output | Literal["-"] | None,
     ) -> dict[str, Any]:
         """All that decides what the output will be."""
+        data = source.fingerprint or {"input": source.name}
+        how = {"limit": self.limit, "order": self.order, "output form": getattr(output, "form", None)}
+        if engine is None:
+            from penstock.batch.processor_identity import identity
+
+            assert self.processor is not None
+            return {**data, **identity(self.processor), **how}
         return {
-            **(source.fingerprint or {"input": source.name}),
+            **data,
             "model": engine.model_source,
             "engine": engine.name,
             "engine options": deciding_options(engine) or None,
@@ -259,11 +289,20 @@ class Job:
             "schema": schema.schema if schema is not None else None,
             **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),
             "adapter": self.adapter,
-            "limit": self.limit,
-            "order": self.order,
             "result prefix": self.result_prefix,
-            "output form": output.form if isinstance(output, Output) else None,
+            **how,
         }
+
+
+async def rows_of(source: Any) -> Any:
+    """What to read where a job or its result is given as a source: its output. A job is run first, or taken up."""
+    if isinstance(source, Job):
+        source = await source.arun()
+    if not isinstance(source, RunResult):
+        return source
+    if source.output == "-":
+        raise ConfigError("a job's rows that went to standard output cannot be read", field="source")
+    return source.output if source.output is not None else list(source.rows())
 
 
 class _Stopped(Exception):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from penstock.engines.base import LLMEngine, engine_class
 from penstock.errors import ConfigError, EngineDeadError, EngineError, JobError, ModelNotFoundError
@@ -48,33 +50,56 @@ def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs:
 
 def deciding_options(engine: LLMEngine) -> dict[str, Any]:
     """The engine's options that are part of what the job is: all but those of speed, memory and staged faults."""
-    return {name: value for name, value in engine.engine_kwargs.items() if name not in _NOT_DECIDING}
+    return deciding(engine.engine_kwargs)
+
+
+def deciding(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some options of an engine that decide what it answers."""
+    return {name: value for name, value in engine_kwargs.items() if name not in _NOT_DECIDING}
 
 
 class EngineKeeper:
-    """Holds one engine for the time of a job. What it started it stops; a running engine stays running."""
+    """Holds one engine for those that use it. What is started here ends with the last user; one that ran before stays.
+
+    `keeper_of` gives the one keeper of an engine. `stays`: it is not stopped with its last user.
+    """
 
     def __init__(self, engine: LLMEngine, *, restarts: int = RESTARTS_WITHOUT_PROGRESS) -> None:
         self.engine = engine
         self.generation = 0
+        self.stays = False
+        self.suspects = asyncio.Lock()
         self._restarts = restarts
         self._fruitless = 0
+        self._users = 0
         self._started = False
         self._reviving = asyncio.Lock()
         self._adapters: dict[str, asyncio.Future[None]] = {}
 
-    async def start(self) -> None:
-        """Start the engine unless it runs. Raises `EngineStartError`."""
-        try:
-            await self.engine.check_health()
-        except EngineDeadError:
-            self._started = True
-            await self.engine.start()
+    @property
+    def in_use(self) -> bool:
+        """Whether somebody uses the engine now."""
+        return self._users > 0
 
-    async def stop(self) -> None:
-        """Stop the engine if it was started here."""
-        if self._started:
-            await self.engine.stop()
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[LLMEngine, None]:
+        """The engine, started unless it runs, for as long as the context lasts. Raises `EngineStartError`."""
+        self._users += 1
+        try:
+            async with self._reviving:
+                try:
+                    await self.engine.check_health()
+                except EngineDeadError:
+                    self._started = True
+                    await self.engine.start()
+            yield self.engine
+        finally:
+            self._users -= 1
+            if not self._users:
+                if _keepers.get(self.engine) is self:
+                    del _keepers[self.engine]
+                if self._started and not self.stays:
+                    await self.engine.stop()
 
     def progressed(self) -> None:
         """A row was finished: the engine is of use."""
@@ -99,16 +124,19 @@ class EngineKeeper:
                 raise JobError(f"the engine died and does not start again: {error}") from error
             self.generation += 1
 
-    async def adapter(self, name: str) -> None:
-        """Make an adapter usable, once however many rows ask at a time. Raises `ModelNotFoundError`."""
+    async def adapter(self, name: str, where: str | None = None) -> None:
+        """Make an adapter usable, once however many rows ask at a time. `where` is its directory, if that is known.
+
+        Raises `ModelNotFoundError`.
+        """
         ready = self._adapters.get(name)
         if ready is None:
-            ready = self._adapters[name] = asyncio.ensure_future(self._load_adapter(name))
+            ready = self._adapters[name] = asyncio.ensure_future(self._load_adapter(name, where))
         await asyncio.shield(ready)
 
-    async def _load_adapter(self, name: str) -> None:
+    async def _load_adapter(self, name: str, where: str | None) -> None:
         try:
-            path = adapter_path(self.engine, name)
+            path = adapter_path(self.engine, name, where)
             if path is not None:
                 await self.engine.resolve_lora(name, path)
         except EngineError:
@@ -116,10 +144,26 @@ class EngineKeeper:
             raise
 
 
-def adapter_path(engine: LLMEngine, name: str) -> str | None:
-    """The directory of an adapter, or None if the engine knows it already. Raises `ModelNotFoundError`."""
+_keepers: WeakKeyDictionary[LLMEngine, EngineKeeper] = WeakKeyDictionary()
+
+
+def keeper_of(engine: LLMEngine) -> EngineKeeper:
+    """The keeper of an engine, one for all that use it at a time: it is started, revived and stopped once."""
+    keeper = _keepers.get(engine)
+    if keeper is None:
+        keeper = _keepers[engine] = EngineKeeper(engine)
+    return keeper
+
+
+def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:
+    """The directory of an adapter, or None if the engine knows it already. Raises `ModelNotFoundError`.
+
+    `where` is looked at first.
+    """
     if name in engine.adapters:
         return None
+    if where is not None and os.path.isdir(where):
+        return where
     if engine.model_source == "demo":
         from penstock import demo
 

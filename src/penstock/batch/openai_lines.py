@@ -7,7 +7,7 @@ job that was interrupted gives the same lines as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -50,6 +50,8 @@ class OpenAILines:
 
     columns: tuple[str, ...] | None = None
     flat_columns: tuple[str, ...] = ("id", "custom_id", "response", "error")
+    preparing: Stage = "prompt"
+    concludes: bool = False
     every_row: bool = True  # an id can repeat one from before the interruption
 
     def __init__(self, *, model: str, created: int) -> None:
@@ -57,6 +59,12 @@ class OpenAILines:
         self.created = created
         self._seen: set[int] = set()
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        yield rows
+
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome:
+        return outcome
 
     def prepare(self, row: Row) -> None:
         values = row.values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -17,7 +17,8 @@ from penstock.openai.requests import check_messages
 from penstock.types import ChatRequest, Delta, Message, Sampling, Usage
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
-_OBJECTS: tuple[tuple[str, type[msgspec.Struct]], ...] = (("error", RowError), ("usage", Usage))
+ERROR_FIELDS = ("type", "stage", "retryable", "message")
+_OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (("error", ERROR_FIELDS), ("usage", Usage.__struct_fields__))
 
 
 class RequestForm(Protocol):
@@ -25,24 +26,37 @@ class RequestForm(Protocol):
 
     `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
     prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
-    objects taken apart.
+    objects taken apart. `preparing` names the stage of rows that cannot be prepared. `concludes` says that a row's
+    outcome is more than that of its request.
     """
 
     columns: tuple[str, ...] | None
     every_row: bool
+    preparing: Stage
+    concludes: bool
     flat_columns: tuple[str, ...]
+
+    def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        """The rows in lists, each as soon as it can be prepared: what would hold up the event loop is done here."""
 
     def prepare(self, row: Row) -> None:
         """Set the row's request, digest and prefix. Raises `RequestError`."""
 
-    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        """Have the row answered. Raises what the engine raises."""
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
+        """What the row's outcome is, given that of its request, which equal requests of other rows share."""
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
         """The outcome of a row that failed for good."""
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         """The output row."""
+
+
+class EngineForm(RequestForm, Protocol):
+    """A form whose rows are one request each to one engine."""
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        """Have the row answered. Raises what the engine raises."""
 
 
 class ColumnRequests:
@@ -53,6 +67,8 @@ class ColumnRequests:
     """
 
     every_row: bool = False
+    preparing: Stage = "prompt"
+    concludes: bool = False
 
     def __init__(
         self,
@@ -88,9 +104,7 @@ class ColumnRequests:
                 )
         self.result_columns = tuple(prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS))
         self._results = frozenset(self.result_columns)
-        parts = {
-            prefix + name: [f"{prefix}{name}.{part}" for part in kind.__struct_fields__] for name, kind in _OBJECTS
-        }
+        parts = {prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS}
         self.flat_columns = tuple(flat for name in self.result_columns for flat in parts.get(name, [name]))
         self._blank: dict[str, Any] = {}
 
@@ -117,6 +131,12 @@ class ColumnRequests:
                 field="result_prefix",
                 hint="Set one with --result-prefix, such as 'out_'",
             )
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        yield rows
+
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome:
+        return outcome
 
     def prepare(self, row: Row) -> None:
         values = row.values
@@ -175,7 +195,7 @@ class ColumnRequests:
             outcome.response,
             *[fields.get(name) for name in self.fields],
             "ok" if error is None else "error",
-            None if error is None else msgspec.structs.asdict(error),
+            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
             outcome.finish_reason,
             None if usage is None else msgspec.structs.asdict(usage),
             outcome.attempts,

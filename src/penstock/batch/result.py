@@ -21,6 +21,7 @@ from penstock.errors import OutputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from penstock.batch.row_tables import RowTables
     from penstock.batch.tables import Tables
 
 
@@ -39,7 +40,7 @@ class RunResult:
     stopped_by: int | None = None
     _items: list[tuple[Row, Outcome]] = field(default_factory=list, repr=False)
     _form: RequestForm | None = field(default=None, repr=False)
-    _tables: Callable[[], Tables] | None = field(default=None, repr=False)
+    _tables: Callable[[], Tables | RowTables] | None = field(default=None, repr=False)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The output rows. Those of a CSV are all text."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
@@ -12,16 +12,22 @@ from penstock.types import Usage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Stage = Literal["read", "prompt", "engine", "parse", "write"]
+Stage = str
+"""Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its stages."""
 
 
-class RowError(Struct, frozen=True):
-    """Why a row failed: `type` is the error's kind, `stage` where it happened, `message` one line for a person."""
+class RowError(Struct, frozen=True, omit_defaults=True):
+    """Why a row failed: `type` is the error's kind, `stage` where it happened, `message` one line for a person.
+
+    Where an HTTP endpoint answered with an error, `status` and `body` are those of its answer.
+    """
 
     type: str
     stage: Stage
     retryable: bool
     message: str
+    status: int | None = None
+    body: str | None = None
 
 
 class Outcome(Struct, array_like=True, omit_defaults=True):
@@ -47,10 +53,14 @@ class Row:
     `values` is None, and `fault` says why, where the row could not be read. `batch` and `offset` point to the
     row's Arrow form where it has one, so that columns pass through without a change of type. `request`,
     `digest` and `prefix` are set when the row's request has been made: `digest` names the request (16 bytes),
-    `prefix` sorts rows that share the start of a prompt next to each other.
+    `prefix` sorts rows that share the start of a prompt next to each other. `failure` is why it could not be made,
+    where that was found out ahead.
     """
 
-    __slots__ = ("batch", "digest", "fault", "index", "nbytes", "offset", "prefix", "request", "shareable", "values")
+    __slots__ = (
+        *("batch", "digest", "failure", "fault", "index", "nbytes", "offset"),
+        *("prefix", "request", "shareable", "values"),
+    )
 
     def __init__(self, index: int, values: dict[str, Any] | None, fault: str | None = None, nbytes: int = 0) -> None:
         self.index = index
@@ -63,6 +73,7 @@ class Row:
         self.digest = b""
         self.prefix = ""
         self.shareable = False
+        self.failure: PenstockError | None = None
 
 
 def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:

@@ -24,10 +24,13 @@ Fail = Callable[[PenstockError], None]
 class Sink(Protocol):
     """Takes finished rows in any order. All its methods raise `OutputError`.
 
-    `fail`, set before the first row, is told of errors that arise between calls.
+    `fail`, set before the first row, is told of errors that arise between calls. While `full`, no further row may be
+    asked for; `on_room`, set before the first row too, is called when it is so no more.
     """
 
     fail: Fail
+    full: bool
+    on_room: Callable[[], None]
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         """Take a row; returns the rows that have left for good. `journaled`: the row comes from the journal."""
@@ -43,6 +46,8 @@ class MemorySink:
     """Keeps everything, in order. `items` are the rows with their outcomes."""
 
     fail: Fail
+    full = False
+    on_room: Callable[[], None]
 
     def __init__(self, *, keep_order: bool) -> None:
         self.items: list[tuple[Row, Outcome]] = []
@@ -64,6 +69,8 @@ class StreamSink:
     """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are some."""
 
     fail: Fail
+    full = False
+    on_room: Callable[[], None]
 
     def __init__(self, stream: BinaryIO, form: RequestForm, *, keep_order: bool) -> None:
         self._stream = stream
@@ -108,6 +115,8 @@ class DurableSink:
     """
 
     fail: Fail
+    full = False
+    on_room: Callable[[], None]
 
     def __init__(
         self,

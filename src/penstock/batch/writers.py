@@ -17,6 +17,7 @@ from penstock.errors import OutputError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from penstock.batch.row_tables import RowTables
     from penstock.batch.tables import Tables
 
 _TABLE_ROWS = 512
@@ -78,7 +79,7 @@ class JsonlWriter:
 class ParquetWriter:
     """A part of Parquet, one row group. Rows become Arrow data every 512 rows, which takes less memory than dicts."""
 
-    def __init__(self, path: Path, tables: Tables) -> None:
+    def __init__(self, path: Path, tables: Tables | RowTables) -> None:
         self.nbytes = 0
         self._path = path
         self._tables = tables

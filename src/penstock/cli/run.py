@@ -56,6 +56,12 @@ Examples:
     help="A failing row becomes an error row, or ends the job.",
 )
 @click.option("--max-attempts", type=click.IntRange(1), default=3, show_default=True, help="Attempts at each row.")
+@click.option(
+    "--row-timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="A row that takes longer becomes an error row.  [default: no limit]",
+)
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard what an earlier run did.")
 @click.option("--result-prefix", default="", metavar="TEXT", help="Goes before the names of result columns.")

@@ -34,6 +34,8 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--cors-origin", "cors_origins", multiple=True, help="A web origin that may call; can be repeated.")
 @click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
+@click.option("--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]")
+@click.option("--max-choices", type=click.IntRange(1), help="Most answers to a request (n × prompts).  [default: 128]")
 @click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
 @click.option(
     "--drain-timeout",
@@ -175,6 +177,7 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
     from penstock.serve.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
+    limits |= {name: options[name] for name in ("max_prompt_chars", "max_choices") if options[name] is not None}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
     drain = options["drain_timeout"]

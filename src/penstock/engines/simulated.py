@@ -252,7 +252,8 @@ class SimulatedEngine(TokenEngine):
 
     def _emit(self, item: _Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
-        text, ids = item.texts[item.emitted], (item.answer[item.emitted],)
+        text = item.texts[item.emitted]
+        ids: tuple[int, ...] = (item.answer[item.emitted],)
         item.emitted += 1
         text = item.stop.push(text)
         done = item.stop.stopped or item.emitted >= item.total

@@ -72,7 +72,9 @@ class TokenEngine(LLMEngine):
         self._check_task("completions")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
-        single = GenerateRequest(request.prompt, request.sampling, request.adapter, request.stream, special_tokens=True)
+        single = GenerateRequest(
+            request.prompt, request.sampling, request.adapter, request.stream, request.special_tokens
+        )
         answers = self._answers(single, request.n)
         return self._with_echo(request.prompt, answers) if request.echo else answers
 

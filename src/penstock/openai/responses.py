@@ -172,14 +172,17 @@ def _packed(vector: Sequence[float]) -> str:
 def _message(text: str, calls: Sequence[ToolCall] | None) -> dict[str, Any]:
     if not calls:
         return {"role": "assistant", "content": text}
-    return {
-        "role": "assistant",
-        "content": text or None,
-        "tool_calls": [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in calls
-        ],
-    }
+    return {"role": "assistant", "content": text or None, "tool_calls": tool_call_list(calls)}
+
+
+def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:
+    """`tool_calls` of a message; None where there are none."""
+    if not calls:
+        return None
+    return [
+        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        for call in calls
+    ]
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:

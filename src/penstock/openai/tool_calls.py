@@ -42,7 +42,8 @@ class ToolCallReader:
         reason = delta.finish_reason
         if reason is not None:
             pieces += scanner.flush()
-            if reason == "stop" and scanner.calls:
+            # A model may go on with white space behind a call that it was made to write.
+            if scanner.calls and (reason == "stop" or (reason == "length" and scanner.wrote_whole_call)):
                 reason = "tool_calls"
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         parts = tuple(piece for piece in pieces if isinstance(piece, ToolCallPart))
@@ -59,6 +60,11 @@ class _Scanner:
         self._bare = bare
         self._held = ""
         self._call: _Call | None = _Call("") if bare else None
+
+    @property
+    def wrote_whole_call(self) -> bool:
+        """Whether the call without tags has all its arguments."""
+        return self._bare and self._call is not None and self._call.complete
 
     def push(self, text: str) -> Iterator[str | ToolCallPart]:
         while text and not self._done:

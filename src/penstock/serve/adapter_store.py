@@ -7,6 +7,7 @@ holds under a digest stays what it was, whatever happens to the original.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import time
@@ -17,6 +18,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from penstock import lazy
+from penstock.config import masked
 from penstock.errors import (
     ConfigError,
     EngineStartError,
@@ -30,12 +32,14 @@ from penstock.llm_config import LoraConfig
 from penstock.serve.adapter_cache import AdapterCache
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 RECHECK_S = 5.0
 """Seconds for which what was seen at the source is believed."""
 MARK = "adapter_config.json"
 """A directory with this file is an adapter."""
 RETRY_DELAY_S = 0.5
+LIST_TIMEOUT_S = 5.0
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _STAMPS = ("size", "mtime", "created", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash", "blob_id")
@@ -85,10 +89,17 @@ class AdapterStore:
             _check_backend(url)
 
     async def names(self) -> list[str]:
-        """The names of all adapters, sorted. Looks at the source at most every few seconds, and downloads nothing."""
+        """The names of all adapters, sorted. Looks at the source at most every few seconds, and downloads nothing.
+
+        While the source does not answer, what it last told stands: a list of models must not fail for one of them.
+        """
         async with self._listing:
             if self._root is not None and self._clock() - self._listed_at >= RECHECK_S:
-                self._listed = await self._patiently(self._list, "the list of adapters")
+                try:
+                    async with asyncio.timeout(LIST_TIMEOUT_S):
+                        self._listed = await asyncio.to_thread(self._list)
+                except Exception as error:
+                    _log.warning("the adapters in %s cannot be listed: %r", masked(self._root), error)
                 self._listed_at = self._clock()
         return sorted({*self._given, *self._listed})
 
@@ -107,10 +118,11 @@ class AdapterStore:
                 try:
                     await self._check(name, location, known)
                 except FileNotFoundError:
-                    del self._known[name]  # whoever asks for names that do not exist fills no memory
+                    self._known.pop(name, None)  # whoever asks for names that do not exist fills no memory
                     raise await self._unknown(name) from None
                 except PenstockError:
                     if known.version is None:
+                        self._known.pop(name, None)
                         raise
                     # What is here already serves on until the source answers again.
                 known.checked_at = self._clock()

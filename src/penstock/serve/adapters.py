@@ -32,6 +32,7 @@ class Adapters:
         self._limit = limit
         self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
         self._loading = asyncio.Lock()
+        self._short_of_room = False
         self._released = asyncio.Event()
         self.loads = 0
         """Adapters given to the engine so far."""
@@ -46,7 +47,9 @@ class Adapters:
         """Load the adapter unless it is loaded, and keep it while the context lasts. Gives the engine's name for it."""
         name = f"{version.name}@{version.digest}"
         held = self._loaded.get(name)
-        if held is None:
+        if (
+            held is None or self._short_of_room
+        ):  # else a busy adapter would keep the one that waits for room out for good
             async with self._loading:
                 held = self._loaded.get(name) or await self._load(name, version)
         held.users += 1
@@ -89,7 +92,11 @@ class Adapters:
                 await self._remove(unused)
                 continue
             self._released.clear()
-            await self._released.wait()
+            self._short_of_room = True
+            try:
+                await self._released.wait()
+            finally:
+                self._short_of_room = False
         await self._engine.resolve_lora(name, version.path)
         self.loads += 1
         held = self._loaded[name] = _Loaded(version)

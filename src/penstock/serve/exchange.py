@@ -22,6 +22,7 @@ from penstock.types import Usage
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 T = TypeVar("T")
+UNKNOWN_ENDPOINT = "other"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -32,8 +33,9 @@ class Exchange:
         self.ingress = ingress
         self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
         self.created = int(time.time())
-        self.endpoint = "other"
+        self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
+        self.runs = False
         self.status = 0
         self.error: str | None = None
         self.usage = Usage()
@@ -75,18 +77,20 @@ class Exchange:
         """Report to the metrics."""
         self.ended = time.perf_counter()
         self.ingress.metrics.requests.labels(self.model, self.endpoint, str(self.status)).inc()
-        if not self.model:
+        if not self.model or not self.runs:
             return
         metrics, usage = self.ingress.metrics.of(self.model), self.usage
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.cached_tokens.inc(usage.cached_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        if self.status != 200:  # how fast a request is refused says nothing of the model
+            return
         total = self.ended - self.started
         metrics.latency.observe(total)
         if self.queue_times:
             metrics.queue_time.observe(max(self.queue_times))
         metrics.engine_time.observe(self.engine_seconds)
         metrics.framework_time.observe(max(total - self.engine_seconds, 0.0))
-        metrics.prompt_tokens.inc(usage.prompt_tokens)
-        metrics.cached_tokens.inc(usage.cached_tokens)
-        metrics.generation_tokens.inc(usage.completion_tokens)
         if self.first_token_at is not None:
             metrics.first_token.observe(self.first_token_at - self.started)
             between = usage.completion_tokens - 1

@@ -38,9 +38,8 @@ def error_response(path: str, error: PenstockError) -> Response:
     """The response to a request on `path` that failed with `error`."""
     body = message_error(error) if path == ANTHROPIC_PATH else error_body(error)
     headers = {}
-    retry_after = getattr(error, "retry_after", None)
-    if retry_after is not None:
-        headers["retry-after"] = str(max(ceil(retry_after), 1))
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(ceil(error.retry_after), 1))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(body), error.status, headers, "application/json")

@@ -84,7 +84,9 @@ class Lifecycle:
         """A new error that tells why the engine cannot be used."""
         if self.phase != "failed":
             return EngineDeadError(f"'{self.engine.model_source}' is not loaded")
-        return EngineTimeoutError(self.reason) if self._timed_out else EngineStartError(self.reason)
+        error = EngineTimeoutError(self.reason) if self._timed_out else EngineStartError(self.reason)
+        error.retry_after = max(self._retry_at - asyncio.get_running_loop().time(), 0.0)
+        return error
 
     @property
     def may_retry(self) -> bool:

@@ -68,21 +68,21 @@ def check_inflight(inflight: int, limits: Limits) -> None:
         raise TooManyRequestsError(f"the server is answering {limits.max_inflight} requests, as many as it may")
 
 
-def check_texts(texts: Iterable[str], limits: Limits) -> None:
-    """Refuse texts that are, together, longer than any model takes."""
+def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
+    """Refuse texts that are, together, longer than any model takes. `param` is where they stand in the request."""
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
         raise ContextLengthError(
-            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}", param="messages"
+            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}", param=param
         )
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
     """The request, its answer's length bounded. `prompts` is how many such requests come together."""
     if isinstance(request, ChatRequest):
-        check_texts(_texts(request), limits)
+        check_texts(_texts(request), limits, "messages")
     elif isinstance(request.prompt, str):
-        check_texts([request.prompt], limits)
+        check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:
         raise RequestError(f"at most {limits.max_choices} answers may be asked for at once", param="n")
     sampling = _bounded(request.sampling, limits.max_tokens)

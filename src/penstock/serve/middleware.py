@@ -8,9 +8,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.errors import ShuttingDownError
-from penstock.observability import request_id, span
+from penstock.observability import Span, request_id, span
 from penstock.serve.auth import check_key
-from penstock.serve.exchange import Exchange
+from penstock.serve.exchange import UNKNOWN_ENDPOINT, Exchange
 from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
 from penstock.serve.ingress import Ingress
 
@@ -40,9 +40,11 @@ class ExchangeMiddleware:
         self._ingress.begin()
         token = request_id.set(exchange.id)
         try:
-            with span("request", headers, path=scope["path"], request_id=exchange.id) as note:
-                await self._answer(exchange, scope, receive, send_with_id)
-                note(model=exchange.model, status=exchange.status)
+            with span(scope["method"], headers) as current:
+                try:
+                    await self._answer(exchange, scope, receive, send_with_id)
+                finally:
+                    _describe(current, exchange, scope)
         finally:
             self._ingress.end()
             exchange.finish()
@@ -63,6 +65,26 @@ class ExchangeMiddleware:
             if exchange.status:
                 raise  # the response has begun: only the connection's end can tell
             await error_response(scope["path"], error)(scope, receive, send)
+
+
+def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:
+    usage = exchange.usage
+    route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
+    current.note(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": exchange.status,
+            "url.path": scope["path"],
+            "error.type": exchange.error,
+            "gen_ai.request.model": exchange.model or None,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": usage.completion_tokens or None,
+            "penstock.request_id": exchange.id,
+        },
+        name=f"{scope['method']} {route}" if route else "",
+        failed=exchange.status >= 500 or (exchange.error is not None and exchange.status == 200),
+    )
 
 
 def _log_access(exchange: Exchange, scope: Scope) -> None:

@@ -77,6 +77,7 @@ class _Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange: Exchange = scope["penstock.exchange"]
         exchange.endpoint = self._endpoint.path
+        exchange.runs = self._endpoint.runs
         exchange.request = Request(scope, receive)
         if self._endpoint.runs:
             check_inflight(exchange.ingress.inflight, exchange.ingress.settings.limits)

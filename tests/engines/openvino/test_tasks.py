@@ -1,106 +1,22 @@
-"""Embedding, rerank and speech-to-text, on models so small that the right answers are known.
-
-Every word has a dimension of its own: a text's vector counts its words, and a document's score the words it shares with
-the query.
-"""
+"""Embedding, rerank and speech-to-text, on models so small that the right answers are known (`word_models`)."""
 
 import asyncio
 import io
-import json
 import wave
-from importlib import import_module
-from importlib.metadata import version
 from types import SimpleNamespace
 
 import numpy as np
-import openvino as ov
 import pytest
 import pytest_asyncio
-from openvino import opset13 as ops
 
 from penstock.engines.openvino import OpenVINOEngine, tasks
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
 from penstock.testing import chat_request
 from penstock.types import CompletionRequest, EmbeddingRequest, Embeddings, RerankRequest, TranscriptionRequest
+from word_models import CONTEXT, VOCABULARY, WORDS, embedding_model, rerank_model, write_tokenizer
 
-steps = import_module("openvino_tokenizers.tokenizer_pipeline")  # imported so for want of type stubs
-utils = import_module("openvino_tokenizers.utils")
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-WORDS = ["red", "green", "blue", "fox", "dog", "hill", "river", "sea"]
-VOCABULARY = SPECIAL + WORDS
-CONTEXT = 16
 OPTIONS = {"inference_precision": "f32", "num_threads": 1}
-
-
-def write_tokenizer(path, token_types):
-    pipeline = steps.TokenizerPipeline(vocab=VOCABULARY, skip_tokens=list(range(len(SPECIAL))))
-    cls, sep = (steps.AddToken(token=name, token_type_id=0) for name in ("[CLS]", "[SEP]"))
-    pipeline.add_steps(
-        [
-            steps.SpecialTokensSplit([steps.SpecialToken(name) for name in SPECIAL]),
-            steps.WhitespaceSplitStep(),
-            steps.WordPieceTokenizationStep(VOCABULARY),
-            steps.TruncationStep(max_length=CONTEXT),
-            steps.CombineSegmentsStep([cls, steps.Sequence(token_type_id=0), sep]),
-            steps.PaddingStep(token="[PAD]"),
-            steps.VocabDecoderStep(vocab=VOCABULARY),
-            steps.FuseStep(),
-        ]
-    )
-    model = pipeline.get_tokenizer_ov_subgraph()
-    kept = [output for output in model.outputs if token_types or "token_type_ids" not in output.names]
-    tokenizer = ov.Model(kept, model.get_parameters(), "tokenizer")
-    tokenizer.add_sinks(model.get_sinks())
-    utils.change_outputs_type(tokenizer, ov.Type.i64)
-    one, pair = {"ids": [2, -1, 3], "type_ids": [0, 0, 0]}, {"ids": [2, -1, 3, -2, 3], "type_ids": [0, 0, 0, 1, 1]}
-    tokenizer.set_rt_info(json.dumps({"single": one, "pair": pair}), "processed_post_processor_template")
-    tokenizer.set_rt_info(version("openvino-tokenizers"), "openvino_tokenizers_version")
-    ov.save_model(tokenizer, path / "openvino_tokenizer.xml")
-    detokenizer = pipeline.get_detokenizer_ov_subgraph()
-    utils.change_inputs_type(detokenizer, ov.Type.i64)
-    ov.save_model(detokenizer, path / "openvino_detokenizer.xml")
-
-
-def parameter(name):
-    node = ops.parameter([-1, -1], np.int64, name)
-    node.output(0).tensor.add_names({name})
-    return node
-
-
-def word_vectors(ids):
-    table = np.eye(len(VOCABULARY), dtype=np.float32)[:, len(SPECIAL) :]
-    return ops.gather(ops.constant(table), ids, ops.constant(0))
-
-
-def write_model(path, architecture, inputs, output, name):
-    output.output(0).tensor.add_names({name})
-    ov.save_model(ov.Model([output], inputs, "model"), path / "openvino_model.xml", compress_to_fp16=False)
-    config = {"architectures": [architecture], "max_position_embeddings": CONTEXT}
-    (path / "config.json").write_text(json.dumps(config))
-
-
-def embedding_model(path):
-    write_tokenizer(path, token_types=False)
-    inputs = [parameter("input_ids"), parameter("attention_mask")]
-    write_model(path, "BertModel", inputs, word_vectors(inputs[0]), "last_hidden_state")
-    return str(path)
-
-
-def rerank_model(path, token_types=True):
-    write_tokenizer(path, token_types)
-    ids, mask, types = inputs = [parameter(n) for n in ("input_ids", "attention_mask", "token_type_ids")]
-    words = ops.multiply(word_vectors(ids), column(mask))
-    document = ops.reduce_sum(ops.multiply(words, column(types)), ops.constant(1))
-    query = ops.subtract(ops.reduce_sum(words, ops.constant(1)), document)
-    shared = ops.reduce_sum(ops.multiply(query, document), ops.constant(1), keep_dims=True)
-    write_model(path, "BertForSequenceClassification", inputs, shared, "logits")
-    return str(path)
-
-
-def column(ids):
-    return ops.convert(ops.unsqueeze(ids, ops.constant(2)), "f32")
 
 
 def sigmoid(x):

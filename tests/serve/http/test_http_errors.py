@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from penstock.serve.routes import ENDPOINTS
+
 CHAT = {"model": "sim", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -126,6 +128,45 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
 )
 async def test_malformed_others(client: Any, path: str, body: dict[str, Any], status: int) -> None:
     check_shape(await client.post(path, json={"model": "sim", **body}), status)
+
+
+RAW: dict[str, bytes] = {
+    "empty": b"",
+    "truncated": b'{"model": "sim", "max_tokens": 5, "messages": [{"role": "us',
+    "bad UTF-8": b'{"model": "sim\xff"}',
+    "deep": DEEP,
+    "deep object": b'{"model": ' * 5000 + b"1" + b"}" * 5000,
+    "many digits": b'{"model": "sim", "max_tokens": ' + b"9" * 10_000 + b"}",
+    "NaN": b'{"model": "sim", "temperature": NaN}',
+    "twice": b'{"model": "sim"}{"model": "sim"}',
+    "null": b"null",
+    "a byte order mark": b'\xef\xbb\xbf{"model": "sim"}',
+    "UTF-16": '{"model": "sim"}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("body", RAW.values(), ids=RAW)
+@pytest.mark.parametrize("path", [endpoint.path for endpoint in ENDPOINTS if endpoint.body is not None])
+async def test_no_endpoint_takes_what_is_no_request(client: Any, path: str, body: bytes) -> None:
+    answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+    if path == "/v1/messages":
+        assert answer.status_code == 400
+        assert (answer.json()["type"], answer.json()["error"]["type"]) == ("error", "invalid_request_error")
+    else:
+        check_shape(answer, 400)
+
+
+@pytest.mark.parametrize(
+    "name", ["sim:../../etc", "sim:/etc/passwd", "sim:..%2f..", "sim:a\x00b", "../sim", "sim:.", "x" * 10**6]
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/tokenize"])
+async def test_path_tricks_in_names_are_unknown_models_everywhere(client: Any, path: str, name: str) -> None:
+    answer = await client.post(
+        path, json={"model": name, "prompt": "x"} if "embed" not in path else {"model": name, "input": "x"}
+    )
+    error = check_shape(answer, 404)
+    assert error["code"] == "model_not_found"
+    assert len(error["message"]) < 1000
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])

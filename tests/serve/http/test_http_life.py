@@ -3,66 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import socket
 from typing import Any
 
 import pytest
 
 from penstock.engines.simulated import SimulatedEngine
-from penstock.serve.app import IngressApp
+from wire import Wire
 
 ASK = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "stream": True}
-
-
-class Wire:
-    """One request spoken to the application by hand: what comes back, and when the client leaves."""
-
-    def __init__(self, app: IngressApp, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.progress = asyncio.Event()
-        self.left = asyncio.Event()
-        self._request: list[bytes] = [json.dumps(body).encode()]
-        scope: Any = {
-            "type": "http",
-            "method": "POST",
-            "path": path,
-            "raw_path": path.encode(),
-            "root_path": "",
-            "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
-        }
-        self.task = asyncio.create_task(app(scope, self._receive, self._send))  # type: ignore[arg-type]
-
-    async def _receive(self) -> dict[str, Any]:
-        if self._request:
-            return {"type": "http.request", "body": self._request.pop(), "more_body": False}
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
-        self.progress.set()
-
-    async def some(self) -> None:
-        """Wait for something more to be sent."""
-        self.progress.clear()
-        await asyncio.wait_for(self.progress.wait(), 10)
-
-    async def end(self) -> None:
-        await asyncio.wait_for(self.task, 10)
-
-    @property
-    def text(self) -> str:
-        return b"".join(message.get("body", b"") for message in self.sent).decode()
-
-    @property
-    def status(self) -> int:
-        return int(self.sent[0]["status"])
-
-    @property
-    def whole(self) -> bool:
-        return not self.sent[-1].get("more_body", False)
 
 
 @pytest.fixture
@@ -72,38 +20,6 @@ async def slow() -> Any:
     await engine.start()
     yield engine
     await engine.stop()
-
-
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_frees_its_slot(
-    slow: Any, served: Any, handle: Any, stream: bool, until: Any
-) -> None:
-    site = served(handle("m", slow))
-    wire = Wire(site.app, {**ASK, "stream": stream})
-    await until(lambda: bool(slow.running))
-    if stream:
-        await wire.some()
-    wire.left.set()
-    await wire.end()
-    assert slow.running == 0
-    assert site.ingress.inflight == 0
-    assert not site.ingress.live
-    assert b'status="499"' in await site.ingress.metrics.render()
-
-
-async def test_many_clients_that_leave_leave_nothing_behind(slow: Any, served: Any, handle: Any) -> None:
-    site = served(handle("m", slow))
-    before = len(asyncio.all_tasks())
-    for _ in range(5):
-        wires = [Wire(site.app, ASK) for _ in range(20)]
-        await asyncio.gather(*(wire.some() for wire in wires))
-        for wire in wires:
-            wire.left.set()
-        await asyncio.gather(*(wire.end() for wire in wires))
-    assert slow.running == 0
-    assert site.ingress.inflight == 0
-    # The engine's own loop may have one more step to take.
-    assert len(asyncio.all_tasks()) <= before + 1
 
 
 @pytest.mark.parametrize(
@@ -213,22 +129,3 @@ async def test_request_ids_are_taken_made_and_told(client: Any, scripted: Any) -
         made = await client.post("/v1/chat/completions", json=ask, headers={"x-request-id": bad})
         assert made.headers["x-request-id"] != bad
         assert len(made.headers["x-request-id"]) == 32
-
-
-def test_a_vanished_connection_frees_the_slot(running: Any, served: Any, handle: Any) -> None:
-    engine = SimulatedEngine(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000})
-    url = running(lambda: served(handle("m", engine)))
-    host, port = url.removeprefix("http://").split(":")
-    body = json.dumps(ASK).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    head += f"content-length: {len(body)}"
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
-        connection.sendall(head.encode() + b"\r\n\r\n" + body)
-        assert b"200 OK" in connection.recv(4096)
-        assert engine.running == 1
-    import time
-
-    deadline = time.monotonic() + 10
-    while engine.running and time.monotonic() < deadline:
-        time.sleep(0.001)  # another thread's work: there is no event to wait for
-    assert engine.running == 0

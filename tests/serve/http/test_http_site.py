@@ -278,6 +278,8 @@ async def test_metrics_count_requests_and_tokens(ingress: Any) -> None:
         await client.post("/v1/chat/completions", json={**CHAT, "model": "sim"})
         await client.post("/v1/chat/completions", json={**CHAT, "model": "sim", "stream": True})
         await client.post("/v1/chat/completions", json={**CHAT, "model": "who"})
+        await client.post("/v1/chat/completions", json={**CHAT, "model": "sim", "temperature": 9})
+        await client.get("/v1/models/sim")
         await client.get("/no/such/path")
         text = (await client.get("/metrics")).text
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

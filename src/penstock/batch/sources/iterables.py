@@ -64,12 +64,16 @@ class AsyncRows(Source):
 
     async def arrive(self, start: int = 0) -> AsyncGenerator[list[Row], None]:
         """Like `batches`, for the event loop."""
-        for row in self._preview:
-            if row.index >= start:
-                yield [row]
-        async for row in _read(self._iterator, len(self._preview)):
-            if row.index >= start:
-                yield [row]
+        try:
+            for row in self._preview:
+                if row.index >= start:
+                    yield [row]
+            async for row in _read(self._iterator, len(self._preview)):
+                if row.index >= start:
+                    yield [row]
+        finally:
+            if isinstance(self._iterator, AsyncGenerator):
+                await self._iterator.aclose()  # it may hold an engine, or rows of another processor
 
 
 async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = None) -> AsyncIterator[Row]:

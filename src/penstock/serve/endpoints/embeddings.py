@@ -15,7 +15,7 @@ async def embeddings(exchange: Exchange) -> Response:
     body = await exchange.body(EmbeddingBody)
     target = await exchange.target(body.model)
     request = body.request(request_id=exchange.id)
-    check_texts(request.inputs, exchange.ingress.settings.limits)
+    check_texts(request.inputs, exchange.ingress.settings.limits, "input")
     result = await exchange.wait(target.handle.embeddings(request))
     exchange.usage = result.usage
     return exchange.json(embedding_list(result, model=target.name, base64=body.encoding_format == "base64"))

@@ -18,7 +18,7 @@ async def score(exchange: Exchange) -> Response:
     body = await exchange.body(ScoreBody)
     target = await exchange.target(body.model)
     requests = body.requests(request_id=exchange.id)
-    check_texts((t for r in requests for t in (r.query, *r.documents)), exchange.ingress.settings.limits)
+    check_texts((t for r in requests for t in (r.query, *r.documents)), exchange.ingress.settings.limits, "text_2")
     results = await exchange.wait(asyncio.gather(*map(target.handle.score, requests)))
     exchange.usage = Usage(sum(result.usage.prompt_tokens for result in results))
     about: dict[str, Any] = {"id": f"score-{exchange.id}", "created": exchange.created, "model": target.name}
@@ -30,7 +30,7 @@ async def rerank(exchange: Exchange) -> Response:
     body = await exchange.body(RerankBody)
     target = await exchange.target(body.model)
     request = body.request(request_id=exchange.id)
-    check_texts((request.query, *request.documents), exchange.ingress.settings.limits)
+    check_texts((request.query, *request.documents), exchange.ingress.settings.limits, "documents")
     result = await exchange.wait(target.handle.rerank(request))
     exchange.usage = result.usage
     return exchange.json(rerank_list(result, body, id=f"rerank-{exchange.id}", model=target.name))

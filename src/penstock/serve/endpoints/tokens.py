@@ -13,7 +13,7 @@ async def tokenize(exchange: Exchange) -> Response:
     """Token ids of a text."""
     body = await exchange.body(TokenizeBody)
     target = await exchange.target(body.model)
-    check_texts([body.prompt], exchange.ingress.settings.limits)
+    check_texts([body.prompt], exchange.ingress.settings.limits, "prompt")
     ids = await exchange.wait(target.handle.tokenize(body.prompt))
     context_length = target.handle.card().context_length
     return exchange.json({"tokens": ids, "count": len(ids), "max_model_len": context_length})

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Tests of the documentation page in a browser, driven by Playwright from an environment of its own: BROWSER_VENV, made
+# or reused (default: .venv-browser). The browser is PENSTOCK_BROWSER, the system's chromium, or one that Playwright
+# downloads; where none can be had, the tests are skipped and say so.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv="${BROWSER_VENV:-.venv-browser}"
+python3 -m venv "$venv"
+"$venv/bin/pip" install -q -e '.[dev]' playwright
+
+browser="${PENSTOCK_BROWSER:-$(command -v chromium || command -v google-chrome || true)}"
+if [[ -z $browser ]] && ! "$venv/bin/playwright" install chromium >/dev/null 2>&1; then
+    echo "skipped: no browser here, and none can be downloaded"
+    exit 0
+fi
+PENSTOCK_BROWSER="$browser" exec "$venv/bin/pytest" -m browser "$@"

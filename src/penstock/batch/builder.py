@@ -1,0 +1,263 @@
+"""Builds processors from their configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from penstock.batch.configs import (
+    ChatTemplateStageConfig,
+    DetokenizeStageConfig,
+    EngineProcessorConfig,
+    HttpRequestProcessorConfig,
+    HttpRequestStageConfig,
+    OpenVINOEngineProcessorConfig,
+    PrepareMultimodalStageConfig,
+    ProcessorConfig,
+    ServeDeploymentProcessorConfig,
+    SGLangEngineProcessorConfig,
+    StageConfig,
+    TokenizerStageConfig,
+    stage_config,
+    vLLMEngineProcessorConfig,
+)
+from penstock.batch.engine_source import EngineSource
+from penstock.batch.processor import Processor
+from penstock.batch.processor_rows import RowFunction
+from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.engine import EngineStage, OpenVINOEngineStage, SGLangEngineStage, vLLMEngineStage
+from penstock.batch.stages.http import HttpRequestStage
+from penstock.batch.stages.multimodal import PrepareMultimodalStage
+from penstock.batch.stages.serve_deployment import ServeDeploymentStage
+from penstock.batch.stages.text import (
+    ChatTemplates,
+    ChatTemplateStage,
+    DetokenizeStage,
+    Texts,
+    TokenizeStage,
+    Tokens,
+)
+from penstock.config import import_object
+from penstock.errors import ConfigError, nearest
+
+Builder = Callable[..., Processor]
+Override = Callable[[str, StatefulStage], Any]
+
+HTTP_WORKER = "penstock.batch.http_request:HttpRequests"
+_OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postprocess_map_kwargs")
+
+
+class ProcessorBuilder:
+    """Knows how a processor is made from each type of configuration. Your own types are registered here."""
+
+    _builders: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
+
+    @classmethod
+    def register(cls, config_type: type[ProcessorConfig], builder: Builder) -> None:
+        """Have `builder(config, **kwargs)` make the processors of a type of configuration.
+
+        Raises `ConfigError` if the type is taken.
+        """
+        if config_type in cls._builders:
+            raise ConfigError(f"a builder of {config_type.__name__} is registered already", field="config_type")
+        cls._builders[config_type] = builder
+
+    @classmethod
+    def clear_registry(cls) -> None:
+        """Forget all builders that were registered. Those of the configurations that come with Penstock stay."""
+        cls._builders.clear()
+
+    @classmethod
+    def validate_builder_kwargs(cls, builder_kwargs: Mapping[str, Any] | None) -> None:
+        """Raise `ConfigError` if they repeat an argument of `build_processor`."""
+        repeated = [name for name in _OWN_ARGUMENTS if name in (builder_kwargs or {})]
+        if repeated:
+            raise ConfigError(f"give {', '.join(repeated)} to build_processor itself", field="builder_kwargs")
+
+    @classmethod
+    def build(
+        cls, config: ProcessorConfig, override_stage_config_fn: Override | None = None, **kwargs: Any
+    ) -> Processor:
+        """Make the processor. `override_stage_config_fn` gets each stage's name and the stage, which it may change.
+
+        `kwargs` go to the builder. Raises `ConfigError`.
+        """
+        kinds = {**_OURS, **cls._builders}
+        builder = next((kinds[kind] for kind in type(config).__mro__ if kind in kinds), None)
+        if builder is None:
+            hint = nearest(type(config).__name__, (kind.__name__ for kind in kinds))
+            raise ConfigError(f"nothing builds a {type(config).__name__}", field="config", hint=hint)
+        processor = builder(config, **kwargs)
+        if override_stage_config_fn is not None:
+            for name, stage in processor.stages.items():
+                override_stage_config_fn(name, stage)
+        return processor
+
+
+def build_processor(
+    config: ProcessorConfig,
+    preprocess: RowFunction | None = None,
+    postprocess: RowFunction | None = None,
+    preprocess_map_kwargs: Mapping[str, Any] | None = None,
+    postprocess_map_kwargs: Mapping[str, Any] | None = None,
+    builder_kwargs: Mapping[str, Any] | None = None,
+) -> Processor:
+    """A processor: call it on a data set.
+
+    `preprocess` takes a row as a dict and returns the columns that the stages read, which are added to the row's own;
+    `postprocess` takes the row with all columns and returns the output row. `builder_kwargs` go to the builder of the
+    configuration's type. Raises `ConfigError`.
+    """
+    ProcessorBuilder.validate_builder_kwargs(builder_kwargs)
+    return ProcessorBuilder.build(
+        config,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        preprocess_map_kwargs=preprocess_map_kwargs,
+        postprocess_map_kwargs=postprocess_map_kwargs,
+        **(builder_kwargs or {}),
+    )
+
+
+def _build_engine_processor(config: EngineProcessorConfig, **kwargs: Any) -> Processor:
+    source = EngineSource(config.engine_name, config.model_source, config.engine_kwargs, config.engine)
+    generates = config.task_type == "generate"
+    template_field = _legacy(config.chat_template_stage, config.apply_chat_template)
+    chat = stage_config(ChatTemplateStageConfig, template_field, "chat_template_stage")
+    tokens = stage_config(TokenizerStageConfig, _legacy(config.tokenize_stage, config.tokenize), "tokenize_stage")
+    texts = stage_config(DetokenizeStageConfig, _legacy(config.detokenize_stage, config.detokenize), "detokenize_stage")
+    media_field = _legacy(config.prepare_multimodal_stage, config.has_image)
+    media = stage_config(PrepareMultimodalStageConfig, media_field, "prepare_multimodal_stage")
+    for name, stage in (("chat_template_stage", chat), ("tokenize_stage", tokens), ("detokenize_stage", texts)):
+        if stage is not None and stage.model_source not in (None, config.model_source):
+            raise ConfigError("must be that of the processor, whose engine does it", field=f"{name}.model_source")
+
+    stages: list[StatefulStage] = []
+    if media is not None:
+        options = {
+            "content_format": "openai" if media.apply_sys_msg_formatting else media.chat_template_content_format,
+            "timeout_s": media.timeout_s,
+            "max_bytes": media.max_bytes,
+        }
+        stages.append(PrepareMultimodalStage(None, options, _placing(config, media)))
+    template = (chat.chat_template if chat is not None else None) or config.chat_template
+    variables = (chat.chat_template_kwargs if chat is not None else None) or {}
+    templated = chat is not None and generates and _own(template_field)
+    if chat is not None and generates:
+        own = {"source": source, "template": template, "variables": variables}
+        stages.append(_text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated))
+    if tokens is not None and generates:
+        real = _own(config.tokenize_stage)
+        stages.append(_text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=real))
+    detokenizes = texts is not None and generates and _own(config.detokenize_stage)
+    stages.append(
+        _stage_kind(config)(
+            None,
+            {
+                "source": source,
+                "task": config.task_type,
+                "chat": chat is not None,
+                "templated": templated,
+                "text": texts is not None and not detokenizes,
+                "template": template,
+                "variables": variables,
+                "lora_path": config.dynamic_lora_loading_path,
+                "most": config.max_pending_requests,
+                "max_attempts": config.max_attempts,
+            },
+            _placing(config, StageConfig()),
+        )
+    )
+    if texts is not None and generates:
+        stages.append(_text_stage(DetokenizeStage, Texts, {"source": source}, config, texts, real=detokenizes))
+    return Processor(config, stages, **kwargs)
+
+
+def _build_http_processor(config: HttpRequestProcessorConfig, **kwargs: Any) -> Processor:
+    stage = stage_config(HttpRequestStageConfig, config.http_request_stage, "http_request_stage")
+    stages: list[StatefulStage] = []
+    if stage is not None:
+        placing = _placing(config, stage)
+        arguments = {
+            "url": config.url,
+            "headers": config.headers,
+            "qps": config.qps,
+            "max_retries": config.max_retries,
+            "base_retry_wait_time_in_s": config.base_retry_wait_time_in_s,
+            "session_factory": config.session_factory,
+            "concurrency": placing["batch_size"],
+            "adaptive": config.adaptive,
+            "requests_per_minute": config.requests_per_minute,
+            "tokens_per_minute": config.tokens_per_minute,
+            "timeout_s": config.timeout_s,
+        }
+        worker = import_object(HTTP_WORKER, "the HTTP request stage")
+        given = {name: value for name, value in arguments.items() if value is not None}
+        stages.append(HttpRequestStage(worker, given, placing))
+    return Processor(config, stages, **kwargs)
+
+
+def _build_deployment_processor(config: ServeDeploymentProcessorConfig, **kwargs: Any) -> Processor:
+    arguments = {
+        "deployment_name": config.deployment_name,
+        "app_name": config.app_name,
+        "dtype_mapping": config.dtype_mapping,
+        "request_timeout_s": config.request_timeout_s,
+    }
+    return Processor(config, [ServeDeploymentStage(None, arguments, _placing(config, StageConfig()))], **kwargs)
+
+
+_OURS: dict[type[ProcessorConfig], Builder] = {
+    HttpRequestProcessorConfig: _build_http_processor,
+    OpenVINOEngineProcessorConfig: _build_engine_processor,
+    vLLMEngineProcessorConfig: _build_engine_processor,
+    SGLangEngineProcessorConfig: _build_engine_processor,
+    ServeDeploymentProcessorConfig: _build_deployment_processor,
+}
+
+
+_STAGES: dict[type[EngineProcessorConfig], type[EngineStage]] = {
+    OpenVINOEngineProcessorConfig: OpenVINOEngineStage,
+    vLLMEngineProcessorConfig: vLLMEngineStage,
+    SGLangEngineProcessorConfig: SGLangEngineStage,
+}
+
+
+def _stage_kind(config: EngineProcessorConfig) -> type[EngineStage]:
+    return next((_STAGES[kind] for kind in type(config).__mro__ if kind in _STAGES), EngineStage)
+
+
+def _legacy(given: Any, older: bool | None) -> Any:
+    """The value of a stage's field; its older name, a flag, switches it on or off."""
+    if older is None:
+        return given
+    return given if older and given is not False else older
+
+
+def _own(given: Any) -> bool:
+    """Whether a stage of its own is asked for, and not only what it does."""
+    return not isinstance(given, bool)
+
+
+def _text_stage(
+    kind: type[StatefulStage],
+    worker: type[Any],
+    arguments: Mapping[str, Any],
+    config: ProcessorConfig,
+    stage: StageConfig,
+    *,
+    real: bool,
+) -> StatefulStage:
+    return kind(worker, arguments, _placing(config, stage)) if real else kind()
+
+
+def _placing(config: ProcessorConfig, stage: StageConfig) -> dict[str, Any]:
+    """How many workers a stage has, how many rows each, and what each takes; the processor's where it does not say."""
+    placing = {
+        "batch_size": stage.batch_size or config.batch_size,
+        "concurrency": stage.concurrency or config.concurrency,
+        "runtime_env": stage.runtime_env or getattr(config, "runtime_env", None),
+        "num_cpus": stage.num_cpus,
+        "memory": stage.memory,
+    }
+    return {name: value for name, value in placing.items() if value is not None}

@@ -1,0 +1,111 @@
+"""Calls that may take long, kept off the event loop; those that prove quick are made in place, which is cheaper."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+QUICK_SECONDS = 0.0002
+"""A call that takes no longer may be made on the event loop: changing threads would cost as much."""
+_TRIAL = 32
+_DELIVER_SECONDS = 0.005
+
+Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
+"""A call that was made: its future, its result or error, and the seconds it took."""
+
+
+class Offload:
+    """Makes calls in `threads` threads at a time. Make it inside a running event loop.
+
+    When 32 calls in a row were quick, calls are made in place, until one is not.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._loop = asyncio.get_running_loop()
+        self._waiting: SimpleQueue[Call | None] = SimpleQueue()
+        self._started = 0
+        self._pending = 0
+        self._quick_in_a_row = 0
+        self._trial = _TRIAL
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the next call will be made on the event loop."""
+        return self._quick_in_a_row >= self._trial and not self._pending
+
+    def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """The future of what `call` returns or raises. Cancelling it lets a call that has begun run on, unheard."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.in_place:
+            self._settle(_made(call, future))
+            return future
+        self._pending += 1
+        self._waiting.put((call, future))
+        if self._started < min(self._threads, self._pending):
+            self._started += 1
+            # A daemon, as the call may never return.
+            threading.Thread(target=self._work, name="penstock-offload", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Make no more calls."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in range(self._started):
+            self._waiting.put(None)
+
+    def _settle(self, made: Made) -> None:
+        future, result, error, seconds = made
+        if seconds <= QUICK_SECONDS:
+            self._quick_in_a_row += 1
+        else:
+            if self._quick_in_a_row >= self._trial:
+                self._trial *= 4  # it looked quick and was not: trust it later next time
+            self._quick_in_a_row = 0
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    # In the threads
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            done = [_made(*item)]
+            began = time.perf_counter()
+            # Calls that are there already are made too before the loop is told, which costs it a wake-up.
+            with contextlib.suppress(Empty):
+                while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
+                    item = self._waiting.get_nowait()
+                    if item is not None:
+                        done.append(_made(*item))
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, done)
+            except RuntimeError:  # the loop has closed: nobody waits any more
+                return
+            if item is None:
+                return
+
+    # On the loop again
+    def _deliver(self, done: list[Made]) -> None:
+        self._pending -= len(done)
+        for made in done:
+            self._settle(made)
+
+
+def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
+    began = time.perf_counter()
+    try:
+        result, error = call(), None
+    except Exception as caught:
+        result, error = None, caught
+    return future, result, error, time.perf_counter() - began

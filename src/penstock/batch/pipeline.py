@@ -1,0 +1,189 @@
+"""Runs a processor's stages in this process: each row moves from stage to stage by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from functools import partial
+from typing import Any, Protocol
+
+from penstock.batch.attempts import rolling
+from penstock.batch.counts import Counts
+from penstock.batch.offload import Offload
+from penstock.batch.rows import Outcome, Row, Stage
+from penstock.batch.stages.base import StatefulStage
+from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
+from penstock.types import Usage
+
+DEFAULT_BATCH_SIZE = 32
+
+_log = logging.getLogger(__name__)
+
+
+class Failure(Protocol):
+    """Makes the outcome of a row that failed at a stage."""
+
+    def __call__(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome: ...
+
+
+class StagePool:
+    """The workers of one stage. Each has at most so many rows at a time; the least busy one takes the next."""
+
+    def __init__(self, name: str, stage: StatefulStage, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+        assert stage.fn is not None
+        self.name = name
+        self._stage = stage
+        concurrency = stage.map_batches_kwargs.get("concurrency") or 1
+        self._count = concurrency if isinstance(concurrency, int) else max(concurrency)
+        self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
+        self._workers: list[_Worker] = []
+        self._free = asyncio.Semaphore(0)
+        self.capacity = 0
+
+    async def start(self) -> None:
+        """Make the workers and start them. Raises `PenstockError`; what it started, `stop` stops."""
+        fn, kwargs = self._stage.fn, self._stage.fn_constructor_kwargs
+        assert fn is not None
+        try:
+            self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
+        except TypeError as error:
+            raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
+        await asyncio.gather(*(worker.start() for worker in self._workers))
+        for worker in self._workers:
+            worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
+            self.capacity += worker.most
+        self._free = asyncio.Semaphore(self.capacity)
+
+    async def stop(self) -> None:
+        """Stop the workers."""
+        await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
+
+    def end(self) -> None:
+        """Nothing is to be tried again."""
+        for worker in self._workers:
+            if hasattr(worker.instance, "ending"):
+                worker.instance.ending = True
+
+    async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
+        """The columns that the stage adds to the row. Raises `PenstockError`."""
+        async with self._free:
+            worker = min(self._workers, key=_room_taken)
+            worker.busy += 1
+            worker.taken += 1
+            try:
+                made = await worker.process(row)
+            except PenstockError:
+                raise
+            except Exception as error:
+                _log.debug("stage %s failed", self.name, exc_info=True)
+                raise UserCodeError(f"{type(error).__name__}: {error}") from error
+            finally:
+                worker.busy -= 1
+        if not isinstance(made, Mapping):
+            raise UserCodeError(f"{self._stage.fn and self._stage.fn.__name__} gave a {type(made).__name__}, no dict")
+        return made
+
+
+class _Worker:
+    """One instance of a stage's class. Plain methods run in a thread of the worker's own."""
+
+    def __init__(self, instance: Any) -> None:
+        self.instance = instance
+        self.busy = 0
+        self.taken = 0
+        self.most = 1
+        self._is_async = inspect.iscoroutinefunction(instance.process)
+        self._offload = None if self._is_async else Offload()
+
+    async def start(self) -> None:
+        await _called(self.instance, "start")
+
+    async def process(self, row: dict[str, Any]) -> Any:
+        if self._offload is None:
+            return await self.instance.process(row)
+        return await self._offload.submit(partial(self.instance.process, row))
+
+    async def stop(self) -> None:
+        if self._offload is not None:
+            self._offload.close()
+        await _called(self.instance, "stop")
+
+
+class Pipeline:
+    """The stages of a processor, running. Answers the rows of a job: an `Asker`.
+
+    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made.
+    """
+
+    def __init__(self, stages: Mapping[str, StatefulStage], batch_size: int, failure: Failure, counts: Counts) -> None:
+        self.most_in_flight = 0
+        self._ending = False
+        self._failure = failure
+        self._counts = counts
+        self._pools = [StagePool(name, stage, batch_size) for name, stage in stages.items() if stage.fn is not None]
+
+    @property
+    def ending(self) -> bool:
+        return self._ending
+
+    @ending.setter
+    def ending(self, ending: bool) -> None:
+        self._ending = ending
+        if ending:
+            for pool in self._pools:
+                pool.end()
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[Pipeline, None]:
+        """The stages, started, for as long as the context lasts."""
+        try:
+            await asyncio.gather(*(pool.start() for pool in self._pools))
+            # So many that every stage can be full at once, and a few on their way.
+            self.most_in_flight = rolling(sum(pool.capacity for pool in self._pools))
+            yield self
+        finally:
+            await asyncio.gather(*(pool.stop() for pool in self._pools))
+
+    async def outcome(self, row: Row) -> Outcome | None:
+        self._counts.engine_calls += 1
+        began = time.perf_counter()
+        values: dict[str, Any] = row.request
+        added: dict[str, Any] = {}
+        outcome: Outcome
+        for pool in self._pools:
+            try:
+                added |= await pool.process(values | added)
+            except JobError:
+                raise
+            except PenstockError as error:
+                if self._ending and error.retryable:
+                    return None  # it gets its attempts when the job resumes
+                outcome = self._failure(row, error, pool.name, 1)
+                break
+        else:
+            outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), 1, None, added)
+        outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
+        return outcome
+
+
+async def _called(instance: Any, method: str) -> None:
+    call = getattr(instance, method, None)
+    if call is not None:
+        result = call()
+        if inspect.isawaitable(result):
+            await result
+
+
+def _room_taken(worker: _Worker) -> tuple[float, int]:
+    return worker.busy / worker.most, worker.taken
+
+
+def _usage(columns: Mapping[str, Any]) -> Usage | None:
+    if "num_input_tokens" not in columns:
+        return None
+    names = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
+    return Usage(*(columns.get(name) or 0 for name in names))

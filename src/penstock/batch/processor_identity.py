@@ -1,0 +1,63 @@
+"""What of a processor decides the output of its job: compared when the job is taken up again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from types import CodeType
+from typing import Any
+
+from penstock.batch.configs import plain_value, shown
+from penstock.batch.keeper import deciding, deciding_options
+from penstock.batch.processor import Processor
+from penstock.config import masked
+from penstock.engines.base import LLMEngine
+
+_NOT_DECIDING = frozenset(
+    {
+        *("batch_size", "concurrency", "accelerator_type", "resources_per_bundle", "experimental", "runtime_env"),
+        *("placement_group_config", "max_pending_requests", "max_concurrent_batches", "max_attempts"),
+        *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error"),
+        *("headers", "session_factory", "qps", "requests_per_minute", "tokens_per_minute", "adaptive"),
+        *("max_retries", "base_retry_wait_time_in_s", "timeout_s", "request_timeout_s"),
+    }
+)
+
+
+def identity(processor: Processor) -> dict[str, Any]:
+    """The deciding parts by name, in plain values, secrets masked."""
+    config = processor.config
+    said = {name: value for name, value in shown(config).items() if name not in _NOT_DECIDING}
+    engine = getattr(config, "engine", None)
+    if isinstance(engine, LLMEngine):
+        said["engine"] = {"engine": engine.name, "model": engine.model_source, **deciding_options(engine)}
+    if "engine_kwargs" in said:
+        said["engine_kwargs"] = deciding(said["engine_kwargs"])
+    own = {
+        name: [f"{stage.fn.__module__}.{stage.fn.__qualname__}", plain_value(stage.fn_constructor_kwargs)]
+        for name, stage in processor.stages.items()
+        if stage.fn is not None and not stage.fn.__module__.startswith("penstock.")
+    }
+    return {
+        "processor": type(config).__name__,
+        "processor config": masked(said),
+        "stages": processor.list_stage_names(),
+        "own stages": masked(own) or None,
+        "preprocess": _function(processor.preprocess),
+        "postprocess": _function(processor.postprocess),
+    }
+
+
+def _function(function: Callable[..., Any] | None) -> str | None:
+    """A function by its name and its code: a changed one is another."""
+    if function is None:
+        return None
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    code = getattr(function, "__code__", None)
+    digest = blake2b(repr(_code(code)).encode(), digest_size=8).hexdigest() if code is not None else ""
+    return f"{getattr(function, '__module__', '')}.{name} {digest}".rstrip()
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    constants = [_code(part) if isinstance(part, CodeType) else part for part in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, constants

@@ -1,0 +1,164 @@
+"""The rows of a processor in a job or a stream: preprocessed on their way in, postprocessed on their way out."""
+
+from __future__ import annotations
+
+import asyncio
+from base64 import b64decode
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from penstock.batch.offload import Offload
+from penstock.batch.requests import conversation_text
+from penstock.batch.rows import Outcome, Row, RowError, Stage, failed
+from penstock.batch.stages.base import StatefulStage
+from penstock.errors import PenstockError, UserCodeError
+
+RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
+ERROR_FIELDS = RowError.__struct_fields__
+
+
+class ProcessorRows:
+    """The form of such rows. Make it inside a running event loop.
+
+    `preprocess` gets a row's columns and gives further ones; `postprocess` gets all of them and gives the output row.
+    Each runs in so many threads. With `keep_errors` output rows have the columns `status` and `error`; a row that
+    failed has those of the input beside them. `packed`: results must last longer than this process, and are held as
+    bytes.
+    """
+
+    columns: tuple[str, ...] | None = None
+    every_row: bool = False
+    flat_columns: tuple[str, ...] = ()
+    preparing: Stage = "preprocess"
+    concludes: bool = True
+
+    def __init__(
+        self,
+        stages: Mapping[str, StatefulStage],
+        preprocess: RowFunction | None = None,
+        postprocess: RowFunction | None = None,
+        *,
+        threads: tuple[int, int] = (1, 1),
+        keep_errors: bool = False,
+        packed: bool = False,
+    ) -> None:
+        self._stages = [stage for stage in stages.values() if stage.fn is not None]
+        self._preprocess = preprocess
+        self._postprocess = postprocess
+        self._before = Offload(threads[0])
+        self._after = Offload(threads[1])
+        self.keep_errors = keep_errors
+        self._packed = packed
+        read = [{*stage.get_required_input_keys(), *stage.get_optional_input_keys()} for stage in self._stages]
+        self._read = sorted(set().union(*read))
+        self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_type_name).encode
+        self._pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
+        self._unpack = msgspec.msgpack.Decoder().decode
+
+    def close(self) -> None:
+        """Make no more calls of the user's functions."""
+        self._before.close()
+        self._after.close()
+
+    # In
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if self._preprocess is None:
+            yield rows
+            return
+        futures = [self._before.submit(partial(self._begin, row)) for row in rows]
+        start = 0
+        for position, future in enumerate(futures):
+            if not future.done():
+                if position > start:
+                    yield rows[start:position]
+                    start = position
+                await asyncio.wait([future])
+        yield rows[start:]
+
+    def _begin(self, row: Row) -> None:
+        assert self._preprocess is not None
+        if row.values is None:
+            return
+        try:
+            columns = self._preprocess(dict(row.values))
+            if not isinstance(columns, Mapping):
+                raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
+            row.request = {**row.values, **columns}
+        except Exception as error:
+            row.failure = _user_error(error)
+
+    def prepare(self, row: Row) -> None:
+        if row.request is None:
+            row.request = dict(row.values or {})
+        values: dict[str, Any] = row.request
+        row.shareable = bool(self._stages) and all(stage.shareable(values) for stage in self._stages)
+        asked = {name: values[name] for name in self._read if name in values} if self._read else values
+        row.digest = blake2b(self._encode(asked), digest_size=16).digest()
+        messages = values.get("messages")
+        try:
+            row.prefix = conversation_text(messages) if messages is not None else str(values.get("prompt") or "")
+        except Exception:  # no messages, as the stage that reads them will find
+            row.prefix = ""
+
+    # Out
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
+        if outcome.error is not None:
+            return outcome
+        work = partial(self._end, row, row.request | outcome.parsed, outcome)
+        if self._postprocess is None:
+            return work()
+        future = self._after.submit(work)
+        return future.result() if future.done() else future
+
+    def _end(self, row: Row, columns: dict[str, Any], outcome: Outcome) -> Outcome:
+        made: Mapping[str, Any] = columns
+        try:
+            if self._postprocess is not None:
+                made = self._postprocess(columns)
+                if not isinstance(made, Mapping):
+                    raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
+            parsed = self._pack(made) if self._packed else dict(made)
+        except Exception as error:
+            return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
+        return msgspec.structs.replace(outcome, parsed=parsed)
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        outcome = failed(error, stage, attempts)
+        body = getattr(error, "body", None)
+        if body is not None and outcome.error is not None:
+            status = getattr(error, "http_status", None)
+            outcome.error = msgspec.structs.replace(outcome.error, status=status, body=str(body))
+        return outcome
+
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
+        error = outcome.error
+        if error is not None:
+            said = {name: getattr(error, name) for name in ERROR_FIELDS}
+            return {**(row.values or {}), "status": "error", "error": said}
+        columns = outcome.parsed
+        if isinstance(columns, str):  # as it comes from the journal
+            columns = b64decode(columns)
+        values: dict[str, Any] = self._unpack(columns) if isinstance(columns, bytes) else columns
+        return {**values, "status": "ok", "error": None} if self.keep_errors else values
+
+
+def _user_error(error: Exception) -> PenstockError:
+    if isinstance(error, PenstockError):
+        return error
+    made = UserCodeError(f"{type(error).__name__}: {error}")
+    made.__cause__ = error
+    return made
+
+
+def _type_name(value: Any) -> str:
+    """What stands for a value of an unknown type in a digest: the same in each process."""
+    return type(value).__qualname__
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and arrays as Python values, anything else as text."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

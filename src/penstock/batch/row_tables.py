@@ -1,0 +1,48 @@
+"""Output rows of a processor as Arrow tables: columns are known only from the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.batch.requests import RequestForm
+from penstock.batch.rows import Outcome, Row
+from penstock.batch.tables import ERROR, array
+
+_ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])
+
+
+class RowTables:
+    """Makes the output tables of one job. A column of the input (its `schema`) keeps its type if its values fit."""
+
+    def __init__(self, form: RequestForm, schema: pa.Schema | None) -> None:
+        self._form = form
+        self._kinds = {field.name: field.type for field in schema} if schema is not None else {}
+        if getattr(form, "keep_errors", False):
+            self._kinds |= {"status": pa.string(), "error": _ERROR}
+
+    def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
+        """The output rows of these rows, in this order."""
+        made = [self._form.output(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
+        names = dict.fromkeys(name for values in made for name in values)
+        if not names:  # a table cannot count rows without columns
+            return pa.table({"": pa.nulls(len(made))}).select([])
+        return pa.table({name: self._column(name, [values.get(name) for values in made]) for name in names})
+
+    def empty(self) -> pa.Table:
+        """An output without rows, which has the columns of the input."""
+        return pa.schema(list(self._kinds.items())).empty_table()
+
+    def check_storable(self) -> None:
+        """What cannot be stored shows in the rows, and becomes text."""
+
+    def _column(self, name: str, values: list[Any]) -> pa.Array:
+        kind = self._kinds.get(name)
+        if kind is not None:
+            try:
+                return pa.array(values, kind)
+            except (pa.ArrowException, TypeError, ValueError, OverflowError):
+                pass  # it has the name of an input column, and other values
+        return array(values)

@@ -1,0 +1,1 @@
+"""The stages of processors: each turns a row's columns into further columns."""

@@ -1,0 +1,67 @@
+"""What a stage is: a class to run, and how many of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class StageWorker(Protocol):
+    """What a stage's `fn` makes: one worker, which lives in one event loop.
+
+    `start` and `stop` may be left out. `process` may be a plain method: it is then run in a thread, one row of a worker
+    at a time. A worker may set `most_in_flight`, the rows that it wants at a time (default: the stage's `batch_size`),
+    and `ending`, which is set when a job ends and nothing is to be tried again.
+    """
+
+    async def start(self) -> None:
+        """Load what is needed. Raises `PenstockError`."""
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The columns that this stage adds to a row, or puts in the place of its own.
+
+        Raises `PenstockError` for a row that cannot be processed.
+        """
+
+    async def stop(self) -> None:
+        """Free everything."""
+
+
+class StatefulStage:
+    """One step of a processor. Nothing runs until the processor does, and all of it can be pickled.
+
+    `fn` is a class of workers (`StageWorker`), made with `fn_constructor_kwargs`; None where the processor's engine
+    does the step itself, in the pass that it makes anyway. `map_batches_kwargs` say how it is run: `concurrency` (the
+    number of workers, or a pair of least and most), `batch_size` (the rows that a worker has at a time), and what Ray
+    is to reserve for a worker (`num_cpus`, `memory`, `runtime_env` …). A subclass may set `fn` in its body.
+    """
+
+    fn: type[Any] | None = None
+    fn_constructor_kwargs: dict[str, Any]
+    map_batches_kwargs: dict[str, Any]
+
+    def __init__(
+        self,
+        fn: type[Any] | None = None,
+        fn_constructor_kwargs: Mapping[str, Any] | None = None,
+        map_batches_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        if fn is not None:
+            self.fn = fn
+        self.fn_constructor_kwargs = dict(fn_constructor_kwargs or {})
+        self.map_batches_kwargs = dict(map_batches_kwargs or {})
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        """The columns that every row must have, each with its meaning."""
+        return {}
+
+    def get_optional_input_keys(self) -> dict[str, str]:
+        """The columns that are read where a row has them, each with its meaning."""
+        return {}
+
+    def shareable(self, row: Mapping[str, Any]) -> bool:
+        """Whether rows with equal columns, as far as this stage reads them, have equal results: asked once then."""
+        return False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(fn={getattr(self.fn, '__name__', None)}, {self.map_batches_kwargs})"

@@ -1,0 +1,243 @@
+"""The engine stage: each row becomes a request, and the answer columns."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+from penstock.batch.attempts import Attempts, Tries, rolling
+from penstock.batch.engine_source import EngineSource
+from penstock.batch.keeper import EngineKeeper
+from penstock.batch.stages import sampling_params, tasks
+from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.text import conversation
+from penstock.engines.base import LLMEngine
+from penstock.errors import ConfigError, EngineError, RequestError
+from penstock.openai.requests import parse_response_format
+from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
+from penstock.types import ChatRequest, CompletionRequest, Delta
+
+Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
+
+
+class EngineRequests:
+    """Puts rows to the processor's engine, and asks again what may pass.
+
+    `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations, filled by the
+    engine into its chat template, or `template`; else the row has a `prompt` or a `tokenized_prompt`, which a stage
+    before has filled if `templated`. `lora_path` is where adapters lie, by name. `most` limits the rows in flight,
+    `replica` tells engines of one processor apart.
+    """
+
+    def __init__(
+        self,
+        source: EngineSource,
+        *,
+        task: str = "generate",
+        chat: bool = True,
+        templated: bool = False,
+        text: bool = True,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        lora_path: str | None = None,
+        most: int | None = None,
+        max_attempts: int = 3,
+    ) -> None:
+        self.most_in_flight = most or 1
+        self._source = source
+        self._task = task
+        self._chat = chat
+        self._templated = templated
+        self._text = text
+        self._template = template
+        self._variables = dict(variables or {})
+        self._lora_path = lora_path
+        self._most = most
+        self._max_attempts = max_attempts
+        self._stack = contextlib.AsyncExitStack()
+        self._keeper: EngineKeeper | None = None
+        self._attempts: Attempts | None = None
+        self._ending = False
+
+    @property
+    def ending(self) -> bool:
+        """Whether nothing is to be tried again."""
+        return self._ending
+
+    @ending.setter
+    def ending(self, ending: bool) -> None:
+        self._ending = ending
+        if self._attempts is not None:
+            self._attempts.ending = ending
+
+    async def start(self) -> None:
+        """Start the engine, unless it runs."""
+        replica = self._source.take_replica()
+        self._stack.callback(self._source.give_back, replica)
+        self._keeper = keeper = await self._stack.enter_async_context(self._source.running(replica))
+        capabilities = keeper.engine.capabilities
+        self._check_task(capabilities.tasks, keeper.engine.name)
+        self._attempts = Attempts(keeper, most=self._max_attempts)
+        self.most_in_flight = self._most or rolling(capabilities.max_concurrency)
+
+    async def stop(self) -> None:
+        """Let go of the engine."""
+        await self._stack.aclose()
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The answer's columns."""
+        assert self._keeper is not None
+        assert self._attempts is not None
+        keeper = self._keeper
+        adapter = self._adapter(row)
+        name = adapter[0] if adapter else None
+        ask: Ask = self._request(row, name) if self._task == "generate" else tasks.request(self._task, row)
+
+        async def attempt() -> dict[str, Any]:
+            if adapter is not None:
+                await keeper.adapter(*adapter)
+            return await ask(keeper.engine)
+
+        began = time.perf_counter()
+        columns = await self._attempts.answer(attempt, None, Tries())
+        columns["time_taken_llm"] = time.perf_counter() - began
+        return columns
+
+    def _request(self, row: Mapping[str, Any], adapter: str | None) -> Ask:
+        """The request of a row whose text is to be continued."""
+        sampling, n = sampling_params.parse(row.get("sampling_params"))
+        if row.get("response_format") is not None:
+            if sampling.structured is not None:
+                raise RequestError("give response_format or structured outputs, not both", param="response_format")
+            structured = parse_response_format(row["response_format"])
+            sampling = tasks.replaced(sampling, structured=structured)
+        tools = row.get("tools") or None
+        if self._chat and row.get("messages") is not None and (tools or not self._templated or "prompt" not in row):
+            variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
+            chat = ChatRequest(
+                messages=conversation(row),
+                sampling=sampling,
+                n=n,
+                tools=list(tools) if tools is not None else None,
+                tool_choice=row.get("tool_choice"),
+                chat_template=self._template,
+                chat_template_kwargs=variables,
+                adapter=adapter,
+                stream=False,
+            )
+            return lambda engine: self._answer(engine.chat(chat), n, None)
+        prompt = row.get("tokenized_prompt")
+        if prompt is None:
+            prompt = row.get("prompt")
+        elif hasattr(prompt, "tolist"):
+            prompt = prompt.tolist()
+        if not isinstance(prompt, str | list):
+            asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
+            raise RequestError(f"the row has no column {asked} to be answered", param="prompt")
+        plain = CompletionRequest(
+            prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated
+        )
+        return lambda engine: self._answer(engine.completions(plain), n, row.get("prompt"))
+
+    async def _answer(self, deltas: AsyncIterator[Delta], n: int, prompt: Any) -> dict[str, Any]:
+        answers = Answers()
+        tokens: dict[int, list[int]] = {}
+        async for delta in deltas:
+            answers.add(delta)
+            tokens.setdefault(delta.index, []).extend(delta.token_ids)
+        if len(answers.reasons) < n or {"abort", "error"} & set(answers.reasons.values()):
+            raise EngineError("the engine ended the request before its answer was complete")
+        outputs = [self._output(answers, index, tokens[index]) for index in sorted(answers.reasons)]
+        usage = answers.usage
+        return {
+            "prompt": prompt,
+            **outputs[0],
+            "num_input_tokens": usage.prompt_tokens,
+            "num_generated_tokens": usage.completion_tokens,
+            "num_cached_tokens": usage.cached_tokens,
+            "outputs": outputs if n > 1 else None,
+        }
+
+    def _output(self, answers: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
+        reasoning, text = tasks.without_reasoning(answers.texts.get(index, ""))
+        logprobs = chat_logprobs(answers.logprobs.get(index))
+        return {
+            "generated_text": text if self._text else None,
+            "generated_tokens": tokens,
+            "finish_reason": answers.reasons[index],
+            "reasoning_content": reasoning,
+            "tool_calls": tool_call_list(answers.tool_calls.get(index)),
+            "logprobs": logprobs["content"] if logprobs is not None else None,
+        }
+
+    def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
+        """The LoRA adapter that the row's `model` names, and where it lies; None for the base model."""
+        name = row.get("model")
+        if name is None or name == "" or name == self._source.model_source:
+            return None
+        if not isinstance(name, str):
+            raise RequestError(f"model must be a text, not a {type(name).__name__}", param="model")
+        base = f"{self._source.model_source}:"
+        name = name.removeprefix(base)
+        if self._lora_path is not None and not os.path.isabs(name):
+            return name, os.path.join(self._lora_path, name)
+        return name, None
+
+    def _check_task(self, known: frozenset[str], engine: str) -> None:
+        needed = {"generate": ("chat", "completions"), **tasks.NEEDED}[self._task]
+        if not known & set(needed):
+            raise ConfigError(
+                f"the {engine} engine cannot {self._task} with this model; it offers {', '.join(sorted(known))}",
+                field="task_type",
+                value=self._task,
+            )
+
+
+class EngineStage(StatefulStage):
+    """A row to the engine."""
+
+    fn = EngineRequests
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        task = self.fn_constructor_kwargs.get("task", "generate")
+        if task != "generate":
+            return {}
+        return {} if self.fn_constructor_kwargs.get("chat", True) else {"prompt": "The text to continue."}
+
+    def get_optional_input_keys(self) -> dict[str, str]:
+        task = self.fn_constructor_kwargs.get("task", "generate")
+        keys = {
+            "messages": "The conversation to continue, in OpenAI's form.",
+            "prompt": "The text to continue, embed or classify.",
+            "tokenized_prompt": "The same as token ids.",
+            "sampling_params": "How to sample, in vLLM's names.",
+            "response_format": "The form of the answer, as OpenAI has it.",
+            "tools": "Functions that the model may call, in OpenAI's form.",
+            "tool_choice": "Whether it must call one, in OpenAI's form.",
+            "chat_template_kwargs": "Further variables of the chat template.",
+            "model": "The LoRA adapter to answer with.",
+        }
+        return {**keys, **tasks.COLUMNS.get(task, {})}
+
+    def shareable(self, row: Mapping[str, Any]) -> bool:
+        if self.fn_constructor_kwargs.get("task", "generate") != "generate":
+            return True
+        params = row.get("sampling_params")
+        if not isinstance(params, Mapping):
+            return False  # sampled
+        return params.get("temperature") == 0 or params.get("seed") is not None
+
+
+class OpenVINOEngineStage(EngineStage):
+    """A row to the OpenVINO engine."""
+
+
+class vLLMEngineStage(EngineStage):
+    """A row to vLLM."""
+
+
+class SGLangEngineStage(EngineStage):
+    """A row to SGLang."""

@@ -1,0 +1,12 @@
+"""The stage that asks an HTTP endpoint. Its worker is `penstock.batch.http_request`, which brings the HTTP client."""
+
+from __future__ import annotations
+
+from penstock.batch.stages.base import StatefulStage
+
+
+class HttpRequestStage(StatefulStage):
+    """`payload` to `http_response`."""
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {"payload": "What is sent, as JSON."}

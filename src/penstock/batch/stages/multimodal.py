@@ -1,0 +1,86 @@
+"""Prepares conversations with images: loads each image and puts it into the message as a data URI."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any
+
+from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.media import Loader, image_type
+from penstock.errors import RequestError
+from penstock.openai.requests import check_messages
+
+_IMAGE_PARTS = ("image_url", "image", "input_image")
+
+
+class PrepareMultimodal:
+    """Makes `messages` hold their images themselves, and lists them in `multimodal_data` and `multimodal_uuids`."""
+
+    def __init__(
+        self, *, content_format: str = "string", timeout_s: float = 30.0, max_bytes: int = 64 << 20, **_: Any
+    ) -> None:
+        self._join_texts = content_format == "string"
+        self._options: dict[str, Any] = {"timeout_s": timeout_s, "max_bytes": max_bytes}
+        self._loader: Loader | None = None
+
+    async def start(self) -> None:
+        self._loader = Loader(**self._options)
+
+    async def stop(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        messages = row.get("messages")
+        if messages is None:
+            raise RequestError("the row has no column 'messages'", param="messages")
+        if hasattr(messages, "tolist"):
+            messages = messages.tolist()
+        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+            raise RequestError("column 'messages' holds no list of messages", param="messages")
+        check_messages(messages)
+        images: list[bytes] = []
+        prepared = [await self._message(message, images) for message in messages]
+        return {
+            "messages": prepared,
+            "multimodal_data": {"image": images} if images else None,
+            "multimodal_uuids": {"image": [blake2b(data, digest_size=16).hexdigest() for data in images]}
+            if images
+            else None,
+        }
+
+    async def _message(self, message: dict[str, Any], images: list[bytes]) -> dict[str, Any]:
+        content = message.get("content")
+        if not isinstance(content, list):
+            return message
+        parts = [await self._part(part, images) for part in content]
+        if self._join_texts and all(part.get("type") == "text" for part in parts):
+            return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
+        return {**message, "content": parts}
+
+    async def _part(self, part: Mapping[str, Any], images: list[bytes]) -> dict[str, Any]:
+        if part.get("type") not in _IMAGE_PARTS:
+            return {key: value for key, value in part.items() if value is not None}
+        assert self._loader is not None
+        # Columnar data gives every part every key; the empty ones were never there.
+        given = next((part[key] for key in ("image_url", "image") if part.get(key) is not None), None)
+        if isinstance(given, Mapping) and "url" in given:
+            given = given["url"]
+        data = await self._loader.load(given, "image")
+        kind = image_type(data)
+        images.append(data)
+        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{b64encode(data).decode()}"}}
+
+
+class PrepareMultimodalStage(StatefulStage):
+    """Images into messages."""
+
+    fn = PrepareMultimodal
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {"messages": "The conversation, in OpenAI's form; images by path, URL, data URI or bytes."}
+
+    def shareable(self, row: Mapping[str, Any]) -> bool:
+        return True

@@ -1,0 +1,141 @@
+"""Sends rows to a model that is served in this process already, by its name, as requests of OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from penstock.batch.keeper import keeper_of
+from penstock.batch.stages.base import StatefulStage
+from penstock.engines.base import LLMEngine
+from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
+from penstock.openai import responses
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.runtimes.engines import DEFAULT_APP, engines
+
+METHODS = ("chat", "completions", "embeddings")
+MOST_IN_FLIGHT = 256
+"""Whoever answers has an admission of its own; this only bounds what waits for it."""
+
+
+class DeploymentRequests:
+    """Asks the engine or handle called `deployment_name` in `app_name`. It is started, and kept, by its owner.
+
+    A row has a `method`, its `request_kwargs` (the body of such a request), and where `dtype_mapping` is given a
+    `dtype`: the name of the class that checks them. The answer's fields become columns.
+    """
+
+    def __init__(
+        self,
+        deployment_name: str,
+        app_name: str = DEFAULT_APP,
+        *,
+        dtype_mapping: Mapping[str, Any] | None = None,
+        request_timeout_s: float | None = None,
+        most: int | None = None,
+    ) -> None:
+        self.most_in_flight = most or MOST_IN_FLIGHT
+        self._names = (deployment_name, app_name)
+        self._types = dict(dtype_mapping or {})
+        self._timeout = request_timeout_s
+        self._stack = contextlib.AsyncExitStack()
+        self._handle: Any = None
+
+    async def start(self) -> None:
+        """Find it. Raises `ModelNotFoundError`."""
+        self._handle = engines().get(*self._names)
+        if isinstance(self._handle, LLMEngine):
+            await self._stack.enter_async_context(keeper_of(self._handle).running())
+
+    async def stop(self) -> None:
+        """Let go of it."""
+        await self._stack.aclose()
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        """The fields of the answer, and `request_id` and `time_taken` (seconds)."""
+        method, kwargs = row.get("method"), row.get("request_kwargs")
+        if method not in METHODS:
+            raise RequestError(f"unknown method {method!r}. {nearest(str(method), METHODS)}", param="method")
+        if not isinstance(kwargs, Mapping):
+            raise RequestError("the row has no dict in column 'request_kwargs'", param="request_kwargs")
+        body = self._checked(row.get("dtype"), kwargs)
+        name = uuid.uuid4().hex
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout):
+                answer = await self._answer(method, body, name)
+        except TimeoutError:
+            raise EngineTimeoutError(f"no answer within {self._timeout} s") from None
+        return {**answer, "request_id": name, "time_taken": time.perf_counter() - began}
+
+    def _checked(self, dtype: str | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The request's body, seen through the class that `dtype` names."""
+        if dtype is not None and self._types:
+            if dtype not in self._types:
+                raise RequestError(f"unknown dtype '{dtype}'. {nearest(dtype, self._types)}", param="dtype")
+            try:
+                made = self._types[dtype](**kwargs)
+            except Exception as error:
+                raise RequestError(f"request_kwargs are no {dtype}: {error}", param="request_kwargs") from error
+            kwargs = _fields(made)
+        return {str(key): value for key, value in kwargs.items() if value is not None}
+
+    async def _answer(self, method: str, body: dict[str, Any], name: str) -> dict[str, Any]:
+        model = body.get("model") or getattr(self._handle, "model_id", None) or self._names[0]
+        adapter = model.partition(":")[2] or None if isinstance(model, str) else None
+        created = int(time.time())
+        if method == "embeddings":
+            embedding = parse_body(EmbeddingBody, body)
+            vectors = await self._handle.embeddings(embedding.request(request_id=name))
+            base64 = embedding.encoding_format == "base64"
+            return responses.embedding_list(vectors, model=model, base64=base64)
+        if method == "chat":
+            chat = parse_body(ChatBody, body).request(adapter=adapter, request_id=name, stream=False)
+            answers = await _collected(self._handle.chat(chat), chat.n)
+            return responses.chat_completion(answers, id=f"chatcmpl-{name}", created=created, model=model)
+        plain = parse_body(CompletionBody, body).requests(adapter=adapter, request_id=name, stream=False)
+        several = await asyncio.gather(*(_collected(self._handle.completions(one), one.n) for one in plain))
+        return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
+
+
+async def _collected(deltas: Any, n: int) -> responses.Answers:
+    answers = responses.Answers()
+    async for delta in deltas:
+        answers.add(delta)
+    if len(answers.reasons) < n:
+        raise EngineError("the engine ended the request before its answer was complete")
+    return answers
+
+
+def _fields(made: Any) -> Mapping[str, Any]:
+    """What was said in a request object: a mapping, a pydantic model, a structure, or any plain object."""
+    if isinstance(made, Mapping):
+        return made
+    if hasattr(made, "model_dump"):
+        dumped: Mapping[str, Any] = made.model_dump(exclude_unset=True)
+        return dumped
+    if isinstance(made, msgspec.Struct):
+        return msgspec.structs.asdict(made)
+    said: Mapping[str, Any] = vars(made)
+    return said
+
+
+class ServeDeploymentStage(StatefulStage):
+    """A row to a served model."""
+
+    fn = DeploymentRequests
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {
+            "method": f"What to call: {', '.join(METHODS)}.",
+            "request_kwargs": "The body of the request, as a dict.",
+        }
+
+    def get_optional_input_keys(self) -> dict[str, str]:
+        return {"dtype": "The name in `dtype_mapping` of the class that checks the request."}

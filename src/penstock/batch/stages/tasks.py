@@ -1,0 +1,166 @@
+"""Rows of the other tasks than generation: embed, classify, score, transcribe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from penstock.batch.stages.media import Loader
+from penstock.batch.stages.sampling_params import parse
+from penstock.engines.base import LLMEngine
+from penstock.errors import EngineError, RequestError
+from penstock.types import (
+    ChatRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    Sampling,
+    StructuredOutput,
+    TranscriptionRequest,
+)
+
+NEEDED = {
+    "embed": ("embeddings",),
+    "classify": ("classify", "chat"),
+    "score": ("score", "rerank"),
+    "transcribe": ("transcriptions",),
+}
+"""The engine's tasks that do a processor's task, any of them."""
+
+COLUMNS: dict[str, dict[str, str]] = {
+    "embed": {"pooling_params": "`dimensions`: how many numbers a vector shall have."},
+    "classify": {"labels": "The labels to choose from.", "pooling_params": "The same as `labels` in it."},
+    "score": {
+        "text_1": "One text of a pair (also `query`).",
+        "text_2": "The other (also `document`), or a list of others (also `documents`).",
+        "query": "One text of a pair.",
+        "document": "The other.",
+        "documents": "Several others.",
+    },
+    "transcribe": {
+        "audio": "The recording: bytes, a path, a URL, or a mapping with `bytes` or `path`.",
+        "language": "Its language, such as 'en'.",
+    },
+}
+
+Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
+
+
+def request(task: str, row: Mapping[str, Any]) -> Ask:
+    """What puts a row to an engine. Raises `RequestError`."""
+    return {"embed": _embed, "classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
+
+
+def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Sampling:
+    """The sampling under another constraint."""
+    return msgspec.structs.replace(sampling, structured=structured)
+
+
+def without_reasoning(text: str) -> tuple[str | None, str]:
+    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>` may be missing."""
+    thought, end, answer = text.partition("</think>")
+    if end:
+        return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
+    if text.lstrip().startswith("<think>"):  # cut off in the middle of its thoughts
+        return text.lstrip().removeprefix("<think>").strip(), ""
+    return None, text
+
+
+def _embed(row: Mapping[str, Any]) -> Ask:
+    text = _text(row, "prompt")
+    params = row.get("pooling_params") or {}
+    dimensions = params.get("dimensions") if isinstance(params, Mapping) else None
+
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        found = await engine.embeddings(EmbeddingRequest([text], dimensions))
+        return {"prompt": text, "embeddings": found.vectors[0], "num_input_tokens": found.usage.prompt_tokens}
+
+    return ask
+
+
+def _score(row: Mapping[str, Any]) -> Ask:
+    names = ("text_1", "text_2") if row.get("text_1") is not None else ("query", "document")
+    query = _text(row, names[0])
+    several: Any = row.get("documents") if names[0] == "query" else row.get("text_2")
+    if hasattr(several, "tolist"):
+        several = several.tolist()
+    documents = list(several) if isinstance(several, list | tuple) else [_text(row, names[1])]
+    if not all(isinstance(document, str) for document in documents):
+        raise RequestError("documents must be texts", param="documents")
+
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        found = await engine.score(RerankRequest(query, documents))
+        return {
+            "score": found.scores[0] if len(found.scores) == 1 else None,
+            "scores": found.scores,
+            "num_input_tokens": found.usage.prompt_tokens,
+        }
+
+    return ask
+
+
+def _classify(row: Mapping[str, Any]) -> Ask:
+    """By a model that classifies; else a language model is made to answer with one of the labels."""
+    params = row.get("pooling_params") or {}
+    labels = row.get("labels") or (params.get("labels") if isinstance(params, Mapping) else None)
+    text = None if row.get("messages") is not None else _text(row, "prompt")
+    messages = row.get("messages") or [{"role": "user", "content": text}]
+    if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
+        raise RequestError("the row has no list of texts in column 'labels'", param="labels")
+    schema = json.dumps({"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]})
+    given, _ = parse(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
+    chat = ChatRequest(
+        messages=list(messages),
+        sampling=replaced(given, structured=StructuredOutput("json_schema", schema)),
+        stream=False,
+    )
+
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        answer, reason, usage = "", None, None
+        async for delta in engine.chat(chat):
+            answer += delta.text
+            reason, usage = delta.finish_reason or reason, delta.usage or usage
+        try:
+            label = json.loads(answer)["label"]
+        except (ValueError, KeyError, TypeError):
+            raise EngineError(f"the answer names no label: {answer[:80]!r}") from None
+        return {
+            "label": label,
+            "finish_reason": reason,
+            "num_input_tokens": usage.prompt_tokens if usage else 0,
+            "num_generated_tokens": usage.completion_tokens if usage else 0,
+            "num_cached_tokens": usage.cached_tokens if usage else 0,
+        }
+
+    return ask
+
+
+def _transcribe(row: Mapping[str, Any]) -> Ask:
+    audio, language = row.get("audio"), row.get("language")
+    if audio is None:
+        raise RequestError("the row has no column 'audio'", param="audio")
+
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        loader = Loader(threads=1)
+        try:
+            data = await loader.load(audio, "audio")
+        finally:
+            loader.close()
+        found = await engine.transcriptions(TranscriptionRequest(data, language))
+        return {
+            "transcription": found.text,
+            "generated_text": found.text,
+            "num_input_tokens": found.usage.prompt_tokens,
+            "num_generated_tokens": found.usage.completion_tokens,
+        }
+
+    return ask
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise RequestError(f"the row has no text in column '{name}'", param=name)
+    return value

@@ -1,0 +1,142 @@
+"""Chat template, tokenizer and detokenizer as stages of their own, for those who ask for the columns they make.
+
+Without them the engine does the same in the pass that it makes anyway, and nothing crosses to it twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from penstock.batch.engine_source import EngineSource
+from penstock.batch.offload import Offload
+from penstock.batch.stages.base import StatefulStage
+from penstock.engines.base import LLMEngine
+from penstock.engines.token_engine import TokenEngine
+from penstock.errors import RequestError
+from penstock.openai.requests import check_messages
+from penstock.openai.tools import arguments_as_objects
+
+
+class _OnEngine:
+    """A worker that uses the processor's engine: its template and its tokenizer, which are those of its requests."""
+
+    engine: LLMEngine
+
+    def __init__(self, source: EngineSource, **_: Any) -> None:
+        self._source = source
+        self._stack = contextlib.AsyncExitStack()
+
+    async def start(self) -> None:
+        keeper = await self._stack.enter_async_context(self._source.running())
+        self.engine = keeper.engine
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+
+
+class ChatTemplates(_OnEngine):
+    """Fills the model's chat template, off the event loop. `template` replaces the model's own."""
+
+    def __init__(
+        self, source: EngineSource, *, template: str | None = None, variables: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(source)
+        self._offload: Offload
+        self._template = template
+        self._variables = dict(variables or {})
+
+    async def start(self) -> None:
+        await super().start()
+        self._offload = Offload()
+
+    async def stop(self) -> None:
+        self._offload.close()
+        await super().stop()
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        messages = conversation(row)
+        if row.get("tools") or not isinstance(self.engine, TokenEngine):
+            return {}  # the engine fills its template itself: it must know the tools to read the calls
+        variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
+        render = self.engine.template.render
+        filled = partial(render, arguments_as_objects(messages), override=self._template, variables=variables)
+        return {"prompt": await self._offload.submit(filled)}
+
+
+class Tokens(_OnEngine):
+    """Token ids of the prompt."""
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row.get("prompt")
+        if prompt is None and row.get("messages") is not None:
+            return {}
+        if not isinstance(prompt, str):
+            raise RequestError("the row has no text in column 'prompt'", param="prompt")
+        return {"tokenized_prompt": await self.engine.tokenize(prompt)}
+
+
+class Texts(_OnEngine):
+    """The text of generated tokens."""
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        tokens = row.get("generated_tokens")
+        if tokens is None:
+            return {}
+        return {"generated_text": await self.engine.detokenize(list(tokens))}
+
+
+class ChatTemplateStage(StatefulStage):
+    """`messages` to `prompt`."""
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {"messages": "The conversation, a list of messages in OpenAI's form."}
+
+    def get_optional_input_keys(self) -> dict[str, str]:
+        return {
+            "tools": "Functions that the model may call, in OpenAI's form.",
+            "chat_template_kwargs": "Further variables of the chat template.",
+        }
+
+    def shareable(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+
+class TokenizeStage(StatefulStage):
+    """`prompt` to `tokenized_prompt`."""
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {"prompt": "The text to tokenize."}
+
+    def shareable(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+
+class DetokenizeStage(StatefulStage):
+    """`generated_tokens` to `generated_text`."""
+
+    def get_required_input_keys(self) -> dict[str, str]:
+        return {"generated_tokens": "Token ids that the engine has generated."}
+
+    def shareable(self, row: Mapping[str, Any]) -> bool:
+        return True
+
+
+def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The row's `messages`, checked, what columnar data left empty taken out. Raises `RequestError`."""
+    messages = row.get("messages")
+    if messages is None:
+        raise RequestError("the row has no column 'messages'", param="messages")
+    if hasattr(messages, "tolist"):
+        messages = messages.tolist()
+    if not isinstance(messages, list) or not messages:
+        raise RequestError("column 'messages' holds no list of messages", param="messages")
+    plain = []
+    for message in messages:
+        if not isinstance(message, Mapping):
+            raise RequestError("column 'messages' holds something that is no message", param="messages")
+        plain.append({key: value for key, value in message.items() if value is not None})
+    check_messages(plain)
+    return plain

@@ -1,0 +1,239 @@
+"""The engine stage, on an engine whose answers the test decides and on the simulated one."""
+
+import asyncio
+
+import pytest
+
+from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.engines.simulated import SimulatedEngine
+from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, JobError
+from penstock.types import Delta, ToolCallPart, Usage
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+
+
+def processor(engine, preprocess=None, postprocess=None, **config):
+    return build_processor(OpenVINOEngineProcessorConfig(engine=engine, **config), preprocess, postprocess)
+
+
+async def all_of(stream):
+    return [row async for row in stream]
+
+
+def chat(text, **columns):
+    return {"messages": [{"role": "user", "content": text}], **columns}
+
+
+GREEDY = {"temperature": 0.0, "max_tokens": 8}
+
+
+async def test_the_columns_of_an_answer():
+    (row,) = await all_of(processor(SimulatedEngine())([chat("hello", id=1, sampling_params=GREEDY)]))
+    assert row.pop("time_taken_llm") >= 0
+    text = row.pop("generated_text")
+    assert len(text) == 8
+    assert row == {
+        **chat("hello", id=1, sampling_params=GREEDY),
+        "prompt": None,
+        "generated_tokens": list(text.encode()),
+        "num_input_tokens": 6,
+        "num_generated_tokens": 8,
+        "num_cached_tokens": 0,
+        "finish_reason": "length",
+        "reasoning_content": None,
+        "tool_calls": None,
+        "logprobs": None,
+        "outputs": None,
+    }
+
+
+async def test_a_prompt_as_text_and_as_tokens_gives_the_same():
+    rows = [{"prompt": "abc", "sampling_params": GREEDY}, {"tokenized_prompt": [97, 98, 99], "sampling_params": GREEDY}]
+    first, second = await all_of(processor(SimulatedEngine())(rows))
+    assert first["generated_text"] == second["generated_text"]
+
+
+async def test_several_answers_and_their_probabilities():
+    params = {"n": 3, "logprobs": 2, "seed": 1, "max_tokens": 4}
+    (row,) = await all_of(processor(SimulatedEngine())([chat("a", sampling_params=params)]))
+    assert len(row["outputs"]) == 3
+    assert row["outputs"][0]["generated_text"] == row["generated_text"]
+    assert {output["finish_reason"] for output in row["outputs"]} == {"length"}
+    assert row["logprobs"][0].keys() == {"token", "logprob", "bytes", "top_logprobs"}
+    assert len(row["logprobs"]) == 4
+    assert row["num_generated_tokens"] == 12
+
+
+async def test_tool_calls_and_reasoning_are_columns(make_engine):
+    call = ToolCallPart(0, '{"city": "Rome"}', "call_1", "weather")
+    usage = Usage(3, 5)
+    answers = {
+        "tool": Delta(finish_reason="tool_calls", usage=usage, tool_calls=(call,)),
+        "think": "<think>\nHm.\n</think>\n\nRome.",
+        "cut": "<think>Hm",
+    }
+    engine = make_engine(lambda text: answers[text])
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    rows = [chat("tool", tools=tools, tool_choice="auto"), chat("think"), chat("cut")]
+    tool, think, cut = await all_of(processor(engine)(rows))
+    assert tool["finish_reason"] == "tool_calls"
+    function = {"name": "weather", "arguments": '{"city": "Rome"}'}
+    assert tool["tool_calls"] == [{"id": "call_1", "type": "function", "function": function}]
+    assert engine.requests[0].tools == tools
+    assert (think["reasoning_content"], think["generated_text"]) == ("Hm.", "Rome.")
+    assert (cut["reasoning_content"], cut["generated_text"]) == ("Hm", "")
+
+
+async def test_structured_output_in_each_of_its_names():
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    rows = [
+        chat("a", sampling_params={"structured_outputs": {"json": schema}}),
+        chat("a", sampling_params={"guided_decoding": {"json": schema}}),
+        chat("a", sampling_params={"json_schema": schema}),
+        chat("a", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+    ]
+    found = await all_of(processor(SimulatedEngine())(rows))
+    assert all(row["generated_text"].startswith('{"n": ') for row in found)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"sampling_params": {"temprature": 1}}, "unknown key 'temprature'. Did you mean 'temperature'?"),
+        ({"sampling_params": {"temperature": "hot"}}, "sampling_params.temperature: expected `float`"),
+        ({"sampling_params": 3}, "sampling_params must be a dict"),
+        ({"sampling_params": {"logit_bias": {"1": 2.0}}}, "sampling_params.logit_bias is not supported"),
+        ({"sampling_params": {"structured_outputs": {"grammar": "x"}}}, "grammars are not supported"),
+        ({"response_format": {"type": "xml"}}, "unknown response_format type 'xml'"),
+        ({"messages": "hi"}, "column 'messages' holds no list of messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role must be one of"),
+        ({"messages": None}, "no column 'messages' or 'prompt'"),
+        ({"model": 3}, "model must be a text"),
+    ],
+)
+async def test_mistakes_of_a_row(columns, message):
+    (row,) = await all_of(processor(SimulatedEngine(), should_continue_on_error=True)([chat("a", **columns)]))
+    assert row["error"]["stage"] == "OpenVINOEngineStage"
+    assert message in row["error"]["message"]
+
+
+async def test_empty_parts_of_columnar_data_were_never_there():
+    row = chat("a", sampling_params={"temperature": 0.0, "max_tokens": 4, "stop": None, "seed": None})
+    row["messages"][0]["tool_calls"] = None
+    (found,) = await all_of(processor(SimulatedEngine())([row]))
+    assert len(found["generated_text"]) == 4
+
+
+async def test_equal_requests_are_asked_once(make_engine):
+    engine = make_engine()
+    rows = [chat(f"text {n % 10}", id=n, sampling_params={"temperature": 0}) for n in range(100)]
+    stream = processor(engine, postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]})(rows)
+    assert await all_of(stream) == [{"id": n, "text": f"TEXT {n % 10}"} for n in range(100)]
+    assert len(engine.asked) == 10
+    assert stream.counts.deduplicated == 90
+    await all_of(processor(engine)([chat("sampled", id=n) for n in range(5)]))
+    assert engine.asked.count("sampled") == 5
+
+
+async def test_what_may_pass_is_asked_again(make_engine):
+    failures = [EngineTimeoutError("late"), EngineDeadError("died")]
+    engine = make_engine(lambda text: failures.pop() if text == "hard" and failures else text.upper())
+    found = await all_of(processor(engine)([chat("easy"), chat("hard"), chat("other")]))
+    assert [row["generated_text"] for row in found] == ["EASY", "HARD", "OTHER"]
+    assert engine.starts == 2
+    assert engine.stops == 2  # before its second start, and in the end
+
+
+async def test_the_engine_is_kept_a_little_more_than_full(make_engine):
+    for most, options in ((20, {}), (3, {"max_pending_requests": 3})):
+        engine = make_engine(concurrency=16)
+        await all_of(processor(engine, **options)([chat(f"{n}") for n in range(200)]))
+        assert engine.most == most
+
+
+async def test_a_running_engine_is_left_running(make_engine):
+    engine = make_engine()
+    await engine.start()
+    await all_of(processor(engine)([chat("a")]))
+    assert (engine.starts, engine.stops) == (1, 0)
+    cold = make_engine()
+    await all_of(processor(cold)([chat("a")]))
+    assert (cold.starts, cold.stops) == (1, 1)
+
+
+async def test_two_processors_at_a_time_start_one_engine(make_engine):
+    engine = make_engine()
+    first = processor(engine, lambda row: chat(f"one {row['id']}"), lambda row: {"said": row["generated_text"]})
+    second = processor(engine, lambda row: chat(row["said"].lower()), lambda row: {"answer": row["generated_text"]})
+    assert await all_of(second(first([{"id": n} for n in range(50)]))) == [{"answer": f"ONE {n}"} for n in range(50)]
+    assert (engine.starts, engine.stops) == (1, 1)
+
+
+async def test_adapters_by_row(make_engine, tmp_path):
+    (tmp_path / "fr").mkdir()
+    engine = make_engine()
+    rows = [chat("a", model="fr"), chat("b", model=None), chat("c", model="scripted-model"), chat("d", model="fr")]
+    await all_of(processor(engine, dynamic_lora_loading_path=str(tmp_path))(rows))
+    used = {request.messages[0]["content"]: request.adapter for request in engine.requests}
+    assert used == {"a": "fr", "b": None, "c": None, "d": "fr"}
+    assert engine.resolved == [("fr", str(tmp_path / "fr"))]
+    kept = processor(engine, dynamic_lora_loading_path=str(tmp_path), should_continue_on_error=True)
+    (row,) = await all_of(kept([chat("a", model="absent")]))
+    assert row["error"]["type"] == "model_not_found"
+
+
+async def test_embeddings():
+    rows = [{"prompt": "a"}, {"prompt": "b", "pooling_params": {"dimensions": 4}}, {"text": "c"}]
+    config = {"task_type": "embed", "should_continue_on_error": True}
+    first, second, wrong = await all_of(processor(SimulatedEngine(), **config)(rows))
+    assert len(first["embeddings"]) == 16
+    assert len(second["embeddings"]) == 4
+    assert first["num_input_tokens"] == 1
+    assert wrong["error"]["message"] == "the row has no text in column 'prompt'"
+
+
+async def test_scores_of_pairs_and_of_several():
+    rows = [
+        {"text_1": "red fox", "text_2": "a fox"},
+        {"query": "red fox", "documents": ["a fox", "red fox", "none"]},
+        {"query": "red fox", "document": "red"},
+    ]
+    pair, several, single = await all_of(processor(SimulatedEngine(), task_type="score")(rows))
+    assert (pair["score"], pair["scores"]) == (0.5, [0.5])
+    assert (several["score"], several["scores"]) == (None, [0.5, 1.0, 0.0])
+    assert single["score"] == 0.5
+
+
+async def test_classification_by_a_language_model():
+    rows = [{"prompt": f"text {n}", "labels": ["good", "bad"]} for n in range(20)]
+    found = await all_of(processor(SimulatedEngine(), task_type="classify")(rows))
+    assert {row["label"] for row in found} == {"good", "bad"}
+
+
+async def test_a_task_that_the_model_does_not_do(make_engine):
+    with pytest.raises(
+        ConfigError, match="task_type: the scripted engine cannot embed with this model; it offers chat"
+    ):
+        await all_of(processor(make_engine(), task_type="embed")([{"prompt": "a"}]))
+
+
+async def test_an_engine_that_keeps_dying_ends_the_run(make_engine):
+    engine = make_engine(lambda text: EngineDeadError("died"))
+    with pytest.raises(JobError, match="the engine died 4 times without finishing a row"):
+        await all_of(processor(engine, should_continue_on_error=True, max_attempts=9)([chat("a")]))
+
+
+async def test_cancelling_frees_the_engine():
+    engine = SimulatedEngine(engine_kwargs={"hang_rate": 1.0})
+    await engine.start()
+    task = asyncio.create_task(all_of(processor(engine)([chat("a"), chat("b")])))
+    while engine.running < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.running == 0
+    await engine.stop()

@@ -1,0 +1,141 @@
+import asyncio
+import struct
+import zlib
+from base64 import b64encode
+
+import pytest
+
+from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
+from penstock.batch.stages.media import Loader, image_type
+from penstock.batch.stages.multimodal import PrepareMultimodalStage
+from penstock.errors import ConfigError, RequestError
+
+
+def png(width=1):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", width, 1, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 4)) + chunk(b"IEND", b"")
+
+
+def asked(image, kind="image_url"):
+    content = [{"type": "text", "text": "What is it?", kind: None}, {"type": kind, kind: image, "text": None}]
+    return {"messages": [{"role": "user", "content": content}]}
+
+
+async def prepared(rows, keep=True, **options):
+    stage = PrepareMultimodalStage(None, options)
+    stream = Processor(ProcessorConfig(should_continue_on_error=keep), [stage])(rows)
+    return [row async for row in stream]
+
+
+@pytest.fixture
+def serve():
+    """A server on loopback that gives bytes, or an error."""
+
+    async def start(answers):
+        async def handle(reader, writer):
+            path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+            status, body = answers[path]
+            writer.write(b"HTTP/1.0 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+            await writer.drain()
+            writer.close()
+
+        return await asyncio.start_server(handle, "127.0.0.1", 0)
+
+    return start
+
+
+async def test_images_from_everywhere_become_part_of_the_message(tmp_path, serve):
+    data = png()
+    path = tmp_path / "a b.png"
+    path.write_bytes(data)
+    uri = f"data:image/png;base64,{b64encode(data).decode()}"
+    async with await serve({"/x.png": (200, data)}) as server:
+        port = server.sockets[0].getsockname()[1]
+        sources = [
+            asked({"url": str(path)}),
+            asked({"url": path.as_uri()}),
+            asked(f"http://127.0.0.1:{port}/x.png"),
+            asked(uri),
+            asked(data, "image"),
+            asked({"bytes": data, "path": None}, "image"),
+        ]
+        found = await prepared(sources)
+    assert [row["status"] for row in found] == ["ok"] * 6, [row["error"] for row in found]
+    for row in found:
+        assert row["messages"][0]["content"] == [
+            {"type": "text", "text": "What is it?"},
+            {"type": "image_url", "image_url": {"url": uri}},
+        ]
+        assert row["multimodal_data"] == {"image": [data]}
+    assert len({str(row["multimodal_uuids"]) for row in found}) == 1
+
+
+async def test_messages_without_images():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": parts}]}
+    (joined,) = await prepared([row])
+    assert [message["content"] for message in joined["messages"]] == ["s", "ab"]
+    assert joined["multimodal_data"] is None
+    (apart,) = await prepared([row], content_format="openai")
+    assert apart["messages"][1]["content"] == parts
+
+
+async def test_what_cannot_be_loaded_is_an_error_of_its_row(tmp_path, serve):
+    (tmp_path / "a.txt").write_text("no image")
+    (tmp_path / "large.png").write_bytes(png() + b"\0" * 100)
+    async with await serve({"/gone.png": (404, b"")}) as server:
+        port = server.sockets[0].getsockname()[1]
+        sources = [
+            asked(str(tmp_path / "absent.png")),
+            asked(str(tmp_path / "a.txt")),
+            asked(f"http://127.0.0.1:{port}/gone.png"),
+            asked("http://127.0.0.1:1/refused.png"),
+            asked(3),
+            asked("data:image/png;base64,?"),
+            asked(str(tmp_path / "large.png")),
+            {"messages": None},
+            {"messages": ["x"]},
+            asked(png()),
+        ]
+        found = await prepared(sources, max_bytes=100)
+    assert [row["status"] for row in found] == ["error"] * 9 + ["ok"]
+    parts = ["No such file", "no image of a known", "answered 404", "refused", "must be bytes, a path", "", "more than"]
+    for row, part in zip(found, [*parts, "no column 'messages'", "no list of messages"], strict=False):
+        assert row["error"]["stage"] == "PrepareMultimodalStage"
+        assert part in row["error"]["message"]
+
+
+async def test_a_download_that_does_not_come(serve):
+    never = asyncio.Event()
+
+    async def handle(reader, writer):
+        await never.wait()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        (row,) = await prepared([asked(f"http://127.0.0.1:{port}/x.png")], timeout_s=0.05)
+        never.set()
+    assert "timed out" in row["error"]["message"] or "not loaded within" in row["error"]["message"]
+
+
+def test_types_of_images():
+    for data, name in ((b"\xff\xd8\xff\xe0", "jpeg"), (b"GIF89a", "gif"), (b"RIFF0000WEBPVP8", "webp"), (b"BM", "bmp")):
+        assert image_type(data) == f"image/{name}"
+    with pytest.raises(RequestError):
+        image_type(b"")
+
+
+async def test_a_file_by_its_path_object(tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    loader = Loader()
+    assert await loader.load(tmp_path / "a.wav", "audio") == b"RIFF"
+    loader.close()
+
+
+def test_the_configuration():
+    with pytest.raises(ConfigError, match="timeout_s"):
+        PrepareMultimodalStageConfig(timeout_s=0)

@@ -1,0 +1,94 @@
+import msgspec
+import pytest
+
+from penstock.batch import ServeDeploymentProcessorConfig, build_processor
+from penstock.engines.simulated import SimulatedEngine
+from penstock.errors import JobError, ModelNotFoundError
+from penstock.runtimes.engines import engines
+
+
+class ChatRequest(msgspec.Struct, omit_defaults=True):
+    messages: list
+    max_tokens: int | None = None
+
+
+def processor(preprocess=None, **config):
+    return build_processor(ServeDeploymentProcessorConfig(deployment_name="llm", app_name="app", **config), preprocess)
+
+
+async def all_of(stream):
+    return [row async for row in stream]
+
+
+@pytest.fixture
+async def engine():
+    engine = SimulatedEngine(engine_kwargs={"hang_rate": 0.0})
+    await engine.start()
+    engines().put("llm", engine, "app")
+    yield engine
+    engines().remove("llm", "app")
+    await engine.stop()
+
+
+def chat(text, **kwargs):
+    return {"messages": [{"role": "user", "content": text}], "temperature": 0.0, **kwargs}
+
+
+async def test_chat_completions_and_embeddings(engine):
+    rows = [
+        {"row": 0, "method": "chat", "request_kwargs": chat("a", max_tokens=4)},
+        {"row": 1, "method": "completions", "request_kwargs": {"prompt": ["a", "b"], "max_tokens": 3}},
+        {"row": 2, "method": "embeddings", "request_kwargs": {"input": "a"}},
+    ]
+    first, second, third = await all_of(processor()(rows))
+    assert len(first["choices"][0]["message"]["content"]) == 4
+    assert first["usage"]["completion_tokens"] == 4
+    assert len(second["choices"]) == 2
+    assert len(third["data"][0]["embedding"]) == 16
+    assert len({row["request_id"] for row in (first, second, third)}) == 3
+    assert [row["row"] for row in (first, second, third)] == [0, 1, 2]
+    assert await engine.check_health() is None  # its owner stops it
+
+
+async def test_requests_are_seen_through_their_type(engine):
+    types = {"ChatCompletionRequest": ChatRequest}
+    asked: list[tuple[str, dict]] = [
+        ("ChatCompletionRequest", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}),
+        ("ChatCompletionRequest", {"mesages": []}),
+        ("Other", {}),
+    ]
+    rows = [{"method": "chat", "dtype": name, "request_kwargs": kwargs} for name, kwargs in asked]
+    good, wrong, unknown = await all_of(processor(dtype_mapping=types, should_continue_on_error=True)(rows))
+    assert good["choices"][0]["finish_reason"] == "length"
+    assert "request_kwargs are no ChatCompletionRequest" in wrong["error"]["message"]
+    assert "unknown dtype 'Other'" in unknown["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"method": "chatt", "request_kwargs": {}}, "unknown method 'chatt'. Did you mean 'chat'?"),
+        ({"method": "chat"}, "no dict in column 'request_kwargs'"),
+        ({"method": "chat", "request_kwargs": {"messages": []}}, "messages"),
+        ({"method": "chat", "request_kwargs": chat("a", max_token=3)}, "Did you mean 'max_tokens'?"),
+    ],
+)
+async def test_an_error_is_no_success(engine, row, message):
+    with pytest.raises(JobError, match="row 0 failed at stage ServeDeploymentStage"):
+        await all_of(processor()([row]))
+    (found,) = await all_of(processor(should_continue_on_error=True)([row]))
+    assert message in found["error"]["message"]
+
+
+async def test_a_request_that_takes_too_long():
+    engine = SimulatedEngine(engine_kwargs={"hang_rate": 1.0})
+    engines().put("llm", engine, "app")
+    config = {"request_timeout_s": 0.02, "should_continue_on_error": True}
+    (row,) = await all_of(processor(**config)([{"method": "chat", "request_kwargs": chat("a")}]))
+    assert row["error"]["type"] == "engine_timeout"
+    engines().remove("llm", "app")
+
+
+async def test_a_name_that_nothing_has():
+    with pytest.raises(ModelNotFoundError, match="there is no engine 'llm' in app 'app'"):
+        await all_of(processor()([{}]))

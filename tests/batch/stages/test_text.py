@@ -1,0 +1,88 @@
+"""Template, tokenizer and detokenizer as stages of their own give what the engine does in its own pass."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.engines.simulated import SimulatedEngine
+
+NAMES = ["ChatTemplateStage", "TokenizeStage", "OpenVINOEngineStage", "DetokenizeStage"]
+OWN: dict[str, Any] = {
+    "chat_template_stage": {"batch_size": 4},
+    "tokenize_stage": {"concurrency": 2},
+    "detokenize_stage": {"batch_size": 2},
+}
+
+
+def rows(count=20):
+    params = {"temperature": 0.0, "max_tokens": 8}
+    return [
+        {"id": n, "messages": [{"role": "user", "content": f"text {n}"}], "sampling_params": params}
+        for n in range(count)
+    ]
+
+
+def processor(**config):
+    return build_processor(OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), **config))
+
+
+async def all_of(stream):
+    return [row async for row in stream]
+
+
+async def test_stages_of_their_own_give_the_same_and_their_columns():
+    apart, together = processor(**OWN), processor()
+    assert apart.list_stage_names() == together.list_stage_names() == NAMES
+    assert [stage.fn is None for stage in together.stages.values()] == [True, True, False, True]
+    assert all(stage.fn is not None for stage in apart.stages.values())
+    found, expected = await all_of(apart(rows())), await all_of(together(rows()))
+    assert [row["id"] for row in found] == list(range(20))
+    assert [row["generated_text"] for row in found] == [row["generated_text"] for row in expected]
+    assert found[3]["prompt"] == "text 3\n"
+    assert found[3]["tokenized_prompt"] == list(b"text 3\n")
+
+
+async def test_stages_can_be_left_out():
+    plain = processor(chat_template_stage=False, tokenize_stage=False, detokenize_stage=False)
+    assert plain.list_stage_names() == ["OpenVINOEngineStage"]
+    (row,) = await all_of(plain([{"prompt": "a", "sampling_params": {"max_tokens": 4}}]))
+    assert row["generated_text"] is None
+    assert len(row["generated_tokens"]) == 4
+    older = processor(apply_chat_template=False, tokenize=False, detokenize=True, has_image=True)
+    assert older.list_stage_names() == ["PrepareMultimodalStage", "OpenVINOEngineStage", "DetokenizeStage"]
+
+
+@pytest.mark.parametrize("own", [{}, {"batch_size": 8}])
+async def test_a_template_of_the_users(own):
+    stage = {"chat_template": "{{ messages[0]['content'] }}{{ mark }}", "chat_template_kwargs": {"mark": "!"}, **own}
+    engine = SimulatedEngine()
+    await engine.start()
+    config = OpenVINOEngineProcessorConfig(engine=engine, chat_template_stage=stage)
+    (row,) = await all_of(build_processor(config)(rows(1)))
+    assert row["num_input_tokens"] == len("text 0!")
+    await engine.stop()
+
+
+async def test_a_row_that_cannot_be_templated_spoils_no_other():
+    bad = rows(4)
+    bad[1]["messages"] = [{"role": "nobody", "content": "x"}]
+    bad[2] = {"id": 2}
+    found = await all_of(processor(should_continue_on_error=True, **OWN)(bad))
+    assert [row["status"] for row in found] == ["ok", "error", "error", "ok"]
+    assert [row["error"]["stage"] for row in found[1:3]] == ["ChatTemplateStage"] * 2
+
+
+async def test_cancellation():
+    engine = SimulatedEngine(engine_kwargs={"hang_rate": 1.0})
+    await engine.start()
+    config = OpenVINOEngineProcessorConfig(engine=engine, **OWN)
+    task = asyncio.create_task(all_of(build_processor(config)(rows(4))))
+    while engine.running < 4:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.running == 0
+    await engine.stop()

@@ -1,0 +1,68 @@
+"""A mix of everything that goes wrong: every row is accounted for, and the others are as in a clean run."""
+
+from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.engines.simulated import SimulatedEngine
+
+PARAMS = {"temperature": 0.0, "max_tokens": 8}
+POISONS = {
+    "over-long": ("OpenVINOEngineStage", "context_length_exceeded"),
+    "bad schema": ("OpenVINOEngineStage", "invalid_request_error"),
+    "missing column": ("preprocess", "user_code_error"),
+    "unreachable image": ("PrepareMultimodalStage", "invalid_request_error"),
+    "user code": ("postprocess", "user_code_error"),
+}
+
+
+def rows(poisoned):
+    kinds = list(POISONS)
+    found = []
+    for number in range(1000):
+        row = {"id": number, "text": f"text {number}", "poison": None}
+        if poisoned and number % 100 == 50:
+            row["poison"] = kinds[number // 100 % len(kinds)]
+        found.append(row)
+    return found
+
+
+def preprocess(row):
+    poison = row["poison"]
+    if poison == "missing column":
+        return {"prompt": row["absent"]}
+    text = row["text"] * (1000 if poison == "over-long" else 1)
+    content = [{"type": "text", "text": text}]
+    if poison == "unreachable image":
+        content.append({"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}})
+    params = dict(PARAMS)
+    if poison == "bad schema":
+        params["structured_outputs"] = {"json": {"type": "no such type"}}
+    return {"messages": [{"role": "user", "content": content}], "sampling_params": params}
+
+
+def postprocess(row):
+    if row["poison"] == "user code":
+        raise LookupError("a fault of the user's")
+    return {"id": row["id"], "answer": row["generated_text"]}
+
+
+async def run(poisoned):
+    engine = SimulatedEngine(engine_kwargs={"max_model_len": 2000})
+    config = OpenVINOEngineProcessorConfig(engine=engine, prepare_multimodal_stage=True, should_continue_on_error=True)
+    stream = build_processor(config, preprocess, postprocess)(rows(poisoned))
+    return [row async for row in stream], stream.counts
+
+
+async def test_poison_costs_only_its_own_rows():
+    clean, _ = await run(poisoned=False)
+    found, counts = await run(poisoned=True)
+    assert [row["id"] for row in found] == list(range(1000))
+    bad = {row["id"]: row for row in found if row["status"] == "error"}
+    assert sorted(bad) == list(range(50, 1000, 100))
+    assert {tuple(row) for row in bad.values()} == {("id", "text", "poison", "status", "error")}
+    schema = ("type", "stage", "retryable", "message", "status", "body")
+    for row in bad.values():
+        assert tuple(row["error"]) == schema
+        stage, kind = POISONS[row["poison"]]
+        assert (row["error"]["stage"], row["error"]["type"]) == (stage, kind), row["error"]
+    assert [row for row in found if row["id"] not in bad] == [row for row in clean if row["id"] not in bad]
+    assert (counts.rows, counts.failed) == (1000, 10)
+    assert all(row["status"] == "ok" for row in clean)

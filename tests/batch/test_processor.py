@@ -1,0 +1,356 @@
+"""Processors over rows, with stages of the test's own."""
+
+import asyncio
+import threading
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
+from penstock.batch.stream import AHEAD_ROWS
+from penstock.errors import ConfigError, EngineTimeoutError, JobError, RequestError
+
+
+class Add:
+    """Adds a number; `log` is told of its life."""
+
+    def __init__(self, number=1, log=None):
+        self.number = number
+        self.log = log if log is not None else []
+
+    async def start(self):
+        self.log.append("start")
+
+    async def process(self, row):
+        if row["x"] == "poison":
+            raise RequestError("that is no number")
+        return {"x": row["x"] + self.number}
+
+    async def stop(self):
+        self.log.append("stop")
+
+
+class AddStage(StatefulStage):
+    fn = Add
+
+    def get_required_input_keys(self):
+        return {"x": "A number."}
+
+
+def numbers(count):
+    return [{"id": number, "x": number} for number in range(count)]
+
+
+def adding(*additions, config=None, **options):
+    config = config or ProcessorConfig()
+    return Processor(config, [AddStage(fn_constructor_kwargs={"number": n}) for n in additions], **options)
+
+
+async def all_of(stream):
+    return [row async for row in stream]
+
+
+async def test_rows_come_one_to_one_and_in_order():
+    found = await all_of(adding(1, 10)(numbers(500)))
+    assert found == [{"id": n, "x": n + 11} for n in range(500)]
+
+
+def test_equal_stages_are_all_there():
+    processor = adding(1, 10, 100)
+    assert processor.list_stage_names() == ["AddStage", "AddStage_2", "AddStage_3"]
+    assert processor.get_stage_by_name("AddStage_3").fn_constructor_kwargs == {"number": 100}
+    with pytest.raises(ValueError, match=r"Did you mean 'AddStage'"):
+        processor.get_stage_by_name("AddStag")
+    assert processor([{"x": 0}]).take_all() == [{"x": 111}]
+
+
+def test_a_plain_loop_needs_no_event_loop(tmp_path):
+    processor = adding(1)
+    assert [row["x"] for row in processor(numbers(3))] == [1, 2, 3]
+    assert processor(numbers(3)).take(2) == [{"id": 0, "x": 1}, {"id": 1, "x": 2}]
+    table = pa.table({"x": [1, 2]})
+    assert processor(table).take_all() == [{"x": 2}, {"x": 3}]
+    assert processor(pd.DataFrame({"x": [1, 2]})).take_all() == [{"x": 2}, {"x": 3}]
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"x": 5}\n')
+    assert processor(str(path)).take_all() == [{"x": 6}]
+    assert processor([]).take_all() == []
+
+
+def test_a_plain_loop_inside_an_event_loop():
+    async def main():
+        return adding(1)(numbers(2)).take_all()
+
+    assert asyncio.run(main()) == [{"id": 0, "x": 1}, {"id": 1, "x": 2}]
+
+
+async def test_preprocess_adds_columns_and_postprocess_makes_the_row():
+    processor = adding(1, preprocess=lambda row: {"x": row["id"] * 2}, postprocess=lambda row: {"y": row["x"], **row})
+    assert await all_of(processor([{"id": 4, "a": "b"}])) == [{"y": 9, "x": 9, "id": 4, "a": "b"}]
+
+
+async def test_a_slow_preprocess_leaves_the_loop_free():
+    gate = threading.Event()
+    asyncio.get_running_loop().call_soon(asyncio.get_running_loop().call_soon, gate.set)
+
+    def preprocess(row):
+        assert gate.wait(30)
+        return {}
+
+    assert len(await all_of(adding(1, preprocess=preprocess)(numbers(3)))) == 3
+
+
+async def test_preprocess_in_several_threads():
+    barrier = threading.Barrier(4)
+    options = {"preprocess": lambda row: {"at": barrier.wait(30)}, "preprocess_map_kwargs": {"concurrency": 4}}
+    table = pa.Table.from_pylist(numbers(4))
+    assert len(await all_of(adding(1, **options)(table))) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "stage", "kind", "message"),
+    [
+        ({"preprocess": lambda row: 1 // 0}, "preprocess", "user_code_error", "ZeroDivisionError"),
+        ({"preprocess": lambda row: 3}, "preprocess", "user_code_error", "preprocess gave a int, no dict"),
+        ({"postprocess": lambda row: row["y"]}, "postprocess", "user_code_error", "KeyError: 'y'"),
+        ({"postprocess": lambda row: None}, "postprocess", "user_code_error", "postprocess gave a NoneType"),
+    ],
+)
+async def test_errors_in_functions_name_their_stage(options, stage, kind, message):
+    with pytest.raises(JobError, match=f"row 0 failed at stage {stage}: {message}"):
+        await all_of(adding(1, **options)(numbers(3)))
+    kept = adding(1, config=ProcessorConfig(should_continue_on_error=True), **options)
+    (row,) = await all_of(kept([{"id": 7, "x": 1}]))
+    assert row["status"] == "error"
+    assert (row["id"], row["x"]) == (7, 1)
+    assert row["error"].keys() == {"type", "stage", "retryable", "message", "status", "body"}
+    assert (row["error"]["type"], row["error"]["stage"]) == (kind, stage)
+    assert message in row["error"]["message"]
+
+
+async def test_a_failing_row_spoils_no_other():
+    rows = numbers(100)
+    rows[40]["x"] = "poison"
+    rows[60] = {"id": 60}
+    config = ProcessorConfig(should_continue_on_error=True)
+    found = await all_of(adding(1, 1, config=config)(rows))
+    assert [row["id"] for row in found] == list(range(100))
+    assert [row["status"] for row in found].count("ok") == 98
+    assert found[0] == {"id": 0, "x": 2, "status": "ok", "error": None}
+    assert found[40]["error"]["message"] == "that is no number"
+    assert (found[60]["error"]["type"], found[60]["error"]["stage"]) == ("user_code_error", "AddStage")
+    with pytest.raises(JobError, match="row 40 failed at stage AddStage: that is no number"):
+        await all_of(adding(1, 1)(rows))
+
+
+class Counting:
+    """Notes how many rows it has at a time, and waits until all that it may have are there."""
+
+    def __init__(self, seen, full):
+        self.seen = seen
+        self.full = full
+        self.here = 0
+
+    async def process(self, row):
+        self.here += 1
+        self.seen.append((id(self), self.here))
+        if self.here == self.full["each"]:
+            self.full["workers"].add(id(self))
+        if len(self.full["workers"]) == self.full["count"]:
+            self.full["event"].set()
+        await self.full["event"].wait()
+        self.here -= 1
+        return {}
+
+
+@pytest.mark.parametrize(("concurrency", "batch_size", "count"), [(1, 4, 1), (3, 2, 3), ([1, 2], 5, 2)])
+async def test_concurrency_and_batch_size_are_honoured(concurrency, batch_size, count):
+    seen: list[tuple[int, int]] = []
+    full = {"each": batch_size, "count": count, "workers": set(), "event": asyncio.Event()}
+    kwargs = {"concurrency": concurrency, "batch_size": batch_size}
+    stage = StatefulStage(Counting, {"seen": seen, "full": full}, kwargs)
+    assert len(await all_of(Processor(ProcessorConfig(), [stage])(numbers(100)))) == 100
+    assert len({worker for worker, _ in seen}) == count
+    assert max(here for _, here in seen) == batch_size
+
+
+class Slow:
+    """A plain method, which runs in a thread."""
+
+    def process(self, row):
+        return {"thread": threading.get_ident()}
+
+
+async def test_a_plain_method_runs_off_the_loop():
+    (row,) = await all_of(Processor(ProcessorConfig(), [StatefulStage(Slow)])([{"x": 1}]))
+    assert row["thread"] != threading.get_ident()
+
+
+class Wrong:
+    async def process(self, row):
+        return [row]
+
+
+async def test_a_stage_that_gives_no_dict():
+    with pytest.raises(JobError, match="Wrong gave a list, no dict"):
+        await all_of(Processor(ProcessorConfig(), [StatefulStage(Wrong)])([{"x": 1}]))
+
+
+async def test_a_stage_that_cannot_be_made_or_started():
+    with pytest.raises(ConfigError, match=r"Add cannot be made: .* unexpected keyword argument 'nmber'"):
+        await all_of(Processor(ProcessorConfig(), [AddStage(None, {"nmber": 1})])(numbers(1)))
+
+    class Broken(Add):
+        async def start(self):
+            raise EngineTimeoutError("does not start")
+
+    log: list[str] = []
+    with pytest.raises(EngineTimeoutError, match="does not start"):
+        await all_of(Processor(ProcessorConfig(), [AddStage(None, {"log": log}), StatefulStage(Broken)])(numbers(1)))
+    assert log == ["start", "stop"]
+
+
+class Held:
+    """Lets through only rows whose number is free."""
+
+    def __init__(self, free, entered):
+        self.free = free
+        self.entered = entered
+
+    async def process(self, row):
+        self.entered.append(row["id"])
+        if row["id"] in self.free:
+            await self.free[row["id"]].wait()
+        return {}
+
+
+async def test_two_processors_stream_into_each_other():
+    """Row 0 is in the second while row 1,000 is in the first."""
+    first_seen: list[int] = []
+    second_seen: list[int] = []
+    gate = asyncio.Event()
+    config = ProcessorConfig(batch_size=2000)
+    first = Processor(config, [StatefulStage(Held, {"free": {1000: gate}, "entered": first_seen})])
+    second = Processor(config, [StatefulStage(Held, {"free": {0: gate}, "entered": second_seen})])
+    stream = second(first(numbers(1500)))
+    task = asyncio.create_task(all_of(stream))
+    while 1000 not in first_seen or 0 not in second_seen:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    assert not task.done()
+    gate.set()
+    assert [row["id"] for row in await task] == list(range(1500))
+
+
+async def test_order_done_lets_rows_overtake():
+    gate = asyncio.Event()
+    stage = StatefulStage(Held, {"free": {0: gate}, "entered": []})
+    found = []
+    async for row in Processor(ProcessorConfig(), [stage])(numbers(10), order="done"):
+        found.append(row["id"])
+        if len(found) == 9:
+            gate.set()
+    assert found[-1] == 0
+    assert sorted(found) == list(range(10))
+    with pytest.raises(ConfigError, match="order"):
+        adding(1)(numbers(1), order="any")
+
+
+async def test_leaving_early_stops_everything():
+    log: list[str] = []
+    read: list[int] = []
+
+    def endless():
+        for number in range(10**9):
+            read.append(number)
+            yield {"x": number}
+
+    processor = Processor(ProcessorConfig(), [AddStage(None, {"log": log})])
+    rows = aiter(processor(processor(endless())))
+    assert (await anext(rows))["x"] == 2
+    await rows.aclose()
+    assert log == ["start", "start", "stop", "stop"]
+    assert len(read) < 20000
+
+
+async def test_a_consumer_that_does_not_take_holds_up_the_rest():
+    read = []
+
+    async def source():
+        for number in range(100_000):
+            read.append(number)
+            yield {"x": number}
+
+    rows = aiter(adding(1)(source()))
+    await anext(rows)
+    before = -1
+    while before != len(read):  # until nothing moves any more
+        before = len(read)
+        for _ in range(1000):
+            await asyncio.sleep(0)
+    assert len(read) < 12 * AHEAD_ROWS  # those in the outbox, and two windows
+    assert (await anext(rows))["x"] == 2
+    await rows.aclose()
+
+
+async def test_cancelling_the_consumer_stops_the_stages():
+    log: list[str] = []
+    entered: list[int] = []
+    stages = [AddStage(None, {"log": log}), StatefulStage(Held, {"free": {0: asyncio.Event()}, "entered": entered})]
+    task = asyncio.create_task(all_of(Processor(ProcessorConfig(), stages)(numbers(10))))
+    while not entered:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert log == ["start", "stop"]
+
+
+# The builder
+class Mine(ProcessorConfig, frozen=True, kw_only=True):
+    number: int = 1
+
+
+def build_mine(config, doubled=False, **kwargs):
+    return adding(*[config.number] * (2 if doubled else 1), config=config, **kwargs)
+
+
+@pytest.fixture
+def registered():
+    ProcessorBuilder.register(Mine, build_mine)
+    yield
+    ProcessorBuilder.clear_registry()
+
+
+def test_a_processor_of_your_own(registered):
+    processor = build_processor(Mine(number=5), preprocess=lambda row: {"x": 1}, builder_kwargs={"doubled": True})
+    assert processor([{}]).take_all() == [{"x": 11}]
+    with pytest.raises(ConfigError, match="registered already"):
+        ProcessorBuilder.register(Mine, build_mine)
+
+
+def test_stages_can_be_overridden(registered):
+    def override(name, stage):
+        stage.fn_constructor_kwargs["number"] = 7
+
+    processor = ProcessorBuilder.build(Mine(), override)
+    assert processor([{"x": 0}]).take_all() == [{"x": 7}]
+
+
+def test_mistakes_in_building(registered):
+    with pytest.raises(ConfigError, match="give preprocess to build_processor itself"):
+        build_processor(Mine(), builder_kwargs={"preprocess": None})
+    ProcessorBuilder.clear_registry()
+    with pytest.raises(ConfigError, match="nothing builds a Mine"):
+        build_processor(Mine())
+    with pytest.raises(ConfigError, match="preprocess: must be a plain function"):
+        adding(1, preprocess=all_of)
+    with pytest.raises(ConfigError, match="preprocess_map_kwargs"):
+        adding(1, preprocess_map_kwargs={"concurrency": "many"})
+
+
+def test_the_columns_of_the_first_stage_are_logged(caplog):
+    with caplog.at_level("INFO", "penstock"):
+        adding(1).log_input_column_names()
+    assert "AddStage" in caplog.text
+    assert "x: A number." in caplog.text

@@ -1,0 +1,209 @@
+"""Processors in journaled jobs: what is written, what goes on after an end that was not chosen, what is refused."""
+
+import asyncio
+import csv
+import json
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import penstock
+from penstock.batch import (
+    OpenVINOEngineProcessorConfig,
+    Processor,
+    ProcessorConfig,
+    StatefulStage,
+    build_processor,
+    sinks,
+)
+from penstock.engines.simulated import SimulatedEngine
+from penstock.errors import ConfigError, JobError, JobMismatchError
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch):
+    monkeypatch.setattr(sinks, "PART_ROWS", 40)
+    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+
+
+class World:
+    """What a stage meets outside: it differs from run to run, and the job is the same."""
+
+    def __init__(self, seen=None, failing=(), gate=None):
+        self.seen = seen if seen is not None else []
+        self.failing = failing
+        self.gate = gate
+
+
+class Double:
+    def __init__(self, world):
+        self.seen = world.seen
+        self.failing = world.failing
+        self.gate = world.gate
+
+    async def process(self, row):
+        self.seen.append(row["id"])
+        if self.gate is not None and len(self.seen) > 100:
+            await self.gate.wait()
+        if row["id"] in self.failing:
+            raise ValueError("not this one")
+        return {"double": 2 * row["id"], "raw": bytes([row["id"] % 256])}
+
+
+def doubling(seen=None, keep=True, postprocess=None, preprocess=None, **kwargs):
+    stage = StatefulStage(Double, {"world": World(seen, **kwargs)})
+    return Processor(ProcessorConfig(should_continue_on_error=keep), [stage], preprocess, postprocess)
+
+
+def numbered(count=300):
+    return [{"id": n, "text": f"text {n}"} for n in range(count)]
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def run(source, output, processor, **options):
+    return await penstock.arun(source, output, processor=processor, progress=False, **options)
+
+
+async def test_in_memory():
+    result = await run(numbered(3), None, doubling(postprocess=lambda row: {"d": row["double"]}))
+    assert list(result.rows()) == [{"d": 2 * n, "status": "ok", "error": None} for n in range(3)]
+    assert result.counts.rows == 3
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
+async def test_every_form_of_output(tmp_path, name):
+    if name.endswith("/"):
+        (tmp_path / name).mkdir()
+    processor = doubling(failing=(7,), postprocess=lambda row: {"id": row["id"], "d": row["double"], "raw": row["raw"]})
+    result = await run(numbered(), tmp_path / name, processor)
+    assert result.counts.errors == {"user_code_error": 1}
+    if name == "out.jsonl":
+        found = lines(tmp_path / name)
+        assert found[8] == {"id": 8, "d": 16, "raw": "CA==", "status": "ok", "error": None}
+        assert found[7]["text"] == "text 7"
+    elif name == "out.csv":
+        rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
+        assert rows[7]["error.message"] == "ValueError: not this one"
+        assert (rows[8]["d"], rows[8]["status"]) == ("16", "ok")
+    else:
+        table = result.table()
+        assert table["d"].to_pylist() == [2 * n if n != 7 else None for n in range(300)]
+        assert table.schema.field("error").type.get_field_index("body") == 5
+        assert table["raw"].to_pylist()[8] == b"\x08"
+        assert table["error"].to_pylist()[7]["stage"] == "StatefulStage"
+
+
+async def test_input_types_pass_through(tmp_path):
+    table = pa.table({"id": pa.array(range(50), pa.int16()), "at": pa.array([datetime(2026, 1, 2)] * 50)})
+    await run(table, tmp_path / "out.parquet", doubling(keep=False))
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.schema.field("id").type == pa.int16()
+    assert found.column_names == ["id", "at", "double", "raw"]
+
+
+async def test_an_interrupted_job_goes_on(tmp_path):
+    seen: list[int] = []
+    gate = asyncio.Event()
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in numbered()))
+    clean = tmp_path / "clean.jsonl"
+    await run(source, clean, doubling(failing=(3,)))
+    output = tmp_path / "out.jsonl"
+    job = asyncio.create_task(run(source, output, doubling(seen, failing=(3,), gate=gate)))
+    while len(seen) < 110:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    job.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await job
+    before = len(seen)
+    again: list[int] = []
+    result = await run(source, output, doubling(again, failing=(3,)))
+    assert output.read_bytes() == clean.read_bytes()
+    assert result.counts.resumed >= 100
+    assert 300 <= before + len(again) < 350
+    assert (await run(source, output, doubling())).already_complete
+
+
+async def test_a_failure_ends_the_job_and_what_is_done_is_kept(tmp_path):
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(JobError, match="row 200 failed at stage StatefulStage: ValueError: not this one"):
+        await run(numbered(), output, doubling(keep=False, failing=(200,)))
+    seen: list[int] = []
+    await run(numbered(), output, doubling(seen, keep=False))
+    assert [row["double"] for row in lines(output)] == [2 * n for n in range(300)]
+    assert len(seen) < 250
+
+
+async def test_failed_rows_are_run_again(tmp_path):
+    output = tmp_path / "out.parquet"
+    await run(numbered(), output, doubling(failing=(5, 6)))
+    seen: list[int] = []
+    result = await run(numbered(), output, doubling(seen), retry_failed=True)
+    assert sorted(seen) == [5, 6]
+    assert result.counts.errors == {}
+    assert pq.read_table(output)["double"].to_pylist() == [2 * n for n in range(300)]
+
+
+async def test_another_processor_is_another_job(tmp_path):
+    output = tmp_path / "out.jsonl"
+    await run(numbered(), output, doubling(postprocess=lambda row: {"a": row["id"]}))
+    for other in (
+        doubling(postprocess=lambda row: {"b": row["id"]}),
+        doubling(preprocess=lambda row: {}),
+        Processor(ProcessorConfig(), []),
+    ):
+        with pytest.raises(JobMismatchError, match="belongs to a different job"):
+            await run(numbered(), output, other)
+    faster = doubling(postprocess=lambda row: {"a": row["id"]})
+    faster.stages["StatefulStage"].map_batches_kwargs["concurrency"] = 3
+    assert (await run(numbered(), output, faster)).already_complete
+
+
+@pytest.mark.parametrize("option", [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}])
+async def test_what_has_no_meaning_beside_a_processor(option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"{name}: has no meaning beside a processor"):
+        await run(numbered(1), None, doubling(), **option)
+
+
+async def test_a_processor_on_what_a_job_gave(tmp_path):
+    first = penstock.Job(numbered(10), tmp_path / "out.jsonl", processor=doubling(), progress=False)
+    found = [row async for row in doubling()(first)]
+    assert [row["double"] for row in found] == [2 * n for n in range(10)]
+    result = await first.arun()
+    assert len([row async for row in doubling()(result)]) == 10
+
+
+async def test_duplicates_of_an_engines_rows_survive_in_a_job(tmp_path):
+    engine = SimulatedEngine()
+    config = OpenVINOEngineProcessorConfig(engine=engine)
+    processor = build_processor(
+        config,
+        preprocess=lambda row: {"prompt": f"t {row['id'] % 7}", "sampling_params": {"temperature": 0}},
+        postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]},
+    )
+    result = await run(numbered(70), tmp_path / "out.jsonl", processor)
+    assert (result.counts.engine_calls, result.counts.deduplicated) == (7, 63)
+    found = lines(tmp_path / "out.jsonl")
+    assert [row["id"] for row in found] == list(range(70))
+    assert found[0]["text"] == found[7]["text"]
+
+
+# Time limits of rows
+async def test_a_row_that_hangs_becomes_an_error_row():
+    engine = SimulatedEngine(engine_kwargs={"hang_rate": 0.3, "max_num_seqs": 4})
+    source = numbered(40)
+    result = await penstock.arun(source, engine=engine, prompt="{text}", row_timeout=0.05, progress=False)
+    rows = list(result.rows())
+    hung = [row for row in rows if row["status"] == "error"]
+    assert 3 < len(hung) < 25
+    assert {row["error"]["type"] for row in hung} == {"engine_timeout"}
+    assert hung[0]["error"]["message"] == "the row was not answered within 0.05 s"
+    assert engine.running == 0
+    with pytest.raises(ConfigError, match="row_timeout: must be above 0"):
+        await penstock.arun(source, engine=engine, prompt="{text}", row_timeout=0, progress=False)
