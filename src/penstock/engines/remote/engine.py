@@ -21,6 +21,7 @@ from penstock.engines.remote.wire import chat_body, completion_body
 from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import (
     ConfigError,
+    ContextLengthError,
     EngineDeadError,
     EngineStartError,
     EngineTimeoutError,
@@ -309,6 +310,11 @@ class RemoteEngine(LLMEngine):
         if isinstance(request, CompletionRequest) and not request.prompt:
             raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        length, wanted = self.capabilities.context_length, request.sampling.max_tokens
+        if length and wanted is not None and wanted >= length:  # which some servers cut short without a word
+            raise ContextLengthError(
+                f"this model's context is {length} tokens; {wanted} for the answer leave no room", param="max_tokens"
+            )
 
     def _model(self, upstream: Upstream, adapter: str | None = None) -> str:
         model = upstream.model or self.model_source
