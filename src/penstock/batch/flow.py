@@ -23,6 +23,7 @@ from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
+from penstock.batch.garbage import collected_seldom
 from penstock.batch.journal import Journal, digest_key
 from penstock.batch.manifest import StreamSum
 from penstock.batch.replay import Replay, add_row, other_rows
@@ -92,6 +93,10 @@ class Flow:
 
     async def run(self) -> bool:
         """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
+        with collected_seldom():
+            return await self._run()
+
+    async def _run(self) -> bool:
         intake = asyncio.create_task(self._take_in())
         try:
             await self._over.wait()
@@ -270,6 +275,8 @@ class Flow:
             self._admit()
 
     async def _answer(self, row: Row) -> Outcome | None:
+        if self._row_timeout is None:
+            return await self._asker.outcome(row)
         try:
             async with asyncio.timeout(self._row_timeout) as limit:
                 return await self._asker.outcome(row)
@@ -278,7 +285,7 @@ class Flow:
                 raise
             error = EngineTimeoutError(f"the row was not answered within {self._row_timeout:g} s")
             outcome = self._form.failure(row, error, "engine", 1)
-            outcome.latency_ms = round(1000 * (self._row_timeout or 0), 3)
+            outcome.latency_ms = round(1000 * self._row_timeout, 3)
             return outcome
 
     # Out
