@@ -38,9 +38,7 @@ class Watched(SimulatedEngine):
 def watched(monkeypatch):
     import penstock.engines.base as base
 
-    monkeypatch.setattr(
-        base, "import_module", lambda name: __import__("types").SimpleNamespace(SimulatedEngine=Watched)
-    )
+    monkeypatch.setitem(base.ENGINES, "simulated", f"{__name__}:Watched")
     Watched.loaded, Watched.order = set(), []
 
 

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -101,10 +101,11 @@ class _Worker:
     async def start(self) -> None:
         await _called(self.instance, "start")
 
-    async def process(self, row: dict[str, Any]) -> Any:
+    def process(self, row: dict[str, Any]) -> Awaitable[Any]:
         if self._offload is None:
-            return await self.instance.process(row)
-        return await self._offload.submit(partial(self.instance.process, row))
+            asked: Awaitable[Any] = self.instance.process(row)
+            return asked
+        return self._offload.submit(partial(self.instance.process, row))
 
     async def stop(self) -> None:
         if self._offload is not None:
@@ -141,8 +142,7 @@ class Pipeline:
         """The stages, started, for as long as the context lasts."""
         try:
             await asyncio.gather(*(pool.start() for pool in self._pools))
-            # So many that every stage can be full at once. More would only wait for each other.
-            self.most_in_flight = sum(pool.capacity for pool in self._pools)
+            self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
             yield self
         finally:
             await asyncio.gather(*(pool.stop() for pool in self._pools))
