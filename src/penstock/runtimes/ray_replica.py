@@ -27,6 +27,7 @@ class LLMReplica:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, llm_config: LLMConfig, *, key: str, settings: Any
     ) -> None:
+        self._llm_config, self._key = llm_config, key
         server: Any = import_object(SERVER, "the Ray runtime's server")
         self._server = server(
             llm_config,
@@ -46,6 +47,10 @@ class LLMReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The true number of requests here."""
         return {ONGOING: float(self._server.ongoing)}
+
+    async def connection(self) -> tuple[LLMConfig, str]:
+        """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
+        return self._llm_config, self._key
 
     async def check_health(self) -> None:
         """Raise if Ray should replace the replica."""
