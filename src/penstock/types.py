@@ -53,7 +53,9 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.
 
     `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends one delta an answer,
-    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds.
+    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds. Requests of a lower
+    `priority` come first where the engine schedules by it. `kv_transfer_params` go to the engine's KV connector, if it
+    has one.
     """
 
     messages: list[Message]
@@ -67,6 +69,7 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
@@ -80,6 +83,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     stream: bool = True
     request_id: str = ""
     priority: int = 0
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
@@ -95,6 +99,13 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
 
     query: str
     documents: list[str]
+    request_id: str = ""
+
+
+class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
+    """Texts to sort into the model's classes."""
+
+    inputs: list[str]
     request_id: str = ""
 
 
@@ -136,7 +147,9 @@ class ToolCallPart(Struct, frozen=True, array_like=True):
 class Delta(Struct, frozen=True, array_like=True):
     """What one step added to one answer of a request.
 
-    The last delta of an answer has a `finish_reason` and that answer's `usage`.
+    The last delta of an answer has a `finish_reason` and that answer's `usage`. `reasoning` is what the model thought
+    before it answered, where the engine tells it from the answer. `kv_transfer_params` is what the engine's KV
+    connector wants another engine to be told.
     """
 
     index: int = 0
@@ -146,6 +159,8 @@ class Delta(Struct, frozen=True, array_like=True):
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     tool_calls: tuple[ToolCallPart, ...] = ()
+    reasoning: str = ""
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class Embeddings(Struct, frozen=True):
@@ -159,6 +174,22 @@ class Scores(Struct, frozen=True):
     """Relevance of each document to the query, in the documents' order; higher is closer."""
 
     scores: list[float]
+    usage: Usage = Usage()
+
+
+class Classification(Struct, frozen=True):
+    """One text's class, the likeliest one. `probabilities` has shape [classes]; `label` is the class's name, or its
+    number as text where the model names none.
+    """
+
+    label: str
+    probabilities: list[float]
+
+
+class Classifications(Struct, frozen=True):
+    """The class of each text, in the order of the inputs."""
+
+    items: list[Classification]
     usage: Usage = Usage()
 
 

@@ -304,4 +304,6 @@ class LLMServer(ControlPlane):
 def _make_engine(config: LLMConfig) -> LLMEngine:
     path = env.engine_cls()
     cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
-    return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+    lora = config.lora_config
+    needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
+    return cls(config.model_source, engine_kwargs={**needed, **config.engine_kwargs})

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.adapter_files import check_adapter
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
-from penstock.engines.openvino.adapter_files import check_adapter
 from penstock.engines.openvino.find_model import find_model
 from penstock.engines.openvino.messages import (
     Abort,
