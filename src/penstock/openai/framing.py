@@ -60,7 +60,7 @@ class ChatFramer:
         return b"".join(choice + start for choice in self._choice)
 
     def frame(self, delta: Delta) -> bytes:
-        if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls:
+        if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls and not delta.reasoning:
             # The path of nearly every token.
             return self._content[delta.index] + to_json(delta.text) + self._plain_tail if delta.text else b""
         return self._full(delta)
@@ -73,6 +73,8 @@ class ChatFramer:
 
     def _full(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
+        if delta.reasoning:
+            content["reasoning"] = delta.reasoning
         if delta.tool_calls:
             content["tool_calls"] = [_call_chunk(part) for part in delta.tool_calls]
         if self._usage is not None:

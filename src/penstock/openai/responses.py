@@ -56,6 +56,7 @@ class Answers:
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
+        self.reasoning: dict[int, str] = {}
         self._total = UsageTotal()
 
     def add(self, delta: Delta) -> None:
@@ -66,6 +67,8 @@ class Answers:
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
+        if delta.reasoning:
+            self.reasoning[index] = self.reasoning.get(index, "") + delta.reasoning
         if delta.tool_calls:
             calls = self.tool_calls.setdefault(index, [])
             for part in delta.tool_calls:
@@ -86,7 +89,7 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
     choices = [
         {
             "index": index,
-            "message": _message(text, answers.tool_calls.get(index)),
+            "message": _message(text, answers.tool_calls.get(index), answers.reasoning.get(index)),
             "logprobs": chat_logprobs(answers.logprobs.get(index)),
             "finish_reason": answers.reasons.get(index),
         }
@@ -166,11 +169,12 @@ def _packed(vector: Sequence[float]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _message(text: str, calls: Sequence[ToolCall] | None) -> dict[str, Any]:
+def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None) -> dict[str, Any]:
+    head = {"role": "assistant", **({"reasoning": reasoning} if reasoning else {})}
     if not calls:
-        return {"role": "assistant", "content": text}
+        return {**head, "content": text}
     return {
-        "role": "assistant",
+        **head,
         "content": text or None,
         "tool_calls": [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

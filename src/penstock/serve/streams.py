@@ -68,6 +68,8 @@ def joined(deltas: list[Delta]) -> Delta:
         last.finish_reason,
         last.usage,
         tuple(part for delta in deltas for part in delta.tool_calls),
+        "".join(delta.reasoning for delta in deltas),
+        last.kv_transfer_params,
     )
 
 
