@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.adapter_files import check_adapter
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.mailbox import Mailbox
-from penstock.engines.openvino.adapter_files import check_adapter
 from penstock.engines.openvino.find_model import check_tokenizer, find_model, stated_context_length
 from penstock.engines.openvino.messages import (
     Abort,
