@@ -111,20 +111,19 @@ async def bare(url: str, rows: int, concurrency: int) -> float:
 
 
 async def ours(url: str, rows: int, concurrency: int) -> float:
-    """The worker of the HTTP stage."""
-    from penstock.batch.http_request import HttpRequests
+    """The HTTP processor."""
+    from penstock.batch import HttpRequestProcessorConfig, build_processor
 
-    requests = HttpRequests(url, concurrency=concurrency)
-    await requests.start()
-
-    async def ask(payload: dict[str, Any]) -> None:
-        answer = await requests.process({"payload": payload})
-        assert answer["http_response"]["choices"]
-
-    try:
-        return await _in_parallel(payloads(rows), concurrency, ask)
-    finally:
-        await requests.stop()
+    config = HttpRequestProcessorConfig(url=url, batch_size=concurrency)
+    processor = build_processor(config, preprocess=lambda row: {"payload": row["payload"]})
+    data = [{"payload": payload} for payload in payloads(rows)]
+    began = time.perf_counter()
+    done = 0
+    async for row in processor(data):
+        assert row["http_response"]["choices"]
+        done += 1
+    assert done == rows
+    return time.perf_counter() - began
 
 
 def ray_data_llm(url: str, rows: int) -> float:
