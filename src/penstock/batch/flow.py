@@ -4,7 +4,7 @@
                    prepared    sorted     asked         journaled, in order, written
 
 `filling` gathers prepared rows. When the window has run out, what has gathered becomes the next window, sorted
-by prefix. `admit` keeps the engine full from the window. Everything is bounded: `filling` by the window's size,
+(see `admission`). `admit` keeps the engine full from the window. Everything is bounded: `filling` by the window's size,
 which grows, so that the first rows start at once; rows that were read and not yet written by `MAX_ROWS` and
 `MAX_BYTES`. A new window waits for
 those bounds, never a row of an opened one: the row that holds up the order may be among them.
@@ -17,7 +17,7 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable
 
-from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, by_prefix
+from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
@@ -263,7 +263,7 @@ class Flow:
         waiting = self._rows_inside - len(self._filling)
         if self._tasks and (waiting >= MAX_ROWS or self._bytes_inside - self._filling_bytes >= MAX_BYTES):
             return False
-        self._window.extend(by_prefix(self._filling))
+        self._window.extend(in_order(self._filling))
         self._filling = []
         self._filling_bytes = 0
         self._window_size = min(2 * self._window_size, LARGEST_WINDOW)

@@ -18,7 +18,6 @@ from penstock.batch.feed import read_ahead
 from penstock.batch.progress import duration
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Row
-from penstock.engines.token_engine import TokenEngine
 from penstock.errors import PenstockError
 from penstock.openai.tools import arguments_as_objects
 
@@ -113,6 +112,8 @@ def _fault_of(plan: Plan, row: Row) -> str | None:
 
 async def _count_tokens(plan: Plan, sample: list[Row], found: Forecast) -> None:
     """Count the prompts' tokens, where the engine's template and tokenizer are at hand."""
+    from penstock.engines.token_engine import TokenEngine
+
     engine = plan.engine
     if not sample or not isinstance(engine, TokenEngine) or not isinstance(plan.form, ColumnRequests):
         return
