@@ -40,6 +40,16 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         models = [_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]")) for n, entry in enumerate(entries)]
         return parse_options(cls, {**given, "llm_configs": models}, where)
 
+    @property
+    def lora_paths(self) -> dict[str, str]:
+        """Where adapters are found on demand, by model."""
+        loras = {config.model_id: config.lora_config for config in self.llm_configs}
+        return {
+            model_id: lora.dynamic_lora_loading_path
+            for model_id, lora in loras.items()
+            if lora is not None and lora.dynamic_lora_loading_path is not None
+        }
+
 
 def load_serving_args(path: str | Path) -> LLMServingArgs:
     """Read a YAML file in any of the forms above. Of several applications, all models are served together.

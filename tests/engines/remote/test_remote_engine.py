@@ -172,6 +172,23 @@ async def test_chunks_become_deltas(script):
     assert all(delta.usage is None and delta.finish_reason is None for delta in deltas[:-1])
 
 
+async def test_a_connection_serves_one_request_after_the_other(script):
+    connections = set()
+
+    async def answered(request):
+        connections.add(request.transport)
+        body = await request.json()
+        if body.get("stream"):
+            return await sse(chunk(content="yes"), chunk(reason="stop"))(request)
+        return web.json_response(SAID)
+
+    script.answers = [answered]
+    async with remote(script) as engine:
+        for request in [chat_request("hi"), whole()] * 3:
+            assert (await answer(engine, request)).texts[0] == "yes"
+    assert len(connections) == 1
+
+
 async def test_usage_in_the_last_chunk_is_read_too(script):
     """As llama.cpp's server sends it."""
     script.answers = [sse(chunk(content="yes"), {**chunk(reason="stop"), "usage": USAGE["usage"]})]

@@ -70,9 +70,9 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "c")
     taken: list[Any] = []
 
-    async def note(configs: Any, settings: Any, listening: Any, budget: Any) -> None:
+    async def note(args: Any, settings: Any, listening: Any, budget: Any) -> None:
         listening.close()
-        taken.extend([configs, settings, budget])
+        taken.extend([args.llm_configs, settings, budget])
 
     monkeypatch.setattr(commands, "_serve", note)
     monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)

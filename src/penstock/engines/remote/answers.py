@@ -1,4 +1,4 @@
-"""Answers of OpenAI-compatible servers as deltas: whole bodies, and chunks of a stream.
+"""Chats and completions of OpenAI-compatible servers as deltas: whole bodies, and chunks of a stream.
 
 Servers differ in what they leave out or add, so only what is needed is read, and little of that is required.
 """
@@ -13,17 +13,7 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.errors import UpstreamError
-from penstock.types import (
-    Delta,
-    Embeddings,
-    FinishReason,
-    Scores,
-    TokenLogprob,
-    ToolCallPart,
-    Transcription,
-    TranscriptionSegment,
-    Usage,
-)
+from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usage
 
 DONE = b"[DONE]"
 # In the text of an answer the quotes would be escaped, so these find nothing there.
@@ -40,12 +30,15 @@ class _Details(Struct):
     cached_tokens: int | None = None
 
 
-class _Usage(Struct):
+class UsageBody(Struct):
+    """`usage`, as far as the server tells it."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
     def neutral(self) -> Usage:
+        """As the engine's."""
         details = self.prompt_tokens_details or _Details()
         return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, details.cached_tokens or 0)
 
@@ -126,7 +119,7 @@ class _Completion(Struct):
     """A body, or a chunk."""
 
     choices: list[_Choice] = field(default_factory=list)
-    usage: _Usage | None = None
+    usage: UsageBody | None = None
     error: Any = None
 
 
@@ -288,104 +281,11 @@ def _parsed(body: bytes, where: str) -> _Completion:
     try:
         return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _not_ours(body, where, error) from None
+        raise not_openai(body, where, error) from None
 
 
-def _not_ours(body: bytes, where: str, error: Exception) -> UpstreamError:
+def not_openai(body: bytes, where: str, error: Exception) -> UpstreamError:
+    """The error for an answer that cannot be read."""
     return UpstreamError(
         f"{where} did not answer in OpenAI's form: {error}", http_status=200, body=body[:4096].decode(errors="replace")
     )
-
-
-# Everything else
-class _Vector(Struct):
-    embedding: list[float]
-    index: int | None = None
-
-
-class _Vectors(Struct):
-    data: list[_Vector]
-    usage: _Usage = field(default_factory=_Usage)
-
-
-class _Scored(Struct):
-    index: int
-    score: float | None = None
-    relevance_score: float | None = None
-
-
-class _ScoreData(Struct):
-    data: list[_Scored] = field(default_factory=list)
-    results: list[_Scored] = field(default_factory=list)
-    usage: _Usage = field(default_factory=_Usage)
-
-
-class _Segment(Struct):
-    start: float
-    end: float
-    text: str
-
-
-class _Speech(Struct):
-    text: str
-    segments: list[_Segment] | None = None
-    language: str | None = None
-    duration: float | None = None
-
-
-class _Ids(Struct):
-    tokens: list[int]
-
-
-class _Prompt(Struct):
-    prompt: str
-
-
-def embeddings(body: bytes, where: str, count: int) -> Embeddings:
-    """The answer of `/embeddings` to so many inputs."""
-    parsed = _as(_Vectors, body, where)
-    ordered = sorted(enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index)
-    if len(ordered) != count:
-        raise UpstreamError(f"{where} answered with {len(ordered)} vectors to {count} texts", http_status=200)
-    return Embeddings([vector.embedding for _, vector in ordered], parsed.usage.neutral())
-
-
-def scores(body: bytes, where: str, count: int) -> Scores:
-    """The answer of `/score` or `/rerank` to so many documents, in their order."""
-    parsed = _as(_ScoreData, body, where)
-    found: dict[int, float] = {}
-    for item in parsed.data or parsed.results:
-        value = item.score if item.score is not None else item.relevance_score
-        if value is not None:
-            found[item.index] = value
-    if sorted(found) != list(range(count)):
-        raise UpstreamError(f"{where} answered with {len(found)} scores to {count} documents", http_status=200)
-    return Scores([found[number] for number in range(count)], parsed.usage.neutral())
-
-
-def transcription(body: bytes, where: str) -> Transcription:
-    """The answer of `/audio/transcriptions`."""
-    parsed: _Speech = _as(_Speech, body, where)
-    segments = None
-    if parsed.segments is not None:
-        segments = tuple(TranscriptionSegment(one.start, one.end, one.text) for one in parsed.segments)
-    return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
-
-
-def token_ids(body: bytes, where: str) -> list[int]:
-    """The answer of `/tokenize`."""
-    ids: list[int] = _as(_Ids, body, where).tokens
-    return ids
-
-
-def prompt(body: bytes, where: str) -> str:
-    """The answer of `/detokenize`."""
-    text: str = _as(_Prompt, body, where).prompt
-    return text
-
-
-def _as(form: type[Any], body: bytes, where: str) -> Any:
-    try:
-        return msgspec.json.decode(body, type=form, strict=False)  # OpenAI's API has sent a number as text
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _not_ours(body, where, error) from None
