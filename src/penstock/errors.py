@@ -24,6 +24,7 @@ PenstockError
 ├── EngineError              the engine failed
 │   ├── EngineStartError     it could not be loaded
 │   ├── EngineDeadError      its process ended
+│   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
 │   ├── EngineTimeoutError   it did not answer in time
 │   ├── OverloadedError      its queue is full
 │   │   └── TooManyRequestsError  the server answers as many requests as it may
@@ -231,6 +232,10 @@ class EngineDeadError(EngineError):
     status = 503
     retryable = True
     kind = "engine_dead"
+
+
+class ReplicaLostError(EngineDeadError):
+    """A replica on another machine or in another process cannot be reached, or went away in the middle of an answer."""
 
 
 class EngineTimeoutError(EngineError):

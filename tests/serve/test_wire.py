@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from penstock.errors import ReplicaLostError
 from penstock.serve import wire
-from penstock.serve.wire import Address, ReplicaLostError
+from penstock.serve.wire import Address
 
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"

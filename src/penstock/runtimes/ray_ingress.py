@@ -19,6 +19,7 @@ from penstock.runtimes.ray_state import ClusterStore
 MODEL = "penstock.serve.remote_model:RemoteModel"
 SERVER = "penstock.serve.http_server:HttpServer"
 LISTEN = "penstock.serve.http_server:listen"
+COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ADDRESS = "penstock.serve.http_server:address"
 
 
@@ -63,6 +64,7 @@ class LLMIngress:
             self._url = import_object(ADDRESS, "listen")(listening)
             self._front = import_object(SERVER, "listen")(self._own_app, listening)
             self._serving = asyncio.create_task(self._front.run([], signals=False))
+        import_object(COLLECT_SELDOM, "the Ray runtime")()
 
     def __serve_build_asgi_app__(self) -> Any:
         return self._own_app

@@ -15,6 +15,7 @@ from penstock.runtimes.ray_state import ClusterStore
 SERVER = "penstock.serve.replica:ReplicaServer"
 """What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
 
+COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ONGOING = "running_requests"
 """The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
 
@@ -27,6 +28,7 @@ class LLMReplica:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, llm_config: LLMConfig, *, key: str, settings: Any
     ) -> None:
+        self._llm_config, self._key = llm_config, key
         server: Any = import_object(SERVER, "the Ray runtime's server")
         self._server = server(
             llm_config,
@@ -37,6 +39,7 @@ class LLMReplica:
             desired=ClusterStore(key, llm_config.model_id),
         )
         await self._server.start()
+        import_object(COLLECT_SELDOM, "the Ray runtime")()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Where the replica is, for every handle's router."""
@@ -46,6 +49,10 @@ class LLMReplica:
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The true number of requests here."""
         return {ONGOING: float(self._server.ongoing)}
+
+    async def connection(self) -> tuple[LLMConfig, str]:
+        """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
+        return self._llm_config, self._key
 
     async def check_health(self) -> None:
         """Raise if Ray should replace the replica."""

@@ -16,6 +16,7 @@ from penstock.errors import (
     EngineDeadError,
     EngineTimeoutError,
     PenstockError,
+    ReplicaLostError,
     UnavailableError,
     UnsupportedError,
     by_kind,
@@ -30,7 +31,7 @@ from penstock.serve.replicas import ReplicaInfo, Replicas
 from penstock.serve.routing.base import RouteRequest, RoutingPolicy
 from penstock.serve.routing.configured import configured_policy
 from penstock.serve.routing.prefix_tree import byte_blocks
-from penstock.serve.wire import Address, Headers, ReplicaLostError, Reply
+from penstock.serve.wire import Address, Headers, Reply
 from penstock.types import (
     ChatRequest,
     CompletionRequest,

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import cast
 
-from penstock.errors import PenstockError
+from penstock.errors import ReplicaLostError
 
 CONNECT_TIMEOUT_S = 5.0
 MOST_HELD = 1 << 20
@@ -20,10 +20,6 @@ MOST_IDLE = 256
 """Idle connections kept to one replica."""
 
 Headers = Iterable[tuple[str, str]]
-
-
-class ReplicaLostError(PenstockError):
-    """The replica cannot be reached, or went away in the middle of an answer. Told on as something better."""
 
 
 class Reply:

@@ -12,7 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.errors import ClientGoneError, EngineDeadError, PenstockError, RequestError
+from penstock.errors import ClientGoneError, EngineDeadError, PenstockError, ReplicaLostError, RequestError
 from penstock.openai.framing import DONE, data, event
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
@@ -20,7 +20,7 @@ from penstock.serve.exchange import Exchange
 from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
 from penstock.serve.limits import decode_json, read_body, read_json_bytes
 from penstock.serve.remote_model import RemoteModel
-from penstock.serve.wire import ReplicaLostError, Reply
+from penstock.serve.wire import Reply
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
 _PASSED_BACK = frozenset({"content-type", "content-length", "cache-control", "retry-after", "x-accel-buffering"})
