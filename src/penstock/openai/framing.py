@@ -62,7 +62,7 @@ class ChatFramer:
     def frame(self, delta: Delta) -> bytes:
         if delta.chunks:
             forwarded = self._head + (b"\n\n" + self._head).join(delta.chunks) + b"\n\n"
-            if not delta.text and delta.finish_reason is None and not delta.tool_calls:
+            if delta.finish_reason is None and not (delta.text or delta.tool_calls or delta.reasoning):
                 return forwarded
             return forwarded + self.frame(msgspec.structs.replace(delta, chunks=()))
         if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls and not delta.reasoning:

@@ -11,6 +11,8 @@ import pytest
 import penstock
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import JobError
+from penstock.testing import GREEDY, answer
+from penstock.types import CompletionRequest
 from scripted_api import penstock_serve, simulated
 
 ROWS = [{"text": f"row {number}"} for number in range(40)]
@@ -172,6 +174,14 @@ async def _idle(client, upstream):
     """Whether the server has counted a request that its client left."""
     text = (await client.get(upstream.removesuffix("/v1") + "/metrics")).text
     return any('status="499"' in line for line in text.splitlines())
+
+
+async def test_a_prompt_that_a_template_has_made_is_understood(upstream):
+    engine = RemoteEngine("sim", engine_kwargs={"base_url": upstream})
+    await engine.start()
+    made = [await answer(engine, CompletionRequest("x", GREEDY, special_tokens=own)) for own in (True, False)]
+    await engine.stop()
+    assert made[0].texts == made[1].texts  # the simulated tokenizer has none to add
 
 
 async def test_hundreds_of_requests_through_a_few_connections(upstream):

@@ -57,6 +57,8 @@ class _Call(Struct):
 class _Message(Struct):
     content: str | list[Any] | None = None
     refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None  # DeepSeek's name, and once vLLM's
     tool_calls: list[_Call] | None = None
 
     @property
@@ -121,6 +123,7 @@ class _Completion(Struct):
     choices: list[_Choice] = field(default_factory=list)
     usage: UsageBody | None = None
     error: Any = None
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 _decode = msgspec.json.Decoder(_Completion).decode
@@ -137,7 +140,11 @@ def whole(body: bytes, where: str) -> list[Delta]:
     for choice in sorted(parsed.choices, key=lambda choice: choice.index):
         delta = _delta(choice)
         reason = _reason(choice.finish_reason) or "stop"
-        deltas.append(msgspec.structs.replace(delta, finish_reason=reason, usage=usage))
+        deltas.append(
+            msgspec.structs.replace(
+                delta, finish_reason=reason, usage=usage, kv_transfer_params=parsed.kv_transfer_params
+            )
+        )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
     return deltas
 
@@ -183,11 +190,14 @@ class StreamReader:
                 reason = _reason(choice.finish_reason)
                 if reason is not None:
                     self._missing -= 1
-                    self._finishing.append(msgspec.structs.replace(delta, finish_reason=reason))
+                    told = chunk.kv_transfer_params
+                    self._finishing.append(
+                        msgspec.structs.replace(delta, finish_reason=reason, kv_transfer_params=told)
+                    )
                 elif self._forward and not self._head and self._learn_head(event):
-                    if delta.text or delta.tool_calls or delta.logprobs:
+                    if _says(delta):
                         forwarded.append(event[len(self._head) :])
-                elif delta.text or delta.tool_calls or delta.logprobs:
+                elif _says(delta):
                     self._forward = False  # once read, always read: forwarded chunks come before text
                     _add(found, delta)
         if forwarded:
@@ -251,7 +261,14 @@ def _add(found: list[Delta], delta: Delta) -> None:
     logprobs = last.logprobs
     if delta.logprobs is not None:
         logprobs = (*(logprobs or ()), *delta.logprobs)
-    found[-1] = Delta(delta.index, last.text + delta.text, logprobs=logprobs)
+    found[-1] = Delta(
+        delta.index, last.text + delta.text, logprobs=logprobs, reasoning=last.reasoning + delta.reasoning
+    )
+
+
+def _says(delta: Delta) -> bool:
+    """Whether there is anything in it."""
+    return bool(delta.text or delta.tool_calls or delta.logprobs or delta.reasoning)
 
 
 def _delta(choice: _Choice) -> Delta:
@@ -270,7 +287,8 @@ def _delta(choice: _Choice) -> Delta:
             for number, call in enumerate(message.tool_calls)
         )
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None  # vLLM's; it may be a token id
-    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop)
+    reasoning = (message.reasoning or message.reasoning_content or "") if message is not None else ""
+    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 
 
 def _reason(given: str | None) -> FinishReason | None:

@@ -35,6 +35,8 @@ from penstock.http.client import endpoint, form
 from penstock.http.retries import RetryPolicy, retried
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -145,6 +147,15 @@ class RemoteEngine(LLMEngine):
             return {"model": self._model(upstream), "query": request.query, "documents": request.documents}
 
         return await self._scores("rerank", "/rerank", request, body)
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), "input": request.inputs}
+
+        def read(reply: bytes, where: str) -> Classifications:
+            return task_answers.classifications(reply, where, len(request.inputs))
+
+        return await self._call("classify", "//classify", body, read, request.request_id)
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         def body(upstream: Upstream) -> dict[str, Any]:

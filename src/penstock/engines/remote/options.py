@@ -14,7 +14,17 @@ from penstock.errors import ConfigError
 Positive = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
-Task = Literal["chat", "completions", "embeddings", "score", "rerank", "transcriptions", "tokenize", "detokenize"]
+Task = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "classify",
+    "score",
+    "rerank",
+    "transcriptions",
+    "tokenize",
+    "detokenize",
+]
 
 
 class UpstreamOptions(Struct, frozen=True, kw_only=True):

@@ -9,7 +9,15 @@ from msgspec import Struct, field
 
 from penstock.engines.remote.answers import UsageBody, not_openai
 from penstock.errors import UpstreamError
-from penstock.types import Embeddings, Scores, Transcription, TranscriptionSegment, Usage
+from penstock.types import (
+    Classification,
+    Classifications,
+    Embeddings,
+    Scores,
+    Transcription,
+    TranscriptionSegment,
+    Usage,
+)
 
 
 class _Vector(Struct):
@@ -31,6 +39,16 @@ class _Scored(Struct):
 class _ScoreData(Struct):
     data: list[_Scored] = field(default_factory=list)
     results: list[_Scored] = field(default_factory=list)
+    usage: UsageBody = field(default_factory=UsageBody)
+
+
+class _Class(Struct):
+    label: str | None = None
+    probs: list[float] = field(default_factory=list)
+
+
+class _Classes(Struct):
+    data: list[_Class]
     usage: UsageBody = field(default_factory=UsageBody)
 
 
@@ -75,6 +93,18 @@ def scores(body: bytes, where: str, count: int) -> Scores:
     if sorted(found) != list(range(count)):
         raise UpstreamError(f"{where} answered with {len(found)} scores to {count} documents", http_status=200)
     return Scores([found[number] for number in range(count)], parsed.usage.neutral())
+
+
+def classifications(body: bytes, where: str, count: int) -> Classifications:
+    """The answer of vLLM's `/classify` to so many texts."""
+    parsed: _Classes = _as(_Classes, body, where)
+    if len(parsed.data) != count:
+        raise UpstreamError(f"{where} answered with {len(parsed.data)} classes to {count} texts", http_status=200)
+    items = []
+    for one in parsed.data:
+        likeliest = max(range(len(one.probs)), key=one.probs.__getitem__, default=0)
+        items.append(Classification(one.label if one.label is not None else str(likeliest), one.probs))
+    return Classifications(items, parsed.usage.neutral())
 
 
 def transcription(body: bytes, where: str) -> Transcription:
