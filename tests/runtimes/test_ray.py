@@ -70,7 +70,7 @@ def cluster() -> Iterator[Any]:
 @contextmanager
 def deployed(*models: dict[str, Any], build: Any = build_dev_openai_app, **options: Any) -> Iterator[httpx.Client]:
     """These models behind an ingress; gives a client of its own port."""
-    app = build({"llm_configs": list(models), **options}, listen=("127.0.0.1", 0))
+    app = build({"llm_configs": list(models), "listen": "127.0.0.1:0", **options})
     try:
         handle = serve.run(app, name="app", route_prefix="/")
         with httpx.Client(base_url=handle.url.remote().result(), timeout=PATIENCE_S) as client:
@@ -134,6 +134,7 @@ def test_three_models_scale_to_zero_and_a_broken_one_harms_nobody() -> None:
         assert ask(client, "plain").status_code == 200
         assert [running(name) for name in names] == [1, 0, 0]
         answer = ask(client, "demo")
+        assert answer.status_code == 200, answer.text
         assert json.loads(answer.json()["choices"][0]["message"]["content"])["category"] == "refund"
         assert running("demo") == 1
 
@@ -160,7 +161,7 @@ def test_scaling_sees_the_requests_that_ray_does_not_carry() -> None:
     with deployed(model("m", slow, autoscaling_config=scaling)) as client:
 
         async def stream(asking: httpx.AsyncClient) -> int:
-            body = {"model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 150, "ignore_eos": True}
+            body = {"model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 250, "ignore_eos": True}
             answer = await asking.post("/v1/chat/completions", json=body)
             assert answer.text.endswith("data: [DONE]\n\n")
             return answer.text.count('"content":') - 1  # without the role's
@@ -174,9 +175,9 @@ def test_scaling_sees_the_requests_that_ray_does_not_carry() -> None:
                     most = max(most, await asyncio.to_thread(running, "m"))
                 return [await one for one in streams], most
 
-        # Six seconds of streams on a model that goes after one idle second: none is cut, and a second replica comes.
+        # Ten seconds of streams on a model that goes after one idle second: none is cut, and a second replica comes.
         counts, most = asyncio.run(load())
-        assert counts == [150] * 8
+        assert counts == [250] * 8
         assert most == 2
         until(lambda: running("m") == 0)
 
@@ -288,12 +289,12 @@ def test_options_of_a_deployment() -> None:
     app = build_llm_deployment(
         model("org/m.1", num_replicas=3, max_ongoing_requests=7),
         name_prefix="mine:",
-        override_serve_options={"max_replicas_per_node": 2},
+        override_serve_options={"max_queued_requests": 2},
     )
     deployment = app._bound_deployment
     assert deployment.name == "mine:org--m_1"
     assert deployment.num_replicas == 3
-    assert deployment._replica_config.max_replicas_per_node == 2
+    assert deployment._deployment_config.max_queued_requests == 2
     with pytest.raises(ConfigError, match="Did you mean 'round_robin'"):
         build_llm_deployment(model("m", request_router_config={"request_router_class": "round_robbin"}))
     with pytest.raises(ConfigError, match="two models"):

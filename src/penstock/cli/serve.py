@@ -155,15 +155,16 @@ async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any, b
 
 
 def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
+    from msgspec import structs
+
     from penstock import lazy
     from penstock.serve.http_server import address
 
     cluster = lazy.require("penstock.runtimes.ray_cluster", needed_by="The Ray runtime")
-    host, port = listening.getsockname()[:2]
     url = address(listening)
     listening.close()  # it has told that the port is free; the ingress takes it
-    model = args.llm_configs[0].model_id
-    cluster.run(args, settings, (host, port), on_listening=lambda: _announce(url, model, settings))
+    args = structs.replace(args, listen=url.removeprefix("http://"), http=settings)
+    cluster.run(args, on_listening=lambda: _announce(url, args.llm_configs[0].model_id, settings))
 
 
 def _announce(url: str, model: str, settings: HttpSettings) -> None:

@@ -51,15 +51,7 @@ def build_deployment(
     return deployment.bind(llm_config=config, key=key or new_key(), settings=settings, **(bind_kwargs or {}))
 
 
-def build_application(
-    args: LLMServingArgs,
-    *,
-    settings: HttpSettings,
-    name_prefix: str | None = None,
-    bind_kwargs: Mapping[str, Any] | None = None,
-    override_serve_options: Mapping[str, Any] | None = None,
-    listen: tuple[str, int] | None = None,
-) -> Application:
+def build_application(args: LLMServingArgs) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
     key = new_key()
     deployments: dict[str, Application] = {}
@@ -70,14 +62,7 @@ def build_application(
                 field="model_loading_config.model_id",
                 value=config.model_id,
             )
-        deployments[config.model_id] = build_deployment(
-            config,
-            settings=settings,
-            key=key,
-            name_prefix=name_prefix,
-            bind_kwargs=bind_kwargs,
-            override_serve_options=override_serve_options,
-        )
+        deployments[config.model_id] = build_deployment(config, settings=args.http, key=key)
     card: Any = import_object(CARD, "the model's card")
     cards = {
         config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
@@ -103,8 +88,8 @@ def build_application(
         ingress_cls=cls,
         ingress_extra_kwargs=extra,
         key=key,
-        settings=settings,
-        listen=listen,
+        settings=args.http,
+        listen=args.listen_address,
     )
 
 

@@ -18,7 +18,6 @@ from penstock.runtimes.ray import build_application
 
 if TYPE_CHECKING:
     from penstock.serve.serving_args import LLMServingArgs
-    from penstock.serve.settings import HttpSettings
 
 APP = "penstock"
 INGRESS_TIMEOUT_S = 120.0
@@ -26,13 +25,7 @@ OBJECT_STORE_BYTES = 128 * 2**20
 """Of a cluster of our own: nothing big passes through it."""
 
 
-def run(
-    args: LLMServingArgs,
-    settings: HttpSettings,
-    listen: tuple[str, int],
-    *,
-    on_listening: Callable[[], None] = lambda: None,
-) -> None:
+def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
     """Serve until a SIGTERM or SIGINT; then requests under way may finish, and the application goes. A cluster that was
     started for it goes too. Raises `EngineStartError` if the ingress cannot be deployed.
     """
@@ -41,7 +34,7 @@ def run(
     previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     own = not _connect()
     try:
-        application = build_application(args, settings=settings, listen=listen)
+        application = build_application(args)
         serve.start(proxy_location="Disabled")  # clients come to the ingress itself
         try:
             serve.run_many([serve.RunTarget(application, APP)], wait_for_applications_running=False)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
+from msgspec import structs
 
 from penstock import lazy
 from penstock.errors import ConfigError
@@ -44,35 +44,19 @@ def build_llm_deployment(
     )
 
 
-def build_openai_app(
-    builder_config: Given,
-    *,
-    name_prefix: str | None = None,
-    bind_kwargs: Mapping[str, Any] | None = None,
-    override_serve_options: Mapping[str, Any] | None = None,
-    settings: HttpSettings | None = None,
-    listen: tuple[str, int] | None = None,
-) -> Any:
+def build_openai_app(builder_config: Given) -> Any:
     """Models behind an OpenAI-compatible ingress, as a Ray Serve application for `serve.run` or an `import_path`.
 
-    With `listen`, a host and a port, the ingress also listens itself, which spares requests the way through Ray's
-    proxy. The other arguments are those of `build_llm_deployment`, for every model. Raises `ConfigError`, and
-    `MissingExtraError` without Ray.
+    With `listen` the ingress also listens itself, which spares requests the way through Ray's proxy. Raises
+    `ConfigError`, and `MissingExtraError` without Ray.
     """
-    return _ray().build_application(
-        _args(builder_config),
-        settings=settings or HttpSettings(),
-        name_prefix=name_prefix,
-        bind_kwargs=bind_kwargs,
-        override_serve_options=override_serve_options,
-        listen=listen,
-    )
+    return _ray().build_application(_args(builder_config))
 
 
-def build_dev_openai_app(builder_config: Given, *, settings: HttpSettings | None = None, **options: Any) -> Any:
+def build_dev_openai_app(builder_config: Given) -> Any:
     """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` and so on."""
-    settings = msgspec.structs.replace(settings or HttpSettings(), dev=True)
-    return build_openai_app(builder_config, settings=settings, **options)
+    args = _args(builder_config)
+    return _ray().build_application(structs.replace(args, http=structs.replace(args.http, dev=True)))
 
 
 def _args(given: Given) -> LLMServingArgs:
