@@ -69,6 +69,7 @@ def _connect() -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",
+        _node_ip_address="127.0.0.1",  # nobody else is to join it, or to reach its ports
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
