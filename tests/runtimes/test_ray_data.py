@@ -37,7 +37,6 @@ def cluster() -> Iterator[None]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(
         address="local",
-        _node_ip_address="127.0.0.1",
         num_cpus=12,
         object_store_memory=100 * 2**20,
         include_dashboard=False,

@@ -34,7 +34,8 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
     previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     own = not _connect()
     try:
-        application = build_application(args)
+        # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
+        application = build_application(args, replica_host="127.0.0.1" if own else None)
         serve.start(proxy_location="Disabled")  # clients come to the ingress itself
         try:
             serve.run_many([serve.RunTarget(application, APP)], wait_for_applications_running=False)
@@ -69,7 +70,6 @@ def _connect() -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",
-        _node_ip_address="127.0.0.1",  # nobody else is to join it, or to reach its ports
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
