@@ -60,7 +60,7 @@ def run_side(side: str, url: str, rows: int) -> None:
     if side == PEER:
         from ray.data.llm import HttpRequestProcessorConfig, build_processor
     else:
-        from penstock.batch import (  # type: ignore[assignment]
+        from penstock.batch import (
             HttpRequestProcessorConfig,
             build_processor,
         )
