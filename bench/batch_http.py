@@ -111,20 +111,18 @@ async def bare(url: str, rows: int, concurrency: int) -> float:
 
 
 async def ours(url: str, rows: int, concurrency: int) -> float:
-    """The worker of the HTTP stage."""
-    from penstock.batch.http_request import HttpRequests
+    """The HTTP processor, its rows read as they come."""
+    from penstock.batch import HttpRequestProcessorConfig, build_processor
 
-    requests = HttpRequests(url, concurrency=concurrency)
-    await requests.start()
-
-    async def ask(payload: dict[str, Any]) -> None:
-        answer = await requests.process({"payload": payload})
-        assert answer["http_response"]["choices"]
-
-    try:
-        return await _in_parallel(payloads(rows), concurrency, ask)
-    finally:
-        await requests.stop()
+    processor = build_processor(HttpRequestProcessorConfig(url=url, batch_size=concurrency))
+    answered = 0
+    began = time.perf_counter()
+    async for row in processor({"payload": payload} for payload in payloads(rows)):
+        assert row["http_response"]["choices"]
+        answered += 1
+    seconds = time.perf_counter() - began
+    assert answered == rows
+    return seconds
 
 
 def ray_data_llm(url: str, rows: int) -> float:

@@ -231,3 +231,31 @@ def test_a_producer_that_holds_the_pipe_does_no_harm(folder):
     os.close(writing)
     os.close(reading)
     assert (done.returncode, len(rows_of(done.stdout))) == (0, 3), done.stderr
+
+
+def test_plan(folder):
+    done = penstock("plan", "in.jsonl", *SIMULATED, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"20 rows\n")
+    found = json.loads(penstock("plan", "in.jsonl", *SIMULATED, "--json", "--trial", 4, cwd=folder).stdout)
+    assert (found["rows"], found["tried"]) == (20, 4)
+    assert sorted(path.name for path in folder.iterdir()) == ["in.jsonl"]
+
+
+def test_policies_and_limits_of_a_run(tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(DAMAGED)
+    run = ("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED)
+    done = penstock(*run, "--on-error", "skip", "--on-error", "invalid_request_error=keep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    statuses = [row["status"] for row in rows_of((tmp_path / "out.jsonl").read_bytes())]
+    assert statuses == ["ok", "error", "ok", "ok"]
+    done = penstock(*run, "--fresh", "--max-tokens-total", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert b"max_tokens_total is 1" in done.stderr
+    done = penstock(
+        *run, "--fresh", "--dead-letter", "bad.jsonl", "--deadline", "1h", "--row-timeout", 60, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of((tmp_path / "bad.jsonl").read_bytes())) == 3
+    done = penstock(*run, "--fresh", "--on-error", "drop", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)

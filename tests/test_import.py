@@ -32,3 +32,53 @@ def test_public_names() -> None:
         "arun",
         "run",
     ]
+
+
+EVERY_BATCH_NAME = "from penstock import batch; [getattr(batch, name) for name in batch.__all__]"
+NOT_FOR_CONFIGURATIONS = {"transformers", "torch", "vllm", "sglang", "ray", "pyarrow", "openvino", "openvino_genai"}
+
+
+def test_every_name_of_batch_is_light() -> None:
+    assert modules_added(EVERY_BATCH_NAME) & set(HEAVY) == set()
+
+
+def test_a_processor_is_built_without_what_it_does_not_use() -> None:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({sorted(NOT_FOR_CONFIGURATIONS)!r})); "
+    http = (
+        "from penstock.batch import HttpRequestProcessorConfig, build_processor; "
+        "build_processor(HttpRequestProcessorConfig(url='http://127.0.0.1/'))"
+    )
+    modules_added(blocked + http)  # raises if one of them is asked for
+    engine = (
+        "from penstock.batch import vLLMEngineProcessorConfig, build_processor; "
+        "build_processor(vLLMEngineProcessorConfig(model_source='m'))"
+    )
+    assert modules_added(blocked + engine) & set(HEAVY) <= NOT_FOR_CONFIGURATIONS  # which are no more than names here
+
+
+def test_names_of_batch() -> None:
+    from penstock import batch
+
+    assert vars(batch)["__all__"] == [
+        "ChatTemplateStageConfig",
+        "Counts",
+        "DetokenizeStageConfig",
+        "Forecast",
+        "HttpRequestProcessorConfig",
+        "HttpRequestStageConfig",
+        "Job",
+        "JobInterrupted",
+        "OpenVINOEngineProcessorConfig",
+        "PrepareMultimodalStageConfig",
+        "Processor",
+        "ProcessorBuilder",
+        "ProcessorConfig",
+        "RowStream",
+        "RunResult",
+        "SGLangEngineProcessorConfig",
+        "ServeDeploymentProcessorConfig",
+        "StatefulStage",
+        "TokenizerStageConfig",
+        "build_processor",
+        "vLLMEngineProcessorConfig",
+    ]

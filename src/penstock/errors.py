@@ -2,6 +2,7 @@
 
 PenstockError
 ├── ConfigError              a field of a configuration is wrong; names field, value and nearest valid one
+│   └── UnknownStageError    a processor has no stage of that name (also a ValueError)
 ├── MissingExtraError        an optional package is not installed; names the pip command (also an ImportError)
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
@@ -68,6 +69,12 @@ class ConfigError(PenstockError):
         self.field = field
         self.value = value
         self.hint = hint
+
+
+class UnknownStageError(ConfigError, ValueError):
+    """A processor has no stage of that name. Users of `ray.data.llm` catch it as a `ValueError`."""
+
+    kind = "unknown_stage"
 
 
 class MissingExtraError(PenstockError, ImportError):

@@ -66,8 +66,9 @@ def test_a_type_of_your_own():
         where: str
 
     assert Mine(where="x", batch_size=3).batch_size == 3
+    wrong: dict = {"were": "x"}
     with pytest.raises(ConfigError, match=r"unknown key 'were'. Did you mean 'where'"):
-        Mine(**{"were": "x"})
+        Mine(**wrong)
 
 
 def test_a_stage_field():

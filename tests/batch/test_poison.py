@@ -32,7 +32,7 @@ def preprocess(row):
     content = [{"type": "text", "text": text}]
     if poison == "unreachable image":
         content.append({"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x.png"}})
-    params = dict(PARAMS)
+    params: dict = dict(PARAMS)
     if poison == "bad schema":
         params["structured_outputs"] = {"json": {"type": "no such type"}}
     return {"messages": [{"role": "user", "content": content}], "sampling_params": params}

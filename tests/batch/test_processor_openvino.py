@@ -42,8 +42,9 @@ async def test_labels_are_those_of_a_job(tmp_path):
     found = await all_of(processor(rows))
     right = sum(all(row[name] == gold[name] for name in FIELDS) for row, gold in zip(found, rows, strict=True))
     assert right >= 57
+    plain = [{"ticket": row["ticket"]} for row in rows]
     job = Job(
-        rows, model="demo", engine_kwargs=KWARGS, prompt="{ticket}", schema=SCHEMA, max_tokens=100, progress=False
+        plain, model="demo", engine_kwargs=KWARGS, prompt="{ticket}", schema=SCHEMA, max_tokens=100, progress=False
     )
     assert found == [{name: row[name] for name in FIELDS} for row in (await job.arun()).rows()]
 

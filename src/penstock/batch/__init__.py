@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from penstock.batch.counts import Counts as Counts
     from penstock.batch.interrupts import JobInterrupted as JobInterrupted
     from penstock.batch.job import Job as Job
+    from penstock.batch.preflight import Forecast as Forecast
     from penstock.batch.processor import Processor as Processor
     from penstock.batch.result import RunResult as RunResult
     from penstock.batch.stages.base import StatefulStage as StatefulStage
@@ -46,6 +47,7 @@ else:
             "penstock.batch.counts": ("Counts",),
             "penstock.batch.interrupts": ("JobInterrupted",),
             "penstock.batch.job": ("Job",),
+            "penstock.batch.preflight": ("Forecast",),
             "penstock.batch.processor": ("Processor",),
             "penstock.batch.result": ("RunResult",),
             "penstock.batch.stages.base": ("StatefulStage",),

@@ -1,6 +1,7 @@
-"""In which order a window of rows enters the engine: rows whose prompts begin alike go one after another.
+"""In which order a window of rows enters the engine.
 
-The engine's prefix cache then computes a shared beginning once, while it is still held.
+Rows whose prompts begin alike go one after another: the engine's prefix cache then computes a shared beginning once,
+while it is still held. Rows with long answers go first, so that in the end none of them runs on alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,14 @@ def by_prefix(rows: Sequence[Row]) -> list[Row]:
     before, total = _gain(rows, common)
     after, _ = _gain(arranged, common)
     return arranged if after - before > _WORTHWHILE * total else list(rows)
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """The rows as they should be asked: by the size of their answers, and among those of one size by prefix."""
+    arranged = by_prefix(rows)
+    if len({row.longest.bit_length() for row in arranged}) > 1:
+        arranged.sort(key=lambda row: -row.longest.bit_length())  # stable
+    return arranged
 
 
 def shared(first: str, second: str) -> int:

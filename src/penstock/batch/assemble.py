@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from penstock.batch.journal import Part
-from penstock.batch.runs import union, without
+from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.text import allow_long_fields
 from penstock.errors import OutputError
 
@@ -27,9 +27,26 @@ class Segment(NamedTuple):
     at: int
 
 
-def segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segment]:
-    """The rows of the output in their order: that of the input, or that of the parts."""
-    found = (segment for part in parts for segment in _segments(part))
+def segments(parts: Iterable[Part], *, keep_order: bool, without_failed: bool = False) -> Iterable[Segment]:
+    """The rows of the output in their order: that of the input, or that of the parts.
+
+    `without_failed`: only those that did not fail.
+    """
+    found = (
+        segment
+        for part in parts
+        for segment in _segments(part, union(part.dropped, part.failed if without_failed else part.skipped))
+    )
+    return sorted(found) if keep_order else found
+
+
+def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segment]:
+    """The rows that failed, in the same order, those that are skipped left out."""
+    found = (
+        segment
+        for part in parts
+        for segment in _segments(part, union(without(part.runs, part.failed), part.dropped, part.skipped))
+    )
     return sorted(found) if keep_order else found
 
 
@@ -94,11 +111,10 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def _segments(part: Part) -> Iterator[Segment]:
-    dropped = union(part.dropped)
+def _segments(part: Part, absent: list[Run]) -> Iterator[Segment]:
     at = part.at
     for start, stop in part.runs:
-        for first, last in without([(start, stop)], dropped):
+        for first, last in without([(start, stop)], absent):
             yield Segment(first, last - first, part.file, at + first - start)
         at += stop - start
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from penstock.batch.assemble import Segment
 from penstock.batch.tables import conform, unify
+from penstock.batch.writers import json_line
 
 _GROUP_ROWS = 65536
 _GROUP_BYTES = 32 << 20
@@ -48,6 +49,16 @@ def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
             file.flush()
             os.fsync(file.fileno())
         number += 1
+
+
+def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
+    """JSON lines of these rows."""
+    with open(target, "wb", buffering=1 << 18) as file:
+        for table in _conformed(folder, lambda: rows, pa.table({})):
+            for values in table.to_pylist():
+                file.write(json_line(values))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:

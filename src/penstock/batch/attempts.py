@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from penstock.batch.counts import Counts
 from penstock.batch.keeper import EngineKeeper
+from penstock.batch.policy import ErrorPolicy
 from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError
@@ -30,10 +31,13 @@ class Attempts:
     """Asks an engine, each request up to `most` times.
 
     `pause` is that before the second attempt, in seconds; it doubles, with jitter, up to 5 s. When `ending` is
-    set, nothing is tried again.
+    set, nothing is tried again. `policy` says which failures may pass beyond those that say so themselves.
     """
 
-    def __init__(self, keeper: EngineKeeper, *, most: int = 3, pause: float = 0.1) -> None:
+    def __init__(
+        self, keeper: EngineKeeper, *, most: int = 3, pause: float = 0.1, policy: ErrorPolicy | None = None
+    ) -> None:
+        self._policy = policy or ErrorPolicy("keep")
         self.ending = False
         self._keeper = keeper
         self._most = most
@@ -68,7 +72,7 @@ class Attempts:
                 failure = error
             except Exception as error:
                 failure = EngineError(f"{type(error).__name__}: {error}")
-            if self.ending or not failure.retryable or tries.count >= self._most:
+            if self.ending or not self._policy.retries(failure) or tries.count >= self._most:
                 keeper.progressed()  # this request is done with, well or not
                 raise failure
             await asyncio.sleep(self._pause_after(tries.count, failure))
@@ -104,10 +108,18 @@ class Asker(Protocol):
 class EngineAsker:
     """Puts each row's one request to a running engine."""
 
-    def __init__(self, keeper: EngineKeeper, form: EngineForm, counts: Counts, *, most: int = 3) -> None:
+    def __init__(
+        self,
+        keeper: EngineKeeper,
+        form: EngineForm,
+        counts: Counts,
+        *,
+        most: int = 3,
+        policy: ErrorPolicy | None = None,
+    ) -> None:
         concurrency = keeper.engine.capabilities.max_concurrency
         self.most_in_flight = rolling(concurrency)
-        self._attempts = Attempts(keeper, most=most)
+        self._attempts = Attempts(keeper, most=most, policy=policy)
         self._engine = keeper.engine
         self._form = form
         self._counts = counts

@@ -16,16 +16,19 @@ from penstock.errors import ConfigError, RequestError
 from penstock.types import Sampling
 
 _TEXT = ("model", "prompt", "messages", "system", "adapter", "result_prefix")
-_WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "limit", "max_attempts")
+_WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "limit", "max_attempts", "max_tokens_total")
 _REAL = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    "row_timeout",
+    *("row_timeout", "max_error_rate"),
 )
 _OPTIONAL = frozenset(
-    {"model", "prompt", "messages", "system", "adapter", "max_tokens", "temperature", "seed", "limit", "row_timeout"}
+    {
+        *("model", "prompt", "messages", "system", "adapter", "max_tokens", "temperature", "seed", "limit"),
+        *("row_timeout", "max_tokens_total", "max_error_rate"),
+    }
 )
-_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1}
-_ALLOWED = {"order": ("input", "done"), "on_error": ("keep", "fail")}
+_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1}
+_ALLOWED = {"order": ("input", "done"), "on_invalid_json": ("keep", "retry")}
 
 
 def check(job: Any) -> None:
@@ -45,6 +48,8 @@ def check(job: Any) -> None:
             raise ConfigError(f"must be a finite number, not {value}", field=name)
     if job.row_timeout is not None and job.row_timeout <= 0:
         raise ConfigError(f"must be above 0, not {job.row_timeout}", field="row_timeout", value=job.row_timeout)
+    if job.max_error_rate is not None and not 0 <= job.max_error_rate <= 1:
+        raise ConfigError(f"must be from 0 to 1, not {job.max_error_rate}", field="max_error_rate")
     if job.seed is not None and not -(1 << 63) <= job.seed < 1 << 63:
         raise ConfigError("must fit into 64 bits", field="seed", value=job.seed)
 
@@ -70,6 +75,10 @@ def _check_types(job: Any) -> None:
     _require(schema is None or isinstance(schema, Mapping | str | os.PathLike), "schema", schema, "a mapping or a path")
     processor = job.processor
     _require(processor is None or hasattr(processor, "stages"), "processor", processor, "a Processor")
+    letter = job.dead_letter
+    _require(letter is None or isinstance(letter, str | os.PathLike), "dead_letter", letter, "a path")
+    _require(isinstance(job.on_error, str | Mapping), "on_error", job.on_error, "an action, or a mapping of them")
+    _require(isinstance(job.on_length, str), "on_length", job.on_length, "text")
     kwargs = job.engine_kwargs
     _require(kwargs is None or isinstance(kwargs, Mapping), "engine_kwargs", kwargs, "a mapping")
     stops = [job.stop] if isinstance(job.stop, str) else job.stop

@@ -23,6 +23,7 @@ from penstock.batch.manifest import StreamSum
 from penstock.batch.openai_lines import OpenAILines
 from penstock.batch.outputs import Output
 from penstock.batch.pipeline import Pipeline
+from penstock.batch.policy import ErrorPolicy, Limits
 from penstock.batch.processor import Processor
 from penstock.batch.processor_rows import ProcessorRows
 from penstock.batch.progress import Progress
@@ -57,7 +58,8 @@ class Plan:
     identity: dict[str, Any]
     limit: int | None
     keep_order: bool
-    on_error: Literal["keep", "fail"]
+    policy: ErrorPolicy
+    limits: Limits
     retry_failed: bool
     fresh: bool
     max_attempts: int
@@ -163,7 +165,7 @@ async def _move(
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
     try:
-        async with _asking(plan, counts) as asker:
+        async with asking(plan, counts) as asker:
             flow = Flow(
                 plan.source,
                 plan.form,
@@ -173,7 +175,8 @@ async def _move(
                 answers,
                 journal,
                 limit=plan.limit,
-                on_error=plan.on_error,
+                policy=plan.policy,
+                limits=plan.limits,
                 row_timeout=plan.row_timeout,
                 columns=plan.value_columns,
             )
@@ -192,7 +195,7 @@ async def _move(
 
 
 @contextlib.asynccontextmanager
-async def _asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
+async def asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
     """What answers the rows, started and seen to be able to."""
     if isinstance(plan.form, ProcessorRows):
         assert plan.processor is not None
@@ -212,4 +215,4 @@ async def _asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
             await keeper.adapter(plan.adapter)
         if isinstance(plan.form, ColumnRequests):
             check_sampling(plan.form.sampling, 1, engine.capabilities, engine.name)
-        yield EngineAsker(keeper, plan.form, counts, most=plan.max_attempts)
+        yield EngineAsker(keeper, plan.form, counts, most=plan.max_attempts, policy=plan.policy)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from penstock.batch.rows import Row
-from penstock.batch.sources.base import Source
+from penstock.batch.sources.base import BATCH_ROWS, Source
 from penstock.batch.sources.iterables import AsyncRows
 from penstock.errors import InputError, PenstockError
 
@@ -63,11 +63,14 @@ class _Reader:
         while True:
             with self._room:
                 if self._queue:
-                    batch, nbytes = self._queue.popleft()
-                    self._rows -= len(batch)
-                    self._bytes -= nbytes
+                    rows: list[Row] = []
+                    while self._queue and len(rows) < BATCH_ROWS:  # rows that came one by one go on together
+                        batch, nbytes = self._queue.popleft()
+                        rows += batch
+                        self._bytes -= nbytes
+                    self._rows -= len(rows)
                     self._room.notify()
-                    return batch
+                    return rows
                 if self._finished:
                     if self._error is not None:
                         raise self._error

@@ -4,7 +4,7 @@
                    prepared    sorted     asked         journaled, in order, written
 
 `filling` gathers prepared rows. When the window has run out, what has gathered becomes the next window, sorted
-by prefix. `admit` keeps the engine full from the window. Everything is bounded: `filling` by the window's size,
+(see `admission`). `admit` keeps the engine full from the window. Everything is bounded: `filling` by the window's size,
 which grows, so that the first rows start at once; rows that were read and not yet written by `MAX_ROWS` and
 `MAX_BYTES`. A new window waits for
 those bounds, never a row of an opened one: the row that holds up the order may be among them.
@@ -16,22 +16,23 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Awaitable
-from typing import Literal
 
-from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, by_prefix
+from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
+from penstock.batch.garbage import collected_seldom
 from penstock.batch.journal import Journal, digest_key
 from penstock.batch.manifest import StreamSum
+from penstock.batch.policy import ErrorPolicy, Limits
 from penstock.batch.replay import Replay, add_row, other_rows
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
-from penstock.errors import EngineTimeoutError, InputError, JobError, PenstockError, RequestError
+from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
@@ -57,7 +58,8 @@ class Flow:
         journal: Journal | None,
         *,
         limit: int | None = None,
-        on_error: Literal["keep", "fail"] = "keep",
+        policy: ErrorPolicy | None = None,
+        limits: Limits | None = None,
         row_timeout: float | None = None,
         columns: tuple[str, ...] | None = None,
     ) -> None:
@@ -71,7 +73,9 @@ class Flow:
         self._answers = answers
         self._journal = journal
         self._limit = limit
-        self._on_error = on_error
+        self._policy = policy or ErrorPolicy("keep")
+        self._limits = limits or Limits()
+        self._reached: JobLimitError | None = None
         self._row_timeout = row_timeout
         self._columns = columns
 
@@ -92,12 +96,21 @@ class Flow:
 
     async def run(self) -> bool:
         """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
+        with collected_seldom():
+            return await self._run()
+
+    async def _run(self) -> bool:
         intake = asyncio.create_task(self._take_in())
+        alarm = None
+        if self._limits.seconds is not None:
+            alarm = asyncio.get_running_loop().call_later(self._limits.seconds, self._end_early, self._limits.late())
         try:
             await self._over.wait()
             if self._asker.ending and self._error is None and (under_way := self._tasks | self._concluding):
                 await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
         finally:
+            if alarm is not None:
+                alarm.cancel()
             self._asker.ending = True
             leaving = [intake, *self._tasks, *self._concluding]
             for task in leaving:
@@ -105,12 +118,22 @@ class Flow:
             await asyncio.gather(*leaving, return_exceptions=True)
         if self._error is not None:
             raise self._error
-        return self._all_read and not self._rows_inside
+        complete = self._all_read and not self._rows_inside
+        if complete:
+            self._reached = self._limits.exceeded(self._counts, end=True)
+        if self._reached is not None:
+            raise self._reached
+        return complete
 
     def drain(self) -> None:
         """Admit no more rows; `run` returns when those in flight are finished, or after 15 seconds."""
         self._asker.ending = True
         self._over.set()
+
+    def _end_early(self, why: JobLimitError) -> None:
+        if self._reached is None:
+            self._reached = why
+            self.drain()
 
     def stop(self, error: BaseException | None = None) -> None:
         """End at once, with `error`."""
@@ -240,7 +263,7 @@ class Flow:
         waiting = self._rows_inside - len(self._filling)
         if self._tasks and (waiting >= MAX_ROWS or self._bytes_inside - self._filling_bytes >= MAX_BYTES):
             return False
-        self._window.extend(by_prefix(self._filling))
+        self._window.extend(in_order(self._filling))
         self._filling = []
         self._filling_bytes = 0
         self._window_size = min(2 * self._window_size, LARGEST_WINDOW)
@@ -251,7 +274,8 @@ class Flow:
         """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
         try:
             while row is not None:
-                outcome = await self._answer(row)
+                answer = self._asker.outcome if self._row_timeout is None else self._answer_in_time
+                outcome = await answer(row)
                 if outcome is not None:
                     concluded = self._form.conclude(row, outcome)
                     own = concluded if isinstance(concluded, Outcome) else await concluded
@@ -269,7 +293,7 @@ class Flow:
             self._tasks.discard(task)
             self._admit()
 
-    async def _answer(self, row: Row) -> Outcome | None:
+    async def _answer_in_time(self, row: Row) -> Outcome | None:
         try:
             async with asyncio.timeout(self._row_timeout) as limit:
                 return await self._asker.outcome(row)
@@ -325,11 +349,14 @@ class Flow:
         counts = self._counts
         error = outcome.error
         if error is not None:
-            if self._on_error == "fail" and not journaled:
+            action = self._policy.action(error.type)
+            if action == "fail" and not journaled:
                 raise JobError(
                     f"row {row.index} failed at stage {error.stage}: {error.message}. "
                     "What was done before it is kept; the same command goes on with it"
                 )
+            if action == "skip":
+                outcome.skipped = True
             counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
         counts.rows += 1
         size = len(outcome.response or "") + (len(outcome.parsed) if isinstance(outcome.parsed, bytes) else 0)
@@ -341,6 +368,8 @@ class Flow:
         self._rows_inside -= len(left)
         for gone in left:
             self._bytes_inside -= gone.nbytes
+        if not journaled and (why := self._limits.exceeded(counts)) is not None:
+            self._end_early(why)
 
 
 def _fault(error: Exception) -> JobError:

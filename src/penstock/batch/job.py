@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -19,8 +19,10 @@ from penstock.batch.interrupts import Interrupts, JobInterrupted
 from penstock.batch.keeper import deciding_options, engine_for
 from penstock.batch.openai_lines import OpenAILines, are_lines
 from penstock.batch.outputs import Output
+from penstock.batch.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.processor import Processor
 from penstock.batch.processor_rows import ProcessorRows
+from penstock.batch.repair import Repair
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.result import RunResult
 from penstock.batch.sources import open_source
@@ -29,6 +31,9 @@ from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 from penstock.types import Sampling, StructuredOutput
+
+if TYPE_CHECKING:
+    from penstock.batch.preflight import Forecast
 
 T = TypeVar("T")
 
@@ -75,9 +80,20 @@ class Job:
     How to run:
         limit: read only this many rows.
         order: "input" writes rows in the order of the input, "done" as they finish.
-        on_error: "keep" makes a failing row an error row, "fail" stops the job at it.
+        on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output, "fail" stops the job at
+            it, "retry" tries it again though its failure does not look as if it passed, and keeps it then. Or a mapping
+            of kinds of errors (`error.type`) to these, with "*" for the others.
+        on_length: "raise" asks again, with twice the `max_tokens`, for an answer that was cut off by it; "truncate"
+            shortens a prompt that is too long for the model; "raise,truncate" does both. Default "keep": neither.
+        on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow the schema, and asks
+            again, up to `max_attempts` times. Default "keep": it becomes an error row.
+        dead_letter: a path ending in .jsonl for the rows that failed, which then are not in the output.
         retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
         fresh: discard what an earlier run did.
+        max_tokens_total: stop when prompts and answers of this run have so many tokens together.
+        max_error_rate: stop when more than this share (0 to 1) of the rows have failed, from 50 rows on.
+        deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that was stopped by one of
+            these limits raises `JobLimitError`, and can be resumed.
         max_attempts: how often a row is tried if its failure may pass.
         row_timeout: seconds after which a row that is not answered becomes an error row (`engine_timeout`), all its
             attempts together, from when it goes to the engine. Default: no limit.
@@ -112,7 +128,13 @@ class Job:
     repetition_penalty: float = 1.0
     limit: int | None = None
     order: Literal["input", "done"] = "input"
-    on_error: Literal["keep", "fail"] = "keep"
+    on_error: str | Mapping[str, str] = "keep"
+    on_length: str = "keep"
+    on_invalid_json: Literal["keep", "retry"] = "keep"
+    dead_letter: str | os.PathLike[str] | None = None
+    max_tokens_total: int | None = None
+    max_error_rate: float | None = None
+    deadline: Any = None
     retry_failed: bool = False
     fresh: bool = False
     max_attempts: int = 3
@@ -130,7 +152,7 @@ class Job:
                 return _main(self._run(interrupts))
             finally:
                 interrupts.restore()
-        if isinstance(self.engine or getattr(self.processor and self.processor.config, "engine", None), LLMEngine):
+        if self._engine_object is not None:
             raise ConfigError(
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
             )
@@ -141,6 +163,35 @@ class Job:
         """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
         with Interrupts(enabled=False) as interrupts:
             return await execute(await self._plan(), interrupts)
+
+    def plan(self, *, trial: int = 32) -> Forecast:
+        """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its time.
+
+        Reads the data, starts the engine, and asks for `trial` rows. Writes nothing. Raises `PenstockError`.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.aplan(trial=trial))
+        if self._engine_object is not None:
+            raise ConfigError("an engine object belongs to its event loop; use `await job.aplan()`", field="engine")
+        return _in_thread(lambda: asyncio.run(self.aplan(trial=trial)), Interrupts(enabled=False))
+
+    async def aplan(self, *, trial: int = 32) -> Forecast:
+        """Like `plan`, for a running event loop."""
+        from penstock.batch.preflight import forecast
+
+        if trial < 0:
+            raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
+        if self.source == "-" or isinstance(self.source, AsyncIterable | Iterator):
+            raise ConfigError("can be read once only, and the job itself must read it", field="source")
+        return await forecast(await self._plan(), trial)
+
+    @property
+    def _engine_object(self) -> LLMEngine | None:
+        """The engine that the caller has made, if it is one."""
+        given = self.engine if self.processor is None else getattr(self.processor.config, "engine", None)
+        return given if isinstance(given, LLMEngine) else None
 
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
@@ -168,12 +219,12 @@ class Job:
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
         form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
-        on_error = self.on_error
+        policy = ErrorPolicy(self.on_error)
         if self.processor is not None:
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
             form = self.processor.rows(packed=isinstance(output, Output))
             if not self.processor.config.should_continue_on_error:
-                on_error = "fail"
+                policy = ErrorPolicy("fail")
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
             assert engine is not None
@@ -190,6 +241,7 @@ class Job:
                 adapter=constant,
                 adapter_column=self.adapter if in_column else None,
                 prefix=self.result_prefix,
+                repair=self._repair(),
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(
@@ -208,7 +260,10 @@ class Job:
             identity=self._identity(source, engine, schema, sampling, form, output),
             limit=self.limit,
             keep_order=self.order == "input",
-            on_error=on_error,
+            policy=policy,
+            limits=Limits(
+                tokens=self.max_tokens_total, error_rate=self.max_error_rate, seconds=seconds_until(self.deadline)
+            ),
             retry_failed=self.retry_failed,
             fresh=self.fresh,
             max_attempts=self.max_attempts,
@@ -234,13 +289,32 @@ class Job:
                 raise ConfigError(why, field=option.name)
 
     def _open_output(self) -> Output | Literal["-"] | None:
+        if self.dead_letter is not None and (self.output is None or os.fspath(self.output) == "-"):
+            raise ConfigError("needs an output whose job is kept", field="dead_letter")
         if self.output is None:
             if self.retry_failed or self.fresh:
                 name = "retry_failed" if self.retry_failed else "fresh"
                 raise ConfigError("needs an output whose job is kept", field=name)
             return None
         path = os.fspath(self.output)
-        return "-" if path == "-" else Output(path)
+        if path == "-":
+            return "-"
+        return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
+
+    def _repair(self) -> Repair:
+        wanted = [part.strip() for part in self.on_length.split(",")]
+        for part in wanted:
+            if part not in ("keep", "raise", "truncate"):
+                raise ConfigError(f"must be keep, raise or truncate, not {part!r}", field="on_length", value=part)
+        if self.on_invalid_json == "retry" and self.schema is None:
+            raise ConfigError("has no meaning without a schema", field="on_invalid_json")
+        if "raise" in wanted and self.max_tokens is None:
+            raise ConfigError("there is no max_tokens to raise", field="on_length")
+        return Repair(
+            raise_limit="raise" in wanted,
+            truncate="truncate" in wanted,
+            json_attempts=self.max_attempts if self.on_invalid_json == "retry" else 1,
+        )
 
     def _sampling(self, schema: structured.Schema | None) -> Sampling:
         return Sampling(
@@ -271,7 +345,12 @@ class Job:
     ) -> dict[str, Any]:
         """All that decides what the output will be."""
         data = source.fingerprint or {"input": source.name}
-        how = {"limit": self.limit, "order": self.order, "output form": getattr(output, "form", None)}
+        how = {
+            "limit": self.limit,
+            "order": self.order,
+            "output form": getattr(output, "form", None),
+            "dead letter": os.fspath(self.dead_letter) if self.dead_letter is not None else None,
+        }
         if engine is None:
             from penstock.batch.processor_identity import identity
 
@@ -290,6 +369,8 @@ class Job:
             **msgspec.to_builtins(msgspec.structs.replace(sampling, structured=None)),
             "adapter": self.adapter,
             "result prefix": self.result_prefix,
+            "on_length": None if self.on_length == "keep" else self.on_length,
+            "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
 

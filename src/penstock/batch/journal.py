@@ -33,9 +33,9 @@ from penstock.errors import OutputError
 class Part(Struct, omit_defaults=True):
     """One committed part: `runs` are its rows in written order, `at` the place of the first of them in `file`.
 
-    `failed` are its error rows, `errors` their number by type, `dropped` rows that are no longer part of the
-    output. `check` is the sum of its rows' request digests, which tells whether a stream that is read again is
-    the same.
+    `failed` are its error rows, `errors` their number by type, `skipped` those of them that are left out of the
+    output, `dropped` rows that are no longer done. `check` is the sum of its rows' request digests, which tells
+    whether a stream that is read again is the same; None if it is not known.
     """
 
     file: str
@@ -44,7 +44,8 @@ class Part(Struct, omit_defaults=True):
     failed: list[Run] = []
     errors: dict[str, int] = {}
     dropped: list[Run] = []
-    check: int = 0
+    check: int | None = 0
+    skipped: list[Run] = []
 
     @property
     def rows(self) -> int:
@@ -99,7 +100,7 @@ class Journal:
             committed = union(committed, without(part.runs, union(part.dropped)))
             for kind, count in part.errors.items():
                 self.errors[kind] = self.errors.get(kind, 0) + count
-            if part.dropped:
+            if part.dropped or part.check is None:
                 self.check = None  # the sum holds rows that are not done any more
             elif self.check is not None:
                 self.check = (self.check + part.check) % (1 << 64)

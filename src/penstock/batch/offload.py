@@ -13,6 +13,10 @@ from typing import Any
 QUICK_SECONDS = 0.0002
 """A call that takes no longer may be made on the event loop: changing threads would cost as much."""
 _TRIAL = 32
+_QUICK_OF_TRIAL = 24
+"""Not all: on a busy machine a call also waits for the interpreter's lock."""
+_MEAN_SECONDS = 0.001
+_STALL_SECONDS = 0.05
 _DELIVER_SECONDS = 0.005
 
 Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
@@ -23,7 +27,7 @@ Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
 class Offload:
     """Makes calls in `threads` threads at a time. Make it inside a running event loop.
 
-    When 32 calls in a row were quick, calls are made in place, until one is not.
+    Calls are judged 32 at a time: while most of them are quick, they are made in place.
     """
 
     def __init__(self, threads: int = 1) -> None:
@@ -32,13 +36,14 @@ class Offload:
         self._waiting: SimpleQueue[Call | None] = SimpleQueue()
         self._started = 0
         self._pending = 0
-        self._quick_in_a_row = 0
-        self._trial = _TRIAL
+        self._in_place = False
+        self._judged = self._quick = 0
+        self._seconds = 0.0
 
     @property
     def in_place(self) -> bool:
         """Whether the next call will be made on the event loop."""
-        return self._quick_in_a_row >= self._trial and not self._pending
+        return self._in_place and not self._pending
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
         """The future of what `call` returns or raises. Cancelling it lets a call that has begun run on, unheard."""
@@ -64,18 +69,24 @@ class Offload:
 
     def _settle(self, made: Made) -> None:
         future, result, error, seconds = made
-        if seconds <= QUICK_SECONDS:
-            self._quick_in_a_row += 1
-        else:
-            if self._quick_in_a_row >= self._trial:
-                self._trial *= 4  # it looked quick and was not: trust it later next time
-            self._quick_in_a_row = 0
+        self._judge(seconds)
         if future.done():
             return
         if error is not None:
             future.set_exception(error)
         else:
             future.set_result(result)
+
+    def _judge(self, seconds: float) -> None:
+        self._judged += 1
+        self._quick += seconds <= QUICK_SECONDS
+        self._seconds += seconds
+        stalled = self._in_place and seconds > _STALL_SECONDS
+        if self._judged >= _TRIAL or stalled:
+            quick = self._quick >= _QUICK_OF_TRIAL and self._seconds <= _MEAN_SECONDS * self._judged
+            self._in_place = quick and not stalled
+            self._judged = self._quick = 0
+            self._seconds = 0.0
 
     # In the threads
     def _work(self) -> None:

@@ -80,11 +80,13 @@ class OpenAILines:
             chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
             row.request = _Request(model or self._model, [chat], adapter)
             row.shareable = is_deterministic(chat.sampling)
+            row.longest = chat.sampling.max_tokens or 0
             text = conversation_text(chat.messages)
         elif url == URLS[1]:
             plain = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
             row.request = _Request(model or self._model, plain, adapter)
             row.shareable = is_deterministic(plain[0].sampling)
+            row.longest = plain[0].sampling.max_tokens or 0
             text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
         else:
             if adapter is not None:

@@ -23,15 +23,18 @@ _FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv",
 
 class Output:
     """A file, directory or URL that a job writes. `folder` holds the job's state until it is complete, and
-    after.
+    after. Rows that failed go to `dead_letter`, a file of JSON lines, where one is given.
 
     Raises `ConfigError` for an unknown extension.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, dead_letter: str | None = None) -> None:
         if not path:
             raise ConfigError("must not be empty", field="output")
+        if dead_letter is not None and (is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))):
+            raise ConfigError("must be a local path ending in .jsonl", field="dead_letter", value=dead_letter)
         self.path = path
+        self.dead_letter = dead_letter
         self.remote = is_url(path)
         self.form: Form
         if path.endswith("/") or (not self.remote and os.path.isdir(path)):
@@ -88,11 +91,9 @@ class Output:
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
-            parent = os.path.dirname(self.path.rstrip("/")) or "."
-            if not os.path.isdir(parent):
-                raise ConfigError(f"{self.path}: there is no directory {parent}", field="output", value=self.path)
-            if not os.access(parent, os.W_OK):
-                raise OutputError(f"{self.path}: no permission to write in {parent}")
+            _check_place(self.path, "output")
+        if self.dead_letter is not None:
+            _check_place(self.dead_letter, "dead_letter")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -125,6 +126,21 @@ class Output:
                 sync_folder(Path(self.path).absolute().parent)
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror or error}") from error
+
+    def publish_failed(self, rows: Iterable[Segment]) -> None:
+        """Write the rows that failed to `dead_letter` and put it in place at once. Raises `OutputError`."""
+        assert self.dead_letter is not None
+        target = self.folder / "failed.jsonl"
+        try:
+            if self.columnar:
+                from penstock.batch import assemble_parquet
+
+                assemble_parquet.write_lines(target, self.folder, list(rows))
+            else:
+                assemble.write_jsonl(target, self.folder, rows)
+            os.replace(target, self.dead_letter)
+        except OSError as error:
+            raise OutputError(f"{self.dead_letter}: {error.strerror or error}") from error
 
     def take_back(self, name: str) -> str:
         """Make the final output a part of its job again, called `name`. Returns the part's file name."""
@@ -180,6 +196,14 @@ class Output:
         except Exception as error:  # each file system has errors of its own
             raise OutputError(f"{self.path}: {error}") from error
         remove(made)
+
+
+def _check_place(path: str, field: str) -> None:
+    parent = os.path.dirname(path.rstrip("/")) or "."
+    if not os.path.isdir(parent):
+        raise ConfigError(f"{path}: there is no directory {parent}", field=field, value=path)
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{path}: no permission to write in {parent}")
 
 
 def _link(source: str, target: Path) -> None:

@@ -7,11 +7,10 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from penstock.batch.attempts import rolling
 from penstock.batch.counts import Counts
 from penstock.batch.offload import Offload
 from penstock.batch.rows import Outcome, Row, Stage
@@ -71,7 +70,7 @@ class StagePool:
     async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
         """The columns that the stage adds to the row. Raises `PenstockError`."""
         async with self._free:
-            worker = min(self._workers, key=_room_taken)
+            worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)
             worker.busy += 1
             worker.taken += 1
             try:
@@ -102,10 +101,11 @@ class _Worker:
     async def start(self) -> None:
         await _called(self.instance, "start")
 
-    async def process(self, row: dict[str, Any]) -> Any:
+    def process(self, row: dict[str, Any]) -> Awaitable[Any]:
         if self._offload is None:
-            return await self.instance.process(row)
-        return await self._offload.submit(partial(self.instance.process, row))
+            asked: Awaitable[Any] = self.instance.process(row)
+            return asked
+        return self._offload.submit(partial(self.instance.process, row))
 
     async def stop(self) -> None:
         if self._offload is not None:
@@ -142,8 +142,7 @@ class Pipeline:
         """The stages, started, for as long as the context lasts."""
         try:
             await asyncio.gather(*(pool.start() for pool in self._pools))
-            # So many that every stage can be full at once, and a few on their way.
-            self.most_in_flight = rolling(sum(pool.capacity for pool in self._pools))
+            self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
             yield self
         finally:
             await asyncio.gather(*(pool.stop() for pool in self._pools))

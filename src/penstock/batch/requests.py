@@ -8,13 +8,14 @@ from typing import Any, Protocol
 
 import msgspec
 
+from penstock.batch.repair import Repair
 from penstock.batch.rows import Outcome, Row, RowError, Stage, failed
 from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, EngineError, PenstockError, RequestError, nearest
+from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.openai.requests import check_messages
-from penstock.types import ChatRequest, Delta, Message, Sampling, Usage
+from penstock.types import ChatRequest, Message, Sampling, Usage
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
@@ -81,7 +82,9 @@ class ColumnRequests:
         adapter: str | None = None,
         adapter_column: str | None = None,
         prefix: str = "",
+        repair: Repair | None = None,
     ) -> None:
+        self._repair = repair or Repair()
         self._template = template
         self._messages = messages
         self._system: list[Message] = [{"role": "system", "content": system}] if system is not None else []
@@ -165,19 +168,20 @@ class ColumnRequests:
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        outcome = await collect(engine.chat(row.request))
+        return await self._repair.ask(engine, row.request, self._read)
+
+    def _read(self, answer: Outcome) -> Outcome:
+        """The answer with its fields, or with what is wrong with it."""
         if self.schema is not None:
             try:
-                fields = self.schema.parse(outcome.response or "")
+                answer.parsed = self.schema.parse(answer.response or "")
             except ValueError as error:
                 why = str(error)
-                if outcome.finish_reason == "length":
-                    count = outcome.usage.completion_tokens if outcome.usage else 0
+                if answer.finish_reason == "length":
+                    count = answer.usage.completion_tokens if answer.usage else 0
                     why = f"the answer was cut off after {count} tokens, before its JSON ended; raise max_tokens"
-                outcome.error = RowError("invalid_json", "parse", False, why)
-            else:
-                outcome.parsed = fields
-        return outcome
+                answer.error = RowError("invalid_json", "parse", False, why)
+        return answer
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
         return failed(error, stage, attempts)
@@ -235,17 +239,3 @@ def is_deterministic(sampling: Sampling) -> bool:
 def conversation_text(messages: Sequence[Message]) -> str:
     """The contents of a conversation in order: conversations that begin alike sort together by it."""
     return "\n".join(as_text(message.get("content")) for message in messages)
-
-
-async def collect(deltas: AsyncIterator[Delta]) -> Outcome:
-    """The whole of one answer."""
-    text = ""
-    reason: str | None = None
-    usage: Usage | None = None
-    async for delta in deltas:
-        text += delta.text
-        if delta.finish_reason is not None:
-            reason, usage = delta.finish_reason, delta.usage
-    if reason in (None, "abort", "error"):
-        raise EngineError("the engine ended the request before its answer was complete")
-    return Outcome(text, None, reason, usage)

@@ -35,7 +35,7 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 
     `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON text.
     `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the last token,
-    retries included.
+    retries included. `skipped`: the row failed, and is to be left out of the output.
     """
 
     response: str | None = None
@@ -45,6 +45,7 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
     attempts: int = 0
     latency_ms: float | None = None
     parsed: Any = None
+    skipped: bool = False
 
 
 class Row:
@@ -54,12 +55,12 @@ class Row:
     row's Arrow form where it has one, so that columns pass through without a change of type. `request`,
     `digest` and `prefix` are set when the row's request has been made: `digest` names the request (16 bytes),
     `prefix` sorts rows that share the start of a prompt next to each other. `failure` is why it could not be made,
-    where that was found out ahead.
+    where that was found out ahead. `longest` is how many tokens its answer may have, 0 if nobody said.
     """
 
     __slots__ = (
         *("batch", "digest", "failure", "fault", "index", "nbytes", "offset"),
-        *("prefix", "request", "shareable", "values"),
+        *("longest", "prefix", "request", "shareable", "values"),
     )
 
     def __init__(self, index: int, values: dict[str, Any] | None, fault: str | None = None, nbytes: int = 0) -> None:
@@ -73,6 +74,7 @@ class Row:
         self.digest = b""
         self.prefix = ""
         self.shareable = False
+        self.longest = 0
         self.failure: PenstockError | None = None
 
 

@@ -55,7 +55,7 @@ class MemorySink:
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
-        self.items += ready
+        self.items += [(row, outcome) for row, outcome in ready if not outcome.skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
@@ -82,7 +82,7 @@ class StreamSink:
         ready = self._reorder.put(row.index, (row, outcome))
         if ready and not self._lines:
             asyncio.get_running_loop().call_soon(self._flush_or_fail)
-        self._lines += [json_line(self._form.output(*item)) for item in ready]
+        self._lines += [json_line(self._form.output(*item)) for item in ready if not item[1].skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
@@ -215,6 +215,7 @@ class _OpenPart:
         self.writer = writer
         self.rows: list[int] = []
         self._failed: list[int] = []
+        self._skipped: list[int] = []
         self._errors: dict[str, int] = {}
         self._check = 0
 
@@ -224,6 +225,8 @@ class _OpenPart:
         self._check += digest_key(row.digest)
         if outcome.error is not None:
             self._failed.append(row.index)
+            if outcome.skipped:
+                self._skipped.append(row.index)
             kind = outcome.error.type
             self._errors[kind] = self._errors.get(kind, 0) + 1
 
@@ -232,6 +235,7 @@ class _OpenPart:
             file=self.file,
             runs=in_order(self.rows),
             failed=union(in_order(self._failed)),
+            skipped=union(in_order(self._skipped)),
             errors=self._errors,
             check=self._check % (1 << 64),
         )

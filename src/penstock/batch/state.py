@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.batch import manifest as manifests
-from penstock.batch.assemble import Segment, segments
+from penstock.batch.assemble import Segment, failed_segments, segments
 from penstock.batch.counts import Counts
 from penstock.batch.journal import Journal, Part, remove
 from penstock.batch.manifest import Manifest, StreamSum
@@ -68,6 +68,11 @@ class State:
             raise
 
     @property
+    def dead_letter(self) -> bool:
+        """Whether failed rows stand in a file of their own."""
+        return self.output.dead_letter is not None
+
+    @property
     def complete(self) -> bool:
         """Whether all rows are done and stand in the output."""
         return self.manifest.status == "complete"
@@ -76,8 +81,10 @@ class State:
         """Put the parts together and the output in place. `empty` and `columns` are as for `Output.publish`."""
 
         def rows() -> Iterable[Segment]:
-            return segments(self.journal.read_parts(), keep_order=self.keep_order)
+            return segments(self.journal.read_parts(), keep_order=self.keep_order, without_failed=self.dead_letter)
 
+        if self.output.dead_letter is not None:
+            self.output.publish_failed(failed_segments(self.journal.read_parts(), keep_order=self.keep_order))
         self.output.publish(rows, empty, columns)
 
     def finish(self, counts: Counts, stream: StreamSum | None) -> None:
@@ -106,7 +113,7 @@ class State:
                     "--fresh computes all of them again"
                 )
             base = self.output.take_back(f"base-{self.manifest.generation + 1}")
-            parts = _as_base(parts, base, keep_order=self.keep_order)
+            parts = _as_base(parts, base, keep_order=self.keep_order, without_failed=self.dead_letter)
         struck = [_struck(part) for part in parts]
         self.journal = self.journal.next_generation(struck)
         self.manifest.generation = self.journal.generation
@@ -115,16 +122,18 @@ class State:
         self.journal.load()
 
 
-def _as_base(parts: list[Part], file: str, *, keep_order: bool) -> list[Part]:
+def _as_base(parts: list[Part], file: str, *, keep_order: bool, without_failed: bool) -> list[Part]:
     """The parts of a complete job, as they stand in its one output."""
+    absent = [union(part.dropped, part.failed if without_failed else part.skipped) for part in parts]
+    failed = [list(without(part.failed, gone)) for part, gone in zip(parts, absent, strict=True)]
     if keep_order:
-        live = union(*(without(part.runs, union(part.dropped)) for part in parts))
-        return [Part(file, live, failed=union(*(part.failed for part in parts)))] if live else []
+        live = union(*(without(part.runs, gone) for part, gone in zip(parts, absent, strict=True)))
+        return [Part(file, live, failed=union(*failed), check=None)] if live else []
     placed: list[Part] = []
     at = 0
-    for part in parts:
-        runs = list(without(part.runs, union(part.dropped)))
-        placed.append(Part(file, runs, at=at, failed=part.failed))
+    for part, gone, bad in zip(parts, absent, failed, strict=True):
+        runs = list(without(part.runs, gone))
+        placed.append(Part(file, runs, at=at, failed=bad, check=None))
         at += placed[-1].rows
     return placed
 

@@ -15,6 +15,7 @@ from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.flow import Flow
 from penstock.batch.pipeline import Pipeline
+from penstock.batch.policy import ErrorPolicy
 from penstock.batch.reorder import Reorder
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
@@ -97,12 +98,12 @@ class RowStream:
         form = processor.rows()
         sink = _Outbox(form, keep_order=self._order == "input")
         pipeline = Pipeline(processor.stages, processor.config.batch_size, form.failure, counts)
-        on_error: Literal["keep", "fail"] = "keep" if processor.config.should_continue_on_error else "fail"
+        policy = ErrorPolicy("keep" if processor.config.should_continue_on_error else "fail")
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             answers = Answers(Path(folder))
             try:
                 async with pipeline.running():
-                    flow = Flow(source, form, pipeline, sink, counts, answers, None, on_error=on_error)
+                    flow = Flow(source, form, pipeline, sink, counts, answers, None, policy=policy)
                     running = asyncio.create_task(flow.run())
                     running.add_done_callback(lambda _: sink.finish_now())
                     try:
@@ -133,7 +134,7 @@ class _Outbox:
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
-        self._ready += [self._form.output(*item) for item in ready]
+        self._ready += [self._form.output(*item) for item in ready if not item[1].skipped]
         self.full = len(self._ready) >= AHEAD_ROWS
         if ready:
             self._news.set()

@@ -6,6 +6,8 @@ from typing import Any
 
 import click
 
+from penstock.cli.job_options import json_object, what_is_asked
+
 _EXAMPLES = """
 \b
 Examples:
@@ -28,33 +30,35 @@ Examples:
     required=True,
     help="Path or URL ending in .jsonl, .parquet or .csv; a directory ending in '/' for Parquet; '-' for stdout.",
 )
-@click.option("--model", help="'demo', a model directory or file, or a hub id.  [default: demo]")
-@click.option("--engine", help="The engine that runs it.  [default: openvino]")
-@click.option("--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object.")
-@click.option("--prompt", metavar="TEXT", help="Text with {column} in it: the user's message.")
-@click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations.")
-@click.option("--system", metavar="TEXT", help="A system message before each prompt.")
-@click.option("--schema", metavar="FILE", help="A JSON Schema that answers follow; its fields become columns.")
-@click.option("--adapter", metavar="COLUMN_OR_NAME", help="A column of LoRA adapter names, or one name or directory.")
-@click.option(
-    "--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.  [default: what the context leaves]"
-)
-@click.option("--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True)
-@click.option("--seed", type=int, help="Makes sampling repeatable.")
-@click.option("--stop", multiple=True, metavar="TEXT", help="Ends an answer where it would come; can be repeated.")
-@click.option("--limit", type=click.IntRange(0), help="Read only this many rows.")
+@what_is_asked
 @click.option(
     "--order", type=click.Choice(["input", "done"]), default="input", show_default=True, help="Order of output."
 )
 @click.option(
     "--on-error",
-    type=click.Choice(["keep", "fail"]),
+    multiple=True,
+    metavar="[KIND=]ACTION",
+    help="What becomes of failing rows, of all or of one kind of error; can be repeated: keep (an error row), "
+    "skip (not in the output), fail (the job ends), retry (asked again, then kept).  [default: keep]",
+)
+@click.option(
+    "--on-length",
+    default="keep",
+    metavar="ACTION",
+    help="'raise': ask again with twice the tokens for an answer that was cut off; 'truncate': shorten a prompt that "
+    "is too long; 'raise,truncate': both.  [default: keep]",
+)
+@click.option(
+    "--on-invalid-json",
+    type=click.Choice(["keep", "retry"]),
     default="keep",
     show_default=True,
-    help="A failing row becomes an error row, or ends the job.",
+    help="Whether the model is asked again for an answer that does not follow the schema.",
 )
+@click.option("--dead-letter", metavar="PATH", help="A .jsonl file for the rows that failed, in place of the output.")
+@click.option("--max-tokens-total", type=click.IntRange(1), help="Stop at so many tokens, prompts and answers.")
+@click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Stop when a larger share of rows has failed.")
+@click.option("--deadline", metavar="WHEN", help="Stop then: '90s', '30m', '2h', or a time such as 2026-05-01T06:00.")
 @click.option("--max-attempts", type=click.IntRange(1), default=3, show_default=True, help="Attempts at each row.")
 @click.option(
     "--row-timeout",
@@ -76,7 +80,8 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     from penstock.batch.job import Job
     from penstock.batch.progress import summary
 
-    kwargs = _json_object(engine_kwargs, "engine_kwargs")
+    kwargs = json_object(engine_kwargs, "engine_kwargs")
+    options["on_error"] = _policy(options["on_error"])
     job = Job(source, output, engine_kwargs=kwargs, progress=False if quiet else None, **options)
     try:
         result = job.run()
@@ -89,17 +94,10 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
         raise SystemExit(1)
 
 
-def _json_object(text: str | None, field: str) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    import json
-
-    from penstock.errors import ConfigError
-
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"not valid JSON: {error}", field=field, value=text) from None
-    if not isinstance(value, dict):
-        raise ConfigError("must be a JSON object", field=field, value=text)
-    return value
+def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
+    """What `--on-error` says, as `Job` takes it."""
+    actions = {}
+    for part in given:
+        kind, equals, action = part.rpartition("=")
+        actions[kind if equals else "*"] = action
+    return actions if actions else "keep"

@@ -73,9 +73,16 @@ def serve(
     """
     import asyncio
 
+    from penstock.errors import ConfigError
     from penstock.observability import configure_logging, enable_tracing
     from penstock.serve.http_server import listen
 
+    if runtime == "ray" and memory_budget_gb is not None:
+        raise ConfigError(
+            "is for the local runtime",
+            field="--memory-budget-gb",
+            hint="On Ray, ray_actor_options.memory says what a replica takes.",
+        )
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()

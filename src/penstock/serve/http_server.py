@@ -124,7 +124,15 @@ class HttpServer:
         ingress = self.app.ingress
         _log.info("draining: %d requests are under way", ingress.inflight)
         whole = await ingress.drain(ingress.settings.drain_timeout_s, self._hurry)
+        self._cut_off()
         _log.info("drained" if whole else "drained; some requests were aborted")
+
+    def _cut_off(self) -> None:
+        """End the connections on which an answer is stuck because its client does not read: uvicorn would wait."""
+        for connection in list(self._uvicorn.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                connection.transport.abort()
 
 
 async def _start(models: list[ModelHandle]) -> None:

@@ -323,11 +323,14 @@ class LLMServer(ControlPlane):
 def _make_engine(config: LLMConfig) -> LLMEngine:
     path = env.engine_cls()
     cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    lora = config.lora_config
+    needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
+    options = {**needed, **config.engine_kwargs}
     tokenizer = config.model_loading_config.tokenizer_source
     if tokenizer is None or tokenizer == config.model_source:
-        return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+        return cls(config.model_source, engine_kwargs=options)
     try:
-        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **config.engine_kwargs})
+        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **options})
     except ConfigError as error:
         if error.field != "engine_kwargs.tokenizer":
             raise

@@ -7,12 +7,12 @@ from itertools import chain, islice
 from typing import Any
 
 from penstock.batch.rows import Row
-from penstock.batch.sources.base import Source, columns_of
+from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of
 from penstock.errors import InputError
 
 
 class Rows(Source):
-    """An iterable of dicts. Rows come one by one, as the next may be long in coming."""
+    """An iterable of dicts. Those of a generator come one by one, as the next may be long in coming."""
 
     def __init__(self, rows: Iterable[Any]) -> None:
         if isinstance(rows, Sized):
@@ -29,7 +29,10 @@ class Rows(Source):
         return tuple(dict.fromkeys(name for row in self._all if isinstance(row, Mapping) for name in row))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        return ([row] for row in islice(chain(self._preview, self._read(len(self._preview))), start, None))
+        rows = islice(chain(self._preview, self._read(len(self._preview))), start, None)
+        if self._all is None:
+            return ([row] for row in rows)
+        return iter(lambda: list(islice(rows, BATCH_ROWS)), [])
 
     def _read(self, index: int = 0) -> Iterator[Row]:
         while True:

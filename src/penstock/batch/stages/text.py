@@ -14,7 +14,6 @@ from penstock.batch.engine_source import EngineSource
 from penstock.batch.offload import Offload
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
-from penstock.engines.token_engine import TokenEngine
 from penstock.errors import RequestError
 from penstock.openai.requests import check_messages
 from penstock.openai.tools import arguments_as_objects
@@ -49,8 +48,11 @@ class ChatTemplates(_OnEngine):
         self._variables = dict(variables or {})
 
     async def start(self) -> None:
+        from penstock.engines.token_engine import TokenEngine  # brings Jinja, which a configuration does not need
+
         await super().start()
         self._offload = Offload()
+        self._render = self.engine.template.render if isinstance(self.engine, TokenEngine) else None
 
     async def stop(self) -> None:
         self._offload.close()
@@ -58,11 +60,10 @@ class ChatTemplates(_OnEngine):
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         messages = conversation(row)
-        if row.get("tools") or not isinstance(self.engine, TokenEngine):
+        if row.get("tools") or self._render is None:
             return {}  # the engine fills its template itself: it must know the tools to read the calls
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
-        render = self.engine.template.render
-        filled = partial(render, arguments_as_objects(messages), override=self._template, variables=variables)
+        filled = partial(self._render, arguments_as_objects(messages), override=self._template, variables=variables)
         return {"prompt": await self._offload.submit(filled)}
 
 

@@ -1,0 +1,132 @@
+"""The HTTP processor, on a real server on loopback."""
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+import penstock
+from penstock.batch import HttpRequestProcessorConfig, build_processor
+from penstock.errors import JobError
+
+
+@asynccontextmanager
+async def serving(handler):
+    app = web.Application()
+    app.router.add_route("*", "/", handler)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/"))
+
+
+async def echo(request):
+    body = await request.json()
+    if body["n"] == "bad":
+        return web.json_response({"why": "because"}, status=422)
+    return web.json_response({"got": body["n"]})
+
+
+def processor(url, **config):
+    return build_processor(
+        HttpRequestProcessorConfig(url=url, **config),
+        preprocess=lambda row: {"payload": {"n": row["n"]}},
+        postprocess=lambda row: {"n": row["n"], "got": row["http_response"]["got"]},
+    )
+
+
+async def all_of(stream):
+    return [row async for row in stream]
+
+
+async def test_rows_come_one_to_one_and_in_order():
+    async with serving(echo) as url:
+        made = processor(url)
+        assert made.list_stage_names() == ["HttpRequestStage"]
+        assert await all_of(made([{"n": n} for n in range(200)])) == [{"n": n, "got": n} for n in range(200)]
+
+
+async def test_a_plain_loop_has_no_event_loop():
+    async with serving(echo) as url:
+        found = await asyncio.to_thread(processor(url)([{"n": 1}]).take_all)
+    assert found == [{"n": 1, "got": 1}]
+
+
+async def test_a_refusal_is_an_error_of_its_row():
+    rows = [{"n": 1}, {"n": "bad"}, {"n": 3}]
+    async with serving(echo) as url:
+        with pytest.raises(JobError, match="row 1 failed at stage HttpRequestStage"):
+            await all_of(processor(url)(rows))
+        found = await all_of(processor(url, should_continue_on_error=True)(rows))
+    assert [row["status"] for row in found] == ["ok", "error", "ok"]
+    error = found[1]["error"]
+    assert (error["status"], json.loads(error["body"])) == (422, {"why": "because"})
+    assert found[1]["n"] == "bad"
+
+
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({}, 64),
+        ({"batch_size": 5}, 5),
+        ({"concurrency": 3, "batch_size": 4}, 12),
+        ({"http_request_stage": {"batch_size": 7}}, 7),
+    ],
+)
+async def test_so_many_requests_are_under_way(config, most):
+    here, seen = 0, 0
+    full = asyncio.Event()
+
+    async def handler(request):
+        nonlocal here, seen
+        here += 1
+        seen = max(seen, here)
+        if seen == most:
+            full.set()
+        await full.wait()
+        here -= 1
+        return web.json_response({"got": 1})
+
+    async with serving(handler) as url:
+        await all_of(processor(url, **config)([{"n": n} for n in range(100)]))
+    assert seen == most
+
+
+async def test_a_journaled_job_asks_no_row_twice(tmp_path):
+    asked: list[int] = []
+    fail_at = 60
+
+    async def handler(request):
+        number = (await request.json())["n"]
+        asked.append(number)
+        return web.json_response({"got": number}, status=400 if number == fail_at else 200)
+
+    rows = [{"n": n} for n in range(100)]
+    async with serving(handler) as url:
+        made = processor(url, batch_size=4)
+        with pytest.raises(JobError, match="row 60"):
+            await penstock.arun(rows, tmp_path / "out.jsonl", processor=made, progress=False)
+        fail_at = -1
+        before = len(asked)
+        await penstock.arun(rows, tmp_path / "out.jsonl", processor=made, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines == [{"n": n, "got": n} for n in range(100)]
+    assert before + 30 < len(asked) < 110
+
+
+async def test_cancelling_closes_the_connections():
+    arrived = asyncio.Event()
+    never = asyncio.Event()
+
+    async def handler(request):
+        arrived.set()
+        await never.wait()
+
+    async with serving(handler) as url:
+        task = asyncio.create_task(all_of(processor(url)([{"n": 1}])))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        never.set()

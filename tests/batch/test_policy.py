@@ -1,0 +1,231 @@
+"""What becomes of rows that fail, and jobs that have had enough."""
+
+import json
+from datetime import datetime, timedelta
+
+import pyarrow.parquet as pq
+import pytest
+
+import penstock
+from penstock.batch import sinks
+from penstock.batch.policy import seconds_until
+from penstock.engines.simulated import SimulatedEngine
+from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError, JobLimitError
+from penstock.types import Delta, Usage
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(sinks, "PART_ROWS", 40)
+    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+
+
+def numbered(count=100):
+    return [{"id": number, "text": f"text {number}"} for number in range(count)]
+
+
+async def ask(source, output, engine, **options):
+    return await penstock.arun(source, output, engine=engine, progress=False, **{"prompt": "{text}", **options})
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def failing(*numbers, error=None):
+    def reply(text):
+        return (error or EngineError("no")) if int(text.split()[-1]) in numbers else text.upper()
+
+    return reply
+
+
+# Kinds of errors
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv", None])
+async def test_rows_that_are_skipped_are_not_in_the_output(make_engine, tmp_path, name):
+    engine = make_engine(failing(3, 50, 99))
+    output = tmp_path / name if name else None
+    result = await ask(numbered(), output, engine, on_error={"engine_error": "skip"})
+    assert (result.counts.rows, result.counts.errors) == (100, {"engine_error": 3})
+    ids = [int(row["id"]) for row in result.rows()]
+    assert ids == [n for n in range(100) if n not in (3, 50, 99)]
+
+
+async def test_each_kind_has_its_action(make_engine, tmp_path):
+    def reply(text):
+        number = int(text.split()[-1])
+        return {1: EngineError("a"), 2: ContextLengthError("b")}.get(number, text)
+
+    policy = {"engine_error": "skip", "*": "keep"}
+    result = await ask(numbered(4), tmp_path / "out.jsonl", make_engine(reply), on_error=policy)
+    assert [(row["id"], row["status"]) for row in result.rows()] == [(0, "ok"), (2, "error"), (3, "ok")]
+    with pytest.raises(JobError, match="row 2 failed at stage engine: b"):
+        await ask(numbered(4), None, make_engine(reply), on_error={"context_length_exceeded": "fail"})
+
+
+async def test_an_error_that_does_not_look_as_if_it_passed_is_retried_if_asked_for(make_engine):
+    failures = [EngineError("odd"), EngineError("odd")]
+    engine = make_engine(lambda text: failures.pop() if failures else text)
+    (row,) = (await ask(numbered(1), None, engine, on_error={"engine_error": "retry"})).rows()
+    assert (row["status"], row["attempts"]) == ("ok", 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("drop", "on_error: must be keep, fail, skip or retry, not 'drop'"),
+        ({"engine_eror": "skip"}, "no error is called 'engine_eror'. Did you mean 'engine_error'?"),
+        ({"engine_error": "drop"}, "engine_error: must be keep"),
+        (3, "on_error: must be an action"),
+    ],
+)
+async def test_mistakes_in_policies(given, message):
+    with pytest.raises(ConfigError) as error:
+        await ask(numbered(1), None, SimulatedEngine(), on_error=given)
+    assert message in str(error.value)
+
+
+# Dead letters
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
+@pytest.mark.parametrize("order", ["input", "done"])
+async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, order):
+    output, letters = tmp_path / name, tmp_path / "failed.jsonl"
+    options = {"dead_letter": letters, "order": order}
+    result = await ask(numbered(), output, make_engine(failing(3, 60, 61)), **options)
+    assert sorted(row["id"] for row in lines(letters)) == [3, 60, 61]
+    assert {row["error"]["type"] for row in lines(letters)} == {"engine_error"}
+    assert {row["status"] for row in result.rows()} == {"ok"}
+    assert len(list(result.rows())) == 97
+    engine = make_engine(failing(61))
+    result = await ask(numbered(), output, engine, retry_failed=True, **options)
+    assert sorted(engine.asked) == ["text 3", "text 60", "text 61"]
+    assert [row["id"] for row in lines(letters)] == [61]
+    ids = [int(row["id"]) for row in result.rows()]
+    assert sorted(ids) == [n for n in range(100) if n != 61]
+    if order == "input":
+        assert ids == sorted(ids)
+
+
+async def test_skipped_rows_are_tried_again_too(make_engine, tmp_path):
+    output = tmp_path / "out.parquet"
+    await ask(numbered(), output, make_engine(failing(5)), on_error="skip")
+    await ask(numbered(), output, make_engine(), on_error="skip", retry_failed=True)
+    assert pq.read_table(output)["id"].to_pylist() == list(range(100))
+
+
+async def test_a_dead_letter_needs_a_place(tmp_path):
+    for output, letter in (
+        (None, "a.jsonl"),
+        (tmp_path / "o.jsonl", "a.csv"),
+        (tmp_path / "o.jsonl", tmp_path / "no" / "a.jsonl"),
+    ):
+        with pytest.raises(ConfigError, match="dead_letter"):
+            await ask(numbered(1), output, SimulatedEngine(), dead_letter=letter)
+
+
+# Answers of the wrong length, or form
+async def test_a_higher_limit_for_answers_that_were_cut_off():
+    engine = SimulatedEngine(engine_kwargs={"output_tokens": 50, "max_model_len": 200})
+    options = {"max_tokens": 10, "on_length": "raise"}
+    (row,) = (await ask(numbered(1), None, engine, **options)).rows()
+    assert row["finish_reason"] == "stop"
+    assert len(row["response"]) == 50
+    assert row["usage"]["completion_tokens"] == 10 + 20 + 40 + 50
+    narrow = SimulatedEngine(engine_kwargs={"output_tokens": 50, "max_model_len": 37})
+    (row,) = (await ask(numbered(1), None, narrow, **options)).rows()
+    assert (row["finish_reason"], len(row["response"])) == ("length", 30)
+
+
+async def test_a_prompt_that_is_too_long_is_shortened():
+    engine = SimulatedEngine(engine_kwargs={"max_model_len": 200})
+    source = [{"id": 0, "text": "x" * 1000}, {"id": 1, "text": "short"}]
+    kept = list((await ask(source, None, engine, max_tokens=16)).rows())
+    assert [row["status"] for row in kept] == ["error", "ok"]
+    cut = list((await ask(source, None, engine, max_tokens=16, on_length="raise, truncate")).rows())
+    assert [row["status"] for row in cut] == ["ok", "ok"]
+    assert 130 < cut[0]["usage"]["prompt_tokens"] <= 184
+    assert cut[1]["response"] == kept[1]["response"]
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
+    engine = make_engine(lambda text: {"a": 1} if text.startswith("That answer") else '{"a": "x"}')
+    options = {"schema": SCHEMA, "on_invalid_json": "retry"}
+    (row,) = (await ask(numbered(1), None, engine, **options)).rows()
+    assert (row["status"], row["a"]) == ("ok", 1)
+    assert [message["role"] for message in engine.requests[1].messages] == ["user", "assistant", "user"]
+    assert "is not of type 'integer'" in engine.asked[1]
+    stubborn = make_engine(lambda text: "no json")
+    (row,) = (await ask(numbered(1), None, stubborn, max_attempts=2, **options)).rows()
+    assert (row["error"]["type"], len(stubborn.asked)) == ("invalid_json", 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_length": "rise"}, "on_length: must be keep, raise or truncate, not 'rise'"),
+        ({"on_length": "raise"}, "on_length: there is no max_tokens to raise"),
+        ({"on_invalid_json": "retry"}, "on_invalid_json: has no meaning without a schema"),
+        ({"on_invalid_json": "again"}, "on_invalid_json: must be keep or retry"),
+        ({"max_error_rate": 2}, "max_error_rate: must be from 0 to 1"),
+        ({"max_tokens_total": 0}, "max_tokens_total: must be at least 1"),
+        ({"deadline": "soon"}, "deadline: must be seconds"),
+        ({"deadline": "2020-01-01"}, "deadline: has passed"),
+    ],
+)
+async def test_mistakes_in_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        await ask(numbered(1), None, SimulatedEngine(), **options)
+
+
+# Limits
+async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
+    output = tmp_path / "out.jsonl"
+    engine = SimulatedEngine(engine_kwargs={"output_tokens": 20, "max_num_seqs": 4})
+    with pytest.raises(JobLimitError, match="max_tokens_total is 1,000"):
+        await ask(numbered(), output, engine, max_tokens_total=1000)
+    assert not output.exists()
+    result = await ask(numbered(), output, engine)
+    assert [row["id"] for row in lines(output)] == list(range(100))
+    assert 30 <= result.counts.resumed <= 50
+    assert result.counts.engine_calls == 100 - result.counts.resumed
+
+
+async def test_a_job_stops_at_too_many_errors(make_engine, tmp_path):
+    bad = failing(*range(0, 1000, 3))
+    with pytest.raises(JobLimitError, match=r"of .* rows failed \(3.\..%\), and max_error_rate is 10.0%"):
+        await ask(numbered(1000), tmp_path / "out.jsonl", make_engine(bad), max_error_rate=0.1)
+    few = make_engine(failing(1, 2, 3))
+    await ask(numbered(1000), tmp_path / "few.jsonl", few, max_error_rate=0.1)
+    with pytest.raises(JobLimitError, match="3 of 4 rows failed"):
+        await ask(numbered(4), tmp_path / "end.jsonl", make_engine(failing(1, 2, 3)), max_error_rate=0.1)
+
+
+async def test_a_job_stops_at_its_deadline(tmp_path):
+    output = tmp_path / "out.jsonl"
+    engine = SimulatedEngine(engine_kwargs={"max_num_seqs": 2, "time_per_token_ms": 1, "output_tokens": 8})
+    with pytest.raises(JobLimitError, match="the deadline is reached"):
+        await ask(numbered(1000), output, engine, deadline=0.1)
+    result = await ask(numbered(1000), output, SimulatedEngine(engine_kwargs={"output_tokens": 8}))
+    assert 0 < result.counts.resumed < 1000
+    assert len(lines(output)) == 1000
+
+
+def test_deadlines():
+    assert seconds_until(None) is None
+    assert seconds_until(90) == seconds_until("90") == seconds_until("90s") == seconds_until("1.5m") == 90
+    assert seconds_until(timedelta(hours=2)) == seconds_until("2h") == 7200
+    later = datetime.now() + timedelta(hours=1)
+    for given in (later, later.isoformat()):
+        assert 3590 < (seconds_until(given) or 0) <= 3600
+    wrongs: list = [True, "nan", float("nan"), [], "x"]
+    for wrong in wrongs:
+        with pytest.raises(ConfigError):
+            seconds_until(wrong)
+
+
+async def test_usage_of_one_answer_is_left_alone(make_engine):
+    answer = Delta(text="x", finish_reason="stop", usage=Usage(1, 2, 3))
+    (row,) = (await ask(numbered(1), None, make_engine(lambda text: answer), on_length="truncate")).rows()
+    assert row["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 3}

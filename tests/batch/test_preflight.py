@@ -1,0 +1,70 @@
+import json
+
+import pytest
+
+from penstock import Job
+from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.batch.preflight import described
+from penstock.engines.simulated import SimulatedEngine
+from penstock.errors import ConfigError
+
+
+@pytest.fixture
+def source(tmp_path):
+    rows = [json.dumps({"text": "x" * (500 if n % 10 == 0 else 10) + f" {n % 80}"}) for n in range(100)]
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join([*rows, "{", json.dumps({"other": 1})]) + "\n")
+    return path
+
+
+ENGINE = {"max_model_len": 300, "output_tokens": 20}
+
+
+async def test_what_a_job_will_be_like(source):
+    found = await Job(source, prompt="{text}", max_tokens=30, model="simulated", engine_kwargs=ENGINE).aplan()
+    assert (found.rows, found.read) == (102, 102)
+    assert found.unreadable == {"input_error": 1, "invalid_request_error": 1}
+    assert found.duplicates == 20
+    assert found.over_long == 8
+    assert (found.longest_prompt, found.context_length) == (504, 300)
+    distinct = [json.loads(line)["text"] for line in source.read_text().splitlines()[:80]]
+    assert found.prompt_tokens == sum(len(text) + 1 for text in distinct)
+    assert found.failed == {"context_length_exceeded": 4}
+    assert found.completion_tokens == 80 * 20
+    assert found.seconds is not None
+    text = described(found)
+    for part in ("102 rows", "1 × input_error", "20 with the request", "about 8 too long", "rows showed"):
+        assert part in text
+
+
+async def test_nothing_is_tried_or_written(source, tmp_path):
+    engine = SimulatedEngine()
+    found = await Job(source, tmp_path / "out.jsonl", prompt="{text}", engine=engine).aplan(trial=0)
+    assert (found.tried, found.seconds, engine.requests_served) == (0, None, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
+
+
+async def test_a_processor(source):
+    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(engine_kwargs=ENGINE), should_continue_on_error=True)
+    processor = build_processor(config, lambda row: {"prompt": row["text"], "sampling_params": {"temperature": 0}})
+    found = await Job(source, processor=processor).aplan()
+    assert found.unreadable == {"input_error": 1, "user_code_error": 1}
+    assert found.duplicates == 20
+    assert found.completion_tokens == 80 * 20
+
+
+async def test_no_rows(tmp_path):
+    (tmp_path / "in.jsonl").write_text("")
+    found = await Job(tmp_path / "in.jsonl", prompt="{text}", model="simulated").aplan()
+    assert (found.rows, found.tried) == (0, 0)
+    assert described(found) == "0 rows"
+
+
+def test_without_an_event_loop(source):
+    assert Job(source, prompt="{text}", model="simulated", limit=5).plan().rows == 5
+
+
+async def test_a_source_that_can_be_read_once_is_refused():
+    for once in ("-", iter([{"text": "a"}])):
+        with pytest.raises(ConfigError, match="source: can be read once only"):
+            await Job(once, prompt="{text}", model="simulated").aplan()
