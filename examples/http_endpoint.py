@@ -1,6 +1,6 @@
 """A data set through any OpenAI-compatible endpoint, journaled: run it again and it goes on where it was.
 
-OPENAI_API_KEY=… python examples/http_endpoint.py https://api.openai.com/v1/chat/completions questions.jsonl answers.jsonl
+OPENAI_API_KEY=… python examples/http_endpoint.py URL in.jsonl out.jsonl
 """
 
 import sys
