@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from statistics import median
 from typing import Any
 
@@ -159,9 +159,9 @@ class Client(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def load(port: int, clients: int, requests: int) -> tuple[float, list[Client]]:
-    """Seconds that so many clients take for so many requests each."""
-    body = json.dumps(BODY).encode()
+async def load(port: int, clients: int, requests: int, asked: Mapping[str, Any] = BODY) -> tuple[float, list[Client]]:
+    """Seconds that so many clients take for so many chat requests each, of the body `asked`."""
+    body = json.dumps(asked).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body

@@ -2,6 +2,7 @@
 
 PenstockError
 ├── ConfigError              a field of a configuration is wrong; names field, value and nearest valid one
+│   └── UnknownStageError    a processor has no stage of that name (also a ValueError)
 ├── MissingExtraError        an optional package is not installed; names the pip command (also an ImportError)
 ├── InputError               a data set cannot be read
 ├── OutputError              a result cannot be written
@@ -24,6 +25,7 @@ PenstockError
 ├── EngineError              the engine failed
 │   ├── EngineStartError     it could not be loaded
 │   ├── EngineDeadError      its process ended
+│   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
 │   ├── EngineTimeoutError   it did not answer in time
 │   ├── OverloadedError      its queue is full
 │   │   └── TooManyRequestsError  the server answers as many requests as it may
@@ -67,6 +69,12 @@ class ConfigError(PenstockError):
         self.field = field
         self.value = value
         self.hint = hint
+
+
+class UnknownStageError(ConfigError, ValueError):
+    """A processor has no stage of that name. Users of `ray.data.llm` catch it as a `ValueError`."""
+
+    kind = "unknown_stage"
 
 
 class MissingExtraError(PenstockError, ImportError):
@@ -231,6 +239,10 @@ class EngineDeadError(EngineError):
     status = 503
     retryable = True
     kind = "engine_dead"
+
+
+class ReplicaLostError(EngineDeadError):
+    """A replica on another machine or in another process cannot be reached, or went away in the middle of an answer."""
 
 
 class EngineTimeoutError(EngineError):

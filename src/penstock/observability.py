@@ -115,6 +115,11 @@ class Span:
     def __init__(self, current: Any = None) -> None:
         self._current = current
 
+    @property
+    def recording(self) -> bool:
+        """Whether anybody is told: else nothing need be gathered."""
+        return self._current is not None
+
     def note(self, attributes: Mapping[str, Any], *, name: str = "", failed: bool = False) -> None:
         """Add attributes, under OpenTelemetry's names where it has one; name the span anew; mark it as failed."""
         if self._current is None:

@@ -53,9 +53,11 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.
 
     `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends one delta an answer,
-    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds. With
-    `parallel_tool_calls` False an answer has one tool call at most. `forward_chunks`: the caller streams chunks in
-    OpenAI's form, so an engine that gets such chunks from a server may hand them on unread, in `Delta.chunks`.
+    which is cheaper where nobody watches. `adapter` names a LoRA adapter that the engine holds. Requests of a lower
+    `priority` come first where the engine schedules by it. With `parallel_tool_calls` False an answer has one tool call
+    at most. `forward_chunks`: the caller streams chunks in OpenAI's form, so an engine that gets such chunks from a
+    server may hand them on unread, in `Delta.chunks`. `kv_transfer_params` go to the engine's KV connector, if it has
+    one.
     """
 
     messages: list[Message]
@@ -71,6 +73,7 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     parallel_tool_calls: bool = True
     forward_chunks: bool = False
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
@@ -89,6 +92,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     request_id: str = ""
     priority: int = 0
     special_tokens: bool = True
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):
@@ -104,6 +108,13 @@ class RerankRequest(Struct, frozen=True, omit_defaults=True):
 
     query: str
     documents: list[str]
+    request_id: str = ""
+
+
+class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
+    """Texts to sort into the model's classes."""
+
+    inputs: list[str]
     request_id: str = ""
 
 
@@ -152,7 +163,8 @@ class Delta(Struct, frozen=True, array_like=True):
     The last delta of an answer has a `finish_reason` and that answer's `usage`, and names in `stop` the stop string
     that ended it, if one did. The first of several may have a `usage` of the prompt alone. `chunks` are events of a
     chat's stream as another server wrote them, each from the first of its `choices` to its end; they come before
-    `text`.
+    `text`. `reasoning` is what the model thought before it answered, where the engine tells it from the answer.
+    `kv_transfer_params` is what the engine's KV connector wants another engine to be told.
     """
 
     index: int = 0
@@ -164,6 +176,8 @@ class Delta(Struct, frozen=True, array_like=True):
     tool_calls: tuple[ToolCallPart, ...] = ()
     stop: str | None = None
     chunks: tuple[bytes, ...] = ()
+    reasoning: str = ""
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class Embeddings(Struct, frozen=True):
@@ -186,6 +200,22 @@ class TranscriptionSegment(Struct, frozen=True):
     start: float
     end: float
     text: str
+
+
+class Classification(Struct, frozen=True):
+    """One text's class, the likeliest one. `probabilities` has shape [classes]; `label` is the class's name, or its
+    number as text where the model names none.
+    """
+
+    label: str
+    probabilities: list[float]
+
+
+class Classifications(Struct, frozen=True):
+    """The class of each text, in the order of the inputs."""
+
+    items: list[Classification]
+    usage: Usage = Usage()
 
 
 class Transcription(Struct, frozen=True):

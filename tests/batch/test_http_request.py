@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from import_time import modules_added
+from penstock.batch import HttpRequestProcessorConfig, build_processor
 from penstock.batch.http_request import HttpRequests
 from penstock.errors import ConfigError, EngineDeadError, MissingExtraError, RequestError, UpstreamError
 
@@ -166,6 +167,28 @@ async def test_methods_headers_columns_and_session_are_the_callers():
     async with worker(look, session_factory=factory, **options) as made:
         assert await made.process({"body": {}}) == {"out": ["PUT", "yes", "mine"]}
     assert made_sessions[0].closed
+
+
+async def test_a_processor_gives_answers_and_error_rows_with_status_and_body():
+    async def sometimes(request):
+        number = (await request.json())["number"]
+        if number % 5 == 0:
+            return web.json_response({"error": {"message": f"not {number}"}}, status=422)
+        return web.json_response({"twice": 2 * number})
+
+    async with worker(sometimes) as made:
+        config = HttpRequestProcessorConfig(url=made.options.url, should_continue_on_error=True)
+        processor = build_processor(config, preprocess=lambda row: {"payload": {"number": row["n"]}})
+        rows = [row async for row in processor([{"n": number} for number in range(20)])]
+    assert [row["n"] for row in rows] == list(range(20))
+    for row in rows:
+        if row["n"] % 5:
+            assert (row["status"], row["http_response"]) == ("ok", {"twice": 2 * row["n"]})
+        else:
+            assert row["status"] == "error"
+            assert row["error"]["type"] == "upstream_error"
+            assert row["error"]["status"] == 422
+            assert json.loads(row["error"]["body"]) == {"error": {"message": f"not {row['n']}"}}
 
 
 async def test_tokens_are_charged_by_what_the_answer_tells():

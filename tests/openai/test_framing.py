@@ -10,6 +10,7 @@ from penstock.openai.framing import ChatFramer, CompletionFramer, Framer
 from penstock.openai.message_events import MessageFramer
 from penstock.openai.response_events import ResponseFramer
 from penstock.openai.response_requests import ResponseBody
+from penstock.openai.responses import Answers, chat_completion
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 ABOUT: Any = {"id": "x", "created": 7, "model": 'a "model"'}
@@ -66,6 +67,17 @@ def test_the_fast_path_and_the_full_one_agree() -> None:
     assert full["choices"][0].pop("logprobs")["content"][0]["bytes"] == [195, 169]
     assert fast["choices"][0].pop("logprobs") is None
     assert fast == full
+
+
+def test_reasoning_has_a_key_of_its_own() -> None:
+    framer = ChatFramer(**ABOUT)
+    (thought,) = parsed(framer.frame(Delta(reasoning="hm")))
+    assert thought["choices"][0]["delta"] == {"reasoning": "hm"}
+    answers = Answers()
+    for delta in (Delta(reasoning="h"), Delta(reasoning="m"), Delta(text="a"), LAST):
+        answers.add(delta)
+    message = chat_completion(answers, **ABOUT)["choices"][0]["message"]
+    assert message == {"role": "assistant", "reasoning": "hm", "content": "a"}
 
 
 def test_a_delta_without_text_makes_no_chunk() -> None:

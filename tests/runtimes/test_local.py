@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import msgspec
 import pytest
 
+from penstock.engines.base import engine_class
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
@@ -36,10 +37,8 @@ class Watched(SimulatedEngine):
 
 @pytest.fixture(autouse=True)
 def watched(monkeypatch):
-    import penstock.engines.base as base
-
     monkeypatch.setattr(
-        base, "import_module", lambda name: __import__("types").SimpleNamespace(SimulatedEngine=Watched)
+        "penstock.serve.server.engine_class", lambda name: Watched if name == "simulated" else engine_class(name)
     )
     Watched.loaded, Watched.order = set(), []
 

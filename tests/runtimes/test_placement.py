@@ -65,3 +65,10 @@ def test_environments_are_joined_and_the_models_own_wins():
 def test_parallelism_must_be_a_number():
     with pytest.raises(ConfigError, match="tensor_parallel_size"):
         replica_bundles(config(engine_kwargs={"tensor_parallel_size": "2"}))
+
+
+def test_a_tpu_slice_is_reserved_by_its_engine() -> None:
+    slice_of_four = config(accelerator_type="TPU-V5E", accelerator_config={"kind": "tpu", "topology": "2x2"})
+    assert "placement_group_bundles" not in deployment_options(slice_of_four)
+    chips = config(accelerator_config={"kind": "tpu"})
+    assert deployment_options(chips)["placement_group_bundles"] == [{"CPU": 1.0, "TPU": 1.0}]

@@ -1,14 +1,17 @@
 """A real engine behind a handle: loading on demand, leaving, sleeping, dying."""
 
 import asyncio
+import json
 import os
+import shutil
 import signal
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
-from penstock.errors import EngineDeadError, UnavailableError
+from penstock import demo
+from penstock.errors import EngineDeadError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import build_local_handles
 from penstock.types import ChatRequest, Sampling
@@ -53,7 +56,7 @@ async def text(handle, sampling):
 @pytest.mark.slow
 async def test_a_real_engine_through_its_whole_life(handle):
     greedy = Sampling(temperature=0.0, max_tokens=12, ignore_eos=True)
-    assert (handle.state().state, handle.card().context_length) == ("cold", None)
+    assert (handle.state().state, handle.card().context_length) == ("cold", TINY.context)
 
     first = await text(handle, greedy)  # loads
     assert first
@@ -88,3 +91,30 @@ async def test_a_real_engine_through_its_whole_life(handle):
     assert handle.state().state == "cold"
     assert await text(handle, greedy) == first
     assert (await handle.control("check_health", {}))[0]["ok"]
+
+
+@pytest.mark.slow
+async def test_a_tokenizer_may_come_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
+    model, tokenizer = tmp_path / "model", tmp_path / "tokenizer"
+    shutil.copytree(demo.model_path(), model)
+    tokenizer.mkdir()
+    for file in [file for file in model.iterdir() if "token" in file.name or file.name == "chat_template.jinja"]:
+        file.rename(tokenizer / file.name)
+    loading = {"model_id": "m", "model_source": str(model), "tokenizer_source": str(tokenizer)}
+    lora = {"adapters": {"german": str(demo.adapter_path("german"))}}
+    fields = {"model_loading_config": loading, "engine_kwargs": OPTIONS, "lora_config": lora}
+    handle = build_local_handles([LLMConfig.from_dict(fields)])["m"]
+    await handle.start()
+    ticket = json.loads(demo.tickets_path().read_text(encoding="utf-8").splitlines()[0])
+    for adapter in (None, "german"):
+        request = ChatRequest(
+            [{"role": "user", "content": ticket["ticket"]}], Sampling(temperature=0.0, max_tokens=100), adapter=adapter
+        )
+        assert await rest(handle.chat(request)) == demo.expected(ticket, adapter)
+    await handle.stop(0)
+    nowhere = {**loading, "tokenizer_source": str(tmp_path)}
+    handle = build_local_handles([LLMConfig.from_dict({**fields, "model_loading_config": nowhere})])["m"]
+    with pytest.raises(EngineStartError, match="is no directory with an openvino_tokenizer"):
+        await handle.start()
+    assert handle.state().state == "failed"

@@ -78,3 +78,17 @@ def test_mistakes_name_the_file_and_the_place(tmp_path, text, said):
     with pytest.raises(ConfigError, match=said) as caught:
         load_serving_args(path)
     assert str(path) in str(caught.value)
+
+
+def test_where_and_how_the_ingress_listens() -> None:
+    model = {"model_loading_config": {"model_id": "m"}}
+    given = {"llm_configs": [model], "listen": "[::1]:8000", "http": {"api_keys": ["a"], "limits": {"max_tokens": 5}}}
+    args = LLMServingArgs.from_dict(given)
+    assert args.listen_address == ("::1", 8000)
+    assert args.http.api_keys == {"a"}
+    assert args.http.limits.max_tokens == 5
+    for wrong in ("8000", "host:", "host:99999", ":1"):
+        with pytest.raises(ConfigError, match="listen: must be a host and a port"):
+            LLMServingArgs.from_dict({"llm_configs": [model], "listen": wrong})
+    with pytest.raises(ConfigError, match=r"http\.limits.*Did you mean 'max_tokens'"):
+        LLMServingArgs.from_dict({"llm_configs": [model], "http": {"limits": {"max_token": 5}}})

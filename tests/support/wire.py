@@ -12,7 +12,9 @@ from penstock.serve.app import IngressApp
 class Wire:
     """What comes back, and when the client leaves (`left`)."""
 
-    def __init__(self, app: IngressApp, body: dict[str, Any], path: str = "/v1/chat/completions") -> None:
+    def __init__(
+        self, app: IngressApp, body: dict[str, Any], path: str = "/v1/chat/completions", kind: str = "application/json"
+    ) -> None:
         self.sent: list[dict[str, Any]] = []
         self.progress = asyncio.Event()
         self.left = asyncio.Event()
@@ -24,7 +26,7 @@ class Wire:
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": b"",
-            "headers": [(b"content-type", b"application/json")],
+            "headers": [(b"content-type", kind.encode())],
         }
         self.task = asyncio.create_task(app(scope, self._receive, self._send))  # type: ignore[arg-type]
 

@@ -22,6 +22,7 @@ from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
+from penstock.batch.garbage import collected_seldom
 from penstock.batch.journal import Journal, digest_key
 from penstock.batch.manifest import StreamSum
 from penstock.batch.policy import ErrorPolicy, Limits
@@ -95,6 +96,10 @@ class Flow:
 
     async def run(self) -> bool:
         """Move all rows. Returns False if it was drained before the end; raises what stopped it."""
+        with collected_seldom():
+            return await self._run()
+
+    async def _run(self) -> bool:
         intake = asyncio.create_task(self._take_in())
         alarm = None
         if self._limits.seconds is not None:

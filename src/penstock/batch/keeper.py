@@ -17,6 +17,8 @@ _NOT_DECIDING = frozenset(
     {
         *("num_threads", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "kv_cache_blocks"),
         *("enable_prefix_caching", "max_loras", "properties"),
+        *("gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
+        *("enforce_eager", "block_size", "max_cpu_loras", "disable_log_stats", "distributed_executor_backend"),
         *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
         *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times"),
         # Where a remote model is and how it is reached; the keys that headers may hold belong in no manifest anyway.

@@ -12,7 +12,7 @@ from penstock.batch.processor_rows import ProcessorRows, RowFunction
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stream import RowStream
 from penstock.config import import_object
-from penstock.errors import ConfigError, nearest
+from penstock.errors import ConfigError, UnknownStageError, nearest
 
 RAY_DATA = "penstock.runtimes.ray_data:process_dataset"
 """What runs a processor over a Ray data set: named, as only that file may import Ray."""
@@ -74,7 +74,9 @@ class Processor:
         try:
             return self.stages[name]
         except KeyError:
-            raise _UnknownStage(f"there is no stage '{name}'", value=name, hint=nearest(name, self.stages)) from None
+            raise UnknownStageError(
+                f"there is no stage '{name}'", value=name, hint=nearest(name, self.stages)
+            ) from None
 
     def log_input_column_names(self) -> None:
         """Log the columns that the first stage reads."""
@@ -105,10 +107,6 @@ class Processor:
 
 def _is_plain(function: object) -> bool:
     return callable(function) and not inspect.iscoroutinefunction(function)
-
-
-class _UnknownStage(ConfigError, ValueError):
-    """No stage of that name: what users of `ray.data.llm` catch as a `ValueError`."""
 
 
 def _threads(kwargs: Mapping[str, Any], where: str) -> int:

@@ -96,8 +96,9 @@ class ProcessorRows:
             row.request = dict(row.values or {})
         values: dict[str, Any] = row.request
         row.shareable = bool(self._stages) and all(stage.shareable(values) for stage in self._stages)
-        asked = {name: values[name] for name in self._read if name in values} if self._read else values
-        row.digest = blake2b(self._encode(asked), digest_size=16).digest()
+        if row.shareable or self._packed:  # else nobody asks which rows are equal, or whether this is the same again
+            asked = {name: values[name] for name in self._read if name in values} if self._read else values
+            row.digest = blake2b(self._encode(asked), digest_size=16).digest()
         params = values.get("sampling_params")
         longest = params.get("max_tokens") if isinstance(params, Mapping) else None
         row.longest = longest if isinstance(longest, int) else 0

@@ -14,6 +14,7 @@ from penstock import env
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig
     from penstock.serve.client import Client
+    from penstock.serve.serving_args import LLMServingArgs
     from penstock.serve.settings import HttpSettings
 
 _log = logging.getLogger("penstock.serve")
@@ -51,7 +52,7 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
 @click.option("--tracing", is_flag=True, help="Send spans to an OpenTelemetry collector (OTEL_* variables).")
-@click.option("--runtime", type=click.Choice(["local"]), default="local", show_default=True)
+@click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 def serve(
     model: str,
     host: str,
@@ -72,18 +73,29 @@ def serve(
     """
     import asyncio
 
+    from penstock.errors import ConfigError
     from penstock.observability import configure_logging, enable_tracing
     from penstock.serve.http_server import listen
 
+    if runtime == "ray" and memory_budget_gb is not None:
+        raise ConfigError(
+            "is for the local runtime",
+            field="--memory-budget-gb",
+            hint="On Ray, ray_actor_options.memory says what a replica takes.",
+        )
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
-    configs = _configs(model, engine, engine_kwargs, name)
-    settings = _settings(options, configs)
+    args = _args(model, engine, engine_kwargs, name, runtime)
+    settings = _settings(options, args.llm_configs)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
-    asyncio.run(_serve(configs, settings, listen(host, port), budget))
+    listening = listen(host, port)
+    if runtime == "ray":
+        _serve_on_ray(args, settings, listening)
+    else:
+        asyncio.run(_serve(args, settings, listening, budget))
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
@@ -128,48 +140,65 @@ def models(url: str, api_key: str | None) -> None:
 
 
 # serve
-async def _serve(configs: list[LLMConfig], settings: HttpSettings, listening: Any, budget: int | None) -> None:
+async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None) -> None:
     from penstock.runtimes.local import build_local_handles
     from penstock.serve.app import build_app
     from penstock.serve.http_server import HttpServer, address, collect_garbage_seldom
 
-    handles = build_local_handles(configs, memory_budget_bytes=budget)
-    app = build_app(handles, lora_paths=_lora_paths(configs), settings=settings)
+    handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
+    app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
     url = address(listening)
-
-    def announce() -> None:
-        body = f'{{"model": "{next(iter(handles))}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-        key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
-        click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
-        click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
-        sys.stdout.flush()
-
     collect_garbage_seldom()
-    await HttpServer(app, listening).run(handles.values(), on_listening=announce)
+    await HttpServer(app, listening).run(
+        handles.values(), on_listening=lambda: _announce(url, next(iter(handles)), settings)
+    )
 
 
-def _configs(model: str, engine: str | None, engine_kwargs: str | None, name: str | None) -> list[LLMConfig]:
+def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) -> None:
+    from msgspec import structs
+
+    from penstock import lazy
+    from penstock.serve.http_server import address
+
+    cluster = lazy.require("penstock.runtimes.ray_cluster", needed_by="The Ray runtime")
+    url = address(listening)
+    listening.close()  # it has told that the port is free; the ingress takes it
+    args = structs.replace(args, listen=url.removeprefix("http://"), http=settings)
+    cluster.run(args, on_listening=lambda: _announce(url, args.llm_configs[0].model_id, settings))
+
+
+def _announce(url: str, model: str, settings: HttpSettings) -> None:
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
+    click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
+    click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
+    sys.stdout.flush()
+
+
+def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None, runtime: str) -> LLMServingArgs:
     import json
 
     from penstock.errors import ConfigError
-    from penstock.llm_config import LLMConfig
-    from penstock.serve.serving_args import load_serving_args
+    from penstock.serve.serving_args import LLMServingArgs, load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name:
             raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
         args = load_serving_args(model)
-        for name in ("ingress_cls_config", "ingress_deployment_config"):
-            if getattr(args, name):
-                _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
-        return args.llm_configs
+        if runtime == "local":
+            for name in ("ingress_cls_config", "ingress_deployment_config"):
+                if getattr(args, name):
+                    _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
+        return args
     try:
         options = json.loads(engine_kwargs or "{}")
     except ValueError as error:
         raise ConfigError(f"not JSON: {error}", field="--engine-kwargs", value=engine_kwargs) from None
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
     chosen = {"llm_engine": engine} if engine else {}
-    return [LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options, **chosen})]
+    return LLMServingArgs.from_dict(
+        {"llm_configs": [{"model_loading_config": loading, "engine_kwargs": options, **chosen}]}
+    )
 
 
 def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings:
@@ -192,15 +221,6 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
         trust_request_chat_template=options["trust_request_chat_template"],
         drain_timeout_s=drain,
     )
-
-
-def _lora_paths(configs: list[LLMConfig]) -> dict[str, str]:
-    found = {}
-    for config in configs:
-        lora = config.lora_config
-        if lora is not None and lora.dynamic_lora_loading_path is not None:
-            found[config.model_loading_config.model_id] = lora.dynamic_lora_loading_path
-    return found
 
 
 # chat and models

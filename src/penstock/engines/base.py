@@ -17,6 +17,8 @@ from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     EmbeddingRequest,
     Embeddings,
@@ -30,6 +32,7 @@ ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
     "remote": "penstock.engines.remote:RemoteEngine",
     "simulated": "penstock.engines.simulated:SimulatedEngine",
+    "vllm": "penstock.engines.vllm:VLLMEngine",
 }
 
 
@@ -73,6 +76,11 @@ class LLMEngine:
         self.engine_kwargs = dict(engine_kwargs or {})
         self.adapters = dict(adapters or {})
 
+    def stated_context_length(self) -> int | None:
+        """The context in tokens that options or the model's files state, had without loading; None if none does."""
+        length = self.engine_kwargs.get("max_model_len")
+        return length if isinstance(length, int) else None
+
     # Life
     async def start(self) -> None:
         """Load the model. Returns when requests can be answered; raises `EngineStartError` if it cannot be loaded."""
@@ -107,6 +115,10 @@ class LLMEngine:
         """Score documents against a query."""
         raise self._unsupported("rerank")
 
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        """Sort texts into the model's classes."""
+        raise self._unsupported("classify")
+
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         """Write down speech."""
         raise self._unsupported("transcriptions")
@@ -120,6 +132,11 @@ class LLMEngine:
         raise self._unsupported("detokenize")
 
     # Adapters
+    @classmethod
+    def adapter_options(cls, most: int) -> dict[str, Any]:
+        """`engine_kwargs` without which the engine would take no adapters, for `most` of them at once."""
+        return {}
+
     async def resolve_lora(self, name: str, path: str) -> None:
         """Make the adapter in directory `path` usable as `name`, checking its files first."""
         raise self._unsupported("LoRA adapters")

@@ -62,10 +62,10 @@ class ChatFramer:
     def frame(self, delta: Delta) -> bytes:
         if delta.chunks:
             forwarded = self._head + (b"\n\n" + self._head).join(delta.chunks) + b"\n\n"
-            if not delta.text and delta.finish_reason is None and not delta.tool_calls:
+            if delta.finish_reason is None and not (delta.text or delta.tool_calls or delta.reasoning):
                 return forwarded
             return forwarded + self.frame(msgspec.structs.replace(delta, chunks=()))
-        if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls:
+        if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls and not delta.reasoning:
             # The path of nearly every token.
             return self._content[delta.index] + to_json(delta.text) + self._plain_tail if delta.text else b""
         return self._full(delta)
@@ -78,6 +78,8 @@ class ChatFramer:
 
     def _full(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
+        if delta.reasoning:
+            content["reasoning"] = delta.reasoning
         if delta.tool_calls:
             content["tool_calls"] = [_call_chunk(part) for part in delta.tool_calls]
         if self._usage is not None:

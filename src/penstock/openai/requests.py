@@ -184,6 +184,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     echo: bool | None = None
     suffix: str | None = None
     best_of: Whole | None = None
+    add_special_tokens: bool = True
 
     def requests(
         self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
@@ -201,6 +202,7 @@ class CompletionBody(SamplingBody, kw_only=True):
                 sampling=sampling,
                 n=1 if self.n is None else self.n,
                 echo=bool(self.echo),
+                special_tokens=self.add_special_tokens,
                 adapter=adapter,
                 stream=bool(self.stream) if stream is None else stream,
                 request_id=request_id if len(prompts) == 1 else f"{request_id}-{number}",

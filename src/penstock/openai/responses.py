@@ -57,6 +57,7 @@ class Answers:
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
         self.stops: dict[int, str] = {}
+        self.reasoning: dict[int, str] = {}
         self._total = UsageTotal()
 
     def add(self, delta: Delta) -> None:
@@ -69,6 +70,8 @@ class Answers:
             self.reasons[index] = delta.finish_reason
         if delta.stop is not None:
             self.stops[index] = delta.stop
+        if delta.reasoning:
+            self.reasoning[index] = self.reasoning.get(index, "") + delta.reasoning
         if delta.tool_calls:
             calls = self.tool_calls.setdefault(index, [])
             for part in delta.tool_calls:
@@ -89,7 +92,7 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
     choices = [
         {
             "index": index,
-            "message": _message(text, answers.tool_calls.get(index)),
+            "message": _message(text, answers.tool_calls.get(index), answers.reasoning.get(index)),
             "logprobs": chat_logprobs(answers.logprobs.get(index)),
             "finish_reason": answers.reasons.get(index),
         }
@@ -169,10 +172,11 @@ def _packed(vector: Sequence[float]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def _message(text: str, calls: Sequence[ToolCall] | None) -> dict[str, Any]:
+def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None) -> dict[str, Any]:
+    head = {"role": "assistant", **({"reasoning": reasoning} if reasoning else {})}
     if not calls:
-        return {"role": "assistant", "content": text}
-    return {"role": "assistant", "content": text or None, "tool_calls": tool_call_list(calls)}
+        return {**head, "content": text}
+    return {**head, "content": text or None, "tool_calls": tool_call_list(calls)}
 
 
 def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:

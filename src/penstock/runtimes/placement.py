@@ -68,6 +68,14 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
     return [merged([replica_bundle(config), first]), *others]
 
 
+def places_itself(config: LLMConfig) -> bool:
+    """Whether the engine reserves its own resources once its replica runs: a TPU slice is had as a whole or not at all,
+    and not as bundles beside a replica.
+    """
+    accelerator = config.accelerator_config
+    return accelerator is not None and accelerator.kind == "tpu" and accelerator.topology is not None
+
+
 def deployment_options(config: LLMConfig) -> dict[str, Any]:
     """What is handed to Ray Serve for this model: what the configuration sets of `deployment_config`, and the bundles.
 
@@ -78,8 +86,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     unset = msgspec.to_builtins(type(config.deployment_config)())
     options = {name: value for name, value in given.items() if value != unset[name]}
     placement = config.placement_group_config
-    options["placement_group_bundles"] = replica_bundles(config)
-    options["placement_group_strategy"] = placement.strategy if placement is not None else "PACK"
+    if not places_itself(config):
+        options["placement_group_bundles"] = replica_bundles(config)
+        options["placement_group_strategy"] = placement.strategy if placement is not None else "PACK"
     actor = dict(options.get("ray_actor_options") or {})
     lower, upper = actor.get("runtime_env") or {}, config.runtime_env or {}
     if lower or upper:

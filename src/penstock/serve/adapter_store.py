@@ -13,11 +13,12 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from penstock import lazy
+from penstock import demo, env, lazy
 from penstock.config import masked
 from penstock.errors import (
     ConfigError,
@@ -28,7 +29,7 @@ from penstock.errors import (
     PenstockError,
     nearest,
 )
-from penstock.llm_config import LoraConfig
+from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.serve.adapter_cache import AdapterCache
 
 T = TypeVar("T")
@@ -180,6 +181,13 @@ class AdapterStore:
             return []
         marked = (path.rsplit("/", 2) for path in found if path.endswith(f"/{MARK}"))
         return [parts[1] for parts in marked if parts[0].rstrip("/") == root.rstrip("/") and _NAME.fullmatch(parts[1])]
+
+
+def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
+    """The adapters of a configured model; the demo model brings its own."""
+    given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if model_source == demo.MODEL_NAME else {}
+    cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
+    return AdapterStore(config.lora_config, cache, given)
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+import msgspec
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from penstock.serve.endpoints.forward import forward
 from penstock.serve.handle import ModelCard, ModelHandle
 from penstock.serve.ingress import Ingress
 from penstock.serve.middleware import ExchangeMiddleware
 from penstock.serve.model_names import ModelNames
 from penstock.serve.openapi import describe
-from penstock.serve.routes import CONTROL_ENDPOINTS, ENDPOINTS, as_route
+from penstock.serve.remote_model import RemoteModel
+from penstock.serve.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, as_route
 from penstock.serve.settings import HttpSettings
 
 
 class IngressApp:
     """An ASGI application. `ingress` is what its requests share; whoever runs the application drains it through that.
 
-    It starts and stops no model and asks none for anything but its requests.
+    It starts and stops no model and asks none for anything but its requests. Where the models run elsewhere, requests
+    are forwarded as they come. `more` are endpoints beside the usual ones.
     """
 
-    def __init__(self, ingress: Ingress) -> None:
+    def __init__(self, ingress: Ingress, more: Iterable[Endpoint] = ()) -> None:
         self.ingress = ingress
         settings = ingress.settings
-        endpoints = (*ENDPOINTS, *CONTROL_ENDPOINTS) if settings.dev else ENDPOINTS
+        endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *more)
         ingress.openapi = describe(endpoints, with_keys=bool(settings.api_keys))
+        if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
+            endpoints = tuple(
+                msgspec.structs.replace(endpoint, answer=forward) if endpoint.runs else endpoint
+                for endpoint in endpoints
+            )
         app: ASGIApp = Router([as_route(endpoint) for endpoint in endpoints], redirect_slashes=False)
         app = ExchangeMiddleware(app, ingress)
         if settings.cors_origins:
@@ -45,6 +54,25 @@ class IngressApp:
         await self._app(scope, receive, send)
 
 
+class OpenAiIngress(IngressApp):
+    """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with handles by model id,
+    with what is known of the models beforehand, and with `ingress_extra_kwargs`.
+
+    `model_cards` says more of the models than their handles do; `lora_paths` names those whose adapters are found on
+    demand.
+    """
+
+    def __init__(
+        self,
+        llm_deployments: Mapping[str, ModelHandle],
+        model_cards: Mapping[str, ModelCard] | None = None,
+        lora_paths: Mapping[str, str] | None = None,
+        *,
+        settings: HttpSettings | None = None,
+    ) -> None:
+        super().__init__(Ingress(ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()))
+
+
 def build_app(
     handles: Mapping[str, ModelHandle],
     *,
@@ -56,4 +84,4 @@ def build_app(
 
     `model_cards` says more of them than their handles do; `lora_paths` names those whose adapters are found on demand.
     """
-    return IngressApp(Ingress(ModelNames(handles, model_cards, lora_paths), settings or HttpSettings()))
+    return OpenAiIngress(handles, model_cards, lora_paths, settings=settings)

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, RequestError, UnavailableError, UnsupportedError, nearest
+from penstock.llm_config import LLMConfig
 from penstock.serve.admission import Admission
 from penstock.serve.lifecycle import Lifecycle
 from penstock.serve.streams import DeltaStream
@@ -71,6 +72,7 @@ class ControlPlane:
     wait in its queue.
     """
 
+    llm_config: LLMConfig
     engine: LLMEngine
     admission: Admission
     lifecycle: Lifecycle
@@ -180,7 +182,7 @@ class ControlPlane:
 
     def asleep_error(self) -> UnavailableError:
         """What a request for a sleeping model is told."""
-        return UnavailableError(f"'{self.engine.model_source}' is asleep until it is woken")
+        return UnavailableError(f"'{self.llm_config.model_id}' is asleep until it is woken")
 
     def _abort(self) -> None:
         for stream in list(self.streams):

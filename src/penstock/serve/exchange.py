@@ -48,7 +48,13 @@ class Exchange:
 
     async def body(self, form: type[Body]) -> Body:
         """The request's JSON body, checked."""
-        return parse_body(form, await read_json(self.request, self.ingress.settings.limits))
+        async with self.reading():
+            body = await read_json(self.request, self.ingress.settings.limits)
+        return parse_body(form, body)
+
+    def reading(self) -> Interrupt:
+        """The context in which a body may be waited for: a client that stalls must not keep the server from its end."""
+        return Interrupt(None, self.ingress.live)
 
     async def target(self, model: str) -> Target:
         """What answers for `model`."""

@@ -30,7 +30,7 @@ class ModelCard(Struct, frozen=True, kw_only=True):
     """What `/v1/models` says of a model or adapter.
 
     `base_model` is the base's id for an adapter, None for a model. `created` is in Unix seconds. `context_length` is in
-    tokens; None until the model was loaded once, unless the configuration says it.
+    tokens; None until the model was loaded once, unless the configuration or the model's files state it.
     """
 
     id: str

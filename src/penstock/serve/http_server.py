@@ -19,13 +19,17 @@ from penstock.serve.handle import ModelHandle
 _log = logging.getLogger("penstock.serve")
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Raises `ConfigError` where that cannot be."""
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Several processes may listen on a `shared` port, and the kernel
+    deals connections out to them. Raises `ConfigError` where that cannot be.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named: asyncio turns Nagle's delays off only where it sees that a socket is TCP.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
         listening.listen(2048)
         return listening
@@ -83,11 +87,19 @@ class HttpServer:
             self._hurry.set()
         self._stopping.set()
 
-    async def run(self, handles: Iterable[ModelHandle], *, on_listening: Callable[[], None] = lambda: None) -> None:
-        """Serve until told to stop. Raises the first model's error if no model at all can be started."""
+    async def run(
+        self,
+        handles: Iterable[ModelHandle],
+        *,
+        on_listening: Callable[[], None] = lambda: None,
+        signals: bool = True,
+    ) -> None:
+        """Serve until told to stop; `signals` tells too, unless the process has another owner. Raises the first model's
+        error if no model at all can be started.
+        """
         models = list(handles)
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
             # Only a main thread can take signals; elsewhere `stop` is called.
             with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
                 loop.add_signal_handler(number, self.stop)
@@ -112,7 +124,15 @@ class HttpServer:
         ingress = self.app.ingress
         _log.info("draining: %d requests are under way", ingress.inflight)
         whole = await ingress.drain(ingress.settings.drain_timeout_s, self._hurry)
+        self._cut_off()
         _log.info("drained" if whole else "drained; some requests were aborted")
+
+    def _cut_off(self) -> None:
+        """End the connections on which an answer is stuck because its client does not read: uvicorn would wait."""
+        for connection in list(self._uvicorn.server_state.connections):
+            cycle = getattr(connection, "cycle", None)
+            if cycle is not None and not cycle.response_complete:
+                connection.transport.abort()
 
 
 async def _start(models: list[ModelHandle]) -> None:

@@ -11,7 +11,7 @@ from penstock.serve.metrics import Metrics
 from penstock.serve.model_names import ModelNames
 from penstock.serve.settings import HttpSettings
 
-LAST_WORDS_S = 2.0
+LAST_WORDS_S = 1.0
 """How long aborted requests may take to tell their clients."""
 
 

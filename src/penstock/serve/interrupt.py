@@ -15,21 +15,23 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 class Interrupt:
     """A context whose body `fire(error)` ends: what the body awaits is cancelled, and the context raises `error`.
 
-    It watches `receive` for the client's leaving, so the request's body must have been read before. `live` is the set
-    that the server fires all of when it stops waiting for its requests.
+    It watches `receive`, if given, for the client's leaving; then the request's body must have been read before.
+    `live` is the set that the server fires all of when it stops waiting for its requests.
     """
 
-    def __init__(self, receive: Receive, live: set[Interrupt]) -> None:
+    def __init__(self, receive: Receive | None, live: set[Interrupt]) -> None:
         self._receive = receive
         self._live = live
         self._reason: PenstockError | None = None
         self._finished = False
+        self._watch: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Interrupt:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._watch = asyncio.create_task(self._watch_client())
+        if self._receive is not None:
+            self._watch = asyncio.create_task(self._watch_client(self._receive))
         self._live.add(self)
         return self
 
@@ -53,9 +55,10 @@ class Interrupt:
         """The answer is complete: what comes now, be it the client's leaving, is no interruption."""
         self._finished = True
         self._live.discard(self)
-        self._watch.cancel()
+        if self._watch is not None:
+            self._watch.cancel()
 
-    async def _watch_client(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
+    async def _watch_client(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
             pass
         self.fire(ClientGoneError("the client closed the connection"))

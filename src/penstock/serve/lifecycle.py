@@ -24,10 +24,9 @@ _log = logging.getLogger(__name__)
 class Lifecycle:
     """Starts and stops one engine, one change at a time.
 
-    `make_room` is awaited before the engine takes memory, `free_room` is called when it has given it back.
-    `before_start` is awaited before the engine starts. `on_ready`
-    is awaited with the engine running, before anybody may use it; `on_change` is called when the phase has become
-    "ready" or "failed".
+    `make_room` is awaited before the engine takes memory, `free_room` is called when it has given it back;
+    `before_start` is awaited before the engine starts, `on_ready` with the engine running, before anybody may use it.
+    `on_change` is called when the phase has become "ready" or "failed".
     """
 
     def __init__(

@@ -24,14 +24,25 @@ Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 
 async def read_json(request: Request, limits: Limits) -> Any:
     """The decoded body. Raises `RequestError` for one that is too large, no JSON, or of another type."""
+    return decode_json(await read_json_bytes(request, limits), Any)
+
+
+async def read_json_bytes(request: Request, limits: Limits) -> bytes:
+    """The body, which its sender says is JSON."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ContentTypeError("compressed bodies are not supported")
-    body = await read_body(request, limits)
+    return await read_body(request, limits)
+
+
+def decode_json(body: bytes, form: Any) -> Any:
+    """A JSON body in its form. Raises `RequestError`."""
     try:
-        return msgspec.json.decode(body)
+        return msgspec.json.decode(body, type=form)
+    except msgspec.ValidationError as error:
+        raise RequestError(f"the request body has a wrong form: {error}") from None
     except RecursionError:
         raise RequestError("the request body is nested too deeply") from None
     except (ValueError, OverflowError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors

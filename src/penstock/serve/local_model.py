@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from msgspec import to_builtins
@@ -67,13 +68,17 @@ class LocalModel:
     def engine_name(self) -> str:
         return self.server.engine.name
 
+    @cached_property
+    def _stated_context_length(self) -> int | None:
+        return self.server.engine.stated_context_length()
+
     def card(self) -> ModelCard:
         capabilities = getattr(self.server.engine, "capabilities", None)
-        length = capabilities.context_length if capabilities else self.config.engine_kwargs.get("max_model_len")
+        length = capabilities.context_length if capabilities else self._stated_context_length
         return ModelCard(
             id=self.model_id,
             created=self._created,
-            context_length=length if isinstance(length, int) and length else None,
+            context_length=length or None,
             metadata={
                 "engine": self.engine_name,
                 **({"capabilities": to_builtins(capabilities)} if capabilities else {}),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
@@ -73,6 +73,7 @@ class Metrics:
         self._of_models: dict[str, ModelMetrics] = {}
         self._states = _States(handles)
         registry.register(self._states)
+        ProcessCollector(registry=registry)
 
     def of(self, model: str) -> ModelMetrics:
         """The metrics of one of the ingress's models."""

@@ -44,7 +44,8 @@ class ExchangeMiddleware:
                 try:
                     await self._answer(exchange, scope, receive, send_with_id)
                 finally:
-                    _describe(current, exchange, scope)
+                    if current.recording:
+                        _describe(current, exchange, scope)
         finally:
             self._ingress.end()
             exchange.finish()

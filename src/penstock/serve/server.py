@@ -8,12 +8,11 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from penstock import demo, env
+from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class
 from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
@@ -21,8 +20,7 @@ from penstock.errors import ConfigError, EngineDeadError, PenstockError, Unavail
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.runtimes.placement import deployment_options
-from penstock.serve.adapter_cache import AdapterCache
-from penstock.serve.adapter_store import AdapterStore
+from penstock.serve.adapter_store import adapter_store
 from penstock.serve.adapters import Adapters
 from penstock.serve.admission import Admission
 from penstock.serve.callbacks import Callbacks
@@ -85,9 +83,7 @@ class LLMServer(ControlPlane):
             on_change=self._on_change,
         )
         lora = llm_config.lora_config or LoraConfig()
-        given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if self._is_demo else {}
-        cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
-        self.store = AdapterStore(lora, cache, given)
+        self.store = adapter_store(llm_config, self.engine.model_source)
         self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
@@ -323,19 +319,18 @@ class LLMServer(ControlPlane):
             if self.admission.idle:  # whoever asked for it has left, or nobody did
                 self._on_idle()
 
-    @property
-    def _is_demo(self) -> bool:
-        return self.engine.model_source == demo.MODEL_NAME
-
 
 def _make_engine(config: LLMConfig) -> LLMEngine:
     path = env.engine_cls()
     cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    lora = config.lora_config
+    needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
+    options = {**needed, **config.engine_kwargs}
     tokenizer = config.model_loading_config.tokenizer_source
     if tokenizer is None or tokenizer == config.model_source:
-        return cls(config.model_source, engine_kwargs=config.engine_kwargs)
+        return cls(config.model_source, engine_kwargs=options)
     try:
-        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **config.engine_kwargs})
+        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **options})
     except ConfigError as error:
         if error.field != "engine_kwargs.tokenizer":
             raise

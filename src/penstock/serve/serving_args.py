@@ -16,18 +16,35 @@ from penstock import lazy
 from penstock.config import parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
+from penstock.serve.settings import HttpSettings
 
 
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
     """The models to serve and how their ingress is made.
 
     `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class (`ingress_cls`,
-    `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy the ingress apart.
+    `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy the ingress apart: there `listen`
+    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys, limits and so on).
     """
 
     llm_configs: list[LLMConfig]
     ingress_cls_config: dict[str, Any] = field(default_factory=dict)
     ingress_deployment_config: dict[str, Any] = field(default_factory=dict)
+    listen: str | None = None
+    http: HttpSettings = HttpSettings()
+
+    def __post_init__(self) -> None:
+        _ = self.listen_address  # checked now rather than on first use
+
+    @property
+    def listen_address(self) -> tuple[str, int] | None:
+        """The host and port of `listen`."""
+        if self.listen is None:
+            return None
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdecimal() or int(port) > 65535:
+            raise ConfigError("must be a host and a port, such as 127.0.0.1:8000", field="listen", value=self.listen)
+        return host.strip("[]"), int(port)
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> LLMServingArgs:
@@ -39,6 +56,16 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
             raise ConfigError("must be a list of at least one model", field=_at(where, "llm_configs"), value=entries)
         models = [_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]")) for n, entry in enumerate(entries)]
         return parse_options(cls, {**given, "llm_configs": models}, where)
+
+    @property
+    def lora_paths(self) -> dict[str, str]:
+        """Where adapters are found on demand, by model."""
+        loras = {config.model_id: config.lora_config for config in self.llm_configs}
+        return {
+            model_id: lora.dynamic_lora_loading_path
+            for model_id, lora in loras.items()
+            if lora is not None and lora.dynamic_lora_loading_path is not None
+        }
 
 
 def load_serving_args(path: str | Path) -> LLMServingArgs:

@@ -68,8 +68,10 @@ def joined(deltas: list[Delta]) -> Delta:
         last.finish_reason,
         last.usage,
         tuple(part for delta in deltas for part in delta.tool_calls),
-        last.stop,
-        tuple(chunk for delta in deltas for chunk in delta.chunks),
+        stop=last.stop,
+        chunks=tuple(chunk for delta in deltas for chunk in delta.chunks),
+        reasoning="".join(delta.reasoning for delta in deltas),
+        kv_transfer_params=last.kv_transfer_params,
     )
 
 

@@ -3,6 +3,7 @@ import struct
 
 import pytest
 
+from penstock.engines.openvino import OpenVINOEngine
 from penstock.engines.openvino.find_model import find_model
 from penstock.engines.openvino.model_files import (
     FALLBACK_CONTEXT,
@@ -167,3 +168,12 @@ class TestPooling:
         path = self.write(tmp_path, pooling_mode_max_tokens=True)
         with pytest.raises(EngineStartError, match="pooling_mode_max_tokens"):
             pooling_of(path)
+
+
+def test_the_context_is_known_before_anything_is_loaded(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 77}))
+    assert OpenVINOEngine(str(tmp_path)).stated_context_length() == 77
+    assert OpenVINOEngine(str(tmp_path), engine_kwargs={"max_model_len": 50}).stated_context_length() == 50
+    assert OpenVINOEngine("demo").stated_context_length() == 4096
+    for nothing in ("org/name", str(tmp_path / "none.gguf"), str(tmp_path / "none")):
+        assert OpenVINOEngine(nothing).stated_context_length() is None

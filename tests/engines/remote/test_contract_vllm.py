@@ -13,8 +13,9 @@ import pytest_asyncio
 
 from penstock import demo
 from penstock.engines.remote import RemoteEngine
-from penstock.testing import EngineContract, answer, chat_request, deltas_of
-from penstock.types import Sampling, StructuredOutput
+from penstock.errors import RequestError
+from penstock.testing import GREEDY, EngineContract, answer, chat_request, deltas_of
+from penstock.types import CompletionRequest, Sampling, StructuredOutput
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm")
@@ -61,6 +62,11 @@ async def engine(server):
 
 @pytest.mark.asyncio(loop_scope="module")
 class TestContract(EngineContract):
+    async def test_token_ids_out_of_range_are_refused(self, engine):
+        """In prompts; vLLM's /detokenize takes any number, and there is no vocabulary here to check it by."""
+        with pytest.raises(RequestError):
+            await answer(engine, CompletionRequest([1, 10**9], GREEDY))
+
     async def test_its_context_is_known(self, engine):
         assert engine.capabilities.context_length > 0
         assert "regex" in engine.capabilities.structured

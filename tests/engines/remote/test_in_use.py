@@ -10,6 +10,9 @@ import pytest
 
 import penstock
 from penstock.engines.remote import RemoteEngine
+from penstock.errors import JobError
+from penstock.testing import GREEDY, answer
+from penstock.types import CompletionRequest
 from scripted_api import penstock_serve, simulated
 
 ROWS = [{"text": f"row {number}"} for number in range(40)]
@@ -52,6 +55,30 @@ def test_a_job_goes_on_where_the_server_has_moved_and_its_manifest_holds_no_key(
         assert not file.is_file() or b"sk-very-secret" not in file.read_bytes()
     again = penstock.run(ROWS, output, engine_kwargs={"base_url": "http://127.0.0.1:1/v1"}, **asked)
     assert again.already_complete
+
+
+async def test_a_job_stops_where_no_server_is_left_and_goes_on_when_one_is(script, tmp_path):
+    said = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}
+
+    async def last(request):
+        request.transport.abort()
+        stopping.append(asyncio.create_task(script.stop()))
+
+    stopping: list[Any] = []
+    script.answers = [*[said] * 10, last]
+    options = {"base_url": script.base_url, "patience_s": 0, "trip_after": 1, "base_retry_wait_s": 0, "concurrency": 2}
+    asked: Any = {"engine": "remote", "model": "m", "engine_kwargs": options, "prompt": "{text}", "progress": False}
+    output = tmp_path / "out.jsonl"
+    with pytest.raises(JobError, match="cannot be reached"):
+        await penstock.arun(ROWS, output, **asked)
+    await asyncio.gather(*stopping)
+    await script.start()
+    script.answers = [said]
+    before = len(script.asked)
+    result = await penstock.arun(ROWS, output, **asked)
+    assert (result.counts.ok, result.counts.errors) == (40, {})
+    assert result.counts.resumed >= 10
+    assert len(script.asked) - before == 40 - result.counts.resumed
 
 
 def test_a_job_with_a_schema(upstream):
@@ -147,6 +174,14 @@ async def _idle(client, upstream):
     """Whether the server has counted a request that its client left."""
     text = (await client.get(upstream.removesuffix("/v1") + "/metrics")).text
     return any('status="499"' in line for line in text.splitlines())
+
+
+async def test_a_prompt_that_a_template_has_made_is_understood(upstream):
+    engine = RemoteEngine("sim", engine_kwargs={"base_url": upstream})
+    await engine.start()
+    made = [await answer(engine, CompletionRequest("x", GREEDY, special_tokens=own)) for own in (True, False)]
+    await engine.stop()
+    assert made[0].texts == made[1].texts  # the simulated tokenizer has none to add
 
 
 async def test_hundreds_of_requests_through_a_few_connections(upstream):

@@ -20,6 +20,7 @@ from penstock.errors import (
 )
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import (
+    ClassifyRequest,
     CompletionRequest,
     EmbeddingRequest,
     RerankRequest,
@@ -172,6 +173,23 @@ async def test_chunks_become_deltas(script):
     assert all(delta.usage is None and delta.finish_reason is None for delta in deltas[:-1])
 
 
+async def test_a_connection_serves_one_request_after_the_other(script):
+    connections = set()
+
+    async def answered(request):
+        connections.add(request.transport)
+        body = await request.json()
+        if body.get("stream"):
+            return await sse(chunk(content="yes"), chunk(reason="stop"))(request)
+        return web.json_response(SAID)
+
+    script.answers = [answered]
+    async with remote(script) as engine:
+        for request in [chat_request("hi"), whole()] * 3:
+            assert (await answer(engine, request)).texts[0] == "yes"
+    assert len(connections) == 1
+
+
 async def test_usage_in_the_last_chunk_is_read_too(script):
     """As llama.cpp's server sends it."""
     script.answers = [sse(chunk(content="yes"), {**chunk(reason="stop"), "usage": USAGE["usage"]})]
@@ -221,6 +239,35 @@ async def test_tool_calls_come_in_parts_or_whole(script):
             assert made == [("c1", "f", '{"a":1}'), ("c2", "f", "{}")]
             assert result.reasons[0] == "tool_calls"
             assert result.texts[0] == ""
+
+
+async def test_reasoning_is_told_from_the_answer(script):
+    streamed = [chunk(reasoning="let "), chunk(reasoning_content="me see"), chunk(content="yes"), chunk(reason="stop")]
+    said = {"choices": [{"message": {"content": "yes", "reasoning": "let me see"}, "finish_reason": "stop"}]}
+    script.answers = [sse(*streamed), said]
+    async with remote(script) as engine:
+        for request in (chat_request("hi"), whole()):
+            result = await answer(engine, request)
+            assert (result.texts[0], result.reasoning[0]) == ("yes", "let me see")
+
+
+async def test_what_vllm_knows_beyond_openai(script):
+    script.answers = [
+        {"choices": [{"text": "b", "finish_reason": "stop"}], "kv_transfer_params": {"remote_port": 7}},
+        {"data": [{"index": 0, "label": "good", "probs": [0.1, 0.9]}, {"index": 1, "probs": [0.8, 0.2]}]},
+    ]
+    request = CompletionRequest(
+        "a", Sampling(), stream=False, special_tokens=False, kv_transfer_params={"do_remote_decode": True}
+    )
+    async with remote(script) as engine:
+        (delta,) = await deltas_of(engine, request)
+        assert delta.kv_transfer_params == {"remote_port": 7}
+        classes = await engine.classify(ClassifyRequest(["x", "y"]))
+        assert [(one.label, one.probabilities) for one in classes.items] == [("good", [0.1, 0.9]), ("0", [0.8, 0.2])]
+    sent = script.asked[0][1]
+    assert sent["add_special_tokens"] is False
+    assert sent["kv_transfer_params"] == {"do_remote_decode": True}
+    assert script.asked[1] == ("/classify", {"model": "m", "input": ["x", "y"]})
 
 
 async def test_logprobs_of_chats_and_completions(script):

@@ -122,6 +122,16 @@ def test_responses_with_tools(client: Any) -> None:
     assert "city" in json.loads(streamed.arguments)
 
 
+def test_transcriptions(running: Any, served: Any, handle: Any, scripted: Any) -> None:
+    url = running(lambda: served(handle("m", scripted())))
+    ask: Any = {"model": "m", "file": ("a.wav", b"RIFF1234"), "language": "de"}
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        assert client.audio.transcriptions.create(**ask).text == "8 bytes in de"
+        verbose = client.audio.transcriptions.create(**ask, response_format="verbose_json")
+        assert (verbose.language, verbose.duration, verbose.segments[0].end) == ("de", 1.5, 1.5)
+        assert client.audio.transcriptions.create(**ask, response_format="vtt").startswith("WEBVTT")
+
+
 def test_errors_are_the_clients_own(client: Any) -> None:
     with pytest.raises(openai.NotFoundError, match="Did you mean 'sim'"):
         client.chat.completions.create(model="simm", messages=USER)

@@ -65,14 +65,20 @@ def test_options_for_a_model_do_not_go_with_a_file() -> None:
     assert isinstance(result.exception, ConfigError)
 
 
+def test_a_memory_budget_is_for_one_process() -> None:
+    result = CliRunner().invoke(serve, ["demo", "--runtime", "ray", "--memory-budget-gb", "1"])
+    assert isinstance(result.exception, ConfigError)
+    assert "local runtime" in str(result.exception)
+
+
 def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PENSTOCK_API_KEYS", "a,b")
     monkeypatch.setenv("PENSTOCK_ADMIN_KEYS", "c")
     taken: list[Any] = []
 
-    async def note(configs: Any, settings: Any, listening: Any, budget: Any) -> None:
+    async def note(args: Any, settings: Any, listening: Any, budget: Any) -> None:
         listening.close()
-        taken.extend([configs, settings, budget])
+        taken.extend([args.llm_configs, settings, budget])
 
     monkeypatch.setattr(commands, "_serve", note)
     monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)

@@ -17,12 +17,17 @@ pytestmark = pytest.mark.slow
 STREAMS = 64
 
 
-def ask(server: ServeProcess, **body: Any) -> socket.socket:
-    """A connection on which a stream has begun."""
+def begin(connection: socket.socket, **body: Any) -> None:
+    """Ask for a stream."""
     data = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True, **body}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-    connection = socket.create_connection(server.address, timeout=60)
     connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
+
+
+def ask(server: ServeProcess, **body: Any) -> socket.socket:
+    """A connection on which a stream has begun."""
+    connection = socket.create_connection(server.address, timeout=60)
+    begin(connection, **body)
     assert connection.recv(1 << 12).startswith(b"HTTP/1.1 200")
     return connection
 
@@ -60,6 +65,17 @@ def test_what_takes_too_long_ends_with_an_error_event() -> None:
 def test_what_has_the_time_is_finished() -> None:
     with serving(*simulated(time_per_token_ms=5, output_tokens=100), "--drain-timeout", "30") as server:
         assert check(drain(server, [{}] * STREAMS)) == (STREAMS, 0)
+
+
+def test_a_client_that_reads_nothing_is_not_waited_for() -> None:
+    with serving(*simulated(), "--drain-timeout", "0.2") as server, socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect(server.address)
+        begin(deaf, ignore_eos=True, max_tokens=32_000)
+        with ask(server, ignore_eos=True, max_tokens=32_000) as reading:
+            assert reading.recv(1 << 12)
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
 
 
 def test_on_the_real_engine_some_finish_and_some_do_not() -> None:

@@ -95,6 +95,35 @@ async def test_drain_aborts_what_takes_too_long(slow: Any, served: Any, handle: 
     assert slow.running == 0
 
 
+class Stalled(Wire):
+    """Sends the beginning of its body, and no more."""
+
+    async def _receive(self) -> dict[str, Any]:
+        if self._request:
+            return {"type": "http.request", "body": self._request.pop()[:20], "more_body": True}
+        return await super()._receive()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/audio/transcriptions"])
+async def test_a_body_that_does_not_come_keeps_no_server_from_its_end(
+    slow: Any, served: Any, handle: Any, until: Any, path: str
+) -> None:
+    site = served(handle("m", slow))
+    kind = "multipart/form-data; boundary=x" if "audio" in path else "application/json"
+    wire = Stalled(site.app, ASK, path, kind)
+    await until(lambda: bool(site.ingress.live))
+    assert await site.ingress.drain(0) is False
+    await wire.end()
+    assert wire.status == 503
+    assert '"code":"shutting_down"' in wire.text
+    gone = Stalled(site.app, ASK, path, kind)
+    site.ingress.draining = False
+    await until(lambda: bool(site.ingress.live))
+    gone.left.set()
+    await gone.end()
+    assert b'status="499"' in await site.ingress.metrics.render()
+
+
 async def test_what_is_ready_goes_out_in_one_write(served: Any, untouchable: Any) -> None:
     from penstock.engines.deltas import BatchedDeltas
     from penstock.serve.handle import ModelState

@@ -76,3 +76,14 @@ async def test_tool_calls_survive_the_server(local: Any, interval: int) -> None:
             for part in json.loads(line[6:])["choices"][0]["delta"].get("tool_calls", []):
                 arguments += part["function"]["arguments"]
     assert set(json.loads(arguments)) == {"city"}
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+async def test_the_stop_sequence_survives_the_server(local: Any, interval: int) -> None:
+    client = await local(config(experimental_configs={"stream_batching_interval_ms": interval}))
+    ask = {"model": "m", "max_tokens": 50, "messages": CHAT["messages"], "temperature": 0}
+    text = (await client.post("/v1/messages", json=ask)).json()["content"][0]["text"]
+    answer = await client.post("/v1/messages", json={**ask, "stop_sequences": [text[6:9]], "stream": True})
+    (ending,) = (json.loads(line[6:])["delta"] for line in answer.text.splitlines() if '"type":"message_delta"' in line)
+    assert ending == {"stop_reason": "stop_sequence", "stop_sequence": text[6:9]}
+    assert answer.text.count("event: message_start") == 1

@@ -322,6 +322,7 @@ async def test_metrics_tell_loads_restarts_adapters_and_what_engines_count(serve
         'penstock_engine_requests_running{model_name="m"} 0.0',
     ):
         assert line in text.splitlines()
+    assert "\nprocess_open_fds " in text
     assert 'penstock_engine_steps_total{model_name="stuck"}' not in text
 
 

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.engines.adapter_files import check_adapter
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.mailbox import Mailbox
-from penstock.engines.openvino.adapter_files import check_adapter
-from penstock.engines.openvino.find_model import check_tokenizer, find_model
+from penstock.engines.openvino.find_model import check_tokenizer, find_model, stated_context_length
 from penstock.engines.openvino.messages import (
     Abort,
     Call,
@@ -62,6 +62,9 @@ class OpenVINOEngine(TokenEngine):
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._why_dead = "the openvino engine is not running"
         self._asleep = False
+
+    def stated_context_length(self) -> int | None:
+        return self.options.max_model_len or stated_context_length(self.model_source)
 
     # Life
     async def start(self) -> None:

@@ -34,6 +34,18 @@ def check_tokenizer(source: str, task: str) -> None:
         raise EngineStartError(f"the tokenizer '{source}' is no directory with an openvino_tokenizer.xml")
 
 
+def stated_context_length(source: str) -> int | None:
+    """The model's context in tokens by what its files state; None if it must be fetched or read otherwise first."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return gguf_context_length(path)
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return None
+    return context_length_of(config) if config else None
+
+
 def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
     """Resolve `source`. Converts a Hugging Face model on first use, which takes a while and shows its progress.
 

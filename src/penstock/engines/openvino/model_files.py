@@ -63,7 +63,6 @@ def _text(path: Path) -> str:
 
 def context_length_of(config: dict[str, Any]) -> int:
     """Tokens of the model's context, by its `config.json`."""
-    """Tokens of the model's context, by its `config.json`."""
     for part in (config, config.get("text_config") or {}):
         for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_target_positions"):
             if isinstance(part.get(name), int):

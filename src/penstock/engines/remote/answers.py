@@ -1,4 +1,4 @@
-"""Answers of OpenAI-compatible servers as deltas: whole bodies, and chunks of a stream.
+"""Chats and completions of OpenAI-compatible servers as deltas: whole bodies, and chunks of a stream.
 
 Servers differ in what they leave out or add, so only what is needed is read, and little of that is required.
 """
@@ -13,17 +13,7 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.errors import UpstreamError
-from penstock.types import (
-    Delta,
-    Embeddings,
-    FinishReason,
-    Scores,
-    TokenLogprob,
-    ToolCallPart,
-    Transcription,
-    TranscriptionSegment,
-    Usage,
-)
+from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usage
 
 DONE = b"[DONE]"
 # In the text of an answer the quotes would be escaped, so these find nothing there.
@@ -40,12 +30,15 @@ class _Details(Struct):
     cached_tokens: int | None = None
 
 
-class _Usage(Struct):
+class UsageBody(Struct):
+    """`usage`, as far as the server tells it."""
+
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
 
     def neutral(self) -> Usage:
+        """As the engine's."""
         details = self.prompt_tokens_details or _Details()
         return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, details.cached_tokens or 0)
 
@@ -64,6 +57,8 @@ class _Call(Struct):
 class _Message(Struct):
     content: str | list[Any] | None = None
     refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None  # DeepSeek's name, and once vLLM's
     tool_calls: list[_Call] | None = None
 
     @property
@@ -126,8 +121,9 @@ class _Completion(Struct):
     """A body, or a chunk."""
 
     choices: list[_Choice] = field(default_factory=list)
-    usage: _Usage | None = None
+    usage: UsageBody | None = None
     error: Any = None
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 _decode = msgspec.json.Decoder(_Completion).decode
@@ -144,7 +140,11 @@ def whole(body: bytes, where: str) -> list[Delta]:
     for choice in sorted(parsed.choices, key=lambda choice: choice.index):
         delta = _delta(choice)
         reason = _reason(choice.finish_reason) or "stop"
-        deltas.append(msgspec.structs.replace(delta, finish_reason=reason, usage=usage))
+        deltas.append(
+            msgspec.structs.replace(
+                delta, finish_reason=reason, usage=usage, kv_transfer_params=parsed.kv_transfer_params
+            )
+        )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
     return deltas
 
@@ -190,11 +190,14 @@ class StreamReader:
                 reason = _reason(choice.finish_reason)
                 if reason is not None:
                     self._missing -= 1
-                    self._finishing.append(msgspec.structs.replace(delta, finish_reason=reason))
+                    told = chunk.kv_transfer_params
+                    self._finishing.append(
+                        msgspec.structs.replace(delta, finish_reason=reason, kv_transfer_params=told)
+                    )
                 elif self._forward and not self._head and self._learn_head(event):
-                    if delta.text or delta.tool_calls or delta.logprobs:
+                    if _says(delta):
                         forwarded.append(event[len(self._head) :])
-                elif delta.text or delta.tool_calls or delta.logprobs:
+                elif _says(delta):
                     self._forward = False  # once read, always read: forwarded chunks come before text
                     _add(found, delta)
         if forwarded:
@@ -258,7 +261,14 @@ def _add(found: list[Delta], delta: Delta) -> None:
     logprobs = last.logprobs
     if delta.logprobs is not None:
         logprobs = (*(logprobs or ()), *delta.logprobs)
-    found[-1] = Delta(delta.index, last.text + delta.text, logprobs=logprobs)
+    found[-1] = Delta(
+        delta.index, last.text + delta.text, logprobs=logprobs, reasoning=last.reasoning + delta.reasoning
+    )
+
+
+def _says(delta: Delta) -> bool:
+    """Whether there is anything in it."""
+    return bool(delta.text or delta.tool_calls or delta.logprobs or delta.reasoning)
 
 
 def _delta(choice: _Choice) -> Delta:
@@ -277,7 +287,8 @@ def _delta(choice: _Choice) -> Delta:
             for number, call in enumerate(message.tool_calls)
         )
     stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None  # vLLM's; it may be a token id
-    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop)
+    reasoning = (message.reasoning or message.reasoning_content or "") if message is not None else ""
+    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 
 
 def _reason(given: str | None) -> FinishReason | None:
@@ -288,104 +299,11 @@ def _parsed(body: bytes, where: str) -> _Completion:
     try:
         return _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _not_ours(body, where, error) from None
+        raise not_openai(body, where, error) from None
 
 
-def _not_ours(body: bytes, where: str, error: Exception) -> UpstreamError:
+def not_openai(body: bytes, where: str, error: Exception) -> UpstreamError:
+    """The error for an answer that cannot be read."""
     return UpstreamError(
         f"{where} did not answer in OpenAI's form: {error}", http_status=200, body=body[:4096].decode(errors="replace")
     )
-
-
-# Everything else
-class _Vector(Struct):
-    embedding: list[float]
-    index: int | None = None
-
-
-class _Vectors(Struct):
-    data: list[_Vector]
-    usage: _Usage = field(default_factory=_Usage)
-
-
-class _Scored(Struct):
-    index: int
-    score: float | None = None
-    relevance_score: float | None = None
-
-
-class _ScoreData(Struct):
-    data: list[_Scored] = field(default_factory=list)
-    results: list[_Scored] = field(default_factory=list)
-    usage: _Usage = field(default_factory=_Usage)
-
-
-class _Segment(Struct):
-    start: float
-    end: float
-    text: str
-
-
-class _Speech(Struct):
-    text: str
-    segments: list[_Segment] | None = None
-    language: str | None = None
-    duration: float | None = None
-
-
-class _Ids(Struct):
-    tokens: list[int]
-
-
-class _Prompt(Struct):
-    prompt: str
-
-
-def embeddings(body: bytes, where: str, count: int) -> Embeddings:
-    """The answer of `/embeddings` to so many inputs."""
-    parsed = _as(_Vectors, body, where)
-    ordered = sorted(enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index)
-    if len(ordered) != count:
-        raise UpstreamError(f"{where} answered with {len(ordered)} vectors to {count} texts", http_status=200)
-    return Embeddings([vector.embedding for _, vector in ordered], parsed.usage.neutral())
-
-
-def scores(body: bytes, where: str, count: int) -> Scores:
-    """The answer of `/score` or `/rerank` to so many documents, in their order."""
-    parsed = _as(_ScoreData, body, where)
-    found: dict[int, float] = {}
-    for item in parsed.data or parsed.results:
-        value = item.score if item.score is not None else item.relevance_score
-        if value is not None:
-            found[item.index] = value
-    if sorted(found) != list(range(count)):
-        raise UpstreamError(f"{where} answered with {len(found)} scores to {count} documents", http_status=200)
-    return Scores([found[number] for number in range(count)], parsed.usage.neutral())
-
-
-def transcription(body: bytes, where: str) -> Transcription:
-    """The answer of `/audio/transcriptions`."""
-    parsed: _Speech = _as(_Speech, body, where)
-    segments = None
-    if parsed.segments is not None:
-        segments = tuple(TranscriptionSegment(one.start, one.end, one.text) for one in parsed.segments)
-    return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
-
-
-def token_ids(body: bytes, where: str) -> list[int]:
-    """The answer of `/tokenize`."""
-    ids: list[int] = _as(_Ids, body, where).tokens
-    return ids
-
-
-def prompt(body: bytes, where: str) -> str:
-    """The answer of `/detokenize`."""
-    text: str = _as(_Prompt, body, where).prompt
-    return text
-
-
-def _as(form: type[Any], body: bytes, where: str) -> Any:
-    try:
-        return msgspec.json.decode(body, type=form, strict=False)  # OpenAI's API has sent a number as text
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _not_ours(body, where, error) from None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct, field
 
 from penstock.engines.base import Capabilities
-from penstock.engines.remote.options import RemoteOptions
+from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
 from penstock.engines.remote.upstreams import Upstream
 from penstock.errors import EngineStartError, EngineTimeoutError, PenstockError, UpstreamError, nearest
@@ -19,9 +19,7 @@ from penstock.errors import EngineStartError, EngineTimeoutError, PenstockError,
 AUTO = "auto"
 """The model name that means the one that the server has."""
 
-_ALL_TASKS = frozenset(
-    {"chat", "completions", "embeddings", "score", "rerank", "transcriptions", "tokenize", "detokenize"}
-)
+_ALL_TASKS = frozenset(get_args(Task))
 _OPENAI_TOP_LOGPROBS = 20
 
 _log = logging.getLogger(__name__)

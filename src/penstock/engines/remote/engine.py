@@ -11,15 +11,17 @@ import msgspec
 
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.deltas import BatchedDeltas, Deltas
-from penstock.engines.remote import answers
+from penstock.engines.remote import answers, task_answers
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
+from penstock.engines.remote.stream import AnswerStream, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.engines.remote.wire import chat_body, completion_body
 from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import (
     ConfigError,
+    ContextLengthError,
     EngineDeadError,
     EngineStartError,
     EngineTimeoutError,
@@ -30,10 +32,11 @@ from penstock.errors import (
     nearest,
 )
 from penstock.http.client import endpoint, form
-from penstock.http.event_stream import EventReader
 from penstock.http.retries import RetryPolicy, retried
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -50,8 +53,6 @@ Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
 LONGEST_PAUSE_S = 30.0
-TRAILER_S = 0.25
-"""How long the end of a finished stream is waited for, so that its connection can be used again."""
 
 
 class RemoteEngine(LLMEngine):
@@ -131,7 +132,7 @@ class RemoteEngine(LLMEngine):
             return given if request.dimensions is None else {**given, "dimensions": request.dimensions}
 
         def read(reply: bytes, where: str) -> Embeddings:
-            return answers.embeddings(reply, where, len(request.inputs))
+            return task_answers.embeddings(reply, where, len(request.inputs))
 
         return await self._call("embeddings", "/embeddings", body, read, request.request_id)
 
@@ -147,6 +148,15 @@ class RemoteEngine(LLMEngine):
 
         return await self._scores("rerank", "/rerank", request, body)
 
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), "input": request.inputs}
+
+        def read(reply: bytes, where: str) -> Classifications:
+            return task_answers.classifications(reply, where, len(request.inputs))
+
+        return await self._call("classify", "//classify", body, read, request.request_id)
+
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         def body(upstream: Upstream) -> dict[str, Any]:
             given = {"model": self._model(upstream), "language": request.language, "max_tokens": request.max_tokens}
@@ -156,7 +166,7 @@ class RemoteEngine(LLMEngine):
 
         path = "/audio/transcriptions" if request.task == "transcribe" else "/audio/translations"
         return await self._call(
-            "transcriptions", path, body, answers.transcription, request.request_id, file=request.audio
+            "transcriptions", path, body, task_answers.transcription, request.request_id, file=request.audio
         )
 
     async def tokenize(self, text: str) -> list[int]:
@@ -164,13 +174,13 @@ class RemoteEngine(LLMEngine):
             given = {"model": self._model(upstream), "prompt": text}
             return given if upstream.speaks_penstock else {**given, "add_special_tokens": False}
 
-        return await self._call("tokenize", "//tokenize", body, answers.token_ids)
+        return await self._call("tokenize", "//tokenize", body, task_answers.token_ids)
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         def body(upstream: Upstream) -> dict[str, Any]:
             return {"model": self._model(upstream), "tokens": list(token_ids)}
 
-        return await self._call("detokenize", "//detokenize", body, answers.prompt)
+        return await self._call("detokenize", "//detokenize", body, task_answers.prompt)
 
     # How
     async def _generate(
@@ -196,7 +206,7 @@ class RemoteEngine(LLMEngine):
         path: str,
         body: dict[str, Any],
         request: ChatRequest | CompletionRequest,
-    ) -> _Stream:
+    ) -> AnswerStream:
         """A stream whose first deltas have come."""
         if self.options.stream_usage:
             body["stream_options"] = {"include_usage": True}
@@ -211,7 +221,7 @@ class RemoteEngine(LLMEngine):
             )
             forward = isinstance(request, ChatRequest) and request.forward_chunks
             reader = answers.StreamReader(request.n, to.shown, forward=forward)
-            stream = _Stream(held, pieces, reader, upstream, tokens)
+            stream = AnswerStream(held, pieces, reader, upstream, tokens)
             await stream.begin()
             upstreams.well(upstream)
             stream.held = held.pop_all()
@@ -247,7 +257,7 @@ class RemoteEngine(LLMEngine):
                 reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
                 result = read(reply.body, to.shown)
             if tokens:
-                _charge(upstream, result[0] if isinstance(result, list) else result, tokens)
+                charge(upstream, result[0] if isinstance(result, list) else result, tokens)
             return result
 
         with self._refusals(task):
@@ -296,7 +306,7 @@ class RemoteEngine(LLMEngine):
 
     async def _scores(self, task: str, path: str, request: RerankRequest, body: Body) -> Scores:
         def read(reply: bytes, where: str) -> Scores:
-            return answers.scores(reply, where, len(request.documents))
+            return task_answers.scores(reply, where, len(request.documents))
 
         return await self._call(task, path, body, read, request.request_id)
 
@@ -311,6 +321,11 @@ class RemoteEngine(LLMEngine):
         if isinstance(request, CompletionRequest) and not request.prompt:
             raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        length, wanted = self.capabilities.context_length, request.sampling.max_tokens
+        if length and wanted is not None and wanted >= length:  # which some servers cut short without a word
+            raise ContextLengthError(
+                f"this model's context is {length} tokens; {wanted} for the answer leave no room", param="max_tokens"
+            )
 
     def _model(self, upstream: Upstream, adapter: str | None = None) -> str:
         model = upstream.model or self.model_source
@@ -327,83 +342,6 @@ class RemoteEngine(LLMEngine):
         return len(data) / CHARS_A_TOKEN + (max_tokens or 0)
 
 
-class _Stream:
-    """One streamed answer. `held` is the request itself: closing it ends it."""
-
-    def __init__(
-        self,
-        held: AsyncExitStack,
-        pieces: AsyncGenerator[bytes, None],
-        reader: answers.StreamReader,
-        upstream: Upstream,
-        tokens: float,
-    ) -> None:
-        self.held = held
-        self._pieces = pieces
-        self._events = EventReader()
-        self._reader = reader
-        self._upstream = upstream
-        self._tokens = tokens
-        self._first: list[Delta] = []
-        self._error: Exception | None = None
-
-    async def begin(self) -> None:
-        """Read up to the first delta."""
-        while not self._first and not self._reader.ended:
-            self._first = await self._more()
-
-    async def batches(self) -> AsyncGenerator[list[Delta], None]:
-        """The deltas, as they come."""
-        deltas = self._first
-        while True:
-            if deltas:
-                if self._tokens and deltas[-1].usage is not None:
-                    _charge(self._upstream, deltas[-1], self._tokens)
-                    self._tokens = 0.0
-                yield deltas
-            if self._reader.ended:
-                break
-            try:
-                deltas = await self._more()
-            except Exception as error:
-                self._error = error
-                raise
-
-    async def aclose(self) -> None:
-        """End the request. A finished one is read to its very end first: its connection can then be used again."""
-        try:
-            async with self.held:  # which is told of the error, as it speaks against the server
-                if self._error is not None:
-                    raise self._error
-                if self._reader.ended:
-                    await self._read_trailer()
-        except Exception as error:
-            if error is not self._error:
-                raise
-
-    async def _read_trailer(self) -> None:
-        with suppress(TimeoutError, UpstreamError, EngineTimeoutError, EngineDeadError):
-            async with asyncio.timeout(TRAILER_S):
-                async for _ in self._pieces:
-                    pass
-
-    async def _more(self) -> list[Delta]:
-        piece = await anext(self._pieces, None)
-        if piece is None:
-            return self._reader.close()
-        try:
-            return self._reader.feed(self._events.feed(piece))
-        except ValueError as error:
-            raise UpstreamError(f"{self._upstream.shown} sent {error}") from None
-
-
 def _headers(request_id: str) -> dict[str, str] | None:
     """The request's own: its id, where that can be a header."""
     return {"X-Request-Id": request_id} if request_id and request_id.isascii() and request_id.isprintable() else None
-
-
-def _charge(upstream: Upstream, answer: Any, estimate: float) -> None:
-    """Correct the estimate of tokens where the answer tells their number."""
-    usage = getattr(answer, "usage", None)
-    if usage is not None and (used := usage.prompt_tokens + usage.completion_tokens):
-        upstream.limiter.charge(used - estimate)

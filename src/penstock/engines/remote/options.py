@@ -14,7 +14,17 @@ from penstock.errors import ConfigError
 Positive = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
-Task = Literal["chat", "completions", "embeddings", "score", "rerank", "transcriptions", "tokenize", "detokenize"]
+Task = Literal[
+    "chat",
+    "completions",
+    "embeddings",
+    "classify",
+    "score",
+    "rerank",
+    "transcriptions",
+    "tokenize",
+    "detokenize",
+]
 
 
 class UpstreamOptions(Struct, frozen=True, kw_only=True):
@@ -38,7 +48,7 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     piece of an answer (all of it, where it is not streamed) `timeout_s`. A failure that may pass is tried again up to
     `max_retries` times, on another server at once where there is one, until the first token has come. After
     `trip_after` failures in a row a server is left alone for `cooldown_s`, then twice that, and so on; while all are,
-    requests wait up to `patience_s`.
+    requests wait up to `patience_s`; then the engine counts as dead.
 
     What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`, `structured`. With
     `discover` false they are not asked. `max_tokens_field` is how they call the limit of a chat answer; `stream_usage`

@@ -9,7 +9,7 @@ from typing import Any
 
 from penstock.engines.remote.breaker import CircuitBreaker
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
-from penstock.errors import EngineDeadError, EngineTimeoutError, OverloadedError, UpstreamError
+from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
 from penstock.http.headers import Headers, bearer
 from penstock.http.limiter import Limiter, Limits, shared_limiter
@@ -78,7 +78,7 @@ class Upstreams:
     async def choose(self, avoid: set[Upstream]) -> Upstream:
         """The least loaded server that is well, one that is not in `avoid` if there is one.
 
-        Raises `OverloadedError` if none gets well in time, `EngineDeadError` when they are closed.
+        Raises `EngineDeadError` if none gets well in time, and when they are closed.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._patience_s
@@ -89,8 +89,7 @@ class Upstreams:
             soonest = min(one.breaker.wait_s for one in self.members)
             remaining = deadline - loop.time()
             if remaining <= 0:
-                names = ", ".join(one.shown for one in self.members)
-                raise OverloadedError(f"no server answers ({names})", max(1.0, min(soonest, 30.0)))
+                raise self._none_well()
             self._changed.clear()
             try:
                 async with asyncio.timeout(min(soonest, remaining)):
@@ -154,7 +153,10 @@ class Upstreams:
     def check(self) -> None:
         """Raise `EngineDeadError` if no server is well."""
         if all(not one.breaker.closed for one in self.members):
-            raise EngineDeadError(f"no server answers ({', '.join(one.shown for one in self.members)})")
+            raise self._none_well()
+
+    def _none_well(self) -> EngineDeadError:
+        return EngineDeadError(f"no server answers: {', '.join(one.shown for one in self.members)}")
 
     def _catch_up(self, upstream: Upstream) -> None:
         """A server that comes back starts level with the others: it need not make up for its absence."""

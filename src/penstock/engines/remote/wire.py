@@ -40,6 +40,8 @@ def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
         body["logprobs"] = request.sampling.logprobs
     if request.echo:
         body["echo"] = True
+    if not request.special_tokens and isinstance(request.prompt, str):
+        body["add_special_tokens"] = False
     return body
 
 
@@ -55,6 +57,8 @@ def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> 
         body.update(_constraint(sampling.structured))
     if request.n != 1:
         body["n"] = request.n
+    if request.kv_transfer_params is not None:
+        body["kv_transfer_params"] = request.kv_transfer_params
     if request.priority:
         body["priority"] = request.priority
     if request.stream:

@@ -85,7 +85,8 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ContentTypeError("the content type must be multipart/form-data")
     limits = exchange.ingress.settings.limits
-    body = await read_body(request, limits)
+    async with exchange.reading():
+        body = await read_body(request, limits)
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield body

@@ -11,8 +11,11 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def check_adapter(name: str, path: str) -> None:
-    """Raise `ModelNotFoundError` naming what is missing or wrong in the PEFT directory `path`."""
+def check_adapter(name: str, path: str) -> int:
+    """The rank of the adapter in the PEFT directory `path`.
+
+    Raises `ModelNotFoundError` naming what is missing or wrong.
+    """
     directory = Path(path)
     if not directory.is_dir():
         raise ModelNotFoundError(f"adapter '{name}': there is no directory '{path}'", param="model")
@@ -26,3 +29,4 @@ def check_adapter(name: str, path: str) -> None:
         raise ModelNotFoundError(f"adapter '{name}': {CONFIG} cannot be used: {error!r}", param="model") from None
     if settings.get("peft_type", "LORA") != "LORA" or not isinstance(rank, int) or rank < 1:
         raise ModelNotFoundError(f"adapter '{name}': {CONFIG} does not describe a LoRA adapter", param="model")
+    return rank

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Tests with real vLLM on the CPU, in an environment of their own: scripts/install_vllm.sh makes it, and says what
+# VLLM_VERSION and VLLM_VENV are. Further arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export VLLM_VENV="${VLLM_VENV:-.venv-vllm${VLLM_VERSION:+-$VLLM_VERSION}}"
+scripts/install_vllm.sh
+# Only the files that hold such tests: others need packages that this environment lacks. vLLM's warnings are not ours.
+mapfile -t files < <(grep -rlE 'mark\.vllm\b' --include='test_*.py' tests)
+exec "$VLLM_VENV/bin/python" -m pytest -m vllm -W ignore "$@" "${files[@]}"

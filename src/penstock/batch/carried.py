@@ -1,0 +1,125 @@
+"""A processor's rows where its stages are in different processes: what travels between them, and each process's part.
+
+The parts are those of a local run: the same stages in the same pools, the same errors, the same output rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from msgspec import Struct
+
+from penstock.batch.pipeline import StagePool
+from penstock.batch.rows import RowError, failed
+from penstock.batch.stages.base import StatefulStage
+from penstock.errors import JobError, PenstockError, UserCodeError
+
+RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+
+class Carried(Struct):
+    """A row on its way: the columns that it came with, those it has now, and why it failed if it did."""
+
+    values: dict[str, Any]
+    columns: dict[str, Any]
+    error: RowError | None = None
+
+    def pack(self) -> bytes:
+        """As bytes, with every value as it is: columns of a table would change types on the way."""
+        return pickle.dumps(self, pickle.HIGHEST_PROTOCOL)
+
+
+def unpack(data: bytes) -> Carried:
+    """The row that was packed, by a process of the same program."""
+    row: Carried = pickle.loads(data)
+    return row
+
+
+class Beginning:
+    """Preprocesses rows. With `keep` a row that fails is carried on as an error, else it raises `JobError`."""
+
+    def __init__(self, preprocess: RowFunction | None, *, keep: bool) -> None:
+        self._preprocess = preprocess
+        self._keep = keep
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> list[bytes]:
+        return [self._begin(row).pack() for row in rows]
+
+    def _begin(self, values: dict[str, Any]) -> Carried:
+        if self._preprocess is None:
+            return Carried(values, values)
+        try:
+            return Carried(values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")})
+        except Exception as error:
+            return Carried(values, values, failure(error, "preprocess", self._keep))
+
+
+class StageProcess:
+    """One worker of a stage, in an event loop of its process. Started by its first rows."""
+
+    def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
+        single = copy.copy(stage)
+        single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1}
+        self._pool = StagePool(name, single, batch_size)
+        self._name = name
+        self._keep = keep
+        self._starting: asyncio.Task[None] | None = None
+
+    async def __call__(self, rows: Sequence[bytes]) -> list[bytes]:
+        if self._starting is None:
+            self._starting = asyncio.create_task(self._pool.start())
+        await asyncio.shield(self._starting)
+        return list(await asyncio.gather(*(self._process(data) for data in rows)))
+
+    async def _process(self, data: bytes) -> bytes:
+        row = unpack(data)
+        if row.error is not None:
+            return data
+        try:
+            row.columns = {**row.columns, **await self._pool.process(row.columns)}
+        except Exception as error:
+            row.error = failure(error, self._name, self._keep)
+        return row.pack()
+
+
+class Ending:
+    """Postprocesses rows, and makes the output rows: with `keep` they have the columns `status` and `error`."""
+
+    def __init__(self, postprocess: RowFunction | None, *, keep: bool) -> None:
+        self._postprocess = postprocess
+        self._keep = keep
+
+    def __call__(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
+        return [self._end(unpack(data)) for data in rows]
+
+    def _end(self, row: Carried) -> dict[str, Any]:
+        made: Mapping[str, Any] = row.columns
+        if row.error is None and self._postprocess is not None:
+            try:
+                made = _mapping(self._postprocess(dict(made)), "postprocess")
+            except Exception as error:
+                row.error = failure(error, "postprocess", self._keep)
+        if row.error is not None:
+            said = {name: getattr(row.error, name) for name in RowError.__struct_fields__}
+            return {**row.values, "status": "error", "error": said}
+        return {**made, "status": "ok", "error": None} if self._keep else dict(made)
+
+
+def failure(error: Exception, stage: str, keep: bool) -> RowError:
+    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error is not the row's."""
+    known = error if isinstance(error, PenstockError) else UserCodeError(f"{type(error).__name__}: {error}")
+    if not keep or isinstance(error, JobError):
+        raise JobError(f"a row failed at {stage}: {known}") from error
+    said = failed(known, stage, 1).error
+    assert said is not None
+    return said
+
+
+def _mapping(made: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(made, Mapping):
+        raise UserCodeError(f"{what} gave a {type(made).__name__}, no dict")
+    return made

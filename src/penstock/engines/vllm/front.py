@@ -1,0 +1,176 @@
+"""A running vLLM: its engine core in child processes, its asynchronous front here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from penstock.engines.base import Capabilities
+from penstock.engines.vllm.environment import processes_start
+from penstock.engines.vllm.faults import one_line
+from penstock.engines.vllm.guard import Guard
+from penstock.engines.vllm.library import AsyncEngineArgs, AsyncLLM, EngineDeadError, UsageContext
+from penstock.engines.vllm.options import VLLMOptions, version_note
+from penstock.errors import EngineStartError, PenstockError
+
+_TASKS = {
+    "generate": ("chat", "completions"),
+    "embed": ("embeddings", "score", "rerank"),
+    "classify": ("classify",),
+    "score": ("score", "rerank"),
+    "transcription": ("transcriptions",),
+}
+"""Which methods each of vLLM's tasks brings."""
+
+_CPU_STOP_SECONDS = 1.0
+"""How long a stop waits before it kills. A worker on the CPU takes seconds to end, and holds nothing that needs it."""
+
+
+class Starting:
+    """A start that another thread may give up. `run` takes the time that loading a model takes."""
+
+    def __init__(self, model: str, options: VLLMOptions) -> None:
+        self._model = model
+        self._options = options
+        self._mark = uuid.uuid4().hex
+        self._folder = tempfile.mkdtemp(prefix="penstock-vllm-")
+        self._guard = Guard(self._mark, self._folder)
+        self._given_up = False
+
+    def run(self) -> Front:
+        """Start vLLM. Raises `EngineStartError`."""
+        try:
+            args = AsyncEngineArgs(model=self._model, **self._options.engine)
+            config = args.create_engine_config(UsageContext.LLM_CLASS)
+            with processes_start(self._mark, self._folder):
+                if self._given_up:
+                    raise EngineStartError("the start was given up")
+                llm = AsyncLLM.from_vllm_config(
+                    config,
+                    usage_context=UsageContext.LLM_CLASS,
+                    enable_log_requests=args.enable_log_requests,
+                    aggregate_engine_logging=args.aggregate_engine_logging,
+                    disable_log_stats=args.disable_log_stats,
+                )
+        except BaseException as error:
+            self._guard.end()
+            if isinstance(error, PenstockError) or not isinstance(error, Exception):
+                raise
+            raise EngineStartError(f"'{self._model}' could not be loaded: {_reason(error)}{version_note()}") from error
+        self._guard.note_shared_memory()
+        return Front(llm, args, self._options, self._guard)
+
+    def give_up(self) -> None:
+        """End what was started; `run` raises soon after."""
+        self._given_up = True
+        self._guard.end()
+
+
+class Front:
+    """vLLM's front with what belongs to it. Everything but `close` is for the event loop's thread."""
+
+    def __init__(self, llm: Any, args: Any, options: VLLMOptions, guard: Guard) -> None:
+        self.llm = llm
+        self.args = args
+        self.options = options
+        self.config = llm.vllm_config
+        self.died: asyncio.Future[None] | None = None
+        self._guard = guard
+        manager = llm.engine_core.resources.engine_manager
+        self._processes = list(getattr(manager, "processes", ()))  # none where Ray holds them
+        self._watched: list[int] = []
+
+    async def capabilities(self) -> Capabilities:
+        """What this model can do with these options."""
+        config, model = self.config, self.config.model_config
+        tasks = set(await self.llm.get_supported_tasks())
+        if "classify" in tasks and getattr(model.hf_config, "num_labels", 0) == 1:
+            tasks.add("score")  # one class: a cross-encoder
+        methods = {method for task in tasks for method in _TASKS.get(task, ())}
+        generates = "generate" in tasks
+        if self.llm.tokenizer is not None:
+            methods |= {"tokenize", "detokenize"}
+        logprobs = model.max_logprobs if model.max_logprobs >= 0 else model.get_vocab_size()
+        return Capabilities(
+            tasks=frozenset(methods),
+            context_length=model.max_model_len,
+            max_concurrency=config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size,
+            structured=frozenset({"json_schema", "json_object", "regex"}) if generates else frozenset(),
+            max_top_logprobs=logprobs if generates else -1,
+            adapters=config.lora_config is not None,
+            prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
+        )
+
+    # Death
+    def watch(self) -> None:
+        """From now on `died` tells at once that an engine process has ended."""
+        loop = asyncio.get_running_loop()
+        self.died = loop.create_future()
+        for process in self._processes:
+            self._watched.append(process.sentinel)
+            loop.add_reader(process.sentinel, self._on_death)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests can be answered."""
+        return not self.llm.errored and not (self.died is not None and self.died.done())
+
+    def why_dead(self) -> str:
+        """One line about how the engine ended."""
+        for process in self._processes:
+            code = process.exitcode
+            if code is not None and code < 0:
+                return f"vLLM's engine process was ended by {signal.Signals(-code).name}"
+            if code:
+                return f"vLLM's engine process ended with exit code {code}"
+        return "vLLM's engine process ended"
+
+    def fail_requests(self) -> None:
+        """End all requests under way as those of a dead engine."""
+        self._stop_watching()
+        if self.died is not None and not self.died.done():
+            self.died.set_result(None)
+        self.llm.output_processor.propagate_error(EngineDeadError())
+
+    def close(self) -> None:
+        """Stop vLLM and whatever is left of its processes. Takes a while."""
+        with contextlib.suppress(Exception):  # it may be half dead
+            self.llm.shutdown(timeout=_CPU_STOP_SECONDS if self.options.cpu else None)
+        self._guard.end()
+
+    def _on_death(self) -> None:
+        self._stop_watching()
+        if self.died is not None and not self.died.done():
+            self.died.set_result(None)
+
+    def _stop_watching(self) -> None:
+        loop = asyncio.get_running_loop()
+        for sentinel in self._watched:
+            loop.remove_reader(sentinel)
+        self._watched.clear()
+
+
+def _reason(error: Exception) -> str:
+    """One line for what vLLM raises, which may be a validation report."""
+    details = getattr(error, "errors", None)
+    if callable(details):
+        with contextlib.suppress(Exception):
+            first = details()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            return f"{where}: {first['msg']}" if where else str(first["msg"])
+    return one_line(error) or type(error).__name__
+
+
+def model_for(source: str) -> str:
+    """What vLLM is given for a `model_source`. Raises `EngineStartError` for a directory that is not there."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path)
+    if source.startswith(("/", ".", "~")):
+        raise EngineStartError(f"there is no model directory '{source}'")
+    return source

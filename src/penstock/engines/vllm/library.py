@@ -1,0 +1,48 @@
+"""Everything that is taken from vLLM, and what differs between its versions. Importing this takes seconds."""
+
+from __future__ import annotations
+
+from penstock.engines.vllm.options import version_note
+from penstock.errors import EngineStartError
+
+try:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
+    from vllm.lora.request import LoRARequest
+    from vllm.pooling_params import PoolingParams
+    from vllm.renderers import ChatParams, TokenizeParams
+    from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.utils.mistral import is_mistral_tokenizer
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+except ImportError as error:
+    raise EngineStartError(f"the installed vLLM cannot be used: {error}{version_note()}") from error
+
+__all__ = [
+    "AsyncEngineArgs",
+    "AsyncLLM",
+    "ChatCompletionRequest",
+    "ChatParams",
+    "EngineDeadError",
+    "EngineGenerateError",
+    "FlexibleArgumentParser",
+    "GracefulHTTPError",
+    "LoRARequest",
+    "PoolingParams",
+    "RequestOutputKind",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "TokenizeParams",
+    "UsageContext",
+    "VLLMClientError",
+    "build_app",
+    "init_app_state",
+    "is_mistral_tokenizer",
+    "make_arg_parser",
+]

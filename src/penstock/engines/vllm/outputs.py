@@ -1,0 +1,62 @@
+"""vLLM's request outputs as deltas. The path of every token: nothing is built but the delta itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.errors import EngineError
+from penstock.types import Delta, FinishReason, TokenLogprob, Usage
+
+_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
+LEAST_LOGPROB = -9999.0
+"""What stands for minus infinity, which JSON does not have; vLLM's own server says the same."""
+
+
+class DeltaMaker:
+    """Makes the deltas of one request. `top_logprobs` is `Sampling.logprobs`."""
+
+    __slots__ = ("_counts", "_top")
+
+    def __init__(self, top_logprobs: int | None) -> None:
+        self._top = top_logprobs
+        self._counts: dict[int, int] = {}
+
+    def deltas(self, output: Any) -> list[Delta]:
+        """What one `RequestOutput` adds. Raises `EngineError` where the request failed inside the engine."""
+        made = []
+        for answer in output.outputs:
+            index, ids, reason = answer.index, answer.token_ids, answer.finish_reason
+            count = self._counts[index] = self._counts.get(index, 0) + len(ids)
+            if reason is None:
+                if ids or answer.text:
+                    made.append(Delta(index, answer.text, tuple(ids), self._logprobs(answer)))
+                continue
+            if reason == "error":
+                raise EngineError("the engine failed on this request")
+            prompt = len(output.prompt_token_ids or ()) + len(output.encoder_prompt_token_ids or ())
+            made.append(
+                Delta(
+                    index,
+                    answer.text,
+                    tuple(ids),
+                    self._logprobs(answer),
+                    _REASONS.get(reason, "stop"),
+                    Usage(prompt, count, output.num_cached_tokens or 0),
+                    kv_transfer_params=output.kv_transfer_params,
+                )
+            )
+        return made
+
+    def _logprobs(self, answer: Any) -> tuple[TokenLogprob, ...] | None:
+        if self._top is None or answer.logprobs is None:
+            return None
+        return tuple(map(self._logprob, answer.token_ids, answer.logprobs))
+
+    def _logprob(self, token_id: int, step: Mapping[int, Any]) -> TokenLogprob:
+        chosen = step[token_id]
+        top: Sequence[tuple[str, float]] = ()
+        if self._top:
+            ranked = sorted(step.values(), key=lambda entry: -entry.logprob)[: self._top]
+            top = [(entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked]
+        return TokenLogprob(chosen.decoded_token or "", max(chosen.logprob, LEAST_LOGPROB), tuple(top))

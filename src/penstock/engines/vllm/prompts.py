@@ -1,0 +1,100 @@
+"""Conversations and texts as vLLM's engine inputs, made by the model's own renderer: templates, media, tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from penstock.engines.chat_template import PLAIN
+from penstock.engines.vllm.front import Front
+from penstock.engines.vllm.library import ChatParams, is_mistral_tokenizer
+from penstock.errors import ContextLengthError, RequestError
+from penstock.types import ChatRequest
+
+_TOO_LONG = frozenset({"input_tokens", "input_text"})
+
+
+class Prompts:
+    """Prompts for one model. What a request got wrong is raised as vLLM raises it, a prompt too long as ours."""
+
+    def __init__(self, front: Front) -> None:
+        self.context_length: int = front.config.model_config.max_model_len
+        self.tokenizer = front.llm.tokenizer
+        self._renderer = front.llm.renderer
+        self._vocabulary = max(front.config.model_config.get_vocab_size(), len(self.tokenizer or ()))
+        frontend = front.options.frontend
+        self.template = _template(frontend.get("chat_template"), self.tokenizer)
+        self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}
+        self._content_format = frontend.get("chat_template_content_format", "auto")
+        self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
+
+    async def chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
+        """The engine input of a conversation."""
+        variables = {
+            **self.variables,
+            "add_generation_prompt": True,
+            "continue_final_message": False,
+            "tools": tools,
+            "tokenize": self._tokenized_by_template,
+            **request.chat_template_kwargs,
+        }
+        params = ChatParams(
+            chat_template=request.chat_template or self.template,
+            chat_template_content_format=self._content_format,
+            chat_template_kwargs=variables,
+        )
+        try:
+            _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
+        except Exception as error:
+            raise self._too_long(error) or error from None
+        return prompt
+
+    async def completion(self, prompt: str | list[int], *, special_tokens: bool = True) -> Any:
+        """The engine input of a text or of token ids."""
+        params = self._renderer.default_cmpl_tok_params
+        if isinstance(prompt, str):
+            given: dict[str, Any] = {"prompt": prompt}
+            if not special_tokens:
+                params = params.with_kwargs(add_special_tokens=False)
+        else:
+            if not prompt:
+                raise RequestError("the prompt is empty", param="prompt")
+            self.check_ids(prompt, "prompt")
+            given = {"prompt_token_ids": prompt}
+        try:
+            (made,) = await self._renderer.render_cmpl_async([given], params)
+        except Exception as error:
+            raise self._too_long(error) or error from None
+        return made
+
+    def room(self, prompt: Any, max_tokens: int | None) -> int:
+        """How many tokens the answer may have. Raises `ContextLengthError` where that is less than was asked for."""
+        length = len(prompt.get("prompt_token_ids") or ())
+        room = self.context_length - length
+        if room < 1 or (max_tokens or 0) > room:
+            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
+            raise ContextLengthError(f"this model's context is {self.context_length} tokens; {asked}", param="messages")
+        return max_tokens or room
+
+    def check_ids(self, ids: Sequence[int], param: str) -> None:
+        """Raise `RequestError` for a token id that the model does not have."""
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+
+    def _too_long(self, error: Exception) -> ContextLengthError | None:
+        if getattr(error, "parameter", None) not in _TOO_LONG:
+            return None
+        return ContextLengthError(
+            f"this model's context is {self.context_length} tokens, and the prompt alone is longer", param="messages"
+        )
+
+
+def _template(given: str | None, tokenizer: Any) -> str | None:
+    """The template to use, None for the model's own. A model without one gets the contents, a line each."""
+    if given is not None:
+        path = Path(given)
+        is_file = "{" not in given and path.is_file()
+        return path.read_text(encoding="utf-8") if is_file else given
+    has_one = is_mistral_tokenizer(tokenizer) or getattr(tokenizer, "chat_template", None)
+    return None if has_one else PLAIN

@@ -1,0 +1,128 @@
+"""A started vLLM with everything that translates for it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from msgspec import Struct
+
+from penstock.engines.vllm.adapters import Adapters
+from penstock.engines.vllm.faults import as_penstock_error, one_line
+from penstock.engines.vllm.front import Front, Starting, model_for
+from penstock.engines.vllm.library import LoRARequest
+from penstock.engines.vllm.native import NativeApp
+from penstock.engines.vllm.parsed_chat import ParsedChats
+from penstock.engines.vllm.pooling import classify, embed
+from penstock.engines.vllm.prompts import Prompts
+from penstock.engines.vllm.sampling import sampling_params
+from penstock.errors import ModelNotFoundError, PenstockError
+from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+
+__all__ = ["Prepared", "Running", "Starting", "classify", "embed", "model_for"]
+
+
+class Prepared(Struct):
+    """A request ready for `AsyncLLM.generate`. `translate` takes the text of each delta apart, where that is needed."""
+
+    prompt: Any
+    params: Any
+    translate: Callable[[Delta], Delta] | None = None
+    extras: dict[str, Any] = {}
+
+
+class Running:
+    """The parts of a running engine. `open` makes it, in the event loop that it will be used in."""
+
+    def __init__(self, front: Front, name: str) -> None:
+        self.front = front
+        self.llm = front.llm
+        self.prompts = Prompts(front) if front.llm.tokenizer is not None else None
+        self.native = NativeApp(front, name)
+        self.parsed: ParsedChats | None = None
+        lora = front.config.lora_config
+        slots = 0 if lora is None else lora.max_cpu_loras or lora.max_loras
+        self.adapters = Adapters(slots - 1 if front.options.cpu else slots, self._load, self._unload)
+        self._by_priority = front.config.scheduler_config.policy == "priority"
+
+    @classmethod
+    async def open(cls, front: Front, name: str) -> Running:
+        """Everything for a front that has just started."""
+        running = cls(front, name)
+        front.watch()
+        if running._needs_parsers:
+            assert running.prompts is not None
+            running.parsed = ParsedChats(front, await running.native.state(), running.prompts)
+        return running
+
+    async def prepare_chat(
+        self, request: ChatRequest, sampling: Sampling, tools: list[dict[str, Any]] | None
+    ) -> Prepared:
+        """A conversation; `sampling` and `tools` stand for the request's own."""
+        assert self.prompts is not None
+        prompt = await self.prompts.chat(request, tools)
+        return self._prepared(prompt, request, sampling)
+
+    async def prepare_completion(self, request: CompletionRequest, *, special_tokens: bool = True) -> Prepared:
+        """A text or token ids to continue."""
+        assert self.prompts is not None
+        prompt = await self.prompts.completion(request.prompt, special_tokens=special_tokens)
+        return self._prepared(prompt, request, request.sampling)
+
+    async def prepare_parsed(self, request: ChatRequest) -> Prepared:
+        """A conversation whose answer vLLM's parsers read."""
+        assert self.parsed is not None
+        chat = await self.parsed.prepare(request)
+        return Prepared(chat.prompt, chat.params, chat.translate, chat.extras)
+
+    def wants_parsers(self, request: ChatRequest) -> bool:
+        """Whether the answer is for vLLM's parsers."""
+        return self.parsed is not None and self.parsed.wants(request)
+
+    def adapter(self, name: str | None) -> AbstractAsyncContextManager[Any]:
+        """vLLM's request for an adapter, which stays loaded meanwhile."""
+        return contextlib.nullcontext() if name is None else self.adapters.use(name)
+
+    def priority(self, wanted: int) -> int:
+        """The priority to give; vLLM takes none when it does not schedule by it."""
+        return wanted if self._by_priority else 0
+
+    def fault(self, error: Exception, *, preparing: bool) -> PenstockError:
+        """The error to raise for what vLLM raised."""
+        return as_penstock_error(error, self.front.why_dead(), preparing=preparing)
+
+    def _prepared(self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling) -> Prepared:
+        assert self.prompts is not None
+        params = sampling_params(
+            sampling,
+            n=request.n,
+            max_tokens=self.prompts.room(prompt, sampling.max_tokens),
+            stream=request.stream,
+            kv_transfer_params=request.kv_transfer_params,
+        )
+        return Prepared(prompt, params)
+
+    @property
+    def _needs_parsers(self) -> bool:
+        config, frontend = self.front.config, self.front.options.frontend
+        return bool(
+            frontend.get("tool_call_parser")
+            or config.structured_outputs_config.reasoning_parser
+            or config.model_config.hf_config.model_type == "gpt_oss"
+        )
+
+    async def _load(self, name: str, number: int, path: str) -> Any:
+        request = LoRARequest(lora_name=name, lora_int_id=number, lora_path=path)
+        try:
+            await self.llm.add_lora(request)
+        except Exception as error:
+            if not self.front.alive:
+                raise
+            raise ModelNotFoundError(f"adapter '{name}' cannot be loaded: {one_line(error)}", param="model") from None
+        return request
+
+    async def _unload(self, number: int) -> None:
+        if self.front.alive:
+            await self.llm.remove_lora(number)

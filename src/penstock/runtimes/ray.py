@@ -1,0 +1,122 @@
+"""The Ray runtime: models and their ingress as a Ray Serve application."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray import serve
+from ray.serve import Application
+
+from penstock.config import import_object
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+from penstock.runtimes.placement import deployment_options
+from penstock.runtimes.ray_ingress import LLMIngress
+from penstock.runtimes.ray_replica import LLMReplica
+
+if TYPE_CHECKING:
+    from penstock.serve.serving_args import LLMServingArgs
+    from penstock.serve.settings import HttpSettings
+
+ROUTER = "penstock.runtimes.ray_router:ModelRequestRouter"
+INGRESS = "penstock.serve.app:OpenAiIngress"
+POLICY = "penstock.serve.routing.configured:configured_policy"
+CARD = "penstock.serve.handle:ModelCard"
+NAME_PREFIX = "LLMServer:"
+UNLIMITED = 1_000_000
+"""Requests that Ray may send to a replica at once: the replica's own queue knows better how many it takes."""
+DEFAULT_TARGET = 32.0
+"""Requests a replica that autoscaling aims at, where neither the configuration nor the engine's options say it."""
+
+
+def build_deployment(
+    config: LLMConfig,
+    *,
+    settings: HttpSettings,
+    key: str | None = None,
+    name_prefix: str | None = None,
+    bind_kwargs: Mapping[str, Any] | None = None,
+    override_serve_options: Mapping[str, Any] | None = None,
+    deployment_cls: type | None = None,
+) -> Application:
+    """One model as a Ray Serve application. Raises `ConfigError`."""
+    options = serve_options(config)
+    name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
+    options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
+    options.update(override_serve_options or {})
+    deployment = serve.deployment(deployment_cls or LLMReplica, **options)
+    return deployment.bind(llm_config=config, key=key or new_key(), settings=settings, **(bind_kwargs or {}))
+
+
+def build_application(args: LLMServingArgs) -> Application:
+    """All models behind one ingress. Raises `ConfigError`."""
+    key = new_key()
+    deployments: dict[str, Application] = {}
+    for config in args.llm_configs:
+        if config.model_id in deployments:
+            raise ConfigError(
+                f"two models are called '{config.model_id}'",
+                field="model_loading_config.model_id",
+                value=config.model_id,
+            )
+        deployments[config.model_id] = build_deployment(config, settings=args.http, key=key)
+    card: Any = import_object(CARD, "the model's card")
+    cards = {
+        config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
+        for config in args.llm_configs
+    }
+    ingress = dict(args.ingress_cls_config)
+    cls, extra = ingress.pop("ingress_cls", INGRESS), ingress.pop("ingress_extra_kwargs", {})
+    if ingress:
+        raise ConfigError(
+            f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs", field="ingress_cls_config"
+        )
+    options = {
+        "name": "OpenAiIngress",
+        "max_ongoing_requests": UNLIMITED,
+        "ray_actor_options": {"num_cpus": 0},  # it waits for others nearly all of its time
+        **args.ingress_deployment_config,
+    }
+    return serve.deployment(LLMIngress, **options).bind(
+        deployments,
+        cards,
+        args.lora_paths,
+        llm_configs=args.llm_configs,
+        ingress_cls=cls,
+        ingress_extra_kwargs=extra,
+        key=key,
+        settings=args.http,
+        listen=args.listen_address,
+    )
+
+
+def serve_options(config: LLMConfig) -> dict[str, Any]:
+    """What `serve.deployment` is given for a model."""
+    cls: Any = config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    options: dict[str, Any] = deployment_options(config) if cls is None else cls.get_deployment_options(config)
+    if options.get("autoscaling_config") is not None:
+        scaling = {name: value for name, value in options["autoscaling_config"].items() if value is not None}
+        per_replica = scaling.pop("target_num_ongoing_requests_per_replica", None)
+        scaling.setdefault("target_ongoing_requests", per_replica or _target(config))
+        options["autoscaling_config"] = scaling
+    options["max_ongoing_requests"] = UNLIMITED
+    import_object(POLICY, "request_router_config")(config)  # refuses an unknown one now rather than in the ingress
+    router = dict(options.get("request_router_config") or {})
+    router.pop("request_router_kwargs", None)
+    options["request_router_config"] = {**router, "request_router_class": ROUTER}
+    return options
+
+
+def new_key() -> str:
+    """A secret that replicas and ingresses of one deployment share."""
+    return secrets.token_hex(16)
+
+
+def _target(config: LLMConfig) -> float:
+    """Requests a replica: what it works on at once, with some room for the next."""
+    most = config.deployment_config.max_ongoing_requests or config.engine_kwargs.get("max_num_seqs")
+    return max(1.0, 0.75 * most) if isinstance(most, int) else DEFAULT_TARGET

@@ -1,0 +1,151 @@
+"""Processors over Ray data sets: each stage is a pool of actors, and a row never waits for more than its own batch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+from ray import serve
+
+from penstock.config import import_object
+from penstock.errors import ConfigError, nearest
+from penstock.runtimes.engines import DEFAULT_APP, engines
+from penstock.runtimes.ray_replicas import RayReplicas
+from penstock.runtimes.ray_state import ClusterStore
+
+PARTS = "penstock.batch.carried"
+DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
+MODEL = "penstock.serve.remote_model:RemoteModel"
+COLUMN = "__penstock"
+"""The one column between the stages."""
+CONCURRENT_BATCHES = 8
+"""Batches that an actor works on at once, so that a slow row holds up only its own."""
+
+
+def process_dataset(processor: Any, dataset: Any) -> Any:
+    """The processor's output as a Ray data set, computed when it is read. Raises `ConfigError`."""
+    config = processor.config
+    keep = config.should_continue_on_error
+    beginning = _part("Beginning")(processor.preprocess, keep=keep)
+    ending = _part("Ending")(processor.postprocess, keep=keep)
+    dataset = dataset.map_batches(
+        _begin, fn_kwargs={"beginning": beginning}, batch_format="pyarrow", **processor.preprocess_map_kwargs
+    )
+    for name, stage in processor.stages.items():
+        if stage.fn is None:
+            continue
+        _check_deployment(stage)
+        dataset = dataset.map_batches(
+            StageActor,
+            fn_constructor_kwargs={"name": name, "stage": stage, "batch_size": config.batch_size, "keep": keep},
+            batch_format="pyarrow",
+            **_placing(config, stage),
+        )
+    return dataset.map_batches(
+        _end, fn_kwargs={"ending": ending}, batch_format="pyarrow", **processor.postprocess_map_kwargs
+    )
+
+
+class StageActor:
+    """One worker of a stage. Ray may call it several times at once."""
+
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool) -> None:
+        self._stage = stage
+        self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
+        self._connected = False
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """The batch with the columns that the stage adds."""
+        if not self._connected and _is_deployment(self._stage):
+            await _connect(**_names(self._stage))
+        self._connected = True
+        yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
+
+
+def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
+    return _carried(beginning(batch.to_pylist()))
+
+
+def _end(batch: pa.Table, ending: Any) -> Any:
+    rows = ending(batch.column(COLUMN).to_pylist())
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    try:
+        return pa.table(columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        return columns  # Ray has a way of its own with what Arrow cannot hold
+
+
+def _carried(rows: list[bytes]) -> pa.Table:
+    return pa.table({COLUMN: pa.array(rows, pa.large_binary())})
+
+
+def _placing(config: Any, stage: Any) -> dict[str, Any]:
+    """Ray's options for a stage: its own, with the processor's resources where it says none."""
+    given = dict(stage.map_batches_kwargs)
+    concurrency = given.pop("concurrency", None) or 1
+    least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
+    at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
+    resources = dict(config.resources_per_bundle or {})
+    options: dict[str, Any] = {}
+    for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory")):
+        if name in resources:
+            options[option] = resources.pop(name)
+    if resources:
+        options["resources"] = resources
+    if config.accelerator_type is not None:
+        options["accelerator_type"] = config.accelerator_type
+    return {
+        **options,
+        **given,
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=least,
+            max_size=most,
+            max_tasks_in_flight_per_actor=getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once,
+        ),
+        "max_concurrency": at_once,
+    }
+
+
+# Models that Ray Serve serves
+def _is_deployment(stage: Any) -> bool:
+    return isinstance(stage, import_object(DEPLOYMENT_STAGE, "the serve deployment stage"))
+
+
+def _names(stage: Any) -> dict[str, str]:
+    given: Mapping[str, Any] = stage.fn_constructor_kwargs
+    return {"deployment": given["deployment_name"], "app": given.get("app_name") or DEFAULT_APP}
+
+
+def _check_deployment(stage: Any) -> None:
+    """Refuse an application or deployment that does not exist before anything runs."""
+    if not _is_deployment(stage):
+        return
+    names = _names(stage)
+    applications = serve.status().applications
+    if names["app"] not in applications:
+        hint = nearest(names["app"], applications) or "Ray Serve runs none"
+        raise ConfigError("there is no such Ray Serve application", field="app_name", value=names["app"], hint=hint)
+    deployments = applications[names["app"]].deployments
+    if names["deployment"] not in deployments:
+        raise ConfigError(
+            f"application '{names['app']}' has no such deployment",
+            field="deployment_name",
+            value=names["deployment"],
+            hint=nearest(names["deployment"], deployments),
+        )
+
+
+async def _connect(deployment: str, app: str) -> None:
+    """Make the served model known in this process by its names, for the stage to find."""
+    handle = serve.get_deployment_handle(deployment, app)
+    config, key = await handle.connection.remote()
+    model: Any = import_object(MODEL, "the Ray runtime's handle")
+    store = ClusterStore(key, config.model_id)
+    engines().put(deployment, model(config, RayReplicas(handle, config.model_id), key=key, desired=store), app)
+
+
+def _part(name: str) -> Any:
+    return import_object(f"{PARTS}:{name}", "the Ray Data runtime")

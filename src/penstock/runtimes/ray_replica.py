@@ -1,0 +1,64 @@
+"""A model's replica as a Ray Serve deployment: Ray places it, watches it, scales it; requests reach it over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.util
+from ray import serve
+
+from penstock.config import import_object
+from penstock.llm_config import LLMConfig
+from penstock.runtimes.ray_replicas import METADATA
+from penstock.runtimes.ray_state import ClusterStore
+
+SERVER = "penstock.serve.replica:ReplicaServer"
+"""What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
+
+COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
+ONGOING = "running_requests"
+"""The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
+
+
+class LLMReplica:
+    """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
+    `settings` are the ingress's, for their limits.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, llm_config: LLMConfig, *, key: str, settings: Any
+    ) -> None:
+        self._llm_config, self._key = llm_config, key
+        server: Any = import_object(SERVER, "the Ray runtime's server")
+        self._server = server(
+            llm_config,
+            replica_id=serve.get_replica_context().replica_tag,
+            host=ray.util.get_node_ip_address(),
+            key=key,
+            settings=settings,
+            desired=ClusterStore(key, llm_config.model_id),
+        )
+        await self._server.start()
+        import_object(COLLECT_SELDOM, "the Ray runtime")()
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """Where the replica is, for every handle's router."""
+        info = self._server.info
+        return {METADATA: {"host": info.host, "port": info.port, "context_length": info.context_length}}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The true number of requests here."""
+        return {ONGOING: float(self._server.ongoing)}
+
+    async def connection(self) -> tuple[LLMConfig, str]:
+        """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
+        return self._llm_config, self._key
+
+    async def check_health(self) -> None:
+        """Raise if Ray should replace the replica."""
+        await self._server.check_health()
+
+    async def __del__(self) -> None:
+        """Ray awaits this when it stops the replica, for `graceful_shutdown_timeout_s` at most."""
+        if hasattr(self, "_server"):
+            await self._server.stop()

@@ -1,0 +1,73 @@
+"""What combinations of servers an application is made of. The names are those that Ray Serve LLM's users know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from penstock import lazy
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+from penstock.serve.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.settings import HttpSettings
+
+Given = LLMServingArgs | Mapping[str, Any] | str | Path
+"""Serving arguments: built, as a mapping (as from a Serve file's `args`), or the path of a YAML file."""
+
+
+def build_llm_deployment(
+    llm_config: LLMConfig | Mapping[str, Any],
+    *,
+    name_prefix: str | None = None,
+    bind_kwargs: Mapping[str, Any] | None = None,
+    override_serve_options: Mapping[str, Any] | None = None,
+    deployment_cls: type | None = None,
+    settings: HttpSettings | None = None,
+) -> Any:
+    """One model as a Ray Serve application, to be bound into others.
+
+    Its name is `name_prefix` ("LLMServer:") and the model's id. `override_serve_options` go before what follows from
+    the configuration, `bind_kwargs` go to the constructor of `deployment_cls`. Raises `ConfigError`, and
+    `MissingExtraError` without Ray.
+    """
+    config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
+    return _ray().build_deployment(
+        config,
+        settings=settings or HttpSettings(),
+        name_prefix=name_prefix,
+        bind_kwargs=bind_kwargs,
+        override_serve_options=override_serve_options,
+        deployment_cls=deployment_cls,
+    )
+
+
+def build_openai_app(builder_config: Given) -> Any:
+    """Models behind an OpenAI-compatible ingress, as a Ray Serve application for `serve.run` or an `import_path`.
+
+    With `listen` the ingress also listens itself, which spares requests the way through Ray's proxy. Raises
+    `ConfigError`, and `MissingExtraError` without Ray.
+    """
+    return _ray().build_application(_args(builder_config))
+
+
+def build_dev_openai_app(builder_config: Given) -> Any:
+    """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` and so on."""
+    args = _args(builder_config)
+    return _ray().build_application(structs.replace(args, http=structs.replace(args.http, dev=True)))
+
+
+def _args(given: Given) -> LLMServingArgs:
+    if isinstance(given, LLMServingArgs):
+        return given
+    if isinstance(given, (str, Path)):
+        return load_serving_args(given)
+    if isinstance(given, Mapping):
+        return LLMServingArgs.from_dict(given)
+    raise ConfigError("must be LLMServingArgs, a mapping or a path", field="builder_config", value=given)
+
+
+def _ray() -> Any:
+    return lazy.require("penstock.runtimes.ray", needed_by="The Ray runtime")

@@ -1,0 +1,101 @@
+"""Calls of a replica's server by a program, in the neutral types: msgpack, without OpenAI's JSON on the way.
+
+A call is `POST /penstock/call/TASK` with the task's request. A generating task answers with frames, each four bytes of
+length and a message: deltas, or the error that ended them. The other tasks answer with their result.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from penstock.errors import PenstockError, by_kind
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+PATH = "/penstock/call/"
+GENERATING: dict[str, type] = {"chat": ChatRequest, "completions": CompletionRequest}
+"""Tasks that answer with deltas, and the form of their requests."""
+RETURNING: dict[str, tuple[type, Any]] = {
+    "embeddings": (EmbeddingRequest, Embeddings),
+    "score": (RerankRequest, Scores),
+    "rerank": (RerankRequest, Scores),
+    "transcriptions": (TranscriptionRequest, Transcription),
+    "tokenize": (str, list[int]),
+    "detokenize": (list[int], str),
+}
+"""Tasks that answer once: the forms of their requests and results."""
+
+pack = msgspec.msgpack.Encoder().encode
+_LENGTH = 4
+
+
+class CallError(msgspec.Struct, frozen=True, array_like=True, tag="error"):
+    """The error that ended a stream of deltas."""
+
+    kind: str
+    message: str
+
+
+class Step(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
+    """One delta on its way."""
+
+    delta: Delta
+
+
+_decoder = msgspec.msgpack.Decoder(Step | CallError)
+
+
+def _framed(message: Step | CallError) -> bytes:
+    data = pack(message)
+    return len(data).to_bytes(_LENGTH, "big") + data
+
+
+class CallFramer:
+    """Writes deltas as frames. Keeps `penstock.openai.framing.Framer`."""
+
+    def open(self) -> bytes:
+        return b""
+
+    def frame(self, delta: Delta) -> bytes:
+        return _framed(Step(delta))
+
+    def close(self) -> bytes:
+        return b""
+
+    def error(self, error: PenstockError) -> bytes:
+        return _framed(CallError(error.kind, str(error)))
+
+
+class FrameReader:
+    """Reads frames from bytes that come in any pieces."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> tuple[list[Delta], PenstockError | None]:
+        """The deltas that are complete now, and the error behind them if there is one."""
+        data = self._rest + data
+        at = 0
+        deltas: list[Delta] = []
+        while len(data) - at >= _LENGTH:
+            end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
+            if end > len(data):
+                break
+            message = _decoder.decode(data[at + _LENGTH : end])
+            if isinstance(message, CallError):
+                return deltas, by_kind(message.kind, message.message)
+            deltas.append(message.delta)
+            at = end
+        self._rest = data[at:]
+        return deltas, None

@@ -1,0 +1,272 @@
+"""Real vLLM with the demo model in Hugging Face form: how often it is right, vLLM's own server beside ours, the
+contract. They share one engine; the contract comes last, as it restarts that.
+"""
+
+import asyncio
+import json
+import os
+import signal
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from penstock import demo
+from penstock.engines.vllm import VLLMEngine
+from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError
+from penstock.llm_config import LLMConfig
+from penstock.serve.app import build_app
+from penstock.serve.local_model import LocalModel
+from penstock.testing import EngineContract, answer, chat_request
+from penstock.types import Sampling
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.filterwarnings("ignore"),  # vLLM's own are not ours to mend
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+GREEDY = Sampling(temperature=0.0, max_tokens=100)
+OPENVINO_RIGHT = {None: 295, "summary": 288, "german": 295}
+"""Of the first 300 tickets, with the same weights in f32: OpenVINO GenAI 2026.4.1."""
+
+OPTIONS = {
+    "max_num_seqs": 64,
+    "scheduling_policy": "priority",
+    "tool_call_parser": "hermes",
+    "enable_auto_tool_choice": True,
+    "exclude_tools_when_tool_choice_none": True,  # as ours does
+}
+TICKET = "My Solara 77 arrived broken and nobody answers. I want my money back!"
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "refund",
+        "parameters": {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]},
+    },
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine():
+    engine = VLLMEngine("demo", engine_kwargs=OPTIONS)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):
+    tickets = [json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()][:300]
+    for adapter in demo.ADAPTERS:
+        await engine.resolve_lora(adapter, str(demo.adapter_path(adapter)))
+    names = [None, *demo.ADAPTERS]
+    asked = [(ticket, name) for ticket in tickets for name in names]
+    replies = await asyncio.gather(
+        *(answer(engine, chat_request(t["ticket"], GREEDY, adapter=name, stream=False)) for t, name in asked)
+    )
+    right = dict.fromkeys(names, 0)
+    for (ticket, name), reply in zip(asked, replies, strict=True):
+        right[name] += reply.texts[0] == demo.expected(ticket, name)
+    assert all(abs(right[name] - OPENVINO_RIGHT[name]) <= 1 for name in names), right
+
+
+# vLLM's own server and ours, around the same engine
+@pytest_asyncio.fixture(loop_scope="module")
+async def servers(engine):
+    config = LLMConfig.from_dict(
+        {
+            "model_loading_config": {"model_id": "demo", "model_source": "demo"},
+            "llm_engine": "vLLM",
+            "engine_kwargs": OPTIONS,
+        }
+    )
+    model = LocalModel(config, engine=engine)
+    await model.start()
+    apps = [build_app({"demo": model}), engine.build_asgi_app()]
+    clients = [
+        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60) for app in apps
+    ]
+    yield clients
+    for client in clients:
+        await client.aclose()
+
+
+CHAT = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
+TEXT = {"prompt": TICKET, "temperature": 0, "max_tokens": 12}
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": demo.SCHEMA}}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("chat/completions", CHAT),
+        ("chat/completions", {**CHAT, "max_tokens": 3}),
+        ("chat/completions", {**CHAT, "stop": ["priority"]}),
+        ("chat/completions", {**CHAT, "n": 3, "temperature": 1.0, "seed": 5}),
+        ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 2}),
+        ("chat/completions", {**CHAT, "response_format": SCHEMA}),
+        ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "auto", "max_tokens": 200}),
+        ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "auto"}),
+        ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "required"}),
+        (
+            "chat/completions",
+            {**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "refund"}}},
+        ),
+        ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "none"}),
+        ("completions", TEXT),
+        ("completions", {**TEXT, "prompt": [TICKET, "Hello"], "min_p": 0.1}),
+        ("completions", {**TEXT, "logprobs": 1}),
+        ("completions", {**TEXT, "echo": True}),
+    ],
+)
+async def test_both_servers_say_the_same(servers, path, body, stream):
+    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    said = []
+    for client in servers:
+        reply = await client.post(f"/v1/{path}", json={"model": "demo", **body, **options})
+        assert reply.status_code == 200, reply.text
+        said.append(meaning(reply, stream))
+    assert said[0]["choices"] == said[1]["choices"]
+    assert said[0]["usage"] == said[1]["usage"]
+
+
+def meaning(reply, stream):
+    """What a reply says, whatever form it comes in: the choices and the usage."""
+    if not stream:
+        bodies = [reply.json()]
+    else:
+        data = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+        assert data.pop() == "[DONE]"
+        bodies = [json.loads(one) for one in data]
+    choices: dict[int, Any] = {}
+    for body in bodies:
+        for part in body["choices"]:
+            whole = choices.setdefault(part["index"], {"text": "", "calls": {}, "reason": None, "logprobs": []})
+            message = part.get("delta") or part.get("message") or {"content": part.get("text")}
+            whole["text"] += message.get("content") or ""
+            for number, call in enumerate(message.get("tool_calls") or []):
+                known = whole["calls"].setdefault(call.get("index", number), ["", ""])
+                known[0] += call["function"].get("name") or ""
+                known[1] += call["function"].get("arguments") or ""
+            whole["reason"] = part["finish_reason"] or whole["reason"]
+            whole["logprobs"] += logprobs_of(part.get("logprobs"))
+    usage = bodies[-1]["usage"]
+    return {"choices": choices, "usage": [usage["prompt_tokens"], usage["completion_tokens"]]}
+
+
+def logprobs_of(told):
+    if not told:
+        return []
+    if "content" in told:
+        entries = [(entry["token"], entry["logprob"], entry["top_logprobs"]) for entry in told["content"] or []]
+        return [
+            (token, round(value, 3), [(one["token"], round(one["logprob"], 3)) for one in top])
+            for token, value, top in entries
+        ]
+    return [(token, round(value, 3)) for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": [{"role": "user", "content": "word " * 5000}]},
+        {"max_tokens": 5000},
+        {"temperature": -1},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}},
+    ],
+)
+async def test_both_servers_refuse_the_same(servers, wrong):
+    for client in servers:
+        reply = await client.post("/v1/chat/completions", json={"model": "demo", **CHAT, **wrong})
+        assert reply.status_code == 400, reply.text
+
+
+# What is vLLM's alone
+async def test_an_adapter_of_too_high_a_rank_is_refused_before_vllm_sees_it(engine, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 64, "lora_alpha": 16}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ModelNotFoundError, match="max_lora_rank"):
+        await engine.resolve_lora("large", str(tmp_path))
+
+
+async def test_an_adapter_that_vllm_cannot_read_harms_nobody(engine, tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ModelNotFoundError, match="cannot be loaded"):
+        await engine.resolve_lora("broken", str(tmp_path))
+    assert (await answer(engine, chat_request(TICKET))).texts[0]
+
+
+async def test_more_adapters_than_slots_take_turns(engine):
+    paths = {f"{name}-{number}": str(demo.adapter_path(name)) for name in demo.ADAPTERS for number in range(3)}
+    for name, path in paths.items():  # six for four slots
+        await engine.resolve_lora(name, path)
+    names = [None, *paths]
+    replies = await asyncio.gather(*(answer(engine, chat_request(TICKET, GREEDY, adapter=name)) for name in names * 3))
+    texts = {name: reply.texts[0] for name, reply in zip(names * 3, replies, strict=True)}
+    assert len(set(texts.values())) == 3
+    for name in demo.ADAPTERS:
+        assert len({texts[f"{name}-{number}"] for number in range(3)}) == 1
+    for name in paths:
+        await engine.remove_lora(name)
+    with pytest.raises(ModelNotFoundError):
+        await engine.remove_lora(next(iter(paths)))
+
+
+async def test_a_paused_engine_goes_on_when_it_is_resumed(engine):
+    await engine.pause("keep")
+    assert await engine.is_paused()
+    asked = asyncio.create_task(answer(engine, chat_request(TICKET)))
+    await engine.check_health()
+    assert not asked.done()
+    await engine.resume()
+    assert (await asked).texts[0]
+    assert not await engine.is_paused()
+
+
+async def test_reset_prefix_cache_forgets(engine):
+    text = TICKET * 4
+    await answer(engine, chat_request(text))
+    await engine.reset_prefix_cache()
+    assert (await answer(engine, chat_request(text))).usage.cached_tokens == 0
+
+
+async def test_a_higher_priority_overtakes(engine):
+    endless = Sampling(temperature=0.0, max_tokens=200, ignore_eos=True)
+    running = [asyncio.create_task(answer(engine, chat_request(TICKET, endless))) for _ in range(64)]
+    done = []
+
+    async def one(name, priority):
+        await answer(engine, chat_request(TICKET, Sampling(max_tokens=1), priority=priority))
+        done.append(name)
+
+    late = [asyncio.create_task(one(f"late{number}", 5)) for number in range(4)]
+    first = asyncio.create_task(one("first", -5))
+    await asyncio.gather(*running, *late, first)
+    assert done[0] == "first"
+
+
+async def test_rpc_reaches_every_worker(engine):
+    (held,) = await engine.collective_rpc("list_loras")
+    assert sorted(held) == sorted(await engine._running.llm.list_loras())
+    with pytest.raises(PenstockError):
+        await engine.collective_rpc("no_such_method")
+    await engine.check_health()
+
+
+async def test_what_it_was_not_started_for_is_a_501_that_says_how(engine):
+    for call, key in ((engine.sleep, "enable_sleep_mode"), (engine.start_profile, "profiler_config")):
+        with pytest.raises(UnsupportedError, match=key):
+            await call()
+
+
+class TestContract(EngineContract):
+    adapters = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS}  # noqa: RUF012
+
+    schema = demo.SCHEMA
+
+    async def kill(self, engine):
+        os.kill(engine._running.front._processes[0].pid, signal.SIGKILL)
+        return True

@@ -1,0 +1,91 @@
+"""The guard on processes of our own making, which carry its mark."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from penstock.engines.vllm import guard
+from penstock.engines.vllm.guard import MARK, Guard, marked, shared_memory_of
+
+PATIENCE = 20.0
+HOLDER = """
+import mmap, os, sys, time
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(4096)
+    held = mmap.mmap(file.fileno(), 4096)
+print("here", flush=True)
+time.sleep(600)
+"""
+PARENT = """
+import subprocess, sys, time, os
+from penstock.engines.vllm.guard import MARK, Guard
+mark, folder, file, holder = sys.argv[1:]
+Guard(mark, folder)
+subprocess.Popen([sys.executable, "-c", holder, file], env={**os.environ, MARK: mark}).wait()
+"""
+
+
+@pytest.fixture
+def mark():
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def shared(mark):
+    path = Path(f"/dev/shm/penstock-test-{mark}")
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def wait_until(so):
+    patience = time.monotonic() + PATIENCE
+    while not so():
+        assert time.monotonic() < patience
+        time.sleep(0.005)
+
+
+def test_what_carries_the_mark_ends_with_its_shared_memory(tmp_path, mark, shared, monkeypatch):
+    monkeypatch.setattr(guard, "_forget", lambda name: None)  # it was never told of this file
+    standing_by = Guard(mark, str(tmp_path / "folder"))
+    (tmp_path / "folder").mkdir()
+    argv = [sys.executable, "-c", HOLDER, shared]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, env={**os.environ, MARK: mark}) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline()
+        assert marked(mark) == [holder.pid]
+        assert shared_memory_of([holder.pid]) == {str(shared)}
+        standing_by.note_shared_memory()
+        standing_by.end()
+    assert marked(mark) == []
+    assert not shared.exists()
+    assert not (tmp_path / "folder").exists()
+    standing_by.end()
+
+
+def test_semaphores_are_shared_memory_too():
+    before = shared_memory_of([os.getpid()])
+    lock = multiprocessing.get_context("spawn").Lock()
+    (held,) = shared_memory_of([os.getpid()]) - before
+    assert Path(held).name.startswith("sem.")
+    del lock
+
+
+def test_a_killed_parent_leaves_nothing(tmp_path, mark, shared):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, mark, folder, shared, HOLDER], stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline()
+        (holder,) = marked(mark)
+        parent.kill()
+    wait_until(lambda: not folder.exists())
+    assert not shared.exists()
+    assert holder not in marked(mark)

@@ -1,0 +1,115 @@
+"""The checks that need no vLLM: a source tree with its argument classes stands in for the installed package."""
+
+from pathlib import Path
+
+import pytest
+
+from penstock.engines.vllm import VLLMEngine, options
+from penstock.engines.vllm.options import Installed, check_options, check_version, version_note
+from penstock.errors import ConfigError, EngineStartError, MissingExtraError, ModelNotFoundError
+
+ARGUMENTS = {
+    "vllm/engine/arg_utils.py": """
+class EngineArgs:
+    model: str = ""
+    max_num_seqs: int = 1
+    enable_lora: bool = False
+    max_loras: int = 1
+    max_cpu_loras: int | None = None
+    kv_cache_memory_bytes: int | None = None
+    gpu_memory_utilization: float = 0.9
+    _private: int = 0
+    def method(self): ...
+class AsyncEngineArgs(EngineArgs):
+    enable_log_requests: bool = False
+""",
+    "vllm/entrypoints/launchers/cli_args.py": """
+class BaseFrontendArgs:
+    tool_call_parser: str | None = None
+class FrontendArgs(BaseFrontendArgs):
+    port: int = 8000
+""",
+}
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Install a stand-in of a version."""
+    for name, text in ARGUMENTS.items():
+        file = Path(tmp_path, name)
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+
+    def make(version="0.32.0", cpu=False):
+        monkeypatch.setattr(options, "installed", lambda: Installed(version, tmp_path, cpu))
+
+    make()
+    return make
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"max_num_seq": 4}, r"engine_kwargs\.max_num_seq.*Did you mean 'max_num_seqs'"),
+        ({"tool_call_parsers": "x"}, "Did you mean 'tool_call_parser'"),
+        ({"port": 80}, "unknown key 'port'"),
+        ({"_private": 1}, "unknown key"),
+        ({"model": "x"}, "engine_kwargs.model"),
+    ],
+)
+def test_a_wrong_key_is_known_before_anything_starts(install, given, told):
+    with pytest.raises(ConfigError, match=told):
+        VLLMEngine("model", engine_kwargs=given)
+
+
+def test_arguments_go_where_they_belong(install):
+    made = check_options({"max_num_seqs": 4, "tool_call_parser": "hermes", "enable_log_requests": True}, "model")
+    assert made.frontend == {"tool_call_parser": "hermes"}
+    assert made.engine == {"disable_log_stats": True, "max_num_seqs": 4, "enable_log_requests": True}
+
+
+def test_a_cpu_build_takes_a_bounded_cache_and_keeps_one_adapter_slot_empty(install):
+    install(cpu=True)
+    given = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2}
+    engine = check_options(given, "model").engine
+    assert (engine["max_loras"], engine["max_cpu_loras"], engine["kv_cache_memory_bytes"]) == (3, 3, 1 << 30)
+    assert "kv_cache_memory_bytes" not in check_options({"gpu_memory_utilization": 0.5}, "model").engine
+    assert check_options({"kv_cache_memory_bytes": 5}, "model").engine["kv_cache_memory_bytes"] == 5
+
+
+@pytest.mark.parametrize("version", ["0.28.1", "0.9.2"])
+def test_an_old_version_is_refused_by_name(install, version):
+    install(version)
+    with pytest.raises(EngineStartError, match=f"vLLM {version} is not supported.*0.29 to 0.32"):
+        check_version()
+
+
+def test_a_newer_version_is_tried_and_named_when_it_fails(install):
+    for version in ("0.29.0", "0.32.1"):
+        install(version)
+        check_version()
+        assert version_note() == ""
+    install("0.40.0")
+    check_version()
+    assert "0.40.0" in version_note()
+
+
+async def test_an_engine_checks_the_version_when_it_starts(install):
+    install("0.20.0")
+    with pytest.raises(EngineStartError, match=r"0\.20\.0"):
+        await VLLMEngine("model").start()
+
+
+def test_without_vllm_the_command_that_installs_it_is_named(monkeypatch):
+    monkeypatch.setattr(options, "find_spec", lambda name: None)
+    options.installed.cache_clear()
+    try:
+        with pytest.raises(MissingExtraError, match=r"pip install 'penstock\[vllm\]'"):
+            VLLMEngine("model")
+    finally:
+        options.installed.cache_clear()
+
+
+def test_adapters_are_checked_when_the_engine_is_made(install, tmp_path):
+    with pytest.raises(ModelNotFoundError, match="no directory"):
+        VLLMEngine("model", adapters={"a": str(tmp_path / "nothing")})

@@ -1,0 +1,80 @@
+"""Models that do not generate: embeddings and the scores from them, and classes."""
+
+import json
+import math
+import shutil
+
+import pytest
+
+from penstock.demo import model_path
+from penstock.engines.vllm import VLLMEngine
+from penstock.errors import UnsupportedError
+from penstock.testing import answer, chat_request
+from penstock.types import ClassifyRequest, EmbeddingRequest, RerankRequest
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+OPTIONS = {"runner": "pooling", "dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
+TEXTS = ["My Solara 77 arrived broken.", "Where is my invoice?", "My Solara 77 arrived broken."]
+
+
+async def test_embeddings_and_scores():
+    engine = VLLMEngine(str(model_path("huggingface")), engine_kwargs={**OPTIONS, "convert": "embed"})
+    await engine.start()
+    try:
+        made = await engine.embeddings(EmbeddingRequest(TEXTS))
+        first, second, third = made.vectors
+        assert math.isclose(math.hypot(*first), 1.0, rel_tol=1e-4)
+        assert math.dist(first, third) < 1e-4 < math.dist(first, second)
+        assert made.usage.prompt_tokens == sum([len(await engine.tokenize(text)) for text in TEXTS])
+        scores = await engine.rerank(RerankRequest(TEXTS[0], TEXTS[1:]))
+        assert scores.scores[1] == pytest.approx(1.0, abs=1e-3)
+        assert scores.scores == (await engine.score(RerankRequest(TEXTS[0], TEXTS[1:]))).scores
+        assert scores.scores[0] == pytest.approx(sum(a * b for a, b in zip(first, second, strict=True)), abs=1e-3)
+        with pytest.raises(UnsupportedError, match="vllm"):
+            await answer(engine, chat_request("text"))
+        with pytest.raises(UnsupportedError, match="classify"):
+            await engine.classify(ClassifyRequest(["text"]))
+    finally:
+        await engine.stop()
+
+
+async def test_classes(tmp_path):
+    write_model(tmp_path)
+    engine = VLLMEngine(str(tmp_path), engine_kwargs=OPTIONS)
+    await engine.start()
+    try:
+        made = await engine.classify(ClassifyRequest(TEXTS))
+        assert len(made.items) == 3
+        for item in made.items:
+            assert sum(item.probabilities) == pytest.approx(1.0, abs=1e-4)
+            assert item.label == ["calm", "angry", "glad"][item.probabilities.index(max(item.probabilities))]
+        assert made.items[0].probabilities == pytest.approx(made.items[2].probabilities, abs=1e-4)
+        assert made.usage.prompt_tokens > 0
+    finally:
+        await engine.stop()
+
+
+def write_model(folder):
+    """A tiny classifier with random weights and the demo model's tokenizer."""
+    import torch
+    import transformers
+
+    source = model_path("huggingface")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, folder)
+    vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        pad_token_id=0,
+        id2label={0: "calm", 1: "angry", 2: "glad"},
+        label2id={"calm": 0, "angry": 1, "glad": 2},
+    )
+    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)
