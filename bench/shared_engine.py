@@ -1,8 +1,9 @@
 """Two processors in a row on one engine, over the same two with an engine each: throughput of an engine, and memory.
 
-Each ticket is labelled, then the conversation goes on with a second question. The engines run the demo model on all
-cores. Shared, the second question finds the first conversation in the prefix cache. A side is a process of its own;
-rows/s are of its second run, when everything is loaded; memory is what all its processes hold then (PSS).
+Each ticket gets an answer, then the conversation goes on with a second question. The engines run a model with 27 M
+random weights on all cores, which is large enough to keep them busy. Shared, the second question finds the first
+conversation in the prefix cache. A side is a process of its own; rows/s are of its second run, when everything is
+loaded; memory is what all its processes hold then (PSS).
 """
 
 from __future__ import annotations
@@ -12,24 +13,28 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import harness
 from harness import Bar, Contestant
+from random_model import SMALL_27M, write_random_model
 
 SHARED, APART = "one engine", "two engines"
+SAMPLING = {"temperature": 0.0, "max_tokens": 32, "ignore_eos": True}
+KWARGS = {"max_num_seqs": 64, "kv_cache_memory_bytes": 128 << 20}
 
 
 def _first(row: dict[str, Any]) -> dict[str, Any]:
     messages = [{"role": "user", "content": f"{row['ticket']} ({row['number']})"}]
-    return {"messages": messages, "sampling_params": {"temperature": 0.0, "max_tokens": 64}}
+    return {"messages": messages, "sampling_params": SAMPLING}
 
 
 def _second(row: dict[str, Any]) -> dict[str, Any]:
     turns = [*row["messages"], {"role": "assistant", "content": row["said"]}]
-    return {"messages": [*turns, {"role": "user", "content": "Keys: category, priority."}]}
+    return {"messages": [*turns, {"role": "user", "content": "And why?"}], "sampling_params": SAMPLING}
 
 
 def _memory_mb() -> float:
@@ -46,14 +51,14 @@ def _memory_mb() -> float:
     return total / 1024
 
 
-async def side(shared: bool, count: int) -> dict[str, float]:
+async def side(shared: bool, count: int, model: str) -> dict[str, float]:
     """Run the two processors; gives rows/s, MB, and the share of the second prompts' tokens that was cached."""
     from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
     from penstock.demo import tickets_path
     from penstock.runtimes.engines import engines
 
     def config(name: str) -> Any:
-        return OpenVINOEngineProcessorConfig(model_source="demo", engine=name)
+        return OpenVINOEngineProcessorConfig(model_source=model, engine=name, engine_kwargs=KWARGS)
 
     first = build_processor(
         config("first"), _first, lambda row: {"messages": row["messages"], "said": row["generated_text"]}
@@ -62,7 +67,7 @@ async def side(shared: bool, count: int) -> dict[str, float]:
     with tickets_path().open(encoding="utf-8") as file:
         tickets = [json.loads(line)["ticket"] for line in file]
     result: dict[str, float] = {}
-    for run, rows in enumerate((64, count)):
+    for run, rows in enumerate((32, count)):
         source = [{"ticket": tickets[n % len(tickets)], "number": f"{run}-{n}"} for n in range(rows)]
         began = time.perf_counter()
         prompt = cached = 0
@@ -78,18 +83,26 @@ async def side(shared: bool, count: int) -> dict[str, float]:
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
-    options.add_argument("--rows", type=int, default=1200, help="rows through both processors (default: %(default)s)")
+    options.add_argument("--rows", type=int, default=300, help="rows through both processors (default: %(default)s)")
     options.add_argument("--side", choices=("shared", "apart"), help=argparse.SUPPRESS)
+    options.add_argument("--model", help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.side:
-        print(json.dumps(asyncio.run(side(args.side == "shared", args.rows))))
+        print(json.dumps(asyncio.run(side(args.side == "shared", args.rows, args.model))))
         return 0
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "27M.gguf"
+        write_random_model(model, SMALL_27M)
+        return compare(args, str(model))
 
+
+def compare(args: argparse.Namespace, model: str) -> int:
+    """Let the sides take turns."""
     runs: dict[str, list[dict[str, float]]] = {SHARED: [], APART: []}
 
     def per_engine(name: str, choice: str, engines: int) -> Contestant:
         def measure() -> float:
-            argv = [sys.executable, __file__, "--side", choice, "--rows", str(args.rows)]
+            argv = [sys.executable, __file__, "--side", choice, "--rows", str(args.rows), "--model", model]
             runs[name].append(json.loads(harness.command(argv).output))
             return runs[name][-1]["rows_s"] / engines
 

@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.engines.base import Capabilities
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, JobError
-from penstock.types import Delta, ToolCallPart, Usage
+from penstock.types import Classification, Classifications, Delta, ToolCallPart, Usage
 
 
 @pytest.fixture(autouse=True)
@@ -211,6 +212,27 @@ async def test_classification_by_a_language_model():
     rows = [{"prompt": f"text {n}", "labels": ["good", "bad"]} for n in range(20)]
     found = await all_of(processor(SimulatedEngine(), task_type="classify")(rows))
     assert {row["label"] for row in found} == {"good", "bad"}
+
+
+async def test_classification_by_a_model_that_does_nothing_else(make_engine):
+    engine = make_engine()
+    engine.capabilities = Capabilities(frozenset({"classify"}), 100, 4)
+
+    async def classify(request):
+        return Classifications([Classification("good", [0.25, 0.75]) for _ in request.inputs], Usage(3))
+
+    engine.classify = classify
+    (row,) = await all_of(processor(engine, task_type="classify")([{"prompt": "a"}]))
+    assert (row["label"], row["probabilities"], row["num_input_tokens"]) == ("good", [0.25, 0.75], 3)
+    kept = processor(SimulatedEngine(), task_type="classify", should_continue_on_error=True)
+    (row,) = await all_of(kept([{"prompt": "a"}]))
+    assert row["error"]["message"] == "a language model needs a list of texts in column 'labels'"
+
+
+async def test_reasoning_that_the_engine_tells_apart(make_engine):
+    answer = Delta(text="Rome.", reasoning="Hm.", finish_reason="stop", usage=Usage(1, 2))
+    (row,) = await all_of(processor(make_engine(lambda text: answer))([chat("a")]))
+    assert (row["reasoning_content"], row["generated_text"]) == ("Hm.", "Rome.")
 
 
 async def test_a_task_that_the_model_does_not_do(make_engine):

@@ -162,7 +162,10 @@ class EngineRequests:
         }
 
     def _output(self, answers: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
-        reasoning, text = tasks.without_reasoning(answers.texts.get(index, ""))
+        reasoning: str | None = answers.reasoning.get(index)
+        text = answers.texts.get(index, "")
+        if reasoning is None:  # not every engine tells it from the answer
+            reasoning, text = tasks.without_reasoning(text)
         logprobs = chat_logprobs(answers.logprobs.get(index))
         return {
             "generated_text": text if self._text else None,

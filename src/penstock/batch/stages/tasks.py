@@ -14,6 +14,7 @@ from penstock.engines.base import LLMEngine
 from penstock.errors import EngineError, RequestError
 from penstock.types import (
     ChatRequest,
+    ClassifyRequest,
     EmbeddingRequest,
     RerankRequest,
     Sampling,
@@ -31,7 +32,10 @@ NEEDED = {
 
 COLUMNS: dict[str, dict[str, str]] = {
     "embed": {"pooling_params": "`dimensions`: how many numbers a vector shall have."},
-    "classify": {"labels": "The labels to choose from.", "pooling_params": "The same as `labels` in it."},
+    "classify": {
+        "labels": "What a language model has to choose from.",
+        "pooling_params": "The same as `labels` in it.",
+    },
     "score": {
         "text_1": "One text of a pair (also `query`).",
         "text_2": "The other (also `document`), or a list of others (also `documents`).",
@@ -102,9 +106,11 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 
 def _classify(row: Mapping[str, Any]) -> Ask:
-    """By a model that classifies; else a language model is made to answer with one of the labels."""
+    """By a model that classifies; with `labels` a language model is made to answer with one of them."""
     params = row.get("pooling_params") or {}
     labels = row.get("labels") or (params.get("labels") if isinstance(params, Mapping) else None)
+    if labels is None and row.get("messages") is None:
+        return _classified(_text(row, "prompt"))
     text = None if row.get("messages") is not None else _text(row, "prompt")
     messages = row.get("messages") or [{"role": "user", "content": text}]
     if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
@@ -132,6 +138,22 @@ def _classify(row: Mapping[str, Any]) -> Ask:
             "num_input_tokens": usage.prompt_tokens if usage else 0,
             "num_generated_tokens": usage.completion_tokens if usage else 0,
             "num_cached_tokens": usage.cached_tokens if usage else 0,
+        }
+
+    return ask
+
+
+def _classified(text: str) -> Ask:
+    async def ask(engine: LLMEngine) -> dict[str, Any]:
+        if "classify" not in engine.capabilities.tasks:
+            raise RequestError("a language model needs a list of texts in column 'labels'", param="labels")
+        found = await engine.classify(ClassifyRequest([text]))
+        return {
+            "prompt": text,
+            "label": found.items[0].label,
+            "probabilities": found.items[0].probabilities,
+            "embeddings": found.items[0].probabilities,  # where users of `ray.data.llm` look for them
+            "num_input_tokens": found.usage.prompt_tokens,
         }
 
     return ask
