@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -51,7 +52,8 @@ def model(model_id: str, engine: dict[str, Any] | None = None, **deployment: Any
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[Any]:
+def proxy() -> Iterator[str]:
+    """The cluster; gives the URL of Ray's own proxy."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     one = Cluster(
@@ -60,8 +62,10 @@ def cluster() -> Iterator[Any]:
     )
     one.add_node(num_cpus=2, resources={"other": 1}, object_store_memory=80 * 2**20)
     ray.init(address=one.address, log_to_driver=False)
-    serve.start(proxy_location="Disabled")
-    yield one
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
     one.shutdown()
@@ -270,7 +274,7 @@ def test_an_ingress_class_of_ones_own() -> None:
         assert ask(client, "m").status_code == 200
 
 
-def test_through_rays_own_path_and_by_an_import_path() -> None:
+def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
     from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 
     import penstock.serve
@@ -278,9 +282,17 @@ def test_through_rays_own_path_and_by_an_import_path() -> None:
     args = {"llm_configs": [model("m")]}
     app = call_user_app_builder_with_args_if_necessary(penstock.serve.build_openai_app, args)
     try:
-        handle = serve.run(app, name="app", route_prefix="/")
+        handle = serve.run(app, name="app", route_prefix="/llm")
         assert handle.url.remote().result() == ""  # it listens only where it was told to
-        assert "OpenAiIngress" in serve.status().applications["app"].deployments
+        with httpx.Client(base_url=f"{proxy}/llm", timeout=PATIENCE_S) as client:
+            assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["m"]
+            body = {"model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 8}
+            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                lines = [line for line in answer.iter_lines() if line]
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            assert lines[-1] == "data: [DONE]"
+            assert len(lines) == 1 + 8 + 1
+            assert client.post("/sleep", json={"model": "m"}).status_code == 404  # not without dev
     finally:
         serve.delete("app")
 

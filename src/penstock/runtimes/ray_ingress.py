@@ -23,6 +23,19 @@ COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ADDRESS = "penstock.serve.http_server:address"
 
 
+class AtRoot:
+    """An application that knows no route prefix, behind one: its paths are what follows the prefix."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        prefix = scope.get("root_path", "").rstrip("/")
+        if prefix and scope["path"].startswith(f"{prefix}/"):
+            scope = {**scope, "path": scope["path"][len(prefix) :], "root_path": ""}
+        await self._app(scope, receive, send)
+
+
 @serve.ingress()
 class LLMIngress:
     """One replica of the ingress. It is built from what the configuration says, and asks no model anything at start.
@@ -67,7 +80,7 @@ class LLMIngress:
         import_object(COLLECT_SELDOM, "the Ray runtime")()
 
     def __serve_build_asgi_app__(self) -> Any:
-        return self._own_app
+        return AtRoot(self._own_app)
 
     async def url(self) -> str:
         """Where the ingress listens itself; empty if it does not."""
