@@ -105,7 +105,7 @@ async def test_nobody_listens():
     client = HttpClient(Headers())
     await client.open()
     try:
-        with pytest.raises(UpstreamError, match=r"cannot be reached: (Connect|Connection refused)") as caught:
+        with pytest.raises(UpstreamError, match="cannot be reached: Connection refused") as caught:
             await client.send(endpoint("POST", f"http://127.0.0.1:{unused_port()}/"), limiter())
     finally:
         await client.close()

@@ -36,7 +36,11 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     ray.init(
-        address="local", num_cpus=12, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False
+        address="local",
+        num_cpus=12,
+        object_store_memory=100 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield

@@ -227,7 +227,7 @@ class TestChoosing:
 
         one.obtain = wait  # type: ignore[method-assign]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("penstock.serve.remote_model.START_GRACE_S", 0.01)
+            patch.setattr("penstock.serve.replica_pool.START_GRACE_S", 0.01)
             with pytest.raises(EngineTimeoutError, match="no replica of 'm'"):
                 await one.model.tokenize("x")
 
@@ -236,19 +236,19 @@ class TestChoosing:
         streams = [one.model.chat(ChatRequest([{"role": "user", "content": "x"}])) for _ in range(4)]
         for stream in streams:
             await anext(stream)
-        assert [replica.sent for replica in one.model._pool] == [2, 2]
+        assert [replica.sent for replica in one.model.pool.current()] == [2, 2]
         assert one.model.state().running == 4
         for stream in streams:
             await stream.aclose()
-        assert [replica.load for replica in one.model._pool] == [0, 0]
+        assert [replica.load for replica in one.model.pool.current()] == [0, 0]
 
     async def test_a_prompt_makes_blocks_that_depend_on_the_adapter(self, cluster: Make) -> None:
         one = await cluster(0)
         model = RemoteModel(config(), one, key=KEY)
-        plain, other = model.route(b"x" * 600), model.route(b"x" * 600, adapter="a")
+        plain, other = model.pool.route(b"x" * 600), model.pool.route(b"x" * 600, adapter="a")
         assert len(plain.blocks) == len(other.blocks) == 2
         assert not set(plain.blocks) & set(other.blocks)
-        assert one.model.route(b"x" * 600) == RouteRequest()  # round robin reads none
+        assert one.model.pool.route(b"x" * 600) == RouteRequest()  # round robin reads none
 
 
 class TestLosing:

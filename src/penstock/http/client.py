@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from io import BytesIO
@@ -263,7 +264,8 @@ class HttpClient:
             within = f" within {min(known):g} s" if known else ""
             return EngineTimeoutError(f"{to.shown}: no answer{within}")
         if isinstance(error, aiohttp.ClientConnectorError):
-            reason = error.os_error.strerror or str(error.os_error) or type(error.os_error).__name__
+            number = error.os_error.errno or 0  # negative where a name cannot be resolved
+            reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
             why, passing = (
                 f"cannot be reached: {reason}",
                 not isinstance(error, aiohttp.ClientConnectorCertificateError),

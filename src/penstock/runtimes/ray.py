@@ -41,17 +41,23 @@ def build_deployment(
     bind_kwargs: Mapping[str, Any] | None = None,
     override_serve_options: Mapping[str, Any] | None = None,
     deployment_cls: type | None = None,
+    replica_host: str | None = None,
 ) -> Application:
-    """One model as a Ray Serve application. Raises `ConfigError`."""
+    """One model as a Ray Serve application. Raises `ConfigError`.
+
+    Replicas listen on `replica_host`, or on the address that their node has in the cluster.
+    """
     options = serve_options(config)
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     options.update(override_serve_options or {})
     deployment = serve.deployment(deployment_cls or LLMReplica, **options)
-    return deployment.bind(llm_config=config, key=key or new_key(), settings=settings, **(bind_kwargs or {}))
+    return deployment.bind(
+        llm_config=config, key=key or new_key(), settings=settings, host=replica_host, **(bind_kwargs or {})
+    )
 
 
-def build_application(args: LLMServingArgs) -> Application:
+def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
     key = new_key()
     deployments: dict[str, Application] = {}
@@ -62,7 +68,7 @@ def build_application(args: LLMServingArgs) -> Application:
                 field="model_loading_config.model_id",
                 value=config.model_id,
             )
-        deployments[config.model_id] = build_deployment(config, settings=args.http, key=key)
+        deployments[config.model_id] = build_deployment(config, settings=args.http, key=key, replica_host=replica_host)
     card: Any = import_object(CARD, "the model's card")
     cards = {
         config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})

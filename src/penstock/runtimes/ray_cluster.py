@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from math import ceil
 from typing import TYPE_CHECKING
 
 import ray
@@ -14,6 +15,7 @@ from ray import serve
 from ray.serve.exceptions import RayServeException
 
 from penstock.errors import EngineStartError
+from penstock.runtimes.placement import replica_bundles
 from penstock.runtimes.ray import build_application
 
 if TYPE_CHECKING:
@@ -32,9 +34,10 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     told = threading.Event()
     previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    own = not _connect()
+    own = not _connect(_cpus(args))
     try:
-        application = build_application(args)
+        # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
+        application = build_application(args, replica_host="127.0.0.1" if own else None)
         serve.start(proxy_location="Disabled")  # clients come to the ingress itself
         try:
             serve.run_many([serve.RunTarget(application, APP)], wait_for_applications_running=False)
@@ -52,9 +55,10 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
             signal.signal(number, handler)
 
 
-def _connect() -> bool:
+def _connect(cpus: int) -> bool:
     """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there is none, or where
-    `RAY_ADDRESS` is "local". Says whether it was there.
+    `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our own reckons to have, whatever the
+    machine has: as on the local runtime, models share it.
     """
     if ray.is_initialized():
         return True
@@ -69,12 +73,23 @@ def _connect() -> bool:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(
         address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=OBJECT_STORE_BYTES,
     )
     return False
+
+
+def _cpus(args: LLMServingArgs) -> int:
+    """As many as all replicas of all models reserve together."""
+    total = 0.0
+    for config in args.llm_configs:
+        fixed = config.deployment_config.num_replicas
+        replicas = fixed if isinstance(fixed, int) else config.autoscaling.max_replicas
+        total += replicas * sum(bundle.get("CPU", 0.0) for bundle in replica_bundles(config))
+    return ceil(total)
 
 
 def _wait_for_ingress(told: threading.Event) -> None:

@@ -22,18 +22,18 @@ ONGOING = "running_requests"
 
 class LLMReplica:
     """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
-    `settings` are the ingress's, for their limits.
+    `settings` are the ingress's, for their limits; `host` is where it listens (default: the node's address).
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, llm_config: LLMConfig, *, key: str, settings: Any
+        self, llm_config: LLMConfig, *, key: str, settings: Any, host: str | None = None
     ) -> None:
         self._llm_config, self._key = llm_config, key
         server: Any = import_object(SERVER, "the Ray runtime's server")
         self._server = server(
             llm_config,
             replica_id=serve.get_replica_context().replica_tag,
-            host=ray.util.get_node_ip_address(),
+            host=host or ray.util.get_node_ip_address(),
             key=key,
             settings=settings,
             desired=ClusterStore(key, llm_config.model_id),

@@ -9,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.errors import ClientGoneError as ClientGoneError, MethodError, NoRouteError, PenstockError, RequestError
+from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
 

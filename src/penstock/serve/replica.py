@@ -22,7 +22,7 @@ from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.ingress import Ingress
 from penstock.serve.local_model import LocalModel
 from penstock.serve.model_names import ModelNames
-from penstock.serve.remote_model import LOAD_HEADER
+from penstock.serve.replica_pool import LOAD_HEADER
 from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routes import Endpoint
 from penstock.serve.serving_args import LLMServingArgs

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.engines.deltas import Deltas, in_batches
-from penstock.errors import PenstockError
+from penstock.errors import ClientGoneError, PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import ClientGoneError, as_penstock_error, error_response, log_unforeseen
+from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
 from penstock.types import Delta, Usage
 
 _HEADERS = [

@@ -7,8 +7,10 @@ from penstock.errors import EngineError
 from penstock.types import TokenLogprob, Usage
 
 
-def answer(text="", ids=(), index=0, reason=None, logprobs=None):
-    return SimpleNamespace(text=text, token_ids=ids, index=index, finish_reason=reason, logprobs=logprobs)
+def answer(text="", ids=(), index=0, reason=None, logprobs=None, stop=None):
+    return SimpleNamespace(
+        text=text, token_ids=ids, index=index, finish_reason=reason, logprobs=logprobs, stop_reason=stop
+    )
 
 
 def output(*answers):
@@ -26,13 +28,15 @@ def test_deltas_count_the_tokens_of_each_answer():
     assert maker.deltas(output(answer())) == []  # a chunk of the prompt
     made = maker.deltas(output(answer("a", [5]), answer("b", [6, 7], index=1)))
     assert [(delta.index, delta.text, delta.token_ids, delta.usage) for delta in made] == [
-        (0, "a", (5,), None),
+        (0, "a", (5,), Usage(3, 0, 2)),
         (1, "b", (6, 7), None),
     ]
-    (last,) = maker.deltas(output(answer("c", [8], index=1, reason="stop")))
+    (last,) = maker.deltas(output(answer("c", [8], index=1, reason="stop", stop="END")))
+    assert last.stop == "END"
     assert last.usage == Usage(3, 3, 2)
     assert last.kv_transfer_params == {"block": 7}
-    assert maker.deltas(output(answer(reason="repetition")))[0].finish_reason == "stop"
+    (ended,) = maker.deltas(output(answer(reason="repetition", stop=7)))
+    assert (ended.finish_reason, ended.stop) == ("stop", None)
 
 
 def test_a_request_that_failed_inside_is_an_error():

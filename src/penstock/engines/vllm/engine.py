@@ -14,11 +14,19 @@ import msgspec
 
 from penstock import demo
 from penstock.engines.adapter_files import check_adapter
+from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.sampling_checks import check_sampling
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.engines.vllm import environment, options
 from penstock.engines.vllm.outputs import DeltaMaker
-from penstock.errors import EngineDeadError, EngineError, ModelNotFoundError, PenstockError, UnsupportedError
+from penstock.errors import (
+    EngineDeadError,
+    EngineError,
+    ModelNotFoundError,
+    PenstockError,
+    RequestError,
+    UnsupportedError,
+)
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.types import (
     ChatRequest,
@@ -32,6 +40,7 @@ from penstock.types import (
     Scores,
     Transcription,
     TranscriptionRequest,
+    TranscriptionSegment,
     Usage,
 )
 
@@ -100,16 +109,21 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.llm.check_health())
 
     # Requests
-    def chat(self, request: ChatRequest) -> AsyncGenerator[Delta, None]:
-        return self._answers_of(self._prepare_chat, request)
+    def chat(self, request: ChatRequest) -> Deltas:
+        return BatchedDeltas(self._answers_of(self._prepare_chat, request))
 
-    def completions(self, request: CompletionRequest) -> AsyncGenerator[Delta, None]:
-        return self._answers_of(self._prepare_completion, request)
+    def completions(self, request: CompletionRequest) -> Deltas:
+        return BatchedDeltas(self._answers_of(self._prepare_completion, request))
 
-    def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
-        wanted = CompletionRequest(request.prompt, request.sampling, adapter=request.adapter, stream=request.stream)
-        return self._answers_of(
-            lambda running, one: running.prepare_completion(one, special_tokens=request.special_tokens), wanted
+    def generate(self, request: GenerateRequest) -> Deltas:
+        return self.completions(
+            CompletionRequest(
+                request.prompt,
+                request.sampling,
+                adapter=request.adapter,
+                stream=request.stream,
+                special_tokens=request.special_tokens,
+            )
         )
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
@@ -137,11 +151,22 @@ class VLLMEngine(TokenEngine):
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         self._check_running_task("transcriptions")
-        fields = {"language": request.language, "max_completion_tokens": request.max_tokens}
+        fields = {
+            "language": request.language,
+            "max_completion_tokens": request.max_tokens,
+            "response_format": "verbose_json" if request.timestamps else "json",
+        }
         given = {name: str(value) for name, value in fields.items() if value is not None}
         path = "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
         answer = await self._ask(lambda running: running.native.post_file(path, request.audio, given))
-        return Transcription(answer["text"], _usage(answer))
+        segments = answer.get("segments")
+        return Transcription(
+            answer["text"],
+            _usage(answer),
+            None if segments is None else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
+            answer.get("language"),
+            None if answer.get("duration") is None else float(answer["duration"]),
+        )
 
     async def tokenize(self, text: str) -> list[int]:
         prompts = self._alive().prompts
@@ -223,7 +248,7 @@ class VLLMEngine(TokenEngine):
     # The way of a request
     async def _answers_of(
         self, prepare: Callable[[Running, Request], Awaitable[Prepared]], request: Request
-    ) -> AsyncGenerator[Delta, None]:
+    ) -> AsyncGenerator[list[Delta], None]:
         running = self._alive()
         maker = DeltaMaker(request.sampling.logprobs)
         begun = False
@@ -245,8 +270,8 @@ class VLLMEngine(TokenEngine):
             ):
                 async for output in outputs:
                     begun = True
-                    for delta in maker.deltas(output):
-                        yield delta if translate is None else translate(delta)
+                    if deltas := maker.deltas(output):
+                        yield deltas if translate is None else [translate(delta) for delta in deltas]
         except PenstockError:
             raise
         except Exception as error:
@@ -264,7 +289,13 @@ class VLLMEngine(TokenEngine):
         prepared = await running.prepare_chat(request, sampling, tools)
         if tools:
             forced = sampling.structured is not request.sampling.structured
-            prepared.translate = ToolCallReader(_id(request.request_id), bare=forced).translate
+            if not forced and not running.takes_tools(request.chat_template):
+                raise RequestError(
+                    "this model's chat template shows it no tools; a call can only be required (tool_choice)",
+                    param="tools",
+                )
+            reader = ToolCallReader(_id(request.request_id), bare=forced, one_call=not request.parallel_tool_calls)
+            prepared.translate = reader.translate
         return prepared
 
     async def _prepare_completion(self, running: Running, request: CompletionRequest) -> Prepared:

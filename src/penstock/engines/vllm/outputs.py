@@ -16,10 +16,11 @@ LEAST_LOGPROB = -9999.0
 class DeltaMaker:
     """Makes the deltas of one request. `top_logprobs` is `Sampling.logprobs`."""
 
-    __slots__ = ("_counts", "_top")
+    __slots__ = ("_begun", "_counts", "_top")
 
     def __init__(self, top_logprobs: int | None) -> None:
         self._top = top_logprobs
+        self._begun = False
         self._counts: dict[int, int] = {}
 
     def deltas(self, output: Any) -> list[Delta]:
@@ -30,11 +31,13 @@ class DeltaMaker:
             count = self._counts[index] = self._counts.get(index, 0) + len(ids)
             if reason is None:
                 if ids or answer.text:
-                    made.append(Delta(index, answer.text, tuple(ids), self._logprobs(answer)))
+                    # The first to come tells the prompt's length: some protocols open their streams with it.
+                    usage = _usage(output, 0) if not self._begun else None
+                    self._begun = True
+                    made.append(Delta(index, answer.text, tuple(ids), self._logprobs(answer), usage=usage))
                 continue
             if reason == "error":
                 raise EngineError("the engine failed on this request")
-            prompt = len(output.prompt_token_ids or ()) + len(output.encoder_prompt_token_ids or ())
             made.append(
                 Delta(
                     index,
@@ -42,7 +45,8 @@ class DeltaMaker:
                     tuple(ids),
                     self._logprobs(answer),
                     _REASONS.get(reason, "stop"),
-                    Usage(prompt, count, output.num_cached_tokens or 0),
+                    _usage(output, count),
+                    stop=answer.stop_reason if isinstance(answer.stop_reason, str) else None,
                     kv_transfer_params=output.kv_transfer_params,
                 )
             )
@@ -60,3 +64,8 @@ class DeltaMaker:
             ranked = sorted(step.values(), key=lambda entry: -entry.logprob)[: self._top]
             top = [(entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked]
         return TokenLogprob(chosen.decoded_token or "", max(chosen.logprob, LEAST_LOGPROB), tuple(top))
+
+
+def _usage(output: Any, count: int) -> Usage:
+    prompt = len(output.prompt_token_ids or ()) + len(output.encoder_prompt_token_ids or ())
+    return Usage(prompt, count, output.num_cached_tokens or 0)

@@ -135,6 +135,7 @@ def _body(request: ChatRequest) -> dict[str, Any]:
     body: dict[str, Any] = {
         "messages": request.messages,
         "stream": True,
+        "parallel_tool_calls": request.parallel_tool_calls,
         "n": request.n,
         "max_completion_tokens": sampling.max_tokens,
         "min_tokens": sampling.min_tokens,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.engines.chat_template import PLAIN
+from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import ChatParams, is_mistral_tokenizer
 from penstock.errors import ContextLengthError, RequestError
@@ -67,6 +67,11 @@ class Prompts:
         except Exception as error:
             raise self._too_long(error) or error from None
         return made
+
+    def takes_tools(self, override: str | None) -> bool:
+        """Whether the template, or the one that replaces it, shows the model its tools."""
+        source = override or self.template or getattr(self.tokenizer, "chat_template", None)
+        return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
         """How many tokens the answer may have. Raises `ContextLengthError` where that is less than was asked for."""

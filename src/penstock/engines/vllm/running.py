@@ -65,10 +65,10 @@ class Running:
         prompt = await self.prompts.chat(request, tools)
         return self._prepared(prompt, request, sampling)
 
-    async def prepare_completion(self, request: CompletionRequest, *, special_tokens: bool = True) -> Prepared:
+    async def prepare_completion(self, request: CompletionRequest) -> Prepared:
         """A text or token ids to continue."""
         assert self.prompts is not None
-        prompt = await self.prompts.completion(request.prompt, special_tokens=special_tokens)
+        prompt = await self.prompts.completion(request.prompt, special_tokens=request.special_tokens)
         return self._prepared(prompt, request, request.sampling)
 
     async def prepare_parsed(self, request: ChatRequest) -> Prepared:
@@ -80,6 +80,10 @@ class Running:
     def wants_parsers(self, request: ChatRequest) -> bool:
         """Whether the answer is for vLLM's parsers."""
         return self.parsed is not None and self.parsed.wants(request)
+
+    def takes_tools(self, chat_template: str | None) -> bool:
+        """Whether the template, None for the model's own, shows the model its tools."""
+        return self.prompts is not None and self.prompts.takes_tools(chat_template)
 
     def adapter(self, name: str | None) -> AbstractAsyncContextManager[Any]:
         """vLLM's request for an adapter, which stays loaded meanwhile."""

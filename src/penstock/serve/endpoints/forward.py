@@ -98,10 +98,10 @@ class Forwarded(Response):
         given = exchange.request.headers
         headers = [(name, given[name]) for name in _PASSED_ON if name in given]
         headers.append(("x-request-id", exchange.id))
-        route = self._model.route(self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter)
+        route = self._model.pool.route(self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter)
         async with exchange.interrupt() as interrupt:
             asked = clock()
-            async with self._model.ask(path, headers, self._body, route) as reply:
+            async with self._model.pool.ask(path, headers, self._body, route) as reply:
                 exchange.first_token_at = now = clock()
                 exchange.engine_seconds += now - asked
                 part = await reply.read()
