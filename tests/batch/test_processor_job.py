@@ -164,7 +164,10 @@ async def test_another_processor_is_another_job(tmp_path):
     assert (await run(numbered(), output, faster)).already_complete
 
 
-@pytest.mark.parametrize("option", [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}])
+@pytest.mark.parametrize(
+    "option",
+    [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}, {"on_invalid_json": "retry"}],
+)
 async def test_what_has_no_meaning_beside_a_processor(option):
     (name,) = option
     with pytest.raises(ConfigError, match=f"{name}: has no meaning beside a processor"):
@@ -192,6 +195,22 @@ async def test_duplicates_of_an_engines_rows_survive_in_a_job(tmp_path):
     found = lines(tmp_path / "out.jsonl")
     assert [row["id"] for row in found] == list(range(70))
     assert found[0]["text"] == found[7]["text"]
+
+
+async def test_policies_by_kind_of_error(tmp_path):
+    output = tmp_path / "out.jsonl"
+    await run(numbered(10), output, doubling(keep=False, failing=(3,)), on_error={"user_code_error": "skip"})
+    assert [row["id"] for row in lines(output)] == [n for n in range(10) if n != 3]
+    assert {row["status"] for row in lines(output)} == {"ok"}
+    seen: list[int] = []
+    retried = await run(numbered(10), None, doubling(seen, failing=(3,)), on_error={"user_code_error": "retry"})
+    assert seen.count(3) == 3
+    assert [row["status"] for row in retried.rows()].count("error") == 1
+    with pytest.raises(JobError, match="row 3 failed"):
+        await run(numbered(10), None, doubling(failing=(3,)), on_error="fail")
+    letters = tmp_path / "failed.jsonl"
+    await run(numbered(10), tmp_path / "b.parquet", doubling(failing=(3,)), dead_letter=letters)
+    assert [row["id"] for row in lines(letters)] == [3]
 
 
 # Time limits of rows

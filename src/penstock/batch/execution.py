@@ -201,7 +201,10 @@ async def asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
         assert plan.processor is not None
         stages, batch_size = plan.processor.stages, plan.processor.config.batch_size
         try:
-            async with Pipeline(stages, batch_size, plan.form.failure, counts).running() as pipeline:
+            made = Pipeline(
+                stages, batch_size, plan.form.failure, counts, policy=plan.policy, max_attempts=plan.max_attempts
+            )
+            async with made.running() as pipeline:
                 yield pipeline
         finally:
             plan.form.close()

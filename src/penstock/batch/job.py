@@ -38,8 +38,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
-_ROW_OPTIONS = frozenset({"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"})
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "max_attempts"})
+_ROW_OPTIONS = frozenset(
+    {
+        *("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"),
+        *("on_length", "on_invalid_json"),
+    }
+)
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs"})
 _SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 
 
@@ -64,7 +69,7 @@ class Job:
 
         processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
             to ask; then of the options below only those of how to run have a meaning. Its configuration says
-            whether a failing row ends the job.
+            whether a failing row ends the job, unless `on_error` does.
 
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
@@ -222,9 +227,11 @@ class Job:
         policy = ErrorPolicy(self.on_error)
         if self.processor is not None:
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
-            form = self.processor.rows(packed=isinstance(output, Output))
-            if not self.processor.config.should_continue_on_error:
-                policy = ErrorPolicy("fail")
+            going_on = self.processor.config.should_continue_on_error
+            if self.on_error == "keep" and not going_on:
+                policy = ErrorPolicy("fail")  # what the processor says, as nothing else was said here
+            keep_errors = going_on or self.on_error not in ("keep", "fail")
+            form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
             assert engine is not None

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from penstock.batch.counts import Counts
 from penstock.batch.offload import Offload
+from penstock.batch.policy import ErrorPolicy
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
@@ -116,11 +117,23 @@ class _Worker:
 class Pipeline:
     """The stages of a processor, running. Answers the rows of a job: an `Asker`.
 
-    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made.
+    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A stage tries again by
+    itself what it knows may pass; what `policy` says is to be tried is tried here, up to `max_attempts` times.
     """
 
-    def __init__(self, stages: Mapping[str, StatefulStage], batch_size: int, failure: Failure, counts: Counts) -> None:
+    def __init__(
+        self,
+        stages: Mapping[str, StatefulStage],
+        batch_size: int,
+        failure: Failure,
+        counts: Counts,
+        *,
+        policy: ErrorPolicy | None = None,
+        max_attempts: int = 1,
+    ) -> None:
         self.most_in_flight = 0
+        self._policy = policy or ErrorPolicy("fail")
+        self._max_attempts = max_attempts
         self._ending = False
         self._failure = failure
         self._counts = counts
@@ -152,19 +165,24 @@ class Pipeline:
         began = time.perf_counter()
         values: dict[str, Any] = row.request
         added: dict[str, Any] = {}
-        outcome: Outcome
-        for pool in self._pools:
+        outcome: Outcome | None = None
+        attempts, at = 1, 0
+        while outcome is None and at < len(self._pools):
+            pool = self._pools[at]
             try:
                 added |= await pool.process(values | added)
+                at += 1
             except JobError:
                 raise
             except PenstockError as error:
                 if self._ending and error.retryable:
                     return None  # it gets its attempts when the job resumes
-                outcome = self._failure(row, error, pool.name, 1)
-                break
-        else:
-            outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), 1, None, added)
+                if self._policy.action(error.kind) == "retry" and attempts < self._max_attempts and not self._ending:
+                    attempts += 1
+                else:
+                    outcome = self._failure(row, error, pool.name, attempts)
+        if outcome is None:
+            outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), attempts, None, added)
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
         return outcome
 

@@ -63,7 +63,7 @@ class RowStream:
             while (batch := background.run(_next(batches))) is not None:
                 yield from batch
         finally:
-            background.run(batches.aclose())
+            background.finish(batches.aclose())
 
     iter_rows = __iter__
 

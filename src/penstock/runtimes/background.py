@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import sys
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -13,6 +14,8 @@ T = TypeVar("T")
 
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
+_thread: threading.Thread | None = None
+_ending: set[asyncio.Task[Any]] = set()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -28,11 +31,26 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         raise
 
 
+def finish(work: Coroutine[Any, Any, Any]) -> None:
+    """Have `work`, which ends something, done; wait for it where that is possible.
+
+    It may be called by the garbage collector, in any thread and while the interpreter ends.
+    """
+    if sys.is_finalizing():
+        work.close()
+    elif _loop is not None and threading.current_thread() is _thread:
+        _ending.add(task := _loop.create_task(work))
+        task.add_done_callback(_ending.discard)
+    else:
+        run(work)
+
+
 def _running_loop() -> asyncio.AbstractEventLoop:
-    global _loop
+    global _loop, _thread
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
             # A daemon: it ends with the program, and engines end when their pipes close.
-            threading.Thread(target=_loop.run_forever, name="penstock-background", daemon=True).start()
+            _thread = threading.Thread(target=_loop.run_forever, name="penstock-background", daemon=True)
+            _thread.start()
         return _loop

@@ -8,7 +8,7 @@ from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.base import Capabilities
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, JobError
-from penstock.types import Classification, Classifications, Delta, ToolCallPart, Usage
+from penstock.types import Classification, Classifications, Delta, ToolCallPart, Transcription, Usage
 
 
 @pytest.fixture(autouse=True)
@@ -227,6 +227,25 @@ async def test_classification_by_a_model_that_does_nothing_else(make_engine):
     kept = processor(SimulatedEngine(), task_type="classify", should_continue_on_error=True)
     (row,) = await all_of(kept([{"prompt": "a"}]))
     assert row["error"]["message"] == "a language model needs a list of texts in column 'labels'"
+
+
+async def test_recordings_are_written_down(make_engine, tmp_path):
+    (tmp_path / "a.wav").write_bytes(b"RIFFa")
+    engine = make_engine()
+    engine.capabilities = Capabilities(frozenset({"transcriptions"}), 100, 4)
+    heard = []
+
+    async def transcriptions(request):
+        heard.append((request.audio, request.language))
+        return Transcription("words")
+
+    engine.transcriptions = transcriptions
+    rows = [{"audio": str(tmp_path / "a.wav"), "language": "en"}, {"audio": b"RIFFb"}, {"audio": "/absent.wav"}, {}]
+    found = await all_of(processor(engine, task_type="transcribe", should_continue_on_error=True)(rows))
+    assert [row["status"] for row in found] == ["ok", "ok", "error", "error"]
+    assert found[0]["transcription"] == found[0]["generated_text"] == "words"
+    assert sorted(heard, key=str) == [(b"RIFFa", "en"), (b"RIFFb", None)]
+    assert "'/absent.wav' cannot be loaded: No such file" in found[2]["error"]["message"]
 
 
 async def test_reasoning_that_the_engine_tells_apart(make_engine):

@@ -1,0 +1,82 @@
+import asyncio
+import concurrent.futures
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from penstock.runtimes import background
+
+
+async def _name():
+    return threading.current_thread().name
+
+
+async def _fail():
+    raise ValueError("no")
+
+
+def test_work_is_done_on_one_loop():
+    assert background.run(_name()) == background.run(_name()) == "penstock-background"
+    with pytest.raises(ValueError, match="no"):
+        background.run(_fail())
+
+
+def test_what_ends_something_may_be_called_on_the_loop_itself():
+    done = threading.Event()
+
+    async def end():
+        done.set()
+
+    async def work():
+        background.finish(end())
+
+    background.run(work())
+    assert done.wait(30)
+    done.clear()
+    background.finish(end())
+    assert done.is_set()
+
+
+HALF_READ = """
+from penstock.batch import Processor, ProcessorConfig, StatefulStage
+
+class Nothing:
+    async def process(self, row):
+        return {}
+
+rows = iter(Processor(ProcessorConfig(), [StatefulStage(Nothing)])({"n": n} for n in range(10**9)))
+print(next(rows))
+"""
+
+
+def test_a_program_ends_in_the_middle_of_its_rows():
+    done = subprocess.run([sys.executable, "-c", HALF_READ], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{'n': 0}\n", "")
+
+
+def test_an_interrupt_cancels_the_work(monkeypatch):
+    cancelled = threading.Event()
+    started = threading.Event()
+    calls: list[object] = []
+
+    async def work():
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+
+    def interrupted(self, timeout=None):
+        if not calls:
+            calls.append(self)
+            started.wait(30)
+            raise KeyboardInterrupt
+        return original(self, timeout)
+
+    original = concurrent.futures.Future.result
+    monkeypatch.setattr(concurrent.futures.Future, "result", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.run(work())
+    assert cancelled.wait(30)
