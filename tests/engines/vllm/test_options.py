@@ -110,6 +110,16 @@ def test_without_vllm_the_command_that_installs_it_is_named(monkeypatch):
         options.installed.cache_clear()
 
 
+def test_the_context_is_known_from_options_and_local_files(install, tmp_path):
+    assert VLLMEngine("demo").stated_context_length() == 4096
+    assert VLLMEngine("demo", engine_kwargs={"max_num_seqs": 2}).stated_context_length() == 4096
+    assert VLLMEngine("org/model").stated_context_length() is None
+    (tmp_path / "config.json").write_text('{"text_config": {"max_position_embeddings": 77}}')
+    assert VLLMEngine(str(tmp_path)).stated_context_length() == 77
+    (tmp_path / "config.json").write_text("[]")
+    assert VLLMEngine(str(tmp_path)).stated_context_length() is None
+
+
 def test_adapters_are_checked_when_the_engine_is_made(install, tmp_path):
     with pytest.raises(ModelNotFoundError, match="no directory"):
         VLLMEngine("model", adapters={"a": str(tmp_path / "nothing")})

@@ -73,6 +73,9 @@ class VLLMEngine(TokenEngine):
     def adapter_options(cls, most: int) -> dict[str, Any]:
         return {"enable_lora": True, "max_loras": most}
 
+    def stated_context_length(self) -> int | None:
+        return options.stated_context_length(self.options, self.model_source)
+
     # Life
     async def start(self) -> None:
         if self._running is not None:

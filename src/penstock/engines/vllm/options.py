@@ -7,6 +7,7 @@ configuration that is only looked at must not do. Values are checked by vLLM whe
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -117,6 +118,20 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
             engine["max_cpu_loras"] = max(engine["max_cpu_loras"], engine["max_loras"])
     frontend = {name: value for name, value in given.items() if name in frontend_names}
     return VLLMOptions(engine, frontend, found.cpu)
+
+
+def stated_context_length(options: VLLMOptions, source: str) -> int | None:
+    """The context in tokens that the options or the files of a local model state; None if neither does."""
+    given = options.engine.get("max_model_len")
+    if isinstance(given, int):
+        return given
+    path = demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        length = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return length if isinstance(length, int) else None
 
 
 @cache
