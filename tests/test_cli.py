@@ -249,7 +249,9 @@ def test_policies_and_limits_of_a_run(tmp_path):
     assert done.returncode == 0, done.stderr
     statuses = [row["status"] for row in rows_of((tmp_path / "out.jsonl").read_bytes())]
     assert statuses == ["ok", "error", "ok", "ok"]
-    done = penstock(*run, "--fresh", "--max-tokens-total", 1, cwd=tmp_path)
+    (tmp_path / "many.jsonl").write_text("".join(f'{{"text": "{number}"}}\n' for number in range(200)))
+    few = ("--engine-kwargs", '{"max_num_seqs": 1}', "--max-tokens-total", 1)
+    done = penstock("run", "many.jsonl", "-o", "few.jsonl", *SIMULATED, *few, cwd=tmp_path)
     assert done.returncode == 1
     assert b"max_tokens_total is 1" in done.stderr
     done = penstock(

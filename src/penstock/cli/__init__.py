@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import click
@@ -39,6 +40,7 @@ def main() -> None:
         _say(f"penstock: {error}")
         raise SystemExit(2 if error.status < 500 else 1) from None  # 4xx: what was asked for is wrong
     except (KeyboardInterrupt, click.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would kill the interpreter on its way to this exit code
         raise SystemExit(130) from None
     except Exception as error:
         if debug:
