@@ -101,12 +101,11 @@ def streaming(args: argparse.Namespace) -> tuple[list[Comparison], list[Bar]]:
         ports = {name: stack.enter_context(server(name)) for name in (BARE, OURS)}
 
         def tokens_per_second(clients: int, name: str) -> float:
-            requests = max(args.requests // clients, 2)
-            seconds, _ = asyncio.run(load(ports[name], clients, requests, asked))
-            return float(requests * clients * args.tokens / seconds)
+            seconds, _ = asyncio.run(load(ports[name], clients, args.requests, asked))
+            return float(args.requests * clients * args.tokens / seconds)
 
         def first_token_ms(name: str) -> float:
-            _, (client,) = asyncio.run(load(ports[name], 1, max(args.requests // 8, 1), asked))
+            _, (client,) = asyncio.run(load(ports[name], 1, 4 * args.requests, asked))
             return float(median(client.first_token)) * 1e3
 
         for clients in args.clients:
@@ -146,7 +145,7 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__, rounds=3)
     options.add_argument("--tokens", type=int, default=64, help="of a streamed answer (default: %(default)s)")
-    options.add_argument("--requests", type=int, default=512, help="of a run (default: %(default)s)")
+    options.add_argument("--requests", type=int, default=8, help="of each client (default: %(default)s)")
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
     options.add_argument("--rows", type=int, default=4096, help="of the batch (default: %(default)s)")
     options.add_argument("--batch-tokens", type=int, default=16, help="of a row's answer (default: %(default)s)")

@@ -262,6 +262,22 @@ async def test_what_it_was_not_started_for_is_a_501_that_says_how(engine):
             await call()
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"structured_outputs_config": {"disable_any_white": True}}, "engine_kwargs.structured_outputs_config"),
+        ({"profiler_config": {"profiler": "guess"}}, "engine_kwargs.profiler_config"),
+        ({"max_num_seqs": -3}, "max_num_seqs"),
+        ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
+    ],
+)
+async def test_a_wrong_value_is_named_in_one_line(engine, options, told):
+    other = VLLMEngine("demo", engine_kwargs=options)
+    with pytest.raises(PenstockError, match=told) as caught:
+        await other.start()
+    assert "\n" not in str(caught.value)
+
+
 class TestContract(EngineContract):
     adapters = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS}  # noqa: RUF012
 

@@ -34,8 +34,10 @@ TOOL = {
 def served():
     """A running server and its URL. When it ends, so has everything that it started."""
     before = set(os.listdir(SHARED_MEMORY))
-    config = [sys.executable, "-m", "penstock.cli", "serve", "demo", "--engine", "vllm", "--port", "0"]
-    with subprocess.Popen([*config, "--log-level", "warning"], stdout=subprocess.PIPE, text=True) as server:
+    argv = [sys.executable, "-m", "penstock.cli", "serve", "demo", "--port", "0", "--log-level", "warning"]
+    options = {"structured_outputs_config": {"disable_any_whitespace": True}}
+    argv += ["--engine", "vllm", "--engine-kwargs", json.dumps(options)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             line = server.stdout.readline()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import signal
 import tempfile
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from penstock.engines.base import Capabilities
 from penstock.engines.vllm.environment import processes_start
@@ -16,7 +18,7 @@ from penstock.engines.vllm.faults import one_line
 from penstock.engines.vllm.guard import Guard
 from penstock.engines.vllm.library import AsyncEngineArgs, AsyncLLM, EngineDeadError, UsageContext
 from penstock.engines.vllm.options import VLLMOptions, version_note
-from penstock.errors import EngineStartError, PenstockError
+from penstock.errors import ConfigError, EngineStartError, PenstockError
 
 _TASKS = {
     "generate": ("chat", "completions"),
@@ -45,7 +47,7 @@ class Starting:
     def run(self) -> Front:
         """Start vLLM. Raises `EngineStartError`."""
         try:
-            args = AsyncEngineArgs(model=self._model, **self._options.engine)
+            args = _arguments(self._model, self._options.engine)
             config = args.create_engine_config(UsageContext.LLM_CLASS)
             with processes_start(self._mark, self._folder):
                 if self._given_up:
@@ -153,6 +155,23 @@ class Front:
         for sentinel in self._watched:
             loop.remove_reader(sentinel)
         self._watched.clear()
+
+
+def _arguments(model: str, given: Mapping[str, Any]) -> Any:
+    """vLLM's engine arguments. Mappings, as they come from files, become the configurations that stand in their place.
+
+    Raises `ConfigError` for a mapping that its configuration does not take.
+    """
+    taken = dict(given)
+    for field in dataclasses.fields(AsyncEngineArgs):
+        value = taken.get(field.name)
+        kinds = [kind for kind in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(kind)]
+        if isinstance(value, Mapping) and len(kinds) == 1:
+            try:
+                taken[field.name] = kinds[0](**value)  # type: ignore[operator]
+            except Exception as error:
+                raise ConfigError(_reason(error), field=f"engine_kwargs.{field.name}", value=value) from None
+    return AsyncEngineArgs(model=model, **taken)
 
 
 def _reason(error: Exception) -> str:
