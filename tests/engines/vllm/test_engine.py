@@ -267,7 +267,7 @@ async def test_what_it_was_not_started_for_is_a_501_that_says_how(engine):
     [
         ({"structured_outputs_config": {"disable_any_white": True}}, "engine_kwargs.structured_outputs_config"),
         ({"profiler_config": {"profiler": "guess"}}, "engine_kwargs.profiler_config"),
-        ({"max_num_seqs": -3}, "max_num_seqs"),
+        ({"max_num_seqs": -3}, "greater than or equal to 1"),
         ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
     ],
 )
