@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A CPU build of vLLM, for developers and CI: no GPU, no compiler. About 2.3 GB.
 #
+# VLLM_EXTRAS names files of scripts/vllm/extras/ to add: "nixl" moves KV caches between engines (241 MB).
 # VLLM_VERSION is one of those in scripts/vllm/ (default: 0.32.0), VLLM_VENV the environment to make (default:
 # .venv-vllm, or .venv-vllm-VERSION where a version is given). Every version of every package is pinned there: the smallest set
 # with which Penstock's tests run, so without vision, audio in other forms than files, and compiled kernels in Python.
@@ -17,16 +18,19 @@ fi
 version="$(basename -s .txt "$pinned")"
 venv="${VLLM_VENV:-.venv-vllm${VLLM_VERSION:+-$VLLM_VERSION}}"
 
+lists=("$pinned")
+for extra in ${VLLM_EXTRAS:-}; do lists+=("scripts/vllm/extras/$extra.txt"); done
+
 stamp="$venv/penstock-vllm.txt"
-if ! cmp -s "$pinned" "$stamp"; then
+if ! cat "${lists[@]}" | cmp -s - "$stamp"; then
     [[ -x $venv/bin/pip ]] || "${PYTHON:-python3}" -m venv "$venv"
     # On PyPI torch for Linux comes with CUDA; the CPU build has an index of its own, or is at hand already.
     torch="$(grep '^torch==' "$pinned")"
     "$venv/bin/pip" install -q --no-compile --no-deps "$torch" 2>/dev/null ||
         "$venv/bin/pip" install -q --no-compile --no-deps --index-url https://download.pytorch.org/whl/cpu "$torch"
     # The list is complete, so nothing is resolved: what vLLM asks for beyond it is not needed here.
-    "$venv/bin/pip" install -q --no-compile --no-deps -r "$pinned"
-    cp "$pinned" "$stamp"
+    for list in "${lists[@]}"; do "$venv/bin/pip" install -q --no-compile --no-deps -r "$list"; done
+    cat "${lists[@]}" >"$stamp"
 fi
 "$venv/bin/pip" install -q --no-compile --no-deps -e .
 echo "vLLM $version for the CPU in $venv: $(du -sm "$venv" | cut -f1) MB"

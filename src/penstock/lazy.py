@@ -20,6 +20,7 @@ EXTRAS: Mapping[str, str] = {
     "aiohttp": "http",
     "gcsfs": "gcs",
     "huggingface_hub": "hf",
+    "nixl": "nixl",
     "nncf": "convert",
     # Several distributions share the opentelemetry package, so its presence alone says little.
     "opentelemetry": "otel",

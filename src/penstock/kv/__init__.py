@@ -1,0 +1,1 @@
+"""Moving KV caches between engines, and knowing what each engine has cached."""

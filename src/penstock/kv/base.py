@@ -1,0 +1,141 @@
+"""The protocol of KV connectors, and their table.
+
+A connector moves the KV cache of a prompt from the engine that computed it to the one that goes on. Engines bring the
+machinery; what stands here turns a user's `kv_transfer_config` into what one engine on one host is started with, and
+says whether what a prefill engine hands over is of use to a decode engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+from msgspec import Struct, field
+
+from penstock.errors import ConfigError, nearest
+from penstock.kv.ports import PortLease
+
+Role = Literal["prefill", "decode", "both"]
+VLLM_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "both": "kv_both"}
+FIELD = "engine_kwargs.kv_transfer_config"
+
+
+class Site(Struct, frozen=True, kw_only=True):
+    """Where an engine stands: its `role`, the `host` at which engines of other replicas reach it, the number of its
+    data-parallel `ranks`, whether it computes on the `cpu`, and `port_bases`, the ports from which it takes some, by
+    the names that Ray Serve LLM's users know (`NIXL_SIDE_CHANNEL_PORT_BASE`).
+    """
+
+    role: Role = "both"
+    host: str = "127.0.0.1"
+    ranks: int = 1
+    cpu: bool = False
+    port_bases: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only engines on the same machine are meant."""
+        return self.host.startswith("127.") or self.host in ("::1", "localhost")
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """Who an engine is to those that exchange KV caches with it.
+
+    `connector` is its name, `engine` the engine's name and version, `library` those of what carries the bytes, empty
+    where there is none. `engine_id` differs between all engines there are. `adapter` is filled in where a request has
+    one: its name and the digest of its content.
+    """
+
+    connector: str
+    engine: str
+    library: str = ""
+    engine_id: str
+    adapter: str = ""
+
+
+class Setup(Struct, kw_only=True):
+    """What an engine is started with: vLLM's `kv_transfer_config`, environment variables for its processes, who it is,
+    and the ports that are its own while it runs.
+    """
+
+    config: dict[str, Any]
+    environment: dict[str, str] = field(default_factory=dict)
+    identity: Identity
+    leases: list[PortLease] = field(default_factory=list)
+
+    def release(self) -> None:
+        """The engine has stopped."""
+        for lease in self.leases:
+            lease.release()
+
+
+class Connector(Protocol):
+    """One connector, as a user configured it. Making it checks the configuration (`ConfigError`), and loads nothing."""
+
+    @property
+    def name(self) -> str:
+        """Its class's name in vLLM."""
+
+    @property
+    def tells_adapters_apart(self) -> bool:
+        """Whether caches of one prompt under different adapters stay different ones."""
+
+    def setup(self, site: Site, engine: str) -> Setup:
+        """For one engine at `site`; `engine` is its name and version. Each call is another engine.
+
+        Raises `MissingExtraError` or `EngineStartError` where its library cannot be had, or no port.
+        """
+
+    def request_params(self) -> dict[str, Any] | None:
+        """The `kv_transfer_params` of a request to a prefill engine; None where it needs none."""
+
+    def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
+        """What a hand-over lacks so that a decode engine could find the cache; empty if nothing."""
+
+
+CONNECTORS: dict[str, str] = {
+    "ExampleConnector": "penstock.kv.shared_storage:SharedStorage",
+    "LMCacheConnectorV1": "penstock.kv.lmcache:LMCache",
+    "MultiConnector": "penstock.kv.multi:Multi",
+    "NixlConnector": "penstock.kv.nixl_connector:Nixl",
+    "NixlPullConnector": "penstock.kv.nixl_connector:Nixl",
+    "SharedStorageConnector": "penstock.kv.shared_storage:SharedStorage",
+}
+"""By the names that vLLM has, or had."""
+
+
+def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
+    """The connector that a `kv_transfer_config` names. Raises `ConfigError`."""
+    if not isinstance(config, Mapping):
+        raise ConfigError("must be a mapping", field=where, value=config)
+    name = config.get("kv_connector")
+    if name not in CONNECTORS:
+        raise ConfigError(
+            f"unknown connector {name!r}" if name else "a connector must be named",
+            field=f"{where}.kv_connector",
+            value=name,
+            hint=nearest(str(name or ""), CONNECTORS),
+        )
+    module, _, attribute = CONNECTORS[name].partition(":")
+    connector: Connector = getattr(import_module(module), attribute)(dict(config), where)
+    return connector
+
+
+def mismatch(own: Identity, sender: Identity) -> str:
+    """Why an engine cannot take over a cache from `sender`; empty if it can."""
+    for what in ("connector", "engine", "library", "adapter"):
+        ours, theirs = getattr(own, what), getattr(sender, what)
+        if ours != theirs:
+            return f"its {what} is {theirs or 'none'}, and ours {ours or 'none'}"
+    if own.engine_id == sender.engine_id:
+        return f"both engines are called '{own.engine_id}'"
+    return ""
+
+
+def port_base(site: Site, name: str, default: int) -> int:
+    """The port from which `site` takes some under this name. Raises `ConfigError`."""
+    base = site.port_bases.get(name, default)
+    if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
+        raise ConfigError("must be a port from 1024 to 65535", field=f"experimental_configs.{name}", value=base)
+    return base

@@ -1,0 +1,64 @@
+"""vLLM's NIXL connector: the decode engine reads the cache out of the prefill engine's memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from penstock.kv import nixl
+from penstock.kv.base import Identity, Setup, Site, port_base
+from penstock.kv.ports import lease_ports
+from penstock.kv.vllm_config import check_config, completed
+
+PORT_BASE, DECODE_PORT_BASE = 20000, 22000
+_LOOPBACK = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
+_ADDRESS = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
+
+
+class Nixl:
+    """Keeps `penstock.kv.base.Connector`. Each engine has a side channel of its own, where others ask for the address
+    of its memory; what a prefill engine hands over names that channel.
+    """
+
+    tells_adapters_apart = True
+
+    def __init__(self, config: dict[str, Any], where: str) -> None:
+        check_config(config, where)
+        self.name: str = config["kv_connector"]
+        self._config = config
+
+    def setup(self, site: Site, engine: str) -> Setup:
+        """Take ports for the side channel, one a rank."""
+        nixl.require_nixl(f"The {self.name}")
+        base = PORT_BASE if site.role != "decode" else DECODE_PORT_BASE
+        lease = lease_ports(port_base(site, "NIXL_SIDE_CHANNEL_PORT_BASE", base), site.ranks, site.host)
+        config = completed(self._config, site)
+        environment = {
+            "VLLM_NIXL_SIDE_CHANNEL_HOST": site.host,
+            "VLLM_NIXL_SIDE_CHANNEL_PORT": str(lease.port),
+        }
+        if site.is_loopback and site.cpu:  # UCX would listen on every network that the machine has
+            environment |= {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
+        identity = Identity(
+            connector=self.name,
+            engine=engine,
+            library=f"{nixl.package_name()} {nixl.version()}",
+            engine_id=config["engine_id"],
+        )
+        return Setup(config=config, environment=environment, identity=identity, leases=[lease])
+
+    def request_params(self) -> dict[str, Any]:
+        """Compute the prompt, keep its cache, and tell where it is."""
+        return {"do_remote_decode": True, "do_remote_prefill": False}
+
+    def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
+        """The address must be whole, and that of the engine which tells it."""
+        params = params or {}
+        for name in _ADDRESS:
+            if not params.get(name):
+                return f"it has no {name}"
+        told = str(params["remote_engine_id"])
+        if told.partition("_dp")[0] != sender.engine_id:
+            return f"it comes from '{sender.engine_id}' and points to '{told}'"
+        return ""
