@@ -57,7 +57,7 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     `priority` come first where the engine schedules by it. With `parallel_tool_calls` False an answer has one tool call
     at most. `forward_chunks`: the caller streams chunks in OpenAI's form, so an engine that gets such chunks from a
     server may hand them on unread, in `Delta.chunks`. `kv_transfer_params` go to the engine's KV connector, if it has
-    one.
+    one. `prompt_token_ids` is what `LLMEngine.prompt_ids` made of the request: the prompt is not made again.
     """
 
     messages: list[Message]
@@ -74,13 +74,14 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
     parallel_tool_calls: bool = True
     forward_chunks: bool = False
     kv_transfer_params: dict[str, Any] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
 
     `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text: not to one that a chat template
-    has made.
+    has made. `kv_transfer_params` and `prompt_token_ids` as in `ChatRequest`.
     """
 
     prompt: str | list[int]
@@ -93,6 +94,7 @@ class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     priority: int = 0
     special_tokens: bool = True
     kv_transfer_params: dict[str, Any] | None = None
+    prompt_token_ids: list[int] | None = None
 
 
 class EmbeddingRequest(Struct, frozen=True, omit_defaults=True):

@@ -15,6 +15,8 @@ from msgspec import Struct
 from penstock import lazy
 from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError, UnsupportedError, nearest
+from penstock.kv.base import Connector, Identity, Site
+from penstock.kv.cached_blocks import CachedBlocks
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -60,10 +62,17 @@ class LLMEngine:
 
     `model_source` is what `--model` takes: "demo", a directory, a file, or a hub id. `adapters` maps the names that
     requests may use to directories in PEFT form. Errors are raised as `penstock.errors`, never returned.
+
+    An engine that exchanges KV caches with others has a `connector`, and an `identity` while it runs; whoever starts it
+    may say before at which `site` it stands. One that tells what it has cached does so in `cached_blocks`.
     """
 
     name: ClassVar[str]
     capabilities: Capabilities
+    site: Site = Site()
+    connector: Connector | None = None
+    identity: Identity | None = None
+    cached_blocks: CachedBlocks | None = None
 
     def __init__(
         self,
@@ -130,6 +139,15 @@ class LLMEngine:
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         raise self._unsupported("detokenize")
+
+    # KV caches
+    async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
+        """The token ids of a request's prompt; None where it is more than that, such as one with pictures."""
+        raise self._unsupported("prompts as token ids")
+
+    def tell_cached_blocks(self) -> bool:
+        """Fill `cached_blocks` from the next start on; False where the engine does not tell what it has cached."""
+        return False
 
     # Adapters
     @classmethod

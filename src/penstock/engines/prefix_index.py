@@ -14,10 +14,12 @@ BLOCK_SIZE = 32
 """Tokens a KV block holds; OpenVINO's CPU attention uses 32."""
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int = BLOCK_SIZE) -> list[int]:
-    """Chained hashes of the full blocks of `token_ids`, first to last. An unfilled last block has none."""
+def block_hashes(token_ids: Sequence[int], block_size: int = BLOCK_SIZE, root: int = 0) -> list[int]:
+    """Chained hashes of the full blocks of `token_ids`, first to last. An unfilled last block has none. Those of
+    another `root` differ.
+    """
     hashes: list[int] = []
-    parent = 0
+    parent = root
     for start in range(0, len(token_ids) - block_size + 1, block_size):
         parent = hash((parent, tuple(token_ids[start : start + block_size])))
         hashes.append(parent)
@@ -42,13 +44,12 @@ class PrefixIndex:
             self._blocks.move_to_end(block)
         return len(hashes)
 
-    def insert(self, hashes: Sequence[int]) -> None:
-        """Note that these blocks are now cached."""
+    def insert(self, hashes: Sequence[int]) -> list[int]:
+        """Note that these blocks are now cached. Gives those that left for them."""
         for block in hashes:
             self._blocks[block] = None
             self._blocks.move_to_end(block)
-        while len(self._blocks) > self.capacity:
-            self._blocks.popitem(last=False)
+        return [self._blocks.popitem(last=False)[0] for _ in range(len(self._blocks) - self.capacity)]
 
     def clear(self) -> None:
         """Forget everything."""

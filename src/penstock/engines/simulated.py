@@ -7,6 +7,8 @@ agree. Time passes in steps as in a continuous-batching engine: each step gives 
 from __future__ import annotations
 
 import asyncio
+import os
+import uuid
 from codecs import getincrementaldecoder
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -24,7 +26,12 @@ from penstock.engines.simulated_answers import answer_bytes, seeded
 from penstock.engines.stop_strings import StopStrings
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import ContextLengthError, EngineDeadError, EngineError, ModelNotFoundError, RequestError
+from penstock.kv.base import make_connector
+from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
+from penstock.kv.simulated import HELD
 from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
     Delta,
     EmbeddingRequest,
     Embeddings,
@@ -47,7 +54,8 @@ class SimulatedOptions(Struct, frozen=True):
     `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it was admitted. Which requests are
     hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
     `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
-    dies, `die_times` times in all. Where steps take no time, `steps_per_turn` pass before the event loop gets its turn:
+    dies, `die_times` times in all. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
+    with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time, `steps_per_turn` pass before the event loop gets its turn:
     an engine in a process of its own does not wait for the loop either.
     """
 
@@ -68,6 +76,8 @@ class SimulatedOptions(Struct, frozen=True):
     hang_rate: Share = 0.0
     die_after: Annotated[int, Meta(ge=0)] = 0
     die_times: Annotated[int, Meta(ge=0)] = 1
+    kv_transfer_config: dict[str, Any] | None = None
+    kv_transfer_ms: Milliseconds = 0.0
 
 
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
@@ -89,6 +99,7 @@ class _Running:
         self.reason = reason
         self.emitted = 0
         self.cached = 0
+        self.kv = request.kv_transfer_params or {}
         self.slowness = 1.0
         self.hangs = False
         self.ready_at = 0.0
@@ -115,6 +126,9 @@ class SimulatedEngine(TokenEngine):
             prefix_caching=True,
         )
         self.requests_served = 0
+        self.kv_transfers = self.kv_transfer_failures = 0
+        given = self.options.kv_transfer_config
+        self.connector = None if given is None else make_connector(given)
         self._steps = 0
         self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
         self._waiting: deque[_Running] = deque()
@@ -129,6 +143,9 @@ class SimulatedEngine(TokenEngine):
         if self._alive:
             return
         await asyncio.sleep(self.options.start_ms / 1000)
+        if self.connector is not None:
+            self.identity = self.connector.setup(self.site, "simulated").identity
+            HELD[self.identity.engine_id] = set()
         self._alive = True
         self._served_since_start = 0
 
@@ -146,6 +163,8 @@ class SimulatedEngine(TokenEngine):
     async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
         await self.check_health()
         item = self._admit(request)
+        if self.cached_blocks is not None and (names := PROMPT_BLOCKS.get()):
+            self.cached_blocks.asked(names, item.blocks)
         if self._instant and not request.stream and not item.hangs:
             self._prefill(item)
             while (delta := self._emit(item)) is None or delta.finish_reason is None:
@@ -193,14 +212,29 @@ class SimulatedEngine(TokenEngine):
         if self.adapters.pop(name, None) is None:
             raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
 
+    async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
+        if isinstance(request, ChatRequest):
+            tools = None if request.tool_choice == "none" else request.tools
+            return list(self._rendered(request, tools).encode())
+        return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+
+    def tell_cached_blocks(self) -> bool:
+        self.cached_blocks = CachedBlocks()
+        return True
+
     async def reset_prefix_cache(self) -> None:
-        self._prefixes.clear()
+        self._forget_prefixes()
 
     async def metrics(self) -> dict[str, float]:
         return {
             "steps": self._steps,
             "requests_running": len(self._running),
             "requests_waiting": len(self._waiting),
+            **(
+                {"kv_transfers": self.kv_transfers, "kv_transfer_failures": self.kv_transfer_failures}
+                if self.connector is not None
+                else {}
+            ),
         }
 
     @property
@@ -246,9 +280,40 @@ class SimulatedEngine(TokenEngine):
     def _prefill(self, item: _Running) -> float:
         """Look the prompt up in the prefix cache; returns the milliseconds until the first token."""
         item.cached = min(self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0))
-        self._prefixes.insert(item.blocks)
+        gone = self._prefixes.insert(item.blocks)
+        if self.cached_blocks is not None:
+            self.cached_blocks.removed(gone)
+            self.cached_blocks.stored(item.blocks)
         options = self.options
+        if item.kv.get("do_remote_prefill") and self._fetched(item):
+            return options.kv_transfer_ms
         return options.time_to_first_token_ms + options.prefill_ms_per_token * (item.prompt_tokens - item.cached)
+
+    def _fetched(self, item: _Running) -> bool:
+        """Whether the prompt's cache was to be had from the engine that computed it. Then that engine is rid of it."""
+        item.kv = {**item.kv, "do_remote_prefill": False}
+        if item.kv.get("remote_process") == os.getpid():
+            held = HELD.get(item.kv.get("remote_engine_id", ""), set())
+            if item.kv.get("remote_request_id") not in held:
+                self.kv_transfer_failures += 1
+                return False
+            held.discard(item.kv["remote_request_id"])
+        self.kv_transfers += 1
+        return True
+
+    def _hold(self, item: _Running) -> dict[str, Any] | None:
+        """Keep a prompt's cache for another engine, and tell where it is."""
+        if self.identity is None or not item.kv.get("do_remote_decode"):
+            return None
+        request_id = uuid.uuid4().hex
+        HELD[self.identity.engine_id].add(request_id)
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": self.identity.engine_id,
+            "remote_request_id": request_id,
+            "remote_process": os.getpid(),
+        }
 
     def _emit(self, item: _Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
@@ -277,7 +342,13 @@ class SimulatedEngine(TokenEngine):
         reason: FinishReason = "stop" if item.stop.stopped else item.reason
         usage = Usage(item.prompt_tokens, item.emitted, item.cached)
         return Delta(
-            text=text, token_ids=ids, logprobs=logprobs, finish_reason=reason, usage=usage, stop=item.stop.found
+            text=text,
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+            usage=usage,
+            stop=item.stop.found,
+            kv_transfer_params=self._hold(item),
         )
 
     def _logprob(self, token: int, top: int) -> TokenLogprob:
@@ -340,14 +411,24 @@ class SimulatedEngine(TokenEngine):
             del self._running[item]
         elif item in self._waiting:
             self._waiting.remove(item)
+            if item.kv.get("do_remote_prefill"):
+                self._fetched(item)  # nobody else will, and it takes room there
+
+    def _forget_prefixes(self) -> None:
+        self._prefixes.clear()
+        if self.cached_blocks is not None:
+            self.cached_blocks.clear()
 
     def _die(self, why: str) -> None:
         self._alive = False
+        if self.identity is not None:
+            HELD.pop(self.identity.engine_id, None)
+            self.identity = None
         for item in [*self._running, *self._waiting]:
             item.mailbox.fail(EngineDeadError(why))
         self._running.clear()
         self._waiting.clear()
-        self._prefixes.clear()
+        self._forget_prefixes()
 
 
 def _text_of_each(answer: bytes) -> Sequence[str]:

@@ -26,13 +26,16 @@ from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
-    """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text."""
+    """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text;
+    `kv_transfer_params` are for the engine's KV connector.
+    """
 
     prompt: str | list[int]
     sampling: Sampling
     adapter: str | None = None
     stream: bool = True
     special_tokens: bool = False
+    kv_transfer_params: dict[str, Any] | None = None
 
 
 class TokenEngine(LLMEngine):
@@ -56,16 +59,15 @@ class TokenEngine(LLMEngine):
             raise RequestError(
                 "this model's chat template shows it no tools; a call can only be required (tool_choice)", param="tools"
             )
-        prompt = self.template.render(
-            arguments_as_objects(request.messages),
-            tools=tools,
-            override=request.chat_template,
-            variables=request.chat_template_kwargs,
+        prompt = request.prompt_token_ids or self._rendered(request, tools)
+        single = GenerateRequest(
+            prompt, sampling, request.adapter, request.stream, kv_transfer_params=request.kv_transfer_params
         )
-        answers = self._answers(GenerateRequest(prompt, sampling, request.adapter, request.stream), request.n)
+        answers = self._answers(single, request.n)
         if not tools:
             return answers
-        calls = ToolCallReader(request.request_id or prompt, bare=forced, one_call=not request.parallel_tool_calls)
+        seed = request.request_id or str(prompt)
+        calls = ToolCallReader(seed, bare=forced, one_call=not request.parallel_tool_calls)
         return mapped(answers, calls.translate)
 
     def completions(self, request: CompletionRequest) -> Deltas:
@@ -73,10 +75,24 @@ class TokenEngine(LLMEngine):
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         single = GenerateRequest(
-            request.prompt, request.sampling, request.adapter, request.stream, request.special_tokens
+            request.prompt_token_ids or request.prompt,
+            request.sampling,
+            request.adapter,
+            request.stream,
+            request.special_tokens,
+            request.kv_transfer_params,
         )
         answers = self._answers(single, request.n)
         return self._with_echo(request.prompt, answers) if request.echo else answers
+
+    def _rendered(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> str:
+        """The prompt's text."""
+        return self.template.render(
+            arguments_as_objects(request.messages),
+            tools=tools,
+            override=request.chat_template,
+            variables=request.chat_template_kwargs,
+        )
 
     async def _with_echo(self, prompt: str | list[int], answers: Deltas) -> AsyncGenerator[Delta, None]:
         echoed: set[int] = set()

@@ -101,8 +101,9 @@ CONNECTORS: dict[str, str] = {
     "NixlConnector": "penstock.kv.nixl_connector:Nixl",
     "NixlPullConnector": "penstock.kv.nixl_connector:Nixl",
     "SharedStorageConnector": "penstock.kv.shared_storage:SharedStorage",
+    "SimulatedConnector": "penstock.kv.simulated:Simulated",
 }
-"""By the names that vLLM has, or had."""
+"""By the names that vLLM has, or had; the last is the simulated engine's."""
 
 
 def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
