@@ -17,6 +17,7 @@ Bundle = dict[str, Annotated[float, Meta(ge=0)]]
 
 DEFAULT_START_TIMEOUT_S = 600.0
 DEFAULT_WAITING = 1024
+DEFAULT_PREFILL_TIMEOUT_S = 30.0
 
 
 class CloudMirrorConfig(Options, frozen=True, kw_only=True):
@@ -157,8 +158,9 @@ class LLMConfig(Options, frozen=True, kw_only=True):
 
     `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. `server_cls` replaces
     `LLMServer` (a class or an import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
-    stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). Raises `ConfigError` for
-    an unknown or wrong field.
+    stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). With `prefill_config`
+    this model decodes, and engines of that configuration compute its prompts: `serve.prefill_decode` says how. Raises
+    `ConfigError` for an unknown or wrong field.
     """
 
     model_loading_config: ModelLoadingConfig
@@ -174,6 +176,7 @@ class LLMConfig(Options, frozen=True, kw_only=True):
     callback_config: CallbackConfig | None = None
     experimental_configs: dict[str, Any] = field(default_factory=dict)
     log_engine_metrics: bool = True
+    prefill_config: LLMConfig | None = None
 
     def __post_init__(self) -> None:
         for name in ("model", "served_model_name"):
@@ -184,7 +187,8 @@ class LLMConfig(Options, frozen=True, kw_only=True):
                     value=self.engine_kwargs[name],
                     hint="Use model_id for the name and model_source for the files.",
                 )
-        _ = self.stream_batching_interval_s, self.start_timeout_s  # checked now rather than on first use
+        # Checked now rather than on first use.
+        _ = self.stream_batching_interval_s, self.start_timeout_s, self.prefill_timeout_s, self.prefill_min_tokens
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> LLMConfig:
@@ -233,6 +237,16 @@ class LLMConfig(Options, frozen=True, kw_only=True):
     def start_timeout_s(self) -> float:
         """Seconds in which the engine must have started."""
         return self._experimental("start_timeout_s", DEFAULT_START_TIMEOUT_S)
+
+    @property
+    def prefill_timeout_s(self) -> float:
+        """Seconds that the prefill side may take for a prompt before this side computes it itself."""
+        return self._experimental("prefill_timeout_s", DEFAULT_PREFILL_TIMEOUT_S)
+
+    @property
+    def prefill_min_tokens(self) -> float:
+        """Prompts of fewer tokens are not worth a transfer."""
+        return self._experimental("prefill_min_tokens", 0)
 
     def _experimental(self, name: str, default: float) -> float:
         value = self.experimental_configs.get(name)

@@ -55,8 +55,9 @@ class SimulatedOptions(Struct, frozen=True):
     hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
     `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
     dies, `die_times` times in all. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
-    with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time, `steps_per_turn` pass before the event loop gets its turn:
-    an engine in a process of its own does not wait for the loop either.
+    with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time,
+    `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its own does not wait for the
+    loop either.
     """
 
     seed: int = 0

@@ -83,8 +83,12 @@ class MemoryBudget:
 
 def memory_estimate(config: LLMConfig) -> int:
     """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the size of its files
-    and of the KV cache.
+    and of the KV cache. A prefill side counts as well.
     """
+    return _estimate(config) + (_estimate(config.prefill_config) if config.prefill_config is not None else 0)
+
+
+def _estimate(config: LLMConfig) -> int:
     given = config.deployment_config.ray_actor_options.get("memory")
     if given:
         return int(given)

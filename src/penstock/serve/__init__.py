@@ -15,8 +15,10 @@ if TYPE_CHECKING:
         build_dev_openai_app as build_dev_openai_app,
         build_llm_deployment as build_llm_deployment,
         build_openai_app as build_openai_app,
+        build_pd_openai_app as build_pd_openai_app,
     )
     from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
+    from penstock.serve.prefill_decode import PDServingArgs as PDServingArgs
     from penstock.serve.server import LLMServer as LLMServer
     from penstock.serve.serving_args import (
         LLMServingArgs as LLMServingArgs,
@@ -28,8 +30,14 @@ else:
         {
             "penstock.llm_config": ("CloudMirrorConfig", "LLMConfig", "LoraConfig", "ModelLoadingConfig"),
             "penstock.serve.app": ("OpenAiIngress",),
-            "penstock.serve.builders": ("build_dev_openai_app", "build_llm_deployment", "build_openai_app"),
+            "penstock.serve.builders": (
+                "build_dev_openai_app",
+                "build_llm_deployment",
+                "build_openai_app",
+                "build_pd_openai_app",
+            ),
             "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
+            "penstock.serve.prefill_decode": ("PDServingArgs",),
             "penstock.serve.server": ("LLMServer",),
             "penstock.serve.serving_args": ("LLMServingArgs", "load_serving_args"),
         },

@@ -11,10 +11,11 @@ from msgspec import structs
 from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.prefill_decode import PDServingArgs
+from penstock.serve.serving_args import LLMServingArgs, load_serving_args, read_args
 from penstock.serve.settings import HttpSettings
 
-Given = LLMServingArgs | Mapping[str, Any] | str | Path
+Given = LLMServingArgs | PDServingArgs | Mapping[str, Any] | str | Path
 """Serving arguments: built, as a mapping (as from a Serve file's `args`), or the path of a YAML file."""
 
 
@@ -59,13 +60,27 @@ def build_dev_openai_app(builder_config: Given) -> Any:
     return _ray().build_application(structs.replace(args, http=structs.replace(args.http, dev=True)))
 
 
+def build_pd_openai_app(pd_serving_args: Given) -> Any:
+    """One model behind an OpenAI-compatible ingress, with prompts computed by engines of their own: `PDServingArgs`, or
+    a mapping or file of that form, as a Ray Serve application.
+
+    Raises `ConfigError`, also for two sides that do not fit, and `MissingExtraError` without Ray.
+    """
+    args = _args(pd_serving_args)
+    if any(config.prefill_config is None for config in args.llm_configs):
+        raise ConfigError("must have prefill_config and decode_config", field="pd_serving_args")
+    return _ray().build_application(args)
+
+
 def _args(given: Given) -> LLMServingArgs:
+    if isinstance(given, PDServingArgs):
+        return given.serving_args()
     if isinstance(given, LLMServingArgs):
         return given
     if isinstance(given, (str, Path)):
         return load_serving_args(given)
     if isinstance(given, Mapping):
-        return LLMServingArgs.from_dict(given)
+        return read_args(given)
     raise ConfigError("must be LLMServingArgs, a mapping or a path", field="builder_config", value=given)
 
 

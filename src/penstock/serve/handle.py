@@ -48,7 +48,8 @@ class ModelState(Struct, frozen=True):
     with a 503 until it is woken. `paused`: requests wait. `draining`: it finishes what it has and takes no more.
     `failed`: it could not be loaded, for the `reason`; a later request tries again. `running` requests are being
     answered, `waiting` ones are queued. Since the process began, the engine was loaded `loads` times, of which
-    `restarts` followed a death, and was given adapters `adapter_loads` times; it holds `adapters` now.
+    `restarts` followed a death, and was given adapters `adapter_loads` times; it holds `adapters` now. `handoffs`
+    counts, where a prefill side computes prompts, what became of each: `serve.decode_server` lists the outcomes.
     """
 
     state: StateName
@@ -59,6 +60,7 @@ class ModelState(Struct, frozen=True):
     restarts: int = 0
     adapter_loads: int = 0
     adapters: int = 0
+    handoffs: dict[str, int] = field(default_factory=dict)
 
 
 class ModelHandle(Protocol):

@@ -18,7 +18,12 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 ENGINE_TIMEOUT_S = 1.0
 """How long an engine may take to tell what it counts."""
-_ENGINE_COUNTERS = frozenset({"steps"})
+_ENGINE_COUNTERS = frozenset(
+    {
+        *("steps", "prefix_cache_queries", "prefix_cache_hits", "kv_transfers", "kv_transfer_bytes"),
+        *("kv_transfer_seconds", "kv_transfer_failures", "kv_expired_requests"),
+    }
+)
 _SHORT = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
@@ -124,8 +129,15 @@ class _States(Collector):
         adapters = GaugeMetricFamily(
             "penstock_adapters_loaded", "Adapters that the engine holds.", labels=["model_name"]
         )
+        handoffs = CounterMetricFamily(
+            "penstock_prefill_handoffs",
+            "Prompts by who computed them: the prefill side (remote), or for what reason not.",
+            labels=["model_name", "outcome"],
+        )
         for model_id, handle in self._handles.items():
             now = handle.state()
+            for outcome, count in now.handoffs.items():
+                handoffs.add_metric([model_id, outcome], count)
             loads.add_metric([model_id], now.loads)
             restarts.add_metric([model_id], now.restarts)
             adapter_loads.add_metric([model_id], now.adapter_loads)
@@ -134,13 +146,15 @@ class _States(Collector):
             waiting.add_metric([model_id], now.waiting)
             for name in get_args(StateName):
                 states.add_metric([model_id, name], float(name == now.state))
-        return (running, waiting, states, loads, restarts, adapter_loads, adapters, *self._of_engines())
+        of_servers = (running, waiting, states, loads, restarts, adapter_loads, adapters, handoffs)
+        return (*of_servers, *self._of_engines())
 
     def _of_engines(self) -> Iterable[Metric]:
         families: dict[str, Metric] = {}
         for model_id, counts in self._engines.items():
             for name, value in counts.items():
-                kind = CounterMetricFamily if name in _ENGINE_COUNTERS else GaugeMetricFamily
+                counted = name.removeprefix("prefill_") in _ENGINE_COUNTERS
+                kind = CounterMetricFamily if counted else GaugeMetricFamily
                 family = families.setdefault(
                     name, kind(f"penstock_engine_{name}", "As the engine tells.", labels=["model_name"])
                 )

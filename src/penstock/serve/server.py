@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class
 from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
 from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
+from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.runtimes.placement import deployment_options
@@ -58,6 +59,10 @@ class LLMServer(ControlPlane):
     it back; `on_idle` is called when the last request has left. Raises `ConfigError` or `MissingExtraError`.
     """
 
+    role: ClassVar[Role] = "both"
+    tries: ClassVar[int] = 2
+    """How often a request is put to the engine, if it dies before the caller has seen a part."""
+
     def __init__(
         self,
         llm_config: LLMConfig,
@@ -71,6 +76,7 @@ class LLMServer(ControlPlane):
         super().__init__()
         self.llm_config = llm_config
         self.engine = engine if engine is not None else _make_engine(llm_config)
+        self.engine.site = _site(llm_config, self.role)
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         self.lifecycle = Lifecycle(
@@ -224,21 +230,26 @@ class LLMServer(ControlPlane):
         return stream
 
     async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
-        """The engine's deltas. A request whose engine dies is tried once more, unless its caller has seen a part."""
-        for last in (False, True):
+        """The engine's deltas. A request whose engine dies is tried again, unless its caller has seen a part."""
+        for left in reversed(range(self.tries)):
             generation = self.lifecycle.generation
             begun = False
             try:
-                async with aclosing(in_batches(getattr(self.engine, task)(request))) as batches:
+                async with aclosing(in_batches(self._answers(task, request))) as batches:
                     async for batch in batches:
                         begun = True
                         yield batch
                 self.lifecycle.worked()
                 return
             except EngineDeadError:
-                if not self._revive(generation) or begun or last:
+                if not self._revive(generation) or begun or not left:
                     raise
             await self.lifecycle.ready()
+
+    def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
+        """The engine's own deltas."""
+        answers: Deltas = getattr(self.engine, task)(request)
+        return answers
 
     async def _enter(self, priority: int = 0) -> None:
         began = time.perf_counter()
@@ -318,6 +329,12 @@ class LLMServer(ControlPlane):
             self.reopen()
             if self.admission.idle:  # whoever asked for it has left, or nobody did
                 self._on_idle()
+
+
+def _site(config: LLMConfig, role: Role) -> Site:
+    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve LLM's do."""
+    bases = {name: port for name, port in config.experimental_configs.items() if name.endswith("_PORT_BASE")}
+    return Site(role=role, port_bases=bases)
 
 
 def _make_engine(config: LLMConfig) -> LLMEngine:

@@ -1,7 +1,7 @@
 """What a serving configuration holds, read from YAML files.
 
-Four forms are read: a list of models; a mapping with `llm_configs`; Ray Serve's file with `applications`, whose `args`
-are such mappings; and a single model.
+Five forms are read: a list of models; a mapping with `llm_configs`; one with `prefill_config` and `decode_config`; Ray
+Serve's file with `applications`, whose `args` are such mappings; and a single model.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         entries = given.get("llm_configs")
         if not isinstance(entries, (list, tuple)) or not entries:
             raise ConfigError("must be a list of at least one model", field=_at(where, "llm_configs"), value=entries)
-        models = [_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]")) for n, entry in enumerate(entries)]
+        models = [
+            read_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]")) for n, entry in enumerate(entries)
+        ]
         return parse_options(cls, {**given, "llm_configs": models}, where)
 
     @property
@@ -84,9 +86,18 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
             return _of_applications(content["applications"], file.parent)
         if "model_loading_config" in content:
             return LLMServingArgs.from_dict({"llm_configs": [content]}, file.parent)
-        return LLMServingArgs.from_dict(content, file.parent)
+        return read_args(content, file.parent)
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}", value=error.value) from None
+
+
+def read_args(given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> LLMServingArgs:
+    """Read a mapping with `llm_configs`, or with `prefill_config` and `decode_config`. Raises `ConfigError`."""
+    if "prefill_config" in given or "decode_config" in given:
+        from penstock.serve.prefill_decode import PDServingArgs  # which is made of what is here
+
+        return PDServingArgs.from_dict(given, folder, where).serving_args()
+    return LLMServingArgs.from_dict(given, folder, where)
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
@@ -99,7 +110,7 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
         args = application.get("args") if isinstance(application, Mapping) else None
         if not isinstance(args, Mapping):
             raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        found.append(LLMServingArgs.from_dict(args, folder, where))
+        found.append(read_args(args, folder, where))
     return LLMServingArgs(
         llm_configs=[config for args in found for config in args.llm_configs],
         ingress_cls_config=found[0].ingress_cls_config,
@@ -107,7 +118,8 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
     )
 
 
-def _model(entry: Any, folder: Path, where: str) -> LLMConfig:
+def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
+    """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`. Raises `ConfigError`."""
     if isinstance(entry, LLMConfig):
         return entry
     if isinstance(entry, str):

@@ -17,7 +17,8 @@ from penstock.engines.adapter_files import check_adapter
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.sampling_checks import check_sampling
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.engines.vllm import environment, options
+from penstock.engines.vllm import environment, kv_cache, options
+from penstock.engines.vllm.counts import Counts
 from penstock.engines.vllm.outputs import DeltaMaker
 from penstock.errors import (
     EngineDeadError,
@@ -27,6 +28,8 @@ from penstock.errors import (
     RequestError,
     UnsupportedError,
 )
+from penstock.kv.base import Setup
+from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.types import (
     ChatRequest,
@@ -66,6 +69,9 @@ class VLLMEngine(TokenEngine):
         self.options = options.check_options(self.engine_kwargs, model_source)
         for name, path in self.adapters.items():
             self._check_adapter_files(name, path)
+        self.connector = kv_cache.configured_connector(self.options)
+        self._setup: Setup | None = None
+        self._counts: Counts | None = None
         self._running: Running | None = None
         self._why_dead = _NOT_RUNNING
 
@@ -89,13 +95,29 @@ class VLLMEngine(TokenEngine):
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
         demo_model = self.model_source == demo.MODEL_NAME
         model = str(demo.model_path("huggingface")) if demo_model else module.model_for(self.model_source)
-        front = await _in_thread(module.Starting(model, self.options))
+        given, variables = self.options, {}
+        if self.connector is not None:
+            given, self._setup = await loop.run_in_executor(
+                None, kv_cache.set_up, self.connector, self.options, self.site
+            )
+            variables = self._setup.environment
+        blocks = self.cached_blocks
+        counts = Counts() if self._setup is not None or blocks is not None else None
         try:
-            running: Running = await module.Running.open(front, self.model_source)
-            self.capabilities = await front.capabilities()
+            front = await _in_thread(
+                module.Starting(model, given, variables, tells_blocks=blocks is not None, counts=counts)
+            )
+            try:
+                running: Running = await module.Running.open(front, self.model_source, blocks)
+                self.capabilities = await front.capabilities()
+            except BaseException:
+                await loop.run_in_executor(None, front.close)
+                raise
         except BaseException:
-            await loop.run_in_executor(None, front.close)
+            self._release()
             raise
+        self._counts = counts
+        self.identity = self._setup.identity if self._setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
         self._running = running
@@ -106,7 +128,16 @@ class VLLMEngine(TokenEngine):
             return
         self._why_dead = "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
         running.front.fail_requests()
+        if running.events is not None:
+            await running.events.close()
         await asyncio.get_running_loop().run_in_executor(None, running.front.close)
+        self._release()
+
+    def _release(self) -> None:
+        """Give back what was taken for the KV connector."""
+        setup, self._setup, self.identity = self._setup, None, None
+        if setup is not None:
+            setup.release()
 
     async def check_health(self) -> None:
         await self._ask(lambda running: running.llm.check_health())
@@ -184,6 +215,29 @@ class VLLMEngine(TokenEngine):
         prompts.check_ids(token_ids, "tokens")
         return str(prompts.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
+    # KV caches
+    async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
+        running = self._alive()
+        try:
+            if isinstance(request, ChatRequest):
+                prepared = await self._prepare_chat(running, request)
+            else:
+                prepared = await self._prepare_completion(running, request)
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise self._fault(running, error, preparing=True) from None
+        ids: list[int] | None = import_module("penstock.engines.vllm.running").token_ids(prepared.prompt)
+        return ids
+
+    def tell_cached_blocks(self) -> bool:
+        if self.cached_blocks is None:
+            self.cached_blocks = CachedBlocks()
+        return True
+
+    async def metrics(self) -> dict[str, float]:
+        return {} if self._running is None or self._counts is None else self._counts.now()
+
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
         self._check_adapter_files(name, path)
@@ -258,6 +312,8 @@ class VLLMEngine(TokenEngine):
         try:
             prepared = await prepare(running, request)
             translate = prepared.translate
+            if self.cached_blocks is not None:
+                running.note_blocks(self.cached_blocks, prepared.prompt, request.adapter)
             async with (
                 running.adapter(request.adapter) as lora,
                 aclosing(

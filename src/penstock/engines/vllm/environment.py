@@ -31,15 +31,16 @@ def set_defaults(options: VLLMOptions) -> None:
 
 
 @contextmanager
-def processes_start(mark: str, folder: str) -> Iterator[None]:
-    """Processes started inside carry `mark`, keep their sockets in `folder`, and take no notice of Ctrl-C.
+def processes_start(mark: str, folder: str, environment: Mapping[str, str]) -> Iterator[None]:
+    """Processes started inside carry `mark`, keep their sockets in `folder`, have the variables of `environment`, and
+    take no notice of Ctrl-C.
 
     A Ctrl-C goes to the whole process group, and vLLM's would abort what this process still wants to finish. One
     engine starts at a time, since all this is the process's own.
     """
     with _starting:
         resource_tracker.ensure_running()  # it serves this process for longer, so it must not carry the mark
-        given = {MARK: mark, "VLLM_RPC_BASE_PATH": folder}
+        given = {**environment, MARK: mark, "VLLM_RPC_BASE_PATH": folder}
         before = {name: os.environ.get(name) for name in given}
         os.environ.update(given)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

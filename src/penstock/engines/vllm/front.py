@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 from penstock.engines.base import Capabilities
+from penstock.engines.vllm.counts import Counts
 from penstock.engines.vllm.environment import processes_start
 from penstock.engines.vllm.faults import one_line
 from penstock.engines.vllm.guard import Guard
+from penstock.engines.vllm.kv_cache import events_config, with_engine
 from penstock.engines.vllm.library import AsyncEngineArgs, AsyncLLM, EngineDeadError, UsageContext
 from penstock.engines.vllm.options import VLLMOptions, version_note
 from penstock.errors import ConfigError, EngineStartError, PenstockError
@@ -34,13 +36,30 @@ _CPU_STOP_SECONDS = 1.0
 
 
 class Starting:
-    """A start that another thread may give up. `run` takes the time that loading a model takes."""
+    """A start that another thread may give up. `run` takes the time that loading a model takes.
 
-    def __init__(self, model: str, options: VLLMOptions) -> None:
+    `environment` is for the engine's processes. With `tells_blocks` it publishes the events of its KV cache, with
+    `counts` the loggers of its steps stand still but for that one.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        options: VLLMOptions,
+        environment: Mapping[str, str] | None = None,
+        *,
+        tells_blocks: bool = False,
+        counts: Counts | None = None,
+    ) -> None:
         self._model = model
-        self._options = options
         self._mark = uuid.uuid4().hex
         self._folder = tempfile.mkdtemp(prefix="penstock-vllm-")
+        if tells_blocks:
+            events = events_config(options.engine.get("kv_events_config"), self._folder)
+            options = with_engine(options, kv_events_config=events)
+        self._options = options
+        self._environment = environment or {}
+        self._counts = counts
         self._guard = Guard(self._mark, self._folder)
         self._given_up = False
 
@@ -49,7 +68,7 @@ class Starting:
         try:
             args = _arguments(self._model, self._options.engine)
             config = args.create_engine_config(UsageContext.LLM_CLASS)
-            with processes_start(self._mark, self._folder):
+            with processes_start(self._mark, self._folder, self._environment):
                 if self._given_up:
                     raise EngineStartError("the start was given up")
                 llm = AsyncLLM.from_vllm_config(
@@ -58,7 +77,10 @@ class Starting:
                     enable_log_requests=args.enable_log_requests,
                     aggregate_engine_logging=args.aggregate_engine_logging,
                     disable_log_stats=args.disable_log_stats,
+                    stat_loggers=None if self._counts is None else [self._counts],
                 )
+                if self._counts is not None and args.disable_log_stats:
+                    llm.logger_manager.stat_loggers = [self._counts]  # without Prometheus's, which costs each step more
         except BaseException as error:
             self._guard.end()
             if isinstance(error, PenstockError) or not isinstance(error, Exception):

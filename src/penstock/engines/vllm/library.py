@@ -6,6 +6,7 @@ from penstock.engines.vllm.options import version_note
 from penstock.errors import EngineStartError
 
 try:
+    from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
@@ -25,14 +26,18 @@ except ImportError as error:
     raise EngineStartError(f"the installed vLLM cannot be used: {error}{version_note()}") from error
 
 __all__ = [
+    "AllBlocksCleared",
     "AsyncEngineArgs",
     "AsyncLLM",
+    "BlockRemoved",
+    "BlockStored",
     "ChatCompletionRequest",
     "ChatParams",
     "EngineDeadError",
     "EngineGenerateError",
     "FlexibleArgumentParser",
     "GracefulHTTPError",
+    "KVEventBatch",
     "LoRARequest",
     "PoolingParams",
     "RequestOutputKind",

@@ -9,9 +9,12 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.faults import as_penstock_error, one_line
 from penstock.engines.vllm.front import Front, Starting, model_for
+from penstock.engines.vllm.kv_cache import ranks
+from penstock.engines.vllm.kv_events import KVEvents, local_endpoints, token_root
 from penstock.engines.vllm.library import LoRARequest
 from penstock.engines.vllm.native import NativeApp
 from penstock.engines.vllm.parsed_chat import ParsedChats
@@ -19,9 +22,10 @@ from penstock.engines.vllm.pooling import classify, embed
 from penstock.engines.vllm.prompts import Prompts
 from penstock.engines.vllm.sampling import sampling_params
 from penstock.errors import ModelNotFoundError, PenstockError
+from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
-__all__ = ["Prepared", "Running", "Starting", "classify", "embed", "model_for"]
+__all__ = ["Prepared", "Running", "Starting", "classify", "embed", "model_for", "token_ids"]
 
 
 class Prepared(Struct):
@@ -33,6 +37,11 @@ class Prepared(Struct):
     extras: dict[str, Any] = {}
 
 
+def token_ids(prompt: Any) -> list[int] | None:
+    """A prompt's token ids; None where it is more than that."""
+    return list(prompt["prompt_token_ids"]) if prompt.get("type") == "token" else None
+
+
 class Running:
     """The parts of a running engine. `open` makes it, in the event loop that it will be used in."""
 
@@ -42,16 +51,20 @@ class Running:
         self.prompts = Prompts(front) if front.llm.tokenizer is not None else None
         self.native = NativeApp(front, name)
         self.parsed: ParsedChats | None = None
+        self.events: KVEvents | None = None
         lora = front.config.lora_config
         slots = 0 if lora is None else lora.max_cpu_loras or lora.max_loras
         self.adapters = Adapters(slots - 1 if front.options.cpu else slots, self._load, self._unload)
         self._by_priority = front.config.scheduler_config.policy == "priority"
 
     @classmethod
-    async def open(cls, front: Front, name: str) -> Running:
-        """Everything for a front that has just started."""
+    async def open(cls, front: Front, name: str, blocks: CachedBlocks | None = None) -> Running:
+        """Everything for a front that has just started. `blocks` are told what it caches."""
         running = cls(front, name)
         front.watch()
+        if blocks is not None:
+            events = front.options.engine["kv_events_config"]
+            running.events = KVEvents(local_endpoints(events, ranks(front.options)), blocks)
         if running._needs_parsers:
             assert running.prompts is not None
             running.parsed = ParsedChats(front, await running.native.state(), running.prompts)
@@ -62,13 +75,15 @@ class Running:
     ) -> Prepared:
         """A conversation; `sampling` and `tools` stand for the request's own."""
         assert self.prompts is not None
-        prompt = await self.prompts.chat(request, tools)
+        ids = request.prompt_token_ids
+        prompt = await (self.prompts.completion(ids) if ids else self.prompts.chat(request, tools))
         return self._prepared(prompt, request, sampling)
 
     async def prepare_completion(self, request: CompletionRequest) -> Prepared:
         """A text or token ids to continue."""
         assert self.prompts is not None
-        prompt = await self.prompts.completion(request.prompt, special_tokens=request.special_tokens)
+        given = request.prompt_token_ids or request.prompt
+        prompt = await self.prompts.completion(given, special_tokens=request.special_tokens)
         return self._prepared(prompt, request, request.sampling)
 
     async def prepare_parsed(self, request: ChatRequest) -> Prepared:
@@ -92,6 +107,13 @@ class Running:
     def priority(self, wanted: int) -> int:
         """The priority to give; vLLM takes none when it does not schedule by it."""
         return wanted if self._by_priority else 0
+
+    def note_blocks(self, blocks: CachedBlocks, prompt: Any, adapter: str | None) -> None:
+        """Tell which blocks of tokens stand for the blocks that the request's router named."""
+        names = PROMPT_BLOCKS.get()
+        ids = token_ids(prompt) if names else None
+        if ids:
+            blocks.asked(names, block_hashes(ids, self.front.config.cache_config.block_size, token_root(adapter)))
 
     def fault(self, error: Exception, *, preparing: bool) -> PenstockError:
         """The error to raise for what vLLM raised."""
