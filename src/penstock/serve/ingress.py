@@ -28,6 +28,8 @@ class Ingress:
         self.inflight = 0
         self.live: set[Interrupt] = set()
         """Requests that wait for an engine, each to be ended early if it must."""
+        self.watchers: set[Interrupt] = set()
+        """Requests without an end of their own."""
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -48,6 +50,8 @@ class Ingress:
         `hurry`, once set, ends the waiting.
         """
         self.draining = True
+        for watcher in list(self.watchers):
+            watcher.fire(ShuttingDownError("the server is shutting down"))
         if await self._wait_idle(timeout_s, hurry):
             return True
         for interrupt in list(self.live):

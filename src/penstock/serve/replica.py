@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
 from penstock.errors import EngineDeadError, PenstockError
+from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig
+from penstock.serve import cached_wire
 from penstock.serve.app import IngressApp
 from penstock.serve.control import control_result
 from penstock.serve.desired import DesiredState, DesiredStore
@@ -25,6 +27,7 @@ from penstock.serve.model_names import ModelNames
 from penstock.serve.replica_pool import LOAD_HEADER
 from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routes import Endpoint
+from penstock.serve.routing.configured import reads_caches
 from penstock.serve.serving_args import LLMServingArgs
 from penstock.serve.settings import HttpSettings
 
@@ -32,6 +35,7 @@ _log = logging.getLogger("penstock.serve")
 ENDPOINTS = (
     Endpoint("POST", "/penstock/control", replica.control, replica.ReplicaControlBody),
     Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
+    Endpoint("GET", cached_wire.PATH, replica.cached),
 )
 
 
@@ -65,6 +69,8 @@ class ReplicaApp(IngressApp):
                 MutableHeaders(scope=message)[LOAD_HEADER] = str(load)
             await send(message)
 
+        if scope["type"] == "http" and (blocks := Headers(scope=scope).get(cached_wire.HEADER)):
+            PROMPT_BLOCKS.set(cached_wire.names_of(blocks))  # of this request's task
         await super().__call__(scope, receive, send_with_load)
 
 
@@ -88,6 +94,10 @@ class ReplicaServer:
         self.id = replica_id
         self.model = ReplicaModel(config, replica_id)
         self.server = self.model.server
+        engine = self.server.engine
+        engine.site = msgspec.structs.replace(engine.site, host=host)
+        if reads_caches(config):
+            engine.tell_cached_blocks()
         self._desired = desired
         self._state = DesiredState()
         args = LLMServingArgs(llm_configs=[config])

@@ -19,10 +19,13 @@ from penstock.errors import (
     by_kind,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve import cached_wire
+from penstock.serve.cache_follower import CacheFollower
 from penstock.serve.desired import DesiredState, DesiredStore
 from penstock.serve.replicas import ReplicaInfo, Replicas
 from penstock.serve.routing.base import RouteRequest, RoutingPolicy
-from penstock.serve.routing.prefix_tree import byte_blocks
+from penstock.serve.routing.kv_aware import kv_aware_in
+from penstock.serve.routing.prefix_tree import byte_blocks, shared_blocks
 from penstock.serve.wire import Address, Headers, Reply
 
 LOAD_HEADER = "x-penstock-load"
@@ -99,6 +102,8 @@ class ReplicaPool:
         self._replicas = replicas
         self._key = key
         self._policy = policy
+        self._kv_aware = kv_aware_in(policy)
+        self._followers: dict[str, CacheFollower] = {}
         self._desired = desired
         self._most_adapters = (config.lora_config or LoraConfig()).max_num_adapters_per_replica
         self._seen: tuple[ReplicaInfo, ...] = ()
@@ -114,9 +119,14 @@ class ReplicaPool:
         """Drop idle connections."""
         for replica in self._pool:
             replica.address.close()
+        for follower in self._followers.values():
+            follower.stop()
+        self._followers.clear()
 
     def route(self, prompt: bytes, *, session: str = "", adapter: str = "") -> RouteRequest:
         """What the policy needs to know of a request."""
+        if self._kv_aware is not None:
+            return RouteRequest(session, adapter, shared_blocks(prompt, adapter))
         blocks = byte_blocks(prompt) if self._policy.reads_blocks and prompt else ()
         if adapter:
             blocks = [hash((adapter, block)) for block in blocks]
@@ -130,6 +140,8 @@ class ReplicaPool:
         long as there is another. Within the context `ReplicaLostError` may come from reading.
         """
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
+        if self._kv_aware is not None and route.blocks:
+            headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
         patience = Patience(self.config.start_timeout_s + START_GRACE_S)
         tried: set[str] = set()
         lost = 0
@@ -171,6 +183,12 @@ class ReplicaPool:
         for gone in known.values():
             gone.address.close()
             self._policy.gone(gone.id)
+            if follower := self._followers.pop(gone.id, None):
+                follower.stop()
+        if self._kv_aware is not None:
+            for replica in self._pool:
+                if replica.id not in self._followers:
+                    self._followers[replica.id] = CacheFollower(replica.info, self._key, self._kv_aware)
 
     def _choose(self, route: RouteRequest, tried: set[str]) -> _Replica | None:
         """The policy's choice, if there is any."""

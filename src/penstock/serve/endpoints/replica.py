@@ -8,7 +8,8 @@ import msgspec
 from msgspec import Struct, field
 from starlette.responses import Response
 
-from penstock.errors import RequestError
+from penstock.errors import RequestError, UnsupportedError
+from penstock.serve.cached_wire import ChangeStream
 from penstock.serve.calls import GENERATING, RETURNING, CallFramer, pack
 from penstock.serve.exchange import Exchange
 from penstock.serve.limits import read_body
@@ -28,6 +29,15 @@ async def control(exchange: Exchange) -> Response:
     target = await exchange.target("")
     (result,) = await target.handle.control(body.method, body.options)
     return exchange.json(result)
+
+
+async def cached(exchange: Exchange) -> Response:
+    """What the engine has cached, in the names that requests brought, and what changes of it."""
+    target = await exchange.target("")
+    blocks = target.handle.server.engine.cached_blocks  # type: ignore[attr-defined]  # it is in this process
+    if blocks is None:
+        raise UnsupportedError(f"the {target.handle.engine_name} engine does not tell what it has cached")
+    return ChangeStream(exchange, blocks.changes())
 
 
 async def call(exchange: Exchange) -> Response:

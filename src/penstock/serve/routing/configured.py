@@ -20,6 +20,19 @@ FIELD = "deployment_config.request_router_config"
 
 def configured_policy(config: LLMConfig) -> RoutingPolicy:
     """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
+    name = _name(config)
+    try:
+        return make_policy(name)
+    except ConfigError as error:
+        raise ConfigError(str(error), field=f"{FIELD}.request_router_class", value=name) from None
+
+
+def reads_caches(config: LLMConfig) -> bool:
+    """Whether the policy wants to be told what engines have cached."""
+    return _name(config) == "kv_aware"
+
+
+def _name(config: LLMConfig) -> str:
     given = config.deployment_config.request_router_config or {}
     if not isinstance(given, Mapping):
         raise ConfigError("must be a mapping", field=FIELD, value=given)
@@ -27,7 +40,4 @@ def configured_policy(config: LLMConfig) -> RoutingPolicy:
     if not isinstance(name, str):
         name = getattr(name, "__name__", repr(name))
     name = name.replace(":", ".").rpartition(".")[2]
-    try:
-        return make_policy(RAY_NAMES.get(name, name))
-    except ConfigError as error:
-        raise ConfigError(str(error), field=f"{FIELD}.request_router_class", value=name) from None
+    return RAY_NAMES.get(name, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from penstock.serve.routing.base import R, RouteRequest
+from penstock.serve.routing.base import R, RouteRequest, RoutingPolicy
 from penstock.serve.routing.overlap import Overlap
 from penstock.serve.routing.prefix_tree import PrefixTree
 
@@ -35,3 +35,9 @@ class KVAware:
     def removed(self, replica: str, blocks: Iterable[int]) -> None:
         """A replica's engine has dropped these blocks."""
         self._overlap.tree.remove(blocks, replica)
+
+
+def kv_aware_in(policy: RoutingPolicy) -> KVAware | None:
+    """The KV-aware policy itself, where that is what `policy` is, or what it goes by."""
+    inner = getattr(policy, "policy", policy)
+    return inner if isinstance(inner, KVAware) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 
 BLOCK_BYTES = 256
 """Bytes of prompt that make a block of `byte_blocks`; about 64 tokens of English."""
@@ -20,6 +21,16 @@ def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> lis
     for start in range(0, min(len(prompt) - size + 1, size * most), size):
         parent = hash((parent, prompt[start : start + size]))
         names.append(parent)
+    return names
+
+
+def shared_blocks(prompt: bytes, root: str = "", size: int = BLOCK_BYTES, most: int = 1024) -> list[int]:
+    """As `byte_blocks`, with names that mean the same to every process. Those of another `root` differ."""
+    names: list[int] = []
+    name = root.encode()
+    for start in range(0, min(len(prompt) - size + 1, size * most), size):
+        name = blake2b(name + prompt[start : start + size], digest_size=8).digest()
+        names.append(int.from_bytes(name, "little"))
     return names
 
 
