@@ -136,7 +136,7 @@ def mismatch(own: Identity, sender: Identity) -> str:
 
 def port_base(site: Site, name: str, default: int) -> int:
     """The port from which `site` takes some under this name. Raises `ConfigError`."""
-    base = site.port_bases.get(name, default)
+    base: Any = site.port_bases.get(name, default)
     if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
         raise ConfigError("must be a port from 1024 to 65535", field=f"experimental_configs.{name}", value=base)
     return base

@@ -25,7 +25,7 @@ ROUTER = "penstock.runtimes.ray_router:ModelRequestRouter"
 INGRESS = "penstock.serve.app:OpenAiIngress"
 POLICY = "penstock.serve.routing.configured:configured_policy"
 CARD = "penstock.serve.handle:ModelCard"
-NAME_PREFIX = "LLMServer:"
+NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
 """Requests that Ray may send to a replica at once: the replica's own queue knows better how many it takes."""
 DEFAULT_TARGET = 32.0
@@ -43,7 +43,7 @@ def build_deployment(
     deployment_cls: type | None = None,
     replica_host: str | None = None,
 ) -> Application:
-    """One model as a Ray Serve application. Raises `ConfigError`.
+    """One model as a Ray Serve application. Raises `ConfigError`. A prefill side is a deployment of its own beside it.
 
     Replicas listen on `replica_host`, or on the address that their node has in the cluster.
     """
@@ -52,9 +52,13 @@ def build_deployment(
     options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     options.update(override_serve_options or {})
     deployment = serve.deployment(deployment_cls or LLMReplica, **options)
-    return deployment.bind(
-        llm_config=config, key=key or new_key(), settings=settings, host=replica_host, **(bind_kwargs or {})
-    )
+    key = key or new_key()
+    bound = dict(bind_kwargs or {})
+    if config.prefill_config is not None:
+        bound["prefill"] = build_deployment(
+            config.prefill_config, settings=settings, key=key, name_prefix=PREFILL_PREFIX, replica_host=replica_host
+        )
+    return deployment.bind(llm_config=config, key=key, settings=settings, host=replica_host, **bound)
 
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:

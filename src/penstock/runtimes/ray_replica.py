@@ -6,15 +6,17 @@ from typing import Any
 
 import ray.util
 from ray import serve
+from ray.serve.handle import DeploymentHandle
 
 from penstock.config import import_object
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.ray_replicas import METADATA
+from penstock.runtimes.ray_replicas import METADATA, RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
 
 SERVER = "penstock.serve.replica:ReplicaServer"
 """What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
 
+MODEL = "penstock.serve.remote_model:RemoteModel"
 COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ONGOING = "running_requests"
 """The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
@@ -22,11 +24,18 @@ ONGOING = "running_requests"
 
 class LLMReplica:
     """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
-    `settings` are the ingress's, for their limits; `host` is where it listens (default: the node's address).
+    `settings` are the ingress's, for their limits; `host` is where it listens (default: the node's address). `prefill`
+    is the deployment of the model's prefill side.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, llm_config: LLMConfig, *, key: str, settings: Any, host: str | None = None
+        self,
+        llm_config: LLMConfig,
+        *,
+        key: str,
+        settings: Any,
+        host: str | None = None,
+        prefill: DeploymentHandle[Any] | None = None,
     ) -> None:
         self._llm_config, self._key = llm_config, key
         server: Any = import_object(SERVER, "the Ray runtime's server")
@@ -38,6 +47,12 @@ class LLMReplica:
             settings=settings,
             desired=ClusterStore(key, llm_config.model_id),
         )
+        if prefill is not None:
+            model: Any = import_object(MODEL, "the Ray runtime's prefill side")
+            replicas = RayReplicas(prefill, llm_config.model_id)
+            # Both sides are one model to operators, so what is asked of it is kept once.
+            store = ClusterStore(key, llm_config.model_id)
+            self._server.server.prefill = model(llm_config.prefill_config, replicas, key=key, desired=store)
         await self._server.start()
         import_object(COLLECT_SELDOM, "the Ray runtime")()
 

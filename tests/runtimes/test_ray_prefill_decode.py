@@ -1,0 +1,164 @@
+"""Prefill and decode as two Ray Serve deployments: on simulated engines, and on vLLM's with NIXL where that is here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.serve")
+    from ray import serve
+
+psutil = pytest.importorskip("psutil")
+
+from penstock.errors import ConfigError  # noqa: E402
+from penstock.kv import nixl  # noqa: E402
+from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+PATIENCE_S = 240
+QUICK = {"graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
+SIMULATED = {
+    "model_loading_config": {"model_id": "m", "model_source": "simulated"},
+    "llm_engine": "simulated",
+    "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
+}
+VLLM = {
+    "model_loading_config": {"model_id": "m", "model_source": "demo"},
+    "llm_engine": "vllm",
+    "engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlConnector"}, "max_num_seqs": 32},
+}
+ENGINES = [
+    pytest.param(SIMULATED, id="simulated"),
+    pytest.param(
+        VLLM,
+        id="vllm",
+        marks=[
+            pytest.mark.vllm,
+            pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL"),
+        ],
+    ),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    # Engines that share cores: threads that spin while they wait would take them from each other.
+    shared = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        num_cpus=8,
+        object_store_memory=80 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": shared},
+    )
+    serve.start(proxy_location="Disabled")
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+    """A pair with two prefill replicas and one decode replica; gives a client of the ingress's own port."""
+    prefill = {**request.param, "deployment_config": {**QUICK, "num_replicas": 2}}
+    decode = {**request.param, "deployment_config": QUICK}
+    app = build_pd_openai_app({"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"})
+    try:
+        handle = serve.run(app, name="app", route_prefix="/")
+        with httpx.Client(base_url=handle.url.remote().result(), timeout=PATIENCE_S) as made:
+            yield made
+    finally:
+        serve.delete("app")
+
+
+def text(number: int) -> str:
+    return f"Ticket {number}: my Solara 77 arrived broken and nobody answers, and the export does not work. " * 3
+
+
+def ask(client: httpx.Client, number: int, **options: Any) -> dict[str, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": text(number)}], "temperature": 0, "max_tokens": 16}
+    answer = client.post("/v1/chat/completions", json={**body, **options})
+    assert answer.status_code == 200, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def transferred(answer: dict[str, Any]) -> bool:
+    """Whether the decode side has found nearly all of a new prompt in its cache."""
+    usage = answer["usage"]
+    return bool((usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) > usage["prompt_tokens"] / 2)
+
+
+def until(so: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not so():
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.1)
+
+
+def replicas(side: str) -> list[Any]:
+    title = f"ray::ServeReplica:app:{side}:m"
+    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(title)]
+
+
+def test_the_two_sides_scale_apart(client: httpx.Client) -> None:
+    deployments = serve.status().applications["app"].deployments
+    counts = {name: sum(d.replica_states.values()) for name, d in deployments.items()}
+    assert counts == {"LLMServer:m": 1, "PrefillServer:m": 2, "OpenAiIngress": 1}
+    assert client.get("/v1/models").json()["data"][0]["id"] == "m"
+
+
+def test_prompts_are_computed_on_the_prefill_side(client: httpx.Client) -> None:
+    until(lambda: transferred(ask(client, 1000 + time.monotonic_ns() % 1000)))  # it may not know of replicas at once
+    answers = [ask(client, number) for number in range(8)]
+    assert [transferred(answer) for answer in answers] == [True] * 8
+    again = [ask(client, number) for number in range(8)]  # from its own cache
+    assert [a["choices"][0]["message"]["content"] for a in answers] == [
+        a["choices"][0]["message"]["content"] for a in again
+    ]
+
+
+def test_a_stream(client: httpx.Client) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": text(50)}], "temperature": 0, "max_tokens": 16}
+    stream = client.post("/v1/chat/completions", json={**body, "stream": True}).text
+    assert stream.rstrip().endswith("data: [DONE]")
+    assert stream.count('"delta"') > 8
+
+
+def test_prefill_replicas_that_are_killed_are_noticed_by_no_client(client: httpx.Client) -> None:
+    async def many() -> list[int]:
+        async with httpx.AsyncClient(base_url=client.base_url, timeout=PATIENCE_S) as one:
+
+            async def post(number: int) -> int:
+                messages = [{"role": "user", "content": text(100 + number)}]
+                body = {"model": "m", "messages": messages, "temperature": 0, "max_tokens": 16}
+                return (await one.post("/v1/chat/completions", json=body)).status_code
+
+            asked = [asyncio.create_task(post(number)) for number in range(40)]
+            await asked[0]
+            for process in replicas("PrefillServer"):
+                process.send_signal(signal.SIGKILL)
+            return await asyncio.gather(*asked)
+
+    assert asyncio.run(many()) == [200] * 40
+    number = iter(range(2000, 10_000))
+    until(lambda: transferred(ask(client, next(number))))  # Ray starts new ones
+
+
+def test_a_configuration_without_a_prefill_side_is_no_pair() -> None:
+    with pytest.raises(ConfigError, match="must have prefill_config and decode_config"):
+        build_pd_openai_app({"llm_configs": [SIMULATED]})
+    assert build_openai_app({"prefill_config": SIMULATED, "decode_config": SIMULATED}) is not None
