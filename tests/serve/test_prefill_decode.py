@@ -416,6 +416,7 @@ class TestConfiguration:
             ({"lora_config": {"dynamic_lora_loading_path": "/a"}}, "the same adapters"),
             ({"engine_kwargs": {"kv_transfer_config": None}}, "prefill_config.engine_kwargs.kv_transfer_config"),
             ({"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlConnector"}}}, "the same connector"),
+            ({"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlPushConnector"}}}, "unknown connector"),
         ],
     )
     def test_two_sides_that_do_not_fit(self, prefill, told):

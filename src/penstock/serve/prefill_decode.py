@@ -15,6 +15,7 @@ from msgspec import Struct, field
 
 from penstock.config import parse_options
 from penstock.errors import ConfigError
+from penstock.kv.base import make_connector
 from penstock.llm_config import LLMConfig
 from penstock.serve.serving_args import LLMServingArgs, read_model
 from penstock.serve.settings import HttpSettings
@@ -73,15 +74,16 @@ def paired(prefill: LLMConfig, decode: LLMConfig) -> LLMConfig:
     return msgspec.structs.replace(decode, server_cls=decode.server_cls or DECODE, prefill_config=prefill)
 
 
-def _connector(config: LLMConfig, side: str) -> Any:
+def _connector(config: LLMConfig, side: str) -> str:
     given = config.engine_kwargs.get("kv_transfer_config")
+    field = f"{side}_config.engine_kwargs.kv_transfer_config"
     if given is None:
         raise ConfigError(
             "is needed to hand KV caches over",
-            field=f"{side}_config.engine_kwargs.kv_transfer_config",
+            field=field,
             hint="Such as {kv_connector: NixlConnector}.",
         )
-    return given.get("kv_connector") if isinstance(given, Mapping) else given
+    return make_connector(given, field).name
 
 
 def _adapters(config: LLMConfig) -> tuple[str | None, dict[str, str]] | None:

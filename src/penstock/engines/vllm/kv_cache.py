@@ -9,7 +9,7 @@ import msgspec
 
 from penstock.engines.vllm.options import VLLMOptions, installed
 from penstock.errors import ConfigError
-from penstock.kv.base import Connector, Setup, Site, make_connector
+from penstock.kv.base import CONNECTORS, Connector, Setup, Site, make_connector
 
 EVENTS_FIELD = "engine_kwargs.kv_events_config"
 _SOCKET = "kv-events-tcp:1000"
@@ -17,9 +17,11 @@ _SOCKET = "kv-events-tcp:1000"
 
 
 def configured_connector(options: VLLMOptions) -> Connector | None:
-    """The connector that `kv_transfer_config` names, if any. Raises `ConfigError`."""
+    """The connector that `kv_transfer_config` names; None for one that exchanges nothing with other engines, or in a
+    way of its own, whose configuration goes to vLLM as it is. Raises `ConfigError`.
+    """
     given = options.engine.get("kv_transfer_config")
-    if given is None:
+    if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
         return None
     connector = make_connector(given)
     if options.engine.get("enable_lora") and not connector.tells_adapters_apart:
