@@ -144,6 +144,35 @@ async def test_a_failing_row_spoils_no_other():
         await all_of(adding(1, 1)(rows))
 
 
+async def test_rows_that_fail_first_have_the_columns_of_those_that_come_after():
+    made = adding(
+        1,
+        config=ProcessorConfig(should_continue_on_error=True),
+        preprocess=lambda row: {"x": 1 // row["id"]},
+        postprocess=lambda row: {"id": row["id"], "sum": row["x"]},
+    )
+    found = await all_of(made(numbers(3)))
+    assert found[0].keys() == found[1].keys() == {"id", "x", "sum", "status", "error"}
+    assert (found[0]["x"], found[0]["sum"], found[1]["x"], found[1]["sum"]) == (0, None, None, 2)
+    (alone,) = await all_of(made(numbers(1)))
+    assert alone.keys() == {"id", "x", "status", "error"}
+
+
+async def test_a_row_that_fails_first_does_not_wait_for_what_depends_on_it():
+    seen = asyncio.Event()
+
+    async def rows():
+        yield {"id": 0, "x": "poison"}
+        await seen.wait()
+        yield {"id": 1, "x": 1}
+
+    found = []
+    async for row in adding(1, config=ProcessorConfig(should_continue_on_error=True))(rows()):
+        found.append(row["status"])
+        seen.set()
+    assert found == ["error", "ok"]
+
+
 class Counting:
     """Notes how many rows it has at a time, and waits until all that it may have are there."""
 
