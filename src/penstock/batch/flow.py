@@ -44,7 +44,7 @@ class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
     `journal` is None where results are not kept. `stream` sums up the rows read from a source without fingerprint, so
-    that a complete job can tell whether it is given the same again. `on_quiet` is called when no row is in flight.
+    that a complete job can tell whether it is given the same again. `on_quiet` is called when nothing is done for any row.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class Flow:
         self._rows_inside = 0
         self._bytes_inside = 0
         self._all_read = False
+        self._preparing = False
         self.on_quiet: Callable[[], None] = lambda: None
         self.stream: StreamSum | None = None
         self._room = asyncio.Event()
@@ -155,6 +156,7 @@ class Flow:
             start = 0 if again or self._journal is None else self._journal.done.first_missing()
             async with contextlib.aclosing(read_ahead(self._source, start, self._limit, self._columns)) as batches:
                 async for batch in batches:
+                    self._preparing = True
                     if self.stream is not None:
                         for row in batch:
                             add_row(self.stream, row)
@@ -170,6 +172,8 @@ class Flow:
                         while self._is_full():
                             self._room.clear()
                             await self._room.wait()
+                    self._preparing = False
+                    self._admit()
             replay.finish()
             self._all_read = True
             self._admit()
@@ -223,7 +227,7 @@ class Flow:
         while len(self._tasks) < self._asker.most_in_flight and (row := self._next_row()) is not None:
             self._tasks.add(asyncio.create_task(self._work(row)))
         self._make_room()
-        if not self._tasks:
+        if not self._tasks and (not self._preparing or self._sink.full):
             self.on_quiet()
         if self._all_read and not self._rows_inside:
             self._over.set()
