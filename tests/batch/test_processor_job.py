@@ -183,11 +183,18 @@ async def test_another_processor_is_another_job(tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}, {"on_invalid_json": "retry"}],
+    [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}],
 )
 async def test_what_has_no_meaning_beside_a_processor(option):
     (name,) = option
     with pytest.raises(ConfigError, match=f"{name}: has no meaning beside a processor"):
+        await run(numbered(1), None, doubling(), **option)
+
+
+@pytest.mark.parametrize("option", [{"on_length": "raise"}, {"on_invalid_json": "retry"}])
+async def test_what_the_processor_itself_says(option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"{name}: is said in the configuration of the processor"):
         await run(numbered(1), None, doubling(), **option)
 
 
