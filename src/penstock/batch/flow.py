@@ -44,7 +44,7 @@ class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
     `journal` is None where results are not kept. `stream` sums up the rows read from a source without fingerprint, so
-    that a complete job can tell whether it is given the same again. `on_quiet` is called when nothing is done for any row.
+    that a complete job can tell whether it is given the same again. `on_quiet` is called when no row is worked on.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from penstock.types import ChatRequest, StructuredOutput
 
 
 async def ask(engine: LLMEngine, request: Request) -> Outcome:
-    """The outcome of one request; `parsed` are the columns of each of its `n` answers. Raises what the engine raises."""
+    """The outcome of one request; `parsed` are the columns of its `n` answers. Raises what the engine raises."""
     found = Answers()
     tokens: dict[int, list[int]] = {}
     deltas = engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
