@@ -30,6 +30,13 @@ async def test_quick_calls_are_made_in_place_after_a_trial():
     offload.close()
 
 
+async def test_what_may_wait_is_never_made_in_place():
+    offload = Offload(in_place=False)
+    threads = {await offload.submit(threading.get_ident) for _ in range(200)}
+    assert threading.get_ident() not in threads
+    offload.close()
+
+
 async def test_errors_and_order():
     offload = Offload()
     with pytest.raises(ZeroDivisionError):
