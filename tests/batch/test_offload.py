@@ -46,6 +46,19 @@ async def test_errors_and_order():
     offload.close()
 
 
+@pytest.mark.parametrize("error", [StopIteration, SystemExit])
+async def test_what_no_future_can_hold_is_an_error_too(error):
+    def call():
+        raise error(3)
+
+    offload = Offload()
+    futures = [offload.submit(call), offload.submit(int)]
+    with pytest.raises(RuntimeError, match=f"{error.__name__}: 3"):
+        await futures[0]
+    assert await futures[1] == 0
+    offload.close()
+
+
 async def test_so_many_threads():
     offload = Offload(3)
     barrier = threading.Barrier(3)

@@ -9,7 +9,7 @@ import pytest
 
 from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
 from penstock.batch.stream import AHEAD_ROWS
-from penstock.errors import ConfigError, EngineTimeoutError, JobError, RequestError
+from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError
 
 
 class Add:
@@ -171,6 +171,16 @@ async def test_a_row_that_fails_first_does_not_wait_for_what_depends_on_it():
         found.append(row["status"])
         seen.set()
     assert found == ["error", "ok"]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+async def test_a_source_that_wants_to_end_the_program_ends_the_run(after):
+    def rows():
+        yield from numbers(after)
+        raise SystemExit(3)
+
+    with pytest.raises((InputError, RuntimeError), match="SystemExit: 3"):
+        await all_of(adding(1)(rows()))
 
 
 class Counting:

@@ -116,8 +116,13 @@ class Offload:
 
 def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
     began = time.perf_counter()
+    error: Exception | None = None
+    result = None
     try:
-        result, error = call(), None
+        result = call()
+    except (StopIteration, SystemExit) as caught:  # no future can hold the one, and the other would end the thread
+        error = RuntimeError(f"{type(caught).__name__}: {caught}")
+        error.__cause__ = caught
     except Exception as caught:
-        result, error = None, caught
+        error = caught
     return future, result, error, time.perf_counter() - began
