@@ -1,4 +1,4 @@
-"""Bodies for what OpenAI's API lacks: scoring, reranking, classes and tokens, in the forms that vLLM and Jina made common."""
+"""Bodies for what the API of OpenAI lacks: scores, ranks, classes and tokens, in the forms of vLLM and Jina."""
 
 from __future__ import annotations
 
