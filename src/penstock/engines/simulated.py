@@ -283,8 +283,8 @@ class SimulatedEngine(TokenEngine):
         item.cached = min(self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0))
         gone = self._prefixes.insert(item.blocks)
         if self.cached_blocks is not None:
-            self.cached_blocks.removed(gone)
             self.cached_blocks.stored(item.blocks)
+            self.cached_blocks.removed(gone)
         options = self.options
         if item.kv.get("do_remote_prefill") and self._fetched(item):
             return options.kv_transfer_ms
