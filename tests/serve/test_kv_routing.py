@@ -127,9 +127,9 @@ async def test_what_a_cache_has_dropped_is_forgotten(cluster):
     text = prompt(1)
     await one.ask(text)
     await until(lambda: one.known(text, "r0") >= 5)
-    await one.ask(prompt(2, blocks=9))
+    await one.ask(prompt(2, blocks=7))
     await until(lambda: one.known(text, "r0") == 0)
-    assert one.known(prompt(2, blocks=9), "r0")
+    assert one.known(prompt(2, blocks=7), "r0")
 
 
 async def test_a_reset_is_told(cluster):
