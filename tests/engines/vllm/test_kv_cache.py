@@ -12,6 +12,15 @@ from penstock.errors import ConfigError
 from penstock.kv.cached_blocks import CachedBlocks
 
 
+NIXL = {
+    "transfer_duration": [0.5, 0.25],
+    "bytes_transferred": [100, 50],
+    "num_failed_transfers": [1],
+    "num_failed_handshakes": [1, 1],
+    "num_kv_expired_reqs": [1],
+}
+
+
 def options(**engine):
     return VLLMOptions(engine, {}, cpu=True)
 
@@ -72,18 +81,10 @@ class TestCounts:
         }
         return SimpleNamespace(**{**given, **changed})
 
-    NIXL = {
-        "transfer_duration": [0.5, 0.25],
-        "bytes_transferred": [100, 50],
-        "num_failed_transfers": [1],
-        "num_failed_handshakes": [1, 1],
-        "num_kv_expired_reqs": [1],
-    }
-
     def test_steps_add_up(self):
         counts = Counts()
         counts.record(self.stats(), None)
-        counts.record(self.stats(kv_connector_stats=self.NIXL), None)
+        counts.record(self.stats(kv_connector_stats=NIXL), None)
         counts.record(None, None)
         now = counts.now()
         assert now["steps"] == 2

@@ -66,7 +66,7 @@ class BlockNames:
         if isinstance(event, AllBlocksCleared):
             self._names.clear()
             blocks.clear()
-        elif event.medium not in _MEDIA or event.group_idx not in (None, 0):
+        elif event.medium not in _MEDIA or getattr(event, "group_idx", None) not in (None, 0):
             return
         elif isinstance(event, BlockStored):
             blocks.stored(self._stored(event))
@@ -80,8 +80,9 @@ class BlockNames:
             if known is None:
                 return []  # of a prompt whose beginning was not told
             root = known
-        if any(set(extra or ()) - {event.lora_name} for extra in event.extra_keys or ()):
-            root = hash((root, repr(event.extra_keys)))  # tokens that stand for pictures are alike for all of them
+        keys = getattr(event, "extra_keys", None) or ()  # not in the oldest version
+        if any(set(extra or ()) - {event.lora_name} for extra in keys):
+            root = hash((root, repr(keys)))  # tokens that stand for pictures are alike for all of them
         names = block_hashes(event.token_ids, event.block_size, root)
         self._names.update(zip(event.block_hashes, names, strict=False))
         return names
