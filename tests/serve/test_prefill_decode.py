@@ -1,6 +1,7 @@
 """Two simulated engines, one for prompts and one for tokens, as a model of one process."""
 
 import asyncio
+import json
 
 import httpx
 import pytest
@@ -422,6 +423,21 @@ class TestConfiguration:
     def test_two_sides_that_do_not_fit(self, prefill, told):
         with pytest.raises(ConfigError, match=told):
             paired(config(**prefill), config())
+
+    def test_a_model_may_name_its_prefill_side_itself(self):
+        args = LLMServingArgs.from_dict({"llm_configs": [config(prefill_config=config())]})
+        assert LocalModel(args.llm_configs[0]).server.role == "decode"
+        with pytest.raises(ConfigError, match="LLMServer has no use for a prefill side"):
+            LocalModel(config(prefill_config=config()))
+
+    def test_penstock_serve(self, serving, tmp_path):
+        side = {"model_loading_config": LOADING, "llm_engine": "simulated", "engine_kwargs": KV}
+        (tmp_path / "pair.yaml").write_text(json.dumps({"prefill_config": side, "decode_config": side}))
+        with serving(str(tmp_path / "pair.yaml")) as server:
+            body = {"model": "m", "messages": ASK.messages, "max_tokens": 5}
+            answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+            assert answer.json()["usage"]["completion_tokens"] == 5
+            assert 'outcome="remote"} 1.0' in httpx.get(f"{server.url}/metrics").text
 
     def test_one_side_is_not_a_pair(self):
         with pytest.raises(ConfigError, match="decode_config"):

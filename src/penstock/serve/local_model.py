@@ -183,4 +183,8 @@ def _server_class(config: LLMConfig) -> type[LLMServer]:
     cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
     if not isinstance(cls, type) or not issubclass(cls, LLMServer):
         raise ConfigError("must be a subclass of penstock.serve.server.LLMServer", field="server_cls", value=given)
+    if config.prefill_config is not None and cls.role != "decode":
+        raise ConfigError(
+            f"{cls.__name__} has no use for a prefill side", field="prefill_config", hint="PDServingArgs makes a pair."
+        )
     return cls

@@ -100,6 +100,15 @@ def read_args(given: Mapping[str, Any], folder: Path | None = None, where: str =
     return LLMServingArgs.from_dict(given, folder, where)
 
 
+def _with_sides(config: LLMConfig) -> LLMConfig:
+    """The model, checked against its prefill side if it has one."""
+    if config.prefill_config is None:
+        return config
+    from penstock.serve.prefill_decode import paired
+
+    return paired(config.prefill_config, config)
+
+
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
     """What else stands in a Ray Serve file (ports, routes, import paths) is for Ray, and is passed over."""
     if not isinstance(applications, list) or not applications:
@@ -121,14 +130,14 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
 def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
     """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`. Raises `ConfigError`."""
     if isinstance(entry, LLMConfig):
-        return entry
+        return _with_sides(entry)
     if isinstance(entry, str):
         where = f"{where} ({entry})"
         entry = _read_yaml(folder / entry)
     if not isinstance(entry, Mapping):
         raise ConfigError("must be a mapping, or the path of a YAML file", field=where, value=entry)
     try:
-        return LLMConfig.from_dict(entry)
+        return _with_sides(LLMConfig.from_dict(entry))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", value=error.value) from None
 

@@ -11,7 +11,6 @@ from penstock.engines.vllm.options import VLLMOptions
 from penstock.errors import ConfigError
 from penstock.kv.cached_blocks import CachedBlocks
 
-
 NIXL = {
     "transfer_duration": [0.5, 0.25],
     "bytes_transferred": [100, 50],
