@@ -1,6 +1,7 @@
 """Requests go where their prompt is cached, as the engines tell it: simulated engines behind replicas on loopback."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from penstock.serve.cached_wire import ChangeReader, framed, header_of, names_of
 from penstock.serve.desired import InMemoryStore
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.replica import ReplicaServer
+from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routing.kv_aware import kv_aware_in
 from penstock.serve.routing.prefix_tree import BLOCK_BYTES, shared_blocks
 from penstock.serve.settings import HttpSettings
@@ -44,9 +46,9 @@ class Cluster:
     def __init__(self, replica_config, router="kv_aware"):
         self.replica_config = replica_config
         self.servers = {}
-        self.listed = ()
+        self.listed: tuple[ReplicaInfo, ...] = ()
         self.model = RemoteModel(config(router), self, key=KEY)
-        self.policy = kv_aware_in(self.model.pool._policy)
+        self.policy: Any = kv_aware_in(self.model.pool._policy)
         app = build_app({"m": self.model}, settings=SETTINGS)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
 

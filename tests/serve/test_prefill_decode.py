@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -34,7 +35,7 @@ class Pair:
 
     def __init__(self, prefill, decode):
         self.model = LocalModel(paired(prefill, decode))
-        self.decode = self.model.server
+        self.decode: Any = self.model.server
         self.prefill = self.decode.prefill.server
         self.handoffs = self.decode.handoffs
 
@@ -123,9 +124,16 @@ class TestHandOver:
         one = await pair()
         prefill, decode = one.engines
         seen = []
+
+        def spied(real):
+            def generate(request):
+                seen.append(request)
+                return real(request)
+
+            return generate
+
         for engine in (prefill, decode):
-            real = engine.generate
-            monkeypatch.setattr(engine, "generate", lambda request, real=real: seen.append(request) or real(request))
+            monkeypatch.setattr(engine, "generate", spied(engine.generate))
         tokenized = []
         real = decode.prompt_ids
 
@@ -402,6 +410,7 @@ class TestConfiguration:
         )
         args = load_serving_args(tmp_path / "pair.yaml")
         (model,) = args.llm_configs
+        assert model.prefill_config is not None
         assert model.prefill_config.model_id == "m"
         assert args.listen == "127.0.0.1:0"
         assert isinstance(PDServingArgs(prefill_config=config(), decode_config=config()).serving_args(), LLMServingArgs)
@@ -450,7 +459,7 @@ class TestConfiguration:
 
 
 def test_a_warning_is_not_repeated(caplog):
-    model = LocalModel(paired(config(), config()))
+    server: Any = LocalModel(paired(config(), config())).server
     for _ in range(3):
-        model.server._say("the prefill side failed")
+        server._say("the prefill side failed")
     assert len(caplog.records) == 1

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -75,7 +76,7 @@ def mixed(count):
     for number in range(count):
         ticket = TICKETS[number % len(TICKETS)]
         text = " ".join(TICKETS[(number + k) % len(TICKETS)] for k in range(20)) if number % 5 == 0 else ticket
-        common = {"stream": number % 2 == 0, "adapter": (None, "summary", "german")[number % 3]}
+        common: Any = {"stream": number % 2 == 0, "adapter": (None, "summary", "german")[number % 3]}
         if number % 4 == 3:
             made.append(CompletionRequest(text, GREEDY, **common))
         else:
@@ -117,7 +118,11 @@ async def test_200_mixed_requests_are_answered_as_by_one_engine(pair):
 
 async def test_a_prompt_that_was_transferred_is_not_computed_again(pair):
     await forget(pair)
+    pair.server.handoffs.clear()
+    before = (await pair.server.engine.metrics())["kv_transfers"]
     _, last, _ = await answer(pair, mixed(1)[0])
+    assert pair.server.handoffs == {"remote": 1}
+    assert (await pair.server.engine.metrics())["kv_transfers"] == before + 1
     assert last.usage.prompt_tokens > 100
     assert last.usage.cached_tokens >= last.usage.prompt_tokens - 32
 

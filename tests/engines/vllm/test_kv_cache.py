@@ -27,7 +27,9 @@ def options(**engine):
 class TestConnector:
     def test_one_that_is_known(self):
         given = options(kv_transfer_config={"kv_connector": "NixlConnector"}, enable_lora=True)
-        assert kv_cache.configured_connector(given).name == "NixlConnector"
+        connector = kv_cache.configured_connector(given)
+        assert connector is not None
+        assert connector.name == "NixlConnector"
 
     @pytest.mark.parametrize("config", [None, {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}, object()])
     def test_one_that_is_vllms_own_business(self, config):

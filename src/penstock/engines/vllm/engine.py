@@ -95,14 +95,13 @@ class VLLMEngine(TokenEngine):
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
         demo_model = self.model_source == demo.MODEL_NAME
         model = str(demo.model_path("huggingface")) if demo_model else module.model_for(self.model_source)
-        given, variables = self.options, {}
+        given, setup = self.options, None
         if self.connector is not None:
-            given, self._setup = await loop.run_in_executor(
-                None, kv_cache.set_up, self.connector, self.options, self.site
-            )
-            variables = self._setup.environment
+            given, setup = await loop.run_in_executor(None, kv_cache.set_up, self.connector, self.options, self.site)
+            self._setup = setup
         blocks = self.cached_blocks
-        counts = Counts() if self._setup is not None or blocks is not None else None
+        counts = Counts() if setup is not None or blocks is not None else None
+        variables = setup.environment if setup is not None else {}
         try:
             front = await _in_thread(
                 module.Starting(model, given, variables, tells_blocks=blocks is not None, counts=counts)
@@ -117,7 +116,7 @@ class VLLMEngine(TokenEngine):
             self._release()
             raise
         self._counts = counts
-        self.identity = self._setup.identity if self._setup is not None else None
+        self.identity = setup.identity if setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
         self._running = running
