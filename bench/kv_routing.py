@@ -61,7 +61,7 @@ def config(policy: str, blocks: int) -> LLMConfig:
                 "enforce_eager": True,
                 "block_size": BLOCK_TOKENS,
                 "kv_cache_memory_bytes": blocks * BLOCK_BYTES,
-                "max_model_len": 1024,
+                "max_model_len": 2048,
                 "max_num_seqs": 8,
             },
             "deployment_config": {"request_router_config": {"request_router_class": policy}},
@@ -174,9 +174,9 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=240, help="of a round (default: %(default)s)")
     options.add_argument("--clients", type=int, default=4, help="requests at a time (default: %(default)s)")
     options.add_argument("--prefixes", type=int, default=16, help="beginnings that are shared (default: %(default)s)")
-    options.add_argument("--prefix-words", type=int, default=110, help="of a beginning (default: %(default)s)")
+    options.add_argument("--prefix-words", type=int, default=300, help="of a beginning (default: %(default)s)")
     options.add_argument("--own-words", type=int, default=10, help="of a prompt's own (default: %(default)s)")
-    options.add_argument("--blocks", type=int, default=128, help="of a replica's cache (default: %(default)s)")
+    options.add_argument("--blocks", type=int, default=288, help="of a replica's cache (default: %(default)s)")
     args = options.parse_args()
     # Two engines share this machine's cores: threads that spin while they wait would take them from each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

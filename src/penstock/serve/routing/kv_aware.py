@@ -1,4 +1,4 @@
-"""As prefix-aware, with what the engines tell of their KV caches in the place of guesses."""
+"""As prefix-aware, corrected by what the engines tell of their KV caches: what they hold and what they dropped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class KVAware:
         return self._overlap.choose(request, replicas)
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """Nothing to learn: the engine tells."""
+        """The replica is about to hold the prompt: until its engine tells, requests alike should follow this one."""
+        self._overlap.tree.add(request.blocks, replica_id)
 
     def gone(self, replica_id: str) -> None:
         """Forget what it held."""
