@@ -173,10 +173,10 @@ def main() -> int:
     options = harness.parser(__doc__, rounds=3)
     options.add_argument("--requests", type=int, default=240, help="of a round (default: %(default)s)")
     options.add_argument("--clients", type=int, default=4, help="requests at a time (default: %(default)s)")
-    options.add_argument("--prefixes", type=int, default=16, help="beginnings that are shared (default: %(default)s)")
-    options.add_argument("--prefix-words", type=int, default=300, help="of a beginning (default: %(default)s)")
+    options.add_argument("--prefixes", type=int, default=24, help="beginnings that are shared (default: %(default)s)")
+    options.add_argument("--prefix-words", type=int, default=600, help="of a beginning (default: %(default)s)")
     options.add_argument("--own-words", type=int, default=10, help="of a prompt's own (default: %(default)s)")
-    options.add_argument("--blocks", type=int, default=288, help="of a replica's cache (default: %(default)s)")
+    options.add_argument("--blocks", type=int, default=640, help="of a replica's cache (default: %(default)s)")
     args = options.parse_args()
     # Two engines share this machine's cores: threads that spin while they wait would take them from each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -96,10 +96,25 @@ def ask(client: httpx.Client, number: int, **options: Any) -> dict[str, Any]:
     return made
 
 
-def transferred(answer: dict[str, Any]) -> bool:
-    """Whether the decode side has found nearly all of a new prompt in its cache."""
-    usage = answer["usage"]
-    return bool((usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0) > usage["prompt_tokens"] / 2)
+def counted(name: str) -> float:
+    """What the decode replica counts, from its own page."""
+    handle = serve.get_deployment_handle("LLMServer:m", "app")
+    _, key = handle.connection.remote().result()
+    place = handle.record_replica_metadata.remote().result()["penstock"]
+    url = f"http://{place['host']}:{place['port']}/metrics"
+    page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S).text
+    return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
+
+
+REMOTE = 'penstock_prefill_handoffs_total{model_name="m",outcome="remote"}'
+TRANSFERS = "penstock_engine_kv_transfers_total"
+
+
+def transferred(client: httpx.Client, number: int) -> bool:
+    """Whether the prefill side computes this prompt."""
+    before = counted(REMOTE)
+    ask(client, number)
+    return counted(REMOTE) > before
 
 
 def until(so: Callable[[], bool]) -> None:
@@ -122,9 +137,11 @@ def test_the_two_sides_scale_apart(client: httpx.Client) -> None:
 
 
 def test_prompts_are_computed_on_the_prefill_side(client: httpx.Client) -> None:
-    until(lambda: transferred(ask(client, 1000 + time.monotonic_ns() % 1000)))  # it may not know of replicas at once
+    number = iter(range(1000, 2000))
+    until(lambda: transferred(client, next(number)))  # it may not know of replicas at once
+    before = counted(REMOTE), counted(TRANSFERS)
     answers = [ask(client, number) for number in range(8)]
-    assert [transferred(answer) for answer in answers] == [True] * 8
+    assert (counted(REMOTE), counted(TRANSFERS)) == (before[0] + 8, before[1] + 8)
     again = [ask(client, number) for number in range(8)]  # from its own cache
     assert [a["choices"][0]["message"]["content"] for a in answers] == [
         a["choices"][0]["message"]["content"] for a in again
@@ -155,7 +172,7 @@ def test_prefill_replicas_that_are_killed_are_noticed_by_no_client(client: httpx
 
     assert asyncio.run(many()) == [200] * 40
     number = iter(range(2000, 10_000))
-    until(lambda: transferred(ask(client, next(number))))  # Ray starts new ones
+    until(lambda: transferred(client, next(number)))  # Ray starts new ones
 
 
 def test_a_configuration_without_a_prefill_side_is_no_pair() -> None:

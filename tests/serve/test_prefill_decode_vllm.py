@@ -116,15 +116,21 @@ async def test_200_mixed_requests_are_answered_as_by_one_engine(pair):
     assert [n for n, (text, right) in enumerate(zip(texts, expected, strict=True)) if text != right] == []
 
 
-async def test_a_prompt_that_was_transferred_is_not_computed_again(pair):
+async def test_each_prompt_is_one_transfer_and_usage_tells_of_the_prefill_sides_cache(pair):
     await forget(pair)
     pair.server.handoffs.clear()
-    before = (await pair.server.engine.metrics())["kv_transfers"]
-    _, last, _ = await answer(pair, mixed(1)[0])
-    assert pair.server.handoffs == {"remote": 1}
-    assert (await pair.server.engine.metrics())["kv_transfers"] == before + 1
-    assert last.usage.prompt_tokens > 100
-    assert last.usage.cached_tokens >= last.usage.prompt_tokens - 32
+    cached = []
+    for _ in range(2):
+        before = await pair.server.engine.metrics()
+        _, last, _ = await answer(pair, mixed(1)[0])
+        after = await pair.server.engine.metrics()
+        assert after["kv_transfers"] == before["kv_transfers"] + 1
+        assert after["kv_transfer_bytes"] > before["kv_transfer_bytes"]
+        cached.append(last.usage.cached_tokens)
+        await pair.server.engine.reset_prefix_cache()
+    assert cached[0] == 0
+    assert cached[1] >= last.usage.prompt_tokens - 32
+    assert pair.server.handoffs == {"remote": 2}
 
 
 async def test_log_probabilities_and_schemas(pair):

@@ -299,7 +299,6 @@ class SimulatedEngine(TokenEngine):
                 self.kv_transfer_failures += 1
                 return False
             held.discard(item.kv["remote_request_id"])
-        item.cached = max(item.prompt_tokens - 1, 0)
         self.kv_transfers += 1
         return True
 
