@@ -31,6 +31,7 @@ from penstock.types import (
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
     "remote": "penstock.engines.remote:RemoteEngine",
+    "sglang": "penstock.engines.sglang:SGLangEngine",
     "simulated": "penstock.engines.simulated:SimulatedEngine",
     "vllm": "penstock.engines.vllm:VLLMEngine",
 }
