@@ -157,6 +157,18 @@ async def test_sleep_waits_for_requests_and_holds_new_ones(started):
     assert not await engine.is_sleeping()
 
 
+async def test_held_requests_keep_it_awake(started):
+    engine = await started(enable_memory_saver=True)
+    endless = Sampling(temperature=0, max_tokens=3000, ignore_eos=True)
+    held = asyncio.create_task(answer(engine, chat_request("a", endless)))
+    await engine.metrics()  # the request is there before
+    await engine.pause("keep")
+    with pytest.raises(EngineError, match="resume before"):
+        await engine.sleep()
+    await engine.resume()
+    assert (await held).usage.completion_tokens == 3000
+
+
 async def test_sleep_needs_the_memory_saver(started):
     engine = await started()
     with pytest.raises(UnsupportedError, match="enable_memory_saver"):

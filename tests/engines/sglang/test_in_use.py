@@ -29,7 +29,7 @@ def test_a_processor_runs_on_it(stand_in):
     )
     rows = list(processor([{"ticket": f"ticket {number}"} for number in range(20)]))
     assert [row["ticket"] for row in rows] == [f"ticket {number}" for number in range(20)]
-    assert all(len(row["generated_tokens"]) == 12 and row["generated_text"] for row in rows)
+    assert all(len(row["made"]) == 12 and row["text"] for row in rows)
 
 
 async def test_a_server_with_adapters_starts_it_for_them(stand_in):

@@ -49,6 +49,7 @@ class Model:
         self._open = asyncio.Event()
         self._open.set()
         self._freed: list[str] = []
+        self._kept = False
 
     def ready(self) -> Ready:
         """What it can do."""
@@ -177,6 +178,8 @@ class Model:
 
     async def sleep(self, tags: list[str]) -> None:
         """Free what the tags name. SGLang does that while nothing runs."""
+        if self._kept and self._running:
+            raise EngineError("requests are held where they are by a pause; resume before putting the engine to sleep")
         self._open.clear()
         await self._idle.wait()
         await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=tags), None)
@@ -193,12 +196,14 @@ class Model:
         if mode == "wait":
             await self._idle.wait()
         else:
-            kept = "in_place" if mode == "keep" else "abort"
-            await self._manager.pause_generation(PauseGenerationReqInput(mode=kept))
+            self._kept = mode == "keep"
+            theirs = "in_place" if self._kept else "abort"
+            await self._manager.pause_generation(PauseGenerationReqInput(mode=theirs))
 
     async def resume(self) -> None:
         """Undo `pause`."""
         await self._manager.continue_generation(ContinueGenerationReqInput())
+        self._kept = False
         self._open.set()
 
     async def start_profile(self) -> None:
