@@ -64,6 +64,8 @@ class LLMEngine:
     """
 
     name: ClassVar[str]
+    makes_ranks: ClassVar[bool] = False
+    """Whether data-parallel ranks are an option of this engine, which starts them and balances between them."""
     capabilities: Capabilities
 
     def __init__(
@@ -81,6 +83,10 @@ class LLMEngine:
         """The context in tokens that options or the model's files state, had without loading; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
+
+    def brings(self, method: str) -> bool:
+        """Whether the engine has this method of the protocol itself."""
+        return getattr(type(self), method) is not getattr(LLMEngine, method)
 
     # Life
     async def start(self) -> None:

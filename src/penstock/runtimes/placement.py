@@ -24,12 +24,31 @@ share it.
 """
 
 
+class Parallelism(msgspec.Struct, frozen=True):
+    """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of `tensor` shards."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @property
+    def workers(self) -> int:
+        """All of them."""
+        return self.tensor * self.pipeline * self.data
+
+
+def parallelism(config: LLMConfig) -> Parallelism:
+    """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for what is no number."""
+    return Parallelism(
+        _parallel(config, "tensor_parallel_size", "tp_size"),
+        _parallel(config, "pipeline_parallel_size", "pp_size"),
+        _parallel(config, "data_parallel_size_local", "data_parallel_size", "dp_size"),
+    )
+
+
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
     """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
     placement = config.placement_group_config
-    workers = _parallel(config, "tensor_parallel_size", "tp_size") * _parallel(
-        config, "pipeline_parallel_size", "pp_size"
-    )
     if placement is not None and placement.bundles is not None:
         if not placement.bundles:
             raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
@@ -42,7 +61,7 @@ def engine_bundles(config: LLMConfig) -> list[Bundle]:
         worker = {device: 1.0}
         if config.accelerator_type is not None:
             worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
-    return [dict(worker) for _ in range(workers)]
+    return [dict(worker) for _ in range(parallelism(config).workers)]
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:

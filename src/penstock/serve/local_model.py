@@ -15,7 +15,8 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.local import MemoryBudget, memory_estimate
+from penstock.runtimes.local import MemoryBudget
+from penstock.runtimes.model_size import memory_estimate
 from penstock.serve.control import control_result
 from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.server import LLMServer

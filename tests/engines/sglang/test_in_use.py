@@ -1,5 +1,7 @@
 """The engine under a processor and behind the server."""
 
+from typing import Any
+
 from penstock import demo
 from penstock.batch import SGLangEngineProcessorConfig, build_processor
 from penstock.llm_config import LLMConfig
@@ -33,12 +35,10 @@ def test_a_processor_runs_on_it(stand_in):
 
 
 async def test_a_server_with_adapters_starts_it_for_them(stand_in):
-    config = LLMConfig(
-        model_loading_config={"model_id": "m", "model_source": "demo"},
-        llm_engine="SGLang",
-        lora_config={"adapters": {"german": str(demo.adapter_path("german"))}, "max_num_adapters_per_replica": 2},
-    )
-    handle = build_local_handles([config])["m"]
+    lora = {"adapters": {"german": str(demo.adapter_path("german"))}, "max_num_adapters_per_replica": 2}
+    loading = {"model_id": "m", "model_source": "demo"}
+    config = LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "SGLang", "lora_config": lora})
+    handle: Any = build_local_handles([config])["m"]
     await handle.start()
     try:
         assert handle.server.engine.options["max_loras_per_batch"] == 2

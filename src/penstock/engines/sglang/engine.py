@@ -21,6 +21,7 @@ class SGLangEngine(WorkerEngine):
     """SGLang through its `Engine`. `engine_kwargs` are its own server arguments, under their Python names."""
 
     name: ClassVar[str] = "sglang"
+    makes_ranks: ClassVar[bool] = True
     worker: ClassVar[str] = "penstock.engines.sglang.worker"
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:

@@ -75,7 +75,8 @@ async def read(reader: asyncio.StreamReader) -> ToWorker | None:
     """The next message; None once the parent is gone."""
     try:
         length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
-        return decode_to_worker(await reader.readexactly(length))
+        message: ToWorker = decode_to_worker(await reader.readexactly(length))
+        return message
     except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
 

@@ -140,8 +140,8 @@ class TokenizerManager:
         try:
             answer = self.answer(ids, params, self.adapters.get(lora or ""))
         except ValueError as error:
-            finish = {"type": "abort", "message": f"Failed to compile the grammar: {error}", "status_code": 400}
-            yield self.output("", [], finish, len(ids), 0, cached, False, 0)
+            failed = {"type": "abort", "message": f"Failed to compile the grammar: {error}", "status_code": 400}
+            yield self.output("", [], failed, len(ids), 0, cached, False, 0)
             return
         text, decoder = "", getincrementaldecoder("utf-8")("replace")
         for number, token in enumerate(answer[: params.max_new_tokens], start=1):
@@ -149,7 +149,7 @@ class TokenizerManager:
             await asyncio.sleep(0)
             piece = decoder.decode(bytes([token]))
             text += piece
-            finish = None
+            finish: dict[str, Any] | None = None
             matched = next((stop for stop in params.stop or () if stop in text), None)
             if aborted.is_set():
                 finish = {"type": "abort", "message": "Abort before prefill", "status_code": None}
