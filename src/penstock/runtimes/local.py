@@ -107,8 +107,8 @@ def build_local_handles(
     """A handle for each model, by its id. Checks every configuration, and loads nothing: see `ModelHandle.start`.
 
     With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room for the next one;
-    what a model takes is an estimate (`model_size.memory_estimate`), and nothing is measured. Fields that one process cannot
-    honour are named in a warning. Raises `ConfigError`, `MissingExtraError`.
+    what a model takes is an estimate (`model_size.memory_estimate`), and nothing is measured. Fields that one process
+    cannot honour are named in a warning. Raises `ConfigError`, `MissingExtraError`.
     """
     handle = import_object(HANDLE, "the local runtime's handle")
     budget = MemoryBudget(memory_budget_bytes)
