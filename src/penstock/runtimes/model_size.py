@@ -28,11 +28,14 @@ _NO_MODEL = frozenset({"simulated", "remote"})
 
 
 class ModelSize(Struct, frozen=True):
-    """What the files of a model say. `weights` in bytes, `token` in bytes of KV cache; None where they do not tell."""
+    """What the files of a model say: `weights` in bytes, `token` in bytes of KV cache, `heads` of its attention. None
+    where they do not tell.
+    """
 
     weights: int | None = None
     token: int | None = None
     context_length: int | None = None
+    heads: int | None = None
 
 
 def model_size(config: LLMConfig) -> ModelSize:
@@ -49,10 +52,12 @@ def model_size(config: LLMConfig) -> ModelSize:
         said = json.loads((folder / "config.json").read_bytes())
         described = said.get("text_config", said)
         token = _token_bytes(described, config.engine_kwargs)
-        length = described.get("max_position_embeddings")
+        length, heads = (described.get(name) for name in ("max_position_embeddings", "num_attention_heads"))
     except (OSError, ValueError, AttributeError):
         return ModelSize(weights or None)
-    return ModelSize(weights or None, token, length if isinstance(length, int) else None)
+    return ModelSize(
+        weights or None, token, length if isinstance(length, int) else None, heads if isinstance(heads, int) else None
+    )
 
 
 def local_files(config: LLMConfig) -> Path | None:

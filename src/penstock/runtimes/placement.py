@@ -24,6 +24,10 @@ share it.
 """
 
 
+AUTO_MOST = 100
+"""Replicas that Ray Serve may make where `num_replicas` is "auto"."""
+
+
 class Parallelism(msgspec.Struct, frozen=True):
     """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of `tensor` shards."""
 
@@ -85,6 +89,21 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
     """All bundles of a replica; the first holds its process and its first worker."""
     first, *others = engine_bundles(config)
     return [merged([replica_bundle(config), first]), *others]
+
+
+def replica_counts(config: LLMConfig) -> tuple[int, int]:
+    """The fewest and the most replicas that the configuration allows; Ray Serve's "auto" is 1 to 100."""
+    deployment = config.deployment_config
+    if deployment.autoscaling_config is not None:
+        return deployment.autoscaling_config.min_replicas, deployment.autoscaling_config.max_replicas
+    if deployment.num_replicas == "auto":
+        return 1, AUTO_MOST
+    return (deployment.num_replicas or 1,) * 2
+
+
+def times(bundle: Bundle, count: int) -> Bundle:
+    """So many of a bundle."""
+    return {name: amount * count for name, amount in bundle.items()} if count else {}
 
 
 def places_itself(config: LLMConfig) -> bool:
