@@ -155,8 +155,10 @@ class HttpClient:
         *,
         whole: bool,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """A successful answer, to be read inside. With `whole` it counts as answered once it was read, and all that goes
-        wrong inside is the request's failure; else inside is the caller's own, too.
+        """A successful answer, to be read inside.
+
+        With `whole` it counts as answered once it was read, and whatever goes wrong inside is the request's failure;
+        without, what goes wrong inside may be the caller's own.
         """
         ticket = await limiter.acquire(tokens)
         verdict: Verdict = "unknown"

@@ -1,8 +1,9 @@
 """Between an engine that produces tokens and a caller who takes them at a pace of its own.
 
 `Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a later one an interval
-after the last that left; what has come by the time it may leave is joined into one delta. `DeltaStream` is one request's stream: with an
-interval it reads ahead of the caller and joins, without one it hands on; and it can be held and aborted.
+after the last that left; what has come by the time it may leave is joined into one delta. `DeltaStream` is one
+request's stream: with an interval it reads ahead of the caller and joins, without one it hands on; and it can be held
+and aborted.
 """
 
 from __future__ import annotations
