@@ -107,7 +107,7 @@ def stragglers(draw: random.Random, replicas: int) -> Iterator[Asked]:
 
 
 def extended(blocks: list[int], tokens: int, number: int) -> list[int]:
-    """The blocks of a prompt of so many tokens that begins with `blocks`, and goes on with what only this request has."""
+    """The blocks of a prompt of so many tokens that begins with `blocks`, and goes on with what is its own."""
     own = number * MOST_BLOCKS
     return [*blocks, *range(own + len(blocks), own + tokens // BLOCK)]
 
