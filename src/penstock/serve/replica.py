@@ -17,7 +17,8 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.app import IngressApp
 from penstock.serve.control import control_result
 from penstock.serve.desired import DesiredState, DesiredStore
-from penstock.serve.endpoints import replica
+from penstock.serve.endpoints import group, replica
+from penstock.serve.grouped_calls import GROUP_PATH
 from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.ingress import Ingress
 from penstock.serve.local_model import LocalModel
@@ -32,6 +33,7 @@ _log = logging.getLogger("penstock.serve")
 ENDPOINTS = (
     Endpoint("POST", "/penstock/control", replica.control, replica.ReplicaControlBody),
     Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
+    Endpoint("POST", GROUP_PATH, group.group),
 )
 
 

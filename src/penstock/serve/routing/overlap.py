@@ -1,5 +1,5 @@
-"""Chooses between what a replica has cached and what it has to do; the policies that do so differ in how they learn what
-is cached.
+"""Chooses between what a replica has cached and what it has to do. The policies that do so
+differ in how they learn what is cached.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ MOST_HOLDERS = 4
 class Overlap:
     """Takes the replica where a prompt costs least: blocks to compute, plus the requests that are before it.
 
-    `tree` is what the replicas hold, as far as is known; `capacity` bounds it. Looked at are some holders of the longest prefix, and two replicas at random, so that the cost of choosing does not
-    grow with the number of replicas, and a hot prefix spreads when its holders are busy.
+    `tree` is what the replicas hold, as far as is known; `capacity` bounds it. Looked at are some holders of the
+    longest prefix, and two replicas at random, so that the cost of choosing does not grow with the number of replicas,
+    and a hot prefix spreads when its holders are busy.
     """
 
     reads_blocks = True
