@@ -7,13 +7,13 @@ so that they land on one machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import LLMConfig, PlacementGroupConfig
 
 Bundle = dict[str, float]
 
@@ -26,23 +26,23 @@ share it.
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
     """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
-    placement = config.placement_group_config
-    workers = _parallel(config, "tensor_parallel_size", "tp_size") * _parallel(
-        config, "pipeline_parallel_size", "pp_size"
-    )
-    if placement is not None and placement.bundles is not None:
-        if not placement.bundles:
-            raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
-        return [dict(bundle) for bundle in placement.bundles]
-    if placement is not None and placement.bundle_per_worker is not None:
-        worker = dict(placement.bundle_per_worker)
-    else:
-        kind = config.accelerator_config.kind if config.accelerator_config is not None else None
-        device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
-        worker = {device: 1.0}
-        if config.accelerator_type is not None:
-            worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
-    return [dict(worker) for _ in range(workers)]
+    if config.placement_group_config is not None:
+        return configured_bundles(config.placement_group_config, config.engine_kwargs)
+    kind = config.accelerator_config.kind if config.accelerator_config is not None else None
+    device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
+    worker = {device: 1.0}
+    if config.accelerator_type is not None:
+        worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
+    return [dict(worker) for _ in range(_workers(config.engine_kwargs))]
+
+
+def configured_bundles(placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]) -> list[Bundle]:
+    """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if there is none."""
+    if placement.bundles is None:
+        return [dict(placement.bundle_per_worker or {}) for _ in range(_workers(engine_kwargs))]
+    if not placement.bundles:
+        raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
+    return [dict(bundle) for bundle in placement.bundles]
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:
@@ -100,9 +100,15 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     return options
 
 
-def _parallel(config: LLMConfig, *names: str) -> int:
+def _workers(engine_kwargs: Mapping[str, Any]) -> int:
+    return _parallel(engine_kwargs, "tensor_parallel_size", "tp_size") * _parallel(
+        engine_kwargs, "pipeline_parallel_size", "pp_size"
+    )
+
+
+def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:
     for name in names:
-        value = config.engine_kwargs.get(name)
+        value = engine_kwargs.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

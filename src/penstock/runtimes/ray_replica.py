@@ -8,6 +8,7 @@ import ray.util
 from ray import serve
 
 from penstock.config import import_object
+from penstock.engines.base import Capabilities
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import METADATA
 from penstock.runtimes.ray_state import ClusterStore
@@ -53,6 +54,10 @@ class LLMReplica:
     async def connection(self) -> tuple[LLMConfig, str]:
         """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
         return self._llm_config, self._key
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return self._server.server.engine.capabilities  # type: ignore[no-any-return]
 
     async def check_health(self) -> None:
         """Raise if Ray should replace the replica."""
