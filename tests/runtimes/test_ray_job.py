@@ -30,7 +30,7 @@ from penstock.errors import ConfigError, EngineStartError  # noqa: E402
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 PATIENCE_S = 90
-SLOW = {"time_per_token_ms": 5, "max_num_seqs": 8}
+SLOW = {"time_per_token_ms": 10, "max_num_seqs": 8, "output_tokens": 20}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +53,7 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def job(source: Any, output: Any = None, **options: Any) -> Job:
-    options = {"model": "simulated", "prompt": "{text}", "max_tokens": 20, "ignore_eos": True, **options}
+    options = {"model": "simulated", "prompt": "{text}", **options}
     return Job(source, output, runtime="ray", progress=False, **options)
 
 
@@ -67,7 +67,7 @@ def applications() -> list[str]:
 
 
 def test_the_rows_are_those_of_the_local_runtime_though_a_replica_dies() -> None:
-    near = Job(rows(200), model="simulated", prompt="{text}", max_tokens=20, ignore_eos=True, progress=False).run()
+    near = Job(rows(200), model="simulated", prompt="{text}", engine_kwargs={"output_tokens": 20}).run()
     killed: list[int] = []
 
     def kill() -> None:
@@ -80,7 +80,7 @@ def test_the_rows_are_those_of_the_local_runtime_though_a_replica_dies() -> None
 
     killing = threading.Thread(target=kill)
     killing.start()
-    far = job(rows(200), replicas=2, engine_kwargs={**SLOW, "time_per_token_ms": 25}).run()
+    far = job(rows(200), replicas=2, engine_kwargs=SLOW).run()
     killing.join()
     assert killed
     assert far.counts.ok == 200
@@ -92,8 +92,7 @@ def test_a_job_that_was_killed_goes_on(tmp_path: Path, address: str) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows(400)))
     argv = [sys.executable, "-m", "penstock.cli", "run", str(source), "-o", str(output), "--runtime", "ray"]
-    argv += ["--model", "simulated", "--engine-kwargs", json.dumps(SLOW), "--prompt", "{text}", "--max-tokens", "20"]
-    argv += ["--ignore-eos", "-q"]
+    argv += ["--model", "simulated", "--engine-kwargs", json.dumps(SLOW), "--prompt", "{text}", "-q"]
     with subprocess.Popen(argv, env={**os.environ, "RAY_ADDRESS": address}) as process:
         give_up = time.monotonic() + PATIENCE_S
         journals = []

@@ -31,7 +31,6 @@ SETTINGS = "penstock.serve.settings:HttpSettings"
 MODEL_ID = "model"
 APP_PREFIX = "penstock-job-"
 POLL_S = 0.2
-FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 
 
 class RayEngine(LLMEngine):
@@ -107,7 +106,7 @@ class RayEngine(LLMEngine):
         if application is None:
             return False
         for deployment in application.deployments.values():
-            if deployment.status in FAILED:
+            if deployment.status == "DEPLOY_FAILED":  # an unhealthy one may recover
                 said = [line.strip() for line in deployment.message.splitlines() if "Error:" in line]
                 why = said[-1].partition("Error: ")[2] if said else " ".join(deployment.message.split())
                 raise EngineStartError(f"Ray Serve could not start the replicas: {why}")
