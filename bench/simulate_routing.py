@@ -220,7 +220,9 @@ class Simulation:
             SimulatedReplica(f"r{number}", number, self.ends, self.seen, *told) for number in range(replicas)
         )
         self.requests = workload(random.Random(1), replicas)
-        self.rate = load * replicas / _seconds_each(islice(workload(random.Random(2), replicas), 2000))
+        settled = 200 * replicas  # requests after which conversations are as long as they stay
+        sample = islice(workload(random.Random(2), replicas), settled, settled + 2000)
+        self.rate = load * replicas / _seconds_each(sample)
 
     def run(self, requests: int) -> Outcome:
         """Let so many requests arrive, and wait for them all."""

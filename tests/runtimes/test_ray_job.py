@@ -98,7 +98,7 @@ def test_a_job_that_was_killed_goes_on(tmp_path: Path, address: str) -> None:
         journals = []
         while not any(path.stat().st_size > 4096 for path in journals) and time.monotonic() < give_up:
             time.sleep(0.05)
-            journals = [path for path in tmp_path.rglob("journal*") if path.is_file()]
+            journals = [path for path in tmp_path.rglob("rows-*.jsonl") if path.is_file()]
         process.kill()
     assert applications()  # which nobody could remove
     result = job(str(source), str(output), engine_kwargs=SLOW).run()
