@@ -25,7 +25,7 @@ import harness
 import serve_overhead
 from harness import Bar, Comparison, Contestant
 
-LOCAL, RAY = "local runtime", "Ray runtime"
+LOCAL, RAY, FRONT = "local runtime", "Ray runtime", "Ray runtime, replica as front"
 DEFAULT, FASTEST = "Ray Serve LLM, default", "Ray Serve LLM, fastest"
 MODEL = "simulated"
 """What every side calls its model."""
@@ -61,10 +61,11 @@ def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
     """A contestant's processes; gives its port."""
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        if side in (LOCAL, RAY):
+        if side in (LOCAL, RAY, FRONT):
             config = Path(folder, "config.yaml")
-            config.write_text(json.dumps([model]))  # JSON is YAML
-            runtime = "ray" if side == RAY else "local"
+            front = {"front": "replica"} if side == FRONT else {}
+            config.write_text(json.dumps({"llm_configs": [model], **front}))  # JSON is YAML
+            runtime = "local" if side == LOCAL else "ray"
             argv = [python, "-m", "penstock.cli", "serve", str(config), "--runtime", runtime, "--port", "0"]
             argv += ["--log-level", "error"]
         else:
@@ -104,7 +105,7 @@ def main() -> int:
             options.error("--engine vllm needs --model")
         model = {**model, "model_loading_config": {"model_id": MODEL, "model_source": args.model}}
     serve_overhead.BODY.update(max_tokens=args.tokens, ignore_eos=True)
-    sides = [LOCAL, RAY, *((DEFAULT, FASTEST) if args.peer_python else ())]
+    sides = [LOCAL, RAY, FRONT, *((DEFAULT, FASTEST) if args.peer_python else ())]
     python = args.peer_python or sys.executable
     with contextlib.ExitStack() as stack:
         ports = {side: stack.enter_context(served(side, model, python)) for side in sides}

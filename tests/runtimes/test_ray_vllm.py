@@ -85,7 +85,7 @@ def test_ctrl_c_leaves_no_process(served: tuple[subprocess.Popen[str], list[Any]
 
 def test_a_killed_cluster_leaves_no_process_of_an_engine(served: tuple[subprocess.Popen[str], list[Any]]) -> None:
     """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of their children."""
-    server, below = served
+    _, below = served
     engine = marked(below)
     for process in below:
         try:

@@ -24,7 +24,16 @@ from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray import NAME_PREFIX, build_deployment, new_key
 from penstock.runtimes.ray_cluster import connect, cpus
 from penstock.runtimes.ray_replicas import RayReplicas
-from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Embeddings, RerankRequest, Scores
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+)
 
 MODEL = "penstock.serve.remote_model:RemoteModel"
 SETTINGS = "penstock.serve.settings:HttpSettings"
@@ -138,6 +147,9 @@ class RayEngine(LLMEngine):
 
     async def rerank(self, request: RerankRequest) -> Scores:
         return await self._started().rerank(request)  # type: ignore[no-any-return]
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        return await self._started().classify(request)  # type: ignore[no-any-return]
 
     async def tokenize(self, text: str) -> list[int]:
         return await self._started().tokenize(text)  # type: ignore[no-any-return]

@@ -23,11 +23,18 @@ ONGOING = "running_requests"
 
 class LLMReplica:
     """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
-    `settings` are the ingress's, for their limits; `host` is where it listens (default: the node's address).
+    `settings` are the ingress's; `host` is where it listens (default: the node's address), `front` where it listens for
+    clients, if they do not come through an ingress.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, llm_config: LLMConfig, *, key: str, settings: Any, host: str | None = None
+        self,
+        llm_config: LLMConfig,
+        *,
+        key: str,
+        settings: Any,
+        host: str | None = None,
+        front: tuple[str, int] | None = None,
     ) -> None:
         self._llm_config, self._key = llm_config, key
         server: Any = import_object(SERVER, "the Ray runtime's server")
@@ -38,6 +45,7 @@ class LLMReplica:
             key=key,
             settings=settings,
             desired=ClusterStore(key, llm_config.model_id),
+            front=front,
         )
         await self._server.start()
         import_object(COLLECT_SELDOM, "the Ray runtime")()

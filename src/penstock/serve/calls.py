@@ -15,6 +15,8 @@ import msgspec
 from penstock.errors import PenstockError, by_kind
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -32,6 +34,7 @@ RETURNING: dict[str, tuple[type, Any]] = {
     "embeddings": (EmbeddingRequest, Embeddings),
     "score": (RerankRequest, Scores),
     "rerank": (RerankRequest, Scores),
+    "classify": (ClassifyRequest, Classifications),
     "transcriptions": (TranscriptionRequest, Transcription),
     "tokenize": (str, list[int]),
     "detokenize": (list[int], str),

@@ -57,6 +57,7 @@ class OpenVINOEngine(TokenEngine):
         for name, path in self.adapters.items():
             check_adapter(name, path)
         self._process: EngineProcess | None = None
+        self._changing = asyncio.Lock()
         self._ids = count(1)
         self._mailboxes: dict[int, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -68,15 +69,20 @@ class OpenVINOEngine(TokenEngine):
 
     # Life
     async def start(self) -> None:
-        if self._process is not None:
-            return
+        async with self._changing:  # who comes second finds it running, and not on its way
+            if self._process is None:
+                await self._start()
+
+    async def _start(self) -> None:
         files = await asyncio.get_running_loop().run_in_executor(
             None, find_model, self.model_source, self.options.task, self.options.max_model_len
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
-        process = EngineProcess("penstock.engines.openvino.worker", self._on_message, self._on_death)
+        process = EngineProcess(
+            "penstock.engines.openvino.worker", self._on_message, lambda why: self._on_death(process, why)
+        )
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._calls[0] = ready
         await process.start()
@@ -95,6 +101,7 @@ class OpenVINOEngine(TokenEngine):
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self._fail_all()
             await process.stop()
 
     async def check_health(self) -> None:
@@ -222,10 +229,13 @@ class OpenVINOEngine(TokenEngine):
         else:
             future.set_result(value)
 
-    def _on_death(self, why: str) -> None:
-        if self._process is not None:  # not by `stop`
+    def _on_death(self, process: EngineProcess, why: str) -> None:
+        if self._process is process:  # else it was stopped, and another may run already
             self._why_dead = why
             self._process = None
+            self._fail_all()
+
+    def _fail_all(self) -> None:
         for mailbox in self._mailboxes.values():
             mailbox.fail(EngineDeadError(self._why_dead))
         for number in list(self._calls):
