@@ -99,6 +99,7 @@ def main() -> int:
     options.add_argument("--requests", type=int, default=512, help="of a run (default: %(default)s)")
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
     args = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the contestants are to end too
     model = ENGINES[args.engine]
     if args.engine == "vllm":
         if not args.model:

@@ -62,6 +62,8 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
     """All models behind one ingress. Raises `ConfigError`."""
     key = new_key()
     front = args.listen_address if args.front == "replica" else None
+    if args.front == "replica" and front is None:
+        raise ConfigError("the replica is the front of a port, and none is given", field="listen")
     deployments: dict[str, Application] = {}
     for config in args.llm_configs:
         if config.model_id in deployments:

@@ -43,6 +43,8 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
         try:
             serve.run_many([serve.RunTarget(application, APP)], wait_for_applications_running=False)
             _wait_for_ingress(told)
+            if args.front == "replica":
+                _wait_for_replica(told)
             if not told.is_set():
                 on_listening()
             told.wait()
@@ -107,6 +109,12 @@ def _wait_for_ingress(told: threading.Event) -> None:
             raise EngineStartError(f"the ingress did not start in {INGRESS_TIMEOUT_S:g} s; {_message()}") from None
         except RayServeException:
             raise EngineStartError(f"the ingress could not be deployed; {_message()}") from None
+
+
+def _wait_for_replica(told: threading.Event) -> None:
+    while (status := serve.status().applications[APP].status) != "RUNNING" and not told.wait(0.2):
+        if status == "DEPLOY_FAILED":
+            raise EngineStartError(f"the replica could not be deployed; {_message()}")
 
 
 def _message() -> str:

@@ -73,8 +73,8 @@ class ReplicaApp(IngressApp):
 class ReplicaServer:
     """`await start()`, then `info` says where it is; `await stop()`. Belongs to one event loop.
 
-    `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is the host and port where
-    it is an ingress of its own as well.
+    `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is the host and port
+    where it is an ingress of its own as well.
     """
 
     def __init__(

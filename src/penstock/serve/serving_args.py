@@ -48,8 +48,6 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
             return "there are several models"
         if (fixed, fixed) != (1, 1) and (fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)):
             return "there may be more replicas or fewer than one"
-        if self.listen is None:
-            return "no port is given in 'listen'"
         if self.ingress_cls_config:
             return "an ingress class is configured"
         return "the control routes are the ingress's" if self.http.dev else ""
