@@ -26,6 +26,7 @@ from ray.serve.llm import LLMConfig, build_openai_app
 from penstock.engines.base import engine_class
 from penstock.engines.deltas import in_batches
 from penstock.openai.framing import ChatFramer
+from penstock.openai.responses import Answers, chat_completion
 from penstock.types import ChatRequest, Sampling
 
 ENGINE = "BENCH_ENGINE"
@@ -55,14 +56,23 @@ class PeerEngine:
         """Raise if the engine is dead."""
         await self._engine.check_health()
 
-    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[str, None]:
-        """Events as text, those that are there together in one."""
+    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
+        """Events as text, those that are there together in one; or the whole answer."""
         sampling = Sampling(
             max_tokens=request.max_tokens, temperature=request.temperature or 0.0, ignore_eos=request.ignore_eos
         )
         name = uuid.uuid4().hex
         deltas = self._engine.chat(ChatRequest(request.messages, sampling=sampling, request_id=name))
-        framer = ChatFramer(id=f"chatcmpl-{name}", created=int(time.time()), model=self._model)
+        about: dict[str, Any] = {"id": f"chatcmpl-{name}", "created": int(time.time()), "model": self._model}
+        if not request.stream:
+            from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionResponse
+
+            answers = Answers()
+            async for delta in deltas:
+                answers.add(delta)
+            yield ChatCompletionResponse(**chat_completion(answers, **about))
+            return
+        framer = ChatFramer(**about)
         yield framer.open().decode()
         async with aclosing(in_batches(deltas)) as batches:
             async for batch in batches:
@@ -85,12 +95,31 @@ class PeerEngine:
         return app
 
 
+def application(model: dict[str, Any]) -> Any:
+    """The model behind Ray Serve LLM's ingress."""
+    own = model.get("llm_engine") == "vllm"
+    config = LLMConfig(
+        model_loading_config=model["model_loading_config"],
+        llm_engine="vLLM",
+        engine_kwargs=model["engine_kwargs"] if own else {},
+        placement_group_config={"bundles": [{"CPU": 1}]},
+        accelerator_config={"kind": "cpu"},
+        deployment_config={"num_replicas": 1, "max_ongoing_requests": 1000},
+    )
+    return build_openai_app({"llm_configs": [config]})
+
+
+def inject(model: dict[str, Any]) -> None:
+    """Let the replicas of a Ray that is started from here on have our engine, unless it is vLLM: that one they have."""
+    os.environ[ENGINE] = json.dumps(model)
+    if model.get("llm_engine") != "vllm":
+        os.environ[INJECTED] = "ray_serve_peer:PeerEngine"
+
+
 def main() -> None:
     """Serve until a SIGTERM. Prints the port when it can be asked."""
     model = json.loads(os.environ[ENGINE])
-    own = model.get("llm_engine") != "vllm"
-    if own:
-        os.environ[INJECTED] = "ray_serve_peer:PeerEngine"
+    inject(model)
     ray.init(
         address="local",
         num_cpus=8,
@@ -101,15 +130,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    config = LLMConfig(
-        model_loading_config=model["model_loading_config"],
-        llm_engine="vLLM",
-        engine_kwargs={} if own else model["engine_kwargs"],
-        placement_group_config={"bundles": [{"CPU": 1}]},
-        accelerator_config={"kind": "cpu"},
-        deployment_config={"num_replicas": 1, "max_ongoing_requests": 1000},
-    )
-    serve.run(build_openai_app({"llm_configs": [config]}))
+    serve.run(application(model))
     told = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: told.set())
     print(f"Listening on http://127.0.0.1:{port}", flush=True)
