@@ -99,6 +99,11 @@ class LLMEngine:
         """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is harmless."""
         raise NotImplementedError
 
+    async def restart(self) -> None:
+        """Start again after it died."""
+        await self.stop()
+        await self.start()
+
     async def check_health(self) -> None:
         """Return if the engine answers, else raise `EngineDeadError`."""
         raise NotImplementedError

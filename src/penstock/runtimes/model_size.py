@@ -86,8 +86,8 @@ def kv_cache_bytes(config: LLMConfig) -> int | None:
         return 0
     given = config.engine_kwargs.get("kv_cache_memory_bytes")
     if isinstance(given, int):
-        return given * parallelism(config).workers
-    return DEFAULT_KV_CACHE_BYTES * parallelism(config).data if config.engine_name == "openvino" else None
+        return given * parallelism(config.engine_kwargs).workers
+    return DEFAULT_KV_CACHE_BYTES * parallelism(config.engine_kwargs).data if config.engine_name == "openvino" else None
 
 
 def memory_estimate(config: LLMConfig) -> int:
@@ -98,7 +98,7 @@ def memory_estimate(config: LLMConfig) -> int:
     if given:
         return int(given)
     cache = kv_cache_bytes(config)
-    weights = (model_size(config).weights or 0) * parallelism(config).data
+    weights = (model_size(config).weights or 0) * parallelism(config.engine_kwargs).data
     return weights + (DEFAULT_KV_CACHE_BYTES if cache is None else cache)
 
 

@@ -7,13 +7,13 @@ so that they land on one machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import LLMConfig, PlacementGroupConfig
 
 Bundle = dict[str, float]
 
@@ -22,7 +22,6 @@ ACCELERATOR_SHARE = 0.001
 """How much of a machine's `accelerator_type:NAME` marker each worker asks for: enough to land there, little enough to
 share it.
 """
-
 
 AUTO_MOST = 100
 """Replicas that Ray Serve may make where `num_replicas` is "auto"."""
@@ -41,31 +40,34 @@ class Parallelism(msgspec.Struct, frozen=True):
         return self.tensor * self.pipeline * self.data
 
 
-def parallelism(config: LLMConfig) -> Parallelism:
+def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
     """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for what is no number."""
     return Parallelism(
-        _parallel(config, "tensor_parallel_size", "tp_size"),
-        _parallel(config, "pipeline_parallel_size", "pp_size"),
-        _parallel(config, "data_parallel_size_local", "data_parallel_size", "dp_size"),
+        _parallel(engine_kwargs, "tensor_parallel_size", "tp_size"),
+        _parallel(engine_kwargs, "pipeline_parallel_size", "pp_size"),
+        _parallel(engine_kwargs, "data_parallel_size_local", "data_parallel_size", "dp_size"),
     )
 
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
     """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
-    placement = config.placement_group_config
-    if placement is not None and placement.bundles is not None:
-        if not placement.bundles:
-            raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
-        return [dict(bundle) for bundle in placement.bundles]
-    if placement is not None and placement.bundle_per_worker is not None:
-        worker = dict(placement.bundle_per_worker)
-    else:
-        kind = config.accelerator_config.kind if config.accelerator_config is not None else None
-        device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
-        worker = {device: 1.0}
-        if config.accelerator_type is not None:
-            worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
-    return [dict(worker) for _ in range(parallelism(config).workers)]
+    if config.placement_group_config is not None:
+        return configured_bundles(config.placement_group_config, config.engine_kwargs)
+    kind = config.accelerator_config.kind if config.accelerator_config is not None else None
+    device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
+    worker = {device: 1.0}
+    if config.accelerator_type is not None:
+        worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
+    return [dict(worker) for _ in range(parallelism(config.engine_kwargs).workers)]
+
+
+def configured_bundles(placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]) -> list[Bundle]:
+    """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if there is none."""
+    if placement.bundles is None:
+        return [dict(placement.bundle_per_worker or {}) for _ in range(parallelism(engine_kwargs).workers)]
+    if not placement.bundles:
+        raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
+    return [dict(bundle) for bundle in placement.bundles]
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:
@@ -138,9 +140,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     return options
 
 
-def _parallel(config: LLMConfig, *names: str) -> int:
+def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:
     for name in names:
-        value = config.engine_kwargs.get(name)
+        value = engine_kwargs.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -49,7 +49,7 @@ class DPServer(LLMServer):
 
 def group_size(config: LLMConfig) -> int:
     """Ranks of a group. Raises `ConfigError` where there would be none to choose from."""
-    size = parallelism(config).data
+    size = parallelism(config.engine_kwargs).data
     if size < 2:
         raise ConfigError(
             "must be at least 2: a group has several ranks",

@@ -111,7 +111,7 @@ def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) 
 def _model(config: LLMConfig, runtime: Runtime) -> ModelPlan:
     server = server_class(config)
     engine, warnings = _engine(config)
-    size, sizes = model_size(config), parallelism(config)
+    size, sizes = model_size(config), parallelism(config.engine_kwargs)
     fewest, most = replica_counts(config)
     if runtime == "local":
         fewest, most = min(fewest, 1), 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -27,17 +27,33 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
 
     `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class (`ingress_cls`,
     `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy the ingress apart: there `listen`
-    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys, limits and so on).
+    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys, limits and so on). With
+    `front` "replica" the only replica of the only model opens that port itself, which spares its requests the ingress:
+    while it is being replaced, nobody listens there.
     """
 
     llm_configs: list[LLMConfig]
     ingress_cls_config: dict[str, Any] = field(default_factory=dict)
     ingress_deployment_config: dict[str, Any] = field(default_factory=dict)
     listen: str | None = None
+    front: Literal["ingress", "replica"] = "ingress"
     http: HttpSettings = HttpSettings()
 
     def __post_init__(self) -> None:
         _ = self.listen_address  # checked now rather than on first use
+        if self.front == "replica" and (why := self._why_no_front()):
+            raise ConfigError(f"the replica cannot be the front: {why}", field="front", value=self.front)
+
+    def _why_no_front(self) -> str:
+        config, *others = self.llm_configs
+        fixed, scaling = config.deployment_config.num_replicas, config.autoscaling
+        if others:
+            return "there are several models"
+        if (fixed, fixed) != (1, 1) and (fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)):
+            return "there may be more replicas or fewer than one"
+        if self.ingress_cls_config:
+            return "an ingress class is configured"
+        return "the control routes are the ingress's" if self.http.dev else ""
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
