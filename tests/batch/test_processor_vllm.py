@@ -8,7 +8,7 @@ import pytest_asyncio
 from penstock.batch import build_processor, vLLMEngineProcessorConfig
 from penstock.demo import ADAPTERS, FIELDS, SCHEMA, adapter_path, expected, model_path, tickets_path
 from penstock.runtimes.engines import engines
-from tiny_classifier import write_classifier
+from torch_models import classifier
 
 pytestmark = [
     pytest.mark.vllm,
@@ -126,7 +126,7 @@ async def test_embeddings_and_scores():
 
 
 async def test_classes(tmp_path):
-    write_classifier(tmp_path)
+    classifier(tmp_path, ["calm", "angry", "glad"])
     config = vLLMEngineProcessorConfig(model_source=str(tmp_path), engine_kwargs=POOLING, task_type="classify")
     found = await all_of(build_processor(config)([{"prompt": text} for text in TEXTS]))
     for row in found:

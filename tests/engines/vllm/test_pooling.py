@@ -9,7 +9,7 @@ from penstock.engines.vllm import VLLMEngine
 from penstock.errors import UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import ClassifyRequest, EmbeddingRequest, RerankRequest
-from tiny_classifier import write_classifier
+from torch_models import classifier
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -39,7 +39,7 @@ async def test_embeddings_and_scores():
 
 
 async def test_classes(tmp_path):
-    write_classifier(tmp_path)
+    classifier(tmp_path, ["calm", "angry", "glad"])
     engine = VLLMEngine(str(tmp_path), engine_kwargs=OPTIONS)
     await engine.start()
     try:

@@ -84,7 +84,7 @@ class EngineRequests:
         capabilities = keeper.engine.capabilities
         self._check_task(capabilities.tasks, keeper.engine.name)
         self._attempts = Attempts(keeper, most=self._max_attempts)
-        self.most_in_flight = self._most or rolling(capabilities.max_concurrency)
+        self.most_in_flight = self._most or rolling(capabilities)
 
     async def stop(self) -> None:
         """Let go of the engine."""
