@@ -8,7 +8,7 @@ import pytest_asyncio
 from penstock.batch import build_processor, vLLMEngineProcessorConfig
 from penstock.demo import ADAPTERS, FIELDS, SCHEMA, adapter_path, expected, model_path, tickets_path
 from penstock.runtimes.engines import engines
-from torch_models import classifier
+from torch_models import classifier, picture, recording, speech_model, vision_model
 
 pytestmark = [
     pytest.mark.vllm,
@@ -16,7 +16,8 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-POOLING = {"runner": "pooling", "dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
+PLAIN = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32}
+POOLING = {**PLAIN, "runner": "pooling"}
 TEXTS = ["My Solara 77 arrived broken.", "Where is my invoice?", "My Solara 77 arrived broken."]
 
 
@@ -133,3 +134,35 @@ async def test_classes(tmp_path):
         assert sum(row["probabilities"]) == pytest.approx(1.0, abs=1e-4)
         assert row["label"] == ["calm", "angry", "glad"][row["probabilities"].index(max(row["probabilities"]))]
     assert found[0]["label"] == found[2]["label"]
+
+
+async def test_images_and_one_that_is_damaged(tmp_path):
+    vision_model(tmp_path)
+    (tmp_path / "red.png").write_bytes(picture((255, 0, 0)))
+    config = vLLMEngineProcessorConfig(
+        model_source=str(tmp_path), engine_kwargs=PLAIN, prepare_multimodal_stage=True, should_continue_on_error=True
+    )
+
+    def show(row):
+        parts = [{"type": "image", "image": row["image"]}, {"type": "text", "text": "What is it?"}]
+        params = {"temperature": 0.0, "max_tokens": 8, "logprobs": 0, "ignore_eos": True}
+        return {"messages": [{"role": "user", "content": parts}], "sampling_params": params}
+
+    sources = [str(tmp_path / "red.png"), picture((255, 0, 0)), picture((0, 0, 255)), picture((9, 9, 9))[:60]]
+    found = await all_of(build_processor(config, show)([{"image": image} for image in sources]))
+    first, same, other, damaged = found
+    assert first["num_input_tokens"] > 16  # which an image takes
+    assert first["logprobs"] == same["logprobs"] != other["logprobs"]
+    assert (damaged["status"], damaged["error"]["stage"]) == ("error", "PrepareMultimodalStage")
+
+
+async def test_speech(tmp_path):
+    model, _ = speech_model(tmp_path)
+    model.save_pretrained(tmp_path)
+    config = vLLMEngineProcessorConfig(
+        model_source=str(tmp_path), engine_kwargs=PLAIN, task_type="transcribe", should_continue_on_error=True
+    )
+    rows = [{"audio": recording(), "language": "en"}, {"audio": b"no sound at all", "language": "en"}]
+    heard, noise = await all_of(build_processor(config)(rows))
+    assert heard["transcription"] == heard["generated_text"] != ""
+    assert noise["error"]["stage"] == "vLLMEngineStage"
