@@ -1,4 +1,4 @@
-"""Keeps Python's garbage collector from searching what is no garbage over and over: a job's rows, a server's requests."""
+"""Keeps Python from searching for garbage where there is none, over and over: a job's rows, a server's requests."""
 
 from __future__ import annotations
 
