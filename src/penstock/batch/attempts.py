@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
+from penstock.backoff import backoff
 from penstock.batch.counts import Counts
 from penstock.batch.keeper import EngineKeeper
 from penstock.batch.policy import ErrorPolicy
@@ -43,7 +43,6 @@ class Attempts:
         self._keeper = keeper
         self._most = most
         self._pause = pause
-        self._random = random.Random(0)
 
     async def answer(self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries) -> T:
         """What `ask` returns, `adapter` having been made ready for it.
@@ -86,7 +85,7 @@ class Attempts:
         return answer
 
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
-        pause: float = min(self._pause * 2.0 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + self._random.random())
+        pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
         return max(pause, failure.retry_after or 0.0)
 
 
