@@ -31,7 +31,7 @@ class Tries:
 class Attempts:
     """Asks an engine, each request up to `most` times.
 
-    `pause` is that before the second attempt, in seconds; it doubles, with jitter, up to 5 s. While `is_ending` says so,
+    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. While `is_ending` says so,
     nothing is tried again. `policy` says which failures may pass beyond those that say so themselves.
     """
 
