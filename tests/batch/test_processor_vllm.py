@@ -1,6 +1,7 @@
 """Processors on real vLLM: what users of `ray.data.llm` ask of it, with the demo model."""
 
 import json
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -114,7 +115,11 @@ async def test_the_second_processor_finds_the_first_conversation_cached():
 
 async def test_embeddings_and_scores():
     source = str(model_path("huggingface"))
-    shared = {"model_source": source, "engine": "vectors", "engine_kwargs": {**POOLING, "convert": "embed"}}
+    shared: dict[str, Any] = {
+        "model_source": source,
+        "engine": "vectors",
+        "engine_kwargs": {**POOLING, "convert": "embed"},
+    }
     embed = build_processor(vLLMEngineProcessorConfig(task_type="embed", **shared))
     first, second, third = await all_of(embed([{"prompt": text} for text in TEXTS]))
     assert first["embeddings"] == pytest.approx(third["embeddings"], abs=1e-4)
