@@ -131,11 +131,12 @@ class Client(asyncio.Protocol):
         self._ask()
 
     def data_received(self, data: bytes) -> None:
-        """Count events; the stream's end is the end of the chunked body."""
+        """Count events, of which the second has the first token; the stream's end is the end of the chunked body."""
         seen = self._tail + data
-        if not self._events:
-            self._first = time.perf_counter()
+        before = self._events
         self._events += seen.count(b"data: ") - self._tail.count(b"data: ")
+        if before < 2 <= self._events:
+            self._first = time.perf_counter()
         if not seen.endswith(b"0\r\n\r\n"):
             self._tail = seen[-5:]  # shorter than what is counted
             return

@@ -60,6 +60,7 @@ class VLLMEngine(TokenEngine):
     """
 
     name: ClassVar[str] = "vllm"
+    makes_ranks: ClassVar[bool] = True
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
