@@ -1,7 +1,7 @@
 """A real `penstock serve` process: the demo model with its adapters, and a tiny model for each of the other tasks.
 
-With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the other tasks
-are left out: the clients need not be where vLLM is (`scripts/test_vllm_clients.sh`).
+With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the other
+tasks are left out: the clients need not be where vLLM is (`scripts/test_vllm_clients.sh`).
 """
 
 import json
