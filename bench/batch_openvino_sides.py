@@ -6,23 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import sys
 import time
-from pathlib import Path
+
+from batch_rows import texts, timed_job
 
 MAX_NUM_SEQS = 128
 MAX_NUM_BATCHED_TOKENS = 512
-WORDS = (
-    *("the", "order", "arrived", "late", "and", "my", "invoice", "shows", "twice", "amount", "please", "check"),
-    *("account", "locked", "since", "monday", "device", "restarts", "every", "hour", "thanks", "broken", "refund"),
-)
-
-
-def texts(rows: int) -> list[str]:
-    """Different short tickets, the same for both sides."""
-    draw = random.Random(7)
-    return [f"{number} " + " ".join(draw.choices(WORDS, k=draw.randint(8, 24))) for number in range(rows)]
 
 
 def bare(model: str, rows: int, tokens: int) -> tuple[int, float]:
@@ -69,28 +59,15 @@ def bare(model: str, rows: int, tokens: int) -> tuple[int, float]:
 
 def penstock(model: str, rows: int, tokens: int) -> tuple[int, float]:
     """A whole job: rows in, JSONL file with a journal out."""
-    from penstock import arun
     from penstock.engines.openvino import OpenVINOEngine
 
     async def job() -> tuple[int, float]:
         options = {"max_num_seqs": MAX_NUM_SEQS, "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS}
         engine = OpenVINOEngine(model, engine_kwargs=options)
         await engine.start()
-        data = [{"text": text} for text in texts(rows)]
-        start = time.perf_counter()
-        result = await arun(
-            data,
-            Path(f"out-{time.time_ns()}.jsonl"),
-            engine=engine,
-            prompt="{text}",
-            max_tokens=tokens,
-            temperature=0.0,
-            ignore_eos=True,
-            progress=False,
-        )
-        seconds = time.perf_counter() - start
+        result = await timed_job(engine, rows, tokens)
         await engine.stop()
-        return result.counts.completion_tokens, seconds
+        return result
 
     return asyncio.run(job())
 

@@ -8,10 +8,9 @@ import asyncio
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from batch_openvino_sides import texts
+from batch_rows import texts, timed_job
 from penstock.demo import model_path
 
 MODEL = str(model_path("huggingface"))
@@ -41,7 +40,6 @@ def generate(rows: int, tokens: int) -> tuple[int, float]:
 
 def penstock(rows: int, tokens: int) -> tuple[int, float]:
     """A whole job: rows in, JSONL file with a journal out."""
-    from penstock import arun
     from penstock.engines.vllm import VLLMEngine
     from penstock.testing import answer, chat_request
 
@@ -50,21 +48,9 @@ def penstock(rows: int, tokens: int) -> tuple[int, float]:
         await engine.start()
         await asyncio.gather(*(answer(engine, chat_request(text)) for text in texts(8)))
         await engine.reset_prefix_cache()
-        data = [{"text": text} for text in texts(rows)]
-        start = time.perf_counter()
-        result = await arun(
-            data,
-            Path(f"out-{time.time_ns()}.jsonl"),
-            engine=engine,
-            prompt="{text}",
-            max_tokens=tokens,
-            temperature=0.0,
-            ignore_eos=True,
-            progress=False,
-        )
-        seconds = time.perf_counter() - start
+        result = await timed_job(engine, rows, tokens)
         await engine.stop()
-        return result.counts.completion_tokens, seconds
+        return result
 
     return asyncio.run(job())
 

@@ -27,6 +27,7 @@ PenstockError
 │   ├── EngineDeadError      its process ended
 │   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
 │   ├── EngineTimeoutError   it did not answer in time
+│   ├── AnswerFormError      its answer is not in the form that was asked for
 │   ├── OverloadedError      its queue is full
 │   │   └── TooManyRequestsError  the server answers as many requests as it may
 │   ├── UnavailableError     it takes no requests now: asleep, or draining
@@ -250,6 +251,12 @@ class EngineTimeoutError(EngineError):
     status = 504
     retryable = True
     kind = "engine_timeout"
+
+
+class AnswerFormError(EngineError):
+    """The answer is not the JSON that was asked for, however often it was asked for."""
+
+    kind = "invalid_json"
 
 
 class OverloadedError(EngineError):

@@ -9,7 +9,7 @@ import pytest
 
 from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
 from penstock.batch.stream import AHEAD_ROWS
-from penstock.errors import ConfigError, EngineTimeoutError, JobError, RequestError
+from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError
 
 
 class Add:
@@ -142,6 +142,45 @@ async def test_a_failing_row_spoils_no_other():
     assert (found[60]["error"]["type"], found[60]["error"]["stage"]) == ("user_code_error", "AddStage")
     with pytest.raises(JobError, match="row 40 failed at stage AddStage: that is no number"):
         await all_of(adding(1, 1)(rows))
+
+
+async def test_rows_that_fail_first_have_the_columns_of_those_that_come_after():
+    made = adding(
+        1,
+        config=ProcessorConfig(should_continue_on_error=True),
+        preprocess=lambda row: {"x": 1 // row["id"]},
+        postprocess=lambda row: {"id": row["id"], "sum": row["x"]},
+    )
+    found = await all_of(made(numbers(3)))
+    assert found[0].keys() == found[1].keys() == {"id", "x", "sum", "status", "error"}
+    assert (found[0]["x"], found[0]["sum"], found[1]["x"], found[1]["sum"]) == (0, None, None, 2)
+    (alone,) = await all_of(made(numbers(1)))
+    assert alone.keys() == {"id", "x", "status", "error"}
+
+
+async def test_a_row_that_fails_first_does_not_wait_for_what_depends_on_it():
+    seen = asyncio.Event()
+
+    async def rows():
+        yield {"id": 0, "x": "poison"}
+        await seen.wait()
+        yield {"id": 1, "x": 1}
+
+    found = []
+    async for row in adding(1, config=ProcessorConfig(should_continue_on_error=True))(rows()):
+        found.append(row["status"])
+        seen.set()
+    assert found == ["error", "ok"]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+async def test_a_source_that_wants_to_end_the_program_ends_the_run(after):
+    def rows():
+        yield from numbers(after)
+        raise SystemExit(3)
+
+    with pytest.raises((InputError, RuntimeError), match="SystemExit: 3"):
+        await all_of(adding(1)(rows()))
 
 
 class Counting:

@@ -121,7 +121,7 @@ async def test_a_session_of_ones_own_chooses_for_itself(environment):
 
         async def close(self): ...
 
-    client = HttpClient(Headers({}), session_factory=Session)
+    client = HttpClient(Headers({}), session_factory=Session)  # type: ignore[arg-type]
     await client.open()
     with pytest.raises(UpstreamError):
         await client.send(endpoint("POST", "http://a.example"), Limiter(Limits(concurrency=1)), data=b"{}")

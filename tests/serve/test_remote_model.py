@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from penstock.engines.base import Capabilities
 from penstock.errors import (
     EngineDeadError,
     EngineTimeoutError,
@@ -27,7 +28,16 @@ from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routing.base import RouteRequest
 from penstock.serve.routing.round_robin import RoundRobin
 from penstock.serve.settings import HttpSettings, Limits
-from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, RerankRequest, Sampling
+from penstock.types import (
+    ChatRequest,
+    Classification,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    Sampling,
+)
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
 KEY = "secret"
@@ -433,6 +443,20 @@ class TestCalls:
         assert len((await one.model.embeddings(EmbeddingRequest(["a", "b"]))).vectors) == 2
         query = RerankRequest("a", ["b", "c"])
         assert await one.model.score(query) == await one.model.rerank(query)
+
+    async def test_classes(self, cluster: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        one = await cluster()
+        with pytest.raises(UnsupportedError, match="simulated"):
+            await one.model.classify(ClassifyRequest(["a"]))
+        answer = Classifications([Classification("glad", [0.25, 0.75])])
+
+        async def classify(request: ClassifyRequest) -> Classifications:
+            return answer
+
+        engine = one.servers["r0"].server.engine
+        monkeypatch.setattr(engine, "classify", classify)
+        monkeypatch.setattr(engine, "capabilities", Capabilities(frozenset({"classify"}), 100, 4))
+        assert await one.model.classify(ClassifyRequest(["a"])) == answer
 
     async def test_errors_keep_their_kind(self, cluster: Make) -> None:
         one = await cluster()

@@ -13,6 +13,7 @@ from penstock.batch.keeper import EngineKeeper
 from penstock.batch.policy import ErrorPolicy
 from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
+from penstock.engines.base import Capabilities
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError
 
 LONGEST_PAUSE = 5.0
@@ -117,8 +118,7 @@ class EngineAsker:
         most: int = 3,
         policy: ErrorPolicy | None = None,
     ) -> None:
-        concurrency = keeper.engine.capabilities.max_concurrency
-        self.most_in_flight = rolling(concurrency)
+        self.most_in_flight = rolling(keeper.engine.capabilities)
         self._attempts = Attempts(keeper, most=most, policy=policy)
         self._engine = keeper.engine
         self._form = form
@@ -150,6 +150,7 @@ class EngineAsker:
         return outcome
 
 
-def rolling(concurrency: int) -> int:
-    """How many requests keep an engine full that works on so many at once."""
-    return max(concurrency + 2, concurrency + concurrency // 4)
+def rolling(capabilities: Capabilities) -> int:
+    """How many requests keep an engine full."""
+    concurrency = capabilities.max_concurrency
+    return capabilities.batch_in_flight or max(concurrency + 2, concurrency + concurrency // 4)

@@ -38,12 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
-_ROW_OPTIONS = frozenset(
-    {
-        *("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"),
-        *("on_length", "on_invalid_json"),
-    }
-)
+_REPAIRS = frozenset({"on_length", "on_invalid_json"})
+_ROW_OPTIONS = _REPAIRS | {"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"}
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs"})
 _SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 
@@ -226,6 +222,7 @@ class Job:
         constant: str | None = None
         policy = ErrorPolicy(self.on_error)
         if self.processor is not None:
+            self._check_unset(_REPAIRS, "is said in the configuration of the processor, in a field of this name")
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
             going_on = self.processor.config.should_continue_on_error
             if self.on_error == "keep" and not going_on:
@@ -309,19 +306,12 @@ class Job:
         return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
 
     def _repair(self) -> Repair:
-        wanted = [part.strip() for part in self.on_length.split(",")]
-        for part in wanted:
-            if part not in ("keep", "raise", "truncate"):
-                raise ConfigError(f"must be keep, raise or truncate, not {part!r}", field="on_length", value=part)
+        repair = Repair.of(self.on_length, self.on_invalid_json, self.max_attempts)
         if self.on_invalid_json == "retry" and self.schema is None:
             raise ConfigError("has no meaning without a schema", field="on_invalid_json")
-        if "raise" in wanted and self.max_tokens is None:
+        if repair.raise_limit and self.max_tokens is None:
             raise ConfigError("there is no max_tokens to raise", field="on_length")
-        return Repair(
-            raise_limit="raise" in wanted,
-            truncate="truncate" in wanted,
-            json_attempts=self.max_attempts if self.on_invalid_json == "retry" else 1,
-        )
+        return repair
 
     def _sampling(self, schema: structured.Schema | None) -> Sampling:
         return Sampling(

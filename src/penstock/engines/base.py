@@ -41,7 +41,8 @@ class Capabilities(Struct, frozen=True):
     """What a started engine can do.
 
     `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works on at once: an
-    admission loop keeps a little more than that in flight. `context_length` is in tokens, 0 where it is not known.
+    admission loop keeps a little more than that in flight, a batch `batch_in_flight` where that is given.
+    `context_length` is in tokens, 0 where it is not known.
     `structured` lists the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
     `Sampling.logprobs`; -1 means none at all. `token_ids`: deltas carry the ids of their tokens.
     """
@@ -54,6 +55,7 @@ class Capabilities(Struct, frozen=True):
     adapters: bool = False
     prefix_caching: bool = False
     token_ids: bool = True
+    batch_in_flight: int = 0
 
 
 class LLMEngine:

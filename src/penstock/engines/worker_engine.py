@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any, ClassVar
@@ -33,15 +34,25 @@ class WorkerEngine(TokenEngine):
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self._process: EngineProcess | None = None
+        self._changing = asyncio.Lock()
         self._ids = count(1)
         self._mailboxes: dict[int, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._why_dead = f"the {self.name} engine is not running"
 
     # Life
-    async def _start_worker(self, load: msgspec.Struct) -> None:
-        """Start the process and have it load; `load` is its first message. Raises `EngineStartError`."""
-        process = EngineProcess(self.worker, self._on_message, self._on_death)
+    @abstractmethod
+    async def _load_message(self) -> msgspec.Struct:
+        """The worker's first message, which says what to load. Raises `EngineStartError` for what cannot be."""
+
+    async def start(self) -> None:
+        async with self._changing:  # who comes second finds it running, and not on its way
+            if self._process is None:
+                await self._start()
+
+    async def _start(self) -> None:
+        load = await self._load_message()
+        process = EngineProcess(self.worker, self._on_message, lambda why: self._on_death(process, why))
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._calls[0] = ready
         await process.start()
@@ -62,6 +73,7 @@ class WorkerEngine(TokenEngine):
     async def stop(self) -> None:
         process, self._process = self._process, None
         if process is not None:
+            self._fail_all()
             await process.stop()
 
     async def check_health(self) -> None:
@@ -162,10 +174,13 @@ class WorkerEngine(TokenEngine):
         else:
             future.set_result(value)
 
-    def _on_death(self, why: str) -> None:
-        if self._process is not None:  # not by `stop`
+    def _on_death(self, process: EngineProcess, why: str) -> None:
+        if self._process is process:  # else it was stopped, and another may run already
             self._why_dead = why
             self._process = None
+            self._fail_all()
+
+    def _fail_all(self) -> None:
         for mailbox in self._mailboxes.values():
             mailbox.fail(EngineDeadError(self._why_dead))
         for number in list(self._calls):

@@ -1,4 +1,4 @@
-"""Bodies for what OpenAI's API lacks: scoring, reranking and tokens, in the forms that vLLM and Jina made common."""
+"""Bodies for what the API of OpenAI lacks: scores, ranks, classes and tokens, in the forms of vLLM and Jina."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from penstock.errors import RequestError
 from penstock.openai.requests import Count, TokenId
-from penstock.types import RerankRequest, Scores, Usage
+from penstock.types import Classifications, ClassifyRequest, RerankRequest, Scores, Usage
 
 
 class ScoreBody(Struct, kw_only=True):
@@ -64,6 +64,21 @@ class RerankBody(Struct, kw_only=True):
         return RerankRequest(self.query, self.texts, request_id)
 
 
+class ClassifyBody(Struct, kw_only=True):
+    """Body of `POST /classify`."""
+
+    model: str = ""
+    input: str | list[str]
+    user: str | None = None
+
+    def request(self, *, request_id: str = "") -> ClassifyRequest:
+        """The neutral request."""
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        if not inputs or any(not text for text in inputs):
+            raise RequestError("input must not be empty", param="input")
+        return ClassifyRequest(inputs, request_id)
+
+
 class TokenizeBody(Struct, kw_only=True):
     """Body of `POST /tokenize`."""
 
@@ -100,6 +115,21 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
     return {"id": id, "model": model, "results": results, "usage": _usage([scores.usage])}
+
+
+def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:
+    """Body of a classification answer."""
+    return {
+        "id": id,
+        "object": "list",
+        "created": created,
+        "model": model,
+        "data": [
+            {"index": index, "label": one.label, "probs": one.probabilities, "num_classes": len(one.probabilities)}
+            for index, one in enumerate(classes.items)
+        ],
+        "usage": _usage([classes.usage]),
+    }
 
 
 def _usage(usages: Sequence[Usage]) -> dict[str, int]:

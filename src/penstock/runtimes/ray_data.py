@@ -16,6 +16,7 @@ from penstock.runtimes.ray_replicas import RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
 
 PARTS = "penstock.batch.carried"
+BLOCK = "penstock.batch.row_tables:block"
 DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
 MODEL = "penstock.serve.remote_model:RemoteModel"
 COLUMN = "__penstock"
@@ -70,12 +71,11 @@ def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
 
 def _end(batch: pa.Table, ending: Any) -> Any:
     rows = ending(batch.column(COLUMN).to_pylist())
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [row.get(name) for row in rows] for name in names}
     try:
-        return pa.table(columns)
+        return import_object(BLOCK, "the Ray Data runtime")(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return columns  # Ray has a way of its own with what Arrow cannot hold
+        # Ray has a way of its own with what Arrow cannot hold.
+        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def _carried(rows: list[bytes]) -> pa.Table:

@@ -13,6 +13,8 @@ import msgspec
 from penstock.errors import PenstockError, by_kind
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -30,6 +32,7 @@ RETURNING: dict[str, tuple[type, Any]] = {
     "embeddings": (EmbeddingRequest, Embeddings),
     "score": (RerankRequest, Scores),
     "rerank": (RerankRequest, Scores),
+    "classify": (ClassifyRequest, Classifications),
     "transcriptions": (TranscriptionRequest, Transcription),
     "tokenize": (str, list[int]),
     "detokenize": (list[int], str),

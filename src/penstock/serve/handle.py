@@ -14,6 +14,8 @@ from msgspec import Struct, field
 from penstock.engines.deltas import Deltas
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     EmbeddingRequest,
     Embeddings,
@@ -116,6 +118,9 @@ class ModelHandle(Protocol):
 
     async def rerank(self, request: RerankRequest) -> Scores:
         """Score documents against a query; unsorted, as in `score`."""
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        """Sort texts into the model's classes."""
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         """Write down speech."""

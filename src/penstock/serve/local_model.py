@@ -22,6 +22,8 @@ from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.server import LLMServer
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     EmbeddingRequest,
     Embeddings,
@@ -134,6 +136,9 @@ class LocalModel:
 
     async def rerank(self, request: RerankRequest) -> Scores:
         return await self.server.rerank(request)
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        return await self.server.classify(request)
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         return await self.server.transcriptions(request)

@@ -25,6 +25,8 @@ from penstock.serve.routing.configured import configured_policy
 from penstock.serve.wire import Address
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -117,6 +119,9 @@ class RemoteModel:
 
     async def rerank(self, request: RerankRequest) -> Scores:
         return await self._call("rerank", request)  # type: ignore[no-any-return]
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        return await self._call("classify", request)  # type: ignore[no-any-return]
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         return await self._call("transcriptions", request)  # type: ignore[no-any-return]

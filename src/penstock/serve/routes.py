@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from penstock.openai.extensions import DetokenizeBody, RerankBody, ScoreBody, TokenizeBody
+from penstock.openai.extensions import ClassifyBody, DetokenizeBody, RerankBody, ScoreBody, TokenizeBody
 from penstock.openai.message_requests import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.response_requests import ResponseBody
@@ -53,6 +53,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/v1/embeddings", embeddings.embeddings, EmbeddingBody, runs=True),
     Endpoint("POST", "/v1/score", scoring.score, ScoreBody, runs=True),
     Endpoint("POST", "/v1/rerank", scoring.rerank, RerankBody, runs=True),
+    Endpoint("POST", "/classify", scoring.classify, ClassifyBody, runs=True),
     Endpoint("POST", "/v1/audio/transcriptions", transcriptions.transcriptions, runs=True),
     Endpoint("POST", "/tokenize", tokens.tokenize, TokenizeBody, runs=True),
     Endpoint("POST", "/detokenize", tokens.detokenize, DetokenizeBody, runs=True),

@@ -30,6 +30,8 @@ from penstock.serve.lifecycle import Lifecycle
 from penstock.serve.streams import DeltaStream
 from penstock.types import (
     ChatRequest,
+    Classifications,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -185,6 +187,10 @@ class LLMServer(ControlPlane):
     async def rerank(self, request: RerankRequest) -> Scores:
         """Score documents against a query; unsorted, as in `score`."""
         return await self._call("rerank", lambda: self.engine.rerank(request))
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        """Sort texts into the model's classes."""
+        return await self._call("classify", lambda: self.engine.classify(request))
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         """Write down speech."""

@@ -13,10 +13,10 @@ from penstock.engines.openvino import OpenVINOEngine, convert as module
 from penstock.errors import EngineStartError
 from penstock.testing import chat_request, deltas_of
 from penstock.types import EmbeddingRequest, RerankRequest, Sampling, TranscriptionRequest, Usage
+from torch_models import SPEECH_COMMANDS, TEXT, byte_tokenizer, recording, save_tokenizer, speech_model
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]
 
-TEXT = "the quick brown fox jumps over a lazy dog while rain falls on green hills and rivers run to the sea"
 ENGINE_OPTIONS = {"inference_precision": "f32", "num_threads": 2, "kv_cache_memory_bytes": 64 << 20}
 
 
@@ -24,14 +24,6 @@ def save(model, path):
     """With weights that fp16 holds exactly, so that the converted model computes the same."""
     model.half().float().eval().save_pretrained(path)
     return model
-
-
-def save_tokenizer(tokenizer, path, special, **settings):
-    import transformers
-
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **settings)
-    wrapped.save_pretrained(path)
-    return wrapped
 
 
 def word_tokenizer(path):
@@ -45,19 +37,6 @@ def word_tokenizer(path):
     )
     # No token_type_ids in its model_input_names: conversion has to add them.
     return save_tokenizer(tokenizer, path, special, model_max_length=64)
-
-
-def byte_tokenizer(path, special, added=(), **settings):
-    tokenizers = import_module("tokenizers")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        [TEXT], tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    )
-    tokenizer.add_special_tokens([*special.values(), *added])
-    return save_tokenizer(tokenizer, path, special, **settings)
 
 
 def bert(kind, tokenizer, **settings):
@@ -173,61 +152,20 @@ async def test_speech_model(engine, tmp_path, cache):
     import torch
     import transformers
 
-    torch.manual_seed(0)
     path = tmp_path / "whisper"
-    end = "<|endoftext|>"
-    commands = [f"<|{name}|>" for name in ("startoftranscript", "en", "de", "translate", "transcribe", "startoflm")]
-    commands += [f"<|{name}|>" for name in ("startofprev", "nospeech", "notimestamps")]
-    commands += [f"<|{at * 0.02:.2f}|>" for at in range(1501)]
-    special = {"eos_token": end, "bos_token": end, "pad_token": end, "unk_token": end}
-    tokenizer = byte_tokenizer(path, special, commands)
-    ids = dict(zip(commands, tokenizer.convert_tokens_to_ids(commands), strict=True))
-    features = transformers.WhisperFeatureExtractor(feature_size=80)
-    features.save_pretrained(path)
-    common = {
-        "decoder_start_token_id": ids["<|startoftranscript|>"],
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.eos_token_id,
-        "bos_token_id": tokenizer.eos_token_id,
-    }
-    config = transformers.WhisperConfig(
-        vocab_size=len(tokenizer),
-        d_model=32,
-        encoder_layers=2,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        init_std=0.5,
-        **common,
-    )
-    model = transformers.WhisperForConditionalGeneration(config)
-    model.generation_config = transformers.GenerationConfig(
-        is_multilingual=True,
-        lang_to_id={name: ids[name] for name in ("<|en|>", "<|de|>")},
-        task_to_id={name: ids[f"<|{name}|>"] for name in ("translate", "transcribe")},
-        no_timestamps_token_id=ids["<|notimestamps|>"],
-        prev_sot_token_id=ids["<|startofprev|>"],
-        max_initial_timestamp_index=50,
-        max_length=448,
-        return_timestamps=False,
-        begin_suppress_tokens=[],
-        suppress_tokens=[tokenizer.eos_token_id, *ids.values()],  # so that it says words
-        **common,
-    )
+    model, tokenizer = speech_model(path)
     save(model, path)
     started = await engine(path)
     assert started.capabilities.tasks == {"transcriptions", "tokenize", "detokenize"}
-    samples = (8192 * np.sin(np.arange(24_000) / 10)).astype("<i2")
-    file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setparams((1, 2, 16_000, 0, "NONE", ""))
-        out.writeframes(samples.tobytes())
-    got = await started.transcriptions(TranscriptionRequest(file.getvalue(), language="en", max_tokens=12))
+    audio = recording()
+    with wave.open(io.BytesIO(audio)) as read:
+        samples = np.frombuffer(read.readframes(read.getnframes()), "<i2")
+    got = await started.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=12))
+    features = transformers.WhisperFeatureExtractor.from_pretrained(path)
     inputs = features(samples / 32768, sampling_rate=16_000, return_tensors="pt").input_features
-    start = [ids[name] for name in commands if name.strip("<|>") in ("startoftranscript", "en", "transcribe")]
-    tokens = torch.tensor([[*start, ids["<|notimestamps|>"]]])
+    ids = dict(zip(SPEECH_COMMANDS, tokenizer.convert_tokens_to_ids(SPEECH_COMMANDS), strict=True))
+    start = ("startoftranscript", "en", "transcribe", "notimestamps")
+    tokens = torch.tensor([[ids[f"<|{name}|>"] for name in start]])
     with torch.no_grad():
         for _ in range(12):
             logits = model(input_features=inputs, decoder_input_ids=tokens).logits[0, -1]
@@ -238,10 +176,10 @@ async def test_speech_model(engine, tmp_path, cache):
     # Times are tokens as well, so a model that tells them must be free to.
     (converted,) = (path.parent for path in cache.glob("converted/*/generation_config.json"))
     settings = json.loads((converted / "generation_config.json").read_text())
-    settings["suppress_tokens"] = [ids[name] for name in commands if "." not in name]
+    settings["suppress_tokens"] = [ids[name] for name in SPEECH_COMMANDS if "." not in name]
     (converted / "generation_config.json").write_text(json.dumps(settings))
     timed = await (await engine(converted)).transcriptions(
-        TranscriptionRequest(file.getvalue(), language="en", max_tokens=12, timestamps=True)
+        TranscriptionRequest(audio, language="en", max_tokens=12, timestamps=True)
     )
     assert timed.duration == 1.5
     assert timed.segments

@@ -6,20 +6,17 @@ import asyncio
 import json
 import os
 import signal
-from typing import Any
+from contextlib import aclosing
 
-import httpx
 import pytest
 import pytest_asyncio
 
 from penstock import demo
 from penstock.engines.vllm import VLLMEngine
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError
-from penstock.llm_config import LLMConfig
-from penstock.serve.app import build_app
-from penstock.serve.local_model import LocalModel
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import Sampling
+from two_servers import meaning, two_servers
 
 pytestmark = [
     pytest.mark.vllm,
@@ -74,26 +71,13 @@ async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):
 # vLLM's own server and ours, around the same engine
 @pytest_asyncio.fixture(loop_scope="module")
 async def servers(engine):
-    config = LLMConfig.from_dict(
-        {
-            "model_loading_config": {"model_id": "demo", "model_source": "demo"},
-            "llm_engine": "vLLM",
-            "engine_kwargs": OPTIONS,
-        }
-    )
-    model = LocalModel(config, engine=engine)
-    await model.start()
-    apps = [build_app({"demo": model}), engine.build_asgi_app()]
-    clients = [
-        httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60) for app in apps
-    ]
-    yield clients
-    for client in clients:
-        await client.aclose()
+    async with two_servers(engine, OPTIONS) as made:
+        yield made
 
 
 CHAT = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
 TEXT = {"prompt": TICKET, "temperature": 0, "max_tokens": 12}
+NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": demo.SCHEMA}}
 
 
@@ -115,72 +99,71 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
             {**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "refund"}}},
         ),
         ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "none"}),
+        ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}),
+        ("chat/completions", {**CHAT, "n": 2, "logprobs": True, "top_logprobs": 0, "stop": [","]}),
+        ("chat/completions", {**CHAT, "ignore_eos": True, "max_tokens": 150}),
+        ("chat/completions", {**CHAT, "temperature": 1.0, "seed": 3, "top_k": 5, "presence_penalty": 0.5}),
+        ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}),
+        ("chat/completions", {**CHAT, "structured_outputs": {"regex": "(refund|repair) at once"}}),
+        ("chat/completions", {**CHAT, "messages": [{"role": "system", "content": "Keys: order"}, *CHAT["messages"]]}),
         ("completions", TEXT),
+        ("completions", {**TEXT, "prompt": [5, 6, 7, 8]}),
+        ("completions", {**TEXT, "prompt": [[5, 6, 7], [8, 9]], "n": 2, "seed": 1, "temperature": 1.0}),
+        ("completions", {**TEXT, "stop": ["e"], "max_tokens": 60}),
+        ("completions", {**TEXT, "max_tokens": 1}),
         ("completions", {**TEXT, "prompt": [TICKET, "Hello"], "min_p": 0.1}),
         ("completions", {**TEXT, "logprobs": 1}),
         ("completions", {**TEXT, "echo": True}),
     ],
 )
 async def test_both_servers_say_the_same(servers, path, body, stream):
-    options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
-    said = []
-    for client in servers:
-        reply = await client.post(f"/v1/{path}", json={"model": "demo", **body, **options})
-        assert reply.status_code == 200, reply.text
-        said.append(meaning(reply, stream))
-    assert said[0]["choices"] == said[1]["choices"]
-    assert said[0]["usage"] == said[1]["usage"]
+    ours, theirs = [meaning(reply, stream) for reply in await servers.ask(path, body, stream)]
+    assert ours["choices"] == theirs["choices"]
+    assert ours["usage"] == theirs["usage"]
 
 
-def meaning(reply, stream):
-    """What a reply says, whatever form it comes in: the choices and the usage."""
-    if not stream:
-        bodies = [reply.json()]
-    else:
-        data = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
-        assert data.pop() == "[DONE]"
-        bodies = [json.loads(one) for one in data]
-    choices: dict[int, Any] = {}
-    for body in bodies:
-        for part in body["choices"]:
-            whole = choices.setdefault(part["index"], {"text": "", "calls": {}, "reason": None, "logprobs": []})
-            message = part.get("delta") or part.get("message") or {"content": part.get("text")}
-            whole["text"] += message.get("content") or ""
-            for number, call in enumerate(message.get("tool_calls") or []):
-                known = whole["calls"].setdefault(call.get("index", number), ["", ""])
-                known[0] += call["function"].get("name") or ""
-                known[1] += call["function"].get("arguments") or ""
-            whole["reason"] = part["finish_reason"] or whole["reason"]
-            whole["logprobs"] += logprobs_of(part.get("logprobs"))
-    usage = bodies[-1]["usage"]
-    return {"choices": choices, "usage": [usage["prompt_tokens"], usage["completion_tokens"]]}
-
-
-def logprobs_of(told):
-    if not told:
-        return []
-    if "content" in told:
-        entries = [(entry["token"], entry["logprob"], entry["top_logprobs"]) for entry in told["content"] or []]
-        return [
-            (token, round(value, 3), [(one["token"], round(one["logprob"], 3)) for one in top])
-            for token, value, top in entries
-        ]
-    return [(token, round(value, 3)) for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)]
-
-
+@pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
-    "wrong",
+    ("path", "wrong"),
     [
-        {"messages": [{"role": "user", "content": "word " * 5000}]},
-        {"max_tokens": 5000},
-        {"temperature": -1},
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}},
+        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": "word " * 5000}]}),
+        ("chat/completions", {**CHAT, "messages": "hello"}),
+        ("chat/completions", {**CHAT, "max_tokens": 5000}),
+        ("chat/completions", {**CHAT, "max_tokens": 0}),
+        ("chat/completions", {**CHAT, "temperature": -1}),
+        ("chat/completions", {**CHAT, "top_p": 2}),
+        ("chat/completions", {**CHAT, "n": 0}),
+        ("chat/completions", {**CHAT, "top_logprobs": 2}),
+        ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 5000}),
+        ("chat/completions", {**CHAT, "tool_choice": "required"}),
+        (
+            "chat/completions",
+            {**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sell"}}},
+        ),
+        (
+            "chat/completions",
+            {
+                **CHAT,
+                "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}},
+            },
+        ),
+        ("chat/completions", {**CHAT, "structured_outputs": {"regex": "("}}),
+        ("completions", {**TEXT, "prompt": "word " * 5000}),
+        ("completions", {**TEXT, "prompt": [1, 10**9]}),
+        ("completions", {**TEXT, "max_tokens": 5000}),
+        ("completions", {**TEXT, "min_tokens": 20}),
+        ("completions", {**TEXT, "temperature": "warm"}),
     ],
 )
-async def test_both_servers_refuse_the_same(servers, wrong):
-    for client in servers:
-        reply = await client.post("/v1/chat/completions", json={"model": "demo", **CHAT, **wrong})
-        assert reply.status_code == 400, reply.text
+async def test_both_servers_refuse_the_same(servers, path, wrong, stream):
+    ours, theirs = await servers.ask(path, wrong, stream)
+    assert (ours.status_code, theirs.status_code) == (400, 400), (ours.text, theirs.text)
+    assert ours.json()["error"]["message"]
+
+
+async def test_both_servers_know_no_other_model(servers):
+    for reply in await servers.ask("chat/completions", {**CHAT, "model": "another"}):
+        assert reply.status_code == 404
 
 
 # What is vLLM's alone
@@ -226,9 +209,26 @@ async def test_a_paused_engine_goes_on_when_it_is_resumed(engine):
     assert not await engine.is_paused()
 
 
+@pytest.mark.parametrize("mode", ["wait", "abort"])
+async def test_a_pause_lets_requests_finish_or_ends_them(engine, mode):
+    asked = chat_request(TICKET, Sampling(temperature=0.0, max_tokens=200, ignore_eos=True))
+    async with aclosing(engine.chat(asked)) as deltas:
+        await anext(deltas)
+        pausing = asyncio.create_task(engine.pause(mode))
+        rest = [delta async for delta in deltas]
+        await pausing
+    assert rest[-1].finish_reason == {"wait": "length", "abort": "abort"}[mode]
+    late = asyncio.create_task(answer(engine, chat_request(TICKET)))
+    await engine.check_health()
+    assert not late.done()
+    await engine.resume()
+    assert (await late).texts[0]
+
+
 async def test_reset_prefix_cache_forgets(engine):
     text = TICKET * 4
     await answer(engine, chat_request(text))
+    assert (await answer(engine, chat_request(text))).usage.cached_tokens > 0
     await engine.reset_prefix_cache()
     assert (await answer(engine, chat_request(text))).usage.cached_tokens == 0
 
@@ -269,6 +269,8 @@ async def test_what_it_was_not_started_for_is_a_501_that_says_how(engine):
         ({"profiler_config": {"profiler": "guess"}}, "engine_kwargs.profiler_config"),
         ({"max_num_seqs": -3}, "greater than or equal to 1"),
         ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"tool_call_parser": "hermit"}, "hermit"),
+        ({"reasoning_parser": "no-such"}, "no-such"),
     ],
 )
 async def test_a_wrong_value_is_named_in_one_line(engine, options, told):

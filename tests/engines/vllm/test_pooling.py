@@ -1,8 +1,6 @@
 """Models that do not generate: embeddings and the scores from them, and classes."""
 
-import json
 import math
-import shutil
 
 import pytest
 
@@ -11,6 +9,7 @@ from penstock.engines.vllm import VLLMEngine
 from penstock.errors import UnsupportedError
 from penstock.testing import answer, chat_request
 from penstock.types import ClassifyRequest, EmbeddingRequest, RerankRequest
+from torch_models import classifier
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
@@ -40,7 +39,7 @@ async def test_embeddings_and_scores():
 
 
 async def test_classes(tmp_path):
-    write_model(tmp_path)
+    classifier(tmp_path, ["calm", "angry", "glad"])
     engine = VLLMEngine(str(tmp_path), engine_kwargs=OPTIONS)
     await engine.start()
     try:
@@ -53,28 +52,3 @@ async def test_classes(tmp_path):
         assert made.usage.prompt_tokens > 0
     finally:
         await engine.stop()
-
-
-def write_model(folder):
-    """A tiny classifier with random weights and the demo model's tokenizer."""
-    import torch
-    import transformers
-
-    source = model_path("huggingface")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(source / name, folder)
-    vocabulary = json.loads((source / "config.json").read_text())["vocab_size"]
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        pad_token_id=0,
-        id2label={0: "calm", 1: "angry", 2: "glad"},
-        label2id={"calm": 0, "angry": 1, "glad": 2},
-    )
-    transformers.LlamaForSequenceClassification(config).save_pretrained(folder)

@@ -45,9 +45,10 @@ def says(ticket):
     return [{"role": "user", "content": ticket["ticket"]}]
 
 
-def test_models_and_adapters_are_listed(client):
+def test_models_and_adapters_are_listed(client, engine_name):
     cards = {card.id: card.model_dump() for card in client.models.list()}
-    assert set(cards) == {"demo", "demo:german", "demo:summary", "words", "judge"}
+    others = {"words", "judge"} if engine_name == "openvino" else set()
+    assert set(cards) == {"demo", "demo:german", "demo:summary", *others}
     assert cards["demo"]["state"] in ("loading", "ready")
     assert client.models.retrieve("demo:german").id == "demo:german"
 
@@ -168,7 +169,9 @@ def test_seeds_answers_and_logprobs(client, tickets):
     assert "priority" not in stopped.choices[0].message.content
 
 
-def test_embeddings(client):
+def test_embeddings(client, engine_name):
+    if engine_name != "openvino":
+        pytest.skip("no such model is served")
     packed = client.embeddings.create(model="words", input=["red fox", "blue"])  # as base64, the client's own way
     floats = client.embeddings.create(model="words", input=["red fox", "blue"], encoding_format="float")
     assert [item.embedding for item in packed.data] == [pytest.approx(item.embedding) for item in floats.data]
@@ -177,14 +180,14 @@ def test_embeddings(client):
         client.embeddings.create(model="words", input="red " * 50)
 
 
-def test_errors_are_the_clients_own(client, tickets):
+def test_errors_are_the_clients_own(client, tickets, engine_name):
     with pytest.raises(openai.NotFoundError, match="Did you mean 'german'"):
         client.chat.completions.create(model="demo:germna", messages=says(tickets[0]))
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "word " * 10_000}])
     assert caught.value.code == "context_length_exceeded"
-    with pytest.raises(openai.InternalServerError, match="openvino") as unable:
+    with pytest.raises(openai.InternalServerError, match=engine_name) as unable:
         client.embeddings.create(model="demo", input="x")
     assert unable.value.status_code == 501
-    with pytest.raises(openai.InternalServerError, match="openvino"):
+    with pytest.raises(openai.InternalServerError, match=engine_name):
         client.audio.transcriptions.create(model="demo", file=("a.wav", b"RIFF"))

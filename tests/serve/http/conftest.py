@@ -18,7 +18,15 @@ from penstock.serve.app import IngressApp, build_app
 from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.http_server import HttpServer, address, listen
 from penstock.serve.settings import HttpSettings
-from penstock.types import Delta, Transcription, TranscriptionSegment, Usage
+from penstock.types import (
+    Classification,
+    Classifications,
+    ClassifyRequest,
+    Delta,
+    Transcription,
+    TranscriptionSegment,
+    Usage,
+)
 
 PROMPT_WITH_TOOLS = (
     "{% for m in messages %}{{ m.content }}"
@@ -65,6 +73,12 @@ class ScriptedEngine(SimulatedEngine):
             )
             await asyncio.sleep(0)
 
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        """By the length of a text, which is also its count of tokens."""
+        shares = [1 / (1 + len(text)) for text in request.inputs]
+        items = [Classification("short" if x > 0.2 else "long", [x, 1 - x]) for x in shares]
+        return Classifications(items, Usage(sum(map(len, request.inputs))))
+
     async def transcriptions(self, request: Any) -> Transcription:
         text = f"{len(request.audio)} bytes in {request.language}"
         timed = request.timestamps and request.language != "en"
@@ -83,7 +97,7 @@ class Handle:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         for name in adapters or []:
             engine.adapters[name] = f"/{name}"
-        for method in ("chat", "completions", "embeddings", "score", "rerank", "transcriptions"):
+        for method in ("chat", "completions", "embeddings", "score", "rerank", "classify", "transcriptions"):
             setattr(self, method, getattr(engine, method))
         self.tokenize, self.detokenize = engine.tokenize, engine.detokenize
 
@@ -116,7 +130,7 @@ class Untouchable(Handle):
     def __init__(self, model_id: str, state: ModelState) -> None:
         super().__init__(model_id, SimulatedEngine())
         self.now = state
-        for method in ("chat", "completions", "embeddings", "score", "rerank", "tokenize", "start"):
+        for method in ("chat", "completions", "embeddings", "score", "rerank", "classify", "tokenize", "start"):
             setattr(self, method, self._refuse)
 
     def _refuse(self, *_: Any) -> Any:

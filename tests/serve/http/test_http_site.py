@@ -116,6 +116,19 @@ async def test_score_and_rerank(client: Any) -> None:
     ]
 
 
+async def test_classes_in_the_form_of_vllm(served: Any, handle: Any, scripted: Any) -> None:
+    async with served(handle("m", scripted())).client() as client:
+        answer = (await client.post("/classify", json={"model": "m", "input": ["abc", "abcdefg"]})).json()
+        assert answer["data"] == [
+            {"index": 0, "label": "short", "probs": [0.25, 0.75], "num_classes": 2},
+            {"index": 1, "label": "long", "probs": [0.125, 0.875], "num_classes": 2},
+        ]
+        assert (answer["object"], answer["model"]) == ("list", "m")
+        assert answer["usage"] == {"prompt_tokens": 10, "total_tokens": 10}
+        (one,) = (await client.post("/classify", json={"model": "m", "input": "abc"})).json()["data"]
+        assert one == answer["data"][0]
+
+
 async def test_tokens_there_and_back(client: Any) -> None:
     answer = (await client.post("/tokenize", json={"prompt": "Grüße"})).json()
     assert answer["count"] == len(answer["tokens"]) == 7

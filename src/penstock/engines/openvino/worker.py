@@ -62,7 +62,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     pipe = Pipe(socket.socket(fileno=fd))
     try:
-        load = pipe.read(wait=True)[0]
+        load, *early = pipe.read(wait=True)
         assert isinstance(load, Load)
         try:
             model, ready = _load(load)
@@ -71,8 +71,10 @@ def main(fd: int) -> None:
             pipe.write([Failed(0, kind, reason_of(error))])
             return
         pipe.write([ready])
+        if early:  # it came with the first message
+            _turn(pipe, model, early)
         while True:
-            _turn(pipe, model)
+            _turn(pipe, model, pipe.read(wait=not model.busy))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -97,12 +99,12 @@ def _load(load: Load) -> tuple[Any, Ready]:
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 
 
-def _turn(pipe: Pipe, model: Any) -> None:
+def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker]) -> None:
     """Take what has arrived, then let the model make one step."""
     out: list[ToParent] = []
     submits: list[Submit] = []
     embeds: list[Call] = []
-    for message in pipe.read(wait=not model.busy):
+    for message in arrived:
         match message:
             case Submit():
                 submits.append(message)

@@ -98,10 +98,13 @@ class Front:
         if self.llm.tokenizer is not None:
             methods |= {"tokenize", "detokenize"}
         logprobs = model.max_logprobs if model.max_logprobs >= 0 else model.get_vocab_size()
+        concurrency = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
         return Capabilities(
             tasks=frozenset(methods),
             context_length=model.max_model_len,
-            max_concurrency=config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size,
+            max_concurrency=concurrency,
+            # Answers of one length end together: as many requests as have ended must be at hand in that step.
+            batch_in_flight=2 * concurrency,
             structured=frozenset({"json_schema", "json_object", "regex"}) if generates else frozenset(),
             max_top_logprobs=logprobs if generates else -1,
             adapters=config.lora_config is not None,

@@ -14,8 +14,9 @@ try:
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.lora.request import LoRARequest
     from vllm.pooling_params import PoolingParams
-    from vllm.renderers import ChatParams, TokenizeParams
+    from vllm.renderers import ChatParams
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+    from vllm.tokenizers.hf import ThreadSafeHFTokenizerMixin
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.utils.mistral import is_mistral_tokenizer
@@ -38,7 +39,7 @@ __all__ = [
     "RequestOutputKind",
     "SamplingParams",
     "StructuredOutputsParams",
-    "TokenizeParams",
+    "ThreadSafeHFTokenizerMixin",
     "UsageContext",
     "VLLMClientError",
     "build_app",

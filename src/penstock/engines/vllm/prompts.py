@@ -8,10 +8,14 @@ from typing import Any
 
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
-from penstock.engines.vllm.library import ChatParams, is_mistral_tokenizer
+from penstock.engines.vllm.library import ChatParams, ThreadSafeHFTokenizerMixin, is_mistral_tokenizer
 from penstock.errors import ContextLengthError, RequestError
 from penstock.types import ChatRequest
 
+_SHORT = 4096
+"""So many characters are rendered at once: on its way to another thread and back a short text takes several times as
+long as the work does.
+"""
 _TOO_LONG = frozenset({"input_tokens", "input_text"})
 
 
@@ -28,6 +32,8 @@ class Prompts:
         self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}
         self._content_format = frontend.get("chat_template_content_format", "auto")
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
+        # Such a tokenizer may be used in the event loop while vLLM's thread uses it for a long text.
+        self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
 
     async def chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
         """The engine input of a conversation."""
@@ -45,7 +51,10 @@ class Prompts:
             chat_template_kwargs=variables,
         )
         try:
-            _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
+            if self._at_once and not tools and _is_short(request):
+                _, (prompt,) = self._renderer.render_chat([request.messages], params)
+            else:
+                _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
         except Exception as error:
             raise self._too_long(error) or error from None
         return prompt
@@ -63,7 +72,10 @@ class Prompts:
             self.check_ids(prompt, "prompt")
             given = {"prompt_token_ids": prompt}
         try:
-            (made,) = await self._renderer.render_cmpl_async([given], params)
+            if self._at_once and len(prompt) <= _SHORT:
+                (made,) = self._renderer.render_cmpl([given], params)
+            else:
+                (made,) = await self._renderer.render_cmpl_async([given], params)
         except Exception as error:
             raise self._too_long(error) or error from None
         return made
@@ -93,6 +105,17 @@ class Prompts:
         return ContextLengthError(
             f"this model's context is {self.context_length} tokens, and the prompt alone is longer", param="messages"
         )
+
+
+def _is_short(request: ChatRequest) -> bool:
+    """Whether nothing but a little text is to be rendered, by the model's own template."""
+    room = 0 if request.chat_template or request.chat_template_kwargs else _SHORT
+    for message in request.messages:
+        content = message.get("content")
+        if not isinstance(content, str):
+            return False
+        room -= len(content) + 1
+    return room >= 0
 
 
 def _template(given: str | None, tokenizer: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""`POST /v1/score` and `POST /v1/rerank`."""
+"""`POST /v1/score`, `POST /v1/rerank` and `POST /classify`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from penstock.openai.extensions import RerankBody, ScoreBody, rerank_list, score_list
+from penstock.openai.extensions import ClassifyBody, RerankBody, ScoreBody, class_list, rerank_list, score_list
 from penstock.serve.exchange import Exchange
 from penstock.serve.limits import check_texts
 from penstock.types import Usage
@@ -34,3 +34,15 @@ async def rerank(exchange: Exchange) -> Response:
     result = await exchange.wait(target.handle.rerank(request))
     exchange.usage = result.usage
     return exchange.json(rerank_list(result, body, id=f"rerank-{exchange.id}", model=target.name))
+
+
+async def classify(exchange: Exchange) -> Response:
+    """Sort texts into the model's classes."""
+    body = await exchange.body(ClassifyBody)
+    target = await exchange.target(body.model)
+    request = body.request(request_id=exchange.id)
+    check_texts(request.inputs, exchange.ingress.settings.limits, "input")
+    result = await exchange.wait(target.handle.classify(request))
+    exchange.usage = result.usage
+    about: dict[str, Any] = {"id": f"classify-{exchange.id}", "created": exchange.created, "model": target.name}
+    return exchange.json(class_list(result, **about))

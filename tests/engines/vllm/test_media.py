@@ -1,0 +1,96 @@
+"""Sound and pictures: a Whisper and a LLaVA with random weights."""
+
+import base64
+from typing import Any
+
+import httpx
+import pytest
+
+from penstock.engines.vllm import VLLMEngine
+from penstock.errors import RequestError, UnsupportedError
+from penstock.llm_config import LLMConfig
+from penstock.serve.app import build_app
+from penstock.serve.local_model import LocalModel
+from penstock.testing import answer, chat_request
+from penstock.types import ChatRequest, Sampling, TranscriptionRequest
+from torch_models import picture, recording, speech_model, vision_model
+
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
+
+OPTIONS = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32}
+GREEDY = Sampling(temperature=0.0, max_tokens=8)
+
+
+async def test_speech(tmp_path):
+    model, _ = speech_model(tmp_path)
+    model.save_pretrained(tmp_path)
+    engine = VLLMEngine(str(tmp_path), engine_kwargs=OPTIONS)
+    await engine.start()
+    try:
+        assert "transcriptions" in engine.capabilities.tasks
+        audio = recording()
+        made = await engine.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=12))
+        assert made.text
+        again = await engine.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=12))
+        assert again.text == made.text
+        shorter = await engine.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=4))
+        assert made.text.startswith(shorter.text)
+        assert len(shorter.text) < len(made.text)
+        translated = await engine.transcriptions(
+            TranscriptionRequest(audio, language="de", task="translate", max_tokens=12)
+        )
+        assert translated.text != made.text  # it was asked in other words
+        with pytest.raises(RequestError):
+            await engine.transcriptions(TranscriptionRequest(b"no sound at all", language="en"))
+        with pytest.raises(RequestError):
+            await engine.transcriptions(TranscriptionRequest(audio, language="xx", max_tokens=4))
+        with pytest.raises(UnsupportedError, match="embeddings"):
+            await engine.embeddings(None)
+        await over_http(engine, audio, made.text)
+    finally:
+        await engine.stop()
+
+
+async def over_http(engine, audio, text):
+    loading = {"model_id": "speech", "model_source": engine.model_source}
+    config = LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "vllm", "engine_kwargs": OPTIONS})
+    served = LocalModel(config, engine=engine)
+    await served.start()
+    transport = httpx.ASGITransport(app=build_app({"speech": served}))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+        form = {"model": "speech", "language": "en", "max_tokens": "12"}
+        answer = await client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.wav", audio)})
+        assert answer.json()["text"] == text
+
+
+async def test_pictures(tmp_path):
+    vision_model(tmp_path)
+    engine = VLLMEngine(str(tmp_path), engine_kwargs={**OPTIONS, "limit_mm_per_prompt": {"image": 1}})
+    await engine.start()
+    try:
+        plain = await answer(engine, chat_request("What is it?", GREEDY))
+        red = await answer(engine, showing((255, 0, 0)))
+        assert red.usage.prompt_tokens == plain.usage.prompt_tokens + 16  # what a picture takes
+        assert red.texts[0]
+        assert (await answer(engine, showing((255, 0, 0)))).texts == red.texts
+        assert (await answer(engine, showing((0, 60, 255)))).texts != red.texts
+        for wrong in (b"no picture", b""):
+            with pytest.raises(RequestError):
+                await answer(engine, asked_about(wrong))
+        with pytest.raises(RequestError, match=r"(?i)at most 1 image"):
+            await answer(engine, asked_about(picture((0, 0, 0)), picture((9, 9, 9))))
+        await engine.check_health()
+    finally:
+        await engine.stop()
+
+
+def showing(color: tuple[int, int, int]) -> ChatRequest:
+    return asked_about(picture(color))
+
+
+def asked_about(*files: bytes) -> ChatRequest:
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file).decode()}"}}
+        for file in files
+    ]
+    return ChatRequest([{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}], GREEDY)

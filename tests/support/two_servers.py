@@ -1,0 +1,94 @@
+"""vLLM's own server and ours around the same engine, and what their answers say, whatever form they come in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+
+from penstock.engines.base import LLMEngine
+from penstock.llm_config import LLMConfig
+from penstock.serve.app import build_app
+from penstock.serve.local_model import LocalModel
+
+
+class Servers:
+    """Clients of both servers, ours first."""
+
+    def __init__(self, clients: dict[str, httpx.AsyncClient]) -> None:
+        self.clients = clients  # by the name that each has for the model
+
+    async def ask(self, path: str, body: Mapping[str, Any], stream: bool = False) -> list[httpx.Response]:
+        """What each answers."""
+        options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+        return [
+            await client.post(f"/v1/{path}", json={"model": name, **body, **options})
+            for name, client in self.clients.items()
+        ]
+
+
+@asynccontextmanager
+async def two_servers(engine: LLMEngine, options: Mapping[str, Any]) -> AsyncGenerator[Servers, None]:
+    """Both servers around an engine that runs with these `engine_kwargs`. It goes on running afterwards."""
+    loading = {"model_id": "ours", "model_source": engine.model_source}
+    config = {"model_loading_config": loading, "llm_engine": "vLLM", "engine_kwargs": dict(options)}
+    served = LocalModel(LLMConfig.from_dict(config), engine=engine)
+    await served.start()
+    apps = {"ours": build_app({"ours": served}), engine.model_source: engine.build_asgi_app()}
+    clients = {
+        name: httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60)
+        for name, app in apps.items()
+    }
+    yield Servers(clients)
+    for client in clients.values():
+        await client.aclose()
+
+
+def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
+    """What a reply says: the choices, and the usage."""
+    assert reply.status_code == 200, reply.text
+    if not stream:
+        bodies = [reply.json()]
+    else:
+        data = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+        assert data.pop() == "[DONE]"
+        bodies = [json.loads(one) for one in data]
+        assert not bodies[-1]["choices"]  # the chunk of the usage, which comes last and has nothing else
+        assert all(body["id"] == bodies[0]["id"] for body in bodies)
+        assert all(not body.get("usage") for body in bodies[:-1])
+    choices: dict[int, Any] = {}
+    for body in bodies:
+        for part in body["choices"]:
+            whole = choices.setdefault(part["index"], _nothing())
+            assert whole["reason"] is None, "a choice went on after its end"
+            message = part.get("delta") or part.get("message") or {"content": part.get("text")}
+            whole["role"] = message.get("role") or whole["role"]
+            whole["text"] += message.get("content") or ""
+            whole["reasoning"] += message.get("reasoning") or ""
+            for number, call in enumerate(message.get("tool_calls") or []):
+                known = whole["calls"].setdefault(call.get("index", number), ["", ""])
+                known[0] += call["function"].get("name") or ""
+                known[1] += call["function"].get("arguments") or ""
+            whole["reason"] = part["finish_reason"] or whole["reason"]
+            whole["logprobs"] += _logprobs(part.get("logprobs"))
+    usage = bodies[-1]["usage"]
+    return {"choices": choices, "usage": [usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]]}
+
+
+def _nothing() -> dict[str, Any]:
+    return {"role": None, "text": "", "reasoning": "", "calls": {}, "reason": None, "logprobs": []}
+
+
+def _logprobs(told: Mapping[str, Any] | None) -> list[Any]:
+    if not told:
+        return []
+    if "content" in told:
+        entries = [(entry["token"], entry["logprob"], entry["top_logprobs"]) for entry in told["content"] or []]
+        return [
+            (token, round(value, 3), [(one["token"], round(one["logprob"], 3)) for one in top])
+            for token, value, top in entries
+        ]
+    return [(token, round(value, 3)) for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)]
