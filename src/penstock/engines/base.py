@@ -31,6 +31,7 @@ from penstock.types import (
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
     "remote": "penstock.engines.remote:RemoteEngine",
+    "sglang": "penstock.engines.sglang:SGLangEngine",
     "simulated": "penstock.engines.simulated:SimulatedEngine",
     "vllm": "penstock.engines.vllm:VLLMEngine",
 }
@@ -65,6 +66,8 @@ class LLMEngine:
     """
 
     name: ClassVar[str]
+    makes_ranks: ClassVar[bool] = False
+    """Whether data-parallel ranks are an option of this engine, which starts them and balances between them."""
     capabilities: Capabilities
 
     def __init__(
@@ -82,6 +85,10 @@ class LLMEngine:
         """The context in tokens that options or the model's files state, had without loading; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
+
+    def brings(self, method: str) -> bool:
+        """Whether the engine has this method of the protocol itself."""
+        return getattr(type(self), method) is not getattr(LLMEngine, method)
 
     # Life
     async def start(self) -> None:

@@ -23,6 +23,31 @@ ACCELERATOR_SHARE = 0.001
 share it.
 """
 
+AUTO_MOST = 100
+"""Replicas that Ray Serve may make where `num_replicas` is "auto"."""
+
+
+class Parallelism(msgspec.Struct, frozen=True):
+    """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of `tensor` shards."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @property
+    def workers(self) -> int:
+        """All of them."""
+        return self.tensor * self.pipeline * self.data
+
+
+def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
+    """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for what is no number."""
+    return Parallelism(
+        _parallel(engine_kwargs, "tensor_parallel_size", "tp_size"),
+        _parallel(engine_kwargs, "pipeline_parallel_size", "pp_size"),
+        _parallel(engine_kwargs, "data_parallel_size_local", "data_parallel_size", "dp_size"),
+    )
+
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
     """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
@@ -33,13 +58,13 @@ def engine_bundles(config: LLMConfig) -> list[Bundle]:
     worker = {device: 1.0}
     if config.accelerator_type is not None:
         worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
-    return [dict(worker) for _ in range(_workers(config.engine_kwargs))]
+    return [dict(worker) for _ in range(parallelism(config.engine_kwargs).workers)]
 
 
 def configured_bundles(placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]) -> list[Bundle]:
     """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if there is none."""
     if placement.bundles is None:
-        return [dict(placement.bundle_per_worker or {}) for _ in range(_workers(engine_kwargs))]
+        return [dict(placement.bundle_per_worker or {}) for _ in range(parallelism(engine_kwargs).workers)]
     if not placement.bundles:
         raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
     return [dict(bundle) for bundle in placement.bundles]
@@ -66,6 +91,21 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
     """All bundles of a replica; the first holds its process and its first worker."""
     first, *others = engine_bundles(config)
     return [merged([replica_bundle(config), first]), *others]
+
+
+def replica_counts(config: LLMConfig) -> tuple[int, int]:
+    """The fewest and the most replicas that the configuration allows; Ray Serve's "auto" is 1 to 100."""
+    deployment = config.deployment_config
+    if deployment.autoscaling_config is not None:
+        return deployment.autoscaling_config.min_replicas, deployment.autoscaling_config.max_replicas
+    if deployment.num_replicas == "auto":
+        return 1, AUTO_MOST
+    return (deployment.num_replicas or 1,) * 2
+
+
+def times(bundle: Bundle, count: int) -> Bundle:
+    """So many of a bundle."""
+    return {name: amount * count for name, amount in bundle.items()} if count else {}
 
 
 def places_itself(config: LLMConfig) -> bool:
@@ -98,12 +138,6 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     if actor:
         options["ray_actor_options"] = actor
     return options
-
-
-def _workers(engine_kwargs: Mapping[str, Any]) -> int:
-    return _parallel(engine_kwargs, "tensor_parallel_size", "tp_size") * _parallel(
-        engine_kwargs, "pipeline_parallel_size", "pp_size"
-    )
 
 
 def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:

@@ -9,6 +9,7 @@ from ray import serve
 
 from penstock.config import import_object
 from penstock.engines.base import Capabilities
+from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import METADATA
 from penstock.runtimes.ray_state import ClusterStore
@@ -16,7 +17,6 @@ from penstock.runtimes.ray_state import ClusterStore
 SERVER = "penstock.serve.replica:ReplicaServer"
 """What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
 
-COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ONGOING = "running_requests"
 """The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
 
@@ -48,7 +48,7 @@ class LLMReplica:
             front=front,
         )
         await self._server.start()
-        import_object(COLLECT_SELDOM, "the Ray runtime")()
+        collect_seldom_from_now()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Where the replica is, for every handle's router."""

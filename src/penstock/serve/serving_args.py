@@ -13,10 +13,13 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 from penstock import lazy
-from penstock.config import parse_options
+from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.settings import HttpSettings
+
+PATTERNS = {"build_dp_openai_app": "penstock.serve.data_parallel:grouped"}
+"""What an application's builder, the last part of its `import_path`, makes of its models."""
 
 
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
@@ -67,6 +70,8 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML file with one
         model; paths are relative to `folder` (default: the current one). Raises `ConfigError`.
         """
+        if "llm_config" in given and "llm_configs" not in given:  # as patterns of one model have it
+            given = {"llm_configs": [given["llm_config"]], **{k: v for k, v in given.items() if k != "llm_config"}}
         entries = given.get("llm_configs")
         if not isinstance(entries, (list, tuple)) or not entries:
             raise ConfigError("must be a list of at least one model", field=_at(where, "llm_configs"), value=entries)
@@ -106,7 +111,7 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """What else stands in a Ray Serve file (ports, routes, import paths) is for Ray, and is passed over."""
+    """What else stands in a Ray Serve file (ports, routes, other import paths) is for Ray, and is passed over."""
     if not isinstance(applications, list) or not applications:
         raise ConfigError("must be a list of at least one application", field="applications", value=applications)
     found = []
@@ -115,7 +120,9 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
         args = application.get("args") if isinstance(application, Mapping) else None
         if not isinstance(args, Mapping):
             raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        found.append(LLMServingArgs.from_dict(args, folder, where))
+        pattern = PATTERNS.get(str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2])
+        made = LLMServingArgs.from_dict(args, folder, where)
+        found.append(made if pattern is None else import_object(pattern, "import_path")(made))
     return LLMServingArgs(
         llm_configs=[config for args in found for config in args.llm_configs],
         ingress_cls_config=found[0].ingress_cls_config,

@@ -1,6 +1,6 @@
 """A real `penstock serve` process: the demo model with its adapters, and a tiny model for each of the other tasks.
 
-With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the other tasks
+With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the others
 are left out: the clients need not be where vLLM is (`scripts/test_vllm_clients.sh`).
 """
 
