@@ -33,7 +33,6 @@ PenstockError
 │   ├── UnavailableError     it takes no requests now: asleep, or draining
 │   │   └── ShuttingDownError     the whole server is on its way down
 │   └── UpstreamError        another server, asked over HTTP, refused or failed
-├── ServerError              a server that was asked refused, or could not be reached
 └── ClientGoneError          the client closed the connection
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
@@ -297,12 +296,6 @@ class ShuttingDownError(UnavailableError):
     """The server is on its way down."""
 
     kind = "shutting_down"
-
-
-class ServerError(PenstockError):
-    """A server that was asked could not be reached, or refused."""
-
-    kind = "server_error"
 
 
 class ClientGoneError(PenstockError):

@@ -21,8 +21,8 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import jsonschema
 import pytest
@@ -59,17 +59,49 @@ def chat_request(text: str, sampling: Sampling = GREEDY, **fields: Any) -> ChatR
     return ChatRequest([{"role": "user", "content": text}], sampling, **fields)
 
 
-async def deltas_of(engine: LLMEngine, request: ChatRequest | CompletionRequest) -> list[Delta]:
+class Generates(Protocol):
+    """What answers conversations and prompts: an engine, or a server in front of one."""
+
+    def chat(self, request: ChatRequest) -> Deltas: ...
+
+    def completions(self, request: CompletionRequest) -> Deltas: ...
+
+
+async def deltas_of(engine: Generates, request: ChatRequest | CompletionRequest) -> list[Delta]:
     """All deltas of a request. Fails instead of hanging."""
     return await _rest(engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request))
 
 
-async def answer(engine: LLMEngine, request: ChatRequest | CompletionRequest) -> Answers:
+async def answer(engine: Generates, request: ChatRequest | CompletionRequest) -> Answers:
     """The finished answers of a request."""
     answers = Answers()
     for delta in await deltas_of(engine, request):
         answers.add(delta)
     return answers
+
+
+async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str]) -> None:
+    """Assert that the base model and these adapters, which the engine has, answer side by side as each does alone."""
+    longer = Sampling(temperature=0.0, max_tokens=80)
+    each = [None, *names]
+    alone = {name: await answer(engine, chat_request(prompt, longer, adapter=name)) for name in each}
+    assert len({result.texts[0] for result in alone.values()}) == len(each)
+    mixed = await asyncio.gather(*(answer(engine, chat_request(prompt, longer, adapter=name)) for name in each * 5))
+    for name, result in zip(each * 5, mixed, strict=True):
+        assert result.texts == alone[name].texts
+
+
+async def count_right(
+    engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
+) -> dict[str | None, int]:
+    """How many of the triples (prompt, adapter, right answer) are answered right, by adapter, all asked at once."""
+    replies = await asyncio.gather(
+        *(answer(engine, chat_request(text, sampling, adapter=name, stream=False)) for text, name, _ in asked)
+    )
+    right: dict[str | None, int] = {name: 0 for _, name, _ in asked}
+    for (_, name, expected), reply in zip(asked, replies, strict=True):
+        right[name] += reply.texts[0] == expected
+    return right
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -337,13 +369,7 @@ class EngineContract:
             pytest.skip("no adapters given")
         for adapter, path in self.adapters.items():
             await engine.resolve_lora(adapter, path)
-        names = [None, *self.adapters]
-        longer = Sampling(temperature=0.0, max_tokens=80)
-        alone = {name: await answer(engine, chat_request(self.prompt, longer, adapter=name)) for name in names}
-        assert len({result.texts[0] for result in alone.values()}) == len(names)
-        mixed = await asyncio.gather(*(answer(engine, chat_request(self.prompt, longer, adapter=n)) for n in names * 5))
-        for name, result in zip(names * 5, mixed, strict=True):
-            assert result.texts == alone[name].texts
+        await check_adapters_mix(engine, self.prompt, self.adapters)
 
     async def test_an_unknown_adapter_is_a_404(self, engine: LLMEngine) -> None:
         with pytest.raises(ModelNotFoundError) as caught:

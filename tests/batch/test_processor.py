@@ -9,7 +9,7 @@ import pytest
 
 from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
 from penstock.batch.stream import AHEAD_ROWS
-from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError
+from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError, UserCodeError
 
 
 class Add:
@@ -248,6 +248,35 @@ async def test_a_stage_that_cannot_be_made_or_started():
     with pytest.raises(EngineTimeoutError, match="does not start"):
         await all_of(Processor(ProcessorConfig(), [AddStage(None, {"log": log}), StatefulStage(Broken)])(numbers(1)))
     assert log == ["start", "stop"]
+
+    class Buggy(Add):
+        async def start(self):
+            raise KeyError("absent")
+
+    with pytest.raises(UserCodeError, match=r"Buggy cannot be started: KeyError: 'absent'"):
+        await all_of(Processor(ProcessorConfig(), [StatefulStage(Buggy)])(numbers(1)))
+
+
+async def test_nothing_is_still_starting_when_another_stage_has_failed():
+    log = []
+
+    class Slow(Add):
+        async def start(self):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                log.append("ended")
+
+        async def stop(self):
+            log.append("stopped")
+
+    class Broken(Add):
+        async def start(self):
+            raise EngineTimeoutError("does not start")
+
+    with pytest.raises(EngineTimeoutError):
+        await all_of(Processor(ProcessorConfig(), [StatefulStage(Slow), StatefulStage(Broken)])(numbers(1)))
+    assert log == ["ended", "stopped"]
 
 
 class Held:

@@ -82,7 +82,7 @@ class Cluster:
 
     def known(self, text, replica):
         """How many blocks of a prompt the router knows to be cached there."""
-        path = self.policy._overlap.tree.path(self.model.pool.route(f'"{text}"'.encode()).blocks)
+        path = self.policy.tree.path(self.model.pool.route(f'"{text}"'.encode()).blocks)
         return sum(replica in holders for holders in path)
 
     async def close(self):

@@ -193,13 +193,14 @@ class ServeDeploymentProcessorConfig(ProcessorConfig, frozen=True, kw_only=True)
 
     On one machine `app_name` and `deployment_name` name an engine or handle of this process
     (`penstock.runtimes.engines`), on Ray a Serve deployment. `dtype_mapping` maps the names in `dtype` to classes that
-    check the request.
+    check the request. On Ray `rows_per_call` rows travel to a replica in one call, and come back as each is answered.
     """
 
     deployment_name: str
     app_name: str = "default"
     dtype_mapping: dict[str, Any] | None = None
     request_timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    rows_per_call: Positive = 64
 
 
 C = TypeVar("C", bound=StageConfig)

@@ -22,7 +22,6 @@ from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
-from penstock.batch.garbage import collected_seldom
 from penstock.batch.journal import Journal, digest_key
 from penstock.batch.manifest import StreamSum
 from penstock.batch.policy import ErrorPolicy, Limits
@@ -33,6 +32,7 @@ from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
 from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError
+from penstock.garbage import collected_seldom
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20

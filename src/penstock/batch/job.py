@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from penstock import lazy
 from penstock.batch import choices, structured
 from penstock.batch.execution import Plan, execute
 from penstock.batch.interrupts import Interrupts, JobInterrupted
@@ -62,6 +63,9 @@ class Job:
         model: "demo", a model directory or file, or a hub id. Default "demo".
         engine: an engine's name, or an engine object, which is left running if it runs. Default "openvino".
         engine_kwargs: options of the engine, where it is given by name.
+        runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on a Ray cluster: the
+            one that RAY_ADDRESS names, or that of this machine, or one of its own. The output is the same, so what was
+            interrupted on one goes on on the other.
 
         processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
             to ask; then of the options below only those of how to run have a meaning. Its configuration says
@@ -108,6 +112,8 @@ class Job:
     model: str | None = None
     engine: str | LLMEngine | None = None
     engine_kwargs: Mapping[str, Any] | None = None
+    runtime: Literal["local", "ray"] = "local"
+    replicas: int = 1
     processor: Processor | None = None
     prompt: str | None = None
     messages: str | None = None
@@ -214,7 +220,7 @@ class Job:
         sampling = self._sampling(schema)
         choices.check_sampling_choices(sampling)
         output = self._open_output()
-        engine = engine_for(self.model, self.engine, self.engine_kwargs) if self.processor is None else None
+        engine = self._engine() if self.processor is None else None
         source = await open_source(await rows_of(self.source))
         if isinstance(output, Output) and source.reads(output.path):
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
@@ -275,8 +281,24 @@ class Job:
             progress=self.progress,
         )
 
+    def _engine(self) -> LLMEngine:
+        engine = engine_for(self.model, self.engine, self.engine_kwargs)
+        if self.runtime == "local":
+            return engine
+        if self._engine_object is not None:
+            raise ConfigError("an engine object is in this process, and no replica on Ray", field="engine")
+        if self.adapter is not None and os.path.isdir(self.adapter):
+            engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
+        ray_engine = lazy.require("penstock.runtimes.ray_engine", needed_by="The Ray runtime")
+        on_ray: LLMEngine = ray_engine.RayEngine(engine, self.replicas)
+        return on_ray
+
     def _check_choices(self) -> None:
         choices.check(self)
+        if self.runtime == "local" and self.replicas != 1:
+            raise ConfigError("is for the runtime 'ray'", field="replicas", value=self.replicas)
+        if self.runtime == "ray" and self.processor is not None:
+            raise ConfigError("a processor runs on Ray when it is called on a Ray data set", field="runtime")
         if self.prompt is not None and self.messages is not None:
             raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 

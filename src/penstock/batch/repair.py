@@ -10,6 +10,7 @@ import msgspec
 
 from penstock.batch.rows import Outcome, RowError
 from penstock.batch.structured import Schema
+from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
 from penstock.errors import AnswerFormError, ConfigError, ContextLengthError, EngineError, RequestError
 from penstock.types import ChatRequest, CompletionRequest, Message, StructuredOutput, Usage
@@ -152,12 +153,17 @@ def _told(request: Request, outcome: Outcome) -> Request | None:
     return msgspec.structs.replace(request, messages=[*request.messages, *turns])
 
 
-async def collect(deltas: Deltas) -> Outcome:
+def deltas_of(engine: LLMEngine, request: Request) -> Deltas:
+    """What an engine says to a request of either kind."""
+    return engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
+
+
+async def collect(engine: LLMEngine, request: Request) -> Outcome:
     """The whole of one answer."""
     text = ""
     reason: str | None = None
     usage: Usage | None = None
-    async for delta in deltas:
+    async for delta in deltas_of(engine, request):
         text += delta.text
         if delta.finish_reason is not None:
             reason, usage = delta.finish_reason, delta.usage

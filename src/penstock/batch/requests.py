@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
 
@@ -169,7 +170,7 @@ class ColumnRequests:
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         context = engine.capabilities.context_length
-        return await self._repair.answer(row.request, lambda asked: collect(engine.chat(asked)), context, self._read)
+        return await self._repair.answer(row.request, partial(collect, engine), context, self._read)
 
     def _read(self, answer: Outcome) -> Outcome:
         """The answer with its fields, or with what is wrong with it."""

@@ -13,7 +13,7 @@ from ray.serve import Application
 from penstock.config import import_object
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.placement import deployment_options
+from penstock.runtimes.placement import deployment_options, parallelism
 from penstock.runtimes.ray_ingress import LLMIngress
 from penstock.runtimes.ray_replica import LLMReplica
 
@@ -42,28 +42,36 @@ def build_deployment(
     override_serve_options: Mapping[str, Any] | None = None,
     deployment_cls: type | None = None,
     replica_host: str | None = None,
+    front: tuple[str, int] | None = None,
 ) -> Application:
     """One model as a Ray Serve application. Raises `ConfigError`. A prefill side is a deployment of its own beside it.
 
-    Replicas listen on `replica_host`, or on the address that their node has in the cluster.
+    Replicas listen on `replica_host`, or on the address that their node has in the cluster; for clients too on the host
+    and port of `front`, if given.
     """
     options = serve_options(config)
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     options.update(override_serve_options or {})
     deployment = serve.deployment(deployment_cls or LLMReplica, **options)
-    key = key or new_key()
-    bound = dict(bind_kwargs or {})
+    about = {"key": key or new_key(), "settings": settings, "host": replica_host, "front": front}
     if config.prefill_config is not None:
-        bound["prefill"] = build_deployment(
-            config.prefill_config, settings=settings, key=key, name_prefix=PREFILL_PREFIX, replica_host=replica_host
+        about["prefill"] = build_deployment(
+            config.prefill_config,
+            settings=settings,
+            key=about["key"],
+            name_prefix=PREFILL_PREFIX,
+            replica_host=replica_host,
         )
-    return deployment.bind(llm_config=config, key=key, settings=settings, host=replica_host, **bound)
+    return deployment.bind(llm_config=config, **about, **(bind_kwargs or {}))
 
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
     key = new_key()
+    front = args.listen_address if args.front == "replica" else None
+    if args.front == "replica" and front is None:
+        raise ConfigError("the replica is the front of a port, and none is given", field="listen")
     deployments: dict[str, Application] = {}
     for config in args.llm_configs:
         if config.model_id in deployments:
@@ -72,7 +80,9 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
                 field="model_loading_config.model_id",
                 value=config.model_id,
             )
-        deployments[config.model_id] = build_deployment(config, settings=args.http, key=key, replica_host=replica_host)
+        deployments[config.model_id] = build_deployment(
+            config, settings=args.http, key=key, replica_host=replica_host, front=front
+        )
     card: Any = import_object(CARD, "the model's card")
     cards = {
         config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
@@ -99,7 +109,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         ingress_extra_kwargs=extra,
         key=key,
         settings=args.http,
-        listen=args.listen_address,
+        listen=args.listen_address if front is None else None,
     )
 
 
@@ -128,5 +138,7 @@ def new_key() -> str:
 
 def _target(config: LLMConfig) -> float:
     """Requests a replica: what it works on at once, with some room for the next."""
-    most = config.deployment_config.max_ongoing_requests or config.engine_kwargs.get("max_num_seqs")
-    return max(1.0, 0.75 * most) if isinstance(most, int) else DEFAULT_TARGET
+    most, slots = config.deployment_config.max_ongoing_requests, config.engine_kwargs.get("max_num_seqs")
+    if most is None and isinstance(slots, int):
+        most = slots * parallelism(config.engine_kwargs).data  # each rank has so many
+    return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 from ray import serve
 
 from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.runtimes.engines import DEFAULT_APP, engines
+from penstock.runtimes.ray_data_placement import leave_group_with, stage_options
 from penstock.runtimes.ray_replicas import RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
 
@@ -19,10 +20,9 @@ PARTS = "penstock.batch.carried"
 BLOCK = "penstock.batch.row_tables:block"
 DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
 MODEL = "penstock.serve.remote_model:RemoteModel"
+GROUPED = "penstock.serve.grouped_calls:GroupedModel"
 COLUMN = "__penstock"
 """The one column between the stages."""
-CONCURRENT_BATCHES = 8
-"""Batches that an actor works on at once, so that a slow row holds up only its own."""
 
 
 def process_dataset(processor: Any, dataset: Any) -> Any:
@@ -38,12 +38,16 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
         if stage.fn is None:
             continue
         _check_deployment(stage)
-        dataset = dataset.map_batches(
-            StageActor,
-            fn_constructor_kwargs={"name": name, "stage": stage, "batch_size": config.batch_size, "keep": keep},
-            batch_format="pyarrow",
-            **_placing(config, stage),
-        )
+        options = stage_options(config, stage)
+        about = {
+            "name": name,
+            "stage": stage,
+            "batch_size": config.batch_size,
+            "keep": keep,
+            "rows_per_call": getattr(config, "rows_per_call", 1),
+            "own_group": "ray_remote_args_fn" in options,
+        }
+        dataset = dataset.map_batches(StageActor, fn_constructor_kwargs=about, batch_format="pyarrow", **options)
     return dataset.map_batches(
         _end, fn_kwargs={"ending": ending}, batch_format="pyarrow", **processor.postprocess_map_kwargs
     )
@@ -52,16 +56,20 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
 class StageActor:
     """One worker of a stage. Ray may call it several times at once."""
 
-    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool) -> None:
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int, own_group: bool) -> None:
         self._stage = stage
+        self._rows_per_call = rows_per_call
         self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
-        self._connected = False
+        self._connecting: asyncio.Task[None] | None = None
+        if own_group:
+            leave_group_with(self)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """The batch with the columns that the stage adds."""
-        if not self._connected and _is_deployment(self._stage):
-            await _connect(**_names(self._stage))
-        self._connected = True
+        if _is_deployment(self._stage):
+            if self._connecting is None:  # once, however many batches come at a time
+                self._connecting = asyncio.create_task(_connect(**_names(self._stage), most=self._rows_per_call))
+            await asyncio.shield(self._connecting)
         yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
 
 
@@ -80,33 +88,6 @@ def _end(batch: pa.Table, ending: Any) -> Any:
 
 def _carried(rows: list[bytes]) -> pa.Table:
     return pa.table({COLUMN: pa.array(rows, pa.large_binary())})
-
-
-def _placing(config: Any, stage: Any) -> dict[str, Any]:
-    """Ray's options for a stage: its own, with the processor's resources where it says none."""
-    given = dict(stage.map_batches_kwargs)
-    concurrency = given.pop("concurrency", None) or 1
-    least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
-    at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
-    resources = dict(config.resources_per_bundle or {})
-    options: dict[str, Any] = {}
-    for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory")):
-        if name in resources:
-            options[option] = resources.pop(name)
-    if resources:
-        options["resources"] = resources
-    if config.accelerator_type is not None:
-        options["accelerator_type"] = config.accelerator_type
-    return {
-        **options,
-        **given,
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=least,
-            max_size=most,
-            max_tasks_in_flight_per_actor=getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once,
-        ),
-        "max_concurrency": at_once,
-    }
 
 
 # Models that Ray Serve serves
@@ -138,13 +119,15 @@ def _check_deployment(stage: Any) -> None:
         )
 
 
-async def _connect(deployment: str, app: str) -> None:
+async def _connect(deployment: str, app: str, most: int) -> None:
     """Make the served model known in this process by its names, for the stage to find."""
     handle = serve.get_deployment_handle(deployment, app)
     config, key = await handle.connection.remote()
     model: Any = import_object(MODEL, "the Ray runtime's handle")
+    grouped: Any = import_object(GROUPED, "the Ray runtime's handle")
     store = ClusterStore(key, config.model_id)
-    engines().put(deployment, model(config, RayReplicas(handle, config.model_id), key=key, desired=store), app)
+    served = model(config, RayReplicas(handle, config.model_id), key=key, desired=store)
+    engines().put(deployment, grouped(served, most=most), app)
 
 
 def _part(name: str) -> Any:

@@ -9,6 +9,8 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from penstock.config import import_object
+from penstock.engines.base import Capabilities
+from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import METADATA, RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
@@ -17,15 +19,14 @@ SERVER = "penstock.serve.replica:ReplicaServer"
 """What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
 
 MODEL = "penstock.serve.remote_model:RemoteModel"
-COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ONGOING = "running_requests"
 """The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
 
 
 class LLMReplica:
     """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
-    `settings` are the ingress's, for their limits; `host` is where it listens (default: the node's address). `prefill`
-    is the deployment of the model's prefill side.
+    `settings` are the ingress's; `host` is where it listens (default: the node's address), `front` where it listens for
+    clients, if they do not come through an ingress; `prefill` is the deployment of the model's prefill side.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
@@ -35,6 +36,7 @@ class LLMReplica:
         key: str,
         settings: Any,
         host: str | None = None,
+        front: tuple[str, int] | None = None,
         prefill: DeploymentHandle[Any] | None = None,
     ) -> None:
         self._llm_config, self._key = llm_config, key
@@ -46,6 +48,7 @@ class LLMReplica:
             key=key,
             settings=settings,
             desired=ClusterStore(key, llm_config.model_id),
+            front=front,
         )
         if prefill is not None:
             model: Any = import_object(MODEL, "the Ray runtime's prefill side")
@@ -54,7 +57,7 @@ class LLMReplica:
             store = ClusterStore(key, llm_config.model_id)
             self._server.server.prefill = model(llm_config.prefill_config, replicas, key=key, desired=store)
         await self._server.start()
-        import_object(COLLECT_SELDOM, "the Ray runtime")()
+        collect_seldom_from_now()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Where the replica is, for every handle's router."""
@@ -68,6 +71,10 @@ class LLMReplica:
     async def connection(self) -> tuple[LLMConfig, str]:
         """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
         return self._llm_config, self._key
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return self._server.server.engine.capabilities  # type: ignore[no-any-return]
 
     async def check_health(self) -> None:
         """Raise if Ray should replace the replica."""

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
     from penstock.serve.app import OpenAiIngress as OpenAiIngress
     from penstock.serve.builders import (
         build_dev_openai_app as build_dev_openai_app,
+        build_dp_deployment as build_dp_deployment,
+        build_dp_openai_app as build_dp_openai_app,
         build_llm_deployment as build_llm_deployment,
         build_openai_app as build_openai_app,
         build_pd_openai_app as build_pd_openai_app,
     )
+    from penstock.serve.data_parallel import DPServer as DPServer
     from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
     from penstock.serve.prefill_decode import PDServingArgs as PDServingArgs
     from penstock.serve.server import LLMServer as LLMServer
@@ -32,10 +35,13 @@ else:
             "penstock.serve.app": ("OpenAiIngress",),
             "penstock.serve.builders": (
                 "build_dev_openai_app",
+                "build_dp_deployment",
+                "build_dp_openai_app",
                 "build_llm_deployment",
                 "build_openai_app",
                 "build_pd_openai_app",
             ),
+            "penstock.serve.data_parallel": ("DPServer",),
             "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
             "penstock.serve.prefill_decode": ("PDServingArgs",),
             "penstock.serve.server": ("LLMServer",),

@@ -11,6 +11,7 @@ from msgspec import structs
 from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
+from penstock.serve.data_parallel import as_group, grouped
 from penstock.serve.prefill_decode import PDServingArgs
 from penstock.serve.serving_args import LLMServingArgs, load_serving_args, read_args
 from penstock.serve.settings import HttpSettings
@@ -70,6 +71,39 @@ def build_pd_openai_app(pd_serving_args: Given) -> Any:
     if any(config.prefill_config is None for config in args.llm_configs):
         raise ConfigError("must have prefill_config and decode_config", field="pd_serving_args")
     return _ray().build_application(args)
+
+
+def build_dp_deployment(
+    llm_config: LLMConfig | Mapping[str, Any],
+    *,
+    name_prefix: str | None = None,
+    bind_kwargs: Mapping[str, Any] | None = None,
+    override_serve_options: Mapping[str, Any] | None = None,
+    deployment_cls: type | None = None,
+    settings: HttpSettings | None = None,
+) -> Any:
+    """As `build_llm_deployment`, with each replica a group of `engine_kwargs.data_parallel_size` ranks.
+
+    Replica counts are counts of groups. Raises `ConfigError`, and `MissingExtraError` without Ray.
+    """
+    config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
+    return build_llm_deployment(
+        as_group(config),
+        name_prefix=name_prefix,
+        bind_kwargs=bind_kwargs,
+        override_serve_options=override_serve_options,
+        deployment_cls=deployment_cls,
+        settings=settings,
+    )
+
+
+def build_dp_openai_app(builder_config: Given) -> Any:
+    """As `build_openai_app`, with each replica of each model a group of `engine_kwargs.data_parallel_size` ranks.
+
+    A mapping may hold one `llm_config` in the place of `llm_configs`. Raises `ConfigError`, and `MissingExtraError`
+    without Ray.
+    """
+    return _ray().build_application(grouped(_args(builder_config)))
 
 
 def _args(given: Given) -> LLMServingArgs:

@@ -128,6 +128,28 @@ async def test_a_download_that_does_not_come(serve):
     assert "timed out" in row["error"]["message"] or "not loaded within" in row["error"]["message"]
 
 
+async def test_rows_come_one_to_one_in_order_and_can_be_cancelled():
+    sizes = [1 + number % 9 for number in range(60)]
+    found = await prepared([asked(image(size=size), "image") for size in sizes])
+    assert [row["multimodal_data"]["image"][0] for row in found] == [image(size=size) for size in sizes]
+    asked_for = asyncio.Event()
+    never = asyncio.Event()
+
+    async def handle(reader, writer):
+        asked_for.set()
+        await never.wait()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        task = asyncio.create_task(prepared([asked(f"http://127.0.0.1:{port}/x.png")]))
+        await asked_for.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        never.set()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_image_is_decoded_to_its_end(form):
     data = image(form)

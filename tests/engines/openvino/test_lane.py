@@ -1,5 +1,5 @@
+from penstock.engines.messages import Submit
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.messages import Submit
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.types import Sampling, StructuredOutput
 

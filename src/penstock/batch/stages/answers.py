@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from penstock.batch.repair import Request, invalid_json, misfit
+from penstock.batch.repair import Request, deltas_of, invalid_json, misfit
 from penstock.batch.rows import Outcome
 from penstock.batch.stages.tasks import without_reasoning
 from penstock.engines.base import LLMEngine
 from penstock.errors import AnswerFormError, EngineError
 from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
-from penstock.types import ChatRequest, StructuredOutput
+from penstock.types import StructuredOutput
 
 
 async def ask(engine: LLMEngine, request: Request) -> Outcome:
     """The outcome of one request; `parsed` are the columns of its `n` answers. Raises what the engine raises."""
     found = Answers()
     tokens: dict[int, list[int]] = {}
-    deltas = engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
-    async for delta in deltas:
+    async for delta in deltas_of(engine, request):
         found.add(delta)
         tokens.setdefault(delta.index, []).extend(delta.token_ids)
     reasons = found.reasons

@@ -30,7 +30,7 @@ class EngineRequests:
     `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations, filled by the
     engine into its chat template, or `template`; else the row has a `prompt` or a `tokenized_prompt`, which a stage
     before has filled if `templated`. `lora_path` is where adapters lie, by name. `most` limits the rows in flight.
-    `repair` says when a row is asked again with other words.
+    `repair` says when a row is asked again with other words. While `ending` is set, nothing is tried again.
     """
 
     def __init__(
@@ -63,18 +63,7 @@ class EngineRequests:
         self._stack = contextlib.AsyncExitStack()
         self._keeper: EngineKeeper | None = None
         self._attempts: Attempts | None = None
-        self._ending = False
-
-    @property
-    def ending(self) -> bool:
-        """Whether nothing is to be tried again."""
-        return self._ending
-
-    @ending.setter
-    def ending(self, ending: bool) -> None:
-        self._ending = ending
-        if self._attempts is not None:
-            self._attempts.ending = ending
+        self.ending = False
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
@@ -83,7 +72,7 @@ class EngineRequests:
         self._keeper = keeper = await self._stack.enter_async_context(self._source.running(replica))
         capabilities = keeper.engine.capabilities
         self._check_task(capabilities.tasks, keeper.engine.name)
-        self._attempts = Attempts(keeper, most=self._max_attempts)
+        self._attempts = Attempts(keeper, lambda: self.ending, most=self._max_attempts)
         self.most_in_flight = self._most or rolling(capabilities)
 
     async def stop(self) -> None:

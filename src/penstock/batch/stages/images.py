@@ -7,7 +7,7 @@ from hashlib import blake2b
 from io import BytesIO
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from penstock.errors import RequestError
 
@@ -29,7 +29,7 @@ def prepared(data: bytes) -> PreparedImage:
         with Image.open(BytesIO(data), formats=FORMS) as image:
             image.load()  # what is cut short shows only here
             kind = Image.MIME[str(image.format)]
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise RequestError(f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image") from None
     except Exception as error:  # decoders meet damage in many ways
         raise RequestError(f"the image cannot be decoded: {error}", param="image") from None

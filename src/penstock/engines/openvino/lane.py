@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from penstock.engines.openvino.messages import Submit
+from penstock.engines.messages import Submit
 from penstock.engines.openvino.text_stream import TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.stop_strings import StopStrings

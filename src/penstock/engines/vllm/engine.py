@@ -63,6 +63,7 @@ class VLLMEngine(TokenEngine):
     """
 
     name: ClassVar[str] = "vllm"
+    makes_ranks: ClassVar[bool] = True
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -119,6 +120,8 @@ class VLLMEngine(TokenEngine):
         self.identity = setup.identity if setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
+        if running.prompts is not None and (template := running.prompts.text_template()) is not None:
+            self.template = template
         self._running = running
 
     async def stop(self) -> None:
@@ -386,7 +389,9 @@ class VLLMEngine(TokenEngine):
             if not asked.done():
                 raise EngineDeadError(self._why_dead if self._running is not running else running.front.why_dead())
             return asked.result()
-        except PenstockError:
+        except PenstockError as error:
+            if isinstance(error, EngineError) and not running.front.alive:  # as vLLM's own application tells a death
+                raise EngineDeadError(running.front.why_dead()) from None
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None

@@ -31,7 +31,7 @@ def set_defaults(options: VLLMOptions) -> None:
 
 
 @contextmanager
-def processes_start(mark: str, folder: str, environment: Mapping[str, str]) -> Iterator[None]:
+def processes_start(mark: str, folder: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Processes started inside carry `mark`, keep their sockets in `folder`, have the variables of `environment`, and
     take no notice of Ctrl-C.
 
@@ -40,7 +40,7 @@ def processes_start(mark: str, folder: str, environment: Mapping[str, str]) -> I
     """
     with _starting:
         resource_tracker.ensure_running()  # it serves this process for longer, so it must not carry the mark
-        given = {**environment, MARK: mark, "VLLM_RPC_BASE_PATH": folder}
+        given = {**(environment or {}), MARK: mark, "VLLM_RPC_BASE_PATH": folder}
         before = {name: os.environ.get(name) for name in given}
         os.environ.update(given)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -60,14 +60,11 @@ def processes_start(mark: str, folder: str, environment: Mapping[str, str]) -> I
 def _without_main_module() -> Iterator[None]:
     """Child processes do not import the user's script, so it needs no `if __name__ == "__main__"`."""
     main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    spec, file = getattr(main, "__spec__", None), vars(main).pop("__file__", None)
     main.__spec__ = None
-    main.__file__ = None
     try:
         yield
     finally:
         main.__spec__ = spec
-        if file is None:
-            del main.__file__
-        else:
+        if file is not None:
             main.__file__ = file
