@@ -42,7 +42,8 @@ class OpenVINOEngine(WorkerEngine):
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
-        await self._start_worker(Load(str(files.path), files.task, files.context_length, self.options))
+        load = Load(str(files.path), files.task, files.context_length, self.options)
+        await self._start_worker(load, watched=self.options.device == "CPU")
 
     async def check_health(self) -> None:
         if not self._asleep:
