@@ -17,6 +17,7 @@ def child():
     def start(program):
         process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stdin=subprocess.PIPE)
         started.append(process)
+        assert process.stdout is not None
         assert process.stdout.readline()
         return process
 
