@@ -1,4 +1,4 @@
-"""Sound and pictures: a Whisper and a LLaVA with random weights."""
+"""Sound and pictures: a Whisper and a BLIP-2 with random weights."""
 
 import base64
 from typing import Any
@@ -70,7 +70,7 @@ async def test_pictures(tmp_path):
     try:
         plain = await answer(engine, chat_request("What is it?", GREEDY))
         red = await answer(engine, showing((255, 0, 0)))
-        assert red.usage.prompt_tokens == plain.usage.prompt_tokens + 16  # what a picture takes
+        assert red.usage.prompt_tokens == plain.usage.prompt_tokens + 8  # what a picture takes
         assert red.texts[0]
         assert (await answer(engine, showing((255, 0, 0)))).texts == red.texts
         assert (await answer(engine, showing((0, 60, 255)))).texts != red.texts

@@ -19,8 +19,8 @@ from penstock.serve.grouped_calls import CallFailure, CallResult, GroupedCall
 from penstock.serve.handle import ModelHandle
 from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
 from penstock.serve.limits import read_body
-from penstock.serve.streams import Coalescer
-from penstock.types import Usage
+from penstock.serve.streams import joined
+from penstock.types import Delta, Usage
 
 
 async def group(exchange: Exchange) -> Response:
@@ -112,15 +112,16 @@ class GroupResponse(Response):
             result = await answer
             self._count(getattr(result, "usage", Usage()))
             return result
-        joined, total = Coalescer(), UsageTotal(request.n)
+        answers: dict[int, list[Delta]] = {}
+        total = UsageTotal(request.n)
         async with aclosing(in_batches(answer)) as batches:
             async for batch in batches:
                 for delta in batch:
-                    joined.add(delta)
+                    answers.setdefault(delta.index, []).append(delta)
                     if delta.finish_reason is not None:
                         total.add(delta)
         self._count(total.usage)
-        return joined.take(0.0, everything=True)
+        return [joined(deltas) for deltas in answers.values()]
 
     def _count(self, usage: Usage) -> None:
         """Report a call's tokens to the metrics, where a group has no latency of its own."""
