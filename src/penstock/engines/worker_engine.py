@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any, ClassVar
@@ -49,19 +50,24 @@ class WorkerEngine(TokenEngine):
         self._why_dead = f"the {self.name} engine is not running"
 
     # Life
+    @abstractmethod
+    async def _load_message(self) -> msgspec.Struct:
+        """The worker's first message, which says what to load. Raises `EngineStartError` for what cannot be."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that works on another device
+        than the CPU may just wait for that.
+        """
+        return False
+
     async def start(self) -> None:
         async with self._changing:  # who comes second finds it running, and not on its way
             if self._process is None:
                 await self._start()
 
     async def _start(self) -> None:
-        raise NotImplementedError
-
-    async def _start_worker(self, load: msgspec.Struct, *, watched: bool = False) -> None:
-        """Start the process and have it load; `load` is its first message. Raises `EngineStartError`.
-
-        `watched`: a process that sleeps while requests wait, and waits for no other device, hangs, and is ended.
-        """
+        load = await self._load_message()
         process = EngineProcess(self.worker, self._on_message, lambda why: self._on_death(process, why))
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._calls[0] = ready
@@ -74,7 +80,9 @@ class WorkerEngine(TokenEngine):
             self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
             for name, path in self.adapters.items():
                 await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
-            if watched and process.pid is not None:
+            if self._watching is not None:
+                self._watching.cancel()  # that of a process that died
+            if self.watched and process.pid is not None:
                 self._watching = asyncio.create_task(self._watch(process, process.pid))
         except BaseException as error:
             await self.stop()
@@ -104,6 +112,7 @@ class WorkerEngine(TokenEngine):
                 why = f"the engine process hung: it slept for {LOOKS * LOOK_SECONDS:g} s while requests waited"
                 _log.error("%s; it is ended", why)
                 self._on_death(process, why)
+                process.kill()
                 await process.stop()
 
     # Requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from ray import serve
 from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.runtimes.engines import DEFAULT_APP, engines
-from penstock.runtimes.ray_data_placement import leave_group, stage_options
+from penstock.runtimes.ray_data_placement import leave_group_with, stage_options
 from penstock.runtimes.ray_replicas import RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
 
@@ -57,22 +58,19 @@ class StageActor:
 
     def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int, own_group: bool) -> None:
         self._stage = stage
-        self._own_group = own_group
         self._rows_per_call = rows_per_call
         self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
-        self._connected = False
+        self._connecting: asyncio.Task[None] | None = None
+        if own_group:
+            leave_group_with(self)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """The batch with the columns that the stage adds."""
-        if not self._connected and _is_deployment(self._stage):
-            await _connect(**_names(self._stage), rows_per_call=self._rows_per_call)
-        self._connected = True
+        if _is_deployment(self._stage):
+            if self._connecting is None:  # once, however many batches come at a time
+                self._connecting = asyncio.create_task(_connect(**_names(self._stage), most=self._rows_per_call))
+            await asyncio.shield(self._connecting)
         yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
-
-    def __del__(self) -> None:
-        """Ray Data sees to it that this is called when it needs the actor no more."""
-        if self._own_group:
-            leave_group()
 
 
 def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
@@ -121,7 +119,7 @@ def _check_deployment(stage: Any) -> None:
         )
 
 
-async def _connect(deployment: str, app: str, rows_per_call: int) -> None:
+async def _connect(deployment: str, app: str, most: int) -> None:
     """Make the served model known in this process by its names, for the stage to find."""
     handle = serve.get_deployment_handle(deployment, app)
     config, key = await handle.connection.remote()
@@ -129,7 +127,7 @@ async def _connect(deployment: str, app: str, rows_per_call: int) -> None:
     grouped: Any = import_object(GROUPED, "the Ray runtime's handle")
     store = ClusterStore(key, config.model_id)
     served = model(config, RayReplicas(handle, config.model_id), key=key, desired=store)
-    engines().put(deployment, grouped(served, most=rows_per_call), app)
+    engines().put(deployment, grouped(served, most=most), app)
 
 
 def _part(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,9 +47,11 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     }
 
 
-def leave_group() -> None:
-    """Give back the placement group that was made for this actor: nobody else would before the job's end."""
-    ray.util.remove_placement_group(ray.util.get_current_placement_group())
+def leave_group_with(worker: object) -> None:
+    """Give back the placement group that was made for this actor when `worker`, or its process, ends. Nobody else would
+    before the job's end.
+    """
+    weakref.finalize(worker, ray.util.remove_placement_group, ray.util.get_current_placement_group())
 
 
 def _in_group(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
