@@ -123,6 +123,9 @@ def build_processor(
 def _build_engine_processor(config: EngineProcessorConfig, **kwargs: Any) -> Processor:
     source = EngineSource(config.engine_name, config.model_source, config.engine_kwargs, config.engine)
     generates = config.task_type == "generate"
+    for name in ("on_length", "on_invalid_json"):
+        if not generates and getattr(config, name) != "keep":
+            raise ConfigError(f"has no meaning for the task '{config.task_type}'", field=name)
     template_field = _legacy(config.chat_template_stage, config.apply_chat_template)
     chat = stage_config(ChatTemplateStageConfig, template_field, "chat_template_stage")
     tokens = stage_config(TokenizerStageConfig, _legacy(config.tokenize_stage, config.tokenize), "tokenize_stage")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
@@ -17,9 +18,16 @@ from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, decode_to_parent, encode
 from penstock.engines.process import EngineProcess
+from penstock.engines.stuck import StuckWatch
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, by_kind
 from penstock.types import Delta, EmbeddingRequest, Embeddings
+
+LOOK_SECONDS = 10.0
+LOOKS = 6
+"""After so many in a row a process that should work, and sleeps, is taken to hang."""
+
+_log = logging.getLogger(__name__)
 
 
 class WorkerEngine(TokenEngine):
@@ -35,6 +43,7 @@ class WorkerEngine(TokenEngine):
         super().__init__(model_source, **kwargs)
         self._process: EngineProcess | None = None
         self._changing = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
         self._ids = count(1)
         self._mailboxes: dict[int, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
@@ -44,6 +53,13 @@ class WorkerEngine(TokenEngine):
     @abstractmethod
     async def _load_message(self) -> msgspec.Struct:
         """The worker's first message, which says what to load. Raises `EngineStartError` for what cannot be."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that works on another device
+        than the CPU may just wait for that.
+        """
+        return False
 
     async def start(self) -> None:
         async with self._changing:  # who comes second finds it running, and not on its way
@@ -64,6 +80,10 @@ class WorkerEngine(TokenEngine):
             self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
             for name, path in self.adapters.items():
                 await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
+            if self._watching is not None:
+                self._watching.cancel()  # that of a process that died
+            if self.watched and process.pid is not None:
+                self._watching = asyncio.create_task(self._watch(process, process.pid))
         except BaseException as error:
             await self.stop()
             if isinstance(error, EngineDeadError):
@@ -72,12 +92,28 @@ class WorkerEngine(TokenEngine):
 
     async def stop(self) -> None:
         process, self._process = self._process, None
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
         if process is not None:
             self._fail_all()
             await process.stop()
 
     async def check_health(self) -> None:
         await self._call("ping")
+
+    async def _watch(self, process: EngineProcess, pid: int) -> None:
+        watch = StuckWatch(pid, LOOKS)
+        while self._process is process:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not self._mailboxes and not self._calls:
+                watch.forget()
+            elif watch.is_stuck() and self._process is process:
+                why = f"the engine process hung: it slept for {LOOKS * LOOK_SECONDS:g} s while requests waited"
+                _log.error("%s; it is ended", why)
+                self._on_death(process, why)
+                process.kill()
+                await process.stop()
 
     # Requests
     def generate(self, request: GenerateRequest) -> Deltas:

@@ -342,3 +342,5 @@ def test_wrong_policies_are_named():
         processor(SimulatedEngine(), on_length="cut")
     with pytest.raises(ConfigError, match="on_invalid_json"):
         processor(SimulatedEngine(), on_invalid_json="again")
+    with pytest.raises(ConfigError, match="on_length: has no meaning for the task 'embed'"):
+        processor(SimulatedEngine(), task_type="embed", on_length="truncate")

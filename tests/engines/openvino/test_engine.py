@@ -7,6 +7,8 @@ import signal
 import pytest
 import pytest_asyncio
 
+from penstock.engines import worker_engine
+from penstock.engines.mailbox import Mailbox
 from penstock.engines.openvino import OpenVINOEngine
 from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineStartError, UnsupportedError
 from penstock.testing import EngineContract, answer, chat_request
@@ -103,6 +105,20 @@ async def test_one_that_is_stopped_can_be_started_at_once(gguf):
     await stopping
     with pytest.raises(EngineDeadError):
         await under_way
+    await answered(engine)
+    await engine.stop()
+
+
+async def test_one_that_hangs_is_noticed_and_can_be_started_again(gguf, monkeypatch):
+    monkeypatch.setattr(worker_engine, "LOOK_SECONDS", 0.02)
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    await answered(engine)
+    lost = engine._mailboxes[10**6] = Mailbox()  # a request that the worker does not know of
+    with pytest.raises(EngineDeadError, match="the engine process hung"):
+        await lost.take()
+    del engine._mailboxes[10**6]
+    with pytest.raises(EngineDeadError):
+        await engine.check_health()
     await answered(engine)
     await engine.stop()
 

@@ -44,6 +44,10 @@ class OpenVINOEngine(WorkerEngine):
         self.model_kind = MODEL_KINDS[files.task]
         return Load(str(files.path), files.task, files.context_length, self.options)
 
+    @property
+    def watched(self) -> bool:
+        return self.options.device == "CPU"
+
     async def check_health(self) -> None:
         if not self._asleep:
             await super().check_health()
