@@ -132,5 +132,5 @@ def _target(config: LLMConfig) -> float:
     """Requests a replica: what it works on at once, with some room for the next."""
     most, slots = config.deployment_config.max_ongoing_requests, config.engine_kwargs.get("max_num_seqs")
     if most is None and isinstance(slots, int):
-        most = slots * parallelism(config).data  # each rank has so many
+        most = slots * parallelism(config.engine_kwargs).data  # each rank has so many
     return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)
