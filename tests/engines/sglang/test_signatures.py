@@ -146,6 +146,11 @@ def test_attributes_and_keys_that_are_read_are_set(real):
     assert any('"effective_max_running_requests_per_dp"' in file.read_text() for file in scheduler)
 
 
+def test_importing_it_sets_the_policy_of_event_loops(real):
+    for package in (real, STAND_IN):  # so that loops that were there before are not the current one any more
+        assert "\nasyncio.set_event_loop_policy(" in (package / "srt/entrypoints/engine.py").read_text()
+
+
 def test_sampling_parameters_have_sglangs_names(real):
     declared = fields(classes(real / "srt/sampling/sampling_params.py")["SamplingParams"])
     for structured in (StructuredOutput("json_schema", "{}"), StructuredOutput("regex", "a")):
