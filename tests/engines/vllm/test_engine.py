@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -70,7 +71,7 @@ async def servers(engine):
         yield made
 
 
-CHAT = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
 TEXT = {"prompt": TICKET, "temperature": 0, "max_tokens": 12}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}

@@ -12,7 +12,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.app import build_app
 from penstock.serve.local_model import LocalModel
 from penstock.testing import answer, chat_request
-from penstock.types import ChatRequest, Sampling, TranscriptionRequest
+from penstock.types import ChatRequest, EmbeddingRequest, Sampling, TranscriptionRequest
 from torch_models import picture, recording, speech_model, vision_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -45,7 +45,7 @@ async def test_speech(tmp_path):
         with pytest.raises(RequestError):
             await engine.transcriptions(TranscriptionRequest(audio, language="xx", max_tokens=4))
         with pytest.raises(UnsupportedError, match="embeddings"):
-            await engine.embeddings(None)
+            await engine.embeddings(EmbeddingRequest(["a"]))
         await over_http(engine, audio, made.text)
     finally:
         await engine.stop()
