@@ -136,6 +136,7 @@ def test_attributes_and_keys_that_are_read_are_set(real):
     manager = (real / MANAGER).read_text()
     for attribute in ("tokenizer", "model_config", "is_generation", "max_req_input_len", "context_len"):
         assert f"self.{attribute} = " in manager
+    assert "self.vocab_size = " in (real / "srt/configs/model_config.py").read_text()
     for key in ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens"):
         assert f'"{key}": recv_obj' in manager
     for key in ("text", "output_ids", "meta_info", "output_token_logprobs", "output_top_logprobs", "embedding"):
