@@ -11,18 +11,21 @@ sources="${SGLANG_SOURCES:-.venv-sglang}/$version"
 if [[ ! -d $sources/sglang ]]; then
     download="$(mktemp -d)"
     trap 'rm -rf "$download"' EXIT
-    if ! "$python" -m pip download -q --no-deps --only-binary :all: -d "$download" "sglang==$version" 2>"$download/log"; then
+    # The sources in it are the same for every Python and machine.
+    wheel=(--only-binary :all: --python-version 3.11 --platform manylinux_2_34_x86_64)
+    if ! "$python" -m pip download -q --no-deps "${wheel[@]}" -d "$download" "sglang==$version" 2>"$download/log"; then
         tail -n 1 "$download/log"
         echo "skipped: SGLang $version cannot be downloaded here"
         exit 0
     fi
-    mkdir -p "$sources"
-    "$python" - "$download"/*.whl "$sources" <<'END'
+    "$python" - "$download"/*.whl "$download/sources" <<'END'
 import sys
 from zipfile import ZipFile
 
 with ZipFile(sys.argv[1]) as wheel:
     wheel.extractall(sys.argv[2], [name for name in wheel.namelist() if name.startswith("sglang/srt/") and name.endswith(".py")])
 END
+    mkdir -p "$sources"
+    mv "$download/sources/sglang" "$sources" # whole, or not at all
 fi
 PENSTOCK_SGLANG="$(realpath "$sources/sglang")" "$python" -m pytest -m sglang tests/engines/sglang "$@"

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from typing import Any
 
 import psutil
 import pytest
@@ -30,7 +31,7 @@ def pids(server):
 
 
 async def test_ranks_answer_alike_and_a_killed_one_takes_the_group_with_it():
-    server = DPServer(config())
+    server: Any = DPServer(config())
     await server.start()
     try:
         results = await asyncio.gather(*(answer(server, chat_request(TICKET, GREEDY)) for _ in range(8)))

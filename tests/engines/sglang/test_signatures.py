@@ -136,6 +136,7 @@ def test_attributes_and_keys_that_are_read_are_set(real):
     manager = (real / MANAGER).read_text()
     for attribute in ("tokenizer", "model_config", "is_generation", "max_req_input_len", "context_len"):
         assert f"self.{attribute} = " in manager
+    assert "self.vocab_size = " in (real / "srt/configs/model_config.py").read_text()
     for key in ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens"):
         assert f'"{key}": recv_obj' in manager
     for key in ("text", "output_ids", "meta_info", "output_token_logprobs", "output_top_logprobs", "embedding"):
@@ -144,6 +145,11 @@ def test_attributes_and_keys_that_are_read_are_set(real):
     assert "self.max_req_len - input_len - 1" in (real / "srt/managers/scheduler.py").read_text()
     scheduler = [real / "srt/managers/scheduler.py", *(real / "srt/managers/scheduler_components").glob("*.py")]
     assert any('"effective_max_running_requests_per_dp"' in file.read_text() for file in scheduler)
+
+
+def test_importing_it_sets_the_policy_of_event_loops(real):
+    for package in (real, STAND_IN):  # so that loops that were there before are not the current one any more
+        assert "\nasyncio.set_event_loop_policy(" in (package / "srt/entrypoints/engine.py").read_text()
 
 
 def test_sampling_parameters_have_sglangs_names(real):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
-from penstock import demo
+from penstock.engines import huggingface
 from penstock.engines.adapter_files import check_adapter
 from penstock.engines.sglang import options
 from penstock.engines.sglang.messages import Load
@@ -42,13 +41,14 @@ class SGLangEngine(WorkerEngine):
         }
 
     def stated_context_length(self) -> int | None:
-        return options.stated_context_length(self.options, self.model_source)
+        given = self.options.get("context_length")
+        return given if isinstance(given, int) else huggingface.stated_context_length(self.model_source)
 
     # Life
     async def _load_message(self) -> Load:
         options.check_version()
         self._asleep = self._paused = False
-        return Load(_model_for(self.model_source), self.options)
+        return Load(huggingface.model_for(self.model_source), self.options)
 
     async def start(self) -> None:
         try:
@@ -116,15 +116,3 @@ class SGLangEngine(WorkerEngine):
             raise ModelNotFoundError(
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"
             )
-
-
-def _model_for(source: str) -> str:
-    """What SGLang is given for a `model_source`. Raises `EngineStartError` for a directory that is not there."""
-    if source == demo.MODEL_NAME:
-        return str(demo.model_path("huggingface"))
-    path = Path(source).expanduser()
-    if path.exists():
-        return str(path)
-    if source.startswith(("/", ".", "~")):
-        raise EngineStartError(f"there is no model directory '{source}'")
-    return source

@@ -7,7 +7,6 @@ configuration that is only looked at must not do. Values are checked by SGLang w
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -16,7 +15,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from penstock import demo
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError, nearest
 
 OLDEST, NEWEST = (0, 5, 20), (0, 5, 23)
@@ -80,20 +78,6 @@ def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
             hint = nearest(name, known - _NOT_HERE.keys())
             raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=hint)
     return {**_QUIET, **given}
-
-
-def stated_context_length(options: Mapping[str, Any], source: str) -> int | None:
-    """The context in tokens that the options or the files of a local model state; None if neither does."""
-    given = options.get("context_length")
-    if isinstance(given, int):
-        return given
-    path = demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-        length = config.get("text_config", config).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return length if isinstance(length, int) else None
 
 
 @cache

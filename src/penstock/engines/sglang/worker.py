@@ -68,7 +68,7 @@ class Worker:
             self._send(Step(made))
 
     def _send(self, message: ToParent) -> None:
-        write(self._writer, message)
+        self._writer.write(framed(message))
 
 
 async def read(reader: asyncio.StreamReader) -> ToWorker | None:
@@ -81,37 +81,46 @@ async def read(reader: asyncio.StreamReader) -> ToWorker | None:
         return None
 
 
-def write(writer: asyncio.StreamWriter, message: ToParent) -> None:
-    """Send a message."""
+def framed(message: ToParent) -> bytes:
+    """A message as it goes over the pipe."""
     data = encode(message)
-    writer.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+    return len(data).to_bytes(LENGTH_BYTES, "little") + data
 
 
 def main(fd: int) -> None:
     """Serve the pipe `fd` until it closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout may be a job's output, and SGLang prints
+    sock = socket.socket(fileno=fd)
+    try:
+        # Before there is a loop: SGLang sets whose loops are made, and looks for the current one.
+        from penstock.engines.sglang.model import Model
+    except Exception as error:
+        sock.sendall(framed(_not_loaded(error)))
+        return
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    reader, writer = loop.run_until_complete(asyncio.open_connection(sock=socket.socket(fileno=fd)))
+    reader, writer = loop.run_until_complete(asyncio.open_connection(sock=sock))
     load = loop.run_until_complete(read(reader))
     if not isinstance(load, Load):
         return
     try:
-        # In the main thread and while its loop stands still: SGLang sets signal handlers, and uses the loop itself.
-        from penstock.engines.sglang.model import Model
-
+        # In the main thread and while the loop stands still: SGLang sets signal handlers, and runs the loop itself.
         model = Model(load)
     except Exception as error:
-        kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
-        write(writer, Failed(0, kind, f"'{load.model}' could not be loaded: {_one_line(error)}"))
+        writer.write(framed(_not_loaded(error, f"'{load.model}' could not be loaded: ")))
         writer.close()
         loop.run_until_complete(writer.wait_closed())
         os._exit(1)  # SGLang may have left threads behind
-    write(writer, model.ready())
+    writer.write(framed(model.ready()))
     loop.run_until_complete(Worker(model, reader, writer).serve())
     model.close()
     os._exit(0)
+
+
+def _not_loaded(error: Exception, what: str = "") -> Failed:
+    kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
+    return Failed(0, kind, what + _one_line(error))
 
 
 def _failed(number: int, error: Exception) -> Failed:

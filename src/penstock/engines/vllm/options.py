@@ -7,7 +7,6 @@ configuration that is only looked at must not do. Values are checked by vLLM whe
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -18,6 +17,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock import demo
+from penstock.engines import huggingface
 from penstock.errors import ConfigError, EngineStartError, MissingExtraError, nearest
 
 OLDEST, NEWEST = (0, 29), (0, 32)
@@ -123,15 +123,7 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
 def stated_context_length(options: VLLMOptions, source: str) -> int | None:
     """The context in tokens that the options or the files of a local model state; None if neither does."""
     given = options.engine.get("max_model_len")
-    if isinstance(given, int):
-        return given
-    path = demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
-    try:
-        config = json.loads((path / "config.json").read_bytes())
-        length = config.get("text_config", config).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return length if isinstance(length, int) else None
+    return given if isinstance(given, int) else huggingface.stated_context_length(source)
 
 
 @cache

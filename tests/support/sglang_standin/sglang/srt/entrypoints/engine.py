@@ -6,6 +6,8 @@ from typing import Any
 from sglang.srt.arg_groups.fields.serving import Serving
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
+asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())  # as SGLang sets uvloop's when it is imported
+
 
 class Engine:
     def __init__(self, **kwargs):

@@ -66,7 +66,14 @@ class TokenizerManager:
         self.resumed = asyncio.Event()
         self.resumed.set()
         self.asleep: list[str] = []
+        self.event_loop: asyncio.AbstractEventLoop | None = None
         self.whole: dict[str, dict[str, Any]] = {}
+
+    def auto_create_handle_loop(self):
+        """What listens to the scheduler stays on the loop that first asked for something."""
+        if self.event_loop is None:
+            self.event_loop = asyncio.get_running_loop()
+        assert self.event_loop is asyncio.get_running_loop(), "nobody would answer on this loop"
 
     # Control
     def abort_request(self, rid: str = "", abort_all: bool = False):
@@ -96,6 +103,7 @@ class TokenizerManager:
         self.asleep = []
 
     async def get_internal_state(self):
+        self.auto_create_handle_loop()
         return [{"effective_max_running_requests_per_dp": self.server_args.max_running_requests or 16}]
 
     async def get_loads(self, include: list[str] | None = None, dp_rank: int | None = None):
@@ -116,6 +124,7 @@ class TokenizerManager:
 
     # Requests
     async def answers(self, ids: list[int], given: dict, logprob: bool, top: int, lora: str | None, stream: bool, rid):
+        self.auto_create_handle_loop()
         if lora is not None and lora not in self.adapters:
             raise ValueError(f"Got LoRA adapter that has never been loaded: {lora}")
         params = SamplingParams(**given)
