@@ -137,7 +137,8 @@ def main() -> int:
         serve_endpoint(args.delay_ms / 1000)
         return 0
     if args.side:
-        run_side(*args.side, args.rows)
+        kind, side, url = args.side
+        run_side(kind, side, url, args.rows)
         return 0
     argv = [args.peer_python, __file__]
     paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]  # for what Ray starts

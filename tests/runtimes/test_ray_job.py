@@ -95,7 +95,7 @@ def test_a_job_that_was_killed_goes_on(tmp_path: Path, address: str) -> None:
     argv += ["--model", "simulated", "--engine-kwargs", json.dumps(SLOW), "--prompt", "{text}", "-q"]
     with subprocess.Popen(argv, env={**os.environ, "RAY_ADDRESS": address}) as process:
         give_up = time.monotonic() + PATIENCE_S
-        journals = []
+        journals: list[Path] = []
         while not any(path.stat().st_size > 4096 for path in journals) and time.monotonic() < give_up:
             time.sleep(0.05)
             journals = [path for path in tmp_path.rglob("rows-*.jsonl") if path.is_file()]

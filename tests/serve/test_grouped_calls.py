@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import msgspec
 import pytest
@@ -29,7 +30,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     answer = IngressApp.__call__
 
-    async def noted(self, scope, receive, send):  # type: ignore[no-untyped-def]
+    async def noted(self: IngressApp, scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["path"])
         await answer(self, scope, receive, send)
 
@@ -47,9 +48,10 @@ async def test_calls_of_one_turn_travel_together_and_are_answered_as_they_are_al
     async def chat(handle: GroupedModel) -> list[Delta]:
         return [delta async for delta in handle.chat(request)]
 
-    chatted, vectors, *texts = await asyncio.gather(
+    answers: list[Any] = await asyncio.gather(
         chat(model), model.embeddings(EmbeddingRequest(["a", "b"])), *(text(model, asked(f"row {n}")) for n in range(8))
     )
+    chatted, vectors, *texts = answers
     assert paths == [GROUP_PATH]
     alone = [delta async for delta in one.model.chat(request)]
     for index in (0, 1):
