@@ -22,7 +22,7 @@ import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jsonschema
 import pytest
@@ -59,12 +59,20 @@ def chat_request(text: str, sampling: Sampling = GREEDY, **fields: Any) -> ChatR
     return ChatRequest([{"role": "user", "content": text}], sampling, **fields)
 
 
-async def deltas_of(engine: LLMEngine, request: ChatRequest | CompletionRequest) -> list[Delta]:
+class Generates(Protocol):
+    """What answers conversations and prompts: an engine, or a server in front of one."""
+
+    def chat(self, request: ChatRequest) -> Deltas: ...
+
+    def completions(self, request: CompletionRequest) -> Deltas: ...
+
+
+async def deltas_of(engine: Generates, request: ChatRequest | CompletionRequest) -> list[Delta]:
     """All deltas of a request. Fails instead of hanging."""
     return await _rest(engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request))
 
 
-async def answer(engine: LLMEngine, request: ChatRequest | CompletionRequest) -> Answers:
+async def answer(engine: Generates, request: ChatRequest | CompletionRequest) -> Answers:
     """The finished answers of a request."""
     answers = Answers()
     for delta in await deltas_of(engine, request):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any, ClassVar
@@ -40,16 +41,17 @@ class WorkerEngine(TokenEngine):
         self._why_dead = f"the {self.name} engine is not running"
 
     # Life
+    @abstractmethod
+    async def _load_message(self) -> msgspec.Struct:
+        """The worker's first message, which says what to load. Raises `EngineStartError` for what cannot be."""
+
     async def start(self) -> None:
         async with self._changing:  # who comes second finds it running, and not on its way
             if self._process is None:
                 await self._start()
 
     async def _start(self) -> None:
-        raise NotImplementedError
-
-    async def _start_worker(self, load: msgspec.Struct) -> None:
-        """Start the process and have it load; `load` is its first message. Raises `EngineStartError`."""
+        load = await self._load_message()
         process = EngineProcess(self.worker, self._on_message, lambda why: self._on_death(process, why))
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._calls[0] = ready

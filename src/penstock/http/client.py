@@ -17,6 +17,7 @@ from penstock.config import masked
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
 from penstock.http.headers import Headers
 from penstock.http.limiter import Limiter, Verdict
+from penstock.http.proxies import proxy_for
 from penstock.http.retries import is_retryable, is_throttling, retry_after
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -41,11 +42,14 @@ class Timeouts(Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(Struct, frozen=True):
-    """Where a request goes. `shown` names it in messages: no user, no query, for keys stand there."""
+    """Where a request goes, and through which proxy. `shown` names it in messages: no user, no query, for keys stand
+    there.
+    """
 
     method: str
     url: Any
     shown: str
+    proxy: str | None = None
 
 
 class Reply(NamedTuple):
@@ -57,7 +61,7 @@ class Reply(NamedTuple):
 
 
 def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
-    """Check an address. Raises `ConfigError`."""
+    """Check an address, and find its proxy in the environment. Raises `ConfigError`."""
     try:
         parsed = URL(url)
         ok = parsed.scheme in ("http", "https") and bool(parsed.host)
@@ -65,7 +69,8 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
         ok = False
     if not ok:
         raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
-    return Endpoint(method.upper(), parsed, str(parsed.with_user(None).with_query(None).with_fragment(None)))
+    shown = str(parsed.with_user(None).with_query(None).with_fragment(None))
+    return Endpoint(method.upper(), parsed, shown, proxy_for(parsed.scheme, parsed.host or "", parsed.port))
 
 
 class HttpClient:
@@ -195,10 +200,11 @@ class HttpClient:
                 data = aiohttp.BytesPayload(data, content_type=_JSON)
             else:
                 data = aiohttp.BytesIOPayload(BytesIO(data), content_type=_JSON)
+        options: dict[str, Any] = {"data": data, "headers": headers, "timeout": self._timeout}
+        if to.proxy is not None and self._each_time is None:  # a session of the user's own knows its way
+            options["proxy"] = to.proxy
         # A redirect would carry the body, and headers with keys, to somewhere that nobody configured.
-        return session.request(
-            to.method, to.url, data=data, headers=headers, timeout=self._timeout, allow_redirects=False
-        )
+        return session.request(to.method, to.url, allow_redirects=False, **options)
 
     def _own_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEPT_ALIVE_S)
@@ -268,10 +274,13 @@ class HttpClient:
         if isinstance(error, aiohttp.ClientConnectorError):
             number = error.os_error.errno or 0  # negative where a name cannot be resolved
             reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+            what = "its proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
             why, passing = (
-                f"cannot be reached: {reason}",
+                f"{what}cannot be reached: {reason}",
                 not isinstance(error, aiohttp.ClientConnectorCertificateError),
             )
+        elif isinstance(error, aiohttp.ClientHttpProxyError):
+            why, passing = f"its proxy answered {error.status}: {error.message}", is_retryable(error.status)
         elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
             why, passing = "the connection was lost", True
         else:

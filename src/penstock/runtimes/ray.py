@@ -13,7 +13,7 @@ from ray.serve import Application
 from penstock.config import import_object
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.placement import deployment_options
+from penstock.runtimes.placement import deployment_options, parallelism
 from penstock.runtimes.ray_ingress import LLMIngress
 from penstock.runtimes.ray_replica import LLMReplica
 
@@ -130,5 +130,7 @@ def new_key() -> str:
 
 def _target(config: LLMConfig) -> float:
     """Requests a replica: what it works on at once, with some room for the next."""
-    most = config.deployment_config.max_ongoing_requests or config.engine_kwargs.get("max_num_seqs")
-    return max(1.0, 0.75 * most) if isinstance(most, int) else DEFAULT_TARGET
+    most, slots = config.deployment_config.max_ongoing_requests, config.engine_kwargs.get("max_num_seqs")
+    if most is None and isinstance(slots, int):
+        most = slots * parallelism(config.engine_kwargs).data  # each rank has so many
+    return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

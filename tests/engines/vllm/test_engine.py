@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -70,8 +71,9 @@ async def servers(engine):
         yield made
 
 
-CHAT = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
+CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
 TEXT = {"prompt": TICKET, "temperature": 0, "max_tokens": 12}
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": demo.SCHEMA}}
 
@@ -95,7 +97,10 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
         ),
         ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "none"}),
         ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}),
-        ("chat/completions", {**CHAT, "n": 2, "logprobs": True, "top_logprobs": 0, "stop": [","]}),
+        (
+            "chat/completions",
+            {**CHAT, "n": 2, "temperature": 1.0, "seed": 5, "logprobs": True, "top_logprobs": 0, "stop": [","]},
+        ),
         ("chat/completions", {**CHAT, "ignore_eos": True, "max_tokens": 150}),
         ("chat/completions", {**CHAT, "temperature": 1.0, "seed": 3, "top_k": 5, "presence_penalty": 0.5}),
         ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}),
@@ -129,7 +134,6 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
         ("chat/completions", {**CHAT, "top_p": 2}),
         ("chat/completions", {**CHAT, "n": 0}),
         ("chat/completions", {**CHAT, "top_logprobs": 2}),
-        ("chat/completions", {**CHAT, "logprobs": True, "top_logprobs": 5000}),
         ("chat/completions", {**CHAT, "tool_choice": "required"}),
         (
             "chat/completions",
@@ -143,6 +147,7 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
             },
         ),
         ("chat/completions", {**CHAT, "structured_outputs": {"regex": "("}}),
+        ("chat/completions", {**CHAT, "messages": [{"role": "user", "content": [PICTURE]}]}),
         ("completions", {**TEXT, "prompt": "word " * 5000}),
         ("completions", {**TEXT, "prompt": [1, 10**9]}),
         ("completions", {**TEXT, "max_tokens": 5000}),
@@ -152,8 +157,10 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
 )
 async def test_both_servers_refuse_the_same(servers, path, wrong, stream):
     ours, theirs = await servers.ask(path, wrong, stream)
-    assert (ours.status_code, theirs.status_code) == (400, 400), (ours.text, theirs.text)
+    assert ours.status_code == 400, ours.text
     assert ours.json()["error"]["message"]
+    # vLLM finds some mistakes only when the stream has begun.
+    assert theirs.status_code == 400 or (stream and theirs.text.startswith('data: {"error"')), theirs.text
 
 
 async def test_both_servers_know_no_other_model(servers):

@@ -1,4 +1,4 @@
-"""Sound and pictures: a Whisper and a LLaVA with random weights."""
+"""Sound and pictures: a Whisper and a BLIP-2 with random weights."""
 
 import base64
 from typing import Any
@@ -12,7 +12,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.app import build_app
 from penstock.serve.local_model import LocalModel
 from penstock.testing import answer, chat_request
-from penstock.types import ChatRequest, Sampling, TranscriptionRequest
+from penstock.types import ChatRequest, EmbeddingRequest, Sampling, TranscriptionRequest
 from torch_models import picture, recording, speech_model, vision_model
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
@@ -45,7 +45,7 @@ async def test_speech(tmp_path):
         with pytest.raises(RequestError):
             await engine.transcriptions(TranscriptionRequest(audio, language="xx", max_tokens=4))
         with pytest.raises(UnsupportedError, match="embeddings"):
-            await engine.embeddings(None)
+            await engine.embeddings(EmbeddingRequest(["a"]))
         await over_http(engine, audio, made.text)
     finally:
         await engine.stop()
@@ -70,7 +70,7 @@ async def test_pictures(tmp_path):
     try:
         plain = await answer(engine, chat_request("What is it?", GREEDY))
         red = await answer(engine, showing((255, 0, 0)))
-        assert red.usage.prompt_tokens == plain.usage.prompt_tokens + 16  # what a picture takes
+        assert red.usage.prompt_tokens == plain.usage.prompt_tokens + 8  # what a picture takes
         assert red.texts[0]
         assert (await answer(engine, showing((255, 0, 0)))).texts == red.texts
         assert (await answer(engine, showing((0, 60, 255)))).texts != red.texts

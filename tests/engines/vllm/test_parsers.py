@@ -1,11 +1,13 @@
 """vLLM's parsers on answers that are known: a model that recites says what a reasoning model with tools would say."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import pytest_asyncio
 
 from penstock.engines.vllm import VLLMEngine
+from penstock.errors import ConfigError
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling
 from torch_models import reciter
@@ -97,7 +99,7 @@ BODY = {"messages": [{"role": "user", "content": "My order is lost."}], "tempera
         {},
         {"max_tokens": 2},
         {"max_tokens": 5},
-        {"n": 2},
+        {"n": 2, "temperature": 0.1, "seed": 1},
         {"stop": ["money"]},
         {"tools": [TOOL]},
         {"tools": [TOOL], "max_tokens": 8},
@@ -110,3 +112,25 @@ async def test_both_servers_read_the_same(servers: Servers, more, stream):
     ours, theirs = [meaning(reply, stream) for reply in await servers.ask("chat/completions", {**BODY, **more}, stream)]
     assert ours["choices"] == theirs["choices"]
     assert ours["usage"] == theirs["usage"]
+
+
+PLUGIN = """
+from vllm.tool_parsers import ToolParserManager
+from vllm.tool_parsers.hermes_tool_parser import Hermes2ProToolParser
+
+ToolParserManager.register_module("of_our_own", module=Hermes2ProToolParser)
+"""
+
+
+async def test_a_plugin_brings_its_parsers(tmp_path):
+    from penstock.engines.vllm.parsers import load_parsers
+
+    none = SimpleNamespace(reasoning_parser="", reasoning_parser_plugin="")
+    frontend = {"tool_call_parser": "of_our_own"}
+    with pytest.raises(ConfigError, match="of_our_own"):
+        load_parsers(frontend, none)
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(PLUGIN)
+    load_parsers({**frontend, "tool_parser_plugin": str(plugin)}, none)
+    with pytest.raises(ConfigError, match="Did you mean 'hermes'"):
+        load_parsers({"tool_call_parser": "hermez"}, none)

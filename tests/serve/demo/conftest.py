@@ -1,12 +1,13 @@
 """A real `penstock serve` process: the demo model with its adapters, and a tiny model for each of the other tasks.
 
-With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the others
-are left out: the clients need not be where vLLM is (`scripts/test_vllm_clients.sh`).
+With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the other
+tasks are left out: the clients need not be where vLLM is (`scripts/test_vllm_clients.sh`).
 """
 
 import json
 import os
 import sys
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ OPTIONS = {
     "openvino": {"inference_precision": "f32"},
     "vllm": {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}},
 }[ENGINE]
-SOURCES = {"demo": "demo"}
+SOURCES: dict[str, Any] = {"demo": "demo"}
 if ENGINE == "openvino":
     SOURCES |= {"words": embedding_model, "judge": rerank_model}
 

@@ -35,14 +35,14 @@ class OpenVINOEngine(WorkerEngine):
         return self.options.max_model_len or stated_context_length(self.model_source)
 
     # Life
-    async def _start(self) -> None:
+    async def _load_message(self) -> Load:
         files = await asyncio.get_running_loop().run_in_executor(
             None, find_model, self.model_source, self.options.task, self.options.max_model_len
         )
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
-        await self._start_worker(Load(str(files.path), files.task, files.context_length, self.options))
+        return Load(str(files.path), files.task, files.context_length, self.options)
 
     async def check_health(self) -> None:
         if not self._asleep:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from penstock import demo
 from penstock.engines.adapter_files import check_adapter
-from penstock.engines.process import EngineProcess
 from penstock.engines.sglang import options
 from penstock.engines.sglang.messages import Load
 from penstock.engines.worker_engine import WorkerEngine
@@ -46,11 +45,14 @@ class SGLangEngine(WorkerEngine):
         return options.stated_context_length(self.options, self.model_source)
 
     # Life
-    async def _start(self) -> None:
+    async def _load_message(self) -> Load:
         options.check_version()
         self._asleep = self._paused = False
+        return Load(_model_for(self.model_source), self.options)
+
+    async def start(self) -> None:
         try:
-            await self._start_worker(Load(_model_for(self.model_source), self.options))
+            await super().start()
         except EngineStartError as error:
             if note := options.version_note():
                 raise EngineStartError(f"{error}{note}") from None
@@ -107,10 +109,6 @@ class SGLangEngine(WorkerEngine):
         if args:
             raise UnsupportedError(f"the {self.name} engine passes arguments by name only: use kwargs", param="args")
         return await self._call("collective_rpc", method, dict(kwargs or {}))
-
-    def _on_death(self, process: EngineProcess, why: str) -> None:
-        self._asleep = self._paused = False
-        super()._on_death(process, why)
 
     def _check_rank(self, name: str, path: str) -> None:
         rank, most = check_adapter(name, path), self.options.get("max_lora_rank")

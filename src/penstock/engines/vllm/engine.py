@@ -334,7 +334,9 @@ class VLLMEngine(TokenEngine):
             if not asked.done():
                 raise EngineDeadError(self._why_dead if self._running is not running else running.front.why_dead())
             return asked.result()
-        except PenstockError:
+        except PenstockError as error:
+            if isinstance(error, EngineError) and not running.front.alive:  # as vLLM's own application tells a death
+                raise EngineDeadError(running.front.why_dead()) from None
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None

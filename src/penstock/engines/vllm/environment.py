@@ -59,14 +59,11 @@ def processes_start(mark: str, folder: str) -> Iterator[None]:
 def _without_main_module() -> Iterator[None]:
     """Child processes do not import the user's script, so it needs no `if __name__ == "__main__"`."""
     main = sys.modules["__main__"]
-    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    spec, file = getattr(main, "__spec__", None), vars(main).pop("__file__", None)
     main.__spec__ = None
-    main.__file__ = None
     try:
         yield
     finally:
         main.__spec__ = spec
-        if file is None:
-            del main.__file__
-        else:
+        if file is not None:
             main.__file__ = file

@@ -18,6 +18,7 @@ from penstock.engines.vllm.faults import one_line
 from penstock.engines.vllm.guard import Guard
 from penstock.engines.vllm.library import AsyncEngineArgs, AsyncLLM, EngineDeadError, UsageContext
 from penstock.engines.vllm.options import VLLMOptions, version_note
+from penstock.engines.vllm.parsers import load_parsers
 from penstock.errors import ConfigError, EngineStartError, PenstockError
 
 _TASKS = {
@@ -49,6 +50,7 @@ class Starting:
         try:
             args = _arguments(self._model, self._options.engine)
             config = args.create_engine_config(UsageContext.LLM_CLASS)
+            load_parsers(self._options.frontend, config.structured_outputs_config)
             with processes_start(self._mark, self._folder):
                 if self._given_up:
                     raise EngineStartError("the start was given up")

@@ -14,9 +14,11 @@ try:
     from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.lora.request import LoRARequest
     from vllm.pooling_params import PoolingParams
+    from vllm.reasoning import ReasoningParserManager
     from vllm.renderers import ChatParams
     from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
     from vllm.tokenizers.hf import ThreadSafeHFTokenizerMixin
+    from vllm.tool_parsers import ToolParserManager
     from vllm.usage.usage_lib import UsageContext
     from vllm.utils.argparse_utils import FlexibleArgumentParser
     from vllm.utils.mistral import is_mistral_tokenizer
@@ -36,10 +38,12 @@ __all__ = [
     "GracefulHTTPError",
     "LoRARequest",
     "PoolingParams",
+    "ReasoningParserManager",
     "RequestOutputKind",
     "SamplingParams",
     "StructuredOutputsParams",
     "ThreadSafeHFTokenizerMixin",
+    "ToolParserManager",
     "UsageContext",
     "VLLMClientError",
     "build_app",

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import uuid
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from penstock.engines.vllm.faults import one_line
@@ -34,6 +35,7 @@ class NativeApp:
                 tasks = await self._front.llm.get_supported_tasks()
                 app = build_app(args, tasks, self._front.llm.model_config)
                 await init_app_state(self._front.llm, app.state, args, tasks)
+                app.state.server = SimpleNamespace()  # vLLM tells it to exit when the engine has died
                 self._app = app
         return self._app.state
 

@@ -1,0 +1,29 @@
+"""The process as vLLM's processes find it when they start."""
+
+import inspect
+import os
+import signal
+import sys
+
+from penstock.engines.vllm.environment import processes_start
+from penstock.engines.vllm.guard import MARK
+
+
+def test_they_are_marked_and_take_no_notice_of_ctrl_c(tmp_path):
+    before = dict(os.environ)
+    with processes_start("a mark", str(tmp_path)):
+        assert os.environ[MARK] == "a mark"
+        assert signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    assert dict(os.environ) == before
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_the_main_module_is_hidden_also_from_those_who_looked_at_it_before(tmp_path):
+    main = sys.modules["__main__"]
+    file, spec = main.__file__, main.__spec__
+    inspect.getmodule(sys._getframe())  # remembers where each module's file is
+    with processes_start("a mark", str(tmp_path)):
+        assert not hasattr(main, "__file__")
+        inspect.stack()
+        inspect.getmodule(sys._getframe())
+    assert (main.__file__, main.__spec__) == (file, spec)

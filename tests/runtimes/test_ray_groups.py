@@ -1,0 +1,99 @@
+"""Data-parallel groups on a real Ray: a replica is a group, placed and started as a whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    ray = pytest.importorskip("ray")
+    pytest.importorskip("ray.serve")
+    from ray import cloudpickle, serve
+
+psutil = pytest.importorskip("psutil")
+
+from penstock.llm_config import LLMConfig  # noqa: E402
+from penstock.runtimes.placement import replica_bundles  # noqa: E402
+from penstock.serve import build_dp_openai_app  # noqa: E402
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
+
+PATIENCE_S = 90
+GROUP: dict[str, Any] = {
+    "model_loading_config": {"model_id": "m", "model_source": "demo"},
+    "engine_kwargs": {"data_parallel_size": 2, "kv_cache_memory_bytes": 64 << 20, "inference_precision": "f32"},
+    "deployment_config": {"graceful_shutdown_wait_loop_s": 0.2},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    yield
+    serve.shutdown()
+    ray.shutdown()
+
+
+def workers() -> list[int]:
+    """The processes of the ranks' engines."""
+    wanted = "penstock.engines.openvino.worker"
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        if wanted in (process.info["cmdline"] or []):
+            found.append(process.pid)
+    return found
+
+
+def until(so: Callable[[], bool]) -> None:
+    """Wait until something is so, which nobody announces."""
+    give_up = time.monotonic() + PATIENCE_S
+    while not so():
+        assert time.monotonic() < give_up, "it did not happen"
+        time.sleep(0.1)
+
+
+def ask(client: httpx.Client) -> str:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Where is my order?"}], "temperature": 0}
+    answer = client.post("/v1/chat/completions", json={**body, "max_tokens": 16})
+    assert answer.status_code == 200, answer.text
+    text: str = answer.json()["choices"][0]["message"]["content"]
+    return text
+
+
+def test_a_replica_is_a_group_whose_ranks_live_and_die_together() -> None:
+    before = set(workers())
+    app = build_dp_openai_app({"llm_config": GROUP, "listen": "127.0.0.1:0"})
+    try:
+        handle = serve.run(app, name="app", route_prefix="/")
+        with httpx.Client(base_url=handle.url.remote().result(), timeout=PATIENCE_S) as client:
+            group = ray.util.placement_group_table()
+            (placed,) = [one for one in group.values() if one["state"] == "CREATED"]
+            assert list(placed["bundles"].values()) == replica_bundles(LLMConfig.from_dict(GROUP))
+            assert placed["strategy"] == "STRICT_PACK"
+            ranks = set(workers()) - before
+            assert len(ranks) == 2
+            with ThreadPoolExecutor(8) as many:
+                assert len(set(many.map(lambda _: ask(client), range(24)))) == 1
+            os.kill(min(ranks), signal.SIGKILL)
+            assert ask(client)
+            until(lambda: len(set(workers()) - before) == 2)
+            assert not ranks & set(workers())
+    finally:
+        serve.delete("app")
+    until(lambda: not set(workers()) - before)
