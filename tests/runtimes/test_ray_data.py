@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +26,7 @@ from penstock.batch.configs import (
 from penstock.batch.processor import Processor
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import ConfigError
+from penstock.runtimes.ray_data_placement import stage_options
 from penstock.serve import build_openai_app
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -165,29 +165,17 @@ def test_sequential_processors_share_a_served_model() -> None:
         build_processor(config, preprocess=asks("chat"))(ray.data.range(1))
 
 
-def test_an_engines_actors_have_placement_groups_of_their_own_and_give_them_back() -> None:
-    def groups() -> dict[str, str]:
-        return {name: group["state"] for name, group in ray.util.placement_group_table().items()}
-
-    before = set(groups())
+def test_an_engines_actor_has_what_its_workers_need_together() -> None:
+    group = {"bundles": [{"CPU": 1}, {"CPU": 2, "memory": 1000}], "strategy": "STRICT_PACK"}
     made = build_processor(
-        OpenVINOEngineProcessorConfig(
-            model_source="demo",
-            placement_group_config={"bundles": [{"CPU": 1}, {"CPU": 2}], "strategy": "STRICT_PACK"},
-        ),
+        OpenVINOEngineProcessorConfig(model_source="demo", placement_group_config=group),
         preprocess=lambda row: {"prompt": "Hello", "sampling_params": {"max_tokens": 2}},
         postprocess=lambda row: {"id": row["id"]},
     )
+    (stage,) = (stage for name, stage in made.stages.items() if "Engine" in name)
+    options = stage_options(made.config, stage)
+    assert (options["num_cpus"], options["memory"]) == (3, 1000)
     assert len(made(ray.data.range(20)).take_all()) == 20
-    own = {name: group for name, group in ray.util.placement_group_table().items() if name not in before}
-    assert own
-    for group in own.values():
-        assert group["strategy"] == "STRICT_PACK"
-        assert group["bundles"] == {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}
-    give_up = time.monotonic() + 60
-    while any(state != "REMOVED" for name, state in groups().items() if name not in before):
-        assert time.monotonic() < give_up, groups()
-        time.sleep(0.2)
 
 
 def test_resources_are_said_once() -> None:
@@ -199,3 +187,8 @@ def test_resources_are_said_once() -> None:
     wrong = OpenVINOEngineProcessorConfig(model_source="demo", placement_group_config={"bundels": [{"CPU": 1}]})
     with pytest.raises(ConfigError, match="bundles"):
         build_processor(wrong)(ray.data.range(1))
+    spread = OpenVINOEngineProcessorConfig(
+        model_source="demo", placement_group_config={"bundles": [{"CPU": 1}] * 2, "strategy": "SPREAD"}
+    )
+    with pytest.raises(ConfigError, match="on the machine of its actor"):
+        build_processor(spread)(ray.data.range(1))

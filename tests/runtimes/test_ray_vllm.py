@@ -55,7 +55,7 @@ def served(tmp_path: Any) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
             yield server, below
         finally:
             server.kill()
-    left = {name for name in set(os.listdir(SHARED_MEMORY)) - before if "plasma" not in str(name)}
+    left = {name for name in set(os.listdir(SHARED_MEMORY)) - before if not name.startswith(b"plasma")}
     assert not left
 
 

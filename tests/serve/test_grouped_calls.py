@@ -30,7 +30,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     answer = IngressApp.__call__
 
-    async def noted(self, scope, receive, send):
+    async def noted(self: IngressApp, scope: Any, receive: Any, send: Any) -> None:
         seen.append(scope["path"])
         await answer(self, scope, receive, send)
 

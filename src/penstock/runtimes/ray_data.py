@@ -12,7 +12,7 @@ from ray import serve
 from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.runtimes.engines import DEFAULT_APP, engines
-from penstock.runtimes.ray_data_placement import leave_group_with, stage_options
+from penstock.runtimes.ray_data_placement import stage_options
 from penstock.runtimes.ray_replicas import RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
 
@@ -38,16 +38,16 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
         if stage.fn is None:
             continue
         _check_deployment(stage)
-        options = stage_options(config, stage)
         about = {
             "name": name,
             "stage": stage,
             "batch_size": config.batch_size,
             "keep": keep,
             "rows_per_call": getattr(config, "rows_per_call", 1),
-            "own_group": "ray_remote_args_fn" in options,
         }
-        dataset = dataset.map_batches(StageActor, fn_constructor_kwargs=about, batch_format="pyarrow", **options)
+        dataset = dataset.map_batches(
+            StageActor, fn_constructor_kwargs=about, batch_format="pyarrow", **stage_options(config, stage)
+        )
     return dataset.map_batches(
         _end, fn_kwargs={"ending": ending}, batch_format="pyarrow", **processor.postprocess_map_kwargs
     )
@@ -56,13 +56,11 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
 class StageActor:
     """One worker of a stage. Ray may call it several times at once."""
 
-    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int, own_group: bool) -> None:
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int) -> None:
         self._stage = stage
         self._rows_per_call = rows_per_call
         self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
         self._connecting: asyncio.Task[None] | None = None
-        if own_group:
-            leave_group_with(self)
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """The batch with the columns that the stage adds."""

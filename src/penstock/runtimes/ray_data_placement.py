@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import ray.data
-import ray.util
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import PlacementGroupConfig
-from penstock.runtimes.placement import configured_bundles
+from penstock.runtimes.placement import configured_bundles, merged
 
 ENGINE_STAGE = "penstock.batch.stages.engine:EngineStage"
 CONCURRENT_BATCHES = 8
@@ -34,7 +31,7 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     if placement is not None and isinstance(stage, import_object(ENGINE_STAGE, "the engine's stage")):
         if config.resources_per_bundle:
             raise ConfigError("say resources here or in resources_per_bundle, not both", field="placement_group_config")
-        options |= _in_group(placement, config.engine_kwargs)
+        options |= _of_workers(placement, config.engine_kwargs)
     return {
         **options,
         **given,
@@ -47,27 +44,19 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     }
 
 
-def leave_group_with(worker: object) -> None:
-    """Give back the placement group that was made for this actor when `worker`, or its process, ends. Nobody else would
-    before the job's end.
-    """
-    weakref.finalize(worker, ray.util.remove_placement_group, ray.util.get_current_placement_group())
-
-
-def _in_group(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """A placement group for each actor of an engine. The actor itself has the first bundle, as the engine's processes
-    are its children, unless Ray starts them (`distributed_executor_backend` "ray"): then it has nothing of its own.
-    """
-    placement = parse_options(PlacementGroupConfig, given)
+def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What an engine's actor asks for: all that its workers need together, as they are processes below it."""
+    placement = parse_options(PlacementGroupConfig, given, "placement_group_config")
     bundles = configured_bundles(placement, engine_kwargs)
-    by_ray = engine_kwargs.get("distributed_executor_backend") == "ray"
-
-    def placed() -> dict[str, Any]:
-        group = ray.util.placement_group(bundles, strategy=placement.strategy)
-        strategy = PlacementGroupSchedulingStrategy(group, 0, placement_group_capture_child_tasks=True)
-        return {"scheduling_strategy": strategy}
-
-    return {"num_cpus": 0, **({} if by_ray else _asked(bundles[0])), "ray_remote_args_fn": placed}
+    apart = placement.strategy in ("SPREAD", "STRICT_SPREAD") and len(bundles) > 1
+    if apart or engine_kwargs.get("distributed_executor_backend") == "ray":
+        raise ConfigError(
+            "a processor's engine has all its workers on the machine of its actor",
+            field="placement_group_config.strategy" if apart else "engine_kwargs.distributed_executor_backend",
+            value=placement.strategy if apart else "ray",
+            hint="ServeDeploymentProcessorConfig sends rows to a served model, whose workers may be anywhere.",
+        )
+    return _asked(merged(bundles))
 
 
 def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
