@@ -35,6 +35,9 @@ HEAVY = (
 EVERY_LIGHT_NAME = "import penstock; [getattr(penstock, name) for name in penstock.__all__]"
 """Code that fetches each public name of the package, and uses none."""
 
+EVERY_SERVING_NAME = "from penstock.serve import *"
+"""What a configuration file, an ingress of one's own or a Ray Serve file needs."""
+
 
 def modules_added(code: str) -> set[str]:
     """The top-level modules that running `code` adds to a fresh interpreter, Penstock's own left out."""
@@ -57,7 +60,9 @@ def main() -> int:
     def python(code: str) -> Contestant:
         return Contestant(code, lambda: 1000 * harness.command([sys.executable, "-c", code]).seconds)
 
-    imports = harness.compare("import", "ms", [python("pass"), python("import penstock")], args.rounds)
+    imports = harness.compare(
+        "import", "ms", [python("pass"), python("import penstock"), python(EVERY_SERVING_NAME)], args.rounds
+    )
     command_line = harness.compare(
         "command line",
         "ms",
@@ -68,10 +73,13 @@ def main() -> int:
         args.rounds,
     )
     foreign = third_party(modules_added("import penstock"))
+    serving = modules_added(EVERY_SERVING_NAME) & (set(HEAVY) - {"starlette"})
     heavy = modules_added(EVERY_LIGHT_NAME) & set(HEAVY)
     bars = [
         Bar("import penstock adds, ms", imports.difference("import penstock", "pass").median, 30),
         Bar(f"third-party modules that import penstock loads {sorted(foreign)}", len(foreign), 0),
+        Bar("every name of penstock.serve adds, ms", imports.difference(EVERY_SERVING_NAME, "pass").median, 400),
+        Bar(f"heavy packages that they load {sorted(serving)}", len(serving), 0),
         Bar("penstock --help, ms", command_line["penstock --help"].median, 250),
         Bar(f"heavy packages that every light name loads {sorted(heavy)}", len(heavy), 0),
     ]

@@ -1,22 +1,34 @@
-"""Rows a second over Ray data sets, beside `ray.data.llm`: the HTTP processor, same endpoint, same rows, same cluster.
+"""Rows a second over Ray data sets, beside `ray.data.llm`: same stages, same rows, same machine.
 
-Each side runs in a fresh process; the time is from the call of the processor to its last row, without Ray's own start.
+The HTTP processor asks one endpoint that answers after a delay. The serve-deployment processor asks one replica of a
+simulated engine at zero latency; there our rows travel in groups, and for comparison one by one. Each run is a fresh
+process; the time is from the call of the processor to its last row, without the start of Ray and of the model. All
+sides run on `--peer-python`, which has ray[data,serve], vLLM (which `ray.serve.llm` imports) and Penstock.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import harness
 from harness import Bar, Contestant
 
-PEER, OURS = "ray.data.llm", "penstock"
-ROWS_KWARGS = {"batch_size": 64, "concurrency": 1}
+PEER, OURS, ONE_BY_ONE = "ray.data.llm", "penstock", "penstock, row by row"
+HTTP, DEPLOYMENT = "HTTP processor", "serve-deployment processor"
+SIDES = {HTTP: (PEER, OURS), DEPLOYMENT: (PEER, OURS, ONE_BY_ONE)}
+STAGE = {"batch_size": 64, "concurrency": 1}
+MODEL = {
+    "model_loading_config": {"model_id": "m", "model_source": "simulated"},
+    "llm_engine": "simulated",
+    "engine_kwargs": {"output_tokens": 16, "max_num_seqs": 256, "steps_per_turn": 32},
+}
 
 
 # The endpoint
@@ -44,35 +56,71 @@ def serve_endpoint(delay_s: float) -> None:
 
 
 # The sides
-def run_side(side: str, url: str, rows: int) -> None:
+def run_side(kind: str, side: str, url: str, rows: int) -> None:
     """Process so many rows, and print the seconds."""
+    if kind == DEPLOYMENT and side == PEER:
+        import ray_serve_peer
+
+        ray_serve_peer.inject(MODEL)
     import ray
 
-    ray.init(address="local", num_cpus=4, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
-
-    def preprocess(row: dict[str, Any]) -> dict[str, Any]:
-        return {"payload": {"number": int(row["id"])}}
-
-    def postprocess(row: dict[str, Any]) -> dict[str, Any]:
-        return {"answer": row["http_response"]["answer"]}
-
-    if side == PEER:
-        from ray.data.llm import HttpRequestProcessorConfig, build_processor
-    else:
-        from penstock.batch import (
-            HttpRequestProcessorConfig,
-            build_processor,
-        )
-    processor = build_processor(
-        HttpRequestProcessorConfig(url=url, **ROWS_KWARGS), preprocess=preprocess, postprocess=postprocess
-    )
+    processor = http_processor(side, url) if kind == HTTP else deployment_processor(side)
+    processor(ray.data.range(64)).materialize()  # a first request may start what others find running
     began = time.perf_counter()
     done = processor(ray.data.range(rows)).materialize()
     seconds = time.perf_counter() - began
     assert done.count() == rows
-    ray.shutdown()
+    assert all(row["answer"] for row in done.take(5))
     print(json.dumps(seconds))
+
+
+def http_processor(side: str, url: str) -> Any:
+    """A request a row."""
+    if side == PEER:
+        from ray.data.llm import HttpRequestProcessorConfig, build_processor
+    else:
+        from penstock.batch import HttpRequestProcessorConfig, build_processor
+    return build_processor(
+        HttpRequestProcessorConfig(url=url, **STAGE),
+        preprocess=lambda row: {"payload": {"number": int(row["id"])}},
+        postprocess=lambda row: {"answer": row["http_response"]["answer"]},
+    )
+
+
+def deployment_processor(side: str) -> Any:
+    """A chat with a served model a row."""
+    from ray import serve
+
+    body: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+
+    def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+        asked = {**body, "messages": [{"role": "user", "content": f"row {row['id']}"}]}
+        return {"method": "chat", "dtype": "Chat", "request_kwargs": asked}
+
+    about: dict[str, Any] = {"deployment_name": "LLMServer:m", "app_name": "app", **STAGE}
+    serve.start(proxy_location="Disabled")
+    if side == PEER:
+        from ray.data.llm import ServeDeploymentProcessorConfig, build_processor
+        from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+        import ray_serve_peer
+
+        serve.run(ray_serve_peer.application(MODEL), name="app")
+        body["model"] = "m"
+        about["dtype_mapping"] = {"Chat": ChatCompletionRequest}
+    else:
+        from penstock.batch import ServeDeploymentProcessorConfig, build_processor
+        from penstock.serve import build_openai_app
+
+        serve.run(build_openai_app({"llm_configs": [MODEL]}), name="app")
+        about["rows_per_call"] = 1 if side == ONE_BY_ONE else 64
+    return build_processor(
+        ServeDeploymentProcessorConfig(**about),
+        preprocess=preprocess,
+        postprocess=lambda row: {"answer": row["choices"][0]["message"]["content"]},
+    )
 
 
 def main() -> int:
@@ -80,35 +128,43 @@ def main() -> int:
     options = harness.parser(__doc__)
     options.add_argument("--rows", type=int, default=5000, help="of a run (default: %(default)s)")
     options.add_argument("--delay-ms", type=float, default=5.0, help="of the endpoint (default: %(default)s)")
-    options.add_argument("--side", help=argparse.SUPPRESS)
-    options.add_argument("--url", help=argparse.SUPPRESS)
+    options.add_argument("--kinds", nargs="+", choices=SIDES, default=list(SIDES), help="(default: both)")
+    options.add_argument("--peer-python", default=sys.executable, help="(default: this one)")
+    options.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.serve:
         serve_endpoint(args.delay_ms / 1000)
         return 0
     if args.side:
-        run_side(args.side, args.url, args.rows)
+        run_side(*args.side, args.rows)
         return 0
-    argv = [sys.executable, __file__]
+    argv = [args.peer_python, __file__]
+    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]  # for what Ray starts
+    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
+    comparisons, bars = [], []
     with subprocess.Popen(
         [*argv, "--serve", "--delay-ms", str(args.delay_ms)], stdout=subprocess.PIPE, text=True
     ) as endpoint:
         assert endpoint.stdout is not None
         try:
             url = f"http://127.0.0.1:{int(endpoint.stdout.readline())}/"
+            for kind in args.kinds:
 
-            def rows_per_second(side: str) -> float:
-                used = harness.command([*argv, "--side", side, "--url", url, "--rows", str(args.rows)])
-                return float(args.rows / json.loads(used.output.strip().splitlines()[-1]))
+                def rows_per_second(side: str, kind: str = kind) -> float:
+                    asked = [*argv, "--side", kind, side, url, "--rows", str(args.rows)]
+                    used = harness.command(asked, env=environment)
+                    return float(args.rows / json.loads(used.output.strip().splitlines()[-1]))
 
-            contestants = [Contestant(side, lambda side=side: rows_per_second(side)) for side in (PEER, OURS)]  # type: ignore[misc]
-            compared = harness.compare("HTTP processor", "rows/s", contestants, args.rounds, warmups=0)
+                contestants = [Contestant(side, lambda side=side: rows_per_second(side)) for side in SIDES[kind]]  # type: ignore[misc]
+                compared = harness.compare(kind, "rows/s", contestants, args.rounds, warmups=0)
+                comparisons.append(compared)
+                ratio = compared.ratio(OURS, PEER).median
+                bars.append(Bar(f"{kind}, rows/s over ray.data.llm's", ratio, 2, at_least=True))
         finally:
             endpoint.terminate()
             endpoint.wait(10)
-    bars = [Bar("rows/s over ray.data.llm's", compared.ratio(OURS, PEER).median, 2, at_least=True)]
-    return harness.finish(args, [compared], bars, packages=["ray", "aiohttp"])
+    return harness.finish(args, comparisons, bars, packages=["ray", "aiohttp"])
 
 
 if __name__ == "__main__":

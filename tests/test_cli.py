@@ -261,3 +261,24 @@ def test_policies_and_limits_of_a_run(tmp_path):
     assert len(rows_of((tmp_path / "bad.jsonl").read_bytes())) == 3
     done = penstock(*run, "--fresh", "--on-error", "drop", cwd=tmp_path)
     assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+
+
+def test_explain_says_what_would_be_placed(tmp_path):
+    model = """
+model_loading_config: {model_id: m, model_source: simulated}
+llm_engine: simulated
+deployment_config: {autoscaling_config: {min_replicas: 1, max_replicas: 3}, ray_actor_options: {num_cpus: 2}}
+"""
+    (tmp_path / "model.yaml").write_text(model)
+    shown = penstock("explain", "model.yaml", "--runtime", "ray", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert b"replicas    1 to 3" in shown.stdout
+    assert b"in all: CPU 3; with all replicas CPU 9" in shown.stdout
+    plain = penstock("explain", "model.yaml", "--runtime", "ray", "--json", cwd=tmp_path)
+    assert json.loads(plain.stdout)["models"][0]["bundles"] == [{"CPU": 3.0}]
+    assert b"Examples:" in penstock("explain", "--help", cwd=tmp_path).stdout
+    (tmp_path / "model.yaml").write_text(model.replace("simulated\n", "simulatd\n"))
+    wrong = penstock("explain", "model.yaml", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stdout) == (2, b"")
+    assert b"unknown engine 'simulatd'" in wrong.stderr
+    assert wrong.stderr.count(b"\n") == 1

@@ -27,12 +27,12 @@ PenstockError
 │   ├── EngineDeadError      its process ended
 │   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
 │   ├── EngineTimeoutError   it did not answer in time
+│   ├── AnswerFormError      its answer is not in the form that was asked for
 │   ├── OverloadedError      its queue is full
 │   │   └── TooManyRequestsError  the server answers as many requests as it may
 │   ├── UnavailableError     it takes no requests now: asleep, or draining
 │   │   └── ShuttingDownError     the whole server is on its way down
 │   └── UpstreamError        another server, asked over HTTP, refused or failed
-├── ServerError              a server that was asked refused, or could not be reached
 └── ClientGoneError          the client closed the connection
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
@@ -253,6 +253,12 @@ class EngineTimeoutError(EngineError):
     kind = "engine_timeout"
 
 
+class AnswerFormError(EngineError):
+    """The answer is not the JSON that was asked for, however often it was asked for."""
+
+    kind = "invalid_json"
+
+
 class OverloadedError(EngineError):
     """The queue is full. `retry_after` is in seconds."""
 
@@ -290,12 +296,6 @@ class ShuttingDownError(UnavailableError):
     """The server is on its way down."""
 
     kind = "shutting_down"
-
-
-class ServerError(PenstockError):
-    """A server that was asked could not be reached, or refused."""
-
-    kind = "server_error"
 
 
 class ClientGoneError(PenstockError):

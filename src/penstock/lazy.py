@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 EXTRAS: Mapping[str, str] = {
+    "PIL": "images",
     "adlfs": "abfs",
     "aiohttp": "http",
     "gcsfs": "gcs",

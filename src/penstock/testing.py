@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jsonschema
@@ -70,6 +70,30 @@ async def answer(engine: LLMEngine, request: ChatRequest | CompletionRequest) ->
     for delta in await deltas_of(engine, request):
         answers.add(delta)
     return answers
+
+
+async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str]) -> None:
+    """Assert that the base model and these adapters, which the engine has, answer side by side as each does alone."""
+    longer = Sampling(temperature=0.0, max_tokens=80)
+    each = [None, *names]
+    alone = {name: await answer(engine, chat_request(prompt, longer, adapter=name)) for name in each}
+    assert len({result.texts[0] for result in alone.values()}) == len(each)
+    mixed = await asyncio.gather(*(answer(engine, chat_request(prompt, longer, adapter=name)) for name in each * 5))
+    for name, result in zip(each * 5, mixed, strict=True):
+        assert result.texts == alone[name].texts
+
+
+async def count_right(
+    engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
+) -> dict[str | None, int]:
+    """How many of the triples (prompt, adapter, right answer) are answered right, by adapter, all asked at once."""
+    replies = await asyncio.gather(
+        *(answer(engine, chat_request(text, sampling, adapter=name, stream=False)) for text, name, _ in asked)
+    )
+    right: dict[str | None, int] = {name: 0 for _, name, _ in asked}
+    for (_, name, expected), reply in zip(asked, replies, strict=True):
+        right[name] += reply.texts[0] == expected
+    return right
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -337,13 +361,7 @@ class EngineContract:
             pytest.skip("no adapters given")
         for adapter, path in self.adapters.items():
             await engine.resolve_lora(adapter, path)
-        names = [None, *self.adapters]
-        longer = Sampling(temperature=0.0, max_tokens=80)
-        alone = {name: await answer(engine, chat_request(self.prompt, longer, adapter=name)) for name in names}
-        assert len({result.texts[0] for result in alone.values()}) == len(names)
-        mixed = await asyncio.gather(*(answer(engine, chat_request(self.prompt, longer, adapter=n)) for n in names * 5))
-        for name, result in zip(names * 5, mixed, strict=True):
-            assert result.texts == alone[name].texts
+        await check_adapters_mix(engine, self.prompt, self.adapters)
 
     async def test_an_unknown_adapter_is_a_404(self, engine: LLMEngine) -> None:
         with pytest.raises(ModelNotFoundError) as caught:

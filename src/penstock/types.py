@@ -48,6 +48,11 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     logprobs: int | None = None
     structured: StructuredOutput | None = None
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the same request gives the same answer each time."""
+        return self.temperature == 0 or self.seed is not None
+
 
 class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.

@@ -55,7 +55,7 @@ def test_stragglers_do_not_leave_the_engine_empty():
     slots, step_ms, rows = 64, 10, []
     draw = random.Random(1)
     for number in range(4000):
-        rows.append(request(number, f"row {number}", 512 if draw.random() < 0.02 else 16))
+        rows.append(request(number, f"row {number}", 2048 if draw.random() < 0.02 else 64))
     engine = SimulatedEngine(engine_kwargs={"max_num_seqs": slots, "time_per_token_ms": step_ms})
     counts, seconds = in_simulated_time(lambda: answered(engine, rows))
     tokens = sum(row["sampling_params"]["max_tokens"] for row in rows)

@@ -30,12 +30,32 @@ async def test_quick_calls_are_made_in_place_after_a_trial():
     offload.close()
 
 
+async def test_what_may_wait_is_never_made_in_place():
+    offload = Offload(in_place=False)
+    threads = {await offload.submit(threading.get_ident) for _ in range(200)}
+    assert threading.get_ident() not in threads
+    offload.close()
+
+
 async def test_errors_and_order():
     offload = Offload()
     with pytest.raises(ZeroDivisionError):
         await offload.submit(lambda: 1 // 0)
     futures = [offload.submit(partial(int, number)) for number in range(50)]
     assert await asyncio.gather(*futures) == list(range(50))
+    offload.close()
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit])
+async def test_what_no_future_can_hold_is_an_error_too(error):
+    def call():
+        raise error(3)
+
+    offload = Offload()
+    futures = [offload.submit(call), offload.submit(int)]
+    with pytest.raises(RuntimeError, match=f"{error.__name__}: 3"):
+        await futures[0]
+    assert await futures[1] == 0
     offload.close()
 
 

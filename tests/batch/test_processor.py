@@ -9,7 +9,7 @@ import pytest
 
 from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
 from penstock.batch.stream import AHEAD_ROWS
-from penstock.errors import ConfigError, EngineTimeoutError, JobError, RequestError
+from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError, UserCodeError
 
 
 class Add:
@@ -144,6 +144,45 @@ async def test_a_failing_row_spoils_no_other():
         await all_of(adding(1, 1)(rows))
 
 
+async def test_rows_that_fail_first_have_the_columns_of_those_that_come_after():
+    made = adding(
+        1,
+        config=ProcessorConfig(should_continue_on_error=True),
+        preprocess=lambda row: {"x": 1 // row["id"]},
+        postprocess=lambda row: {"id": row["id"], "sum": row["x"]},
+    )
+    found = await all_of(made(numbers(3)))
+    assert found[0].keys() == found[1].keys() == {"id", "x", "sum", "status", "error"}
+    assert (found[0]["x"], found[0]["sum"], found[1]["x"], found[1]["sum"]) == (0, None, None, 2)
+    (alone,) = await all_of(made(numbers(1)))
+    assert alone.keys() == {"id", "x", "status", "error"}
+
+
+async def test_a_row_that_fails_first_does_not_wait_for_what_depends_on_it():
+    seen = asyncio.Event()
+
+    async def rows():
+        yield {"id": 0, "x": "poison"}
+        await seen.wait()
+        yield {"id": 1, "x": 1}
+
+    found = []
+    async for row in adding(1, config=ProcessorConfig(should_continue_on_error=True))(rows()):
+        found.append(row["status"])
+        seen.set()
+    assert found == ["error", "ok"]
+
+
+@pytest.mark.parametrize("after", [0, 1])
+async def test_a_source_that_wants_to_end_the_program_ends_the_run(after):
+    def rows():
+        yield from numbers(after)
+        raise SystemExit(3)
+
+    with pytest.raises((InputError, RuntimeError), match="SystemExit: 3"):
+        await all_of(adding(1)(rows()))
+
+
 class Counting:
     """Notes how many rows it has at a time, and waits until all that it may have are there."""
 
@@ -209,6 +248,35 @@ async def test_a_stage_that_cannot_be_made_or_started():
     with pytest.raises(EngineTimeoutError, match="does not start"):
         await all_of(Processor(ProcessorConfig(), [AddStage(None, {"log": log}), StatefulStage(Broken)])(numbers(1)))
     assert log == ["start", "stop"]
+
+    class Buggy(Add):
+        async def start(self):
+            raise KeyError("absent")
+
+    with pytest.raises(UserCodeError, match=r"Buggy cannot be started: KeyError: 'absent'"):
+        await all_of(Processor(ProcessorConfig(), [StatefulStage(Buggy)])(numbers(1)))
+
+
+async def test_nothing_is_still_starting_when_another_stage_has_failed():
+    log = []
+
+    class Slow(Add):
+        async def start(self):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                log.append("ended")
+
+        async def stop(self):
+            log.append("stopped")
+
+    class Broken(Add):
+        async def start(self):
+            raise EngineTimeoutError("does not start")
+
+    with pytest.raises(EngineTimeoutError):
+        await all_of(Processor(ProcessorConfig(), [StatefulStage(Slow), StatefulStage(Broken)])(numbers(1)))
+    assert log == ["ended", "stopped"]
 
 
 class Held:

@@ -71,8 +71,25 @@ async def run(source, output, processor, **options):
 
 async def test_in_memory():
     result = await run(numbered(3), None, doubling(postprocess=lambda row: {"d": row["double"]}))
-    assert list(result.rows()) == [{"d": 2 * n, "status": "ok", "error": None} for n in range(3)]
+    left = {"text": None, "status": "ok", "error": None}
+    assert list(result.rows()) == [{"id": None, "d": 2 * n, **left} for n in range(3)]
     assert result.counts.rows == 3
+
+
+async def test_good_and_bad_rows_have_the_same_columns(tmp_path):
+    def make(failing):
+        return doubling(failing=failing, postprocess=lambda row: {"id": row["id"], "d": row["double"]})
+
+    columns = ["id", "text", "d", "status", "error"]
+    result = await run(numbered(3), None, make((0,)))
+    assert [sorted(row) for row in result.rows()] == [sorted(columns)] * 3
+    whole = result.table()
+    for name, failing in (("good", ()), ("mixed", (0,)), ("bad", (0, 1, 2))):
+        await run(numbered(3), tmp_path / f"{name}.parquet", make(failing))
+        table = pq.read_table(tmp_path / f"{name}.parquet")
+        if name != "bad":  # then there is no knowing what was to be made
+            assert sorted(table.column_names) == sorted(columns)
+        assert all(whole.schema.field(field.name).type == field.type for field in table.schema), table.schema
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
@@ -84,7 +101,7 @@ async def test_every_form_of_output(tmp_path, name):
     assert result.counts.errors == {"user_code_error": 1}
     if name == "out.jsonl":
         found = lines(tmp_path / name)
-        assert found[8] == {"id": 8, "d": 16, "raw": "CA==", "status": "ok", "error": None}
+        assert found[8] == {"id": 8, "text": None, "d": 16, "raw": "CA==", "status": "ok", "error": None}
         assert found[7]["text"] == "text 7"
     elif name == "out.csv":
         rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
@@ -166,11 +183,18 @@ async def test_another_processor_is_another_job(tmp_path):
 
 @pytest.mark.parametrize(
     "option",
-    [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}, {"on_invalid_json": "retry"}],
+    [{"prompt": "{text}"}, {"model": "demo"}, {"max_tokens": 3}, {"temperature": 0.0}],
 )
 async def test_what_has_no_meaning_beside_a_processor(option):
     (name,) = option
     with pytest.raises(ConfigError, match=f"{name}: has no meaning beside a processor"):
+        await run(numbered(1), None, doubling(), **option)
+
+
+@pytest.mark.parametrize("option", [{"on_length": "raise"}, {"on_invalid_json": "retry"}])
+async def test_what_the_processor_itself_says(option):
+    (name,) = option
+    with pytest.raises(ConfigError, match=f"{name}: is said in the configuration of the processor"):
         await run(numbered(1), None, doubling(), **option)
 
 

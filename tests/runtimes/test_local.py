@@ -10,7 +10,8 @@ from penstock.engines.base import engine_class
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.local import MemoryBudget, build_local_handles, memory_estimate
+from penstock.runtimes.local import MemoryBudget, build_local_handles
+from penstock.runtimes.model_size import memory_estimate
 from penstock.serve.server import LLMServer
 from penstock.types import ChatRequest, Sampling
 

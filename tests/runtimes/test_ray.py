@@ -297,6 +297,31 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
         serve.delete("app")
 
 
+def test_the_only_replica_as_the_front() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    app = build_openai_app({"llm_configs": [model("m")], "listen": f"127.0.0.1:{port}", "front": "replica"})
+    try:
+        handle = serve.run(app, name="app", route_prefix="/")
+        assert handle.url.remote().result() == ""  # the ingress does not listen
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S) as client:
+            assert [card["id"] for card in client.get("/v1/models").json()["data"]] == ["m"]
+            assert ask(client, "m", max_tokens=4).status_code == 200
+            assert client.post("/penstock/control", json={"method": "is_paused"}).status_code == 404
+            (victim,) = replicas("m")
+            os.kill(victim, signal.SIGKILL)
+
+            def answers() -> bool:
+                try:
+                    return ask(client, "m", max_tokens=4).status_code == 200
+                except httpx.TransportError:
+                    return False
+
+            until(lambda: victim not in replicas("m") and answers())
+    finally:
+        serve.delete("app")
+
+
 def test_options_of_a_deployment() -> None:
     app = build_llm_deployment(
         model("org/m.1", num_replicas=3, max_ongoing_requests=7),

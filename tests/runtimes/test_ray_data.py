@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -153,9 +154,48 @@ def test_sequential_processors_share_a_served_model() -> None:
             assert [number for number, row in rows.items() if row["status"] == "error"] == [3]
             ids = {row["request_id"] for number, row in rows.items() if number != 3}
             assert len(ids) == 19
+        absent = ServeDeploymentProcessorConfig(deployment_name="LLMServer:n", app_name="app")
+        with pytest.raises(ConfigError, match="has no such deployment"):
+            build_processor(absent, preprocess=asks("chat"))(ray.data.range(1))
         served = serve.get_deployment_handle("LLMServer:m", "app")
         assert served.record_autoscaling_stats.remote().result() == {"running_requests": 0.0}
     finally:
         serve.delete("app")
     with pytest.raises(ConfigError, match="no such Ray Serve application"):
         build_processor(config, preprocess=asks("chat"))(ray.data.range(1))
+
+
+def test_an_engines_actors_have_placement_groups_of_their_own_and_give_them_back() -> None:
+    def groups() -> dict[str, str]:
+        return {name: group["state"] for name, group in ray.util.placement_group_table().items()}
+
+    before = set(groups())
+    made = build_processor(
+        OpenVINOEngineProcessorConfig(
+            model_source="demo",
+            placement_group_config={"bundles": [{"CPU": 1}, {"CPU": 2}], "strategy": "STRICT_PACK"},
+        ),
+        preprocess=lambda row: {"prompt": "Hello", "sampling_params": {"max_tokens": 2}},
+        postprocess=lambda row: {"id": row["id"]},
+    )
+    assert len(made(ray.data.range(20)).take_all()) == 20
+    own = {name: group for name, group in ray.util.placement_group_table().items() if name not in before}
+    assert own
+    for group in own.values():
+        assert group["strategy"] == "STRICT_PACK"
+        assert group["bundles"] == {0: {"CPU": 1.0}, 1: {"CPU": 2.0}}
+    give_up = time.monotonic() + 60
+    while any(state != "REMOVED" for name, state in groups().items() if name not in before):
+        assert time.monotonic() < give_up, groups()
+        time.sleep(0.2)
+
+
+def test_resources_are_said_once() -> None:
+    config = OpenVINOEngineProcessorConfig(
+        model_source="demo", placement_group_config={"bundles": [{"CPU": 1}]}, resources_per_bundle={"CPU": 1}
+    )
+    with pytest.raises(ConfigError, match="placement_group_config"):
+        build_processor(config)(ray.data.range(1))
+    wrong = OpenVINOEngineProcessorConfig(model_source="demo", placement_group_config={"bundels": [{"CPU": 1}]})
+    with pytest.raises(ConfigError, match="bundles"):
+        build_processor(wrong)(ray.data.range(1))

@@ -5,6 +5,7 @@ import pytest
 import serve_process
 from penstock.serve import lifecycle
 from penstock.serve.server import LLMServer
+from replica_cluster import cluster  # noqa: F401
 from scripted_server import Scripted, config
 
 

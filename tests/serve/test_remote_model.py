@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import httpx
@@ -19,15 +18,10 @@ from penstock.errors import (
     UnavailableError,
     UnsupportedError,
 )
-from penstock.llm_config import LLMConfig
-from penstock.serve.app import build_app
-from penstock.serve.desired import InMemoryStore
 from penstock.serve.remote_model import RemoteModel
-from penstock.serve.replica import ReplicaServer
 from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routing.base import RouteRequest
-from penstock.serve.routing.round_robin import RoundRobin
-from penstock.serve.settings import HttpSettings, Limits
+from penstock.serve.settings import Limits
 from penstock.types import (
     ChatRequest,
     Classification,
@@ -38,95 +32,13 @@ from penstock.types import (
     RerankRequest,
     Sampling,
 )
+from replica_cluster import KEY, Make, config, until
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
-KEY = "secret"
-
-
-def config(**fields: Any) -> LLMConfig:
-    loading = {"model_id": "m", "model_source": "simulated"}
-    return LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "simulated", **fields})
-
-
-class Cluster:
-    """A runtime of this process: it starts a replica when one is asked for, if it may."""
-
-    def __init__(self, model: LLMConfig, **settings: Any) -> None:
-        self.config = model
-        self.settings = HttpSettings(dev=True, **settings)
-        self.desired = InMemoryStore()
-        self.servers: dict[str, ReplicaServer] = {}
-        self.listed: tuple[ReplicaInfo, ...] = ()
-        self.obtained = 0
-        self.model = RemoteModel(model, self, key=KEY, policy=RoundRobin(), desired=self.desired)
-        self.app = build_app({"m": self.model}, settings=self.settings)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://test")
-
-    def current(self) -> tuple[ReplicaInfo, ...]:
-        return self.listed
-
-    async def obtain(self) -> ReplicaInfo:
-        self.obtained += 1
-        server = await self.add()
-        return server.info
-
-    async def add(self) -> ReplicaServer:
-        server = ReplicaServer(
-            self.config,
-            replica_id=f"r{len(self.servers)}",
-            host="127.0.0.1",
-            key=KEY,
-            settings=self.settings,
-            desired=self.desired,
-        )
-        self.servers[server.id] = server
-        await server.start()
-        await until(lambda: server._http._uvicorn.started)
-        self.listed = (*self.listed, server.info)
-        return server
-
-    async def kill(self, replica: str) -> None:
-        """Its connections end, and its port refuses; the list still has it."""
-        server = self.servers.pop(replica)
-        for listening in server._http._uvicorn.servers:
-            listening.close()
-        for connection in list(server._http._uvicorn.server_state.connections):
-            connection.transport.abort()
-        await server.stop()
-
-    async def close(self) -> None:
-        await self.client.aclose()
-        await self.model.stop()
-        for server in self.servers.values():
-            await server.stop()
-
-
-@pytest.fixture
-async def cluster() -> AsyncGenerator[Callable[..., Awaitable[Cluster]], None]:
-    made: list[Cluster] = []
-
-    async def make(replicas: int = 1, model: LLMConfig | None = None, **settings: Any) -> Cluster:
-        one = Cluster(model or config(), **settings)
-        made.append(one)
-        for _ in range(replicas):
-            await one.add()
-        return one
-
-    yield make
-    for one in made:
-        await one.close()
-
-
-Make = Callable[..., Awaitable[Cluster]]
 
 
 def events(text: str) -> list[str]:
     return [line.removeprefix("data: ") for line in text.splitlines() if line.startswith("data: ")]
-
-
-async def until(so: Callable[[], bool]) -> None:
-    while not so():  # noqa: ASYNC110 - nobody announces it
-        await asyncio.sleep(0)
 
 
 class TestForwarding:

@@ -92,3 +92,20 @@ def test_where_and_how_the_ingress_listens() -> None:
             LLMServingArgs.from_dict({"llm_configs": [model], "listen": wrong})
     with pytest.raises(ConfigError, match=r"http\.limits.*Did you mean 'max_tokens'"):
         LLMServingArgs.from_dict({"llm_configs": [model], "http": {"limits": {"max_token": 5}}})
+
+
+PLAIN = {"model_loading_config": {"model_id": "m"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"llm_configs": [PLAIN, {**PLAIN, "model_loading_config": {"model_id": "other"}}]}, "several models"),
+        ({"llm_configs": [{**PLAIN, "deployment_config": {"num_replicas": 2}}]}, "more replicas"),
+        ({"ingress_cls_config": {"ingress_cls": "a:B"}}, "ingress class"),
+        ({"http": {"dev": True}}, "control routes"),
+    ],
+)
+def test_where_the_replica_cannot_be_the_front(fields: dict, why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        LLMServingArgs.from_dict({"llm_configs": [PLAIN], "listen": "127.0.0.1:1", "front": "replica", **fields})

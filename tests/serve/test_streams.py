@@ -19,17 +19,6 @@ def test_joining_loses_nothing():
     assert one == Delta(text="a", finish_reason="stop", stop="END", chunks=(b"x", b"y", b"z"))
 
 
-def test_without_an_interval_everything_leaves_when_asked_for():
-    buffer = Coalescer()
-    assert buffer.wait_s(0.0) is None
-    buffer.add(Delta(0, "a"))
-    assert buffer.wait_s(0.0) == 0
-    buffer.add(Delta(0, "b"))
-    buffer.add(Delta(1, "x"))
-    assert buffer.take(0.0) == [Delta(0, "ab"), Delta(1, "x")]
-    assert buffer.wait_s(0.0) is None
-
-
 def test_the_first_delta_of_each_answer_never_waits():
     buffer = Coalescer(interval_s=10)
     buffer.add(Delta(0, "a"))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
+from penstock.backoff import backoff
 from penstock.batch.counts import Counts
 from penstock.batch.keeper import EngineKeeper
 from penstock.batch.policy import ErrorPolicy
@@ -31,19 +31,24 @@ class Tries:
 class Attempts:
     """Asks an engine, each request up to `most` times.
 
-    `pause` is that before the second attempt, in seconds; it doubles, with jitter, up to 5 s. When `ending` is
-    set, nothing is tried again. `policy` says which failures may pass beyond those that say so themselves.
+    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. While `is_ending` says so,
+    nothing is tried again. `policy` says which failures may pass beyond those that say so themselves.
     """
 
     def __init__(
-        self, keeper: EngineKeeper, *, most: int = 3, pause: float = 0.1, policy: ErrorPolicy | None = None
+        self,
+        keeper: EngineKeeper,
+        is_ending: Callable[[], bool],
+        *,
+        most: int = 3,
+        pause: float = 0.1,
+        policy: ErrorPolicy | None = None,
     ) -> None:
         self._policy = policy or ErrorPolicy("keep")
-        self.ending = False
+        self._is_ending = is_ending
         self._keeper = keeper
         self._most = most
         self._pause = pause
-        self._random = random.Random(0)
 
     async def answer(self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries) -> T:
         """What `ask` returns, `adapter` having been made ready for it.
@@ -67,13 +72,13 @@ class Attempts:
             except EngineDeadError as error:
                 deaths += 1
                 failure = error
-                if not self.ending:
+                if not self._is_ending():
                     await keeper.revive(generation)
             except PenstockError as error:
                 failure = error
             except Exception as error:
                 failure = EngineError(f"{type(error).__name__}: {error}")
-            if self.ending or not self._policy.retries(failure) or tries.count >= self._most:
+            if self._is_ending() or not self._policy.retries(failure) or tries.count >= self._most:
                 keeper.progressed()  # this request is done with, well or not
                 raise failure
             await asyncio.sleep(self._pause_after(tries.count, failure))
@@ -86,7 +91,7 @@ class Attempts:
         return answer
 
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
-        pause: float = min(self._pause * 2.0 ** (attempts - 1), LONGEST_PAUSE) * (0.5 + self._random.random())
+        pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
         return max(pause, failure.retry_after or 0.0)
 
 
@@ -119,18 +124,11 @@ class EngineAsker:
         policy: ErrorPolicy | None = None,
     ) -> None:
         self.most_in_flight = rolling(keeper.engine.capabilities)
-        self._attempts = Attempts(keeper, most=most, policy=policy)
+        self.ending = False
+        self._attempts = Attempts(keeper, lambda: self.ending, most=most, policy=policy)
         self._engine = keeper.engine
         self._form = form
         self._counts = counts
-
-    @property
-    def ending(self) -> bool:
-        return self._attempts.ending
-
-    @ending.setter
-    def ending(self, ending: bool) -> None:
-        self._attempts.ending = ending
 
     async def outcome(self, row: Row) -> Outcome | None:
         tries = Tries()

@@ -24,6 +24,7 @@ from penstock.batch.configs import (
 from penstock.batch.engine_source import EngineSource
 from penstock.batch.processor import Processor
 from penstock.batch.processor_rows import RowFunction
+from penstock.batch.repair import Repair
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stages.engine import EngineStage, OpenVINOEngineStage, SGLangEngineStage, vLLMEngineStage
 from penstock.batch.stages.http import HttpRequestStage
@@ -164,6 +165,7 @@ def _build_engine_processor(config: EngineProcessorConfig, **kwargs: Any) -> Pro
                 "lora_path": config.dynamic_lora_loading_path,
                 "most": config.max_pending_requests,
                 "max_attempts": config.max_attempts,
+                "repair": Repair.of(config.on_length, config.on_invalid_json, config.max_attempts),
             },
             _placing(config, StageConfig()),
         )

@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.batch.output_rows import OutputRows
 from penstock.batch.pipeline import StagePool
 from penstock.batch.rows import RowError, failed
 from penstock.batch.stages.base import StatefulStage
@@ -87,26 +88,30 @@ class StageProcess:
 
 
 class Ending:
-    """Postprocesses rows, and makes the output rows: with `keep` they have the columns `status` and `error`."""
+    """Postprocesses rows, and makes the output rows (`OutputRows`), each batch by itself."""
 
     def __init__(self, postprocess: RowFunction | None, *, keep: bool) -> None:
         self._postprocess = postprocess
         self._keep = keep
 
     def __call__(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
-        return [self._end(unpack(data)) for data in rows]
+        ended = [self._end(unpack(data)) for data in rows]
+        output = OutputRows(keep=self._keep)
+        for row in ended:
+            if row.error is None:
+                output.learn(row.values, row.columns)
+        return [
+            output.good(row.values, row.columns) if row.error is None else output.bad(row.values, row.error)
+            for row in ended
+        ]
 
-    def _end(self, row: Carried) -> dict[str, Any]:
-        made: Mapping[str, Any] = row.columns
+    def _end(self, row: Carried) -> Carried:
         if row.error is None and self._postprocess is not None:
             try:
-                made = _mapping(self._postprocess(dict(made)), "postprocess")
+                row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))
             except Exception as error:
                 row.error = failure(error, "postprocess", self._keep)
-        if row.error is not None:
-            said = {name: getattr(row.error, name) for name in RowError.__struct_fields__}
-            return {**row.values, "status": "error", "error": said}
-        return {**made, "status": "ok", "error": None} if self._keep else dict(made)
+        return row
 
 
 def failure(error: Exception, stage: str, keep: bool) -> RowError:

@@ -16,7 +16,7 @@ from penstock.errors import ConfigError, RequestError
 from penstock.types import Sampling
 
 _TEXT = ("model", "prompt", "messages", "system", "adapter", "result_prefix")
-_WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "limit", "max_attempts", "max_tokens_total")
+_WHOLE = ("max_tokens", "top_k", "seed", "min_tokens", "limit", "max_attempts", "max_tokens_total", "replicas")
 _REAL = (
     *("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
     *("row_timeout", "max_error_rate"),
@@ -27,8 +27,8 @@ _OPTIONAL = frozenset(
         *("row_timeout", "max_tokens_total", "max_error_rate"),
     }
 )
-_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1}
-_ALLOWED = {"order": ("input", "done"), "on_invalid_json": ("keep", "retry")}
+_LEAST = {"limit": 0, "max_tokens": 1, "max_attempts": 1, "max_tokens_total": 1, "replicas": 1}
+_ALLOWED = {"runtime": ("local", "ray"), "order": ("input", "done"), "on_invalid_json": ("keep", "retry")}
 
 
 def check(job: Any) -> None:

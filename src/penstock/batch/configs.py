@@ -128,7 +128,11 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     `apply_chat_template`, `chat_template`, `tokenize`, `detokenize` and `has_image` are older names of these.
 
     How: `max_pending_requests` are in flight at a time (default: a quarter more than the engine works on at once), a
-    row whose failure may pass is asked `max_attempts` times. `max_concurrent_batches`,
+    row whose failure may pass is asked `max_attempts` times. With `on_length` "raise" an answer that its `max_tokens`
+    cut off is asked for again with twice as many, with "truncate" a prompt that is too long for the model is shortened,
+    "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the row's JSON Schema is
+    asked for again, up to `max_attempts` times, the model being told what was wrong; a row without a good one fails.
+    `max_concurrent_batches`,
     `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
     """
 
@@ -146,6 +150,8 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     max_concurrent_batches: Positive = 8
     max_tasks_in_flight_per_actor: Positive | None = None
     max_attempts: Positive = 3
+    on_length: str = "keep"
+    on_invalid_json: Literal["keep", "retry"] = "keep"
     chat_template_stage: Any = True
     tokenize_stage: Any = True
     detokenize_stage: Any = True
@@ -187,13 +193,14 @@ class ServeDeploymentProcessorConfig(ProcessorConfig, frozen=True, kw_only=True)
 
     On one machine `app_name` and `deployment_name` name an engine or handle of this process
     (`penstock.runtimes.engines`), on Ray a Serve deployment. `dtype_mapping` maps the names in `dtype` to classes that
-    check the request.
+    check the request. On Ray `rows_per_call` rows travel to a replica in one call, and come back as each is answered.
     """
 
     deployment_name: str
     app_name: str = "default"
     dtype_mapping: dict[str, Any] | None = None
     request_timeout_s: Annotated[float, Meta(gt=0)] | None = None
+    rows_per_call: Positive = 64
 
 
 C = TypeVar("C", bound=StageConfig)

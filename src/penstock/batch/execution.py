@@ -156,7 +156,7 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
         answers.close()
     result = RunResult(counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received)
     result._items, result._form = kept.items, plan.form
-    result._tables = plan.tables if isinstance(plan.form, ColumnRequests) else None
+    result._tables = None if isinstance(plan.form, OpenAILines) else plan.tables
     return result
 
 

@@ -101,7 +101,7 @@ class _Reader:
                     self._tell()
         except PenstockError as error:
             self._error = error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._error = InputError(f"reading the rows failed: {type(error).__name__}: {error}")
             self._error.__cause__ = error
         finally:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, in_order
 from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
-from penstock.batch.garbage import collected_seldom
 from penstock.batch.journal import Journal, digest_key
 from penstock.batch.manifest import StreamSum
 from penstock.batch.policy import ErrorPolicy, Limits
@@ -33,6 +32,7 @@ from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
 from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError
+from penstock.garbage import collected_seldom
 
 MAX_ROWS = 16384
 MAX_BYTES = 64 << 20
@@ -44,7 +44,7 @@ class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
     `journal` is None where results are not kept. `stream` sums up the rows read from a source without fingerprint, so
-    that a complete job can tell whether it is given the same again.
+    that a complete job can tell whether it is given the same again. `on_quiet` is called when no row is worked on.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Flow:
         self._rows_inside = 0
         self._bytes_inside = 0
         self._all_read = False
+        self._preparing = False
+        self.on_quiet: Callable[[], None] = lambda: None
         self.stream: StreamSum | None = None
         self._room = asyncio.Event()
         self._over = asyncio.Event()
@@ -154,6 +156,7 @@ class Flow:
             start = 0 if again or self._journal is None else self._journal.done.first_missing()
             async with contextlib.aclosing(read_ahead(self._source, start, self._limit, self._columns)) as batches:
                 async for batch in batches:
+                    self._preparing = True
                     if self.stream is not None:
                         for row in batch:
                             add_row(self.stream, row)
@@ -169,6 +172,8 @@ class Flow:
                         while self._is_full():
                             self._room.clear()
                             await self._room.wait()
+                    self._preparing = False
+                    self._admit()
             replay.finish()
             self._all_read = True
             self._admit()
@@ -222,6 +227,8 @@ class Flow:
         while len(self._tasks) < self._asker.most_in_flight and (row := self._next_row()) is not None:
             self._tasks.add(asyncio.create_task(self._work(row)))
         self._make_room()
+        if not self._tasks and (not self._preparing or self._sink.full):
+            self.on_quiet()
         if self._all_read and not self._rows_inside:
             self._over.set()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
+from penstock import lazy
 from penstock.batch import choices, structured
 from penstock.batch.execution import Plan, execute
 from penstock.batch.interrupts import Interrupts, JobInterrupted
@@ -38,12 +39,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
-_ROW_OPTIONS = frozenset(
-    {
-        *("prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"),
-        *("on_length", "on_invalid_json"),
-    }
-)
+_REPAIRS = frozenset({"on_length", "on_invalid_json"})
+_ROW_OPTIONS = _REPAIRS | {"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"}
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs"})
 _SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 
@@ -66,6 +63,9 @@ class Job:
         model: "demo", a model directory or file, or a hub id. Default "demo".
         engine: an engine's name, or an engine object, which is left running if it runs. Default "openvino".
         engine_kwargs: options of the engine, where it is given by name.
+        runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on a Ray cluster: the
+            one that RAY_ADDRESS names, or that of this machine, or one of its own. The output is the same, so what was
+            interrupted on one goes on on the other.
 
         processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
             to ask; then of the options below only those of how to run have a meaning. Its configuration says
@@ -112,6 +112,8 @@ class Job:
     model: str | None = None
     engine: str | LLMEngine | None = None
     engine_kwargs: Mapping[str, Any] | None = None
+    runtime: Literal["local", "ray"] = "local"
+    replicas: int = 1
     processor: Processor | None = None
     prompt: str | None = None
     messages: str | None = None
@@ -218,7 +220,7 @@ class Job:
         sampling = self._sampling(schema)
         choices.check_sampling_choices(sampling)
         output = self._open_output()
-        engine = engine_for(self.model, self.engine, self.engine_kwargs) if self.processor is None else None
+        engine = self._engine() if self.processor is None else None
         source = await open_source(await rows_of(self.source))
         if isinstance(output, Output) and source.reads(output.path):
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
@@ -226,6 +228,7 @@ class Job:
         constant: str | None = None
         policy = ErrorPolicy(self.on_error)
         if self.processor is not None:
+            self._check_unset(_REPAIRS, "is said in the configuration of the processor, in a field of this name")
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
             going_on = self.processor.config.should_continue_on_error
             if self.on_error == "keep" and not going_on:
@@ -278,8 +281,24 @@ class Job:
             progress=self.progress,
         )
 
+    def _engine(self) -> LLMEngine:
+        engine = engine_for(self.model, self.engine, self.engine_kwargs)
+        if self.runtime == "local":
+            return engine
+        if self._engine_object is not None:
+            raise ConfigError("an engine object is in this process, and no replica on Ray", field="engine")
+        if self.adapter is not None and os.path.isdir(self.adapter):
+            engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
+        ray_engine = lazy.require("penstock.runtimes.ray_engine", needed_by="The Ray runtime")
+        on_ray: LLMEngine = ray_engine.RayEngine(engine, self.replicas)
+        return on_ray
+
     def _check_choices(self) -> None:
         choices.check(self)
+        if self.runtime == "local" and self.replicas != 1:
+            raise ConfigError("is for the runtime 'ray'", field="replicas", value=self.replicas)
+        if self.runtime == "ray" and self.processor is not None:
+            raise ConfigError("a processor runs on Ray when it is called on a Ray data set", field="runtime")
         if self.prompt is not None and self.messages is not None:
             raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 
@@ -309,19 +328,12 @@ class Job:
         return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
 
     def _repair(self) -> Repair:
-        wanted = [part.strip() for part in self.on_length.split(",")]
-        for part in wanted:
-            if part not in ("keep", "raise", "truncate"):
-                raise ConfigError(f"must be keep, raise or truncate, not {part!r}", field="on_length", value=part)
+        repair = Repair.of(self.on_length, self.on_invalid_json, self.max_attempts)
         if self.on_invalid_json == "retry" and self.schema is None:
             raise ConfigError("has no meaning without a schema", field="on_invalid_json")
-        if "raise" in wanted and self.max_tokens is None:
+        if repair.raise_limit and self.max_tokens is None:
             raise ConfigError("there is no max_tokens to raise", field="on_length")
-        return Repair(
-            raise_limit="raise" in wanted,
-            truncate="truncate" in wanted,
-            json_attempts=self.max_attempts if self.on_invalid_json == "retry" else 1,
-        )
+        return repair
 
     def _sampling(self, schema: structured.Schema | None) -> Sampling:
         return Sampling(

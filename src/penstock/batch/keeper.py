@@ -120,8 +120,7 @@ class EngineKeeper:
                 raise JobError(f"the engine died {self._fruitless} times without finishing a row")
             self._adapters.clear()
             try:
-                await self.engine.stop()
-                await self.engine.start()
+                await self.engine.restart()
             except EngineError as error:
                 raise JobError(f"the engine died and does not start again: {error}") from error
             self.generation += 1

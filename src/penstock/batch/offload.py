@@ -27,11 +27,12 @@ Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
 class Offload:
     """Makes calls in `threads` threads at a time. Make it inside a running event loop.
 
-    Calls are judged 32 at a time: while most of them are quick, they are made in place.
+    Calls are judged 32 at a time: while most of them are quick, they are made in place, if they may be (`in_place`).
     """
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, *, in_place: bool = True) -> None:
         self._threads = threads
+        self._may_be_in_place = in_place
         self._loop = asyncio.get_running_loop()
         self._waiting: SimpleQueue[Call | None] = SimpleQueue()
         self._started = 0
@@ -84,7 +85,7 @@ class Offload:
         stalled = self._in_place and seconds > _STALL_SECONDS
         if self._judged >= _TRIAL or stalled:
             quick = self._quick >= _QUICK_OF_TRIAL and self._seconds <= _MEAN_SECONDS * self._judged
-            self._in_place = quick and not stalled
+            self._in_place = quick and not stalled and self._may_be_in_place
             self._judged = self._quick = 0
             self._seconds = 0.0
 
@@ -115,8 +116,13 @@ class Offload:
 
 def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
     began = time.perf_counter()
+    error: Exception | None = None
+    result = None
     try:
-        result, error = call(), None
+        result = call()
+    except (StopIteration, SystemExit) as caught:  # no future can hold the one, and the other would end the thread
+        error = RuntimeError(f"{type(caught).__name__}: {caught}")
+        error.__cause__ = caught
     except Exception as caught:
-        result, error = None, caught
+        error = caught
     return future, result, error, time.perf_counter() - began

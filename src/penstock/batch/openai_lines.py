@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock.batch.requests import conversation_text, is_deterministic
+from penstock.batch.requests import conversation_text
 from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.engines.base import LLMEngine
 from penstock.errors import (
@@ -79,13 +79,13 @@ class OpenAILines:
         if url == URLS[0]:
             chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
             row.request = _Request(model or self._model, [chat], adapter)
-            row.shareable = is_deterministic(chat.sampling)
+            row.shareable = chat.sampling.is_deterministic
             row.longest = chat.sampling.max_tokens or 0
             text = conversation_text(chat.messages)
         elif url == URLS[1]:
             plain = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
             row.request = _Request(model or self._model, plain, adapter)
-            row.shareable = is_deterministic(plain[0].sampling)
+            row.shareable = plain[0].sampling.is_deterministic
             row.longest = plain[0].sampling.max_tokens or 0
             text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
         else:

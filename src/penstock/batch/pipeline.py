@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -52,7 +52,12 @@ class StagePool:
             self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
         except TypeError as error:
             raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
-        await asyncio.gather(*(worker.start() for worker in self._workers))
+        try:
+            await _all_or_none(worker.start() for worker in self._workers)
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise UserCodeError(f"{fn.__name__} cannot be started: {type(error).__name__}: {error}") from error
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
@@ -154,7 +159,7 @@ class Pipeline:
     async def running(self) -> AsyncGenerator[Pipeline, None]:
         """The stages, started, for as long as the context lasts."""
         try:
-            await asyncio.gather(*(pool.start() for pool in self._pools))
+            await _all_or_none(pool.start() for pool in self._pools)
             self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
             yield self
         finally:
@@ -185,6 +190,18 @@ class Pipeline:
             outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), attempts, None, added)
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
         return outcome
+
+
+async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Start all side by side; where one fails, the others have ended too when this raises: nothing starts later on."""
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 async def _called(instance: Any, method: str) -> None:

@@ -19,7 +19,7 @@ _NOT_DECIDING = frozenset(
         *("placement_group_config", "max_pending_requests", "max_concurrent_batches", "max_attempts"),
         *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error"),
         *("headers", "session_factory", "qps", "requests_per_minute", "tokens_per_minute", "adaptive"),
-        *("max_retries", "base_retry_wait_time_in_s", "timeout_s", "request_timeout_s"),
+        *("max_retries", "base_retry_wait_time_in_s", "timeout_s", "request_timeout_s", "rows_per_call"),
     }
 )
 

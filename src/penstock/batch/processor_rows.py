@@ -12,22 +12,21 @@ from typing import Any
 import msgspec
 
 from penstock.batch.offload import Offload
+from penstock.batch.output_rows import OutputRows
 from penstock.batch.requests import conversation_text
-from penstock.batch.rows import Outcome, Row, RowError, Stage, failed
+from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import PenstockError, UserCodeError
 
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
-ERROR_FIELDS = RowError.__struct_fields__
 
 
 class ProcessorRows:
     """The form of such rows. Make it inside a running event loop.
 
     `preprocess` gets a row's columns and gives further ones; `postprocess` gets all of them and gives the output row.
-    Each runs in so many threads. With `keep_errors` output rows have the columns `status` and `error`; a row that
-    failed has those of the input beside them. `packed`: results must last longer than this process, and are held as
-    bytes.
+    Each runs in so many threads. With `keep_errors` rows that failed are output rows too (`OutputRows`). `packed`:
+    results must last longer than this process, and are held as bytes.
     """
 
     columns: tuple[str, ...] | None = None
@@ -52,12 +51,18 @@ class ProcessorRows:
         self._before = Offload(threads[0])
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
+        self._rows = OutputRows(keep=keep_errors)
         self._packed = packed
         read = [{*stage.get_required_input_keys(), *stage.get_optional_input_keys()} for stage in self._stages]
         self._read = sorted(set().union(*read))
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_type_name).encode
         self._pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
         self._unpack = msgspec.msgpack.Decoder().decode
+
+    @property
+    def columns_known(self) -> bool:
+        """Whether a row that fails would have all columns that good ones have."""
+        return self._rows.known
 
     def close(self) -> None:
         """Make no more calls of the user's functions."""
@@ -126,6 +131,8 @@ class ProcessorRows:
                 if not isinstance(made, Mapping):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
             parsed = self._pack(made) if self._packed else dict(made)
+            if not self._packed:  # a row that lasts says the same whatever ran before it
+                self._rows.learn(row.values, made)
         except Exception as error:
             return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
         return msgspec.structs.replace(outcome, parsed=parsed)
@@ -139,15 +146,13 @@ class ProcessorRows:
         return outcome
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        error = outcome.error
-        if error is not None:
-            said = {name: getattr(error, name) for name in ERROR_FIELDS}
-            return {**(row.values or {}), "status": "error", "error": said}
+        if outcome.error is not None:
+            return self._rows.bad(row.values, outcome.error)
         columns = outcome.parsed
         if isinstance(columns, str):  # as it comes from the journal
             columns = b64decode(columns)
-        values: dict[str, Any] = self._unpack(columns) if isinstance(columns, bytes) else columns
-        return {**values, "status": "ok", "error": None} if self.keep_errors else values
+        made: dict[str, Any] = self._unpack(columns) if isinstance(columns, bytes) else columns
+        return self._rows.good(row.values, made)
 
 
 def _user_error(error: Exception) -> PenstockError:

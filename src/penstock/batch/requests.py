@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import msgspec
 
-from penstock.batch.repair import Repair
-from penstock.batch.rows import Outcome, Row, RowError, Stage, failed
+from penstock.batch.repair import Repair, collect, invalid_json
+from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
 from penstock.engines.base import LLMEngine
@@ -92,7 +93,7 @@ class ColumnRequests:
         self.schema = schema
         self._adapter = adapter
         self._adapter_column = adapter_column
-        self._deterministic = is_deterministic(sampling)
+        self._deterministic = sampling.is_deterministic
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
         self._digest = blake2b(self._encode((sampling, self._system)), digest_size=16)
         asked = template.columns if template is not None else (messages or "",)
@@ -168,7 +169,8 @@ class ColumnRequests:
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        return await self._repair.ask(engine, row.request, self._read)
+        context = engine.capabilities.context_length
+        return await self._repair.answer(row.request, partial(collect, engine), context, self._read)
 
     def _read(self, answer: Outcome) -> Outcome:
         """The answer with its fields, or with what is wrong with it."""
@@ -176,11 +178,7 @@ class ColumnRequests:
             try:
                 answer.parsed = self.schema.parse(answer.response or "")
             except ValueError as error:
-                why = str(error)
-                if answer.finish_reason == "length":
-                    count = answer.usage.completion_tokens if answer.usage else 0
-                    why = f"the answer was cut off after {count} tokens, before its JSON ended; raise max_tokens"
-                answer.error = RowError("invalid_json", "parse", False, why)
+                answer.error = invalid_json(str(error), answer.finish_reason, answer.usage)
         return answer
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
@@ -229,11 +227,6 @@ class ColumnRequests:
             if isinstance(message.get("content"), list) and any(part["type"] != "text" for part in message["content"]):
                 raise RequestError(f"column '{self._messages}' holds a message with other parts than text")
         return messages if messages[0]["role"] == "system" else self._system + messages
-
-
-def is_deterministic(sampling: Sampling) -> bool:
-    """Whether the same request gives the same answer each time."""
-    return sampling.temperature == 0 or sampling.seed is not None
 
 
 def conversation_text(messages: Sequence[Message]) -> str:

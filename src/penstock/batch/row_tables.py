@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,6 +12,8 @@ from penstock.batch.rows import Outcome, Row
 from penstock.batch.tables import ERROR, array
 
 _ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])
+_KEPT = {"status": pa.string(), "error": _ERROR}
+"""The columns that each row has where rows that failed are kept."""
 
 
 class RowTables:
@@ -21,7 +23,7 @@ class RowTables:
         self._form = form
         self._kinds = {field.name: field.type for field in schema} if schema is not None else {}
         if getattr(form, "keep_errors", False):
-            self._kinds |= {"status": pa.string(), "error": _ERROR}
+            self._kinds |= _KEPT
 
     def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
         """The output rows of these rows, in this order."""
@@ -46,3 +48,13 @@ class RowTables:
             except (pa.ArrowException, TypeError, ValueError, OverflowError):
                 pass  # it has the name of an input column, and other values
         return array(values)
+
+
+def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Some output rows of a run, which others agree with: `error` has its type also where no row has one.
+
+    Raises pyarrow's errors for what Arrow cannot hold.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    kinds = _KEPT if _KEPT.keys() <= names.keys() else {}
+    return pa.table({name: pa.array([row.get(name) for row in rows], kinds.get(name)) for name in names})

@@ -16,8 +16,8 @@ from penstock.batch.dedupe import Answers
 from penstock.batch.flow import Flow
 from penstock.batch.pipeline import Pipeline
 from penstock.batch.policy import ErrorPolicy
+from penstock.batch.processor_rows import ProcessorRows
 from penstock.batch.reorder import Reorder
-from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Fail
@@ -104,6 +104,7 @@ class RowStream:
             try:
                 async with pipeline.running():
                     flow = Flow(source, form, pipeline, sink, counts, answers, None, policy=policy)
+                    flow.on_quiet = sink.release
                     running = asyncio.create_task(flow.run())
                     running.add_done_callback(lambda _: sink.finish_now())
                     try:
@@ -119,38 +120,49 @@ class RowStream:
 
 
 class _Outbox:
-    """Hands rows on to whoever takes them, as many at a time as there are."""
+    """Hands rows on to whoever takes them, as many at a time as there are.
+
+    Rows that failed before any has succeeded wait for the first good one, to have its columns too, but never when
+    nothing is under way: whoever takes rows may be the one who is to give the next.
+    """
 
     fail: Fail
     full = False
     on_room: Callable[[], None]
 
-    def __init__(self, form: RequestForm, *, keep_order: bool) -> None:
+    def __init__(self, form: ProcessorRows, *, keep_order: bool) -> None:
         self._form = form
         self._reorder: Reorder[tuple[Row, Outcome]] = Reorder(RowSet(), keep_order=keep_order)
-        self._ready: deque[dict[str, Any]] = deque()
+        self._ready: deque[tuple[Row, Outcome]] = deque()
         self._news = asyncio.Event()
+        self._released = False
         self._finished = False
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
-        self._ready += [self._form.output(*item) for item in ready if not item[1].skipped]
+        self._ready += [item for item in ready if not item[1].skipped]
         self.full = len(self._ready) >= AHEAD_ROWS
-        if ready:
+        self._released = False
+        if self._ready:
             self._news.set()
         return [row for row, _ in ready]
 
     async def take(self) -> list[dict[str, Any]]:
         """The rows that are ready, at least one; none after the last."""
-        while not self._ready and not self._finished:
+        while not self._finished and not (self._ready and (self._released or self._form.columns_known)):
             self._news.clear()
             await self._news.wait()
-        rows = list(self._ready)
+        rows = [self._form.output(*item) for item in self._ready]
         self._ready.clear()
         if self.full:
             self.full = False
             self.on_room()
         return rows
+
+    def release(self) -> None:
+        """Nothing is under way: what is ready need wait for nothing."""
+        self._released = True
+        self._news.set()
 
     def finish_now(self) -> None:
         """No more rows will come."""

@@ -9,7 +9,7 @@ import click
 
 import penstock
 from penstock import env
-from penstock.cli import demo, plan, run, serve
+from penstock.cli import demo, explain, plan, run, serve
 from penstock.errors import PenstockError
 
 
@@ -19,7 +19,7 @@ def cli() -> None:
     """Run large language models over data sets and serve them, on one shared engine."""
 
 
-for command in (run.run, plan.plan, serve.serve, serve.chat, serve.models, demo.demo):
+for command in (run.run, plan.plan, serve.serve, serve.chat, serve.models, explain.explain, demo.demo):
     cli.add_command(command)
 
 

@@ -31,6 +31,8 @@ Examples:
     help="Path or URL ending in .jsonl, .parquet or .csv; a directory ending in '/' for Parquet; '-' for stdout.",
 )
 @what_is_asked
+@click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="Of the engine, on Ray.")
 @click.option(
     "--order", type=click.Choice(["input", "done"]), default="input", show_default=True, help="Order of output."
 )

@@ -141,14 +141,15 @@ def models(url: str, api_key: str | None) -> None:
 
 # serve
 async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None) -> None:
+    from penstock.garbage import collect_seldom_from_now
     from penstock.runtimes.local import build_local_handles
     from penstock.serve.app import build_app
-    from penstock.serve.http_server import HttpServer, address, collect_garbage_seldom
+    from penstock.serve.http_server import HttpServer, address
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
     url = address(listening)
-    collect_garbage_seldom()
+    collect_seldom_from_now()
     await HttpServer(app, listening).run(
         handles.values(), on_listening=lambda: _announce(url, next(iter(handles)), settings)
     )

@@ -31,6 +31,7 @@ from penstock.types import (
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
     "remote": "penstock.engines.remote:RemoteEngine",
+    "sglang": "penstock.engines.sglang:SGLangEngine",
     "simulated": "penstock.engines.simulated:SimulatedEngine",
     "vllm": "penstock.engines.vllm:VLLMEngine",
 }
@@ -65,6 +66,8 @@ class LLMEngine:
     """
 
     name: ClassVar[str]
+    makes_ranks: ClassVar[bool] = False
+    """Whether data-parallel ranks are an option of this engine, which starts them and balances between them."""
     capabilities: Capabilities
 
     def __init__(
@@ -83,6 +86,10 @@ class LLMEngine:
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 
+    def brings(self, method: str) -> bool:
+        """Whether the engine has this method of the protocol itself."""
+        return getattr(type(self), method) is not getattr(LLMEngine, method)
+
     # Life
     async def start(self) -> None:
         """Load the model. Returns when requests can be answered; raises `EngineStartError` if it cannot be loaded."""
@@ -91,6 +98,11 @@ class LLMEngine:
     async def stop(self) -> None:
         """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is harmless."""
         raise NotImplementedError
+
+    async def restart(self) -> None:
+        """Start again after it died."""
+        await self.stop()
+        await self.start()
 
     async def check_health(self) -> None:
         """Return if the engine answers, else raise `EngineDeadError`."""

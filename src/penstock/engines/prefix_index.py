@@ -42,6 +42,10 @@ class PrefixIndex:
             self._blocks.move_to_end(block)
         return len(hashes)
 
+    def holds_half(self, hashes: Sequence[int]) -> bool:
+        """Whether at least half of these blocks are cached. Does not count as a use."""
+        return bool(hashes) and hashes[(len(hashes) - 1) // 2] in self._blocks
+
     def insert(self, hashes: Sequence[int]) -> None:
         """Note that these blocks are now cached."""
         for block in hashes:

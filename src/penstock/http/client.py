@@ -118,28 +118,8 @@ class HttpClient:
 
         Raises `UpstreamError` for a status other than 2xx or a lost connection, `EngineTimeoutError`.
         """
-        ticket = await limiter.acquire(tokens)
-        verdict: Verdict = "unknown"
-        pause = None
-        try:
-            async with self._open(to, data, headers) as response:
-                body = await self._read(response, to)
-                verdict = "answered"
-                if 200 <= response.status < 300:
-                    return Reply(response.status, response.headers, body)
-                error = self._refusal(response, body, to)
-                pause = error.retry_after
-                if is_throttling(error):
-                    verdict = "throttled"
-                raise error
-        except PenstockError:
-            raise
-        except Exception as error:
-            if isinstance(error, TimeoutError):
-                verdict = "throttled"
-            raise self._failure(error, to) from None
-        finally:
-            limiter.release(ticket, verdict, pause)
+        async with self._answer(to, limiter, data, headers, tokens, whole=True) as response:
+            return Reply(response.status, response.headers, await self._read(response, to))
 
     @asynccontextmanager
     async def stream(
@@ -155,6 +135,31 @@ class HttpClient:
 
         Raises as `send` does, from the pieces too. The limiter's place is kept until the end.
         """
+        async with self._answer(to, limiter, data, headers, tokens, whole=False) as response:
+            pieces = self._pieces(response, to)
+            try:
+                yield pieces
+            finally:
+                await pieces.aclose()
+                if not response.content.at_eof():
+                    response.close()  # the server is to stop, so the connection cannot be used again
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        to: Endpoint,
+        limiter: Limiter,
+        data: Any,
+        headers: Mapping[str, str] | None,
+        tokens: float,
+        *,
+        whole: bool,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """A successful answer, to be read inside.
+
+        With `whole` it counts as answered once it was read, and whatever goes wrong inside is the request's failure;
+        without, what goes wrong inside may be the caller's own.
+        """
         ticket = await limiter.acquire(tokens)
         verdict: Verdict = "unknown"
         pause = None
@@ -165,17 +170,14 @@ class HttpClient:
                     pause = error.retry_after
                     verdict = "throttled" if is_throttling(error) else "answered"
                     raise error
+                verdict = "unknown" if whole else "answered"
+                yield response
                 verdict = "answered"
-                pieces = self._pieces(response, to)
-                try:
-                    yield pieces
-                finally:
-                    await pieces.aclose()
-                    if not response.content.at_eof():
-                        response.close()  # the server is to stop, so the connection cannot be used again
         except PenstockError:
             raise
-        except (aiohttp.ClientError, TimeoutError, OSError) as caught:
+        except Exception as caught:
+            if not whole and not isinstance(caught, (aiohttp.ClientError, TimeoutError, OSError)):
+                raise
             if isinstance(caught, TimeoutError):
                 verdict = "throttled"
             raise self._failure(caught, to) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -11,6 +10,7 @@ from typing import Annotated, TypeVar
 
 from msgspec import Meta, Struct
 
+from penstock.backoff import backoff
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
             return None
         else:
             tries = failures
-        wait: float = min(self.base_wait_s * 2.0 ** (tries - 1), self.longest_wait_s) * random.uniform(0.5, 1.0)
+        wait = backoff(tries, first=self.base_wait_s, longest=self.longest_wait_s)
         return wait if named is None else max(named, 0.1 * wait)
 
 

@@ -44,6 +44,11 @@ def event(name: str, body: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), to_json(body))
 
 
+def error_events(error: PenstockError) -> bytes:
+    """The end of a stream of chunks that went wrong."""
+    return data(error_body(error)) + DONE
+
+
 class ChatFramer:
     """Chunks of `POST /v1/chat/completions` for `n` answers."""
 
@@ -74,7 +79,7 @@ class ChatFramer:
         return _usage_chunk(self._head, self._usage) + DONE
 
     def error(self, error: PenstockError) -> bytes:
-        return data(error_body(error)) + DONE
+        return error_events(error)
 
     def _full(self, delta: Delta) -> bytes:
         content: dict[str, Any] = {"content": delta.text} if delta.text else {}
@@ -120,7 +125,7 @@ class CompletionFramer:
         return _usage_chunk(self._head, self._usage) + DONE
 
     def error(self, error: PenstockError) -> bytes:
-        return data(error_body(error)) + DONE
+        return error_events(error)
 
 
 def _envelope(id: str, object: str, created: int, model: str, include_usage: bool) -> tuple[bytes, bytes]:

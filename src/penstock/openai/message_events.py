@@ -40,6 +40,11 @@ def message_error(error: PenstockError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": _ERROR_TYPES.get(error.status, fallback), "message": str(error)}}
 
 
+def message_error_events(error: PenstockError) -> bytes:
+    """The end of a stream of messages' events that went wrong."""
+    return event("error", message_error(error))
+
+
 class MessageFramer:
     """Events of a streamed `POST /v1/messages`."""
 
@@ -79,7 +84,7 @@ class MessageFramer:
         return events + event("message_stop", {"type": "message_stop"})
 
     def error(self, error: PenstockError) -> bytes:
-        return event("error", message_error(error))
+        return message_error_events(error)
 
     def _start_message(self, usage: Usage) -> bytes:
         self._begun = True

@@ -69,12 +69,9 @@ class ResponseFramer:
         )
 
     def error(self, error: PenstockError) -> bytes:
-        about = error_body(error)["error"]
         response = self._response("failed", None)
-        response["error"] = {"code": "server_error", "message": about["message"]}
-        return self._event("error", code=about["code"], message=about["message"], param=about["param"]) + self._event(
-            "response.failed", response=response
-        )
+        response["error"] = {"code": "server_error", "message": str(error)}
+        return self._event("error", **_error_fields(error)) + self._event("response.failed", response=response)
 
     # Items
     def _start_message(self) -> bytes:
@@ -137,6 +134,16 @@ class ResponseFramer:
     def _event(self, kind: str, **fields: Any) -> bytes:
         number, self._sequence = self._sequence, self._sequence + 1
         return event(kind, {"type": kind, "sequence_number": number, **fields})
+
+
+def response_error_events(error: PenstockError) -> bytes:
+    """The end of a stream of responses' events that went wrong where the response is not known."""
+    return event("error", {"type": "error", **_error_fields(error)})
+
+
+def _error_fields(error: PenstockError) -> dict[str, Any]:
+    about = error_body(error)["error"]
+    return {name: about[name] for name in ("code", "message", "param")}
 
 
 def _status(reason: str | None) -> str:

@@ -47,6 +47,8 @@ def finish(work: Coroutine[Any, Any, Any]) -> None:
 
 def _running_loop() -> asyncio.AbstractEventLoop:
     global _loop, _thread
+    if _loop is not None:  # the garbage collector may ask, anywhere: it must not wait for a lock
+        return _loop
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()

@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from penstock import demo
 from penstock.config import import_object
 from penstock.errors import ConfigError, EngineStartError
 from penstock.llm_config import DeploymentConfig, LLMConfig
@@ -20,8 +18,6 @@ if TYPE_CHECKING:
 
 HANDLE = "penstock.serve.local_model:LocalModel"
 """What stands for a model here. Named rather than imported: a runtime places what it is handed, and knows no server."""
-
-DEFAULT_KV_CACHE_BYTES = 1 << 30
 
 _SET_BY_CLUSTERS = ("accelerator_type", "accelerator_config", "placement_group_config", "runtime_env")
 _log = logging.getLogger(__name__)
@@ -81,22 +77,6 @@ class MemoryBudget:
         self._changed.set()
 
 
-def memory_estimate(config: LLMConfig) -> int:
-    """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the size of its files
-    and of the KV cache.
-    """
-    given = config.deployment_config.ray_actor_options.get("memory")
-    if given:
-        return int(given)
-    cache = config.engine_kwargs.get("kv_cache_memory_bytes", DEFAULT_KV_CACHE_BYTES)
-    if config.engine_name in ("simulated", "remote"):
-        return 0
-    is_demo = config.model_source == demo.MODEL_NAME
-    source = demo.model_path() if is_demo else Path(config.model_source).expanduser()
-    files = [source] if source.is_file() else source.glob("*") if source.is_dir() else []
-    return sum(file.stat().st_size for file in files if file.is_file()) + (cache if isinstance(cache, int) else 0)
-
-
 _READ = frozenset(
     {
         *("autoscaling_config", "max_ongoing_requests", "max_queued_requests"),
@@ -127,8 +107,8 @@ def build_local_handles(
     """A handle for each model, by its id. Checks every configuration, and loads nothing: see `ModelHandle.start`.
 
     With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room for the next one;
-    what a model takes is an estimate (`memory_estimate`), and nothing is measured. Fields that one process cannot
-    honour are named in a warning. Raises `ConfigError`, `MissingExtraError`.
+    what a model takes is an estimate (`model_size.memory_estimate`), and nothing is measured. Fields that one process
+    cannot honour are named in a warning. Raises `ConfigError`, `MissingExtraError`.
     """
     handle = import_object(HANDLE, "the local runtime's handle")
     budget = MemoryBudget(memory_budget_bytes)

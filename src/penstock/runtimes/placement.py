@@ -7,13 +7,13 @@ so that they land on one machine.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import LLMConfig, PlacementGroupConfig
 
 Bundle = dict[str, float]
 
@@ -23,26 +23,51 @@ ACCELERATOR_SHARE = 0.001
 share it.
 """
 
+AUTO_MOST = 100
+"""Replicas that Ray Serve may make where `num_replicas` is "auto"."""
+
+
+class Parallelism(msgspec.Struct, frozen=True):
+    """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of `tensor` shards."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    data: int = 1
+
+    @property
+    def workers(self) -> int:
+        """All of them."""
+        return self.tensor * self.pipeline * self.data
+
+
+def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
+    """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for what is no number."""
+    return Parallelism(
+        _parallel(engine_kwargs, "tensor_parallel_size", "tp_size"),
+        _parallel(engine_kwargs, "pipeline_parallel_size", "pp_size"),
+        _parallel(engine_kwargs, "data_parallel_size_local", "data_parallel_size", "dp_size"),
+    )
+
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
     """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
-    placement = config.placement_group_config
-    workers = _parallel(config, "tensor_parallel_size", "tp_size") * _parallel(
-        config, "pipeline_parallel_size", "pp_size"
-    )
-    if placement is not None and placement.bundles is not None:
-        if not placement.bundles:
-            raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
-        return [dict(bundle) for bundle in placement.bundles]
-    if placement is not None and placement.bundle_per_worker is not None:
-        worker = dict(placement.bundle_per_worker)
-    else:
-        kind = config.accelerator_config.kind if config.accelerator_config is not None else None
-        device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
-        worker = {device: 1.0}
-        if config.accelerator_type is not None:
-            worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
-    return [dict(worker) for _ in range(workers)]
+    if config.placement_group_config is not None:
+        return configured_bundles(config.placement_group_config, config.engine_kwargs)
+    kind = config.accelerator_config.kind if config.accelerator_config is not None else None
+    device = (kind or ("gpu" if config.engine_name in GPU_ENGINES else "cpu")).upper()
+    worker = {device: 1.0}
+    if config.accelerator_type is not None:
+        worker[f"accelerator_type:{config.accelerator_type}"] = ACCELERATOR_SHARE
+    return [dict(worker) for _ in range(parallelism(config.engine_kwargs).workers)]
+
+
+def configured_bundles(placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]) -> list[Bundle]:
+    """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if there is none."""
+    if placement.bundles is None:
+        return [dict(placement.bundle_per_worker or {}) for _ in range(parallelism(engine_kwargs).workers)]
+    if not placement.bundles:
+        raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
+    return [dict(bundle) for bundle in placement.bundles]
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:
@@ -66,6 +91,21 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
     """All bundles of a replica; the first holds its process and its first worker."""
     first, *others = engine_bundles(config)
     return [merged([replica_bundle(config), first]), *others]
+
+
+def replica_counts(config: LLMConfig) -> tuple[int, int]:
+    """The fewest and the most replicas that the configuration allows; Ray Serve's "auto" is 1 to 100."""
+    deployment = config.deployment_config
+    if deployment.autoscaling_config is not None:
+        return deployment.autoscaling_config.min_replicas, deployment.autoscaling_config.max_replicas
+    if deployment.num_replicas == "auto":
+        return 1, AUTO_MOST
+    return (deployment.num_replicas or 1,) * 2
+
+
+def times(bundle: Bundle, count: int) -> Bundle:
+    """So many of a bundle."""
+    return {name: amount * count for name, amount in bundle.items()} if count else {}
 
 
 def places_itself(config: LLMConfig) -> bool:
@@ -100,9 +140,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     return options
 
 
-def _parallel(config: LLMConfig, *names: str) -> int:
+def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:
     for name in names:
-        value = config.engine_kwargs.get(name)
+        value = engine_kwargs.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

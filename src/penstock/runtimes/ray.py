@@ -42,24 +42,28 @@ def build_deployment(
     override_serve_options: Mapping[str, Any] | None = None,
     deployment_cls: type | None = None,
     replica_host: str | None = None,
+    front: tuple[str, int] | None = None,
 ) -> Application:
     """One model as a Ray Serve application. Raises `ConfigError`.
 
-    Replicas listen on `replica_host`, or on the address that their node has in the cluster.
+    Replicas listen on `replica_host`, or on the address that their node has in the cluster; for clients too on the host
+    and port of `front`, if given.
     """
     options = serve_options(config)
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
     options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     options.update(override_serve_options or {})
     deployment = serve.deployment(deployment_cls or LLMReplica, **options)
-    return deployment.bind(
-        llm_config=config, key=key or new_key(), settings=settings, host=replica_host, **(bind_kwargs or {})
-    )
+    about = {"key": key or new_key(), "settings": settings, "host": replica_host, "front": front}
+    return deployment.bind(llm_config=config, **about, **(bind_kwargs or {}))
 
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
     key = new_key()
+    front = args.listen_address if args.front == "replica" else None
+    if args.front == "replica" and front is None:
+        raise ConfigError("the replica is the front of a port, and none is given", field="listen")
     deployments: dict[str, Application] = {}
     for config in args.llm_configs:
         if config.model_id in deployments:
@@ -68,7 +72,9 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
                 field="model_loading_config.model_id",
                 value=config.model_id,
             )
-        deployments[config.model_id] = build_deployment(config, settings=args.http, key=key, replica_host=replica_host)
+        deployments[config.model_id] = build_deployment(
+            config, settings=args.http, key=key, replica_host=replica_host, front=front
+        )
     card: Any = import_object(CARD, "the model's card")
     cards = {
         config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
@@ -95,7 +101,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         ingress_extra_kwargs=extra,
         key=key,
         settings=args.http,
-        listen=args.listen_address,
+        listen=args.listen_address if front is None else None,
     )
 
 

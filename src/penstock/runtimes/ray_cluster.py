@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from penstock.runtimes.placement import replica_bundles
 from penstock.runtimes.ray import build_application
 
 if TYPE_CHECKING:
+    from penstock.llm_config import LLMConfig
     from penstock.serve.serving_args import LLMServingArgs
 
 APP = "penstock"
@@ -34,7 +35,7 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     told = threading.Event()
     previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
-    own = not _connect(_cpus(args))
+    own = not connect(cpus(args.llm_configs))
     try:
         # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
         application = build_application(args, replica_host="127.0.0.1" if own else None)
@@ -42,6 +43,8 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
         try:
             serve.run_many([serve.RunTarget(application, APP)], wait_for_applications_running=False)
             _wait_for_ingress(told)
+            if args.front == "replica":
+                _wait_for_replica(told)
             if not told.is_set():
                 on_listening()
             told.wait()
@@ -55,7 +58,7 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
             signal.signal(number, handler)
 
 
-def _connect(cpus: int) -> bool:
+def connect(cpus: int) -> bool:
     """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there is none, or where
     `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our own reckons to have, whatever the
     machine has: as on the local runtime, models share it.
@@ -82,10 +85,10 @@ def _connect(cpus: int) -> bool:
     return False
 
 
-def _cpus(args: LLMServingArgs) -> int:
+def cpus(configs: Iterable[LLMConfig]) -> int:
     """As many as all replicas of all models reserve together."""
     total = 0.0
-    for config in args.llm_configs:
+    for config in configs:
         fixed = config.deployment_config.num_replicas
         replicas = fixed if isinstance(fixed, int) else config.autoscaling.max_replicas
         total += replicas * sum(bundle.get("CPU", 0.0) for bundle in replica_bundles(config))
@@ -106,6 +109,12 @@ def _wait_for_ingress(told: threading.Event) -> None:
             raise EngineStartError(f"the ingress did not start in {INGRESS_TIMEOUT_S:g} s; {_message()}") from None
         except RayServeException:
             raise EngineStartError(f"the ingress could not be deployed; {_message()}") from None
+
+
+def _wait_for_replica(told: threading.Event) -> None:
+    while (status := serve.status().applications[APP].status) != "RUNNING" and not told.wait(0.2):
+        if status == "DEPLOY_FAILED":
+            raise EngineStartError(f"the replica could not be deployed; {_message()}")
 
 
 def _message() -> str:

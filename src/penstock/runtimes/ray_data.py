@@ -6,22 +6,22 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import ray.data
 from ray import serve
 
 from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.runtimes.engines import DEFAULT_APP, engines
+from penstock.runtimes.ray_data_placement import leave_group, stage_options
 from penstock.runtimes.ray_replicas import RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
 
 PARTS = "penstock.batch.carried"
+BLOCK = "penstock.batch.row_tables:block"
 DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
 MODEL = "penstock.serve.remote_model:RemoteModel"
+GROUPED = "penstock.serve.grouped_calls:GroupedModel"
 COLUMN = "__penstock"
 """The one column between the stages."""
-CONCURRENT_BATCHES = 8
-"""Batches that an actor works on at once, so that a slow row holds up only its own."""
 
 
 def process_dataset(processor: Any, dataset: Any) -> Any:
@@ -37,12 +37,16 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
         if stage.fn is None:
             continue
         _check_deployment(stage)
-        dataset = dataset.map_batches(
-            StageActor,
-            fn_constructor_kwargs={"name": name, "stage": stage, "batch_size": config.batch_size, "keep": keep},
-            batch_format="pyarrow",
-            **_placing(config, stage),
-        )
+        options = stage_options(config, stage)
+        about = {
+            "name": name,
+            "stage": stage,
+            "batch_size": config.batch_size,
+            "keep": keep,
+            "rows_per_call": getattr(config, "rows_per_call", 1),
+            "own_group": "ray_remote_args_fn" in options,
+        }
+        dataset = dataset.map_batches(StageActor, fn_constructor_kwargs=about, batch_format="pyarrow", **options)
     return dataset.map_batches(
         _end, fn_kwargs={"ending": ending}, batch_format="pyarrow", **processor.postprocess_map_kwargs
     )
@@ -51,17 +55,24 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
 class StageActor:
     """One worker of a stage. Ray may call it several times at once."""
 
-    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool) -> None:
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int, own_group: bool) -> None:
         self._stage = stage
+        self._own_group = own_group
+        self._rows_per_call = rows_per_call
         self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
         self._connected = False
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """The batch with the columns that the stage adds."""
         if not self._connected and _is_deployment(self._stage):
-            await _connect(**_names(self._stage))
+            await _connect(**_names(self._stage), rows_per_call=self._rows_per_call)
         self._connected = True
         yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
+
+    def __del__(self) -> None:
+        """Ray Data sees to it that this is called when it needs the actor no more."""
+        if self._own_group:
+            leave_group()
 
 
 def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
@@ -70,43 +81,15 @@ def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
 
 def _end(batch: pa.Table, ending: Any) -> Any:
     rows = ending(batch.column(COLUMN).to_pylist())
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: [row.get(name) for row in rows] for name in names}
     try:
-        return pa.table(columns)
+        return import_object(BLOCK, "the Ray Data runtime")(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        return columns  # Ray has a way of its own with what Arrow cannot hold
+        # Ray has a way of its own with what Arrow cannot hold.
+        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
 def _carried(rows: list[bytes]) -> pa.Table:
     return pa.table({COLUMN: pa.array(rows, pa.large_binary())})
-
-
-def _placing(config: Any, stage: Any) -> dict[str, Any]:
-    """Ray's options for a stage: its own, with the processor's resources where it says none."""
-    given = dict(stage.map_batches_kwargs)
-    concurrency = given.pop("concurrency", None) or 1
-    least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
-    at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
-    resources = dict(config.resources_per_bundle or {})
-    options: dict[str, Any] = {}
-    for name, option in (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory")):
-        if name in resources:
-            options[option] = resources.pop(name)
-    if resources:
-        options["resources"] = resources
-    if config.accelerator_type is not None:
-        options["accelerator_type"] = config.accelerator_type
-    return {
-        **options,
-        **given,
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=least,
-            max_size=most,
-            max_tasks_in_flight_per_actor=getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once,
-        ),
-        "max_concurrency": at_once,
-    }
 
 
 # Models that Ray Serve serves
@@ -138,13 +121,15 @@ def _check_deployment(stage: Any) -> None:
         )
 
 
-async def _connect(deployment: str, app: str) -> None:
+async def _connect(deployment: str, app: str, rows_per_call: int) -> None:
     """Make the served model known in this process by its names, for the stage to find."""
     handle = serve.get_deployment_handle(deployment, app)
     config, key = await handle.connection.remote()
     model: Any = import_object(MODEL, "the Ray runtime's handle")
+    grouped: Any = import_object(GROUPED, "the Ray runtime's handle")
     store = ClusterStore(key, config.model_id)
-    engines().put(deployment, model(config, RayReplicas(handle, config.model_id), key=key, desired=store), app)
+    served = model(config, RayReplicas(handle, config.model_id), key=key, desired=store)
+    engines().put(deployment, grouped(served, most=rows_per_call), app)
 
 
 def _part(name: str) -> Any:

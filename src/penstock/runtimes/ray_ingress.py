@@ -12,6 +12,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from penstock.config import import_object
+from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import RayReplicas
 from penstock.runtimes.ray_state import ClusterStore
@@ -19,7 +20,6 @@ from penstock.runtimes.ray_state import ClusterStore
 MODEL = "penstock.serve.remote_model:RemoteModel"
 SERVER = "penstock.serve.http_server:HttpServer"
 LISTEN = "penstock.serve.http_server:listen"
-COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ADDRESS = "penstock.serve.http_server:address"
 
 
@@ -77,7 +77,7 @@ class LLMIngress:
             self._url = import_object(ADDRESS, "listen")(listening)
             self._front = import_object(SERVER, "listen")(self._own_app, listening)
             self._serving = asyncio.create_task(self._front.run([], signals=False))
-        import_object(COLLECT_SELDOM, "the Ray runtime")()
+        collect_seldom_from_now()
 
     def __serve_build_asgi_app__(self) -> Any:
         return AtRoot(self._own_app)

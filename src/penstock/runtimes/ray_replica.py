@@ -8,6 +8,8 @@ import ray.util
 from ray import serve
 
 from penstock.config import import_object
+from penstock.engines.base import Capabilities
+from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import METADATA
 from penstock.runtimes.ray_state import ClusterStore
@@ -15,18 +17,24 @@ from penstock.runtimes.ray_state import ClusterStore
 SERVER = "penstock.serve.replica:ReplicaServer"
 """What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
 
-COLLECT_SELDOM = "penstock.serve.http_server:collect_garbage_seldom"
 ONGOING = "running_requests"
 """The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
 
 
 class LLMReplica:
     """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
-    `settings` are the ingress's, for their limits; `host` is where it listens (default: the node's address).
+    `settings` are the ingress's; `host` is where it listens (default: the node's address), `front` where it listens for
+    clients, if they do not come through an ingress.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, llm_config: LLMConfig, *, key: str, settings: Any, host: str | None = None
+        self,
+        llm_config: LLMConfig,
+        *,
+        key: str,
+        settings: Any,
+        host: str | None = None,
+        front: tuple[str, int] | None = None,
     ) -> None:
         self._llm_config, self._key = llm_config, key
         server: Any = import_object(SERVER, "the Ray runtime's server")
@@ -37,9 +45,10 @@ class LLMReplica:
             key=key,
             settings=settings,
             desired=ClusterStore(key, llm_config.model_id),
+            front=front,
         )
         await self._server.start()
-        import_object(COLLECT_SELDOM, "the Ray runtime")()
+        collect_seldom_from_now()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Where the replica is, for every handle's router."""
@@ -53,6 +62,10 @@ class LLMReplica:
     async def connection(self) -> tuple[LLMConfig, str]:
         """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
         return self._llm_config, self._key
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return self._server.server.engine.capabilities  # type: ignore[no-any-return]
 
     async def check_health(self) -> None:
         """Raise if Ray should replace the replica."""

@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from penstock.serve.app import OpenAiIngress as OpenAiIngress
     from penstock.serve.builders import (
         build_dev_openai_app as build_dev_openai_app,
+        build_dp_deployment as build_dp_deployment,
+        build_dp_openai_app as build_dp_openai_app,
         build_llm_deployment as build_llm_deployment,
         build_openai_app as build_openai_app,
     )
+    from penstock.serve.data_parallel import DPServer as DPServer
     from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
     from penstock.serve.server import LLMServer as LLMServer
     from penstock.serve.serving_args import (
@@ -28,7 +31,14 @@ else:
         {
             "penstock.llm_config": ("CloudMirrorConfig", "LLMConfig", "LoraConfig", "ModelLoadingConfig"),
             "penstock.serve.app": ("OpenAiIngress",),
-            "penstock.serve.builders": ("build_dev_openai_app", "build_llm_deployment", "build_openai_app"),
+            "penstock.serve.builders": (
+                "build_dev_openai_app",
+                "build_dp_deployment",
+                "build_dp_openai_app",
+                "build_llm_deployment",
+                "build_openai_app",
+            ),
+            "penstock.serve.data_parallel": ("DPServer",),
             "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
             "penstock.serve.server": ("LLMServer",),
             "penstock.serve.serving_args": ("LLMServingArgs", "load_serving_args"),

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from penstock import demo, env, lazy
+from penstock.backoff import backoff
 from penstock.config import masked
 from penstock.errors import (
     ConfigError,
@@ -40,6 +41,7 @@ RECHECK_S = 5.0
 MARK = "adapter_config.json"
 """A directory with this file is an adapter."""
 RETRY_DELAY_S = 0.5
+LONGEST_RETRY_S = 30.0
 LIST_TIMEOUT_S = 5.0
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -169,7 +171,7 @@ class AdapterStore:
             except Exception as error:
                 failure = EngineStartError(f"{what} cannot be read: {type(error).__name__}: {error}")
             if number < tries:
-                await asyncio.sleep(RETRY_DELAY_S * 2 ** (number - 1))
+                await asyncio.sleep(backoff(number, first=RETRY_DELAY_S, longest=LONGEST_RETRY_S))
         raise failure
 
     def _list(self) -> list[str]:

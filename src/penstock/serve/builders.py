@@ -11,6 +11,7 @@ from msgspec import structs
 from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
+from penstock.serve.data_parallel import as_group, grouped
 from penstock.serve.serving_args import LLMServingArgs, load_serving_args
 from penstock.serve.settings import HttpSettings
 
@@ -57,6 +58,39 @@ def build_dev_openai_app(builder_config: Given) -> Any:
     """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` and so on."""
     args = _args(builder_config)
     return _ray().build_application(structs.replace(args, http=structs.replace(args.http, dev=True)))
+
+
+def build_dp_deployment(
+    llm_config: LLMConfig | Mapping[str, Any],
+    *,
+    name_prefix: str | None = None,
+    bind_kwargs: Mapping[str, Any] | None = None,
+    override_serve_options: Mapping[str, Any] | None = None,
+    deployment_cls: type | None = None,
+    settings: HttpSettings | None = None,
+) -> Any:
+    """As `build_llm_deployment`, with each replica a group of `engine_kwargs.data_parallel_size` ranks.
+
+    Replica counts are counts of groups. Raises `ConfigError`, and `MissingExtraError` without Ray.
+    """
+    config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
+    return build_llm_deployment(
+        as_group(config),
+        name_prefix=name_prefix,
+        bind_kwargs=bind_kwargs,
+        override_serve_options=override_serve_options,
+        deployment_cls=deployment_cls,
+        settings=settings,
+    )
+
+
+def build_dp_openai_app(builder_config: Given) -> Any:
+    """As `build_openai_app`, with each replica of each model a group of `engine_kwargs.data_parallel_size` ranks.
+
+    A mapping may hold one `llm_config` in the place of `llm_configs`. Raises `ConfigError`, and `MissingExtraError`
+    without Ray.
+    """
+    return _ray().build_application(grouped(_args(builder_config)))
 
 
 def _args(given: Given) -> LLMServingArgs:

@@ -2,6 +2,8 @@
 
 A call is `POST /penstock/call/TASK` with the task's request. A generating task answers with frames, each four bytes of
 length and a message: deltas, or the error that ended them. The other tasks answer with their result.
+
+Many calls in one are in `grouped_calls`.
 """
 
 from __future__ import annotations
@@ -59,9 +61,23 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 _decoder = msgspec.msgpack.Decoder(Step | CallError)
 
 
-def _framed(message: Step | CallError) -> bytes:
+def framed(message: Any) -> bytes:
+    """A message as a frame."""
     data = pack(message)
     return len(data).to_bytes(_LENGTH, "big") + data
+
+
+def frames(data: bytes) -> tuple[list[bytes], bytes]:
+    """The messages of the frames that are complete, and the bytes behind them."""
+    at = 0
+    found = []
+    while len(data) - at >= _LENGTH:
+        end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
+        if end > len(data):
+            break
+        found.append(data[at + _LENGTH : end])
+        at = end
+    return found, data[at:]
 
 
 class CallFramer:
@@ -71,13 +87,13 @@ class CallFramer:
         return b""
 
     def frame(self, delta: Delta) -> bytes:
-        return _framed(Step(delta))
+        return framed(Step(delta))
 
     def close(self) -> bytes:
         return b""
 
     def error(self, error: PenstockError) -> bytes:
-        return _framed(CallError(error.kind, str(error)))
+        return framed(CallError(error.kind, str(error)))
 
 
 class FrameReader:
@@ -88,17 +104,11 @@ class FrameReader:
 
     def feed(self, data: bytes) -> tuple[list[Delta], PenstockError | None]:
         """The deltas that are complete now, and the error behind them if there is one."""
-        data = self._rest + data
-        at = 0
+        complete, self._rest = frames(self._rest + data)
         deltas: list[Delta] = []
-        while len(data) - at >= _LENGTH:
-            end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
-            if end > len(data):
-                break
-            message = _decoder.decode(data[at + _LENGTH : end])
+        for frame in complete:
+            message = _decoder.decode(frame)
             if isinstance(message, CallError):
                 return deltas, by_kind(message.kind, message.message)
             deltas.append(message.delta)
-            at = end
-        self._rest = data[at:]
         return deltas, None

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from penstock.errors import ServerError
+from penstock.errors import UpstreamError
 
 
 class Client:
@@ -37,7 +37,7 @@ class Client:
                     continue
                 chunk = json.loads(line[len(b"data: ") :])
                 if "error" in chunk:
-                    raise ServerError(chunk["error"]["message"])
+                    raise UpstreamError(chunk["error"]["message"])
                 for choice in chunk["choices"]:
                     yield choice["delta"].get("content") or ""
 
@@ -47,10 +47,10 @@ class Client:
             return urlopen(Request(self._url + path, data, self._headers))
         except HTTPError as error:
             with error:
-                raise ServerError(_message(error.read()) or f"the server answered with {error.code}") from None
+                raise UpstreamError(_message(error.read()) or f"the server answered with {error.code}") from None
         except (URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise ServerError(f"no server answers at {self._url}: {reason}") from None
+            raise UpstreamError(f"no server answers at {self._url}: {reason}") from None
 
 
 def _message(body: bytes) -> str:

@@ -178,7 +178,7 @@ class ControlPlane:
 
     def has(self, method: str) -> bool:
         """Whether the engine brings this method itself."""
-        return getattr(type(self.engine), method) is not getattr(LLMEngine, method)
+        return self.engine.brings(method)
 
     def asleep_error(self) -> UnavailableError:
         """What a request for a sleeping model is told."""

@@ -12,8 +12,10 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from penstock.errors import PenstockError
 from penstock.observability import gather_queue_times
 from penstock.openai.requests import parse_body
+from penstock.serve.http_errors import as_penstock_error, log_unforeseen
 from penstock.serve.ingress import Ingress
 from penstock.serve.interrupt import Interrupt
 from penstock.serve.limits import read_json
@@ -78,6 +80,15 @@ class Exchange:
     def json(self, body: Any) -> Response:
         """A successful answer."""
         return Response(msgspec.json.encode(body), media_type="application/json")
+
+    def failed(self, caught: Exception, told: PenstockError | None = None) -> PenstockError:
+        """Note what went wrong, in the log too where the client is not told. Gives the error to answer with: `told`, or
+        what `caught` is to the client.
+        """
+        error = told if told is not None else as_penstock_error(caught)
+        log_unforeseen(error, caught, self.id)
+        self.error = error.kind
+        return error
 
     def finish(self) -> None:
         """Report to the metrics."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -42,18 +41,6 @@ def address(listening: socket.socket) -> str:
     """The URL under which a listening socket is reached."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def collect_garbage_seldom() -> None:
-    """Tune the garbage collector for a process that does nothing but serve.
-
-    What is there before the first request stays until the end, so it is never searched again. With some hundred
-    requests under way, the default of a search every 700 new objects is one every few requests, and finds nothing: what
-    a request leaves is freed when it ends.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 10, 10)
 
 
 class HttpServer:

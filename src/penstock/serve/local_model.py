@@ -15,7 +15,8 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.local import MemoryBudget, memory_estimate
+from penstock.runtimes.local import MemoryBudget
+from penstock.runtimes.model_size import memory_estimate
 from penstock.serve.control import control_result
 from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.server import LLMServer
@@ -57,7 +58,7 @@ class LocalModel:
         self._idle_since = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._unloading: asyncio.Task[None] | None = None
-        self.server: LLMServer = _server_class(config)(
+        self.server: LLMServer = server_class(config)(
             config,
             engine=engine,
             load_on_demand=True,
@@ -178,7 +179,8 @@ class LocalModel:
             self._unloading = asyncio.create_task(self.unload())
 
 
-def _server_class(config: LLMConfig) -> type[LLMServer]:
+def server_class(config: LLMConfig) -> type[LLMServer]:
+    """The class of the server that a configuration names. Raises `ConfigError`."""
     given = config.server_cls
     cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
     if not isinstance(cls, type) or not issubclass(cls, LLMServer):

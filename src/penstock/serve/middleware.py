@@ -11,7 +11,7 @@ from penstock.errors import ShuttingDownError
 from penstock.observability import Span, request_id, span
 from penstock.serve.auth import check_key
 from penstock.serve.exchange import UNKNOWN_ENDPOINT, Exchange
-from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
+from penstock.serve.http_errors import error_response
 from penstock.serve.ingress import Ingress
 
 _access = logging.getLogger("penstock.access")
@@ -60,9 +60,7 @@ class ExchangeMiddleware:
                     raise ShuttingDownError("the server is shutting down")
             await self._app(scope, receive, send)
         except Exception as caught:
-            error = as_penstock_error(caught)
-            exchange.error = error.kind
-            log_unforeseen(error, caught, exchange.id)
+            error = exchange.failed(caught)
             if exchange.status:
                 raise  # the response has begun: only the connection's end can tell
             await error_response(scope["path"], error)(scope, receive, send)

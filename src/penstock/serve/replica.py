@@ -17,7 +17,8 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.app import IngressApp
 from penstock.serve.control import control_result
 from penstock.serve.desired import DesiredState, DesiredStore
-from penstock.serve.endpoints import replica
+from penstock.serve.endpoints import group, replica
+from penstock.serve.grouped_calls import GROUP_PATH
 from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.ingress import Ingress
 from penstock.serve.local_model import LocalModel
@@ -32,6 +33,7 @@ _log = logging.getLogger("penstock.serve")
 ENDPOINTS = (
     Endpoint("POST", "/penstock/control", replica.control, replica.ReplicaControlBody),
     Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
+    Endpoint("POST", GROUP_PATH, group.group),
 )
 
 
@@ -71,7 +73,8 @@ class ReplicaApp(IngressApp):
 class ReplicaServer:
     """`await start()`, then `info` says where it is; `await stop()`. Belongs to one event loop.
 
-    `key` is what ingresses show; `settings` holds the operator's limits, `desired` the state to be in.
+    `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is the host and port
+    where it is an ingress of its own as well.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class ReplicaServer:
         key: str,
         settings: HttpSettings,
         desired: DesiredStore,
+        front: tuple[str, int] | None = None,
     ) -> None:
         self.config = config
         self.id = replica_id
@@ -101,7 +105,11 @@ class ReplicaServer:
         )
         self._socket = listen(host, 0)
         self._http = HttpServer(ReplicaApp(self.model, names, inner), self._socket)
-        self._serving: asyncio.Task[None] | None = None
+        self._listening = [self._http]
+        if front is not None:  # shared, as the replica that this one replaces may not have left it yet
+            public = msgspec.structs.replace(settings, drain_timeout_s=inner.drain_timeout_s)
+            self._listening.append(HttpServer(IngressApp(Ingress(names, public)), listen(*front, shared=True)))
+        self._serving: list[asyncio.Task[None]] = []
 
     @property
     def info(self) -> ReplicaInfo:
@@ -128,14 +136,15 @@ class ReplicaServer:
                 self._socket.close()
                 raise
             _log.error("model '%s' could not be started: %s", self.config.model_id, error)
-        self._serving = asyncio.create_task(self._http.run([], signals=False))
+        self._serving = [asyncio.create_task(http.run([], signals=False)) for http in self._listening]
 
     async def stop(self) -> None:
         """Take no more requests, let those under way finish, and free everything."""
-        serving, self._serving = self._serving, None
-        if serving is not None:
-            self._http.stop()
-            await asyncio.wait([serving])
+        serving, self._serving = self._serving, []
+        if serving:
+            for http in self._listening:
+                http.stop()
+            await asyncio.wait(serving)
         with contextlib.suppress(OSError):
             self._socket.close()
         await self.model.stop(0.0)

@@ -123,8 +123,10 @@ class ReplicaPool:
         return RouteRequest(session, adapter, blocks)
 
     @asynccontextmanager
-    async def ask(self, path: str, headers: Headers, body: bytes, route: RouteRequest) -> AsyncIterator[Reply]:
-        """Put a request to a replica. The reply's head is here when the context begins.
+    async def ask(
+        self, path: str, headers: Headers, body: bytes, route: RouteRequest, *, weight: int = 1
+    ) -> AsyncIterator[Reply]:
+        """Put a request to a replica, or `weight` of them in one. The reply's head is here when the context begins.
 
         A replica that is lost before that is replaced by another one, and so is one that has no room or goes down, as
         long as there is another. Within the context `ReplicaLostError` may come from reading.
@@ -135,7 +137,7 @@ class ReplicaPool:
         lost = 0
         while True:
             replica = self._choose(route, tried) or await self._obtain(tried, patience)
-            replica.sent += 1
+            replica.sent += weight
             try:
                 try:
                     reply = await replica.address.request("POST", path, headers, body)
@@ -156,7 +158,7 @@ class ReplicaPool:
                     yield reply
                     return
             finally:
-                replica.sent -= 1
+                replica.sent -= weight
 
     def _look(self) -> None:
         """Take over what the runtime knows."""

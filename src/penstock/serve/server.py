@@ -72,7 +72,7 @@ class LLMServer(ControlPlane):
     ) -> None:
         super().__init__()
         self.llm_config = llm_config
-        self.engine = engine if engine is not None else _make_engine(llm_config)
+        self.engine = engine if engine is not None else self.make_engine(llm_config)
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         self.lifecycle = Lifecycle(
@@ -90,6 +90,11 @@ class LLMServer(ControlPlane):
         self._load_on_demand = load_on_demand
         self._on_idle = on_idle
         self._stopping = False
+
+    @classmethod
+    def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
+        """The engine of a server with this configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
+        return make_engine(llm_config)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
@@ -326,9 +331,16 @@ class LLMServer(ControlPlane):
                 self._on_idle()
 
 
-def _make_engine(config: LLMConfig) -> LLMEngine:
+def engine_type(config: LLMConfig) -> type[LLMEngine]:
+    """The class of the engine that a configuration names. Raises `ConfigError`, `MissingExtraError`."""
     path = env.engine_cls()
     cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    return cls
+
+
+def make_engine(config: LLMConfig) -> LLMEngine:
+    """The engine of a configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
+    cls = engine_type(config)
     lora = config.lora_config
     needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
     options = {**needed, **config.engine_kwargs}

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
 from penstock import lazy
-from penstock.config import parse_options
+from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.settings import HttpSettings
+
+PATTERNS = {"build_dp_openai_app": "penstock.serve.data_parallel:grouped"}
+"""What an application's builder, the last part of its `import_path`, makes of its models."""
 
 
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
@@ -24,17 +27,33 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
 
     `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class (`ingress_cls`,
     `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy the ingress apart: there `listen`
-    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys, limits and so on).
+    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys, limits and so on). With
+    `front` "replica" the only replica of the only model opens that port itself, which spares its requests the ingress:
+    while it is being replaced, nobody listens there.
     """
 
     llm_configs: list[LLMConfig]
     ingress_cls_config: dict[str, Any] = field(default_factory=dict)
     ingress_deployment_config: dict[str, Any] = field(default_factory=dict)
     listen: str | None = None
+    front: Literal["ingress", "replica"] = "ingress"
     http: HttpSettings = HttpSettings()
 
     def __post_init__(self) -> None:
         _ = self.listen_address  # checked now rather than on first use
+        if self.front == "replica" and (why := self._why_no_front()):
+            raise ConfigError(f"the replica cannot be the front: {why}", field="front", value=self.front)
+
+    def _why_no_front(self) -> str:
+        config, *others = self.llm_configs
+        fixed, scaling = config.deployment_config.num_replicas, config.autoscaling
+        if others:
+            return "there are several models"
+        if (fixed, fixed) != (1, 1) and (fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)):
+            return "there may be more replicas or fewer than one"
+        if self.ingress_cls_config:
+            return "an ingress class is configured"
+        return "the control routes are the ingress's" if self.http.dev else ""
 
     @property
     def listen_address(self) -> tuple[str, int] | None:
@@ -51,6 +70,8 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML file with one
         model; paths are relative to `folder` (default: the current one). Raises `ConfigError`.
         """
+        if "llm_config" in given and "llm_configs" not in given:  # as patterns of one model have it
+            given = {"llm_configs": [given["llm_config"]], **{k: v for k, v in given.items() if k != "llm_config"}}
         entries = given.get("llm_configs")
         if not isinstance(entries, (list, tuple)) or not entries:
             raise ConfigError("must be a list of at least one model", field=_at(where, "llm_configs"), value=entries)
@@ -90,7 +111,7 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """What else stands in a Ray Serve file (ports, routes, import paths) is for Ray, and is passed over."""
+    """What else stands in a Ray Serve file (ports, routes, other import paths) is for Ray, and is passed over."""
     if not isinstance(applications, list) or not applications:
         raise ConfigError("must be a list of at least one application", field="applications", value=applications)
     found = []
@@ -99,7 +120,9 @@ def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
         args = application.get("args") if isinstance(application, Mapping) else None
         if not isinstance(args, Mapping):
             raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        found.append(LLMServingArgs.from_dict(args, folder, where))
+        pattern = PATTERNS.get(str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2])
+        made = LLMServingArgs.from_dict(args, folder, where)
+        found.append(made if pattern is None else import_object(pattern, "import_path")(made))
     return LLMServingArgs(
         llm_configs=[config for args in found for config in args.llm_configs],
         ingress_cls_config=found[0].ingress_cls_config,

@@ -16,7 +16,7 @@ from penstock.errors import ClientGoneError, PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
+from penstock.serve.http_errors import error_response
 from penstock.types import Delta, Usage
 
 _HEADERS = [
@@ -49,9 +49,7 @@ class EventStream(Response):
         except ClientGoneError as gone:
             exchange.status, exchange.error = gone.status, gone.kind
         except Exception as caught:
-            error = as_penstock_error(caught)
-            log_unforeseen(error, caught, exchange.id)
-            exchange.error = error.kind
+            error = exchange.failed(caught)
             if not self._begun:
                 await error_response(scope["path"], error)(scope, receive, send)
             else:

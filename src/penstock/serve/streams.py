@@ -1,8 +1,9 @@
 """Between an engine that produces tokens and a caller who takes them at a pace of its own.
 
-`Coalescer` is the rule: the first delta of an answer leaves at once; a later one leaves at once too, unless an interval
-is set; what has come by the time it may leave is joined into one delta. `DeltaStream` is one request's stream: with an
-interval it reads ahead of the caller and joins, without one it hands on; and it can be held and aborted.
+`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a later one an interval
+after the last that left; what has come by the time it may leave is joined into one delta. `DeltaStream` is one
+request's stream: with an interval it reads ahead of the caller and joins, without one it hands on; and it can be held
+and aborted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from penstock.types import Delta, TokenLogprob, Usage
 class Coalescer:
     """Deltas that have come and were not taken, by answer. Times are in seconds of any steady clock."""
 
-    def __init__(self, interval_s: float = 0.0) -> None:
+    def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
         self._held: dict[int, list[Delta]] = {}
         self._last_left: dict[int, float] = {}
@@ -35,15 +36,12 @@ class Coalescer:
         """Seconds until something may leave; 0 for now, None if nothing is held."""
         if not self._held:
             return None
-        if not self.interval_s:
-            return 0.0
         return max(0.0, min(self._due(index) for index in self._held) - now)
 
     def take(self, now: float, *, everything: bool = False) -> list[Delta]:
         """What may leave, one delta an answer. `everything` also gives what was still to wait."""
-        leaving = [index for index in self._held if everything or not self.interval_s or self._due(index) <= now]
-        if self.interval_s:
-            self._last_left.update(dict.fromkeys(leaving, now))
+        leaving = [index for index in self._held if everything or self._due(index) <= now]
+        self._last_left.update(dict.fromkeys(leaving, now))
         return [joined(self._held.pop(index)) for index in leaving]
 
     def _due(self, index: int) -> float:

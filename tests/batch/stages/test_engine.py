@@ -278,3 +278,67 @@ async def test_cancelling_frees_the_engine():
         await task
     assert engine.running == 0
     await engine.stop()
+
+
+# Answers of the wrong length, or form
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+async def test_a_higher_limit_for_answers_that_were_cut_off():
+    engine = SimulatedEngine(engine_kwargs={"output_tokens": 50, "max_model_len": 200})
+    rows = [chat("a", sampling_params={"temperature": 0.0, "max_tokens": 10})]
+    (row,) = await all_of(processor(engine, on_length="raise")(rows))
+    assert (row["finish_reason"], len(row["generated_text"])) == ("stop", 50)
+    assert row["num_generated_tokens"] == 10 + 20 + 40 + 50
+    (row,) = await all_of(processor(engine, on_length="raise")([{**rows[0], "prompt": "a", "messages": None}]))
+    assert (row["finish_reason"], len(row["generated_text"])) == ("stop", 50)
+
+
+@pytest.mark.parametrize("stages", [{}, {"chat_template_stage": {}, "tokenize_stage": {}}])
+async def test_a_prompt_that_is_too_long_is_shortened(stages):
+    engine = SimulatedEngine(engine_kwargs={"max_model_len": 200})
+    long = {"sampling_params": {"temperature": 0.0, "max_tokens": 16}}
+    rows = [chat("x" * 1000, **long), {"prompt": "x" * 1000, "messages": None, **long}]
+    if stages:  # such rows must be conversations
+        rows.pop()
+    kept = await all_of(processor(engine, should_continue_on_error=True, **stages)(rows))
+    assert {row["error"]["type"] for row in kept} == {"context_length_exceeded"}
+    cut = await all_of(processor(engine, on_length="raise,truncate", **stages)(rows))
+    assert all(130 < row["num_input_tokens"] <= 184 for row in cut)
+    if stages:
+        assert cut[0]["prompt"] == "x" * 1000 + "\n"
+
+
+async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
+    rows = [chat("q", id=1, sampling_params={"structured_outputs": {"json": SCHEMA}})]
+    engine = make_engine(lambda text: {"a": 1} if text.startswith("That answer") else '{"a": "x"}')
+    (kept,) = await all_of(processor(engine)(rows))
+    assert kept["generated_text"] == '{"a": "x"}'
+    (row,) = await all_of(processor(engine, on_invalid_json="retry")(rows))
+    assert row["generated_text"] == '{"a": 1}'
+    assert [message["role"] for message in engine.requests[-1].messages] == ["user", "assistant", "user"]
+    assert "is not of type 'integer'" in engine.asked[-1]
+    stubborn = make_engine(lambda text: "no json")
+    config = {"max_attempts": 2, "should_continue_on_error": True, "on_invalid_json": "retry"}
+    (row,) = await all_of(processor(stubborn, **config)(rows))
+    assert (row["id"], row["error"]["type"], len(stubborn.asked)) == (1, "invalid_json", 2)
+    assert "the answer is no JSON" in row["error"]["message"]
+
+
+async def test_what_follows_no_schema_is_not_asked_again(make_engine):
+    engine = make_engine(lambda text: "no json")
+    rows = [chat("a"), chat("b", sampling_params={"structured_outputs": {"regex": ".*"}})]
+    assert len(await all_of(processor(engine, on_invalid_json="retry")(rows))) == 2
+    call = Delta(finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),))
+    calling = make_engine(lambda text: call)
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    row = chat("a", tools=tools, sampling_params={"structured_outputs": {"json": SCHEMA}})
+    (found,) = await all_of(processor(calling, on_invalid_json="retry")([row]))
+    assert (found["finish_reason"], len(calling.asked)) == ("tool_calls", 1)
+
+
+def test_wrong_policies_are_named():
+    with pytest.raises(ConfigError, match="on_length: must be keep, raise or truncate, not 'cut'"):
+        processor(SimulatedEngine(), on_length="cut")
+    with pytest.raises(ConfigError, match="on_invalid_json"):
+        processor(SimulatedEngine(), on_invalid_json="again")

@@ -1,22 +1,28 @@
 import asyncio
-import struct
-import zlib
+import random
+import sys
 from base64 import b64encode
+from io import BytesIO
 
 import pytest
+from PIL import Image
 
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
-from penstock.batch.stages.media import Loader, image_type
+from penstock.batch.stages.images import FORMS, prepared as prepared_image
+from penstock.batch.stages.media import Loader
 from penstock.batch.stages.multimodal import PrepareMultimodalStage
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError, MissingExtraError, RequestError
 
 
-def png(width=1):
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+def image(form="PNG", size=8):
+    pixels = random.Random(0).randbytes(3 * size * size)  # does not compress, so that half of it is not enough
+    file = BytesIO()
+    Image.frombytes("RGB", (size, size), pixels).save(file, form)
+    return file.getvalue()
 
-    head = struct.pack(">IIBBBBB", width, 1, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 4)) + chunk(b"IEND", b"")
+
+def png():
+    return image(size=1)
 
 
 def asked(image, kind="image_url"):
@@ -85,7 +91,7 @@ async def test_messages_without_images():
 
 async def test_what_cannot_be_loaded_is_an_error_of_its_row(tmp_path, serve):
     (tmp_path / "a.txt").write_text("no image")
-    (tmp_path / "large.png").write_bytes(png() + b"\0" * 100)
+    (tmp_path / "large.png").write_bytes(png() + b"\0" * 200)
     async with await serve({"/gone.png": (404, b"")}) as server:
         port = server.sockets[0].getsockname()[1]
         sources = [
@@ -100,7 +106,7 @@ async def test_what_cannot_be_loaded_is_an_error_of_its_row(tmp_path, serve):
             {"messages": ["x"]},
             asked(png()),
         ]
-        found = await prepared(sources, max_bytes=100)
+        found = await prepared(sources, max_bytes=200)
     assert [row["status"] for row in found] == ["error"] * 9 + ["ok"]
     parts = ["No such file", "no image of a known", "answered 404", "refused", "must be bytes, a path", "", "more than"]
     for row, part in zip(found, [*parts, "no column 'messages'", "no list of messages"], strict=False):
@@ -122,11 +128,59 @@ async def test_a_download_that_does_not_come(serve):
     assert "timed out" in row["error"]["message"] or "not loaded within" in row["error"]["message"]
 
 
-def test_types_of_images():
-    for data, name in ((b"\xff\xd8\xff\xe0", "jpeg"), (b"GIF89a", "gif"), (b"RIFF0000WEBPVP8", "webp"), (b"BM", "bmp")):
-        assert image_type(data) == f"image/{name}"
-    with pytest.raises(RequestError):
-        image_type(b"")
+async def test_rows_come_one_to_one_in_order_and_can_be_cancelled():
+    sizes = [1 + number % 9 for number in range(60)]
+    found = await prepared([asked(image(size=size), "image") for size in sizes])
+    assert [row["multimodal_data"]["image"][0] for row in found] == [image(size=size) for size in sizes]
+    asked_for = asyncio.Event()
+    never = asyncio.Event()
+
+    async def handle(reader, writer):
+        asked_for.set()
+        await never.wait()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        task = asyncio.create_task(prepared([asked(f"http://127.0.0.1:{port}/x.png")]))
+        await asked_for.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        never.set()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_image_is_decoded_to_its_end(form):
+    data = image(form)
+    found = prepared_image(data)
+    assert found.data == data
+    assert found.uri == f"data:image/{form.lower()};base64,{b64encode(data).decode()}"
+    with pytest.raises(RequestError, match=r"the image cannot be decoded|no image of a known form"):
+        prepared_image(image(form, size=64)[: len(image(form, size=64)) // 2])
+
+
+def test_what_is_no_image():
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"  # Pillow would run a program on it
+    for data in (b"", b"no image", postscript):
+        with pytest.raises(RequestError, match="no image of a known form"):
+            prepared_image(data)
+
+
+async def test_a_truncated_image_is_an_error_of_its_row():
+    whole = image("JPEG", size=64)
+    rows = [asked(whole, "image"), asked(whole[: len(whole) // 2], "image"), asked(whole, "image")]
+    found = await prepared(rows)
+    assert [row["status"] for row in found] == ["ok", "error", "ok"]
+    assert "cannot be decoded: image file is truncated" in found[1]["error"]["message"]
+    assert found[1]["error"]["type"] == "invalid_request_error"
+
+
+async def test_without_pillow(monkeypatch):
+    monkeypatch.delitem(sys.modules, "penstock.batch.stages.images")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(MissingExtraError, match=r"preparation of images needs .* pip install 'penstock\[images\]'"):
+        await prepared([asked(b"")])
 
 
 async def test_a_file_by_its_path_object(tmp_path):

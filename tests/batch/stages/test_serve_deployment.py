@@ -1,3 +1,5 @@
+import asyncio
+
 import msgspec
 import pytest
 
@@ -87,6 +89,28 @@ async def test_a_request_that_takes_too_long():
     (row,) = await all_of(processor(**config)([{"method": "chat", "request_kwargs": chat("a")}]))
     assert row["error"]["type"] == "engine_timeout"
     engines().remove("llm", "app")
+
+
+async def test_cancellation_frees_the_model():
+    engine = SimulatedEngine(engine_kwargs={"hang_rate": 1.0})
+    await engine.start()
+    engines().put("llm", engine, "app")
+    task = asyncio.create_task(all_of(processor()([{"method": "chat", "request_kwargs": chat(text)} for text in "ab"])))
+    while engine.running < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert engine.running == 0
+    engines().remove("llm", "app")
+    await engine.stop()
+
+
+async def test_rows_come_one_to_one_and_in_order(engine):
+    rows = [{"row": n, "method": "chat", "request_kwargs": chat(f"{n}", max_tokens=1 + n % 7)} for n in range(200)]
+    found = await all_of(processor(concurrency=2)(rows))
+    assert [row["row"] for row in found] == list(range(200))
+    assert [row["usage"]["completion_tokens"] for row in found] == [1 + n % 7 for n in range(200)]
 
 
 async def test_a_name_that_nothing_has():

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.openvino import OpenVINOEngine
-from penstock.errors import ConfigError, ContextLengthError, EngineStartError, UnsupportedError
+from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineStartError, UnsupportedError
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import CompletionRequest, Sampling
 from random_model import TINY, write_random_model
@@ -81,6 +81,35 @@ class TestContract(EngineContract):
                 await answer(small, CompletionRequest([7] * 5000, Sampling(max_tokens=2)))
         finally:
             await small.stop()
+
+
+async def test_whoever_asks_while_it_starts_is_answered(gguf):
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    starting = asyncio.create_task(engine.start())
+    while engine._process is None:  # noqa: ASYNC110 - the worker has read nothing yet
+        await asyncio.sleep(0)
+    await asyncio.gather(starting, engine.check_health(), engine.start(), answered(engine))
+    await engine.stop()
+
+
+async def test_one_that_is_stopped_can_be_started_at_once(gguf):
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    await engine.start()
+    under_way = asyncio.create_task(engine.check_health())
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(engine.stop())
+    await asyncio.sleep(0)
+    await engine.start()
+    await stopping
+    with pytest.raises(EngineDeadError):
+        await under_way
+    await answered(engine)
+    await engine.stop()
+
+
+async def answered(engine):
+    await engine.start()
+    await answer(engine, CompletionRequest([7], Sampling(max_tokens=2)))
 
 
 async def test_a_missing_model_is_named(tmp_path):

@@ -1,5 +1,5 @@
+from penstock.engines.messages import Submit
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.messages import Submit
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.types import Sampling, StructuredOutput
 
@@ -34,6 +34,26 @@ def test_a_follower_waits_until_its_prefix_is_there():
     queue.note_prefilled(queue.active[0])
     assert admitted(queue) == [1]
     assert queue.active[1].cached == 2 * BLOCK_SIZE
+
+
+def test_a_cached_prompt_goes_first_but_passes_nobody_for_ever():
+    queue = lane(slots=1)
+    queue.waiting.append(request(0, [*SHARED, 5]))
+    assert admitted(queue) == [0]
+    queue.note_prefilled(queue.active[0])
+    fresh = request(1, [9] * BLOCK_SIZE)
+    queue.waiting.extend([fresh, request(2, [8] * BLOCK_SIZE), request(3, [*SHARED, 6]), request(4, [3])])
+    queue.remove(queue.active[0])
+    assert admitted(queue) == [3]
+    assert [r.id for r in queue.waiting] == [1, 2, 4]
+    assert [r.passed for r in queue.waiting] == [1, 1, 0]
+    last = 3
+    while fresh in queue.waiting:
+        queue.waiting.append(request(last + 2, [*SHARED, last]))
+        queue.remove(queue.active[last])
+        (last,) = admitted(queue)
+        assert last < 200
+    assert fresh.passed == 64
 
 
 def test_a_leader_that_leaves_lets_a_follower_lead():

@@ -13,7 +13,7 @@ import pytest_asyncio
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import UpstreamError
 from penstock.openai.responses import Answers
-from penstock.testing import EngineContract, answer, chat_request
+from penstock.testing import EngineContract, answer, chat_request, check_adapters_mix
 from penstock.types import Sampling
 
 pytestmark = pytest.mark.slow
@@ -75,13 +75,7 @@ class TestContract(EngineContract):
         assert sorted(engine.adapters) == ["german", "summary"]
 
     async def test_its_adapters_mix_with_the_base_model(self, engine):
-        names = [None, *sorted(engine.adapters)]
-        longer = Sampling(temperature=0.0, max_tokens=80)
-        alone = {name: await answer(engine, chat_request(self.prompt, longer, adapter=name)) for name in names}
-        assert len({result.texts[0] for result in alone.values()}) == len(names)
-        mixed = await asyncio.gather(*(answer(engine, chat_request(self.prompt, longer, adapter=n)) for n in names * 5))
-        for name, result in zip(names * 5, mixed, strict=True):
-            assert result.texts == alone[name].texts
+        await check_adapters_mix(engine, self.prompt, engine.adapters)
 
     async def test_a_killed_server_is_an_error_at_once_and_found_again_when_it_is_back(self, engine, server):
         before = await answer(engine, chat_request(self.prompt))

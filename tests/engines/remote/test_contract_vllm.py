@@ -1,6 +1,5 @@
 """The contract through vLLM's own OpenAI server, on the CPU, with the demo model."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ import pytest_asyncio
 from penstock import demo
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import RequestError
-from penstock.testing import GREEDY, EngineContract, answer, chat_request, deltas_of
+from penstock.testing import GREEDY, EngineContract, answer, chat_request, check_adapters_mix, deltas_of
 from penstock.types import CompletionRequest, Sampling, StructuredOutput
 
 pytestmark = pytest.mark.vllm
@@ -72,13 +71,7 @@ class TestContract(EngineContract):
         assert "regex" in engine.capabilities.structured
 
     async def test_its_adapters_mix_with_the_base_model(self, engine):
-        names = [None, *demo.ADAPTERS]
-        longer = Sampling(temperature=0.0, max_tokens=80)
-        alone = {name: await answer(engine, chat_request(self.prompt, longer, adapter=name)) for name in names}
-        assert len({result.texts[0] for result in alone.values()}) == len(names)
-        mixed = await asyncio.gather(*(answer(engine, chat_request(self.prompt, longer, adapter=n)) for n in names * 5))
-        for name, result in zip(names * 5, mixed, strict=True):
-            assert result.texts == alone[name].texts
+        await check_adapters_mix(engine, self.prompt, demo.ADAPTERS)
 
     async def test_chunks_are_handed_on(self, engine):
         read = await answer(engine, chat_request(self.prompt))

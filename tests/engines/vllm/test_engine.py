@@ -14,7 +14,7 @@ import pytest_asyncio
 from penstock import demo
 from penstock.engines.vllm import VLLMEngine
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError
-from penstock.testing import EngineContract, answer, chat_request
+from penstock.testing import EngineContract, answer, chat_request, count_right
 from penstock.types import Sampling
 from two_servers import meaning, two_servers
 
@@ -58,13 +58,8 @@ async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):
     for adapter in demo.ADAPTERS:
         await engine.resolve_lora(adapter, str(demo.adapter_path(adapter)))
     names = [None, *demo.ADAPTERS]
-    asked = [(ticket, name) for ticket in tickets for name in names]
-    replies = await asyncio.gather(
-        *(answer(engine, chat_request(t["ticket"], GREEDY, adapter=name, stream=False)) for t, name in asked)
-    )
-    right = dict.fromkeys(names, 0)
-    for (ticket, name), reply in zip(asked, replies, strict=True):
-        right[name] += reply.texts[0] == demo.expected(ticket, name)
+    asked = [(ticket["ticket"], name, demo.expected(ticket, name)) for ticket in tickets for name in names]
+    right = await count_right(engine, asked, GREEDY)
     assert all(abs(right[name] - OPENVINO_RIGHT[name]) <= 1 for name in names), right
 
 

@@ -31,8 +31,8 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
         failure: Exception | None = None
         try:
             result.append(call())
-        except StopIteration as error:  # which no future can hold
-            failure = RuntimeError(str(error))
+        except (StopIteration, SystemExit) as error:  # no future can hold the one, and the other would end the thread
+            failure = RuntimeError(f"{type(error).__name__}: {error}")
         except Exception as error:
             failure = error
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more

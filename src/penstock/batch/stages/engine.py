@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from penstock.batch.attempts import Attempts, Tries, rolling
 from penstock.batch.engine_source import EngineSource
 from penstock.batch.keeper import EngineKeeper
-from penstock.batch.stages import sampling_params, tasks
+from penstock.batch.repair import Repair, Request
+from penstock.batch.stages import answers, sampling_params, tasks
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, EngineError, RequestError
+from penstock.errors import ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
-from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
-from penstock.types import ChatRequest, CompletionRequest, Delta
+from penstock.types import ChatRequest, CompletionRequest
 
 Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
@@ -28,8 +29,8 @@ class EngineRequests:
 
     `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations, filled by the
     engine into its chat template, or `template`; else the row has a `prompt` or a `tokenized_prompt`, which a stage
-    before has filled if `templated`. `lora_path` is where adapters lie, by name. `most` limits the rows in flight,
-    `replica` tells engines of one processor apart.
+    before has filled if `templated`. `lora_path` is where adapters lie, by name. `most` limits the rows in flight.
+    `repair` says when a row is asked again with other words. While `ending` is set, nothing is tried again.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EngineRequests:
         lora_path: str | None = None,
         most: int | None = None,
         max_attempts: int = 3,
+        repair: Repair | None = None,
     ) -> None:
         self.most_in_flight = most or 1
         self._source = source
@@ -57,21 +59,11 @@ class EngineRequests:
         self._lora_path = lora_path
         self._most = most
         self._max_attempts = max_attempts
+        self._repair = repair or Repair()
         self._stack = contextlib.AsyncExitStack()
         self._keeper: EngineKeeper | None = None
         self._attempts: Attempts | None = None
-        self._ending = False
-
-    @property
-    def ending(self) -> bool:
-        """Whether nothing is to be tried again."""
-        return self._ending
-
-    @ending.setter
-    def ending(self, ending: bool) -> None:
-        self._ending = ending
-        if self._attempts is not None:
-            self._attempts.ending = ending
+        self.ending = False
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
@@ -80,7 +72,7 @@ class EngineRequests:
         self._keeper = keeper = await self._stack.enter_async_context(self._source.running(replica))
         capabilities = keeper.engine.capabilities
         self._check_task(capabilities.tasks, keeper.engine.name)
-        self._attempts = Attempts(keeper, most=self._max_attempts)
+        self._attempts = Attempts(keeper, lambda: self.ending, most=self._max_attempts)
         self.most_in_flight = self._most or rolling(capabilities)
 
     async def stop(self) -> None:
@@ -115,7 +107,9 @@ class EngineRequests:
             structured = parse_response_format(row["response_format"])
             sampling = tasks.replaced(sampling, structured=structured)
         tools = row.get("tools") or None
-        if self._chat and row.get("messages") is not None and (tools or not self._templated or "prompt" not in row):
+        # Only a conversation can be shortened without harm to its template, or gone on with.
+        whole = tools or not self._templated or "prompt" not in row or self._repair != Repair()
+        if self._chat and row.get("messages") is not None and whole:
             variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
             chat = ChatRequest(
                 messages=conversation(row),
@@ -128,7 +122,7 @@ class EngineRequests:
                 adapter=adapter,
                 stream=False,
             )
-            return lambda engine: self._answer(engine.chat(chat), n, None)
+            return partial(self._answered, request=chat, prompt=row.get("prompt") if self._templated else None)
         prompt = row.get("tokenized_prompt")
         if prompt is None:
             prompt = row.get("prompt")
@@ -140,41 +134,13 @@ class EngineRequests:
         plain = CompletionRequest(
             prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated
         )
-        return lambda engine: self._answer(engine.completions(plain), n, row.get("prompt"))
+        return partial(self._answered, request=plain, prompt=row.get("prompt"))
 
-    async def _answer(self, deltas: AsyncIterator[Delta], n: int, prompt: Any) -> dict[str, Any]:
-        answers = Answers()
-        tokens: dict[int, list[int]] = {}
-        async for delta in deltas:
-            answers.add(delta)
-            tokens.setdefault(delta.index, []).extend(delta.token_ids)
-        if len(answers.reasons) < n or {"abort", "error"} & set(answers.reasons.values()):
-            raise EngineError("the engine ended the request before its answer was complete")
-        outputs = [self._output(answers, index, tokens[index]) for index in sorted(answers.reasons)]
-        usage = answers.usage
-        return {
-            "prompt": prompt,
-            **outputs[0],
-            "num_input_tokens": usage.prompt_tokens,
-            "num_generated_tokens": usage.completion_tokens,
-            "num_cached_tokens": usage.cached_tokens,
-            "outputs": outputs if n > 1 else None,
-        }
-
-    def _output(self, answers: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
-        reasoning: str | None = answers.reasoning.get(index)
-        text = answers.texts.get(index, "")
-        if reasoning is None:  # not every engine tells it from the answer
-            reasoning, text = tasks.without_reasoning(text)
-        logprobs = chat_logprobs(answers.logprobs.get(index))
-        return {
-            "generated_text": text if self._text else None,
-            "generated_tokens": tokens,
-            "finish_reason": answers.reasons[index],
-            "reasoning_content": reasoning,
-            "tool_calls": tool_call_list(answers.tool_calls.get(index)),
-            "logprobs": logprobs["content"] if logprobs is not None else None,
-        }
+    async def _answered(self, engine: LLMEngine, request: Request, prompt: Any) -> dict[str, Any]:
+        context = engine.capabilities.context_length
+        read = answers.checked(request.sampling.structured) if self._repair.json_attempts > 1 else None
+        outcome = await self._repair.answer(request, partial(answers.ask, engine), context, read)
+        return {"prompt": prompt, **answers.columns(outcome, text=self._text)}
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """The LoRA adapter that the row's `model` names, and where it lies; None for the base model."""

@@ -16,15 +16,6 @@ from urllib.parse import unquote, unquote_to_bytes
 from penstock.batch.offload import Offload
 from penstock.errors import RequestError
 
-_STARTS = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"II*\x00", "image/tiff"),
-    (b"MM\x00*", "image/tiff"),
-)
-
 
 class Loader:
     """Loads media off the event loop, a few at a time. Make it inside a running event loop.
@@ -33,7 +24,7 @@ class Loader:
     """
 
     def __init__(self, *, threads: int = 8, timeout_s: float = 30.0, max_bytes: int = 64 << 20) -> None:
-        self._offload = Offload(threads)
+        self._offload = Offload(threads, in_place=False)  # the next disk or server may be slow, whatever these were
         self._timeout = timeout_s
         self._most = max_bytes
 
@@ -83,16 +74,6 @@ class Loader:
                 return bytes(file.read(self._most + 1))
         with open(unquote(source.removeprefix("file://")) if source.startswith("file://") else source, "rb") as local:
             return local.read(self._most + 1)
-
-
-def image_type(data: bytes) -> str:
-    """The media type of an image. Raises `RequestError` for bytes that are none."""
-    for start, name in _STARTS:
-        if data.startswith(start):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    raise RequestError("these bytes are no image of a known form (PNG, JPEG, GIF, WEBP, BMP, TIFF)")
 
 
 def _short(source: object) -> str:

@@ -1,16 +1,21 @@
-"""Prepares conversations with images: loads each image and puts it into the message as a data URI."""
+"""Prepares conversations with images: loads each image, and puts it into the message as a data URI if it is whole."""
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Mapping
-from hashlib import blake2b
-from typing import Any
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from penstock import lazy
+from penstock.batch.offload import Offload
 from penstock.batch.stages.base import StatefulStage
-from penstock.batch.stages.media import Loader, image_type
+from penstock.batch.stages.media import Loader
 from penstock.errors import RequestError
 from penstock.openai.requests import check_messages
+
+if TYPE_CHECKING:
+    from penstock.batch.stages.images import PreparedImage
 
 _IMAGE_PARTS = ("image_url", "image", "input_image")
 
@@ -26,11 +31,16 @@ class PrepareMultimodal:
         self._loader: Loader | None = None
 
     async def start(self) -> None:
+        """Raises `MissingExtraError`."""
+        module = lazy.require("penstock.batch.stages.images", needed_by="The preparation of images")
+        self._decoded: Callable[[bytes], PreparedImage] = module.prepared
         self._loader = Loader(**self._options)
+        self._decoding = Offload(os.cpu_count() or 1)
 
     async def stop(self) -> None:
         if self._loader is not None:
             self._loader.close()
+            self._decoding.close()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         messages = row.get("messages")
@@ -41,17 +51,15 @@ class PrepareMultimodal:
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             raise RequestError("column 'messages' holds no list of messages", param="messages")
         check_messages(messages)
-        images: list[bytes] = []
+        images: list[PreparedImage] = []
         prepared = [await self._message(message, images) for message in messages]
         return {
             "messages": prepared,
-            "multimodal_data": {"image": images} if images else None,
-            "multimodal_uuids": {"image": [blake2b(data, digest_size=16).hexdigest() for data in images]}
-            if images
-            else None,
+            "multimodal_data": {"image": [image.data for image in images]} if images else None,
+            "multimodal_uuids": {"image": [image.uuid for image in images]} if images else None,
         }
 
-    async def _message(self, message: dict[str, Any], images: list[bytes]) -> dict[str, Any]:
+    async def _message(self, message: dict[str, Any], images: list[PreparedImage]) -> dict[str, Any]:
         content = message.get("content")
         if not isinstance(content, list):
             return message
@@ -60,7 +68,7 @@ class PrepareMultimodal:
             return {**message, "content": "".join(str(part.get("text", "")) for part in parts)}
         return {**message, "content": parts}
 
-    async def _part(self, part: Mapping[str, Any], images: list[bytes]) -> dict[str, Any]:
+    async def _part(self, part: Mapping[str, Any], images: list[PreparedImage]) -> dict[str, Any]:
         if part.get("type") not in _IMAGE_PARTS:
             return {key: value for key, value in part.items() if value is not None}
         assert self._loader is not None
@@ -69,9 +77,9 @@ class PrepareMultimodal:
         if isinstance(given, Mapping) and "url" in given:
             given = given["url"]
         data = await self._loader.load(given, "image")
-        kind = image_type(data)
-        images.append(data)
-        return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{b64encode(data).decode()}"}}
+        image = await self._decoding.submit(partial(self._decoded, data))
+        images.append(image)
+        return {"type": "image_url", "image_url": {"url": image.uri}}
 
 
 class PrepareMultimodalStage(StatefulStage):

@@ -48,20 +48,21 @@ class ChatTemplates(_OnEngine):
         self._variables = dict(variables or {})
 
     async def start(self) -> None:
-        from penstock.engines.token_engine import TokenEngine  # brings Jinja, which a configuration does not need
-
         await super().start()
         self._offload = Offload()
-        self._render = self.engine.template.render if isinstance(self.engine, TokenEngine) else None
+        found = getattr(self.engine, "template", None)  # an engine that speaks to a server has none
+        self._render = found.render if found is not None else None
 
     async def stop(self) -> None:
-        self._offload.close()
+        if hasattr(self, "_offload"):
+            self._offload.close()
         await super().stop()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         messages = conversation(row)
-        if row.get("tools") or self._render is None:
-            return {}  # the engine fills its template itself: it must know the tools to read the calls
+        if row.get("tools") or self._render is None or not _is_text(messages):
+            # The engine fills its template itself: it must know the tools to read the calls, and the images.
+            return {}
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
         filled = partial(self._render, arguments_as_objects(messages), override=self._template, variables=variables)
         return {"prompt": await self._offload.submit(filled)}
@@ -123,6 +124,11 @@ class DetokenizeStage(StatefulStage):
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
         return True
+
+
+def _is_text(messages: list[dict[str, Any]]) -> bool:
+    contents = [message.get("content") for message in messages]
+    return all(part["type"] == "text" for content in contents if isinstance(content, list) for part in content)
 
 
 def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,8 +19,8 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.messages import Failed, Submit
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.messages import Failed, Submit
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
 from penstock.engines.openvino.reasons import reason_of

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from penstock.engines.openvino.messages import Submit
+from penstock.engines.messages import Submit
 from penstock.engines.openvino.text_stream import TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.stop_strings import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 
 _ADMISSION_SCAN = 256
-"""How far past a delayed request the queue is searched for one that need not wait."""
+"""How far the queue is searched for a request that need not wait, or had better not."""
+_PATIENCE = 64
+"""Turns in which a request may be passed by others."""
 
 
 class Request:
@@ -39,6 +41,8 @@ class Request:
         self.stop = StopStrings(submit.sampling.stop)
         self.held_text = ""
         """Text not yet sent because nobody streams."""
+        self.passed = 0
+        """Turns in which others were taken first, as their prompts were cached."""
         self.resumed = 0
         """How many of `ids` were made before a fault; they are part of `prompt` now."""
 
@@ -69,12 +73,16 @@ class Lane:
         return bool(self.active or self.waiting or self.cancelled)
 
     def admit(self) -> list[Request]:
-        """Take requests from the queue into free slots, in order but for those that had better wait a step or two.
+        """Take requests from the queue into free slots, in order but for those that had better wait a step or two, or
+        had better not.
 
         The pipeline looks into its prefix cache when a request is added, not when it is scheduled. A request whose
         next uncached block is being computed by another one therefore waits for that. And a constraint that was never
-        used is tried by one request at a time, so that a broken one is known by the step that fails.
+        used is tried by one request at a time, so that a broken one is known by the step that fails. A request whose
+        prompt is cached goes first: while it waits, what others compute drives that out of the cache.
         """
+        if len(self.waiting) > 1 and len(self.active) < self._max_num_seqs:
+            self._cached_first()
         admitted: list[Request] = []
         delayed: list[Request] = []
         while self.waiting and len(self.active) < self._max_num_seqs and len(delayed) < _ADMISSION_SCAN:
@@ -96,6 +104,17 @@ class Lane:
             admitted.append(request)
         self.waiting.extendleft(reversed(delayed))
         return admitted
+
+    def _cached_first(self) -> None:
+        """Bring requests whose prompts are cached for the most part before those that have not waited long."""
+        ahead = [self.waiting.popleft() for _ in range(min(len(self.waiting), _ADMISSION_SCAN))]
+        goes = [request.passed >= _PATIENCE or self.index.holds_half(request.blocks) for request in ahead]
+        first = [request for request, soon in zip(ahead, goes, strict=True) if soon]
+        rest = [request for request, soon in zip(ahead, goes, strict=True) if not soon]
+        if first:
+            for request in rest[: len(ahead) - goes[::-1].index(True) - len(first)]:
+                request.passed += 1
+        self.waiting.extendleft(reversed(first + rest))
 
     def note_prefilled(self, request: Request) -> None:
         """The request's first token is there: its prompt is in the cache, and its constraint works."""

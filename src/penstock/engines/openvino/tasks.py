@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 import openvino_genai as genai
 
-from penstock.engines.openvino.messages import Call, Failed, Load, Ready, Reply, Submit
+from penstock.engines.base import Capabilities
+from penstock.engines.messages import Call, Failed, Ready, Reply, Submit
+from penstock.engines.openvino.messages import Load
 from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.reasons import reason_of
@@ -28,6 +30,8 @@ from penstock.errors import (
 )
 from penstock.types import Embeddings, Scores, Transcription, TranscriptionSegment, Usage
 
+_CALLS_AT_ONCE = 8
+"""They are answered one after the other: enough of them that there is always a next one."""
 _WINDOW_SECONDS = 30
 """Speech models hear a recording in windows of this length."""
 _PROMPT_TOKENS = 8
@@ -47,7 +51,12 @@ _POOLING = {
 def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
     model = _TASKS[load.task](load.path, load.options, load.context_length)
-    return model, Ready([*model.tasks, "tokenize", "detokenize"], load.context_length, None, {})
+    capabilities = Capabilities(
+        tasks=frozenset({*model.tasks, "tokenize", "detokenize"}),
+        context_length=load.context_length,
+        max_concurrency=load.options.max_num_seqs if "embeddings" in model.tasks else _CALLS_AT_ONCE,
+    )
+    return model, Ready(capabilities, None, {})
 
 
 class Task:

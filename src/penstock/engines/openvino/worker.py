@@ -11,20 +11,9 @@ import socket
 import sys
 from typing import Any
 
-from penstock.engines.openvino.messages import (
-    Abort,
-    Call,
-    Failed,
-    Load,
-    Ready,
-    Reply,
-    Step,
-    Submit,
-    ToParent,
-    ToWorker,
-    decode_to_worker,
-    encode,
-)
+from penstock.engines.base import Capabilities
+from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, ToParent, encode
+from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.process import LENGTH_BYTES
 from penstock.errors import EngineStartError, PenstockError
@@ -73,7 +62,7 @@ def main(fd: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     pipe = Pipe(socket.socket(fileno=fd))
     try:
-        load = pipe.read(wait=True)[0]
+        load, *early = pipe.read(wait=True)
         assert isinstance(load, Load)
         try:
             model, ready = _load(load)
@@ -82,8 +71,10 @@ def main(fd: int) -> None:
             pipe.write([Failed(0, kind, reason_of(error))])
             return
         pipe.write([ready])
+        if early:  # it came with the first message
+            _turn(pipe, model, early)
         while True:
-            _turn(pipe, model)
+            _turn(pipe, model, pipe.read(wait=not model.busy))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
 
@@ -96,16 +87,24 @@ def _load(load: Load) -> tuple[Any, Ready]:
     from penstock.engines.openvino.generation import Generation
 
     model = Generation(load.path, load.options, load.context_length)
-    tasks = ["chat", "completions", "tokenize", "detokenize"]
-    return model, Ready(tasks, load.context_length, model.chat_template(), model.special_tokens())
+    capabilities = Capabilities(
+        tasks=frozenset({"chat", "completions", "tokenize", "detokenize"}),
+        context_length=load.context_length,
+        max_concurrency=load.options.max_num_seqs,
+        structured=frozenset({"json_schema", "json_object", "regex"}),
+        max_top_logprobs=0,
+        adapters=True,
+        prefix_caching=load.options.enable_prefix_caching,
+    )
+    return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 
 
-def _turn(pipe: Pipe, model: Any) -> None:
+def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker]) -> None:
     """Take what has arrived, then let the model make one step."""
     out: list[ToParent] = []
     submits: list[Submit] = []
     embeds: list[Call] = []
-    for message in pipe.read(wait=not model.busy):
+    for message in arrived:
         match message:
             case Submit():
                 submits.append(message)

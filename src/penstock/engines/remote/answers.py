@@ -114,7 +114,8 @@ class _Choice(Struct):
     text: str | None = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
-    stop_reason: Any = None
+    stop_reason: Any = None  # vLLM's; it may be a token id
+    matched_stop: Any = None  # SGLang's name for it
 
 
 class _Completion(Struct):
@@ -286,7 +287,7 @@ def _delta(choice: _Choice) -> Delta:
             )
             for number, call in enumerate(message.tool_calls)
         )
-    stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None  # vLLM's; it may be a token id
+    stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
     reasoning = (message.reasoning or message.reasoning_content or "") if message is not None else ""
     return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct, field
 
 from penstock.engines.base import Capabilities
+from penstock.engines.remote.dialects import adapter_name, dialect_of
 from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
 from penstock.engines.remote.upstreams import Upstream
@@ -69,10 +70,11 @@ async def discover(model: str, members: Sequence[Upstream], options: RemoteOptio
         if answer is not None:
             card = _choose(answer, one, model)
             one.model = card.id
-            one.speaks_penstock = card.engine is not None
+            one.dialect = dialect_of(card.owned_by, card.engine)
             for other in answer:
                 if other.parent == card.id:
-                    adapters[other.id.removeprefix(f"{card.id}:")] = other.id
+                    name = other.id.removeprefix(f"{card.id}:")
+                    adapters[name] = adapter_name(one.dialect, card.id, other.id)
         cards.append(card)
     if not cards:
         raise EngineStartError(str(absent[0]))
@@ -124,7 +126,7 @@ def _capabilities(cards: Sequence[Card | None], options: RemoteOptions, servers:
     """What all servers can do, by what they say; what none says, OpenAI's API as a whole."""
     told = [card for card in cards if card is not None]
     theirs = [said for card in told if isinstance(said := (card.metadata or {}).get("capabilities"), dict)]
-    vllm = bool(told) and all(card.owned_by in ("vllm", "penstock") for card in told)
+    regex = bool(told) and all(card.owned_by in ("penstock", "sglang", "vllm") for card in told)
 
     def common(name: str, otherwise: frozenset[str]) -> frozenset[str]:
         if len(theirs) < len(cards):
@@ -136,7 +138,7 @@ def _capabilities(cards: Sequence[Card | None], options: RemoteOptions, servers:
         return min(values) if values and len(values) == len(cards) else otherwise
 
     lengths = [card.max_model_len for card in told if card.max_model_len]
-    structured = {"json_schema", "json_object", "regex"} if vllm else {"json_schema", "json_object"}
+    structured = {"json_schema", "json_object", "regex"} if regex else {"json_schema", "json_object"}
     tasks = common("tasks", _ALL_TASKS) & _ALL_TASKS
     return Capabilities(
         tasks=tasks if options.tasks is None else frozenset(map(str, options.tasks)),

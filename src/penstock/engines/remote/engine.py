@@ -12,6 +12,7 @@ import msgspec
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.remote import answers, task_answers
+from penstock.engines.remote.dialects import score_body, spoken
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
@@ -116,13 +117,15 @@ class RemoteEngine(LLMEngine):
     def chat(self, request: ChatRequest) -> Deltas:
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
-            return chat_body(request, model, self.options.max_tokens_field) | self.options.extra_body
+            said = chat_body(request, model, self.options.max_tokens_field)
+            return spoken(upstream.dialect, said) | self.options.extra_body
 
         return BatchedDeltas(self._generate("chat", "/chat/completions", request, body))
 
     def completions(self, request: CompletionRequest) -> Deltas:
         def body(upstream: Upstream) -> dict[str, Any]:
-            return completion_body(request, self._model(upstream, request.adapter)) | self.options.extra_body
+            said = completion_body(request, self._model(upstream, request.adapter))
+            return spoken(upstream.dialect, said) | self.options.extra_body
 
         return BatchedDeltas(self._generate("completions", "/completions", request, body))
 
@@ -138,7 +141,10 @@ class RemoteEngine(LLMEngine):
 
     async def score(self, request: RerankRequest) -> Scores:
         def body(upstream: Upstream) -> dict[str, Any]:
-            return {"model": self._model(upstream), "text_1": request.query, "text_2": request.documents}
+            return {
+                "model": self._model(upstream),
+                **score_body(upstream.dialect, request.query, request.documents),
+            }
 
         return await self._scores("score", "/score", request, body)
 
@@ -172,7 +178,7 @@ class RemoteEngine(LLMEngine):
     async def tokenize(self, text: str) -> list[int]:
         def body(upstream: Upstream) -> dict[str, Any]:
             given = {"model": self._model(upstream), "prompt": text}
-            return given if upstream.speaks_penstock else {**given, "add_special_tokens": False}
+            return given if upstream.dialect == "penstock" else {**given, "add_special_tokens": False}
 
         return await self._call("tokenize", "//tokenize", body, task_answers.token_ids)
 

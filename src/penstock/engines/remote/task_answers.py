@@ -70,7 +70,8 @@ class _Ids(Struct):
 
 
 class _Prompt(Struct):
-    prompt: str
+    prompt: str | None = None
+    text: str | None = None  # SGLang's name for it
 
 
 def embeddings(body: bytes, where: str, count: int) -> Embeddings:
@@ -84,7 +85,9 @@ def embeddings(body: bytes, where: str, count: int) -> Embeddings:
 
 def scores(body: bytes, where: str, count: int) -> Scores:
     """The answer of `/score` or `/rerank` to so many documents, in their order."""
-    parsed = _as(_ScoreData, body, where)
+    parsed = _as(_ScoreData | list[_Scored], body, where)
+    if isinstance(parsed, list):  # as SGLang answers
+        parsed = _ScoreData(parsed)
     found: dict[int, float] = {}
     for item in parsed.data or parsed.results:
         value = item.score if item.score is not None else item.relevance_score
@@ -124,11 +127,14 @@ def token_ids(body: bytes, where: str) -> list[int]:
 
 def prompt(body: bytes, where: str) -> str:
     """The answer of `/detokenize`."""
-    text: str = _as(_Prompt, body, where).prompt
+    parsed: _Prompt = _as(_Prompt, body, where)
+    text = parsed.prompt if parsed.prompt is not None else parsed.text
+    if text is None:
+        raise UpstreamError(f"{where} answered without a text", http_status=200)
     return text
 
 
-def _as(form: type[Any], body: bytes, where: str) -> Any:
+def _as(form: Any, body: bytes, where: str) -> Any:
     try:
         return msgspec.json.decode(body, type=form, strict=False)  # OpenAI's API has sent a number as text
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

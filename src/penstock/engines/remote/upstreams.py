@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from penstock.engines.remote.breaker import CircuitBreaker
+from penstock.engines.remote.dialects import PATHS, Dialect
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.errors import EngineDeadError, EngineTimeoutError, UpstreamError
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
@@ -24,7 +25,7 @@ class Upstream:
         self.options = options
         self.shown = endpoint("GET", base, field=f"{field}.base_url").shown
         self.model = options.model
-        self.speaks_penstock = False
+        self.dialect: Dialect = "openai"
         key = bearer(options.api_key_env, field=f"{field}.api_key_env")
         timeouts = Timeouts(connect_s=common.connect_timeout_s, idle_s=common.timeout_s, try_s=None)
         self.client = HttpClient(
@@ -51,11 +52,9 @@ class Upstream:
         """The address of a path such as "/chat/completions". One that begins with "//" is beside "/v1", not in it."""
         known = self._endpoints.get(path)
         if known is None:
-            base = self._base
-            if path.startswith("//"):
-                base, path_there = base.removesuffix("/v1"), path[1:]
-            else:
-                path_there = path
+            base, path_there = self._base, PATHS.get(self.dialect, {}).get(path, path)
+            if path_there.startswith("//"):
+                base, path_there = base.removesuffix("/v1"), path_there[1:]
             known = self._endpoints[path] = endpoint(method, base + path_there)
         return known
 

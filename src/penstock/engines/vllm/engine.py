@@ -60,6 +60,7 @@ class VLLMEngine(TokenEngine):
     """
 
     name: ClassVar[str] = "vllm"
+    makes_ranks: ClassVar[bool] = True
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -98,6 +99,8 @@ class VLLMEngine(TokenEngine):
             raise
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
+        if running.prompts is not None and (template := running.prompts.text_template()) is not None:
+            self.template = template
         self._running = running
 
     async def stop(self) -> None:

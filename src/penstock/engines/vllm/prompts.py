@@ -80,6 +80,18 @@ class Prompts:
             raise self._too_long(error) or error from None
         return made
 
+    def text_template(self) -> ChatTemplate | None:
+        """What fills a conversation of text as the renderer does; None where the tokenizer needs no template for it."""
+        if self._tokenized_by_template:
+            return None
+        names = getattr(self.tokenizer, "special_tokens_map", {})
+        special = {name: text for name, text in names.items() if isinstance(text, str)}
+        return ChatTemplate(self._own_template(), {**special, **self.variables})
+
+    def _own_template(self) -> str | None:
+        found = self.template or getattr(self.tokenizer, "chat_template", None)
+        return found.get("default") if isinstance(found, dict) else found
+
     def takes_tools(self, override: str | None) -> bool:
         """Whether the template, or the one that replaces it, shows the model its tools."""
         source = override or self.template or getattr(self.tokenizer, "chat_template", None)

@@ -12,12 +12,12 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.errors import ClientGoneError, EngineDeadError, PenstockError, ReplicaLostError, RequestError
-from penstock.openai.framing import DONE, data, event
-from penstock.openai.message_events import message_error
-from penstock.openai.responses import error_body
+from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
+from penstock.openai.framing import error_events
+from penstock.openai.message_events import message_error_events
+from penstock.openai.response_events import response_error_events
 from penstock.serve.exchange import Exchange
-from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
+from penstock.serve.http_errors import error_response
 from penstock.serve.limits import decode_json, read_body, read_json_bytes
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.wire import Reply
@@ -26,6 +26,8 @@ _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-
 _PASSED_BACK = frozenset({"content-type", "content-length", "cache-control", "retry-after", "x-accel-buffering"})
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)')
 """The value of a multipart form's field "model"."""
+ERROR_EVENTS = {"/v1/messages": message_error_events, "/v1/responses": response_error_events}
+"""How a stream ends that its replica cannot end itself, where that is not as chunks do."""
 
 
 class _Head(Struct):
@@ -80,13 +82,13 @@ class Forwarded(Response):
         except ClientGoneError as gone:
             exchange.status, exchange.error = gone.status, gone.kind
         except Exception as caught:
-            error = _as_told(caught)
-            log_unforeseen(error, caught, exchange.id)
-            exchange.error = error.kind
+            lost = isinstance(caught, ReplicaLostError)
+            told = EngineDeadError("the replica that answered this request is gone") if lost else None
+            error = exchange.failed(caught, told)
             if not self._begun:
                 await error_response(scope["path"], error)(scope, receive, send)
             elif self._streams:
-                body = _error_event(scope["path"], error)
+                body = ERROR_EVENTS.get(scope["path"], error_events)(error)
                 await send({"type": "http.response.body", "body": body, "more_body": False})
             else:
                 raise  # a body of known length has begun: only the connection's end can tell
@@ -124,20 +126,3 @@ class Forwarded(Response):
             (name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers if name in _PASSED_BACK
         ]
         return {"type": "http.response.start", "status": reply.status, "headers": headers}
-
-
-def _as_told(error: Exception) -> PenstockError:
-    if isinstance(error, ReplicaLostError):
-        return EngineDeadError("the replica that answered this request is gone")
-    return as_penstock_error(error)
-
-
-def _error_event(path: str, error: PenstockError) -> bytes:
-    """The end of a stream that its replica cannot end itself, as the endpoint's own framer would write it."""
-    if path == "/v1/messages":
-        return event("error", message_error(error))
-    if path == "/v1/responses":
-        about = error_body(error)["error"]
-        fields = {"code": about["code"], "message": about["message"], "param": about["param"]}
-        return event("error", {"type": "error", **fields})
-    return data(error_body(error)) + DONE

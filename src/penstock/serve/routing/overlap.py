@@ -1,4 +1,6 @@
-"""Chooses between what a replica has cached and what it has to do."""
+"""Chooses between what a replica has cached and what it has to do. The policies that do so
+differ in how they learn what is cached.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +21,15 @@ MOST_HOLDERS = 4
 class Overlap:
     """Takes the replica where a prompt costs least: blocks to compute, plus the requests that are before it.
 
-    Looked at are some holders of the longest prefix, and two replicas at random, so that the cost of choosing does not
-    grow with the number of replicas, and a hot prefix spreads when its holders are busy.
+    `tree` is what the replicas hold, as far as is known; `capacity` bounds it. Looked at are some holders of the
+    longest prefix, and two replicas at random, so that the cost of choosing does not grow with the number of replicas,
+    and a hot prefix spreads when its holders are busy.
     """
 
-    def __init__(self, tree: PrefixTree, seed: int | None = None) -> None:
-        self.tree = tree
+    reads_blocks = True
+
+    def __init__(self, capacity: int = 1_000_000, seed: int | None = None) -> None:
+        self.tree = PrefixTree(capacity)
         self._draw = random.Random(seed)
         self._seen: Sequence[Any] = ()
         self._by_id: dict[str, Any] = {}
@@ -54,6 +59,10 @@ class Overlap:
             if cost < least:
                 best, least = replica, cost
         return best
+
+    def gone(self, replica_id: str) -> None:
+        """Forget what it held."""
+        self.tree.forget(replica_id)
 
     def _notice(self, replicas: Sequence[Any]) -> None:
         self._by_id = {replica.id: replica for replica in replicas}

@@ -2,7 +2,7 @@ import gc
 
 import pytest
 
-from penstock.batch.garbage import NEW_OBJECTS, collected_seldom
+from penstock.garbage import NEW_OBJECTS, collected_seldom
 
 
 @pytest.fixture(autouse=True)

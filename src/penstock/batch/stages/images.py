@@ -1,0 +1,38 @@
+"""Looks into images, so that a damaged one is an error of its row and not of the engine. The home of Pillow."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from hashlib import blake2b
+from io import BytesIO
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from penstock.errors import RequestError
+
+FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+"""What engines take. Pillow knows more, some of which run programs."""
+
+
+class PreparedImage(NamedTuple):
+    """An image as it came, as a data URI, and a name for its content."""
+
+    data: bytes
+    uri: str
+    uuid: str
+
+
+def prepared(data: bytes) -> PreparedImage:
+    """An image, once all of it was decoded, which may take long. Raises `RequestError` if it cannot be."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMS) as image:
+            image.load()  # what is cut short shows only here
+            kind = Image.MIME[str(image.format)]
+    except UnidentifiedImageError:
+        raise RequestError(f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image") from None
+    except Exception as error:  # decoders meet damage in many ways
+        raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+    return PreparedImage(
+        data, f"data:{kind};base64,{b64encode(data).decode()}", blake2b(data, digest_size=16).hexdigest()
+    )

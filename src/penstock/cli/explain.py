@@ -1,0 +1,118 @@
+"""`penstock explain`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from penstock.runtimes.placement import Bundle
+    from penstock.serve.explain import Explanation, ModelPlan, Runtime
+
+_EPILOG = """\b
+Examples:
+  penstock explain config.yaml
+  penstock explain config.yaml --runtime ray --json | jq .most
+"""
+
+
+@click.command(short_help="Say what serving a configuration would place where.", epilog=_EPILOG)
+@click.argument("config", metavar="CONFIG.yaml", type=click.Path(dir_okay=False))
+@click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="That of the ingress.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
+def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
+    """Say what `penstock serve CONFIG.yaml` would place where: replicas, bundles, ranks, ports, memory, and what in the
+    configuration looks wrong. Starts, loads and downloads nothing.
+    """
+    from penstock.serve.explain import explain as explained
+    from penstock.serve.serving_args import load_serving_args
+
+    found = explained(load_serving_args(config), runtime, port)
+    if as_json:
+        import msgspec
+
+        click.echo(msgspec.json.encode(found).decode())
+    else:
+        click.echo("\n".join(_lines(found)))
+
+
+def _lines(found: Explanation) -> list[str]:
+    lines = []
+    for model in found.models:
+        lines += [f"{model.model}: {model.source} on {model.engine}, by {model.server}"]
+        lines += [f"  {name:<12}{value}" for name, value in _rows(model, found.runtime)]
+        lines += [f"  warning: {warning}" for warning in model.warnings]
+        lines += [""]
+    least, most = _amounts(found.least), _amounts(found.most)
+    return [*lines, f"in all: {least}" if least == most else f"in all: {least}; with all replicas {most}"]
+
+
+def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
+    sizes = model.parallelism
+    fewest, most = model.min_replicas, model.max_replicas
+    replicas = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    if sizes.data > 1:
+        ranks = f"{fewest * sizes.data}" if fewest == most else f"{fewest * sizes.data} to {most * sizes.data}"
+        replicas += f", of {sizes.data} data-parallel ranks each: {ranks} ranks"
+    rows = [("replicas", replicas)]
+    if sizes.workers > 1:
+        shape = f"data {sizes.data} × pipeline {sizes.pipeline} × tensor {sizes.tensor}"
+        rows += [("workers", f"{sizes.workers} a replica: {shape}")]
+    rows += [("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens"))]
+    if model.max_num_seqs is not None:
+        rows += [("requests", f"{model.max_num_seqs} at once" + (" on each rank" if sizes.data > 1 else ""))]
+    rows += _memory_rows(model)
+    if model.adapters:
+        rows += [("adapters", f"{model.adapters} at once")]
+    kept = "reserved by Ray" if runtime == "ray" else "nothing reserves it"
+    rows += [("needs", f"{_amounts(model.needs)} a replica ({kept})")]
+    if runtime == "ray":
+        rows += _bundle_rows(model)
+    rows += [("port", f"{port.what}: {'a free one' if port.port is None else port.port}") for port in model.ports]
+    return rows
+
+
+def _memory_rows(model: ModelPlan) -> list[tuple[str, str]]:
+    memory = model.memory
+    cache = _or_unknown(memory.kv_cache, _size, "what the device has left")
+    if memory.kv_tokens:
+        cache += f" for {memory.kv_tokens:,} tokens"
+    if memory.kv_token:
+        cache += f", {_size(memory.kv_token)} a token"
+    return [("weights", f"{_or_unknown(memory.weights, _size)} a replica"), ("KV cache", f"{cache} a replica")]
+
+
+def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:
+    if not model.bundles:
+        return [("bundles", "none: the engine reserves for itself")]
+    rows = [("bundles", f"{len(model.bundles)} a replica, {model.strategy}")]
+    for number, bundle in enumerate(model.bundles):
+        inside = ["the replica's process"] if number == 0 else []
+        inside += [
+            f"data {rank.data}, pipeline {rank.pipeline}, tensor {rank.tensor}"
+            for rank in model.ranks
+            if rank.bundle == number
+        ]
+        rows += [("", f"{number}: {_amounts(bundle)}  {'; '.join(inside)}".rstrip())]
+    return rows
+
+
+def _amounts(bundle: Bundle) -> str:
+    shown = (
+        f"{name} {_size(int(amount)) if name == 'memory' else format(amount, 'g')}" for name, amount in bundle.items()
+    )
+    return ", ".join(shown) or "nothing"
+
+
+def _or_unknown(value: int | None, show: Callable[[int], str], otherwise: str = "unknown") -> str:
+    return otherwise if value is None else show(value)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"

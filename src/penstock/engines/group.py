@@ -1,0 +1,183 @@
+"""Several engines with the same model as one: started, stopped and started again together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, TypeVar
+
+import msgspec
+
+from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+T = TypeVar("T")
+
+
+class EngineGroup(LLMEngine):
+    """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the model.
+
+    A request goes to the rank that has the fewest. All start or none does; when one of them has died, the group has
+    died, and whoever starts it again starts all of it. What is asked of the engine itself is asked of every rank.
+    """
+
+    def __init__(self, ranks: Sequence[LLMEngine]) -> None:
+        first = ranks[0]
+        super().__init__(first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters)
+        self.name = first.name  # type: ignore[misc]  # the group is called as its members are
+        self.ranks = list(ranks)
+        self.running = [0] * len(ranks)
+        """Requests on each rank."""
+        self._turn = 0
+
+    def stated_context_length(self) -> int | None:
+        return self.ranks[0].stated_context_length()
+
+    def brings(self, method: str) -> bool:
+        return self.ranks[0].brings(method)
+
+    # Life
+    async def start(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as starting:  # together: they may have to meet
+                for rank in self.ranks:
+                    starting.create_task(rank.start())
+        except ExceptionGroup as errors:
+            await self.stop()
+            raise errors.exceptions[0] from None
+        except BaseException:
+            await self.stop()
+            raise
+        each = [rank.capabilities for rank in self.ranks]
+        self.capabilities = msgspec.structs.replace(each[0], max_concurrency=sum(one.max_concurrency for one in each))
+
+    async def stop(self) -> None:
+        await self._all(lambda rank: rank.stop())
+
+    async def check_health(self) -> None:
+        await self._all(lambda rank: rank.check_health())
+
+    # Requests
+    def chat(self, request: ChatRequest) -> Deltas:
+        return BatchedDeltas(self._generate(lambda rank: rank.chat(request)))
+
+    def completions(self, request: CompletionRequest) -> Deltas:
+        return BatchedDeltas(self._generate(lambda rank: rank.completions(request)))
+
+    async def _generate(self, ask: Callable[[LLMEngine], Deltas]) -> AsyncGenerator[list[Delta], None]:
+        with self._least_loaded() as rank:
+            async with aclosing(in_batches(ask(rank))) as batches:
+                async for batch in batches:
+                    yield batch
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        return await self._one(lambda rank: rank.embeddings(request))
+
+    async def score(self, request: RerankRequest) -> Scores:
+        return await self._one(lambda rank: rank.score(request))
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        return await self._one(lambda rank: rank.rerank(request))
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        return await self._one(lambda rank: rank.classify(request))
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        return await self._one(lambda rank: rank.transcriptions(request))
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self._one(lambda rank: rank.tokenize(text))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._one(lambda rank: rank.detokenize(token_ids))
+
+    # Adapters
+    async def resolve_lora(self, name: str, path: str) -> None:
+        await self._all(lambda rank: rank.resolve_lora(name, path))
+        self.adapters[name] = path
+
+    async def remove_lora(self, name: str) -> None:
+        await self._all(lambda rank: rank.remove_lora(name))
+        self.adapters.pop(name, None)
+
+    async def metrics(self) -> dict[str, float]:
+        """Sums over the ranks; of a share, the mean."""
+        total: dict[str, float] = {}
+        for counted in await self._all(lambda rank: rank.metrics()):
+            for name, value in counted.items():
+                share = value / len(self.ranks) if name == "kv_cache_usage" else value
+                total[name] = total.get(name, 0.0) + share
+        return total
+
+    # Control
+    async def sleep(self, level: int = 1) -> None:
+        await self._all(lambda rank: rank.sleep(level))
+
+    async def wakeup(self) -> None:
+        await self._all(lambda rank: rank.wakeup())
+
+    async def is_sleeping(self) -> bool:
+        return any(await self._all(lambda rank: rank.is_sleeping()))
+
+    async def pause(self, mode: str = "wait") -> None:
+        await self._all(lambda rank: rank.pause(mode))
+
+    async def resume(self) -> None:
+        await self._all(lambda rank: rank.resume())
+
+    async def is_paused(self) -> bool:
+        return any(await self._all(lambda rank: rank.is_paused()))
+
+    async def reset_prefix_cache(self) -> None:
+        await self._all(lambda rank: rank.reset_prefix_cache())
+
+    async def start_profile(self) -> None:
+        await self._all(lambda rank: rank.start_profile())
+
+    async def stop_profile(self) -> None:
+        await self._all(lambda rank: rank.stop_profile())
+
+    async def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> list[Any]:
+        """Call a method on every worker of every rank: a list of what the ranks answered."""
+        return await self._all(lambda rank: rank.collective_rpc(method, args, kwargs))
+
+    # How
+    @contextmanager
+    def _least_loaded(self) -> Iterator[LLMEngine]:
+        """The rank with the fewest requests; of several, the next in turn. It has one more while this lasts."""
+        count = len(self.ranks)
+        number = min(range(count), key=lambda rank: (self.running[rank], (rank - self._turn) % count))
+        self._turn = (number + 1) % count
+        self.running[number] += 1
+        try:
+            yield self.ranks[number]
+        finally:
+            self.running[number] -= 1
+
+    async def _one(self, ask: Callable[[LLMEngine], Awaitable[T]]) -> T:
+        with self._least_loaded() as rank:
+            return await ask(rank)
+
+    async def _all(self, ask: Callable[[LLMEngine], Awaitable[T]]) -> list[T]:
+        """Every rank is asked, also where one fails; then the first failure is raised."""
+        answers = await asyncio.gather(*(ask(rank) for rank in self.ranks), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+        return [answer for answer in answers if not isinstance(answer, BaseException)]

@@ -1,0 +1,132 @@
+"""The SGLang engine as Penstock sees it. Constructing it checks its options; SGLang is imported in the worker alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from penstock import demo
+from penstock.engines.adapter_files import check_adapter
+from penstock.engines.process import EngineProcess
+from penstock.engines.sglang import options
+from penstock.engines.sglang.messages import Load
+from penstock.engines.worker_engine import WorkerEngine
+from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
+
+_LORA_RANK = 64
+"""The largest rank that is taken where a `lora_config` asks for adapters and no rank is given."""
+
+
+class SGLangEngine(WorkerEngine):
+    """SGLang through its `Engine`. `engine_kwargs` are its own server arguments, under their Python names."""
+
+    name: ClassVar[str] = "sglang"
+    makes_ranks: ClassVar[bool] = True
+    worker: ClassVar[str] = "penstock.engines.sglang.worker"
+
+    def __init__(self, model_source: str, **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self.options = options.check_options(self.engine_kwargs)
+        for name, path in self.adapters.items():
+            self._check_rank(name, path)
+        self._asleep = False
+        self._paused = False
+
+    @classmethod
+    def adapter_options(cls, most: int) -> dict[str, Any]:
+        return {
+            "enable_lora": True,
+            "max_loras_per_batch": most,
+            "max_lora_rank": _LORA_RANK,
+            "lora_target_modules": ["all"],
+        }
+
+    def stated_context_length(self) -> int | None:
+        return options.stated_context_length(self.options, self.model_source)
+
+    # Life
+    async def _start(self) -> None:
+        options.check_version()
+        self._asleep = self._paused = False
+        try:
+            await self._start_worker(Load(_model_for(self.model_source), self.options))
+        except EngineStartError as error:
+            if note := options.version_note():
+                raise EngineStartError(f"{error}{note}") from None
+            raise
+
+    # Adapters
+    async def resolve_lora(self, name: str, path: str) -> None:
+        self._check_rank(name, path)
+        if self._process is not None and not self.capabilities.adapters:
+            raise self._unsupported("LoRA adapters unless it is started with engine_kwargs.enable_lora")
+        await super().resolve_lora(name, path)
+
+    # Control
+    async def sleep(self, level: int = 1) -> None:
+        """Free the KV cache, and the weights where SGLang keeps a copy of them."""
+        if not self.options.get("enable_memory_saver"):
+            raise self._unsupported("sleep unless it is started with engine_kwargs.enable_memory_saver")
+        # Without a copy SGLang wakes with weights that nobody has loaded.
+        copied = bool(self.options.get("enable_weights_cpu_backup"))
+        await self._call("sleep", ["kv_cache", "weights"] if copied else ["kv_cache"])
+        self._asleep = True
+
+    async def wakeup(self) -> None:
+        if self._asleep:
+            await self._call("wakeup")
+            self._asleep = False
+
+    async def is_sleeping(self) -> bool:
+        return self._asleep
+
+    async def pause(self, mode: str = "wait") -> None:
+        await self._call("pause", mode)
+        self._paused = True
+
+    async def resume(self) -> None:
+        await self._call("resume")
+        self._paused = False
+
+    async def is_paused(self) -> bool:
+        return self._paused
+
+    async def start_profile(self) -> None:
+        await self._call("start_profile")
+
+    async def stop_profile(self) -> None:
+        await self._call("stop_profile")
+
+    async def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a method of every scheduler. SGLang takes arguments by name only, and says no more than that it went
+        well: the answer is None.
+        """
+        if args:
+            raise UnsupportedError(f"the {self.name} engine passes arguments by name only: use kwargs", param="args")
+        return await self._call("collective_rpc", method, dict(kwargs or {}))
+
+    def _on_death(self, process: EngineProcess, why: str) -> None:
+        self._asleep = self._paused = False
+        super()._on_death(process, why)
+
+    def _check_rank(self, name: str, path: str) -> None:
+        rank, most = check_adapter(name, path), self.options.get("max_lora_rank")
+        if isinstance(most, int) and rank > most:
+            raise ModelNotFoundError(
+                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"
+            )
+
+
+def _model_for(source: str) -> str:
+    """What SGLang is given for a `model_source`. Raises `EngineStartError` for a directory that is not there."""
+    if source == demo.MODEL_NAME:
+        return str(demo.model_path("huggingface"))
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path)
+    if source.startswith(("/", ".", "~")):
+        raise EngineStartError(f"there is no model directory '{source}'")
+    return source

@@ -1,0 +1,263 @@
+"""The running SGLang engine inside the worker process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any
+
+from penstock.engines.base import Capabilities
+from penstock.engines.messages import Ready, Submit
+from penstock.engines.sglang.library import (
+    ContinueGenerationReqInput,
+    Engine,
+    PauseGenerationReqInput,
+    ReleaseMemoryOccupationReqInput,
+    ResumeMemoryOccupationReqInput,
+)
+from penstock.engines.sglang.messages import Load
+from penstock.engines.sglang.outputs import DeltaMaker, error_of
+from penstock.engines.sglang.sampling import sampling_params
+from penstock.errors import ContextLengthError, EngineError, ModelNotFoundError, PenstockError, RequestError
+from penstock.types import Delta, Embeddings, Usage
+
+_TOP_LOGPROBS = 20  # SGLang has no limit; this is that of OpenAI's API
+_RESERVED_TOKENS = 4
+"""A prompt and its answer may have this many tokens more than SGLang's longest prompt, in its own arithmetic."""
+
+
+class Model:
+    """One model. Constructing it loads; its coroutines answer requests and calls."""
+
+    def __init__(self, load: Load) -> None:
+        self._arguments = load.arguments
+        self._engine = Engine(model_path=load.model, incremental_streaming_output=True, **load.arguments)
+        self._manager = self._engine.tokenizer_manager
+        self._tokenizer = self._manager.tokenizer
+        self._prompt_limit: int = self._manager.max_req_input_len  # a prompt has fewer
+        self._context_length = self._prompt_limit + _RESERVED_TOKENS
+        self._vocabulary = max(self._manager.model_config.vocab_size, len(self._tokenizer))
+        self._info: dict[str, Any] = self._engine.get_server_info()
+        self._rids = count(1)
+        self._names = count(1)
+        self._adapters: dict[str, str] = {}
+        self._running: set[str] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._freed: list[str] = []
+        self._kept = False
+
+    def ready(self) -> Ready:
+        """What it can do."""
+        generates = bool(self._manager.is_generation)
+        info = self._info
+        slots = sum(state.get("effective_max_running_requests_per_dp") or 0 for state in info["internal_states"])
+        constrained = generates and info.get("grammar_backend") != "none"
+        capabilities = Capabilities(
+            tasks=frozenset({"tokenize", "detokenize", *(("chat", "completions") if generates else ("embeddings",))}),
+            context_length=self._context_length,
+            max_concurrency=slots or info.get("max_running_requests") or 1,
+            structured=frozenset({"json_schema", "json_object", "regex"} if constrained else ()),
+            max_top_logprobs=_TOP_LOGPROBS if generates else -1,
+            adapters=bool(info.get("enable_lora")),
+            prefix_caching=generates and not info.get("disable_radix_cache"),
+        )
+        template = self._tokenizer.chat_template
+        special = {name: str(token) for name, token in self._tokenizer.special_tokens_map.items()}
+        return Ready(capabilities, template if isinstance(template, str) else None, special)
+
+    def close(self) -> None:
+        """Stop SGLang and its processes."""
+        with suppress(Exception):  # it may be half dead
+            self._engine.shutdown()
+
+    # Requests
+    async def generate(self, submit: Submit) -> AsyncIterator[Delta]:
+        """Continue a prompt. A cancelled task gives the request up."""
+        sampling = submit.sampling
+        prompt = self._prompt(submit)
+        params = sampling_params(sampling, self._room(len(prompt), sampling.max_tokens))
+        maker = DeltaMaker(sampling, self._text_of)
+        rid = f"penstock-{next(self._rids)}"
+        await self._open.wait()
+        self._running.add(rid)
+        self._idle.clear()
+        try:
+            outputs = await self._engine.async_generate(
+                input_ids=prompt,
+                sampling_params=params,
+                return_logprob=sampling.logprobs is not None,
+                top_logprobs_num=sampling.logprobs or 0,
+                lora_path=self._adapter(submit.adapter),
+                stream=submit.stream,
+                rid=rid,
+            )
+            if not submit.stream:
+                if (whole := maker.delta(outputs)) is not None:
+                    yield whole
+                return
+            async for output in outputs:
+                if (delta := maker.delta(output)) is not None:
+                    yield delta
+        except (asyncio.CancelledError, GeneratorExit):
+            self._manager.abort_request(rid)
+            raise
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise _error(error) from error
+        finally:
+            self._running.discard(rid)
+            if not self._running:
+                self._idle.set()
+
+    async def embed(self, texts: list[str], dimensions: int | None) -> Embeddings:
+        """The vectors of texts."""
+        try:
+            answers = await self._engine.async_encode(prompt=texts, dimensions=dimensions)
+        except Exception as error:
+            raise _error(error) from error
+        tokens = sum(answer["meta_info"]["prompt_tokens"] for answer in answers)
+        return Embeddings([list(map(float, answer["embedding"])) for answer in answers], Usage(tokens))
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Ids of a text, none added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """The text of ids."""
+        self._check_ids(token_ids, "tokens")
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+    # Adapters
+    async def add_adapter(self, name: str, path: str) -> None:
+        """Load an adapter. One of the same name leaves once its requests have ended; the cache knows them apart."""
+        loaded = f"{name}#{next(self._names)}"
+        answer = await self._engine.async_load_lora_adapter(lora_name=loaded, lora_path=path)
+        if not answer.success:
+            reason = " ".join((answer.error_message or "no reason given").split())
+            raise ModelNotFoundError(f"adapter '{name}' cannot be loaded: {reason}", param="model")
+        replaced, self._adapters[name] = self._adapters.get(name), loaded
+        if replaced is not None:
+            await self._unload(replaced)
+
+    async def remove_adapter(self, name: str) -> None:
+        """Unload an adapter."""
+        loaded = self._adapters.pop(name, None)
+        if loaded is not None:
+            await self._unload(loaded)
+
+    async def _unload(self, loaded: str) -> None:
+        answer = await self._engine.async_unload_lora_adapter(lora_name=loaded)
+        if not answer.success:
+            raise EngineError(f"the adapter could not be unloaded: {answer.error_message}")
+
+    # Control
+    async def ping(self) -> None:
+        """Return if the scheduler answers."""
+        await self._manager.get_internal_state()
+
+    async def metrics(self) -> dict[str, float]:
+        """Sums over SGLang's data-parallel ranks; the fullest cache."""
+        loads = await self._manager.get_loads()
+        return {
+            "requests_running": sum(load.num_running_reqs for load in loads),
+            "requests_waiting": sum(load.num_waiting_reqs for load in loads),
+            "kv_cache_usage": max((load.token_usage for load in loads), default=0.0),
+        }
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix."""
+        answer = await self._manager.flush_cache()
+        if not answer.success:
+            raise EngineError(f"SGLang did not reset its prefix cache: {answer.message or 'requests use it'}")
+
+    async def sleep(self, tags: list[str]) -> None:
+        """Free what the tags name. SGLang does that while nothing runs."""
+        if self._kept and self._running:
+            raise EngineError("requests are held where they are by a pause; resume before putting the engine to sleep")
+        self._open.clear()
+        await self._idle.wait()
+        await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=tags), None)
+        self._freed = tags
+
+    async def wakeup(self) -> None:
+        """Undo `sleep`."""
+        await self._manager.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=self._freed), None)
+        self._open.set()
+
+    async def pause(self, mode: str) -> None:
+        """Stop starting requests."""
+        self._open.clear()
+        if mode == "wait":
+            await self._idle.wait()
+        else:
+            self._kept = mode == "keep"
+            theirs = "in_place" if self._kept else "abort"
+            await self._manager.pause_generation(PauseGenerationReqInput(mode=theirs))
+
+    async def resume(self) -> None:
+        """Undo `pause`."""
+        await self._manager.continue_generation(ContinueGenerationReqInput())
+        self._kept = False
+        self._open.set()
+
+    async def start_profile(self) -> None:
+        """Begin a profile, in the folder that SGLANG_TORCH_PROFILER_DIR names."""
+        await self._manager.start_profile()
+
+    async def stop_profile(self) -> None:
+        """End it."""
+        await self._manager.stop_profile()
+
+    async def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        """Call a method of every scheduler. SGLang waits for them by blocking, so a thread waits."""
+        try:
+            await asyncio.to_thread(self._engine.collective_rpc, method, **kwargs)
+        except AssertionError as error:
+            raise EngineError(f"{method}: {error}") from error
+
+    # Prompts
+    def _prompt(self, submit: Submit) -> list[int]:
+        if isinstance(submit.prompt, str):
+            return list(self._tokenizer.encode(submit.prompt, add_special_tokens=submit.special_tokens))
+        self._check_ids(submit.prompt, "prompt")
+        return submit.prompt
+
+    def _room(self, length: int, max_tokens: int | None) -> int:
+        if not length:
+            raise RequestError("the prompt is empty", param="prompt")
+        room = self._context_length - length
+        if length >= self._prompt_limit or (max_tokens or 0) > room:
+            asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
+            raise ContextLengthError(
+                f"this model's context is {self._context_length} tokens; {asked}", param="messages"
+            )
+        return max_tokens or room
+
+    def _check_ids(self, ids: Sequence[int], param: str) -> None:
+        if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+
+    def _adapter(self, name: str | None) -> str | None:
+        if name is None:
+            return None
+        try:
+            return self._adapters[name]
+        except KeyError:
+            raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model") from None
+
+    def _text_of(self, token_id: int) -> str:
+        return str(self._tokenizer.decode([token_id]))
+
+
+def _error(error: Exception) -> PenstockError:
+    """What SGLang raises for a request: `ValueError` for what the request got wrong, FastAPI's for a status."""
+    status = getattr(error, "status_code", None)
+    if isinstance(status, int):
+        return error_of(status, str(getattr(error, "detail", "") or error))
+    return RequestError(" ".join(str(error).split())) if isinstance(error, ValueError) else EngineError(str(error))

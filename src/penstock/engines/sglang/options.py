@@ -1,0 +1,131 @@
+"""`engine_kwargs` of the SGLang engine: SGLang's own server arguments, checked by name without importing SGLang.
+
+Their names are read from its source, because importing it takes seconds, loads torch and looks for a GPU, which a
+configuration that is only looked at must not do. Values are checked by SGLang when the engine starts.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from penstock import demo
+from penstock.errors import ConfigError, EngineStartError, MissingExtraError, nearest
+
+OLDEST, NEWEST = (0, 5, 20), (0, 5, 23)
+"""The range of versions whose source was compared with what is used of it."""
+
+_ARGUMENTS = "srt/arg_groups/fields"
+_NAMESPACE = "_NS_PATH"
+"""What the classes have whose fields are arguments."""
+
+_NOT_HERE = {
+    "model_path": "is the model that the engine is made for",
+    "served_model_name": "is the model_id that the engine is made for",
+    "incremental_streaming_output": "is how answers are read, and always on",
+    "skip_tokenizer_init": "is not possible: prompts are tokenized here",
+    "tool_call_parser": "is read by SGLang's server alone; start that, and use the remote engine",
+    "reasoning_parser": "is read by SGLang's server alone; start that, and use the remote engine",
+}
+_QUIET = {"log_level": "error"}
+
+
+@cache
+def package() -> Path:
+    """The folder of SGLang's package, found without importing it. Raises `MissingExtraError`."""
+    spec = find_spec("sglang")
+    if spec is None or spec.origin is None:
+        raise MissingExtraError("sglang", "sglang", "The sglang engine")
+    return Path(spec.origin).parent
+
+
+def version() -> str:
+    """The installed version, empty where no package says it (a source tree)."""
+    try:
+        return metadata.version("sglang")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def check_version() -> None:
+    """Raise `EngineStartError` if the installed SGLang is older than what is supported."""
+    found = version()
+    if found and _numbers(found) < OLDEST:
+        raise EngineStartError(f"SGLang {found} is not supported: the sglang engine is made for {_range()}")
+
+
+def version_note() -> str:
+    """What to add to an error that a version outside the range may explain; else empty."""
+    found = version()
+    if found and not OLDEST <= _numbers(found) <= NEWEST:
+        return f" (SGLang {found} is not among those that the engine is made for, {_range()})"
+    return ""
+
+
+def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete `engine_kwargs`. Raises `ConfigError` for an unknown key, `MissingExtraError` without SGLang."""
+    known = argument_names(package())
+    for name, value in given.items():
+        where = f"engine_kwargs.{name}"
+        if name in _NOT_HERE:
+            raise ConfigError(_NOT_HERE[name], field=where, value=value)
+        if known and name not in known:
+            hint = nearest(name, known - _NOT_HERE.keys())
+            raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=hint)
+    return {**_QUIET, **given}
+
+
+def stated_context_length(options: Mapping[str, Any], source: str) -> int | None:
+    """The context in tokens that the options or the files of a local model state; None if neither does."""
+    given = options.get("context_length")
+    if isinstance(given, int):
+        return given
+    path = demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        length = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return length if isinstance(length, int) else None
+
+
+@cache
+def argument_names(root: Path) -> frozenset[str]:
+    """The names of SGLang's server arguments; empty where its source cannot be read."""
+    names: set[str] = set()
+    for file in sorted((root / _ARGUMENTS).glob("*.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except (OSError, SyntaxError):
+            return frozenset()
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and _is_namespace(node):
+                names |= {
+                    statement.target.id
+                    for statement in node.body
+                    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+                }
+    return frozenset(names)
+
+
+def _is_namespace(node: ast.ClassDef) -> bool:
+    return any(
+        isinstance(statement, ast.Assign)
+        and any(isinstance(target, ast.Name) and target.id == _NAMESPACE for target in statement.targets)
+        for statement in node.body
+    )
+
+
+def _numbers(found: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", found.partition("+")[0])[:3])
+
+
+def _range() -> str:
+    return " to ".join(".".join(map(str, numbers)) for numbers in (OLDEST, NEWEST))

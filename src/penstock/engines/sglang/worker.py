@@ -1,0 +1,128 @@
+"""SGLang's own process, `python -m penstock.engines.sglang.worker FD`: its engine and the pipe, on one event loop.
+
+SGLang hands each output to the coroutine of its request; what those make in one turn of the loop leaves in one
+message. The process ends when the pipe closes, and SGLang's processes end with this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode
+from penstock.engines.process import LENGTH_BYTES
+from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
+from penstock.errors import EngineError, EngineStartError, PenstockError
+from penstock.types import Delta
+
+
+class Worker:
+    """Serves one pipe with one model."""
+
+    def __init__(self, model: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._model = model
+        self._reader = reader
+        self._writer = writer
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._made: list[tuple[int, Delta]] = []
+
+    async def serve(self) -> None:
+        """Answer until the pipe closes."""
+        while (message := await read(self._reader)) is not None:
+            match message:
+                case Submit():
+                    self._begin(message.id, self._generate(message))
+                case Abort(id=request_id):
+                    if (task := self._tasks.get(request_id)) is not None:
+                        task.cancel()
+                case Call():
+                    self._begin(message.id, self._answer(message))
+
+    def _begin(self, number: int, work: Any) -> None:
+        task = self._tasks[number] = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._tasks.pop(number, None))
+
+    async def _generate(self, submit: Submit) -> None:
+        try:
+            async for delta in self._model.generate(submit):
+                if not self._made:
+                    asyncio.get_running_loop().call_soon(self._flush)
+                self._made.append((submit.id, delta))
+        except Exception as error:
+            self._flush()
+            self._send(_failed(submit.id, error))
+
+    async def _answer(self, call: Call) -> None:
+        try:
+            self._send(Reply(call.id, await getattr(self._model, call.method)(*call.args)))
+        except Exception as error:
+            self._send(_failed(call.id, error))
+
+    def _flush(self) -> None:
+        made, self._made = self._made, []
+        if made:
+            self._send(Step(made))
+
+    def _send(self, message: ToParent) -> None:
+        write(self._writer, message)
+
+
+async def read(reader: asyncio.StreamReader) -> ToWorker | None:
+    """The next message; None once the parent is gone."""
+    try:
+        length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
+        message: ToWorker = decode_to_worker(await reader.readexactly(length))
+        return message
+    except (asyncio.IncompleteReadError, ConnectionResetError):
+        return None
+
+
+def write(writer: asyncio.StreamWriter, message: ToParent) -> None:
+    """Send a message."""
+    data = encode(message)
+    writer.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+
+
+def main(fd: int) -> None:
+    """Serve the pipe `fd` until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout may be a job's output, and SGLang prints
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    reader, writer = loop.run_until_complete(asyncio.open_connection(sock=socket.socket(fileno=fd)))
+    load = loop.run_until_complete(read(reader))
+    if not isinstance(load, Load):
+        return
+    try:
+        # In the main thread and while its loop stands still: SGLang sets signal handlers, and uses the loop itself.
+        from penstock.engines.sglang.model import Model
+
+        model = Model(load)
+    except Exception as error:
+        kind = error.kind if isinstance(error, PenstockError) else EngineStartError.kind
+        write(writer, Failed(0, kind, f"'{load.model}' could not be loaded: {_one_line(error)}"))
+        writer.close()
+        loop.run_until_complete(writer.wait_closed())
+        os._exit(1)  # SGLang may have left threads behind
+    write(writer, model.ready())
+    loop.run_until_complete(Worker(model, reader, writer).serve())
+    model.close()
+    os._exit(0)
+
+
+def _failed(number: int, error: Exception) -> Failed:
+    if isinstance(error, PenstockError):
+        return Failed(number, error.kind, str(error))
+    return Failed(number, EngineError.kind, _one_line(error))
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,48 @@
+"""A processor's rows between processes: each part, as Ray Data calls it."""
+
+import pytest
+
+from penstock.batch.carried import Beginning, Ending, StageProcess, unpack
+from penstock.batch.row_tables import block
+from penstock.batch.stages.base import StatefulStage
+from penstock.errors import JobError
+
+
+class Half:
+    async def process(self, row):
+        return {"half": row["x"] // 2} if row["x"] % 2 == 0 else {}[row["x"]]
+
+
+async def through(rows, keep=True, postprocess=None):
+    begun = Beginning(lambda row: {"x": row["id"]}, keep=keep)(rows)
+    made = await StageProcess("Half", StatefulStage(Half), 4, keep=keep)(begun)
+    return Ending(postprocess, keep=keep)(made)
+
+
+async def test_batches_of_good_and_of_bad_rows_agree():
+    def postprocess(row):
+        return {"half": row["half"]}
+
+    good = block(await through([{"id": 2}, {"id": 4}], postprocess=postprocess))
+    mixed = block(await through([{"id": 1}, {"id": 4}], postprocess=postprocess))
+    bad = block(await through([{"id": 1}, {"id": 3}], postprocess=postprocess))
+    assert sorted(good.column_names) == sorted(mixed.column_names) == ["error", "half", "id", "status"]
+    assert sorted(bad.column_names) == ["error", "id", "status"]
+    for other in (mixed, bad):
+        for name in ("status", "error"):
+            assert other.schema.field(name).type == good.schema.field(name).type
+    assert mixed["half"].to_pylist() == [None, 2]
+    assert mixed["id"].to_pylist() == [1, None]
+    assert [error["type"] for error in bad["error"].to_pylist()] == ["user_code_error"] * 2
+
+
+async def test_without_error_rows_output_is_what_was_made():
+    assert await through([{"id": 2}], keep=False) == [{"id": 2, "x": 2, "half": 1}]
+    assert block(await through([{"id": 2}], keep=False)).column_names == ["id", "x", "half"]
+    with pytest.raises(JobError, match="a row failed at Half: KeyError: 1"):
+        await through([{"id": 1}], keep=False)
+
+
+async def test_a_row_keeps_values_that_no_table_can_hold():
+    (packed,) = Beginning(None, keep=True)([{"id": 2, "odd": {1, 2}}])
+    assert unpack(packed).columns["odd"] == {1, 2}

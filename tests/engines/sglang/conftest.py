@@ -1,0 +1,18 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock.engines.sglang import options
+
+STAND_IN = Path(__file__).parents[2] / "support" / "sglang_standin"
+
+
+@pytest.fixture(scope="module")
+def stand_in():
+    """SGLang's stand-in can be imported, also by worker processes: they get this one's path."""
+    sys.path.insert(0, str(STAND_IN))
+    options.package.cache_clear()
+    yield STAND_IN / "sglang"
+    sys.path.remove(str(STAND_IN))
+    options.package.cache_clear()

@@ -1,0 +1,111 @@
+"""A group of engines keeps the contract of one, and dies and starts as one."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+import pytest_asyncio
+
+from penstock.engines.group import EngineGroup
+from penstock.engines.simulated import SimulatedEngine
+from penstock.errors import EngineDeadError, EngineStartError
+from penstock.testing import EngineContract, answer, chat_request
+from penstock.types import EmbeddingRequest, Sampling
+
+
+def group(ranks=3, **options):
+    return EngineGroup([SimulatedEngine(engine_kwargs=options) for _ in range(ranks)])
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine():
+    # One rank: what a prompt finds in the cache is a rank's own.
+    engine = group(1, output_tokens=40, max_num_seqs=16, max_model_len=4096)
+    await engine.start()
+    yield engine
+    await engine.stop()
+
+
+class TestContract(EngineContract):
+    async def kill(self, engine):
+        engine.ranks[0]._die("killed")
+        return True
+
+
+@pytest.fixture
+async def started():
+    one = group()
+    await one.start()
+    yield one
+    await one.stop()
+
+
+async def test_requests_go_to_the_rank_with_the_fewest(started):
+    endless = chat_request("hello", Sampling(temperature=0, max_tokens=9000, ignore_eos=True))
+    streams = [started.chat(endless) for _ in range(6)]
+    for number, stream in enumerate(streams):
+        await anext(stream)
+        assert max(started.running) - min(started.running) <= 1
+        assert sum(started.running) == number + 1
+    for stream in streams[:1] + streams[3:4]:  # both of one rank
+        await stream.aclose()
+    assert sorted(started.running) == [0, 2, 2]
+    idle = started.running.index(0)
+    async with aclosing(started.chat(endless)) as stream:
+        await anext(stream)
+        assert started.running[idle] == 1
+    for stream in streams:
+        await stream.aclose()
+    assert started.running == [0, 0, 0]
+
+
+async def test_idle_ranks_take_turns(started):
+    for _ in range(6):
+        await answer(started, chat_request("x"))
+    assert [rank.requests_served for rank in started.ranks] == [2, 2, 2]
+
+
+async def test_what_it_can_do_is_that_of_all_ranks_together(started):
+    assert started.name == "simulated"
+    assert started.capabilities.max_concurrency == 3 * started.ranks[0].capabilities.max_concurrency
+    assert not started.brings("sleep")
+    assert started.brings("reset_prefix_cache")
+    assert (await started.metrics())["requests_running"] == 0
+    vectors = await asyncio.gather(*(started.embeddings(EmbeddingRequest(["a"])) for _ in range(3)))
+    assert vectors[0].vectors == vectors[1].vectors == vectors[2].vectors
+
+
+async def test_adapters_are_on_every_rank(started):
+    await started.resolve_lora("french", "/somewhere")
+    request = chat_request("x", Sampling(temperature=0), adapter="french")
+    assert len({(await answer(started, request)).texts[0] for _ in started.ranks}) == 1
+    await started.remove_lora("french")
+    assert all(not rank.adapters for rank in started.ranks)
+
+
+async def test_one_dead_rank_is_a_dead_group_that_starts_as_a_whole(started):
+    started.ranks[1]._die("killed")
+    with pytest.raises(EngineDeadError):
+        await started.check_health()
+    await started.stop()
+    for rank in started.ranks:
+        with pytest.raises(EngineDeadError):
+            await rank.check_health()
+    await started.start()
+    await started.check_health()
+
+
+class Failing(SimulatedEngine):
+    async def start(self):
+        raise EngineStartError("no memory")
+
+
+async def test_all_start_or_none_does():
+    slow = SimulatedEngine(engine_kwargs={"start_ms": 60_000})
+    quick = SimulatedEngine()
+    one = EngineGroup([quick, slow, Failing()])
+    with pytest.raises(EngineStartError, match="no memory"):
+        await one.start()
+    for rank in (quick, slow):
+        with pytest.raises(EngineDeadError):
+            await rank.check_health()

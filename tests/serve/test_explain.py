@@ -1,0 +1,164 @@
+"""What a configuration would place where, against what the runtimes place."""
+
+import json
+import re
+
+import pytest
+
+from penstock import demo
+from penstock.errors import ConfigError
+from penstock.runtimes.placement import Parallelism, replica_bundles
+from penstock.serve.data_parallel import grouped
+from penstock.serve.explain import Port, explain
+from penstock.serve.serving_args import LLMServingArgs
+
+
+def args(*models, **fields):
+    configs = [{**model} for model in models]
+    for number, config in enumerate(configs):
+        config["model_loading_config"] = {"model_id": f"m{number}", **config.pop("loading", {})}
+    return LLMServingArgs.from_dict({"llm_configs": configs, **fields})
+
+
+BIG = {
+    "llm_engine": "vLLM",
+    "accelerator_type": "L4",
+    "engine_kwargs": {"tensor_parallel_size": 2, "pipeline_parallel_size": 2, "max_num_seqs": 64},
+}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A model's directory: 4,000 bytes of weights, 2 layers of 4 heads of 8, 2 of them for keys and values."""
+    (tmp_path / "model.safetensors").write_bytes(bytes(4000))
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
+    said = {**heads, "num_hidden_layers": 2, "max_position_embeddings": 512, "torch_dtype": "float16"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    return tmp_path
+
+
+def one(given, runtime="ray", **fields):
+    (found,) = explain(args(given, **fields), runtime).models
+    return found
+
+
+def test_bundles_are_those_that_are_placed():
+    found = one(BIG)
+    assert found.bundles == replica_bundles(args(BIG).llm_configs[0])
+    assert found.needs == {"CPU": 1.0, "GPU": 4.0, "accelerator_type:L4": pytest.approx(0.004)}
+    assert found.parallelism == Parallelism(2, 2, 1)
+    assert [(rank.data, rank.pipeline, rank.tensor, rank.bundle) for rank in found.ranks] == [
+        (0, 0, 0, 0),
+        (0, 0, 1, 1),
+        (0, 1, 0, 2),
+        (0, 1, 1, 3),
+    ]
+
+
+def test_sums_are_of_all_models_with_the_fewest_and_the_most_replicas():
+    scaled = {**BIG, "deployment_config": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 3}}}
+    auto = {"llm_engine": "simulated", "deployment_config": {"num_replicas": "auto"}}
+    found = explain(args(scaled, auto), "ray")
+    assert found.least == {"CPU": 2.0}
+    assert (found.most["GPU"], found.most["CPU"]) == (12.0, 3 + 200.0)
+
+
+def test_the_local_runtime_has_one_replica_and_says_what_it_passes_over():
+    found = one({"llm_engine": "simulated", "deployment_config": {"num_replicas": 4}}, "local")
+    assert (found.min_replicas, found.max_replicas) == (1, 1)
+    assert "passes over deployment_config.num_replicas" in found.warnings[0]
+
+
+def test_groups_multiply_their_ranks():
+    grouping = {"llm_engine": "simulated", "engine_kwargs": {"data_parallel_size": 3}}
+    (found,) = explain(grouped(args(grouping)), "ray").models
+    assert (found.server, found.strategy, len(found.bundles)) == ("DPServer", "STRICT_PACK", 3)
+    assert [rank.data for rank in found.ranks] == [0, 1, 2]
+
+
+def test_a_tpu_slice_has_no_bundles_and_still_needs():
+    found = one({"accelerator_config": {"kind": "tpu", "topology": "2x2"}, "loading": {"model_source": "demo"}})
+    assert (found.bundles, found.strategy) == ([], "")
+    assert found.needs == {"CPU": 1.0, "TPU": 1.0}
+
+
+def test_memory_is_read_from_the_models_files(model):
+    given = {"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}, "loading": {"model_source": str(model)}}
+    memory = one(given).memory
+    assert (memory.weights, memory.kv_cache) == (4000, 1 << 20)
+    assert memory.kv_token == 2 * 2 * (2 * 8) * 2  # layers × keys and values × width of the heads × bytes
+    assert memory.kv_tokens == (1 << 20) // 128
+
+
+def test_each_rank_has_its_own_copy_and_cache(model):
+    options = {"kv_cache_memory_bytes": 1 << 20, "data_parallel_size": 2}
+    given = args({"engine_kwargs": options, "loading": {"model_source": str(model)}})
+    (found,) = explain(grouped(given), "ray").models
+    assert (found.memory.weights, found.memory.kv_cache) == (8000, 2 << 20)
+
+
+def test_a_hub_model_is_known_only_from_the_cache(tmp_path, monkeypatch, model):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    given = {"llm_engine": "vLLM", "loading": {"model_source": "some/model"}}
+    found = one(given)
+    assert found.memory.weights is None
+    assert any("'some/model' takes is not known" in warning for warning in found.warnings)
+    cache = tmp_path / "hub" / "models--some--model"
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    (cache / "snapshots").mkdir()
+    (cache / "snapshots" / "abc").symlink_to(model)
+    found = one(given)
+    assert (found.memory.weights, found.context_length) == (4000, 512)
+
+
+def test_ports():
+    given = {"llm_engine": "simulated", "experimental_configs": {"NIXL_SIDE_CHANNEL_PORT_BASE": 20000}}
+    assert one(given, "local").ports[0] == Port("ingress", 8000)
+    assert one(given, "ray", listen="127.0.0.1:8123").ports == [
+        Port("ingress", 8123),
+        Port("each replica, for the ingress", None),
+        Port("NIXL_SIDE_CHANNEL_PORT_BASE, and upwards", 20000),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("deployment", "warning"),
+    [
+        ({"max_ongoing_requests": 8}, r"max_ongoing_requests \(8\) is less than the engine works on at once \(64\)"),
+        ({"autoscaling_config": {"target_ongoing_requests": 900}}, r"target_ongoing_requests \(900\) is far above"),
+        ({"num_replicas": 2, "autoscaling_config": {}}, "both given"),
+    ],
+)
+def test_what_looks_wrong_is_said(deployment, warning):
+    given = {"llm_engine": "simulated", "engine_kwargs": {"max_num_seqs": 64}, "deployment_config": deployment}
+    (found,) = one(given).warnings
+    assert re.search(warning, found)
+
+
+def test_bundles_that_do_not_fit_the_workers_are_counted():
+    found = one({"llm_engine": "simulated", "placement_group_config": {"bundles": [{"CPU": 1}] * 3}})
+    assert found.warnings == ["3 bundles are given for 1 workers"]
+    assert found.ranks[0].bundle is None
+
+
+def test_a_cache_smaller_than_the_context_is_told():
+    found = one({"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}, "loading": {"model_source": "demo"}})
+    assert found.warnings == ["the KV cache of a rank holds 1,024 tokens, and the context has 4,096"]
+
+
+def test_heads_that_cannot_be_shared_are_counted(model):
+    given = {**BIG, "engine_kwargs": {"tensor_parallel_size": 3}, "loading": {"model_source": str(model)}}
+    assert any("4 attention heads cannot be shared by 3" in warning for warning in one(given).warnings)
+
+
+def test_what_serving_would_refuse_is_refused():
+    with pytest.raises(ConfigError, match=r"engine_kwargs\.max_num_seq"):
+        one({"engine_kwargs": {"max_num_seq": 4}, "loading": {"model_source": "demo"}})
+
+
+def test_the_demo_model_has_nothing_unknown():
+    found = one({"loading": {"model_source": demo.MODEL_NAME}}, "local")
+    assert found.warnings == []
+    assert found.memory.weights
+    assert found.context_length == 4096
