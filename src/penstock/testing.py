@@ -40,6 +40,7 @@ from penstock.errors import (
 from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
+    ClassifyRequest,
     CompletionRequest,
     Delta,
     EmbeddingRequest,
@@ -310,6 +311,7 @@ class EngineContract:
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "embeddings": lambda: engine.embeddings(EmbeddingRequest(["text"])),
             "rerank": lambda: engine.rerank(RerankRequest("query", ["text"])),
+            "classify": lambda: engine.classify(ClassifyRequest(["text"])),
             "transcriptions": lambda: engine.transcriptions(TranscriptionRequest(b"")),
         }
         for task, call in calls.items():

@@ -153,8 +153,11 @@ def vision_model(path: Path) -> None:
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
     )
     model = transformers.Blip2ForConditionalGeneration(config)
+    for part in (model.vision_model, model.qformer, model.language_projection):
+        for weights in part.parameters():
+            if weights.ndim > 1:  # so large that colours make a difference
+                torch.nn.init.normal_(weights, std=0.3)
     torch.nn.init.normal_(model.query_tokens)
-    torch.nn.init.normal_(model.language_projection.weight)
     model.save_pretrained(path)
 
 
