@@ -81,7 +81,7 @@ class PeerEngine:
 
     async def build_asgi_app(self) -> Any:
         """The application of direct streaming."""
-        from fastapi import FastAPI  # type: ignore[import-not-found]
+        from fastapi import FastAPI
         from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionRequest
         from starlette.responses import StreamingResponse
 

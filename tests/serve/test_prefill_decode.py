@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -35,7 +35,7 @@ class Pair:
 
     def __init__(self, prefill, decode):
         self.model = LocalModel(paired(prefill, decode))
-        self.decode: Any = self.model.server
+        self.decode = cast(Any, self.model.server)
         self.prefill = self.decode.prefill.server
         self.handoffs = self.decode.handoffs
 

@@ -72,7 +72,7 @@ def alone(pair, request):
 
 def mixed(count):
     """Requests of every kind: short and long, streamed or not, with and without adapters, chats and texts."""
-    made = []
+    made: list[Any] = []
     for number in range(count):
         ticket = TICKETS[number % len(TICKETS)]
         text = " ".join(TICKETS[(number + k) % len(TICKETS)] for k in range(20)) if number % 5 == 0 else ticket

@@ -54,12 +54,13 @@ def build_deployment(
     options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
     options.update(override_serve_options or {})
     deployment = serve.deployment(deployment_cls or LLMReplica, **options)
-    about = {"key": key or new_key(), "settings": settings, "host": replica_host, "front": front}
+    key = key or new_key()
+    about: dict[str, Any] = {"key": key, "settings": settings, "host": replica_host, "front": front}
     if config.prefill_config is not None:
         about["prefill"] = build_deployment(
             config.prefill_config,
             settings=settings,
-            key=about["key"],
+            key=key,
             name_prefix=PREFILL_PREFIX,
             replica_host=replica_host,
         )
