@@ -30,6 +30,8 @@ ENDLESS = Sampling(temperature=0.0, max_tokens=2000, ignore_eos=True)
 GREEDY = Sampling(temperature=0.0, max_tokens=60)
 TEXT = "My Solara 77 arrived broken and nobody answers. I want my money back!"
 PATIENCE = 120.0
+START_PATIENCE = 600.0
+"""For what waits until vLLM has started again, which takes minutes on a busy machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +102,10 @@ async def test_a_server_starts_a_killed_engine_again_as_it_was():
     (worker,) = descendants(os.getpid(), "VLLM::Worker")
     async with aclosing(handle.chat(chat_request(TEXT, ENDLESS))) as stream:
         await anext(stream)
-        waiting = {name: asyncio.create_task(answer(handle, request)) for name, request in asked.items()}
+        waiting = {
+            name: asyncio.create_task(answer(handle, request, patience=START_PATIENCE))
+            for name, request in asked.items()
+        }
         await (
             handle.server.engine.check_health()
         )  # meanwhile the first of them has come to vLLM, behind the one that runs
