@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import blake2b
-from types import CodeType
 from typing import Any
 
 from penstock.batch.configs import plain_value, shown
+from penstock.batch.function_identity import function_identity
 from penstock.batch.keeper import deciding, deciding_options
 from penstock.batch.processor import Processor
 from penstock.config import masked
@@ -43,21 +41,6 @@ def identity(processor: Processor) -> dict[str, Any]:
         "processor config": masked(said),
         "stages": processor.list_stage_names(),
         "own stages": masked(own) or None,
-        "preprocess": _function(processor.preprocess),
-        "postprocess": _function(processor.postprocess),
+        "preprocess": function_identity(processor.preprocess),
+        "postprocess": function_identity(processor.postprocess),
     }
-
-
-def _function(function: Callable[..., Any] | None) -> str | None:
-    """A function by its name and its code: a changed one is another."""
-    if function is None:
-        return None
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    code = getattr(function, "__code__", None)
-    digest = blake2b(repr(_code(code)).encode(), digest_size=8).hexdigest() if code is not None else ""
-    return f"{getattr(function, '__module__', '')}.{name} {digest}".rstrip()
-
-
-def _code(code: CodeType) -> tuple[Any, ...]:
-    constants = [_code(part) if isinstance(part, CodeType) else part for part in code.co_consts]
-    return code.co_code, code.co_names, code.co_varnames, constants

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import numpy
 import pytest
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
@@ -137,6 +138,31 @@ async def test_equal_requests_are_asked_once(make_engine):
     assert stream.counts.deduplicated == 90
     await all_of(processor(engine)([chat("sampled", id=n) for n in range(5)]))
     assert engine.asked.count("sampled") == 5
+
+
+async def test_equal_is_what_has_equal_values(make_engine):
+    """Arrays are compared by what they hold, and objects of which nothing is known are equal to none."""
+    rows = [{"tokenized_prompt": numpy.array([97 + n % 2, 98]), "sampling_params": GREEDY} for n in range(4)]
+    stream = processor(SimulatedEngine())(rows)
+    texts = [row["generated_text"] for row in await all_of(stream)]
+    assert texts[0] == texts[2] != texts[1] == texts[3]
+    assert stream.counts.deduplicated == 2
+    rows = [chat("a", chat_template_kwargs={"given": object()}, sampling_params=GREEDY) for _ in range(3)]
+    stream = processor(make_engine())(rows)
+    assert len(await all_of(stream)) == 3
+    assert stream.counts.deduplicated == 0
+
+
+async def test_what_one_row_does_to_its_answer_is_nothing_to_equal_rows(make_engine):
+    def spoil(row):
+        row["tool_calls"].append("more")
+        return {"calls": len(row["tool_calls"])}
+
+    call = Delta(finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),))
+    rows = [chat("same", sampling_params={"temperature": 0}) for _ in range(200)]
+    stream = processor(make_engine(lambda text: call), postprocess=spoil)(rows)
+    assert await all_of(stream) == [{"calls": 2}] * 200
+    assert stream.counts.deduplicated == 199
 
 
 async def test_what_may_pass_is_asked_again(make_engine):
