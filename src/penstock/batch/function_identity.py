@@ -1,4 +1,4 @@
-"""A user's function as a text that changes when the function does: by its code, and by the constants that it refers to."""
+"""A user's function as a text that changes when the function does."""
 
 from __future__ import annotations
 

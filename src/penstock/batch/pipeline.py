@@ -16,6 +16,7 @@ from penstock.batch.offload import Offload
 from penstock.batch.policy import ErrorPolicy
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.told_usage import together, told_usage
 from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
 from penstock.types import Usage
 
@@ -170,12 +171,16 @@ class Pipeline:
         began = time.perf_counter()
         values: dict[str, Any] = row.request
         added: dict[str, Any] = {}
+        usages: list[Usage] = []
         outcome: Outcome | None = None
         attempts, at = 1, 0
         while outcome is None and at < len(self._pools):
             pool = self._pools[at]
             try:
-                added |= await pool.process(values | added)
+                made = await pool.process(values | added)
+                added |= made
+                if (usage := told_usage(made)) is not None:
+                    usages.append(usage)
                 at += 1
             except JobError:
                 raise
@@ -187,7 +192,7 @@ class Pipeline:
                 else:
                     outcome = self._failure(row, error, pool.name, attempts)
         if outcome is None:
-            outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), attempts, None, added)
+            outcome = Outcome(None, None, added.get("finish_reason"), together(usages), attempts, None, added)
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
         return outcome
 
@@ -214,10 +219,3 @@ async def _called(instance: Any, method: str) -> None:
 
 def _room_taken(worker: _Worker) -> tuple[float, int]:
     return worker.busy / worker.most, worker.taken
-
-
-def _usage(columns: Mapping[str, Any]) -> Usage | None:
-    if "num_input_tokens" not in columns:
-        return None
-    names = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
-    return Usage(*(columns.get(name) or 0 for name in names))

@@ -69,7 +69,9 @@ class RowStream:
     iter_rows = __iter__
 
     def take(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The first rows, at most so many."""
+        """The first rows, at most so many. Raises `ConfigError` for a negative number."""
+        if limit < 0:
+            raise ConfigError(f"must be at least 0, not {limit}", field="limit", value=limit)
         rows = iter(self)
         try:
             return list(islice(rows, limit))
