@@ -356,9 +356,10 @@ class Flow:
         if error is not None:
             action = self._policy.action(error.type)
             if action == "fail" and not journaled:
+                kept = self._journal is not None
                 raise JobError(
-                    f"row {row.index} failed at stage {error.stage}: {error.message}. "
-                    "What was done before it is kept; the same command goes on with it"
+                    f"row {row.index} failed at stage {error.stage}: {error.message}"
+                    + (". What was done before it is kept; the same command goes on with it" if kept else "")
                 )
             if action == "skip":
                 outcome.skipped = True

@@ -64,6 +64,11 @@ class StagePool:
             self.capacity += worker.most
         self._free = asyncio.Semaphore(self.capacity)
 
+    @property
+    def worker(self) -> Any:
+        """One of the workers."""
+        return self._workers[0].instance
+
     async def stop(self) -> None:
         """Stop the workers."""
         await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
@@ -155,6 +160,11 @@ class Pipeline:
         if ending:
             for pool in self._pools:
                 pool.end()
+
+    @property
+    def workers(self) -> list[Any]:
+        """One worker of each stage, in order."""
+        return [pool.worker for pool in self._pools]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[Pipeline, None]:

@@ -114,6 +114,8 @@ async def test_structured_output_in_each_of_its_names():
         ({"messages": [{"role": "robot", "content": "x"}]}, "role must be one of"),
         ({"messages": None}, "no column 'messages' or 'prompt'"),
         ({"model": 3}, "model must be a text"),
+        ({"mm_processor_kwargs": {"fps": 1}}, "the column 'mm_processor_kwargs' is not supported"),
+        ({"messages": None, "prompt": "a", "multimodal_data": {"image": b"x"}}, "images belong into 'messages'"),
     ],
 )
 async def test_mistakes_of_a_row(columns, message):
@@ -220,6 +222,23 @@ async def test_embeddings():
     assert len(second["embeddings"]) == 4
     assert first["num_input_tokens"] == 1
     assert wrong["error"]["message"] == "the row has no text in column 'prompt'"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"pooling_params": {"normalize": True}}, "pooling_params.normalize is not supported; dimensions is"),
+        ({"pooling_params": [1]}, "pooling_params must be a dict"),
+        ({"tokenization_kwargs": {"truncation": True}}, "the column 'tokenization_kwargs' is not supported"),
+    ],
+)
+async def test_what_embeddings_would_not_follow(columns, message):
+    config = {"task_type": "embed", "should_continue_on_error": True}
+    (row,) = await all_of(processor(SimulatedEngine(), **config)([{"prompt": "a", **columns}]))
+    assert message in row["error"]["message"]
+    empty = {"prompt": "a", "pooling_params": {"dimensions": 4, "normalize": None}, "tokenization_kwargs": None}
+    (row,) = await all_of(processor(SimulatedEngine(), **config)([empty]))
+    assert len(row["embeddings"]) == 4
 
 
 async def test_scores_of_pairs_and_of_several():

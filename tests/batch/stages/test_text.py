@@ -66,7 +66,7 @@ async def test_a_template_of_the_users(own):
 
 
 async def test_variables_of_the_template_for_all_rows_and_for_one():
-    """`builder_kwargs` are what users of `ray.data.llm` know; the stage's own come before them, the row's before both."""
+    """`builder_kwargs`, before them the stage's own, and before both the row's."""
     template = "{{ messages[0]['content'] }}{{ a }}{{ b }}{{ c }}"
     stage = {"chat_template": template, "chat_template_kwargs": {"b": 22}}
     config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), **{**OWN, "chat_template_stage": stage})
