@@ -16,7 +16,7 @@ import msgspec
 from penstock.batch.offload import Offload
 from penstock.batch.output_rows import OutputRows
 from penstock.batch.requests import conversation_text
-from penstock.batch.rows import Outcome, Row, Stage, failed
+from penstock.batch.rows import Outcome, Row, Stage, failed, nbytes
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import PenstockError, UserCodeError
 
@@ -123,7 +123,7 @@ class ProcessorRows:
         row.shareable = row.shareable and not self._opaque
         if row.shareable or self._packed:  # else nobody asks which rows are equal, or whether this is the same again
             row.digest = blake2b(said, digest_size=16).digest()
-        row.nbytes += len(said)
+        row.nbytes += nbytes(asked) if self._opaque else len(said)
         params = values.get("sampling_params")
         longest = params.get("max_tokens") if isinstance(params, Mapping) else None
         row.longest = longest if isinstance(longest, int) else 0

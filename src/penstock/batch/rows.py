@@ -94,8 +94,10 @@ def nbytes(value: Any) -> int:
         return 64
 
 
-def _opaque(value: Any) -> Any:
-    return bytes(getattr(value, "nbytes", 64))
+def _opaque(value: Any) -> bytes:
+    pixels = getattr(value, "width", 0), getattr(value, "height", 0)  # an image of Pillow's, which tells no bytes
+    size = getattr(value, "nbytes", None) or 4 * pixels[0] * pixels[1] or 64
+    return bytes(size)
 
 
 _encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode

@@ -144,9 +144,7 @@ class EngineRequests:
         if not isinstance(prompt, str | list):
             asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
             raise RequestError(f"the row has no column {asked} to be answered", param="prompt")
-        return CompletionRequest(
-            prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated
-        )
+        return CompletionRequest(prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated)
 
     async def _answered(self, engine: LLMEngine, request: Request, prompt: Any) -> dict[str, Any]:
         context = engine.capabilities.context_length
