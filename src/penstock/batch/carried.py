@@ -64,7 +64,11 @@ class StageProcess:
 
     def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
         single = copy.copy(stage)
+        concurrency = stage.map_batches_kwargs.get("concurrency") or 1
+        most = concurrency if isinstance(concurrency, int) else max(concurrency)
         single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1}
+        if getattr(stage.fn, "shares_rates", False):
+            single.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "processes": most}
         self._pool = StagePool(name, single, batch_size)
         self._name = name
         self._keep = keep

@@ -167,12 +167,7 @@ class ProcessorRows:
         return msgspec.structs.replace(outcome, parsed=parsed)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        outcome = failed(error, stage, attempts)
-        body = getattr(error, "body", None)
-        if body is not None and outcome.error is not None:
-            status = getattr(error, "http_status", None)
-            outcome.error = msgspec.structs.replace(outcome.error, status=status, body=str(body))
-        return outcome
+        return failed(error, stage, attempts)
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         if outcome.error is not None:
