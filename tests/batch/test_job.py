@@ -178,3 +178,9 @@ async def test_things_that_are_nearly_data_sets(kind, message):
 async def test_a_directory_whose_name_ends_in_a_dash(source, tmp_path, make_engine):
     (tmp_path / "labels-").mkdir()
     assert len(list((await ask(source, tmp_path / "labels-", make_engine())).rows())) == 300
+
+
+async def test_an_engine_that_cancels_by_itself_leaves_nobody_waiting(make_engine):
+    engine = make_engine(lambda text: asyncio.CancelledError("from below") if text == "text 3" else text)
+    with pytest.raises(JobError, match="CancelledError: from below"):
+        await ask(numbered(10), None, engine)

@@ -106,7 +106,7 @@ class ProcessorRows:
             if not isinstance(columns, Mapping):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
             row.request = {**row.values, **columns}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             row.failure = _user_error(error)
 
     def prepare(self, row: Row) -> None:
@@ -162,7 +162,7 @@ class ProcessorRows:
             parsed = self._pack(made) if self._packed else dict(made)
             if not self._packed:  # a row that lasts says the same whatever ran before it
                 self._rows.learn(row.values, made)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
         return msgspec.structs.replace(outcome, parsed=parsed)
 
@@ -179,7 +179,7 @@ class ProcessorRows:
         return self._rows.good(row.values, made)
 
 
-def _user_error(error: Exception) -> PenstockError:
+def _user_error(error: BaseException) -> PenstockError:
     if isinstance(error, PenstockError):
         return error
     made = UserCodeError(f"{type(error).__name__}: {error}")
