@@ -28,7 +28,7 @@ def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
     configuration looks wrong. Starts, loads and downloads nothing.
     """
     from penstock.serve.explain import explain as explained
-    from penstock.serve.serving_args import load_serving_args
+    from penstock.serve.serving_files import load_serving_args
 
     found = explained(load_serving_args(config), runtime, port)
     if as_json:

@@ -21,12 +21,10 @@ if TYPE_CHECKING:
     )
     from penstock.serve.data_parallel import DPServer as DPServer
     from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
-    from penstock.serve.prefill_decode import PDServingArgs as PDServingArgs
+    from penstock.serve.pd_serving_args import PDServingArgs as PDServingArgs
     from penstock.serve.server import LLMServer as LLMServer
-    from penstock.serve.serving_args import (
-        LLMServingArgs as LLMServingArgs,
-        load_serving_args as load_serving_args,
-    )
+    from penstock.serve.serving_args import LLMServingArgs as LLMServingArgs
+    from penstock.serve.serving_files import load_serving_args as load_serving_args
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
@@ -43,8 +41,9 @@ else:
             ),
             "penstock.serve.data_parallel": ("DPServer",),
             "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
-            "penstock.serve.prefill_decode": ("PDServingArgs",),
+            "penstock.serve.pd_serving_args": ("PDServingArgs",),
             "penstock.serve.server": ("LLMServer",),
-            "penstock.serve.serving_args": ("LLMServingArgs", "load_serving_args"),
+            "penstock.serve.serving_args": ("LLMServingArgs",),
+            "penstock.serve.serving_files": ("load_serving_args",),
         },
     )

@@ -12,8 +12,9 @@ from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.data_parallel import as_group, grouped
-from penstock.serve.prefill_decode import PDServingArgs
-from penstock.serve.serving_args import LLMServingArgs, load_serving_args, read_args
+from penstock.serve.pd_serving_args import PDServingArgs
+from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import load_serving_args, read_args
 from penstock.serve.settings import HttpSettings
 
 Given = LLMServingArgs | PDServingArgs | Mapping[str, Any] | str | Path
