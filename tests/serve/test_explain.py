@@ -10,7 +10,8 @@ from penstock.errors import ConfigError
 from penstock.runtimes.placement import Parallelism, replica_bundles
 from penstock.serve.data_parallel import grouped
 from penstock.serve.explain import Port, explain
-from penstock.serve.serving_args import LLMServingArgs, read_args
+from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import read_args
 
 
 def args(*models, **fields):
