@@ -12,6 +12,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve import cache_follower
 from penstock.serve.app import build_app
 from penstock.serve.cached_wire import ChangeReader, framed, header_of, names_of
+from penstock.serve.calls import prompt_of
 from penstock.serve.desired import InMemoryStore
 from penstock.serve.grouped_calls import GroupedModel
 from penstock.serve.remote_model import RemoteModel
@@ -145,6 +146,22 @@ async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask
         async for _ in model.chat(request) if isinstance(request, ChatRequest) else model.completions(request):
             pass
     assert sorted(one.served()) == [0, 6]
+
+
+async def test_the_names_of_a_group_are_those_of_its_first_prompt(cluster, monkeypatch):
+    one = await cluster(1)
+    named = []
+    monkeypatch.setattr(one.servers["r0"].server.engine.cached_blocks, "asked", lambda *given: named.append(given))
+    model = GroupedModel(one.model)
+
+    async def ask(number):
+        async for _ in model.completions(CompletionRequest(prompt(number), SHORT)):
+            pass
+
+    await asyncio.gather(ask(1), ask(2))
+    assert [tuple(names) for names, _ in named if names] == [
+        tuple(shared_blocks(prompt_of(CompletionRequest(prompt(1)))))
+    ]
 
 
 async def test_what_a_cache_has_dropped_is_forgotten(cluster):
