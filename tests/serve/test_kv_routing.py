@@ -150,18 +150,17 @@ async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask
 
 async def test_the_names_of_a_group_are_those_of_its_first_prompt(cluster, monkeypatch):
     one = await cluster(1)
+    first, second = (CompletionRequest(prompt(number), SHORT) for number in (1, 2))
     named = []
     monkeypatch.setattr(one.servers["r0"].server.engine.cached_blocks, "asked", lambda *given: named.append(given))
     model = GroupedModel(one.model)
 
-    async def ask(number):
-        async for _ in model.completions(CompletionRequest(prompt(number), SHORT)):
+    async def ask(request):
+        async for _ in model.completions(request):
             pass
 
-    await asyncio.gather(ask(1), ask(2))
-    assert [tuple(names) for names, _ in named if names] == [
-        tuple(shared_blocks(prompt_of(CompletionRequest(prompt(1)))))
-    ]
+    await asyncio.gather(ask(first), ask(second))
+    assert [list(names) for names, _ in named] == [shared_blocks(prompt_of(first))]
 
 
 async def test_what_a_cache_has_dropped_is_forgotten(cluster):
