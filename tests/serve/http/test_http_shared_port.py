@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 
 from penstock.serve.http_server import HttpServer, address, listen
+
+
+async def until(so: Callable[[], bool]) -> None:
+    while not so():  # noqa: ASYNC110 - nobody announces it
+        await asyncio.sleep(0)
 
 
 async def test_a_server_that_goes_leaves_new_requests_to_the_other(served: Any, handle: Any, scripted: Any) -> None:
@@ -28,12 +34,10 @@ async def test_a_server_that_goes_leaves_new_requests_to_the_other(served: Any, 
         assert (await client.post(chat, json=body)).status_code == 200  # whose connection is kept
         first.hold.clear()
         under_way = asyncio.create_task(client.post(chat, json=body))
-        while len(first.prompts) < 2:
-            await asyncio.sleep(0)
+        await until(lambda: len(first.prompts) == 2)
         second, other, others_run, _ = await start(int(url.rpartition(":")[2]))
         server.stop()
-        while not server.app.ingress.draining:
-            await asyncio.sleep(0)
+        await until(lambda: server.app.ingress.draining)
         answers = [await client.post(chat, json=body) for _ in range(10)]
         assert [answer.status_code for answer in answers] == [200] * 10
         assert (len(first.prompts), len(second.prompts)) == (2, 10)
