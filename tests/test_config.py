@@ -33,6 +33,29 @@ def test_nested_mappings_and_parts_mean_the_same():
     )
 
 
+class OptionsElsewhere:
+    """As pydantic's models are: Ray Serve's `AutoscalingConfig`, `RequestRouterConfig` and so on."""
+
+    def __init__(self, **said: Any) -> None:
+        self._said = said
+
+    def model_dump(self, *, exclude_unset: bool) -> dict[str, Any]:
+        return self._said if exclude_unset else {**self._said, "metrics_interval_s": 10.0}
+
+
+def test_option_objects_of_ray_serve_are_read():
+    one = config(
+        deployment_config={
+            "autoscaling_config": OptionsElsewhere(min_replicas=0, max_replicas=3),
+            "request_router_config": OptionsElsewhere(request_router_class="round_robin"),
+        }
+    )
+    assert one.autoscaling == AutoscalingConfig(min_replicas=0, max_replicas=3)
+    assert one.deployment_config.request_router_config == {"request_router_class": "round_robin"}
+    kept = config(engine_kwargs={"checks": OptionsElsewhere})
+    assert kept.engine_kwargs == {"checks": OptionsElsewhere}
+
+
 def test_defaults():
     one = config()
     assert (one.llm_engine, one.model_source, one.max_waiting, one.start_timeout_s) == ("openvino", "m", 1024, 600)

@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 import msgspec.structs
 
+from penstock import lazy
 from penstock.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -32,9 +34,10 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type, or a value out of
     its bounds.
     """
+    given = {name: _said(value) for name, value in given.items()}
     _check_keys(options, given, where)
     try:
-        return msgspec.convert(dict(given), options, strict=True)
+        return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`")
@@ -43,6 +46,26 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
             value = value.get(part) if isinstance(value, Mapping) else None
         got = f", got {masked(value, name)!r}" if name else ""
         raise ConfigError(f"{message[:1].lower()}{message[1:]}{got}", field=_joined(where, name), value=value) from None
+
+
+def _said(value: Any) -> Any:
+    """What was said in an option object of another library, such as Ray Serve's `AutoscalingConfig`, as a mapping."""
+    if isinstance(value, dict):
+        return {name: _said(inner) for name, inner in value.items()}
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        return value.model_dump(exclude_unset=True)
+    return value
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file. Raises `ConfigError`."""
+    yaml = lazy.require("yaml", needed_by="A YAML configuration")
+    try:
+        return yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class _Checked(msgspec.StructMeta):

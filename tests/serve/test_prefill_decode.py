@@ -13,9 +13,11 @@ from penstock.kv.simulated import HELD
 from penstock.llm_config import LLMConfig
 from penstock.serve.app import build_app
 from penstock.serve.local_model import LocalModel
-from penstock.serve.prefill_decode import PDServingArgs, paired
+from penstock.serve.pd_serving_args import PDServingArgs
+from penstock.serve.prefill_decode import paired
 from penstock.serve.prefill_server import SENDER
-from penstock.serve.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import load_serving_args
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 LOADING = {"model_id": "m", "model_source": "simulated"}

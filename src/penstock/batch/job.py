@@ -213,6 +213,10 @@ class Job:
                 raise _Stopped(result.stopped_by, f"stopped after {result.counts.rows:,} rows, which {kept}")
             return result
 
+    async def rows_to_read(self) -> Any:
+        """For a job as the source of another: what it makes, run first or taken up. Raises as `arun`."""
+        return await (await self.arun()).rows_to_read()
+
     async def _plan(self) -> Plan:
         """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or `OutputError`."""
         self._check_choices()
@@ -221,7 +225,7 @@ class Job:
         choices.check_sampling_choices(sampling)
         output = self._open_output()
         engine = self._engine() if self.processor is None else None
-        source = await open_source(await rows_of(self.source))
+        source = await open_source(self.source)
         if isinstance(output, Output) and source.reads(output.path):
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
         form: ColumnRequests | OpenAILines | ProcessorRows
@@ -392,17 +396,6 @@ class Job:
             "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
-
-
-async def rows_of(source: Any) -> Any:
-    """What to read where a job or its result is given as a source: its output. A job is run first, or taken up."""
-    if isinstance(source, Job):
-        source = await source.arun()
-    if not isinstance(source, RunResult):
-        return source
-    if source.output == "-":
-        raise ConfigError("a job's rows that went to standard output cannot be read", field="source")
-    return source.output if source.output is not None else list(source.rows())
 
 
 class _Stopped(Exception):

@@ -93,9 +93,7 @@ class RowStream:
             yield from self._source._engines()
 
     async def _batches(self) -> AsyncGenerator[list[dict[str, Any]], None]:
-        from penstock.batch.job import rows_of
-
-        source = await open_source(await rows_of(self._source))
+        source = await open_source(self._source)
         counts = self.counts = Counts(total=source.rows)
         processor = self._processor
         form = processor.rows()
