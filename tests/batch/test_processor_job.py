@@ -166,6 +166,15 @@ async def test_failed_rows_are_run_again(tmp_path):
     assert pq.read_table(output)["double"].to_pylist() == [2 * n for n in range(300)]
 
 
+@pytest.mark.parametrize("options", [{"on_error": "keep"}, {"dead_letter": "failed.jsonl"}])
+async def test_what_is_said_of_the_job_goes_before_what_the_processor_says(tmp_path, options):
+    if "dead_letter" in options:
+        options = {"dead_letter": tmp_path / "failed.jsonl"}
+    result = await run(numbered(10), tmp_path / "out.jsonl", doubling(keep=False, failing=(3,)), **options)
+    assert result.counts.errors == {"user_code_error": 1}
+    assert {row["status"] for row in lines(tmp_path / "out.jsonl") if row["id"] != 3} == {"ok"}
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
 @pytest.mark.parametrize("policy", [{"dead_letter": "failed.jsonl"}, {"on_error": "skip"}])
 async def test_rows_that_left_the_output_come_back_when_they_succeed(tmp_path, name, policy):
