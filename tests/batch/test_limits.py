@@ -65,7 +65,7 @@ def test_deadlines():
 
 
 # What a job that was stopped comes to
-LIMITS = {
+LIMITS: dict[str, dict] = {
     "tokens": {"max_tokens_total": 1500},
     "errors": {"max_error_rate": 0.05},
     "time": {"deadline": 0.05},

@@ -250,7 +250,7 @@ class Leaving:
 
 
 class LeavingInAThread(Leaving):
-    def process(self, row):  # type: ignore[override]
+    def process(self, row):
         if row["id"] == 1:
             self.leave("process")
         return {}
