@@ -408,3 +408,14 @@ async def test_cancelling_the_consumer_stops_the_stages():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert log == ["start", "stop"]
+
+
+class Spending:
+    async def process(self, row):
+        return {"num_input_tokens": row["id"], "num_generated_tokens": 1}
+
+
+async def test_the_tokens_of_all_stages_are_counted():
+    stream = Processor(ProcessorConfig(), [StatefulStage(Spending), StatefulStage(Spending)])(numbers(10))
+    assert len(await all_of(stream)) == 10
+    assert (stream.counts.prompt_tokens, stream.counts.completion_tokens) == (90, 20)

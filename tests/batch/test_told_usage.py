@@ -28,6 +28,4 @@ def test_usage_in_each_of_its_forms(columns, usage):
 
 
 def test_stages_together():
-    assert together([]) is None
-    assert together([Usage(1, 2, 3)]) == Usage(1, 2, 3)
-    assert together([Usage(1, 2, 3), Usage(10, 20, 30)]) == Usage(11, 22, 33)
+    assert together(Usage(1, 2, 3), Usage(10, 20, 30)) == Usage(11, 22, 33)

@@ -25,6 +25,7 @@ Seconds = Annotated[float, Meta(gt=0)]
 Body = bytes | Callable[[], Any]
 
 CHARS_A_TOKEN = 4
+_NO_FILES = frozenset({str, int, float, bool, list, type(None)})
 _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
@@ -189,7 +190,12 @@ class HttpRequests:
 
 
 def _has_files(payload: Any) -> bool:
-    return isinstance(payload, Mapping) and any(map(_is_file, payload.values()))
+    if not isinstance(payload, Mapping):
+        return False
+    for value in payload.values():  # noqa: SIM110 - a generator would cost each row more than the rest of this
+        if value.__class__ not in _NO_FILES and _is_file(value):
+            return True
+    return False
 
 
 def _is_file(value: Any) -> bool:

@@ -196,7 +196,7 @@ class Pipeline:
         began = time.perf_counter()
         values: dict[str, Any] = row.request
         added: dict[str, Any] = {}
-        usages: list[Usage] = []
+        usage: Usage | None = None
         outcome: Outcome | None = None
         attempts, at = 1, 0
         while outcome is None and at < len(self._pools):
@@ -204,8 +204,8 @@ class Pipeline:
             try:
                 made = await pool.process(values | added)
                 added |= made
-                if (usage := told_usage(made)) is not None:
-                    usages.append(usage)
+                if (told := told_usage(made)) is not None:
+                    usage = told if usage is None else together(usage, told)
                 at += 1
             except JobError:
                 raise
@@ -217,7 +217,7 @@ class Pipeline:
                 else:
                     outcome = self._failure(row, error, pool.name, attempts)
         if outcome is None:
-            outcome = Outcome(None, None, added.get("finish_reason"), together(usages), attempts, None, added)
+            outcome = Outcome(None, None, added.get("finish_reason"), usage, attempts, None, added)
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
         return outcome
 

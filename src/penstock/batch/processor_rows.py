@@ -91,7 +91,8 @@ class ProcessorRows:
                     done = []
                 await asyncio.wait([future])  # where calls are made in place, others get their turn here
             done.append(row)
-            under_way += ((row, self._submit(row)) for row in islice(coming, 1))
+            if (following := next(coming, None)) is not None:
+                under_way.append((following, self._submit(following)))
         yield done
 
     def _submit(self, row: Row) -> asyncio.Future[None]:

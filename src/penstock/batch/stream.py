@@ -142,8 +142,10 @@ class _Outbox:
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
-        self._ready += [item for item in ready if not item[1].skipped]
-        self._bytes += sum(row.nbytes for row, _ in ready)
+        for item in ready:
+            self._bytes += item[0].nbytes
+            if not item[1].skipped:
+                self._ready.append(item)
         self.full = len(self._ready) >= AHEAD_ROWS or self._bytes >= AHEAD_BYTES
         self._released = False
         if self._ready:

@@ -18,23 +18,21 @@ def told_usage(columns: Mapping[str, Any]) -> Usage | None:
         names = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
         return Usage(*(_number(columns, name) for name in names))
     said = columns.get("usage")
-    if said is None and isinstance(answer := columns.get("http_response"), Mapping):
+    if said is None and isinstance(answer := columns.get("http_response"), dict):
         said = answer.get("usage")
-    if not isinstance(said, Mapping):
+    if not isinstance(said, dict):
         return None
-    cached = sum(_number(part, "cached_tokens") for name in _DETAILS if isinstance(part := said.get(name), Mapping))
+    cached = sum(_number(part, "cached_tokens") for name in _DETAILS if isinstance(part := said.get(name), dict))
     usage = Usage(sum(_number(said, name) for name in _PROMPT), sum(_number(said, name) for name in _ANSWER), cached)
     return usage if usage != Usage() else None
 
 
-def together(usages: list[Usage]) -> Usage | None:
-    """The tokens of several stages; None where none told of any."""
-    if len(usages) < 2:
-        return usages[0] if usages else None
+def together(one: Usage, other: Usage) -> Usage:
+    """The tokens of two stages."""
     return Usage(
-        sum(usage.prompt_tokens for usage in usages),
-        sum(usage.completion_tokens for usage in usages),
-        sum(usage.cached_tokens for usage in usages),
+        one.prompt_tokens + other.prompt_tokens,
+        one.completion_tokens + other.completion_tokens,
+        one.cached_tokens + other.cached_tokens,
     )
 
 
