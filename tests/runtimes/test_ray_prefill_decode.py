@@ -26,7 +26,7 @@ from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-PATIENCE_S = 90
+PATIENCE_S = 240
 QUICK = {"graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
 SIMULATED = {
     "model_loading_config": {"model_id": "m", "model_source": "simulated"},
