@@ -227,7 +227,7 @@ class Simulation:
 
     def run(self, requests: int) -> Outcome:
         """Let so many requests arrive, and wait for them all."""
-        draw, clock, policy, pool = random.Random(3), time.perf_counter, self.policy, self.pool
+        draw, clock, policy, pool = random.Random(3), time.thread_time, self.policy, self.pool
         now = spent = 0.0
         for asked in islice(self.requests, requests):
             now += draw.expovariate(self.rate)

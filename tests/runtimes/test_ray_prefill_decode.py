@@ -22,6 +22,7 @@ with warnings.catch_warnings():
 psutil = pytest.importorskip("psutil")
 
 from penstock.errors import ConfigError  # noqa: E402
+from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -74,7 +75,7 @@ def ask(client: httpx.Client, number: int, **options: Any) -> dict[str, Any]:
 def counted(name: str) -> float:
     """What the decode replica counts, from its own page."""
     handle = serve.get_deployment_handle("LLMServer:m", "app")
-    _, key = handle.connection.remote().result()
+    key = asyncio.run(cluster_secret())
     place = handle.record_replica_metadata.remote().result()["penstock"]
     url = f"http://{place['host']}:{place['port']}/metrics"
     page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S).text

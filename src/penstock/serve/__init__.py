@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         build_llm_deployment as build_llm_deployment,
         build_openai_app as build_openai_app,
         build_pd_openai_app as build_pd_openai_app,
+        served_model as served_model,
     )
     from penstock.serve.data_parallel import DPServer as DPServer
     from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
@@ -38,6 +39,7 @@ else:
                 "build_llm_deployment",
                 "build_openai_app",
                 "build_pd_openai_app",
+                "served_model",
             ),
             "penstock.serve.data_parallel": ("DPServer",),
             "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
