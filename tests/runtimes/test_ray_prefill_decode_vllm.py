@@ -108,7 +108,8 @@ def answer_of(asked: Asked, reply: httpx.Response) -> Answer:
         lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
         assert lines[-1] == "[DONE]", reply.text
         parts = [json.loads(line) for line in lines[:-1]]
-    text, reason, tokens = "", None, []
+    text, reason = "", None
+    tokens: list[str] = []
     for part in parts:
         assert "error" not in part, part
         for choice in part["choices"]:

@@ -1,6 +1,7 @@
 """Connectors other than NIXL's own between two real vLLM engines: files in a folder, and several connectors at once."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -35,7 +36,7 @@ async def answer(handle, request):
 async def check(connector):
     """Answers are those of the decode engine alone; gives what that engine counts."""
     pair = LocalModel(paired(side(connector), side(connector)))
-    server = pair.server
+    server: Any = pair.server
     await pair.start()
     try:
         # Long enough that each fills blocks of its own.
