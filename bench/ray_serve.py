@@ -60,6 +60,9 @@ BARS = {DEFAULT: (5, 0.2), FASTEST: (1.3, 0.9)}
 def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
     """A contestant's processes; gives its port."""
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+    environment["RAY_worker_niceness"] = (
+        "0"  # else its workers give way to whatever else runs, the local server does not
+    )
     with tempfile.TemporaryDirectory() as folder:
         if side in (LOCAL, RAY, FRONT):
             config = Path(folder, "config.yaml")
