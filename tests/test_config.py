@@ -143,3 +143,10 @@ def test_import_paths():
     for wrong in ("penstock.errors:Nothing", "penstock.nothing:X", "nothing_at_all:X", "X"):
         with pytest.raises(ConfigError, match="here"):
             import_object(wrong, "here")
+
+
+def test_secrets_in_urls_are_hidden():
+    url = "https://me:sesame@host/v1?api_key=sesame&page=2&access-token=sesame#key"
+    assert masked(url) == "https://***@host/v1?api_key=***&page=2&access-token=***#key"
+    assert masked({"url": "http://host/?key="}) == {"url": "http://host/?key="}
+    assert masked("no url: ?key=value") == "no url: ?key=value"

@@ -19,9 +19,13 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 MASK = "***"
 _SECRET_WORDS = frozenset(
-    {"apikey", "auth", "authorization", "credential", "credentials", "key", "passwd", "password", "secret", "token"}
+    {
+        *("apikey", "auth", "authorization", "credential", "credentials", "key", "passwd", "password", "secret"),
+        *("sig", "signature", "token"),
+    }
 )
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
 
 def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -> T:
@@ -86,16 +90,29 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A copy of `value` that is fit for logs: texts under names that tell a secret, and users in URLs, are hidden."""
+    """A copy of `value` that is fit for logs: texts under names that tell a secret are hidden, in URLs too, and so are
+    the users of these.
+    """
     if isinstance(value, Mapping):
         return {key: masked(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [masked(item, name) for item in value]
     if isinstance(value, str):
-        if value and not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower())):
+        if value and _tells_a_secret(name):
             return MASK
-        return _URL_USER.sub(MASK, value)
+        return _without_keys(value) if "://" in value else value
     return value
+
+
+def _without_keys(url: str) -> str:
+    def query(match: re.Match[str]) -> str:
+        return f"{match[1]}{match[2]}={MASK if _tells_a_secret(match[2]) else match[3]}"
+
+    return _URL_QUERY.sub(query, _URL_USER.sub(MASK, url))
+
+
+def _tells_a_secret(name: str) -> bool:
+    return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def import_object(path: str, where: str) -> Any:

@@ -1,16 +1,14 @@
 """What becomes of rows that fail, and jobs that have had enough."""
 
 import json
-from datetime import datetime, timedelta
 
 import pyarrow.parquet as pq
 import pytest
 
 import penstock
 from penstock.batch import sinks
-from penstock.batch.policy import seconds_until
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError, JobLimitError
+from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError
 from penstock.types import Delta, Usage
 
 
@@ -177,52 +175,6 @@ async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
 async def test_mistakes_in_options(options, message):
     with pytest.raises(ConfigError, match=message):
         await ask(numbered(1), None, SimulatedEngine(), **options)
-
-
-# Limits
-async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
-    output = tmp_path / "out.jsonl"
-    engine = SimulatedEngine(engine_kwargs={"output_tokens": 20, "max_num_seqs": 4})
-    with pytest.raises(JobLimitError, match="max_tokens_total is 1,000"):
-        await ask(numbered(), output, engine, max_tokens_total=1000)
-    assert not output.exists()
-    result = await ask(numbered(), output, engine)
-    assert [row["id"] for row in lines(output)] == list(range(100))
-    assert 30 <= result.counts.resumed <= 50
-    assert result.counts.engine_calls == 100 - result.counts.resumed
-
-
-async def test_a_job_stops_at_too_many_errors(make_engine, tmp_path):
-    bad = failing(*range(0, 1000, 3))
-    with pytest.raises(JobLimitError, match=r"of .* rows failed \(3.\..%\), and max_error_rate is 10.0%"):
-        await ask(numbered(1000), tmp_path / "out.jsonl", make_engine(bad), max_error_rate=0.1)
-    few = make_engine(failing(1, 2, 3))
-    await ask(numbered(1000), tmp_path / "few.jsonl", few, max_error_rate=0.1)
-    with pytest.raises(JobLimitError, match="3 of 4 rows failed"):
-        await ask(numbered(4), tmp_path / "end.jsonl", make_engine(failing(1, 2, 3)), max_error_rate=0.1)
-
-
-async def test_a_job_stops_at_its_deadline(tmp_path):
-    output = tmp_path / "out.jsonl"
-    engine = SimulatedEngine(engine_kwargs={"max_num_seqs": 2, "time_per_token_ms": 1, "output_tokens": 8})
-    with pytest.raises(JobLimitError, match="the deadline is reached"):
-        await ask(numbered(1000), output, engine, deadline=0.1)
-    result = await ask(numbered(1000), output, SimulatedEngine(engine_kwargs={"output_tokens": 8}))
-    assert 0 < result.counts.resumed < 1000
-    assert len(lines(output)) == 1000
-
-
-def test_deadlines():
-    assert seconds_until(None) is None
-    assert seconds_until(90) == seconds_until("90") == seconds_until("90s") == seconds_until("1.5m") == 90
-    assert seconds_until(timedelta(hours=2)) == seconds_until("2h") == 7200
-    later = datetime.now() + timedelta(hours=1)
-    for given in (later, later.isoformat()):
-        assert 3590 < (seconds_until(given) or 0) <= 3600
-    wrongs: list = [True, "nan", float("nan"), [], "x"]
-    for wrong in wrongs:
-        with pytest.raises(ConfigError):
-            seconds_until(wrong)
 
 
 async def test_usage_of_one_answer_is_left_alone(make_engine):

@@ -7,7 +7,15 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
+from penstock.batch import (
+    HttpRequestProcessorConfig,
+    OpenVINOEngineProcessorConfig,
+    Processor,
+    ProcessorBuilder,
+    ProcessorConfig,
+    StatefulStage,
+    build_processor,
+)
 from penstock.batch.stream import AHEAD_ROWS
 from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError, UserCodeError
 
@@ -76,6 +84,8 @@ def test_a_plain_loop_needs_no_event_loop(tmp_path):
     path.write_text('{"x": 5}\n')
     assert processor(str(path)).take_all() == [{"x": 6}]
     assert processor([]).take_all() == []
+    with pytest.raises(ConfigError, match="limit: must be at least 0, not -1"):
+        processor([]).take(-1)
 
 
 def test_a_plain_loop_inside_an_event_loop():
@@ -415,6 +425,22 @@ def test_mistakes_in_building(registered):
         adding(1, preprocess=all_of)
     with pytest.raises(ConfigError, match="preprocess_map_kwargs"):
         adding(1, preprocess_map_kwargs={"concurrency": "many"})
+    with pytest.raises(ConfigError, match=r"postprocess_map_kwargs: unknown key 'num_cpu'. Did you mean 'num_cpus'"):
+        adding(1, postprocess_map_kwargs={"num_cpu": 1})
+
+
+def test_what_a_builder_does_not_take(registered):
+    with pytest.raises(
+        ConfigError, match=r"the builder of HttpRequestProcessorConfig takes no 'double'. It takes none"
+    ):
+        build_processor(HttpRequestProcessorConfig(url="http://h/"), builder_kwargs={"double": 1})
+    engine = OpenVINOEngineProcessorConfig(model_source="demo")
+    with pytest.raises(ConfigError, match="Did you mean 'chat_template_kwargs'"):
+        build_processor(engine, builder_kwargs={"chat_template_kwarg": {}})
+    ProcessorBuilder.clear_registry()
+    ProcessorBuilder.register(Mine, lambda config, preprocess, doubled=False: adding(1))
+    with pytest.raises(ConfigError, match=r"the builder of Mine takes no 'double'. Did you mean 'doubled'"):
+        ProcessorBuilder.build(Mine(), preprocess=None, double=True)
 
 
 def test_the_columns_of_the_first_stage_are_logged(caplog):
@@ -422,3 +448,6 @@ def test_the_columns_of_the_first_stage_are_logged(caplog):
         adding(1).log_input_column_names()
     assert "AddStage" in caplog.text
     assert "x: A number." in caplog.text
+    with caplog.at_level("INFO", "penstock"):
+        Processor(ProcessorConfig(), []).log_input_column_names()
+    assert "The processor has no stages." in caplog.text

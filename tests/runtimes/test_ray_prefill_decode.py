@@ -1,4 +1,4 @@
-"""Prefill and decode as two Ray Serve deployments: on simulated engines, and on vLLM's with NIXL where that is here."""
+"""Prefill and decode as two Ray Serve deployments, on simulated engines."""
 
 from __future__ import annotations
 
@@ -22,60 +22,35 @@ with warnings.catch_warnings():
 psutil = pytest.importorskip("psutil")
 
 from penstock.errors import ConfigError  # noqa: E402
-from penstock.kv import nixl  # noqa: E402
 from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-PATIENCE_S = 240
+PATIENCE_S = 90
 QUICK = {"graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
 SIMULATED = {
     "model_loading_config": {"model_id": "m", "model_source": "simulated"},
     "llm_engine": "simulated",
     "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
 }
-VLLM = {
-    "model_loading_config": {"model_id": "m", "model_source": "demo"},
-    "llm_engine": "vllm",
-    "engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlConnector"}, "max_num_seqs": 32},
-}
-ENGINES = [
-    pytest.param(SIMULATED, id="simulated"),
-    pytest.param(
-        VLLM,
-        id="vllm",
-        marks=[
-            pytest.mark.vllm,
-            pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL"),
-        ],
-    ),
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    # Engines that share cores: threads that spin while they wait would take them from each other.
-    shared = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        num_cpus=8,
-        object_store_memory=80 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": shared},
-    )
+    ray.init(num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location="Disabled")
     yield
     serve.shutdown()
     ray.shutdown()
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
     """A pair with two prefill replicas and one decode replica; gives a client of the ingress's own port."""
-    prefill = {**request.param, "deployment_config": {**QUICK, "num_replicas": 2}}
-    decode = {**request.param, "deployment_config": QUICK}
+    prefill = {**SIMULATED, "deployment_config": {**QUICK, "num_replicas": 2}}
+    decode = {**SIMULATED, "deployment_config": QUICK}
     app = build_pd_openai_app({"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"})
     try:
         handle = serve.run(app, name="app", route_prefix="/")
@@ -174,6 +149,47 @@ def test_prefill_replicas_that_are_killed_are_noticed_by_no_client(client: httpx
     assert asyncio.run(many()) == [200] * 40
     number = iter(range(2000, 10_000))
     until(lambda: transferred(client, next(number)))  # Ray starts new ones
+
+
+def test_a_busy_prefill_side_grows_and_shrinks_without_the_decode_side() -> None:
+    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
+    fast = {"look_back_period_s": 1, "metrics_interval_s": 0.5, "upscale_delay_s": 0, "downscale_delay_s": 2}
+    both = {**QUICK, "autoscaling_config": {**scaling, **fast}}
+    slow = {**SIMULATED["engine_kwargs"], "time_to_first_token_ms": 500, "max_num_seqs": 4}
+    prefill = {**SIMULATED, "engine_kwargs": slow, "deployment_config": both}
+    decode = {**SIMULATED, "deployment_config": {**both, "autoscaling_config": {**both["autoscaling_config"]}}}
+    decode["deployment_config"]["autoscaling_config"]["target_ongoing_requests"] = 100
+    app = build_pd_openai_app({"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"})
+
+    def counts() -> tuple[int, int]:
+        deployments = serve.status().applications["scaled"].deployments
+        return tuple(deployments[name].replica_states.get("RUNNING", 0) for name in ("PrefillServer:m", "LLMServer:m"))
+
+    async def load(url: str) -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as one:
+
+            async def client(number: int) -> None:
+                while counts_seen[-1][0] < 2:
+                    messages = [{"role": "user", "content": text(5000 + number)}]
+                    answer = await one.post(
+                        "/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2}
+                    )
+                    assert answer.status_code == 200
+
+            clients = [asyncio.create_task(client(number)) for number in range(12)]
+            while counts_seen[-1][0] < 2:
+                counts_seen.append(await asyncio.to_thread(counts))
+                await asyncio.sleep(0.2)
+            await asyncio.gather(*clients)
+
+    counts_seen = [(0, 0)]
+    try:
+        handle = serve.run(app, name="scaled", route_prefix="/scaled")
+        asyncio.run(asyncio.wait_for(load(handle.url.remote().result()), PATIENCE_S))
+        assert counts_seen[-1] == (2, 1)
+        until(lambda: counts() == (1, 1))
+    finally:
+        serve.delete("scaled")
 
 
 def test_a_configuration_without_a_prefill_side_is_no_pair() -> None:

@@ -67,6 +67,23 @@ async def test_an_engine_that_can_pause_is_asked_and_a_new_one_is_told_again(sta
     assert await waiting == "ab"
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_engine_that_dies_while_it_is_paused_does_not_keep_the_server_closed(started, before):
+    engine = Pausing()
+    engine.go_on.set()
+    server = await started(engine)
+    if before:
+        engine.kill()
+    await server.pause("keep")
+    engine.kill()
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert not waiting.done()
+    await server.resume()
+    assert await waiting == "ab"
+    assert engine.starts == 2
+
+
 async def test_a_sleeping_model_refuses_until_it_is_woken(started):
     server = await started()
     server.engine.go_on.set()

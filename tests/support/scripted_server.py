@@ -90,9 +90,11 @@ class Pausing(Scripted):
         self.asked: list[str] = []
 
     async def pause(self, mode: str = "wait") -> None:
+        await self.check_health()
         self.asked.append(mode)
 
     async def resume(self) -> None:
+        await self.check_health()
         self.asked.append("resume")
 
 

@@ -15,6 +15,14 @@ Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Concurrency = Positive | Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
 """Workers of a stage: so many, or from so many to so many. On one machine the most are taken at once."""
+
+
+def check_concurrency(given: int | tuple[int, ...] | None) -> None:
+    """Raise `ConfigError` for a pair whose first number is the larger one."""
+    if not isinstance(given, int | None) and given[0] > given[-1]:
+        raise ConfigError("the least must not be more than the most", field="concurrency", value=given)
+
+
 TaskType = Literal["generate", "embed", "classify", "score", "transcribe"]
 
 
@@ -32,6 +40,9 @@ class StageConfig(Options, frozen=True, kw_only=True):
     runtime_env: dict[str, Any] | None = None
     num_cpus: Annotated[float, Meta(ge=0)] | None = None
     memory: Annotated[float, Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        check_concurrency(self.concurrency)
 
 
 class ChatTemplateStageConfig(StageConfig, frozen=True, kw_only=True):
@@ -89,6 +100,9 @@ class ProcessorConfig(Options, frozen=True, kw_only=True):
     resources_per_bundle: dict[str, float] | None = None
     should_continue_on_error: bool = False
     experimental: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_concurrency(self.concurrency)
 
 
 class HttpRequestProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
@@ -163,6 +177,7 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     has_image: bool | None = None
 
     def __post_init__(self) -> None:
+        check_concurrency(self.concurrency)
         if self.engine is None and self.model_source is None:
             raise ConfigError("say which model: a directory, a file, a hub id, or 'demo'", field="model_source")
         if self.engine is not None and not isinstance(self.engine, str) and self.engine_kwargs:

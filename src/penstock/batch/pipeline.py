@@ -16,6 +16,7 @@ from penstock.batch.offload import Offload
 from penstock.batch.policy import ErrorPolicy
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.told_usage import together, told_usage
 from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
 from penstock.types import Usage
 
@@ -62,6 +63,11 @@ class StagePool:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
         self._free = asyncio.Semaphore(self.capacity)
+
+    @property
+    def worker(self) -> Any:
+        """One of the workers."""
+        return self._workers[0].instance
 
     async def stop(self) -> None:
         """Stop the workers."""
@@ -155,6 +161,11 @@ class Pipeline:
             for pool in self._pools:
                 pool.end()
 
+    @property
+    def workers(self) -> list[Any]:
+        """One worker of each stage, in order."""
+        return [pool.worker for pool in self._pools]
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[Pipeline, None]:
         """The stages, started, for as long as the context lasts."""
@@ -170,12 +181,16 @@ class Pipeline:
         began = time.perf_counter()
         values: dict[str, Any] = row.request
         added: dict[str, Any] = {}
+        usages: list[Usage] = []
         outcome: Outcome | None = None
         attempts, at = 1, 0
         while outcome is None and at < len(self._pools):
             pool = self._pools[at]
             try:
-                added |= await pool.process(values | added)
+                made = await pool.process(values | added)
+                added |= made
+                if (usage := told_usage(made)) is not None:
+                    usages.append(usage)
                 at += 1
             except JobError:
                 raise
@@ -187,7 +202,7 @@ class Pipeline:
                 else:
                     outcome = self._failure(row, error, pool.name, attempts)
         if outcome is None:
-            outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), attempts, None, added)
+            outcome = Outcome(None, None, added.get("finish_reason"), together(usages), attempts, None, added)
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
         return outcome
 
@@ -214,10 +229,3 @@ async def _called(instance: Any, method: str) -> None:
 
 def _room_taken(worker: _Worker) -> tuple[float, int]:
     return worker.busy / worker.most, worker.taken
-
-
-def _usage(columns: Mapping[str, Any]) -> Usage | None:
-    if "num_input_tokens" not in columns:
-        return None
-    names = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
-    return Usage(*(columns.get(name) or 0 for name in names))

@@ -11,15 +11,21 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from penstock.batch.attempts import Asker
+from penstock.batch.attempts import Asker, EngineAsker
 from penstock.batch.counts import Counts
 from penstock.batch.execution import Plan, asking
 from penstock.batch.feed import read_ahead
+from penstock.batch.pipeline import Pipeline
 from penstock.batch.progress import duration
-from penstock.batch.requests import ColumnRequests
+from penstock.batch.repair import Request
 from penstock.batch.rows import Row
-from penstock.errors import PenstockError
+from penstock.batch.stages.engine import EngineRequests
+from penstock.batch.stages.text import ChatTemplates, Tokens
+from penstock.engines.base import LLMEngine
+from penstock.engines.token_engine import TokenEngine
+from penstock.errors import PenstockError, UnsupportedError
 from penstock.openai.tools import arguments_as_objects
+from penstock.types import ChatRequest
 
 READ_ROWS = 200_000
 _READ_SECONDS = 20.0
@@ -61,7 +67,7 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
         found.rows = found.read
     counts = Counts()
     async with asking(plan, counts) as asker:
-        await _count_tokens(plan, sample, found)
+        await _count_tokens(asker, sample, found)
         await _try(plan, asker, sample[:trial], found)
     return found
 
@@ -110,24 +116,56 @@ def _fault_of(plan: Plan, row: Row) -> str | None:
     return None
 
 
-async def _count_tokens(plan: Plan, sample: list[Row], found: Forecast) -> None:
-    """Count the prompts' tokens, where the engine's template and tokenizer are at hand."""
-    from penstock.engines.token_engine import TokenEngine
-
-    engine = plan.engine
-    if not sample or not isinstance(engine, TokenEngine) or not isinstance(plan.form, ColumnRequests):
-        return
-    context = found.context_length = engine.capabilities.context_length
-    needed = plan.form.sampling.max_tokens or 1
+async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> None:
+    """Count the prompts' tokens, where it shows what is asked, and the engine's template and tokenizer are at hand."""
     lengths: list[int] = []
+    over_long = 0
     for row in sample:
-        prompt = engine.template.render(arguments_as_objects(row.request.messages))
-        lengths.append(len(await engine.tokenize(prompt)))
+        try:
+            if (asked := _asked(asker, row)) is None or (length := await _prompt_tokens(*asked)) is None:
+                return
+        except PenstockError:  # the row fails, as its trial will show
+            continue
+        engine, request = asked
+        context = found.context_length = engine.capabilities.context_length
+        lengths.append(length)
+        over_long += length + (request.sampling.max_tokens or 1) > context
+    if not lengths:
+        return
     distinct = _distinct(found)
     found.counted = len(lengths)
     found.longest_prompt = max(lengths)
-    found.over_long = round(distinct * sum(length + needed > context for length in lengths) / len(lengths))
+    found.over_long = round(distinct * over_long / len(lengths))
     found.prompt_tokens = round(distinct * sum(lengths) / len(lengths))
+
+
+def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request] | None:
+    """What the engine is asked for a row, where that shows before anything has been done with it."""
+    if isinstance(asker, EngineAsker):
+        return (asker.engine, row.request) if isinstance(row.request, ChatRequest) else None
+    if not isinstance(asker, Pipeline):
+        return None
+    others = [worker for worker in asker.workers if not isinstance(worker, ChatTemplates | Tokens)]
+    return others[0].asked(row.request) if others and isinstance(others[0], EngineRequests) else None
+
+
+async def _prompt_tokens(engine: LLMEngine, request: Request) -> int | None:
+    """How many tokens a prompt has; None where the engine cannot tell."""
+    if not isinstance(engine, TokenEngine):
+        try:
+            ids = await engine.prompt_ids(request)
+        except UnsupportedError:
+            return None
+        return len(ids) if ids is not None else None
+    if isinstance(request, ChatRequest):
+        messages = arguments_as_objects(request.messages)
+        variables = request.chat_template_kwargs
+        text: str | list[int] = engine.template.render(
+            messages, tools=request.tools, override=request.chat_template, variables=variables
+        )
+    else:
+        text = request.prompt
+    return len(await engine.tokenize(text)) if isinstance(text, str) else len(text)
 
 
 async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:

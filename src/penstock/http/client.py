@@ -90,10 +90,13 @@ class HttpClient:
     ) -> None:
         given = timeouts or Timeouts()
         self._headers = headers
+        # Of the bodies that are JSON only: a multipart body tells its own, with its boundary.
+        self._json = next((value for name, value in headers.values.items() if name.lower() == "content-type"), _JSON)
+        self._values = {name: value for name, value in headers.values.items() if name.lower() != "content-type"}
         self._timeout = aiohttp.ClientTimeout(given.try_s, sock_connect=given.connect_s, sock_read=given.idle_s)
         self._max_body_bytes = max_body_bytes
         self._make_session = session_factory or self._own_session
-        self._each_time = headers.values if session_factory is not None else None  # else the session has them
+        self._each_time = self._values if session_factory is not None else None  # else the session has them
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
@@ -196,9 +199,9 @@ class HttpClient:
             headers = self._each_time if headers is None else {**self._each_time, **headers}
         if isinstance(data, bytes):
             if len(data) < LARGE_BYTES:
-                data = aiohttp.BytesPayload(data, content_type=_JSON)
+                data = aiohttp.BytesPayload(data, content_type=self._json)
             else:
-                data = aiohttp.BytesIOPayload(BytesIO(data), content_type=_JSON)
+                data = aiohttp.BytesIOPayload(BytesIO(data), content_type=self._json)
         options: dict[str, Any] = {"data": data, "headers": headers, "timeout": self._timeout}
         if to.proxy is not None and self._each_time is None:  # a session of the user's own knows its way
             options["proxy"] = to.proxy
@@ -210,7 +213,7 @@ class HttpClient:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers.values,
+            headers=self._values,
             timeout=self._timeout,
         )
 
@@ -293,6 +296,21 @@ def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
     for name, value in fields.items():
         data.add_field(name, value)
     data.add_field("file", file, filename="audio", content_type="application/octet-stream")
+    return data
+
+
+def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
+    """A multipart body of texts, and of files: bytes, or mappings with bytes as `content`, and `filename` and
+    `content_type` if they are known. It can be sent once.
+    """
+    data = aiohttp.FormData()
+    for name, value in fields.items():
+        if isinstance(value, str):
+            data.add_field(name, value)
+            continue
+        file = value if isinstance(value, Mapping) else {"content": value}
+        kind = file.get("content_type") or "application/octet-stream"
+        data.add_field(name, file["content"], filename=file.get("filename") or name, content_type=kind)
     return data
 
 

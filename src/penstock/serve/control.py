@@ -7,6 +7,7 @@ started later. Pausing is done by the engine where it can, and by the server whe
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,15 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, PenstockError, RequestError, UnavailableError, UnsupportedError, nearest
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    PenstockError,
+    RequestError,
+    UnavailableError,
+    UnsupportedError,
+    nearest,
+)
 from penstock.llm_config import LLMConfig
 from penstock.serve.admission import Admission
 from penstock.serve.lifecycle import Lifecycle
@@ -118,7 +127,8 @@ class ControlPlane:
         self.paused = mode
         self.admission.close()
         if self.lifecycle.phase == "ready" and self.has("pause"):
-            await self.engine.pause(mode)
+            with contextlib.suppress(EngineDeadError):  # it runs nothing, and the next one is told when it starts
+                await self.engine.pause(mode)
         elif mode == "abort":
             self._abort()
         elif mode == "keep":
@@ -131,7 +141,8 @@ class ControlPlane:
         """Undo `pause`."""
         self.paused = None
         if self.lifecycle.phase == "ready" and self.has("pause"):
-            await self.engine.resume()
+            with contextlib.suppress(EngineDeadError):  # the next request, which must be let in, starts another
+                await self.engine.resume()
         for stream in self.streams:
             stream.release()
         self.reopen()

@@ -164,7 +164,7 @@ class RemoteModel:
     # Calls
     async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         body = calls.pack(request)
-        route = self.pool.route(body, adapter=request.adapter or "")
+        route = self.pool.route(calls.prompt_of(request), adapter=request.adapter or "")
         frames = calls.FrameReader()
         try:
             async with self.pool.ask(calls.PATH + task, [("x-request-id", request.request_id)], body, route) as reply:

@@ -73,11 +73,12 @@ def command_line(pid):
         return ""
 
 
-async def test_a_killed_worker_fails_its_requests_and_the_server_starts_the_engine_again():
+async def test_a_server_starts_a_killed_engine_again_as_it_was():
     config = LLMConfig.from_dict(
         {
             "model_loading_config": {"model_id": "demo", "model_source": "demo"},
             "llm_engine": "vLLM",
+            "engine_kwargs": {"max_num_seqs": 1},
             "lora_config": {"max_num_adapters_per_replica": 2},
         }
     )
@@ -88,12 +89,30 @@ async def test_a_killed_worker_fails_its_requests_and_the_server_starts_the_engi
     (worker,) = descendants(os.getpid(), "VLLM::Worker")
     async with aclosing(handle.chat(chat_request(TEXT, ENDLESS))) as stream:
         await anext(stream)
+        waiting = {name: asyncio.create_task(answer(handle, request)) for name, request in asked.items()}
+        await (
+            handle.server.engine.check_health()
+        )  # meanwhile the first of them has come to vLLM, behind the one that runs
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(EngineDeadError):
             await rest(stream)
-    again = {name: (await answer(handle, request)).texts for name, request in asked.items()}  # waits for the restart
-    assert again == texts
+    assert {name: (await task).texts for name, task in waiting.items()} == texts  # they had no token yet
     assert handle.server.lifecycle.generation == 2
+
+    async with aclosing(handle.chat(chat_request(TEXT, ENDLESS))) as stream:
+        await anext(stream)
+        (told,) = await handle.control("pause", {"mode": "keep"})
+        assert told["ok"], told
+        (core,) = descendants(os.getpid(), "VLLM::EngineCore")
+        os.kill(core, signal.SIGKILL)
+        with pytest.raises(EngineDeadError):
+            await rest(stream)
+    await handle.server.lifecycle.ready()
+    assert await handle.server.engine.is_paused()
+    held = asyncio.create_task(answer(handle, asked["german"]))
+    await handle.control("resume", {})
+    assert (await held).texts == texts["german"]
+    assert handle.server.lifecycle.generation == 3
     await handle.stop(0)
 
 
