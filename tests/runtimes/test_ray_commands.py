@@ -169,6 +169,26 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
         ray.shutdown()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_answers_finish_and_leaves_nothing(number: signal.Signals) -> None:
+    slow = simulated(time_per_token_ms=20, output_tokens=100)
+    body = {**BODY, "model": "simulated", "stream": True, "max_tokens": 100}
+    with (
+        serving(*slow, "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server,
+        httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as stream,
+    ):
+        events = stream.iter_lines()
+        seen = [next(events)]
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        server.process.send_signal(number)
+        seen += events
+        assert seen[-2:] == ["data: [DONE]", ""]
+        assert sum('"content":' in line for line in seen) == 1 + 100
+        assert server.process.wait(PATIENCE_S) == 0, server.log
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE_S)
+    assert not alive
+
+
 def test_a_killed_cluster_leaves_no_process_of_an_engine() -> None:
     """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of their children."""
     with serving("demo", "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server:

@@ -42,8 +42,9 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     told = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = _take_signals(told)
     own = not connect(cpus(args.llm_configs))
+    _take_signals(told)  # Ray has put a handler of its own in the place of ours, which would end all at once
     try:
         # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
         application = build_application(here(args), replica_host="127.0.0.1" if own else None)
@@ -66,6 +67,11 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
         ray.shutdown()
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _take_signals(told: threading.Event) -> dict[signal.Signals, Any]:
+    """Let SIGTERM and SIGINT set the event. Gives the handlers that they had."""
+    return {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def connect(cpus: int) -> bool:
