@@ -205,10 +205,17 @@ def test_a_killed_cluster_leaves_no_process_of_an_engine() -> None:
         assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_a_cluster_that_is_not_there() -> None:
-    environment: dict[str, Any] = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "there is no Ray cluster at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", "run this on a machine of the cluster"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined(address: str, message: str) -> None:
+    environment: dict[str, Any] = {**os.environ, "RAY_ADDRESS": address}
     argv = [sys.executable, "-m", "penstock.cli", "serve", *simulated(), "--runtime", "ray", "--port", "0"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode != 0
-    assert "there is no Ray cluster at 127.0.0.1:1" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

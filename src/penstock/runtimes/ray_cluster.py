@@ -82,6 +82,10 @@ def connect(cpus: int) -> bool:
     if ray.is_initialized():
         return True
     address = os.environ.get("RAY_ADDRESS", "auto")
+    if address.startswith("ray://"):
+        raise EngineStartError(
+            f"Ray Client ({address}) cannot serve: run this on a machine of the cluster, with RAY_ADDRESS=HOST:6379"
+        )
     if address != "local":
         try:
             _knock(address)
