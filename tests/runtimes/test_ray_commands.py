@@ -169,8 +169,14 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
         ray.shutdown()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_answers_finish_and_leaves_nothing(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("kill", "number"),
+    [
+        pytest.param(os.kill, signal.SIGTERM, id="SIGTERM"),
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),  # which a terminal sends to all of the process group
+    ],
+)
+def test_a_signal_lets_answers_finish_and_leaves_nothing(kill: Callable[[int, int], None], number: int) -> None:
     slow = simulated(time_per_token_ms=20, output_tokens=100)
     body = {**BODY, "model": "simulated", "stream": True, "max_tokens": 100}
     with (
@@ -180,7 +186,7 @@ def test_a_signal_lets_answers_finish_and_leaves_nothing(number: signal.Signals)
         events = stream.iter_lines()
         seen = [next(events)]
         below = psutil.Process(server.process.pid).children(recursive=True)
-        server.process.send_signal(number)
+        kill(server.process.pid, number)
         seen += events
         assert seen[-2:] == ["data: [DONE]", ""]
         assert sum('"content":' in line for line in seen) == 1 + 100
