@@ -22,7 +22,6 @@ from penstock.batch.rows import Row
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens
 from penstock.engines.base import LLMEngine
-from penstock.engines.token_engine import TokenEngine
 from penstock.errors import PenstockError, UnsupportedError
 from penstock.openai.tools import arguments_as_objects
 from penstock.types import ChatRequest
@@ -151,6 +150,8 @@ def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request] | None:
 
 async def _prompt_tokens(engine: LLMEngine, request: Request) -> int | None:
     """How many tokens a prompt has; None where the engine cannot tell."""
+    from penstock.engines.token_engine import TokenEngine  # with which the library of chat templates comes
+
     if not isinstance(engine, TokenEngine):
         try:
             ids = await engine.prompt_ids(request)
