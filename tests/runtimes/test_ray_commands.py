@@ -98,7 +98,7 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
     file = tmp_path / "serve.yaml"
     with free_port() as port:
         file.write_text(FILE.format(port=port, folder=tmp_path))
-    argv = [Path(sys.executable).with_name("serve"), "run", file]
+    argv = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **settings}
     with (
         open(tmp_path / "log", "w+") as log,
