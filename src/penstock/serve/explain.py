@@ -181,8 +181,9 @@ def _memory(config: LLMConfig, size: ModelSize, sizes: Parallelism) -> Memory:
 
 def _connector(config: LLMConfig) -> Connector | None:
     given = config.engine_kwargs.get("kv_transfer_config")
-    known = isinstance(given, Mapping) and given.get("kv_connector") in CONNECTORS
-    return make_connector(given) if known else None
+    if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
+        return None
+    return make_connector(given)
 
 
 def _connector_ports(config: LLMConfig, role: Role) -> dict[str, int]:
