@@ -4,6 +4,7 @@
 # to make or reuse (default: .venv-ray-vllm). Arguments go to pytest, and choose the files; without any, all such run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # else each of the many processes compiles what it imports of vLLM and torch anew
 
 export VLLM_VENV="${RAY_VLLM_VENV:-.venv-ray-vllm}"
 scripts/install_vllm.sh

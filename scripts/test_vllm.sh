@@ -3,6 +3,7 @@
 # VLLM_VERSION and VLLM_VENV are. Arguments go to pytest, and choose the files; without any, all such tests run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # else each of the many processes compiles what it imports of vLLM and torch anew
 
 export VLLM_VENV="${VLLM_VENV:-.venv-vllm${VLLM_VERSION:+-$VLLM_VERSION}}"
 scripts/install_vllm.sh

@@ -4,6 +4,7 @@
 # environment of the clients (default: .venv, made where it is missing).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # else each of the many processes compiles what it imports of vLLM and torch anew
 
 export VLLM_VENV="${VLLM_VENV:-.venv-vllm${VLLM_VERSION:+-$VLLM_VERSION}}"
 scripts/install_vllm.sh

@@ -98,7 +98,7 @@ def masked(value: Any, name: str = "") -> Any:
     if isinstance(value, (list, tuple)):
         return [masked(item, name) for item in value]
     if isinstance(value, str):
-        if value and _tells_a_secret(name):
+        if value and tells_a_secret(name):
             return MASK
         return _without_keys(value) if "://" in value else value
     return value
@@ -106,12 +106,13 @@ def masked(value: Any, name: str = "") -> Any:
 
 def _without_keys(url: str) -> str:
     def query(match: re.Match[str]) -> str:
-        return f"{match[1]}{match[2]}={MASK if _tells_a_secret(match[2]) else match[3]}"
+        return f"{match[1]}{match[2]}={MASK if tells_a_secret(match[2]) else match[3]}"
 
     return _URL_QUERY.sub(query, _URL_USER.sub(MASK, url))
 
 
-def _tells_a_secret(name: str) -> bool:
+def tells_a_secret(name: str) -> bool:
+    """Whether what has this name is to be hidden."""
     return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 

@@ -68,15 +68,18 @@ class Generates(Protocol):
     def completions(self, request: CompletionRequest) -> Deltas: ...
 
 
-async def deltas_of(engine: Generates, request: ChatRequest | CompletionRequest) -> list[Delta]:
-    """All deltas of a request. Fails instead of hanging."""
-    return await _rest(engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request))
+async def deltas_of(
+    engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
+) -> list[Delta]:
+    """All deltas of a request. Fails instead of hanging, after `patience` in seconds (default 60)."""
+    stream = engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
+    return await _rest(stream, patience)
 
 
-async def answer(engine: Generates, request: ChatRequest | CompletionRequest) -> Answers:
-    """The finished answers of a request."""
+async def answer(engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE) -> Answers:
+    """The finished answers of a request. Fails instead of hanging, after `patience` in seconds (default 60)."""
     answers = Answers()
-    for delta in await deltas_of(engine, request):
+    for delta in await deltas_of(engine, request, patience=patience):
         answers.add(delta)
     return answers
 
@@ -96,9 +99,9 @@ async def count_right(
     engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
 ) -> dict[str | None, int]:
     """How many of the triples (prompt, adapter, right answer) are answered right, by adapter, all asked at once."""
-    replies = await asyncio.gather(
-        *(answer(engine, chat_request(text, sampling, adapter=name, stream=False)) for text, name, _ in asked)
-    )
+    patience = PATIENCE + len(asked)  # each waits for the others
+    requests = [chat_request(text, sampling, adapter=name, stream=False) for text, name, _ in asked]
+    replies = await asyncio.gather(*(answer(engine, request, patience=patience) for request in requests))
     right: dict[str | None, int] = {name: 0 for _, name, _ in asked}
     for (_, name, expected), reply in zip(asked, replies, strict=True):
         right[name] += reply.texts[0] == expected
@@ -419,8 +422,8 @@ class EngineContract:
         assert (await answer(engine, chat_request(self.prompt))).texts[0]
 
 
-async def _rest(stream: Deltas) -> list[Delta]:
-    async with asyncio.timeout(PATIENCE):
+async def _rest(stream: Deltas, patience: float = PATIENCE) -> list[Delta]:
+    async with asyncio.timeout(patience):
         return [delta async for delta in stream]
 
 

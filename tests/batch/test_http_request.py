@@ -86,7 +86,7 @@ async def test_the_content_type_of_json_can_be_another(own_session):
     async def look(request):
         return web.json_response([request.headers.getall("content-type"), request.headers["X-Mine"]])
 
-    options = {"headers": {"content-type": "application/vnd.mine+json", "X-Mine": "yes"}}
+    options: dict = {"headers": {"content-type": "application/vnd.mine+json", "X-Mine": "yes"}}
     if own_session:
         options["session_factory"] = aiohttp.ClientSession
     async with worker(look, **options) as made:

@@ -1,34 +1,18 @@
 """Jobs that have had enough: they stop at their limits, cleanly, and go on to the same end as if they had not."""
 
-import json
 from datetime import datetime, timedelta
 
 import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from penstock.batch import OpenVINOEngineProcessorConfig, build_processor, sinks
+from jobs import ask, lines, numbered
+from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.batch.policy import seconds_until
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError, EngineError, JobLimitError
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(sinks, "PART_ROWS", 40)
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
-
-
-def numbered(count=100):
-    return [{"id": number, "text": f"text {number}"} for number in range(count)]
-
-
-async def ask(source, output, engine, **options):
-    return await penstock.arun(source, output, engine=engine, progress=False, **{"prompt": "{text}", **options})
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 def failing(*numbers):
@@ -39,9 +23,9 @@ async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
     output = tmp_path / "out.jsonl"
     engine = SimulatedEngine(engine_kwargs={"output_tokens": 20, "max_num_seqs": 4})
     with pytest.raises(JobLimitError, match="max_tokens_total is 1,000"):
-        await ask(numbered(), output, engine, max_tokens_total=1000)
+        await ask(numbered(100), output, engine, max_tokens_total=1000)
     assert not output.exists()
-    result = await ask(numbered(), output, engine)
+    result = await ask(numbered(100), output, engine)
     assert [row["id"] for row in lines(output)] == list(range(100))
     assert 30 <= result.counts.resumed <= 50
     assert result.counts.engine_calls == 100 - result.counts.resumed
@@ -81,7 +65,7 @@ def test_deadlines():
 
 
 # What a job that was stopped comes to
-LIMITS = {
+LIMITS: dict[str, dict] = {
     "tokens": {"max_tokens_total": 1500},
     "errors": {"max_error_rate": 0.05},
     "time": {"deadline": 0.05},
@@ -151,8 +135,8 @@ async def test_rows_under_way_finish_when_a_limit_is_reached(tmp_path):
     """What was paid for is kept: of no request the answer is thrown away."""
     engine = SimulatedEngine(engine_kwargs={"max_num_seqs": 4, "output_tokens": 20})
     with pytest.raises(JobLimitError):
-        await ask(numbered(), tmp_path / "out.jsonl", engine, max_tokens_total=300)
+        await ask(numbered(100), tmp_path / "out.jsonl", engine, max_tokens_total=300)
     served = engine.requests_served
-    result = await ask(numbered(), tmp_path / "out.jsonl", engine)
+    result = await ask(numbered(100), tmp_path / "out.jsonl", engine)
     assert result.counts.resumed == served
     assert engine.requests_served == 100

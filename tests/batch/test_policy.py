@@ -1,33 +1,14 @@
 """What becomes of rows that fail, and jobs that have had enough."""
 
-import json
-
 import pyarrow.parquet as pq
 import pytest
 
-import penstock
-from penstock.batch import sinks
+from jobs import ask, lines, numbered
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError
 from penstock.types import Delta, Usage
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(sinks, "PART_ROWS", 40)
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
-
-
-def numbered(count=100):
-    return [{"id": number, "text": f"text {number}"} for number in range(count)]
-
-
-async def ask(source, output, engine, **options):
-    return await penstock.arun(source, output, engine=engine, progress=False, **{"prompt": "{text}", **options})
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 def failing(*numbers, error=None):
@@ -42,7 +23,7 @@ def failing(*numbers, error=None):
 async def test_rows_that_are_skipped_are_not_in_the_output(make_engine, tmp_path, name):
     engine = make_engine(failing(3, 50, 99))
     output = tmp_path / name if name else None
-    result = await ask(numbered(), output, engine, on_error={"engine_error": "skip"})
+    result = await ask(numbered(100), output, engine, on_error={"engine_error": "skip"})
     assert (result.counts.rows, result.counts.errors) == (100, {"engine_error": 3})
     ids = [int(row["id"]) for row in result.rows()]
     assert ids == [n for n in range(100) if n not in (3, 50, 99)]
@@ -88,13 +69,13 @@ async def test_mistakes_in_policies(given, message):
 async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, order):
     output, letters = tmp_path / name, tmp_path / "failed.jsonl"
     options = {"dead_letter": letters, "order": order}
-    result = await ask(numbered(), output, make_engine(failing(3, 60, 61)), **options)
+    result = await ask(numbered(100), output, make_engine(failing(3, 60, 61)), **options)
     assert sorted(row["id"] for row in lines(letters)) == [3, 60, 61]
     assert {row["error"]["type"] for row in lines(letters)} == {"engine_error"}
     assert {row["status"] for row in result.rows()} == {"ok"}
     assert len(list(result.rows())) == 97
     engine = make_engine(failing(61))
-    result = await ask(numbered(), output, engine, retry_failed=True, **options)
+    result = await ask(numbered(100), output, engine, retry_failed=True, **options)
     assert sorted(engine.asked) == ["text 3", "text 60", "text 61"]
     assert [row["id"] for row in lines(letters)] == [61]
     ids = [int(row["id"]) for row in result.rows()]
@@ -105,8 +86,8 @@ async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, or
 
 async def test_skipped_rows_are_tried_again_too(make_engine, tmp_path):
     output = tmp_path / "out.parquet"
-    await ask(numbered(), output, make_engine(failing(5)), on_error="skip")
-    await ask(numbered(), output, make_engine(), on_error="skip", retry_failed=True)
+    await ask(numbered(100), output, make_engine(failing(5)), on_error="skip")
+    await ask(numbered(100), output, make_engine(), on_error="skip", retry_failed=True)
     assert pq.read_table(output)["id"].to_pylist() == list(range(100))
 
 

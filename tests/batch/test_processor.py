@@ -7,56 +7,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from adding import Add, AddStage, adding, all_of, numbers
 from penstock.batch import (
-    HttpRequestProcessorConfig,
-    OpenVINOEngineProcessorConfig,
     Processor,
-    ProcessorBuilder,
     ProcessorConfig,
     StatefulStage,
-    build_processor,
 )
 from penstock.batch.stream import AHEAD_ROWS
-from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError, UserCodeError
-
-
-class Add:
-    """Adds a number; `log` is told of its life."""
-
-    def __init__(self, number=1, log=None):
-        self.number = number
-        self.log = log if log is not None else []
-
-    async def start(self):
-        self.log.append("start")
-
-    async def process(self, row):
-        if row["x"] == "poison":
-            raise RequestError("that is no number")
-        return {"x": row["x"] + self.number}
-
-    async def stop(self):
-        self.log.append("stop")
-
-
-class AddStage(StatefulStage):
-    fn = Add
-
-    def get_required_input_keys(self):
-        return {"x": "A number."}
-
-
-def numbers(count):
-    return [{"id": number, "x": number} for number in range(count)]
-
-
-def adding(*additions, config=None, **options):
-    config = config or ProcessorConfig()
-    return Processor(config, [AddStage(fn_constructor_kwargs={"number": n}) for n in additions], **options)
-
-
-async def all_of(stream):
-    return [row async for row in stream]
+from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, UserCodeError
 
 
 async def test_rows_come_one_to_one_and_in_order():
@@ -267,6 +225,74 @@ async def test_a_stage_that_cannot_be_made_or_started():
         await all_of(Processor(ProcessorConfig(), [StatefulStage(Buggy)])(numbers(1)))
 
 
+class Leaving:
+    """Wants to end the program, or says that it was cancelled, at a place of the test's choice."""
+
+    def __init__(self, place=None, ending=SystemExit):
+        self.place = place
+        self.ending = ending
+        self.leave("init")
+
+    def leave(self, here):
+        if here == self.place:
+            raise self.ending("enough")
+
+    async def start(self):
+        self.leave("start")
+
+    async def process(self, row):
+        if row["id"] == 1:
+            self.leave("process")
+        return {}
+
+    async def stop(self):
+        self.leave("stop")
+
+
+class LeavingInAThread(Leaving):
+    def process(self, row):
+        if row["id"] == 1:
+            self.leave("process")
+        return {}
+
+
+@pytest.mark.parametrize("ending", [SystemExit, asyncio.CancelledError, ValueError])
+@pytest.mark.parametrize("worker", [Leaving, LeavingInAThread])
+async def test_a_row_that_wants_to_end_everything_ends_alone(worker, ending):
+    config = ProcessorConfig(should_continue_on_error=True)
+    stages = [StatefulStage(worker, {"place": "process", "ending": ending})]
+    found = await all_of(Processor(config, stages)(numbers(4)))
+    assert [row["status"] for row in found] == ["ok", "error", "ok", "ok"]
+    assert ending.__name__ in found[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("ending", [SystemExit, ValueError])
+@pytest.mark.parametrize("place", ["init", "start"])
+async def test_a_worker_that_wants_to_end_everything_ends_the_run(place, ending):
+    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": place, "ending": ending})])
+    with pytest.raises(UserCodeError, match=f"Leaving cannot be (made|started): {ending.__name__}: enough"):
+        await all_of(processor(numbers(1)))
+
+
+async def test_a_worker_that_cannot_be_stopped_costs_no_row(caplog):
+    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": "stop"})])
+    assert len(await all_of(processor(numbers(2)))) == 2
+    assert "Leaving could not be stopped" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["preprocess", "postprocess"])
+async def test_so_does_a_function(where):
+    def leave(row):
+        if row["id"] == 1:
+            raise SystemExit(3)
+        return row
+
+    config = ProcessorConfig(should_continue_on_error=True)
+    found = await all_of(adding(1, config=config, **{where: leave})(numbers(3)))
+    assert [row["status"] for row in found] == ["ok", "error", "ok"]
+    assert (found[1]["error"]["stage"], found[1]["error"]["message"]) == (where, "SystemExit: 3")
+
+
 async def test_nothing_is_still_starting_when_another_stage_has_failed():
     log = []
 
@@ -382,72 +408,3 @@ async def test_cancelling_the_consumer_stops_the_stages():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert log == ["start", "stop"]
-
-
-# The builder
-class Mine(ProcessorConfig, frozen=True, kw_only=True):
-    number: int = 1
-
-
-def build_mine(config, doubled=False, **kwargs):
-    return adding(*[config.number] * (2 if doubled else 1), config=config, **kwargs)
-
-
-@pytest.fixture
-def registered():
-    ProcessorBuilder.register(Mine, build_mine)
-    yield
-    ProcessorBuilder.clear_registry()
-
-
-def test_a_processor_of_your_own(registered):
-    processor = build_processor(Mine(number=5), preprocess=lambda row: {"x": 1}, builder_kwargs={"doubled": True})
-    assert processor([{}]).take_all() == [{"x": 11}]
-    with pytest.raises(ConfigError, match="registered already"):
-        ProcessorBuilder.register(Mine, build_mine)
-
-
-def test_stages_can_be_overridden(registered):
-    def override(name, stage):
-        stage.fn_constructor_kwargs["number"] = 7
-
-    processor = ProcessorBuilder.build(Mine(), override)
-    assert processor([{"x": 0}]).take_all() == [{"x": 7}]
-
-
-def test_mistakes_in_building(registered):
-    with pytest.raises(ConfigError, match="give preprocess to build_processor itself"):
-        build_processor(Mine(), builder_kwargs={"preprocess": None})
-    ProcessorBuilder.clear_registry()
-    with pytest.raises(ConfigError, match="nothing builds a Mine"):
-        build_processor(Mine())
-    with pytest.raises(ConfigError, match="preprocess: must be a plain function"):
-        adding(1, preprocess=all_of)
-    with pytest.raises(ConfigError, match="preprocess_map_kwargs"):
-        adding(1, preprocess_map_kwargs={"concurrency": "many"})
-    with pytest.raises(ConfigError, match=r"postprocess_map_kwargs: unknown key 'num_cpu'. Did you mean 'num_cpus'"):
-        adding(1, postprocess_map_kwargs={"num_cpu": 1})
-
-
-def test_what_a_builder_does_not_take(registered):
-    with pytest.raises(
-        ConfigError, match=r"the builder of HttpRequestProcessorConfig takes no 'double'. It takes none"
-    ):
-        build_processor(HttpRequestProcessorConfig(url="http://h/"), builder_kwargs={"double": 1})
-    engine = OpenVINOEngineProcessorConfig(model_source="demo")
-    with pytest.raises(ConfigError, match="Did you mean 'chat_template_kwargs'"):
-        build_processor(engine, builder_kwargs={"chat_template_kwarg": {}})
-    ProcessorBuilder.clear_registry()
-    ProcessorBuilder.register(Mine, lambda config, preprocess, doubled=False: adding(1))
-    with pytest.raises(ConfigError, match=r"the builder of Mine takes no 'double'. Did you mean 'doubled'"):
-        ProcessorBuilder.build(Mine(), preprocess=None, double=True)
-
-
-def test_the_columns_of_the_first_stage_are_logged(caplog):
-    with caplog.at_level("INFO", "penstock"):
-        adding(1).log_input_column_names()
-    assert "AddStage" in caplog.text
-    assert "x: A number." in caplog.text
-    with caplog.at_level("INFO", "penstock"):
-        Processor(ProcessorConfig(), []).log_input_column_names()
-    assert "The processor has no stages." in caplog.text

@@ -41,7 +41,9 @@ from penstock.serve import (  # noqa: E402
     served_model,
 )
 from penstock.serve.desired import change_desired  # noqa: E402
+from penstock.serve.routing.adapter_preference import AdapterPreference  # noqa: E402
 from penstock.serve.routing.configured import configured_policy  # noqa: E402
+from penstock.serve.routing.round_robin import RoundRobin  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -310,7 +312,8 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
             served = serve.get_deployment_handle("LLMServer:m", "app").record_autoscaling_stats
             endless = {**body, "max_tokens": 30_000, "ignore_eos": True}
             with client.stream("POST", "/v1/chat/completions", json=endless) as answer:
-                next(answer.iter_lines())
+                events = answer.iter_lines()
+                next(events)
                 assert served.remote().result() == {"running_requests": 1.0}
             until(lambda: served.remote().result() == {"running_requests": 0.0})
     finally:
@@ -401,7 +404,6 @@ def test_what_a_replicas_process_has() -> None:
         serve.delete("app")
 
 
-@serve.deployment
 class Mine:
     """A deployment of a user's own, in front of a model."""
 
@@ -416,7 +418,7 @@ class Mine:
 
 def test_a_model_in_an_application_of_ones_own() -> None:
     try:
-        handle = serve.run(Mine.bind(build_llm_deployment(model("m"))), name="app", route_prefix=None)
+        handle = serve.run(serve.deployment(Mine).bind(build_llm_deployment(model("m"))), name="app", route_prefix=None)
         assert handle.tokens.remote("hi").result() == [104, 105]
     finally:
         serve.delete("app")
@@ -461,7 +463,9 @@ def test_options_of_a_deployment() -> None:
     routed = build_llm_deployment(
         model("m"), override_serve_options={"request_router_config": {"request_router_class": "round_robin"}}
     )._bound_deployment
-    assert type(configured_policy(routed.init_kwargs["llm_config"])).__name__ == "RoundRobin"
+    policy = configured_policy(routed.init_kwargs["llm_config"])
+    assert isinstance(policy, AdapterPreference)
+    assert isinstance(policy.policy, RoundRobin)
     with pytest.raises(ConfigError, match=r"override_serve_options: unknown key 'max_surge'.*'max_surge_percent'"):
         build_llm_deployment(model("m"), override_serve_options={"max_surge": 1})
     with pytest.raises(ConfigError, match="ingress_deployment_config"):

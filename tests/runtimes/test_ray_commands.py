@@ -46,7 +46,10 @@ applications:
       llm_configs:
         - model_loading_config: {{model_id: a, model_source: simulated}}
           llm_engine: simulated
-          deployment_config: {{autoscaling_config: {{min_replicas: 0, max_replicas: 1}}}}
+          placement_group_config: {{bundles: [{{CPU: 0.1}}]}}
+          deployment_config:
+            autoscaling_config: {{min_replicas: 0, max_replicas: 1}}
+            ray_actor_options: {{num_cpus: 0.1}}
         - {folder}/b.yaml
   - name: dev
     route_prefix: /dev
@@ -87,13 +90,15 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
     b = {
         "model_loading_config": {"model_id": "b", "model_source": "simulated"},
         "llm_engine": "simulated",
+        "placement_group_config": {"bundles": [{"CPU": 0.1}]},  # all fit on two cores
+        "deployment_config": {"ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_wait_loop_s": 0.2},
         "lora_config": {"adapters": {"german": str(tmp_path)}},
     }
     (tmp_path / "b.yaml").write_text(json.dumps(b))
     file = tmp_path / "serve.yaml"
     with free_port() as port:
         file.write_text(FILE.format(port=port, folder=tmp_path))
-    argv = [Path(sys.executable).with_name("serve"), "run", file]
+    argv = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **settings}
     with (
         open(tmp_path / "log", "w+") as log,
@@ -150,24 +155,73 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
                 killed.process.kill()
                 killed.process.wait()
                 until(lambda: ask(killed.url) == 200)  # its application stays
-                assert other.stop() == 0
+                assert other.stop() == 0, other.log
             assert len(serve.status().applications) == 1
         with serving(*simulated(), "--runtime", "ray", env=environment) as third:
             assert ask(third.url) == 200
             assert len(serve.status().applications) == 1  # which removed what was left
             with pytest.raises(httpx.TransportError):
                 ask(killed.url)
-            assert third.stop() == 0
+            assert third.stop() == 0, third.log
         assert not serve.status().applications
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def test_a_cluster_that_is_not_there() -> None:
-    environment: dict[str, Any] = {**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}
+@pytest.mark.parametrize(
+    ("kill", "number"),
+    [
+        pytest.param(os.kill, signal.SIGTERM, id="SIGTERM"),
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),  # which a terminal sends to all of the process group
+    ],
+)
+def test_a_signal_lets_answers_finish_and_leaves_nothing(kill: Callable[[int, int], None], number: int) -> None:
+    slow = simulated(time_per_token_ms=20, output_tokens=100)
+    body = {**BODY, "model": "simulated", "stream": True, "max_tokens": 100}
+    with (
+        serving(*slow, "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server,
+        httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as stream,
+    ):
+        events = stream.iter_lines()
+        seen = [next(events)]
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        kill(server.process.pid, number)
+        seen += events
+        assert seen[-2:] == ["data: [DONE]", ""]
+        assert sum('"content":' in line for line in seen) == 1 + 100
+        assert server.process.wait(PATIENCE_S) == 0, server.log
+    _, alive = psutil.wait_procs(below, timeout=PATIENCE_S)
+    assert not alive
+
+
+def test_a_killed_cluster_leaves_no_process_of_an_engine() -> None:
+    """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of their children."""
+    with serving("demo", "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server:
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "model": "demo"}, timeout=PATIENCE_S)
+        assert answer.status_code == 200
+        below = psutil.Process(server.process.pid).children(recursive=True)
+        engines = [process for process in below if "penstock.engines.openvino.worker" in process.cmdline()]
+        assert engines
+        for process in below:
+            name = (process.cmdline() or [""])[0]
+            if name.startswith("ray::") or name.endswith(("/raylet", "/gcs_server")):
+                process.kill()
+        _, alive = psutil.wait_procs(engines, timeout=PATIENCE_S)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", "there is no Ray cluster at 127.0.0.1:1"),
+        ("ray://127.0.0.1:10001", "run this on a machine of the cluster"),
+    ],
+)
+def test_a_cluster_that_cannot_be_joined(address: str, message: str) -> None:
+    environment: dict[str, Any] = {**os.environ, "RAY_ADDRESS": address}
     argv = [sys.executable, "-m", "penstock.cli", "serve", *simulated(), "--runtime", "ray", "--port", "0"]
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode != 0
-    assert "there is no Ray cluster at 127.0.0.1:1" in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr

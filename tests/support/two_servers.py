@@ -48,7 +48,9 @@ async def two_servers(engine: LLMEngine, options: Mapping[str, Any]) -> AsyncGen
 
 
 def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
-    """What a reply says: the choices, and the usage."""
+    """What a reply says: the choices, and the usage. How much of a text stands in one event is a matter of time, and
+    counts for nothing; in which order a choice's events say what does count.
+    """
     assert reply.status_code == 200, reply.text
     if not stream:
         bodies = [reply.json()]
@@ -68,18 +70,21 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
             whole["role"] = message.get("role") or whole["role"]
             whole["text"] += message.get("content") or ""
             whole["reasoning"] += message.get("reasoning") or ""
+            said = [name for name in ("role", "reasoning", "content") if message.get(name)]
             for number, call in enumerate(message.get("tool_calls") or []):
                 known = whole["calls"].setdefault(call.get("index", number), ["", ""])
                 known[0] += call["function"].get("name") or ""
                 known[1] += call["function"].get("arguments") or ""
+                said.append(f"call {call.get('index', number)}")
             whole["reason"] = part["finish_reason"] or whole["reason"]
+            whole["order"] += [name for name in said if stream and name not in whole["order"][-1:]]
             whole["logprobs"] += _logprobs(part.get("logprobs"))
     usage = bodies[-1]["usage"]
     return {"choices": choices, "usage": [usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]]}
 
 
 def _nothing() -> dict[str, Any]:
-    return {"role": None, "text": "", "reasoning": "", "calls": {}, "reason": None, "logprobs": []}
+    return {"role": None, "text": "", "reasoning": "", "calls": {}, "reason": None, "logprobs": [], "order": []}
 
 
 def _logprobs(told: Mapping[str, Any] | None) -> list[Any]:

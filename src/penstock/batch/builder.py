@@ -160,7 +160,8 @@ def _engine_stages(
     source = EngineSource(config.engine_name, config.model_source, config.engine_kwargs, config.engine)
     generates = config.task_type == "generate"
     for name in ("on_length", "on_invalid_json"):
-        if not generates and getattr(config, name) != "keep":
+        meant = ("keep", "truncate") if name == "on_length" and config.task_type == "embed" else ("keep",)
+        if not generates and getattr(config, name) not in meant:
             raise ConfigError(f"has no meaning for the task '{config.task_type}'", field=name)
     template_field = _legacy(config.chat_template_stage, config.apply_chat_template)
     chat = stage_config(ChatTemplateStageConfig, template_field, "chat_template_stage")

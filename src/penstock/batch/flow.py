@@ -279,6 +279,8 @@ class Flow:
 
     async def _work(self, row: Row | None) -> None:
         """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while row is not None:
                 answer = self._asker.outcome if self._row_timeout is None else self._answer_in_time
@@ -294,11 +296,13 @@ class Flow:
                 row = self._next_row()
         except PenstockError as error:
             self.stop(error)
+        except asyncio.CancelledError as error:
+            if not task.cancelling():  # it came from below, and the row would never be finished
+                self.stop(_fault(error))
+            raise
         except Exception as error:
             self.stop(_fault(error))
         finally:
-            task = asyncio.current_task()
-            assert task is not None
             self._tasks.discard(task)
             self._admit()
 
@@ -378,7 +382,7 @@ class Flow:
             self._end_early(why)
 
 
-def _fault(error: Exception) -> JobError:
+def _fault(error: BaseException) -> JobError:
     """A job error for what nobody foresaw."""
     fault = JobError(f"{type(error).__name__}: {error}")
     fault.__cause__ = error

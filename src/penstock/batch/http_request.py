@@ -76,6 +76,8 @@ class HttpRequests:
     and `MissingExtraError`.
     """
 
+    shares_rates = True
+
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, **options: Any) -> None:
         given = {"url": url, "headers": dict(headers or {}), **options}
         self.options = parse_options(HttpRequestOptions, given, "http_request")

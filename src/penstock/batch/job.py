@@ -87,7 +87,8 @@ class Job:
         order: "input" writes rows in the order of the input, "done" as they finish.
         on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output, "fail" stops the job at
             it, "retry" tries it again though its failure does not look as if it passed, and keeps it then. Or a mapping
-            of kinds of errors (`error.type`) to these, with "*" for the others.
+            of kinds of errors (`error.type`) to these, with "*" for the others. Default: "keep"; with a processor that
+            does not continue on errors, and without `dead_letter`, "fail".
         on_length: "raise" asks again, with twice the `max_tokens`, for an answer that was cut off by it; "truncate"
             shortens a prompt that is too long for the model; "raise,truncate" does both. Default "keep": neither.
         on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow the schema, and asks
@@ -135,7 +136,7 @@ class Job:
     repetition_penalty: float = 1.0
     limit: int | None = None
     order: Literal["input", "done"] = "input"
-    on_error: str | Mapping[str, str] = "keep"
+    on_error: str | Mapping[str, str] | None = None
     on_length: str = "keep"
     on_invalid_json: Literal["keep", "retry"] = "keep"
     dead_letter: str | os.PathLike[str] | None = None
@@ -230,14 +231,14 @@ class Job:
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
         form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
-        policy = ErrorPolicy(self.on_error)
+        policy = ErrorPolicy(self.on_error or "keep")
         if self.processor is not None:
             self._check_unset(_REPAIRS, "is said in the configuration of the processor, in a field of this name")
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
-            going_on = self.processor.config.should_continue_on_error
-            if self.on_error == "keep" and not going_on:
-                policy = ErrorPolicy("fail")  # what the processor says, as nothing else was said here
-            keep_errors = going_on or self.on_error not in ("keep", "fail")
+            going_on = self.processor.config.should_continue_on_error or self.dead_letter is not None
+            if self.on_error is None and not going_on:
+                policy = ErrorPolicy("fail")
+            keep_errors = going_on or self.on_error not in (None, "fail")
             form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)

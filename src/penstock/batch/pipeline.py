@@ -21,6 +21,8 @@ from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
 from penstock.types import Usage
 
 DEFAULT_BATCH_SIZE = 32
+ENDINGS = (Exception, SystemExit)
+"""What calls of the user's code end with. A `SystemExit` that got to the event loop would end that in silence."""
 
 _log = logging.getLogger(__name__)
 
@@ -51,14 +53,13 @@ class StagePool:
         assert fn is not None
         try:
             self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
-        except TypeError as error:
-            raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
-        try:
-            await _all_or_none(worker.start() for worker in self._workers)
         except PenstockError:
             raise
-        except Exception as error:
-            raise UserCodeError(f"{fn.__name__} cannot be started: {type(error).__name__}: {error}") from error
+        except TypeError as error:
+            raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
+        except ENDINGS as error:
+            raise UserCodeError(f"{fn.__name__} cannot be made: {type(error).__name__}: {error}") from error
+        await _all_or_none(worker.start() for worker in self._workers)
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
@@ -89,7 +90,12 @@ class StagePool:
                 made = await worker.process(row)
             except PenstockError:
                 raise
-            except Exception as error:
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise UserCodeError("CancelledError, though nobody has cancelled it") from error
+            except ENDINGS as error:
                 _log.debug("stage %s failed", self.name, exc_info=True)
                 raise UserCodeError(f"{type(error).__name__}: {error}") from error
             finally:
@@ -111,7 +117,13 @@ class _Worker:
         self._offload = None if self._is_async else Offload()
 
     async def start(self) -> None:
-        await _called(self.instance, "start")
+        try:
+            await _called(self.instance, "start")
+        except PenstockError:
+            raise
+        except ENDINGS as error:
+            name = type(self.instance).__name__
+            raise UserCodeError(f"{name} cannot be started: {type(error).__name__}: {error}") from error
 
     def process(self, row: dict[str, Any]) -> Awaitable[Any]:
         if self._offload is None:
@@ -122,7 +134,10 @@ class _Worker:
     async def stop(self) -> None:
         if self._offload is not None:
             self._offload.close()
-        await _called(self.instance, "stop")
+        try:
+            await _called(self.instance, "stop")
+        except ENDINGS:
+            _log.warning("%s could not be stopped", type(self.instance).__name__, exc_info=True)
 
 
 class Pipeline:

@@ -7,24 +7,20 @@ import contextlib
 import math
 import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
-from penstock.batch.attempts import Asker, EngineAsker
+from penstock.batch.attempts import Asker
 from penstock.batch.counts import Counts
 from penstock.batch.execution import Plan, asking
 from penstock.batch.feed import read_ahead
-from penstock.batch.pipeline import Pipeline
 from penstock.batch.progress import duration
-from penstock.batch.repair import Request
 from penstock.batch.rows import Row
-from penstock.batch.stages.engine import EngineRequests
-from penstock.batch.stages.text import ChatTemplates, Tokens
-from penstock.engines.base import LLMEngine
-from penstock.errors import PenstockError, UnsupportedError
-from penstock.openai.tools import arguments_as_objects
-from penstock.types import ChatRequest
+from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.batch.prompt_lengths import PromptLength
 
 READ_ROWS = 200_000
 _READ_SECONDS = 20.0
@@ -117,56 +113,26 @@ def _fault_of(plan: Plan, row: Row) -> str | None:
 
 async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> None:
     """Count the prompts' tokens, where it shows what is asked, and the engine's template and tokenizer are at hand."""
-    lengths: list[int] = []
-    over_long = 0
+    from penstock.batch.prompt_lengths import prompt_length
+
+    lengths: list[PromptLength] = []
     for row in sample:
         try:
-            if (asked := _asked(asker, row)) is None or (length := await _prompt_tokens(*asked)) is None:
-                return
+            length = await prompt_length(asker, row)
         except PenstockError:  # the row fails, as its trial will show
             continue
-        engine, request = asked
-        context = found.context_length = engine.capabilities.context_length
+        if length is None:
+            return
         lengths.append(length)
-        over_long += length + (request.sampling.max_tokens or 1) > context
     if not lengths:
         return
     distinct = _distinct(found)
+    tokens = [length.tokens for length in lengths]
+    found.context_length = lengths[0].context
     found.counted = len(lengths)
-    found.longest_prompt = max(lengths)
-    found.over_long = round(distinct * over_long / len(lengths))
-    found.prompt_tokens = round(distinct * sum(lengths) / len(lengths))
-
-
-def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request] | None:
-    """What the engine is asked for a row, where that shows before anything has been done with it."""
-    if isinstance(asker, EngineAsker):
-        return (asker.engine, row.request) if isinstance(row.request, ChatRequest) else None
-    if not isinstance(asker, Pipeline):
-        return None
-    others = [worker for worker in asker.workers if not isinstance(worker, ChatTemplates | Tokens)]
-    return others[0].asked(row.request) if others and isinstance(others[0], EngineRequests) else None
-
-
-async def _prompt_tokens(engine: LLMEngine, request: Request) -> int | None:
-    """How many tokens a prompt has; None where the engine cannot tell."""
-    from penstock.engines.token_engine import TokenEngine  # with which the library of chat templates comes
-
-    if not isinstance(engine, TokenEngine):
-        try:
-            ids = await engine.prompt_ids(request)
-        except UnsupportedError:
-            return None
-        return len(ids) if ids is not None else None
-    if isinstance(request, ChatRequest):
-        messages = arguments_as_objects(request.messages)
-        variables = request.chat_template_kwargs
-        text: str | list[int] = engine.template.render(
-            messages, tools=request.tools, override=request.chat_template, variables=variables
-        )
-    else:
-        text = request.prompt
-    return len(await engine.tokenize(text)) if isinstance(text, str) else len(text)
+    found.longest_prompt = max(tokens)
+    found.over_long = round(distinct * sum(length.is_over_long for length in lengths) / len(lengths))
+    found.prompt_tokens = round(distinct * sum(tokens) / len(tokens))
 
 
 async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:

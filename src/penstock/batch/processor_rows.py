@@ -106,7 +106,7 @@ class ProcessorRows:
             if not isinstance(columns, Mapping):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
             row.request = {**row.values, **columns}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             row.failure = _user_error(error)
 
     def prepare(self, row: Row) -> None:
@@ -162,17 +162,12 @@ class ProcessorRows:
             parsed = self._pack(made) if self._packed else dict(made)
             if not self._packed:  # a row that lasts says the same whatever ran before it
                 self._rows.learn(row.values, made)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
         return msgspec.structs.replace(outcome, parsed=parsed)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        outcome = failed(error, stage, attempts)
-        body = getattr(error, "body", None)
-        if body is not None and outcome.error is not None:
-            status = getattr(error, "http_status", None)
-            outcome.error = msgspec.structs.replace(outcome.error, status=status, body=str(body))
-        return outcome
+        return failed(error, stage, attempts)
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         if outcome.error is not None:
@@ -184,7 +179,7 @@ class ProcessorRows:
         return self._rows.good(row.values, made)
 
 
-def _user_error(error: Exception) -> PenstockError:
+def _user_error(error: BaseException) -> PenstockError:
     if isinstance(error, PenstockError):
         return error
     made = UserCodeError(f"{type(error).__name__}: {error}")

@@ -81,7 +81,10 @@ class Row:
 
 def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
     """The outcome of a row that `error` ended at `stage`."""
-    return Outcome(error=RowError(error.kind, stage, error.retryable, str(error)), attempts=attempts)
+    body = getattr(error, "body", None)
+    status = getattr(error, "http_status", None) if body is not None else None
+    said = RowError(error.kind, stage, error.retryable, str(error), status, None if body is None else str(body))
+    return Outcome(error=said, attempts=attempts)
 
 
 def nbytes(value: Any) -> int:

@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Meta, Struct
 from yarl import URL
 
-from penstock.config import masked
+from penstock.config import masked, tells_a_secret
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
-from penstock.http.headers import Headers
+from penstock.http.headers import SHORTEST_SECRET, Headers
 from penstock.http.limiter import Limiter, Verdict
 from penstock.http.proxies import proxy_for
 from penstock.http.retries import is_retryable, is_throttling, retry_after
@@ -43,13 +43,14 @@ class Timeouts(Struct, frozen=True, kw_only=True):
 
 class Endpoint(Struct, frozen=True):
     """Where a request goes, and through which proxy. `shown` names it in messages: no user, no query, for keys stand
-    there.
+    there; `secrets` are these, for servers like to repeat them.
     """
 
     method: str
     url: Any
     shown: str
     proxy: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
@@ -70,7 +71,10 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
     if not ok:
         raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
     shown = str(parsed.with_user(None).with_query(None).with_fragment(None))
-    return Endpoint(method.upper(), parsed, shown, proxy_for(parsed.scheme, parsed.host or "", parsed.port))
+    keys = [parsed.password, *(value for name, value in parsed.query.items() if tells_a_secret(name))]
+    secrets = tuple(key for key in keys if key is not None and len(key) >= SHORTEST_SECRET)
+    proxy = proxy_for(parsed.scheme, parsed.host or "", parsed.port)
+    return Endpoint(method.upper(), parsed, shown, proxy, secrets)
 
 
 class HttpClient:
@@ -248,13 +252,13 @@ class HttpClient:
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
         status = response.status
-        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"))
+        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
         why = " ".join(complaint(text).split())[:SHOWN_CHARS] or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
             with suppress(ValueError):
                 target = URL(response.headers.get("location", ""))
-                why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)))}"
+                why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)), to.secrets)}"
         return UpstreamError(
             f"{to.shown} answered {status}: {why}",
             http_status=status,

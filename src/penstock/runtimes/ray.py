@@ -74,7 +74,7 @@ def build_deployment(
             name_prefix=PREFILL_PREFIX,
             replica_host=replica_host,
         )
-    return deployment.bind(llm_config=config, **about, **(bind_kwargs or {}))
+    return deployment.bind(llm_config=config, **{**about, **(bind_kwargs or {})})
 
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from math import ceil
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 APP_PREFIX = "penstock-serve-"
 INGRESS_TIMEOUT_S = 120.0
+KNOCK_TIMEOUT_S = 10.0
 NODE_SHARE = 0.001
 """How much of a machine's own resource a process asks for that must be there."""
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -40,8 +42,9 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     told = threading.Event()
-    previous = {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = _take_signals(told)
     own = not connect(cpus(args.llm_configs))
+    _take_signals(told)  # Ray has put a handler of its own in the place of ours, which would end all at once
     try:
         # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
         application = build_application(here(args), replica_host="127.0.0.1" if own else None)
@@ -66,6 +69,11 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
             signal.signal(number, handler)
 
 
+def _take_signals(told: threading.Event) -> dict[signal.Signals, Any]:
+    """Let SIGTERM and SIGINT set the event. Gives the handlers that they had."""
+    return {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
 def connect(cpus: int) -> bool:
     """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there is none, or where
     `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our own reckons to have, whatever the
@@ -74,17 +82,23 @@ def connect(cpus: int) -> bool:
     if ray.is_initialized():
         return True
     address = os.environ.get("RAY_ADDRESS", "auto")
+    if address.startswith("ray://"):
+        raise EngineStartError(
+            f"Ray Client ({address}) cannot serve: run this on a machine of the cluster, with RAY_ADDRESS=HOST:6379"
+        )
     if address != "local":
         try:
+            _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
             return True
-        except ConnectionError:
+        except OSError:
             if address != "auto":
                 raise EngineStartError(f"there is no Ray cluster at {address} (RAY_ADDRESS)") from None
         except (RuntimeError, ValueError) as error:  # of another version, or one that does not know us
             why = " ".join(str(error).split())
             raise EngineStartError(f"the Ray cluster at {address} (RAY_ADDRESS) cannot be joined: {why}") from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for background work, and engines would inherit it
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),
@@ -94,6 +108,13 @@ def connect(cpus: int) -> bool:
         object_store_memory=OBJECT_STORE_BYTES,
     )
     return False
+
+
+def _knock(address: str) -> None:
+    """Raise an `OSError` if nobody listens at HOST:PORT, for which Ray would wait long."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIMEOUT_S).close()
 
 
 def new_application(prefix: str) -> str:

@@ -8,8 +8,8 @@ import pytest
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.base import Capabilities
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, JobError
-from penstock.types import Classification, Classifications, Delta, ToolCallPart, Transcription, Usage
+from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineTimeoutError, JobError
+from penstock.types import Classification, Classifications, Delta, Embeddings, ToolCallPart, Transcription, Usage
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +241,27 @@ async def test_what_embeddings_would_not_follow(columns, message):
     assert len(row["embeddings"]) == 4
 
 
+async def test_a_text_to_embed_that_is_too_long_is_shortened(make_engine):
+    engine = make_engine()
+    engine.capabilities = Capabilities(frozenset({"embeddings"}), 100, 4)
+
+    async def embeddings(request):
+        (text,) = request.inputs
+        if len(text) > 100:
+            raise ContextLengthError("too long")
+        return Embeddings([[float(len(text))]], Usage(len(text)))
+
+    engine.embeddings = embeddings
+    config = {"task_type": "embed", "should_continue_on_error": True}
+    rows = [{"prompt": "x" * 100_000}, {"prompt": "y" * 99}]
+    kept = await all_of(processor(engine, **config)(rows))
+    assert [row["status"] for row in kept] == ["error", "ok"]
+    cut = await all_of(processor(engine, on_length="truncate", **config)(rows))
+    assert [row["status"] for row in cut] == ["ok", "ok"]
+    assert 75 <= len(cut[0]["prompt"]) == cut[0]["embeddings"][0] <= 100
+    assert cut[1]["prompt"] == "y" * 99
+
+
 async def test_scores_of_pairs_and_of_several():
     rows = [
         {"text_1": "red fox", "text_2": "a fox"},
@@ -388,4 +409,6 @@ def test_wrong_policies_are_named():
     with pytest.raises(ConfigError, match="on_invalid_json"):
         processor(SimulatedEngine(), on_invalid_json="again")
     with pytest.raises(ConfigError, match="on_length: has no meaning for the task 'embed'"):
-        processor(SimulatedEngine(), task_type="embed", on_length="truncate")
+        processor(SimulatedEngine(), task_type="embed", on_length="raise")
+    with pytest.raises(ConfigError, match="on_length: has no meaning for the task 'score'"):
+        processor(SimulatedEngine(), task_type="score", on_length="truncate")

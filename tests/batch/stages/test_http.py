@@ -124,6 +124,29 @@ async def test_a_journaled_job_asks_no_row_twice(tmp_path):
     assert before + 30 < len(asked) < 110
 
 
+async def test_keys_are_written_nowhere(tmp_path, monkeypatch, caplog):
+    """Neither those in headers nor those in the address, whatever the endpoint repeats of them."""
+    monkeypatch.setenv("MY_KEY", "sesame-1")
+
+    async def refuse(request):
+        return web.json_response({"error": f"no: {request.headers['Authorization']}, {request.url}"}, status=401)
+
+    headers = {"Authorization": "Bearer ${MY_KEY}", "X-Api-Key": "sesame-2"}
+    async with serving(refuse) as url:
+        made = processor(f"{url}?api_key=sesame-3&page=2", headers=headers, should_continue_on_error=True)
+        with caplog.at_level("DEBUG"):
+            result = await penstock.arun([{"n": 1}], tmp_path / "out.jsonl", processor=made, progress=False)
+    (row,) = result.rows()
+    assert row["error"]["status"] == 401
+    assert "no: ***" in row["error"]["body"]
+    assert "page=2" in row["error"]["body"]
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) > 2
+    assert b"sesame" not in b"".join(kept)
+    logged = [record.getMessage() for record in caplog.records if record.name.startswith("penstock")]
+    assert "sesame" not in f"{made!r} {made.config!r} {logged} {row}"
+
+
 async def test_tokens_that_answers_tell_of_are_counted(tmp_path):
     """And so `max_tokens_total` holds for endpoints too."""
 

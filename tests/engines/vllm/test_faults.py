@@ -1,6 +1,7 @@
 """What happens when a process of vLLM's, or the one that started it, is killed or told to stop."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -66,6 +67,16 @@ def descendants(parent, what):
     return found
 
 
+def zombies():
+    """Ids of ended children that nobody has asked about."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it is gone altogether
+            if path.read_text().rpartition(")")[2].split()[:2] == ["Z", str(os.getpid())]:
+                found.append(path.parent.name)
+    return found
+
+
 def command_line(pid):
     try:
         return Path(f"/proc/{pid}/cmdline").read_text()
@@ -114,6 +125,7 @@ async def test_a_server_starts_a_killed_engine_again_as_it_was():
     assert (await held).texts == texts["german"]
     assert handle.server.lifecycle.generation == 3
     await handle.stop(0)
+    assert not zombies()
 
 
 async def rest(stream):

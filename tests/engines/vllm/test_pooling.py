@@ -52,3 +52,19 @@ async def test_classes(tmp_path):
         assert made.usage.prompt_tokens > 0
     finally:
         await engine.stop()
+
+
+async def test_a_cross_encoder_scores(tmp_path):
+    classifier(tmp_path, ["relevance"])
+    engine = VLLMEngine(str(tmp_path), engine_kwargs=OPTIONS)
+    await engine.start()
+    try:
+        assert {"score", "rerank"} <= engine.capabilities.tasks
+        made = await engine.rerank(RerankRequest("What arrived?", TEXTS))
+        assert made.scores[0] == pytest.approx(made.scores[2], abs=1e-4)
+        assert made.scores[0] != pytest.approx(made.scores[1], abs=1e-4)
+        assert made.usage.prompt_tokens > 0
+        other = await engine.rerank(RerankRequest("Nothing at all.", TEXTS))
+        assert other.scores[0] != pytest.approx(made.scores[0], abs=1e-4)  # it reads both texts
+    finally:
+        await engine.stop()

@@ -107,7 +107,7 @@ class EngineRequests:
 
     def _ask(self, row: Mapping[str, Any], adapter: str | None) -> Ask:
         if self._task != "generate":
-            return tasks.request(self._task, row)
+            return tasks.request(self._task, row, truncate=self._repair.truncate)
         request = self._request(row, adapter)
         filled = self._templated or isinstance(request, CompletionRequest)  # else only the engine knows the text
         return partial(self._answered, request=request, prompt=row.get("prompt") if filled else None)

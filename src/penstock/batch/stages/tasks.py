@@ -11,7 +11,7 @@ import msgspec
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.sampling_params import parse
 from penstock.engines.base import LLMEngine
-from penstock.errors import EngineError, RequestError, UnsupportedError
+from penstock.errors import ContextLengthError, EngineError, RequestError, UnsupportedError
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -51,6 +51,8 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
+_CUTS = 24
+_KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
 _NOT_OURS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
@@ -63,9 +65,11 @@ def check_columns(row: Mapping[str, Any]) -> None:
         raise UnsupportedError("images belong into 'messages', not beside a prompt", param="multimodal_data")
 
 
-def request(task: str, row: Mapping[str, Any]) -> Ask:
-    """What puts a row to an engine. Raises `RequestError`."""
-    return {"embed": _embed, "classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
+def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask:
+    """What puts a row to an engine; with `truncate` a text to embed may be shortened. Raises `RequestError`."""
+    if task == "embed":
+        return _embed(row, truncate)
+    return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
 
 
 def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Sampling:
@@ -83,13 +87,22 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
     return None, text
 
 
-def _embed(row: Mapping[str, Any]) -> Ask:
+def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     text = _text(row, "prompt")
     dimensions = _pooling(row, "dimensions")
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        found = await engine.embeddings(EmbeddingRequest([text], dimensions))
-        return {"prompt": text, "embeddings": found.vectors[0], "num_input_tokens": found.usage.prompt_tokens}
+        shorter, cuts = text, _CUTS if truncate else 0
+        while True:
+            try:
+                found = await engine.embeddings(EmbeddingRequest([shorter], dimensions))
+                break
+            except ContextLengthError:
+                if not cuts:
+                    raise
+            cuts -= 1
+            shorter = shorter[: int(len(shorter) * _KEPT_EACH_CUT)]
+        return {"prompt": shorter, "embeddings": found.vectors[0], "num_input_tokens": found.usage.prompt_tokens}
 
     return ask
 

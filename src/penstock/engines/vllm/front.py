@@ -35,6 +35,8 @@ _TASKS = {
 _CPU_STOP_SECONDS = 1.0
 """How long a stop waits before it kills. A worker on the CPU takes seconds to end, and holds nothing that needs it."""
 
+_REAP_SECONDS = 5.0
+
 
 class Starting:
     """A start that another thread may give up. `run` takes the time that loading a model takes.
@@ -171,6 +173,8 @@ class Front:
         with contextlib.suppress(Exception):  # it may be half dead
             self.llm.shutdown(timeout=_CPU_STOP_SECONDS if self.options.cpu else None)
         self._guard.end()
+        for process in self._processes:
+            process.join(_REAP_SECONDS)  # killed, it would stay as a zombie until this process starts another
 
     def _on_death(self) -> None:
         self._stop_watching()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import ChatParams, ThreadSafeHFTokenizerMixin, is_mistral_tokenizer
+from penstock.engines.vllm.plain_text import PlainText
 from penstock.errors import ContextLengthError, RequestError
 from penstock.types import ChatRequest
 
@@ -34,24 +35,25 @@ class Prompts:
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
         # Such a tokenizer may be used in the event loop while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._plain = PlainText(self.tokenizer.backend_tokenizer, self.text_template()) if self._at_once else None
+
+    def learn(self) -> None:
+        """Try what plain text is made into in the quickest way. Takes a while, and warms the renderer."""
+        if self._plain is not None:
+            params = self._chat_params(None, {}, None)
+            self._plain.learn(
+                lambda messages: self._renderer.render_chat([messages], params)[1][0],
+                lambda text, special: self._renderer.render_cmpl([{"prompt": text}], self._text_params(special))[0],
+            )
 
     async def chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
         """The engine input of a conversation."""
-        variables = {
-            **self.variables,
-            "add_generation_prompt": True,
-            "continue_final_message": False,
-            "tools": tools,
-            "tokenize": self._tokenized_by_template,
-            **request.chat_template_kwargs,
-        }
-        params = ChatParams(
-            chat_template=request.chat_template or self.template,
-            chat_template_content_format=self._content_format,
-            chat_template_kwargs=variables,
-        )
+        at_once = self._at_once and not tools and _is_short(request)
         try:
-            if self._at_once and not tools and _is_short(request):
+            if at_once and self._plain is not None and (ids := self._plain.chat(request.messages)) is not None:
+                return self._of_ids(ids)
+            params = self._chat_params(request.chat_template, request.chat_template_kwargs, tools)
+            if at_once:
                 _, (prompt,) = self._renderer.render_chat([request.messages], params)
             else:
                 _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
@@ -61,11 +63,9 @@ class Prompts:
 
     async def completion(self, prompt: str | list[int], *, special_tokens: bool = True) -> Any:
         """The engine input of a text or of token ids."""
-        params = self._renderer.default_cmpl_tok_params
+        params = self._text_params(special_tokens)
         if isinstance(prompt, str):
             given: dict[str, Any] = {"prompt": prompt}
-            if not special_tokens:
-                params = params.with_kwargs(add_special_tokens=False)
         else:
             if not prompt:
                 raise RequestError("the prompt is empty", param="prompt")
@@ -73,6 +73,10 @@ class Prompts:
             given = {"prompt_token_ids": prompt}
         try:
             if self._at_once and len(prompt) <= _SHORT:
+                if isinstance(prompt, str) and self._plain is not None:
+                    ids = self._plain.text(prompt, special_tokens)
+                    if ids:
+                        return self._of_ids(ids)
                 (made,) = self._renderer.render_cmpl([given], params)
             else:
                 (made,) = await self._renderer.render_cmpl_async([given], params)
@@ -110,6 +114,29 @@ class Prompts:
         """Raise `RequestError` for a token id that the model does not have."""
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
             raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+
+    def _of_ids(self, ids: list[int]) -> Any:
+        (made,) = self._renderer.render_cmpl([{"prompt_token_ids": ids}], self._renderer.default_cmpl_tok_params)
+        return made
+
+    def _text_params(self, special_tokens: bool) -> Any:
+        params = self._renderer.default_cmpl_tok_params
+        return params if special_tokens else params.with_kwargs(add_special_tokens=False)
+
+    def _chat_params(self, template: str | None, kwargs: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> Any:
+        variables = {
+            **self.variables,
+            "add_generation_prompt": True,
+            "continue_final_message": False,
+            "tools": tools,
+            "tokenize": self._tokenized_by_template,
+            **kwargs,
+        }
+        return ChatParams(
+            chat_template=template or self.template,
+            chat_template_content_format=self._content_format,
+            chat_template_kwargs=variables,
+        )
 
     def _too_long(self, error: Exception) -> ContextLengthError | None:
         if getattr(error, "parameter", None) not in _TOO_LONG:

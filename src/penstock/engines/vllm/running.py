@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -65,6 +66,8 @@ class Running:
         if blocks is not None:
             events = front.options.engine["kv_events_config"]
             running.events = KVEvents(local_endpoints(events, ranks(front.options)), blocks)
+        if running.prompts is not None:
+            await asyncio.get_running_loop().run_in_executor(None, running.prompts.learn)
         if running._needs_parsers:
             assert running.prompts is not None
             running.parsed = ParsedChats(front, await running.native.state(), running.prompts)
