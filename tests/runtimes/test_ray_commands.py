@@ -92,7 +92,6 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
         "llm_engine": "simulated",
         "placement_group_config": {"bundles": [{"CPU": 0.1}]},  # all fit on two cores
         "deployment_config": {"ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_wait_loop_s": 0.2},
-        "lora_config": {"adapters": {"german": str(tmp_path)}},
     }
     (tmp_path / "b.yaml").write_text(json.dumps(b))
     file = tmp_path / "serve.yaml"
@@ -109,8 +108,8 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
             for name in ("llm", "dev"):
                 until(lambda name=name: answered(lambda: client.get(f"/{name}/v1/models")))  # type: ignore[misc]
             listed = {card["id"]: card["state"] for card in client.get("/llm/v1/models").json()["data"]}
-            assert listed == {"a": "cold", "b": "ready", "b:german": "ready"}
-            for model in ("a", "b", "b:german"):
+            assert listed == {"a": "cold", "b": "ready"}
+            for model in ("a", "b"):
                 stream = client.post("/llm/v1/chat/completions", json={**BODY, "model": model, "stream": True})
                 assert stream.text.endswith("data: [DONE]\n\n"), stream.text
                 assert stream.text.count('"content":') == 1 + 8
