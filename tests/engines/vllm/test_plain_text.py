@@ -6,12 +6,13 @@ import pytest
 
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.vllm.plain_text import PlainText
+from penstock.types import Message
 
 TEMPLATE = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 STRICT = ChatTemplate(
     "{% for m in messages %}{{ raise_exception('none') if m.role == 'system' }}{{ m.content }}{% endfor %}"
 )
-ASKED = [{"role": "user", "content": "Hello"}]
+ASKED: list[Message] = [{"role": "user", "content": "Hello"}]
 BOS = 1
 
 
@@ -52,7 +53,8 @@ def test_before_it_was_tried_the_renderer_is_asked():
 def test_what_comes_out_alike_is_made_here():
     plain = learned(renderer(TEMPLATE))
     assert plain.chat(ASKED) == Bytes().encode("<user>Hello", False).ids
-    assert plain.text("Hello", True) == [BOS, *plain.text("Hello", False)]
+    for special in (True, False):
+        assert plain.text("Hello", special) == Bytes().encode("Hello", special).ids
 
 
 @pytest.mark.parametrize("change", [str.strip, str.lower, lambda text: text + "!"])

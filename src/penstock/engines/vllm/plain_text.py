@@ -84,4 +84,4 @@ class PlainText:
 
 def _is(made: Any, ids: list[int] | None) -> bool:
     """Whether vLLM's input is these ids and nothing else."""
-    return made.get("type") == "token" and list(made["prompt_token_ids"]) == ids
+    return bool(made.get("type") == "token" and list(made["prompt_token_ids"]) == ids)
