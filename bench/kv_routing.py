@@ -115,12 +115,12 @@ async def hit_rate(model: RemoteModel, texts: Sequence[str], clients: int) -> tu
 
 def choosing_us(model: RemoteModel, texts: Sequence[str]) -> float:
     """Microseconds a request for naming its blocks and choosing a replica."""
-    bodies = [calls.pack(CompletionRequest(text, SAMPLING, stream=False)) for text in texts]
+    requests = [CompletionRequest(text, SAMPLING, stream=False) for text in texts]
     pool = model.pool
     start = time.perf_counter()
-    for body in bodies:
-        pool._choose(pool.route(body), set())
-    return (time.perf_counter() - start) / len(bodies) * 1e6
+    for request in requests:
+        pool._choose(pool.route(calls.prompt_of(request)), set())
+    return (time.perf_counter() - start) / len(requests) * 1e6
 
 
 async def measure(args: argparse.Namespace) -> tuple[Comparison, Comparison, Comparison]:

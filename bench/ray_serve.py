@@ -27,6 +27,7 @@ from harness import Bar, Comparison, Contestant
 
 LOCAL, RAY, FRONT = "local runtime", "Ray runtime", "Ray runtime, replica as front"
 DEFAULT, FASTEST = "Ray Serve LLM, default", "Ray Serve LLM, fastest"
+SIDES = {"local": LOCAL, "ray": RAY, "front": FRONT, "default": DEFAULT, "fastest": FASTEST}
 MODEL = "simulated"
 """What every side calls its model."""
 ENGINES: dict[str, dict[str, Any]] = {
@@ -60,6 +61,9 @@ BARS = {DEFAULT: (5, 0.2), FASTEST: (1.3, 0.9)}
 def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
     """A contestant's processes; gives its port."""
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+    environment["RAY_worker_niceness"] = (
+        "0"  # else its workers give way to whatever else runs, the local server does not
+    )
     with tempfile.TemporaryDirectory() as folder:
         if side in (LOCAL, RAY, FRONT):
             config = Path(folder, "config.yaml")
@@ -95,6 +99,12 @@ def main() -> int:
     options.add_argument("--engine", choices=ENGINES, default="simulated", help="(default: %(default)s)")
     options.add_argument("--model", help="what the engine 'vllm' runs: a directory, as random_model.py makes one")
     options.add_argument("--peer-python", help="the Python that runs Ray Serve LLM, and then every side")
+    options.add_argument(
+        "--sides",
+        nargs="+",
+        choices=SIDES,
+        help="who takes part: every cluster that is there costs the others some of the machine  [default: all]",
+    )
     options.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
     options.add_argument("--requests", type=int, default=512, help="of a run (default: %(default)s)")
     options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
@@ -106,7 +116,8 @@ def main() -> int:
             options.error("--engine vllm needs --model")
         model = {**model, "model_loading_config": {"model_id": MODEL, "model_source": args.model}}
     serve_overhead.BODY.update(max_tokens=args.tokens, ignore_eos=True)
-    sides = [LOCAL, RAY, FRONT, *((DEFAULT, FASTEST) if args.peer_python else ())]
+    known = [SIDES[name] for name in args.sides or SIDES]
+    sides = [side for side in known if args.peer_python or side not in BARS]
     python = args.peer_python or sys.executable
     with contextlib.ExitStack() as stack:
         ports = {side: stack.enter_context(served(side, model, python)) for side in sides}
@@ -115,8 +126,8 @@ def main() -> int:
         compared = {clients: throughput(ports, clients, args) for clients in args.clients}
         compared_first = first_token(ports, args.rounds)
     bars = []
-    for ours in (RAY, FRONT):
-        for clients, one in compared.items():
+    for ours in (side for side in (RAY, FRONT) if side in sides):
+        for clients, one in compared.items() if LOCAL in sides else ():
             ratio = one.ratio(ours, LOCAL).median
             bars.append(Bar(f"{ours}: {clients} clients, tokens/s over the {LOCAL}'s", ratio, 0.7, at_least=True))
         for peer, (times, share) in BARS.items():

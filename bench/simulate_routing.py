@@ -20,9 +20,10 @@ from itertools import count, islice
 
 import harness
 from harness import Bar
-from penstock.serve.routing.base import POLICIES, RouteRequest, RoutingPolicy
+from penstock.serve.routing.base import RouteRequest, RoutingPolicy
 from penstock.serve.routing.kv_aware import KVAware
 from penstock.serve.routing.least_busy import LeastBusy
+from penstock.serve.routing.policies import POLICIES
 from penstock.serve.routing.prefix_aware import PrefixAware
 from penstock.serve.routing.round_robin import RoundRobin
 from penstock.serve.routing.session_affinity import SessionAffinity
@@ -226,7 +227,7 @@ class Simulation:
 
     def run(self, requests: int) -> Outcome:
         """Let so many requests arrive, and wait for them all."""
-        draw, clock, policy, pool = random.Random(3), time.perf_counter, self.policy, self.pool
+        draw, clock, policy, pool = random.Random(3), time.thread_time, self.policy, self.pool
         now = spent = 0.0
         for asked in islice(self.requests, requests):
             now += draw.expovariate(self.rate)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Tests of the documentation page in a browser, driven by Playwright from an environment of its own: BROWSER_VENV, made
-# or reused (default: .venv-browser). The browser is PENSTOCK_BROWSER, the system's chromium, or one that Playwright
-# downloads; where none can be had, the tests are skipped and say so.
+# or reused (default: .venv-browser). The browser is PENSTOCK_BROWSER, the system's chromium, one that Playwright
+# downloads, or in CI one from the system's packages; where none can be had, the tests are skipped and say so.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,9 +9,17 @@ venv="${BROWSER_VENV:-.venv-browser}"
 python3 -m venv "$venv"
 "$venv/bin/pip" install -q -e '.[dev]' playwright
 
-browser="${PENSTOCK_BROWSER:-$(command -v chromium || command -v google-chrome || true)}"
+found() { command -v chromium || command -v google-chrome || true; }
+from_packages() {
+    [[ ${CI:-} == true && $(id -u) == 0 ]] && apt-get update && apt-get install -y --no-install-recommends chromium
+}
+
+browser="${PENSTOCK_BROWSER:-$(found)}" # empty: the one that Playwright has downloaded
 if [[ -z $browser ]] && ! "$venv/bin/playwright" install chromium >/dev/null 2>&1; then
-    echo "skipped: no browser here, and none can be downloaded"
-    exit 0
+    if ! from_packages >/dev/null 2>&1; then
+        echo "skipped: no browser here, and none can be downloaded"
+        exit 0
+    fi
+    browser="$(found)"
 fi
 PENSTOCK_BROWSER="$browser" exec "$venv/bin/pytest" -m browser "$@"

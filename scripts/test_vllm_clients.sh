@@ -4,10 +4,10 @@
 # environment of the clients (default: .venv, made where it is missing).
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # else each of the many processes compiles what it imports of vLLM and torch anew
 
 export VLLM_VENV="${VLLM_VENV:-.venv-vllm${VLLM_VERSION:+-$VLLM_VERSION}}"
 scripts/install_vllm.sh
-unset PYTHONDONTWRITEBYTECODE # else each of vLLM's processes compiles what it imports: a minute of work
 venv="${VENV:-.venv}"
 if [[ ! -x $venv/bin/pytest ]]; then
     python3 -m venv "$venv" && "$venv/bin/pip" install -q -e '.[dev]'

@@ -277,6 +277,13 @@ deployment_config: {autoscaling_config: {min_replicas: 1, max_replicas: 3}, ray_
     plain = penstock("explain", "model.yaml", "--runtime", "ray", "--json", cwd=tmp_path)
     assert json.loads(plain.stdout)["models"][0]["bundles"] == [{"CPU": 3.0}]
     assert b"Examples:" in penstock("explain", "--help", cwd=tmp_path).stdout
+    side = model.replace("\n", "\n  ") + "engine_kwargs: {kv_transfer_config: {kv_connector: SimulatedConnector}}\n"
+    (tmp_path / "pair.yaml").write_text(f"prefill_config:{side}decode_config:{side}")
+    pair = penstock("explain", "pair.yaml", "--runtime", "ray", cwd=tmp_path)
+    assert b"m (prefill): simulated on simulated, by PrefillServer" in pair.stdout
+    assert b"m (decode): simulated on simulated, by DecodeServer" in pair.stdout
+    assert b"exchanged by the SimulatedConnector" in pair.stdout
+    assert b"in all: CPU 6; with all replicas CPU 18" in pair.stdout
     (tmp_path / "model.yaml").write_text(model.replace("simulated\n", "simulatd\n"))
     wrong = penstock("explain", "model.yaml", cwd=tmp_path)
     assert (wrong.returncode, wrong.stdout) == (2, b"")

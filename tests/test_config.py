@@ -33,6 +33,29 @@ def test_nested_mappings_and_parts_mean_the_same():
     )
 
 
+class OptionsElsewhere:
+    """As pydantic's models are: Ray Serve's `AutoscalingConfig`, `RequestRouterConfig` and so on."""
+
+    def __init__(self, **said: Any) -> None:
+        self._said = said
+
+    def model_dump(self, *, exclude_unset: bool) -> dict[str, Any]:
+        return self._said if exclude_unset else {**self._said, "metrics_interval_s": 10.0}
+
+
+def test_option_objects_of_ray_serve_are_read():
+    one = config(
+        deployment_config={
+            "autoscaling_config": OptionsElsewhere(min_replicas=0, max_replicas=3),
+            "request_router_config": OptionsElsewhere(request_router_class="round_robin"),
+        }
+    )
+    assert one.autoscaling == AutoscalingConfig(min_replicas=0, max_replicas=3)
+    assert one.deployment_config.request_router_config == {"request_router_class": "round_robin"}
+    kept = config(engine_kwargs={"checks": OptionsElsewhere})
+    assert kept.engine_kwargs == {"checks": OptionsElsewhere}
+
+
 def test_defaults():
     one = config()
     assert (one.llm_engine, one.model_source, one.max_waiting, one.start_timeout_s) == ("openvino", "m", 1024, 600)
@@ -120,3 +143,10 @@ def test_import_paths():
     for wrong in ("penstock.errors:Nothing", "penstock.nothing:X", "nothing_at_all:X", "X"):
         with pytest.raises(ConfigError, match="here"):
             import_object(wrong, "here")
+
+
+def test_secrets_in_urls_are_hidden():
+    url = "https://me:sesame@host/v1?api_key=sesame&page=2&access-token=sesame#key"
+    assert masked(url) == "https://***@host/v1?api_key=***&page=2&access-token=***#key"
+    assert masked({"url": "http://host/?key="}) == {"url": "http://host/?key="}
+    assert masked("no url: ?key=value") == "no url: ?key=value"

@@ -6,20 +6,26 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 import msgspec
 import msgspec.structs
 
+from penstock import lazy
 from penstock.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MASK = "***"
 _SECRET_WORDS = frozenset(
-    {"apikey", "auth", "authorization", "credential", "credentials", "key", "passwd", "password", "secret", "token"}
+    {
+        *("apikey", "auth", "authorization", "credential", "credentials", "key", "passwd", "password", "secret"),
+        *("sig", "signature", "token"),
+    }
 )
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
 
 def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -> T:
@@ -28,9 +34,10 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type, or a value out of
     its bounds.
     """
+    given = {name: _said(value) for name, value in given.items()}
     _check_keys(options, given, where)
     try:
-        return msgspec.convert(dict(given), options, strict=True)
+        return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
         name = path.rstrip("`")
@@ -39,6 +46,26 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
             value = value.get(part) if isinstance(value, Mapping) else None
         got = f", got {masked(value, name)!r}" if name else ""
         raise ConfigError(f"{message[:1].lower()}{message[1:]}{got}", field=_joined(where, name), value=value) from None
+
+
+def _said(value: Any) -> Any:
+    """What was said in an option object of another library, such as Ray Serve's `AutoscalingConfig`, as a mapping."""
+    if isinstance(value, dict):
+        return {name: _said(inner) for name, inner in value.items()}
+    if hasattr(value, "model_dump") and not isinstance(value, type):
+        return value.model_dump(exclude_unset=True)
+    return value
+
+
+def read_yaml(file: Path) -> Any:
+    """The content of a YAML file. Raises `ConfigError`."""
+    yaml = lazy.require("yaml", needed_by="A YAML configuration")
+    try:
+        return yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class _Checked(msgspec.StructMeta):
@@ -63,16 +90,30 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A copy of `value` that is fit for logs: texts under names that tell a secret, and users in URLs, are hidden."""
+    """A copy of `value` that is fit for logs: texts under names that tell a secret are hidden, in URLs too, and so are
+    the users of these.
+    """
     if isinstance(value, Mapping):
         return {key: masked(item, str(key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [masked(item, name) for item in value]
     if isinstance(value, str):
-        if value and not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower())):
+        if value and tells_a_secret(name):
             return MASK
-        return _URL_USER.sub(MASK, value)
+        return _without_keys(value) if "://" in value else value
     return value
+
+
+def _without_keys(url: str) -> str:
+    def query(match: re.Match[str]) -> str:
+        return f"{match[1]}{match[2]}={MASK if tells_a_secret(match[2]) else match[3]}"
+
+    return _URL_QUERY.sub(query, _URL_USER.sub(MASK, url))
+
+
+def tells_a_secret(name: str) -> bool:
+    """Whether what has this name is to be hidden."""
+    return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def import_object(path: str, where: str) -> Any:

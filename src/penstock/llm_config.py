@@ -131,6 +131,9 @@ class DeploymentConfig(Options, frozen=True, kw_only=True):
     logging_config: Any = None
     request_router_config: Any = None
     gang_scheduling_config: Any = None
+    backpressure_config: Any = None
+    rolling_update_percentage: float | None = None
+    max_surge_percent: Annotated[int, Meta(ge=0)] | None = None
     version: str | None = None
     placement_group_bundles: Any = None
     placement_group_strategy: Any = None

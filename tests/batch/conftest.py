@@ -1,4 +1,4 @@
-"""An engine whose every answer and failure a test decides."""
+"""An engine whose every answer and failure a test decides, and a small job's surroundings."""
 
 import asyncio
 import json
@@ -6,6 +6,8 @@ from collections.abc import AsyncGenerator, Callable
 
 import pytest
 
+from jobs import numbered
+from penstock.batch import sinks
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.errors import EngineDeadError
 from penstock.types import ChatRequest, Delta, Usage
@@ -95,3 +97,18 @@ class ScriptedEngine(LLMEngine):
 @pytest.fixture
 def make_engine() -> type[ScriptedEngine]:
     return ScriptedEngine
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Output in several parts, and no pauses before another try."""
+    monkeypatch.setattr(sinks, "PART_ROWS", 40)
+    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """300 rows as JSON lines."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in numbered(300)))
+    return path

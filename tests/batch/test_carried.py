@@ -2,10 +2,11 @@
 
 import pytest
 
-from penstock.batch.carried import Beginning, Ending, StageProcess, unpack
+from penstock.batch import HttpRequestProcessorConfig, build_processor
+from penstock.batch.carried import Beginning, Carried, Ending, StageProcess, unpack
 from penstock.batch.row_tables import block
 from penstock.batch.stages.base import StatefulStage
-from penstock.errors import JobError
+from penstock.errors import JobError, UpstreamError
 
 
 class Half:
@@ -43,6 +44,30 @@ async def test_without_error_rows_output_is_what_was_made():
         await through([{"id": 1}], keep=False)
 
 
+async def test_what_an_endpoint_said_comes_with_the_error():
+    class Refused:
+        async def process(self, row):
+            raise UpstreamError("no", http_status=422, body="because")
+
+    begun = Beginning(None, keep=True)([{"id": 1}])
+    (row,) = Ending(None, keep=True)(await StageProcess("S", StatefulStage(Refused), 4, keep=True)(begun))
+    assert (row["error"]["status"], row["error"]["body"]) == (422, "because")
+
+
 async def test_a_row_keeps_values_that_no_table_can_hold():
     (packed,) = Beginning(None, keep=True)([{"id": 2, "odd": {1, 2}}])
     assert unpack(packed).columns["odd"] == {1, 2}
+
+
+@pytest.mark.parametrize(("concurrency", "share"), [(None, 6000), (4, 1500), ((1, 4), 1500)])
+async def test_processes_keep_to_a_rate_together(concurrency, share):
+    config = HttpRequestProcessorConfig(
+        url="http://127.0.0.1:1/", qps=100, http_request_stage={"concurrency": concurrency}
+    )
+    ((name, stage),) = build_processor(config).stages.items()
+    process = StageProcess(name, stage, 8, keep=True)
+    (row,) = await process([Carried({}, {}).pack()])
+    assert unpack(row).error is not None
+    worker = process._pool.worker
+    assert worker._limiter.limits.requests_per_minute == share
+    await process._pool.stop()

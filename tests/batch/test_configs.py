@@ -46,6 +46,9 @@ def vllm(**options):
         (lambda: vllm(task_type="chat"), "task_type: "),
         (lambda: vLLMEngineProcessorConfig(), "model_source: say which model"),
         (lambda: vllm(concurrency=(1,)), "concurrency"),
+        (lambda: vllm(concurrency=(2, 1)), "concurrency: the least must not be more than the most"),
+        (lambda: ProcessorConfig(concurrency=(2, 1)), "concurrency: the least"),
+        (lambda: ChatTemplateStageConfig(concurrency=(2, 1)), "concurrency: the least"),
         (lambda: HttpRequestProcessorConfig(**{}), "url"),
     ],
 )
@@ -56,9 +59,10 @@ def test_mistakes_are_named(make, message):
 
 
 def test_secrets_are_not_shown():
-    config = HttpRequestProcessorConfig(url="http://u:p@h/", headers={"Authorization": "Bearer abc"})
+    config = HttpRequestProcessorConfig(url="http://u:p@h/?key=xyz", headers={"Authorization": "Bearer abc"})
     assert "abc" not in repr(config)
     assert "u:p" not in repr(config)
+    assert "xyz" not in repr(config)
 
 
 def test_a_type_of_your_own():

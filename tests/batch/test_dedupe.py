@@ -75,9 +75,31 @@ def test_a_key_that_two_digests_share_gives_no_wrong_answer(opened, tmp_path):
 
 @pytest.mark.parametrize("length", [10, 100])
 def test_long_answers_leave_memory_sooner(opened, tmp_path, monkeypatch, length):
-    monkeypatch.setattr("penstock.batch.dedupe._IN_MEMORY_CHARACTERS", 500)
+    monkeypatch.setattr("penstock.batch.dedupe._IN_MEMORY_BYTES", 500)
     answers = opened(tmp_path)
     for number in range(20):
         answers.put(digest(number), Outcome("x" * length))
     assert (tmp_path / "answers.bin").exists() == (length == 100)
     assert all(answers.get(digest(number)) == Outcome("x" * length) for number in range(20))
+
+
+def test_what_an_answer_holds_counts_as_its_text_does(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr("penstock.batch.dedupe._IN_MEMORY_BYTES", 500)
+    answers = opened(tmp_path)
+    answers.put(digest(1), Outcome(parsed={"embeddings": [0.5] * 100}))
+    assert (tmp_path / "answers.bin").exists()
+    assert answers.get(digest(1)) == Outcome(parsed={"embeddings": [0.5] * 100})
+
+
+def test_an_answer_belongs_to_whoever_gets_it(opened, tmp_path):
+    answers = opened(tmp_path)
+    answers.put(digest(1), answer(1))
+    answers.get(digest(1)).parsed["field"] = "spoilt"
+    assert answers.get(digest(1)) == answer(1)
+
+
+def test_values_that_cannot_be_kept_are_not_remembered(opened, tmp_path):
+    answers = opened(tmp_path)
+    for value in (object(), 2**70, "\ud800"):
+        answers.put(digest(1), Outcome(parsed={"a": value}))
+    assert answers.get(digest(1)) is None

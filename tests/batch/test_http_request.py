@@ -56,6 +56,43 @@ async def test_what_can_be_a_payload(payload, got):
         assert (await made.process({"payload": payload}))["http_response"]["got"] == got
 
 
+async def test_what_json_cannot_hold_is_sent_as_a_form():
+    async def look(request):
+        found = {}
+        async for part in await request.multipart():
+            found[part.name] = [part.filename, part.headers["content-type"], (await part.read()).decode()]
+        again = len(tries) < 2
+        tries.append(1)
+        return web.json_response(found, status=500 if again else 200)
+
+    tries: list[int] = []
+    named = {"content": b"RIFF", "filename": "a.wav", "content_type": "audio/wav"}
+    payload = {"model": "m", "file": named, "raw": bytearray(b"xy"), "n": 2, "of": {"content": "text"}}
+    headers = {"Content-Type": "application/json", "X-Mine": "yes"}
+    async with worker(look, headers=headers, max_retries=2, base_retry_wait_time_in_s=0) as made:
+        found = (await made.process({"payload": payload}))["http_response"]
+    assert len(tries) == 3
+    assert found == {
+        "model": [None, "text/plain; charset=utf-8", "m"],
+        "file": ["a.wav", "audio/wav", "RIFF"],
+        "raw": ["raw", "application/octet-stream", "xy"],
+        "n": [None, "text/plain; charset=utf-8", "2"],
+        "of": [None, "text/plain; charset=utf-8", '{"content":"text"}'],
+    }
+
+
+@pytest.mark.parametrize("own_session", [False, True])
+async def test_the_content_type_of_json_can_be_another(own_session):
+    async def look(request):
+        return web.json_response([request.headers.getall("content-type"), request.headers["X-Mine"]])
+
+    options: dict = {"headers": {"content-type": "application/vnd.mine+json", "X-Mine": "yes"}}
+    if own_session:
+        options["session_factory"] = aiohttp.ClientSession
+    async with worker(look, **options) as made:
+        assert (await made.process({"payload": {}}))["http_response"] == [["application/vnd.mine+json"], "yes"]
+
+
 @pytest.mark.parametrize("row", [{}, {"payload": None}, {"payload": {"a": object()}}])
 async def test_a_row_without_a_payload_is_a_bad_row(row):
     async with worker(echo) as made:
@@ -199,7 +236,8 @@ async def test_tokens_are_charged_by_what_the_answer_tells():
         charged: list[float] = []
         made._limiter.charge = charged.append
         await made.process({"payload": {"prompt": "x" * 387}})
-    assert charged == [1000 - 400 / 4]
+        await made.process({"payload": {"prompt": "x" * 371, "max_tokens": 50}})
+    assert charged == [1000 - 400 / 4, 1000 - (400 / 4 + 50)]
 
 
 @pytest.mark.parametrize(
@@ -229,6 +267,7 @@ async def test_two_workers_of_one_server_share_their_limits():
         ({"url": "http://h", "qsp": 1}, "Did you mean 'qps'"),
         ({"url": "http://h", "qps": 0}, "http_request.qps"),
         ({"url": "http://h", "method": "GET"}, "http_request.method"),
+        ({"url": "http://h", "headers": {"X-Mine": 3}}, "headers.X-Mine: must be a text, not int"),
     ],
 )
 def test_wrong_options_name_their_field(options, hint):

@@ -1,35 +1,14 @@
 """What becomes of rows that fail, and jobs that have had enough."""
 
-import json
-from datetime import datetime, timedelta
-
 import pyarrow.parquet as pq
 import pytest
 
-import penstock
-from penstock.batch import sinks
-from penstock.batch.policy import seconds_until
+from jobs import ask, lines, numbered
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError, JobLimitError
+from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError
 from penstock.types import Delta, Usage
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(sinks, "PART_ROWS", 40)
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
-
-
-def numbered(count=100):
-    return [{"id": number, "text": f"text {number}"} for number in range(count)]
-
-
-async def ask(source, output, engine, **options):
-    return await penstock.arun(source, output, engine=engine, progress=False, **{"prompt": "{text}", **options})
-
-
-def lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("small_parts")
 
 
 def failing(*numbers, error=None):
@@ -44,7 +23,7 @@ def failing(*numbers, error=None):
 async def test_rows_that_are_skipped_are_not_in_the_output(make_engine, tmp_path, name):
     engine = make_engine(failing(3, 50, 99))
     output = tmp_path / name if name else None
-    result = await ask(numbered(), output, engine, on_error={"engine_error": "skip"})
+    result = await ask(numbered(100), output, engine, on_error={"engine_error": "skip"})
     assert (result.counts.rows, result.counts.errors) == (100, {"engine_error": 3})
     ids = [int(row["id"]) for row in result.rows()]
     assert ids == [n for n in range(100) if n not in (3, 50, 99)]
@@ -90,13 +69,13 @@ async def test_mistakes_in_policies(given, message):
 async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, order):
     output, letters = tmp_path / name, tmp_path / "failed.jsonl"
     options = {"dead_letter": letters, "order": order}
-    result = await ask(numbered(), output, make_engine(failing(3, 60, 61)), **options)
+    result = await ask(numbered(100), output, make_engine(failing(3, 60, 61)), **options)
     assert sorted(row["id"] for row in lines(letters)) == [3, 60, 61]
     assert {row["error"]["type"] for row in lines(letters)} == {"engine_error"}
     assert {row["status"] for row in result.rows()} == {"ok"}
     assert len(list(result.rows())) == 97
     engine = make_engine(failing(61))
-    result = await ask(numbered(), output, engine, retry_failed=True, **options)
+    result = await ask(numbered(100), output, engine, retry_failed=True, **options)
     assert sorted(engine.asked) == ["text 3", "text 60", "text 61"]
     assert [row["id"] for row in lines(letters)] == [61]
     ids = [int(row["id"]) for row in result.rows()]
@@ -107,8 +86,8 @@ async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, or
 
 async def test_skipped_rows_are_tried_again_too(make_engine, tmp_path):
     output = tmp_path / "out.parquet"
-    await ask(numbered(), output, make_engine(failing(5)), on_error="skip")
-    await ask(numbered(), output, make_engine(), on_error="skip", retry_failed=True)
+    await ask(numbered(100), output, make_engine(failing(5)), on_error="skip")
+    await ask(numbered(100), output, make_engine(), on_error="skip", retry_failed=True)
     assert pq.read_table(output)["id"].to_pylist() == list(range(100))
 
 
@@ -177,52 +156,6 @@ async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
 async def test_mistakes_in_options(options, message):
     with pytest.raises(ConfigError, match=message):
         await ask(numbered(1), None, SimulatedEngine(), **options)
-
-
-# Limits
-async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
-    output = tmp_path / "out.jsonl"
-    engine = SimulatedEngine(engine_kwargs={"output_tokens": 20, "max_num_seqs": 4})
-    with pytest.raises(JobLimitError, match="max_tokens_total is 1,000"):
-        await ask(numbered(), output, engine, max_tokens_total=1000)
-    assert not output.exists()
-    result = await ask(numbered(), output, engine)
-    assert [row["id"] for row in lines(output)] == list(range(100))
-    assert 30 <= result.counts.resumed <= 50
-    assert result.counts.engine_calls == 100 - result.counts.resumed
-
-
-async def test_a_job_stops_at_too_many_errors(make_engine, tmp_path):
-    bad = failing(*range(0, 1000, 3))
-    with pytest.raises(JobLimitError, match=r"of .* rows failed \(3.\..%\), and max_error_rate is 10.0%"):
-        await ask(numbered(1000), tmp_path / "out.jsonl", make_engine(bad), max_error_rate=0.1)
-    few = make_engine(failing(1, 2, 3))
-    await ask(numbered(1000), tmp_path / "few.jsonl", few, max_error_rate=0.1)
-    with pytest.raises(JobLimitError, match="3 of 4 rows failed"):
-        await ask(numbered(4), tmp_path / "end.jsonl", make_engine(failing(1, 2, 3)), max_error_rate=0.1)
-
-
-async def test_a_job_stops_at_its_deadline(tmp_path):
-    output = tmp_path / "out.jsonl"
-    engine = SimulatedEngine(engine_kwargs={"max_num_seqs": 2, "time_per_token_ms": 1, "output_tokens": 8})
-    with pytest.raises(JobLimitError, match="the deadline is reached"):
-        await ask(numbered(1000), output, engine, deadline=0.1)
-    result = await ask(numbered(1000), output, SimulatedEngine(engine_kwargs={"output_tokens": 8}))
-    assert 0 < result.counts.resumed < 1000
-    assert len(lines(output)) == 1000
-
-
-def test_deadlines():
-    assert seconds_until(None) is None
-    assert seconds_until(90) == seconds_until("90") == seconds_until("90s") == seconds_until("1.5m") == 90
-    assert seconds_until(timedelta(hours=2)) == seconds_until("2h") == 7200
-    later = datetime.now() + timedelta(hours=1)
-    for given in (later, later.isoformat()):
-        assert 3590 < (seconds_until(given) or 0) <= 3600
-    wrongs: list = [True, "nan", float("nan"), [], "x"]
-    for wrong in wrongs:
-        with pytest.raises(ConfigError):
-            seconds_until(wrong)
 
 
 async def test_usage_of_one_answer_is_left_alone(make_engine):

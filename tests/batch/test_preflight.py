@@ -3,7 +3,13 @@ import json
 import pytest
 
 from penstock import Job
-from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
+from penstock.batch import (
+    OpenVINOEngineProcessorConfig,
+    Processor,
+    ProcessorConfig,
+    StatefulStage,
+    build_processor,
+)
 from penstock.batch.preflight import described
 from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError
@@ -44,13 +50,36 @@ async def test_nothing_is_tried_or_written(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
-async def test_a_processor(source):
-    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(engine_kwargs=ENGINE), should_continue_on_error=True)
-    processor = build_processor(config, lambda row: {"prompt": row["text"], "sampling_params": {"temperature": 0}})
-    found = await Job(source, processor=processor).aplan()
+@pytest.mark.parametrize("own", [{}, {"chat_template_stage": {}, "tokenize_stage": {}, "detokenize_stage": {}}])
+@pytest.mark.parametrize("chat", [False, True])
+async def test_a_processor(source, own, chat):
+    def ask(row):
+        asked = {"messages": [{"role": "user", "content": row["text"]}]} if chat else {"prompt": row["text"]}
+        return {**asked, "sampling_params": {"temperature": 0, "max_tokens": 30}}
+
+    if own and not chat:
+        own = {**own, "chat_template_stage": False}
+    engine = SimulatedEngine(engine_kwargs=ENGINE)
+    config = OpenVINOEngineProcessorConfig(engine=engine, should_continue_on_error=True, **own)
+    found = await Job(source, processor=build_processor(config, ask)).aplan()
     assert found.unreadable == {"input_error": 1, "user_code_error": 1}
     assert found.duplicates == 20
     assert found.completion_tokens == 80 * 20
+    assert (found.over_long, found.longest_prompt) == (8, 503 + chat)
+    assert found.failed == {"context_length_exceeded": 4}
+    distinct = [json.loads(line)["text"] for line in source.read_text().splitlines()[:80]]
+    assert found.prompt_tokens == sum(len(text) + chat for text in distinct)
+
+
+async def test_a_processor_that_asks_no_engine(source):
+    class Length:
+        async def process(self, row):
+            return {"length": len(row["text"])}
+
+    processor = Processor(ProcessorConfig(should_continue_on_error=True), [StatefulStage(Length)])
+    found = await Job(source, processor=processor).aplan()
+    assert (found.rows, found.tried, found.counted, found.prompt_tokens) == (102, 32, 0, None)
+    assert "tokens" not in described(found)
 
 
 async def test_no_rows(tmp_path):

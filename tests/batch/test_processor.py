@@ -7,48 +7,14 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from penstock.batch import Processor, ProcessorBuilder, ProcessorConfig, StatefulStage, build_processor
+from adding import Add, AddStage, adding, all_of, numbers
+from penstock.batch import (
+    Processor,
+    ProcessorConfig,
+    StatefulStage,
+)
 from penstock.batch.stream import AHEAD_ROWS
-from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, RequestError, UserCodeError
-
-
-class Add:
-    """Adds a number; `log` is told of its life."""
-
-    def __init__(self, number=1, log=None):
-        self.number = number
-        self.log = log if log is not None else []
-
-    async def start(self):
-        self.log.append("start")
-
-    async def process(self, row):
-        if row["x"] == "poison":
-            raise RequestError("that is no number")
-        return {"x": row["x"] + self.number}
-
-    async def stop(self):
-        self.log.append("stop")
-
-
-class AddStage(StatefulStage):
-    fn = Add
-
-    def get_required_input_keys(self):
-        return {"x": "A number."}
-
-
-def numbers(count):
-    return [{"id": number, "x": number} for number in range(count)]
-
-
-def adding(*additions, config=None, **options):
-    config = config or ProcessorConfig()
-    return Processor(config, [AddStage(fn_constructor_kwargs={"number": n}) for n in additions], **options)
-
-
-async def all_of(stream):
-    return [row async for row in stream]
+from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, UserCodeError
 
 
 async def test_rows_come_one_to_one_and_in_order():
@@ -76,6 +42,8 @@ def test_a_plain_loop_needs_no_event_loop(tmp_path):
     path.write_text('{"x": 5}\n')
     assert processor(str(path)).take_all() == [{"x": 6}]
     assert processor([]).take_all() == []
+    with pytest.raises(ConfigError, match="limit: must be at least 0, not -1"):
+        processor([]).take(-1)
 
 
 def test_a_plain_loop_inside_an_event_loop():
@@ -257,6 +225,74 @@ async def test_a_stage_that_cannot_be_made_or_started():
         await all_of(Processor(ProcessorConfig(), [StatefulStage(Buggy)])(numbers(1)))
 
 
+class Leaving:
+    """Wants to end the program, or says that it was cancelled, at a place of the test's choice."""
+
+    def __init__(self, place=None, ending=SystemExit):
+        self.place = place
+        self.ending = ending
+        self.leave("init")
+
+    def leave(self, here):
+        if here == self.place:
+            raise self.ending("enough")
+
+    async def start(self):
+        self.leave("start")
+
+    async def process(self, row):
+        if row["id"] == 1:
+            self.leave("process")
+        return {}
+
+    async def stop(self):
+        self.leave("stop")
+
+
+class LeavingInAThread(Leaving):
+    def process(self, row):
+        if row["id"] == 1:
+            self.leave("process")
+        return {}
+
+
+@pytest.mark.parametrize("ending", [SystemExit, asyncio.CancelledError, ValueError])
+@pytest.mark.parametrize("worker", [Leaving, LeavingInAThread])
+async def test_a_row_that_wants_to_end_everything_ends_alone(worker, ending):
+    config = ProcessorConfig(should_continue_on_error=True)
+    stages = [StatefulStage(worker, {"place": "process", "ending": ending})]
+    found = await all_of(Processor(config, stages)(numbers(4)))
+    assert [row["status"] for row in found] == ["ok", "error", "ok", "ok"]
+    assert ending.__name__ in found[1]["error"]["message"]
+
+
+@pytest.mark.parametrize("ending", [SystemExit, ValueError])
+@pytest.mark.parametrize("place", ["init", "start"])
+async def test_a_worker_that_wants_to_end_everything_ends_the_run(place, ending):
+    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": place, "ending": ending})])
+    with pytest.raises(UserCodeError, match=f"Leaving cannot be (made|started): {ending.__name__}: enough"):
+        await all_of(processor(numbers(1)))
+
+
+async def test_a_worker_that_cannot_be_stopped_costs_no_row(caplog):
+    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": "stop"})])
+    assert len(await all_of(processor(numbers(2)))) == 2
+    assert "Leaving could not be stopped" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["preprocess", "postprocess"])
+async def test_so_does_a_function(where):
+    def leave(row):
+        if row["id"] == 1:
+            raise SystemExit(3)
+        return row
+
+    config = ProcessorConfig(should_continue_on_error=True)
+    found = await all_of(adding(1, config=config, **{where: leave})(numbers(3)))
+    assert [row["status"] for row in found] == ["ok", "error", "ok"]
+    assert (found[1]["error"]["stage"], found[1]["error"]["message"]) == (where, "SystemExit: 3")
+
+
 async def test_nothing_is_still_starting_when_another_stage_has_failed():
     log = []
 
@@ -374,51 +410,12 @@ async def test_cancelling_the_consumer_stops_the_stages():
     assert log == ["start", "stop"]
 
 
-# The builder
-class Mine(ProcessorConfig, frozen=True, kw_only=True):
-    number: int = 1
+class Spending:
+    async def process(self, row):
+        return {"num_input_tokens": row["id"], "num_generated_tokens": 1}
 
 
-def build_mine(config, doubled=False, **kwargs):
-    return adding(*[config.number] * (2 if doubled else 1), config=config, **kwargs)
-
-
-@pytest.fixture
-def registered():
-    ProcessorBuilder.register(Mine, build_mine)
-    yield
-    ProcessorBuilder.clear_registry()
-
-
-def test_a_processor_of_your_own(registered):
-    processor = build_processor(Mine(number=5), preprocess=lambda row: {"x": 1}, builder_kwargs={"doubled": True})
-    assert processor([{}]).take_all() == [{"x": 11}]
-    with pytest.raises(ConfigError, match="registered already"):
-        ProcessorBuilder.register(Mine, build_mine)
-
-
-def test_stages_can_be_overridden(registered):
-    def override(name, stage):
-        stage.fn_constructor_kwargs["number"] = 7
-
-    processor = ProcessorBuilder.build(Mine(), override)
-    assert processor([{"x": 0}]).take_all() == [{"x": 7}]
-
-
-def test_mistakes_in_building(registered):
-    with pytest.raises(ConfigError, match="give preprocess to build_processor itself"):
-        build_processor(Mine(), builder_kwargs={"preprocess": None})
-    ProcessorBuilder.clear_registry()
-    with pytest.raises(ConfigError, match="nothing builds a Mine"):
-        build_processor(Mine())
-    with pytest.raises(ConfigError, match="preprocess: must be a plain function"):
-        adding(1, preprocess=all_of)
-    with pytest.raises(ConfigError, match="preprocess_map_kwargs"):
-        adding(1, preprocess_map_kwargs={"concurrency": "many"})
-
-
-def test_the_columns_of_the_first_stage_are_logged(caplog):
-    with caplog.at_level("INFO", "penstock"):
-        adding(1).log_input_column_names()
-    assert "AddStage" in caplog.text
-    assert "x: A number." in caplog.text
+async def test_the_tokens_of_all_stages_are_counted():
+    stream = Processor(ProcessorConfig(), [StatefulStage(Spending), StatefulStage(Spending)])(numbers(10))
+    assert len(await all_of(stream)) == 10
+    assert (stream.counts.prompt_tokens, stream.counts.completion_tokens) == (90, 20)

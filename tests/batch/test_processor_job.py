@@ -166,6 +166,40 @@ async def test_failed_rows_are_run_again(tmp_path):
     assert pq.read_table(output)["double"].to_pylist() == [2 * n for n in range(300)]
 
 
+@pytest.mark.parametrize("options", [{"on_error": "keep"}, {"dead_letter": "failed.jsonl"}])
+async def test_what_is_said_of_the_job_goes_before_what_the_processor_says(tmp_path, options):
+    if "dead_letter" in options:
+        options = {"dead_letter": tmp_path / "failed.jsonl"}
+    result = await run(numbered(10), tmp_path / "out.jsonl", doubling(keep=False, failing=(3,)), **options)
+    assert result.counts.errors == {"user_code_error": 1}
+    assert {row["status"] for row in lines(tmp_path / "out.jsonl") if row["id"] != 3} == {"ok"}
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("policy", [{"dead_letter": "failed.jsonl"}, {"on_error": "skip"}])
+async def test_rows_that_left_the_output_come_back_when_they_succeed(tmp_path, name, policy):
+    output, letters = tmp_path / name, tmp_path / "failed.jsonl"
+    if "dead_letter" in policy:
+        policy = {"dead_letter": letters}
+
+    def ids():
+        return [row["id"] for row in (lines(output) if name == "out.jsonl" else pq.read_table(output).to_pylist())]
+
+    await run(numbered(), output, doubling(failing=(5, 60, 61)), **policy)
+    assert ids() == [n for n in range(300) if n not in (5, 60, 61)]
+    if "dead_letter" in policy:
+        assert [(row["id"], row["text"], row["error"]["stage"]) for row in lines(letters)] == [
+            (n, f"text {n}", "StatefulStage") for n in (5, 60, 61)
+        ]
+    seen: list[int] = []
+    result = await run(numbered(), output, doubling(seen, failing=(61,)), retry_failed=True, **policy)
+    assert sorted(seen) == [5, 60, 61]
+    assert result.counts.errors == {"user_code_error": 1}
+    assert ids() == [n for n in range(300) if n != 61]
+    if "dead_letter" in policy:
+        assert [row["id"] for row in lines(letters)] == [61]
+
+
 async def test_another_processor_is_another_job(tmp_path):
     output = tmp_path / "out.jsonl"
     await run(numbered(), output, doubling(postprocess=lambda row: {"a": row["id"]}))
@@ -179,6 +213,26 @@ async def test_another_processor_is_another_job(tmp_path):
     faster = doubling(postprocess=lambda row: {"a": row["id"]})
     faster.stages["StatefulStage"].map_batches_kwargs["concurrency"] = 3
     assert (await run(numbered(), output, faster)).already_complete
+
+
+async def test_so_is_one_whose_template_says_otherwise(tmp_path):
+    def made(**variables):
+        template = "{{ messages[0]['content'] }}{{ mark }}"
+        config = OpenVINOEngineProcessorConfig(
+            engine=SimulatedEngine(), chat_template_stage={"chat_template": template}
+        )
+        kwargs = {"chat_template_kwargs": variables}
+        return build_processor(
+            config,
+            preprocess=lambda row: {"messages": [{"role": "user", "content": row["text"]}]},
+            postprocess=lambda row: {"tokens": row["num_input_tokens"]},
+            builder_kwargs=kwargs,
+        )
+
+    await run(numbered(10), tmp_path / "out.jsonl", made(mark="!"))
+    assert (await run(numbered(10), tmp_path / "out.jsonl", made(mark="!"))).already_complete
+    with pytest.raises(JobMismatchError, match="what stages do"):
+        await run(numbered(10), tmp_path / "out.jsonl", made(mark="?"))
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,13 @@ class TestNixl:
         assert len({setup.config["engine_id"] for setup in setups}) == 4
         assert made(NIXL).leases[0].port < 22000 <= setups[1].leases[0].port
 
+    def test_the_ports_it_takes_are_told_beforehand(self, with_nixl, made):
+        for site, base in ((PREFILL, 20000), (DECODE, 22000), (Site(), 20000)):
+            assert make_connector(NIXL).ports(site) == {"NIXL_SIDE_CHANNEL_PORT_BASE": base}
+            assert made(NIXL, site).leases[0].port >= base
+        chosen = Site(role="decode", port_bases={"NIXL_SIDE_CHANNEL_PORT_BASE": 31000})
+        assert make_connector(NIXL).ports(chosen) == {"NIXL_SIDE_CHANNEL_PORT_BASE": 31000}
+
     def test_without_nixl(self, monkeypatch):
         monkeypatch.setitem(vars(nixl), "NixlWrapper", None)
         with pytest.raises(MissingExtraError, match="The NixlConnector needs the package"):
@@ -150,6 +157,7 @@ class TestOthers:
         connector = make_connector(given)
         assert connector.request_params() == {"do_remote_decode": True, "do_remote_prefill": False}
         assert not connector.tells_adapters_apart
+        assert connector.ports(PREFILL) == {"NIXL_SIDE_CHANNEL_PORT_BASE": 20000}
 
     def test_multi_gives_back_what_it_took_when_one_fails(self, with_nixl):
         given = {"connectors": [NIXL, {"kv_connector": "LMCacheConnectorV1"}]}

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import penstock
+from penstock.kv import nixl
 
 SOURCE = Path(penstock.__file__).parent.parent
 AGENT = """
@@ -155,6 +156,26 @@ def test_the_platform_chooses_the_package(tmp_path, build, installed, chosen):
     assert told == [chosen, chosen and f"{chosen}._api"]
 
 
+@pytest.mark.parametrize(
+    ("devices", "chosen"),
+    [(["/dev/kfd"], "rixl"), (["/dev/kfd", "/dev/nvidiactl"], "nixl"), ([], "nixl")],
+)
+def test_the_devices_choose_it_where_torch_does_not_tell(tmp_path, devices, chosen):
+    made = Interpreter(tmp_path)
+    for name in ("nixl", "rixl"):
+        made.package(name)
+    told, _ = made.run(
+        "real = nixl.metadata.version\n"
+        "def version(name):\n"
+        "    if name == 'torch': raise nixl.metadata.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "nixl.metadata.version = version\n"
+        f"nixl.os.path.exists = lambda path: path in {devices}\n"
+        "print(json.dumps([nixl.package_name(), nixl.NixlWrapper.__module__]))"
+    )
+    assert told == [chosen, f"{chosen}._api"]
+
+
 def test_a_missing_package_is_none_and_one_error_where_it_is_required(fresh):
     told, said = fresh.run(
         "from penstock.errors import MissingExtraError\n"
@@ -190,6 +211,18 @@ def test_a_package_without_an_attribute_gives_none_for_it(fresh):
     fresh.package("nixl", api="class nixl_agent: pass\n")
     told, _ = fresh.run("print(json.dumps([nixl.NixlWrapper.__name__, nixl.nixl_agent_config]))")
     assert told == ["nixl_agent", None]
+
+
+@pytest.mark.vllm
+@pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh")
+def test_the_real_package(tmp_path):
+    told, said = Interpreter(tmp_path).run(
+        "before = [name for name in sys.modules if 'nixl' in name and 'penstock' not in name]\n"
+        "names = [nixl.NixlWrapper.__name__, nixl.nixl_agent_config.__name__, nixl.nixlXferTelemetry.__name__]\n"
+        "print(json.dumps([before, names, nixl.version(), os.environ['UCX_RCACHE_MAX_UNRELEASED']]))"
+    )
+    assert told == [[], ["nixl_agent", "nixl_agent_config", "nixlXferTelemetry"], nixl.version(), "1024"]
+    assert sum("NIXL is available: nixl" in line for line in said) == 1
 
 
 def test_other_names_are_attribute_errors(fresh):

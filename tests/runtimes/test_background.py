@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from penstock.errors import ConfigError
 from penstock.runtimes import background
 
 
@@ -37,6 +38,14 @@ def test_what_ends_something_may_be_called_on_the_loop_itself():
     done.clear()
     background.finish(end())
     assert done.is_set()
+
+
+def test_the_loop_does_not_wait_for_itself():
+    async def work():
+        background.run(_name())
+
+    with pytest.raises(ConfigError, match="cannot wait for another one"):
+        background.run(work())
 
 
 HALF_READ = """

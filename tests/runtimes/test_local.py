@@ -13,6 +13,7 @@ from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import MemoryBudget, build_local_handles
 from penstock.runtimes.model_size import memory_estimate
 from penstock.serve.server import LLMServer
+from penstock.serve.serving_files import read_args
 from penstock.types import ChatRequest, Sampling
 
 ASK = ChatRequest([{"role": "user", "content": "Hello"}], Sampling(temperature=0.0))
@@ -292,6 +293,21 @@ async def test_a_budget_promises_once():
     budget.release(one)
     await waiting
     assert budget.used == 60
+
+
+def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):
+    side = {
+        "model_loading_config": {"model_id": "m", "model_source": "simulated"},
+        "llm_engine": "simulated",
+        "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
+    }
+    wide = {**side, "deployment_config": {"num_replicas": 3}}
+    build_local_handles(read_args({"prefill_config": wide, "decode_config": side}).llm_configs)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "the prefill side of model 'm': the local runtime has one replica, in this process; it passes over "
+        "deployment_config.num_replicas"
+    )
 
 
 def test_what_one_process_cannot_honour_is_named(caplog):

@@ -62,6 +62,33 @@ def test_environments_are_joined_and_the_models_own_wins():
     assert "graceful_shutdown_timeout_s" not in options
 
 
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"llm_engine": "vllm"}, {"num_gpus": 1.0}),
+        ({"llm_engine": "vllm", "engine_kwargs": {"tensor_parallel_size": 2}}, {}),  # vLLM places its workers
+        ({"placement_group_config": {"bundles": [{"CPU": 1, "GPU": 2}]}}, {"num_gpus": 2}),
+        ({"accelerator_config": {"kind": "tpu"}}, {"resources": {"TPU": 1.0}}),
+        ({}, {}),
+    ],
+)
+def test_a_replica_with_one_bundle_is_shown_its_own_devices(fields, asked):
+    assert deployment_options(config(**fields)).get("ray_actor_options", {}) == asked
+
+
+def test_what_a_replica_asks_for_itself_stands():
+    one = config(llm_engine="vllm", deployment_config={"ray_actor_options": {"num_gpus": 0.5, "num_cpus": 2}})
+    assert deployment_options(one)["ray_actor_options"] == {"num_gpus": 0.5, "num_cpus": 2}
+
+
+def test_objects_stay_as_they_were_given():
+    class Router:
+        pass
+
+    one = config(deployment_config={"request_router_config": {"request_router_class": Router}})
+    assert deployment_options(one)["request_router_config"] == {"request_router_class": Router}
+
+
 def test_parallelism_must_be_a_number():
     with pytest.raises(ConfigError, match="tensor_parallel_size"):
         replica_bundles(config(engine_kwargs={"tensor_parallel_size": "2"}))

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,13 +24,26 @@ with warnings.catch_warnings():
     pytest.importorskip("ray.serve")
     from ray import cloudpickle, serve
     from ray.cluster_utils import Cluster
+    from ray.serve.config import AutoscalingConfig
 
 psutil = pytest.importorskip("psutil")
 
 from penstock.errors import ConfigError  # noqa: E402
 from penstock.llm_config import LLMConfig  # noqa: E402
 from penstock.runtimes.placement import replica_bundles  # noqa: E402
-from penstock.serve import OpenAiIngress, build_dev_openai_app, build_llm_deployment, build_openai_app  # noqa: E402
+from penstock.runtimes.ray_replica import LLMReplica  # noqa: E402
+from penstock.runtimes.ray_state import ClusterStore  # noqa: E402
+from penstock.serve import (  # noqa: E402
+    OpenAiIngress,
+    build_dev_openai_app,
+    build_llm_deployment,
+    build_openai_app,
+    served_model,
+)
+from penstock.serve.desired import change_desired  # noqa: E402
+from penstock.serve.routing.adapter_preference import AdapterPreference  # noqa: E402
+from penstock.serve.routing.configured import configured_policy  # noqa: E402
+from penstock.serve.routing.round_robin import RoundRobin  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -58,10 +72,10 @@ def proxy() -> Iterator[str]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     one = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 8, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+        head_node_args={"num_cpus": 8, "num_gpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False},
     )
     one.add_node(num_cpus=2, resources={"other": 1}, object_store_memory=80 * 2**20)
-    ray.init(address=one.address, log_to_driver=False)
+    ray.init(address=one.address, log_to_driver=False, runtime_env={"env_vars": dict.fromkeys("ABC", "job")})
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
@@ -279,7 +293,7 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
 
     import penstock.serve
 
-    args = {"llm_configs": [model("m")]}
+    args = {"llm_configs": [model("m", {"time_per_token_ms": 2})]}
     app = call_user_app_builder_with_args_if_necessary(penstock.serve.build_openai_app, args)
     try:
         handle = serve.run(app, name="app", route_prefix="/llm")
@@ -293,6 +307,15 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
             assert lines[-1] == "data: [DONE]"
             assert len(lines) == 1 + 8 + 1
             assert client.post("/sleep", json={"model": "m"}).status_code == 404  # not without dev
+
+            # A client that leaves frees its place, through Ray's proxy too.
+            served = serve.get_deployment_handle("LLMServer:m", "app").record_autoscaling_stats
+            endless = {**body, "max_tokens": 30_000, "ignore_eos": True}
+            with client.stream("POST", "/v1/chat/completions", json=endless) as answer:
+                events = answer.iter_lines()
+                next(events)
+                assert served.remote().result() == {"running_requests": 1.0}
+            until(lambda: served.remote().result() == {"running_requests": 0.0})
     finally:
         serve.delete("app")
 
@@ -322,6 +345,101 @@ def test_the_only_replica_as_the_front() -> None:
         serve.delete("app")
 
 
+def test_a_new_version_replaces_the_old_one_and_no_client_notices() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    slow = {"time_per_token_ms": 20, "output_tokens": 100}
+    app = build_openai_app({"llm_configs": [model("m", slow, num_replicas=2)], "listen": f"127.0.0.1:{port}"})
+
+    async def asked_meanwhile(done: asyncio.Task[Any]) -> tuple[list[httpx.Response], list[str]]:
+        body = {"model": "m", "messages": MESSAGES, "max_tokens": 100, "ignore_eos": True}
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        kept, streams = [], []
+        async with httpx.AsyncClient(timeout=PATIENCE_S) as one:  # its connections are kept
+            while not done.done():
+                streams.append(asyncio.create_task(one.post(url, json={**body, "stream": True})))
+                kept.append(await one.post(url, json={**body, "max_tokens": 5}))
+            return kept, [(await stream).text for stream in streams]
+
+    async def update() -> tuple[list[httpx.Response], list[str]]:
+        again = asyncio.create_task(asyncio.to_thread(serve.run, app, name="app", route_prefix="/"))
+        return await asked_meanwhile(again)
+
+    try:
+        serve.run(app, name="app", route_prefix="/")
+        until(lambda: running("m") == 2)
+        before = set(replicas("m"))
+        answers, streams = asyncio.run(update())
+        until(lambda: len(set(replicas("m")) - before) == 2)
+        assert {answer.status_code for answer in answers} == {200}
+        assert [text.count('"content":') for text in streams] == [101] * len(streams)
+    finally:
+        serve.delete("app")
+
+
+class Probe(LLMReplica):
+    """A replica that tells of its process."""
+
+    async def variables(self, *names: str) -> tuple[str | None, ...]:
+        return tuple(os.environ.get(name) for name in names)
+
+
+def test_what_a_replicas_process_has() -> None:
+    """Runtime environments by precedence, and of the machine's devices its own."""
+    one = model("m", ray_actor_options={"runtime_env": {"env_vars": {"B": "actor", "C": "actor"}}}, num_replicas=2)
+    one["runtime_env"] = {"env_vars": {"C": "model"}}
+    one["placement_group_config"] = {"bundles": [{"GPU": 1}]}
+    app = build_llm_deployment(one, deployment_cls=Probe)
+    try:
+        handle = serve.run(app, name="app", route_prefix=None)
+        seen: set[tuple[str, ...]] = set()
+
+        def both() -> bool:
+            seen.add(handle.variables.remote("A", "B", "C", "CUDA_VISIBLE_DEVICES").result())
+            return len(seen) == 2
+
+        until(both)
+        assert seen == {("job", "actor", "model", "0"), ("job", "actor", "model", "1")}
+    finally:
+        serve.delete("app")
+
+
+class Mine:
+    """A deployment of a user's own, in front of a model."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+
+    async def tokens(self, text: str) -> list[int]:
+        served = await served_model(self._llm)
+        ids: list[int] = await served.tokenize(text)
+        return ids
+
+
+def test_a_model_in_an_application_of_ones_own() -> None:
+    try:
+        handle = serve.run(serve.deployment(Mine).bind(build_llm_deployment(model("m"))), name="app", route_prefix=None)
+        assert handle.tokens.remote("hi").result() == [104, 105]
+    finally:
+        serve.delete("app")
+
+
+def test_the_clusters_store_loses_nothing_that_is_asked_at_once() -> None:
+    def ask_often(method: str) -> None:
+        async def asks() -> None:
+            store = ClusterStore("mark", "org/m")
+            for _ in range(10):
+                await change_desired(store, method, {})
+
+        asyncio.run(asks())
+
+    with ThreadPoolExecutor() as threads:  # each with an event loop of its own
+        list(threads.map(ask_often, ["sleep", "pause", "sleep", "pause"]))
+    state = asyncio.run(ClusterStore("mark", "org/m").load())
+    assert (state.version, state.asleep, state.paused) == (40, 1, "wait")
+    assert asyncio.run(ClusterStore("mark", "org").load()).version == 0
+
+
 def test_options_of_a_deployment() -> None:
     app = build_llm_deployment(
         model("org/m.1", num_replicas=3, max_ongoing_requests=7),
@@ -332,6 +450,29 @@ def test_options_of_a_deployment() -> None:
     assert deployment.name == "mine:org--m_1"
     assert deployment.num_replicas == 3
     assert deployment._deployment_config.max_queued_requests == 2
+    # What is overridden is what the replica goes by, too.
+    assert app._bound_deployment.init_kwargs["llm_config"].deployment_config.max_queued_requests == 2
+    scaled = build_llm_deployment(
+        model("m", num_replicas=3, max_ongoing_requests=8),
+        override_serve_options={"autoscaling_config": AutoscalingConfig(min_replicas=0, max_replicas=2)},
+    )._bound_deployment
+    assert scaled._deployment_config.autoscaling_config.target_ongoing_requests == 6
+    assert scaled._deployment_config.autoscaling_config.min_replicas == 0
+    auto = build_llm_deployment(model("m", num_replicas="auto"))._bound_deployment._deployment_config
+    assert (auto.autoscaling_config.max_replicas, auto.autoscaling_config.target_ongoing_requests) == (100, 32)
+    routed = build_llm_deployment(
+        model("m"), override_serve_options={"request_router_config": {"request_router_class": "round_robin"}}
+    )._bound_deployment
+    policy = configured_policy(routed.init_kwargs["llm_config"])
+    assert isinstance(policy, AdapterPreference)
+    assert isinstance(policy.policy, RoundRobin)
+    with pytest.raises(ConfigError, match=r"override_serve_options: unknown key 'max_surge'.*'max_surge_percent'"):
+        build_llm_deployment(model("m"), override_serve_options={"max_surge": 1})
+    with pytest.raises(ConfigError, match="ingress_deployment_config"):
+        build_openai_app({"llm_configs": [model("m")], "ingress_deployment_config": {"num_replica": 2}})
+    for name in ("bind_kwargs", "deployment_kwargs"):
+        given: dict[str, Any] = {name: {"host": "127.0.0.1"}}
+        assert build_llm_deployment(model("m"), **given)._bound_deployment.init_kwargs["host"] == "127.0.0.1"
     with pytest.raises(ConfigError, match="Did you mean 'round_robin'"):
         build_llm_deployment(model("m", request_router_config={"request_router_class": "round_robbin"}))
     with pytest.raises(ConfigError, match="two models"):

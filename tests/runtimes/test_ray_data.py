@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -90,6 +91,49 @@ def test_a_processor_gives_a_lazy_dataset_with_error_rows_as_elsewhere() -> None
     }
 
 
+def test_nothing_is_done_before_rows_are_wanted(tmp_path: Any) -> None:
+    mark = tmp_path / "begun"
+
+    def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+        mark.touch()
+        return {"x": row["id"]}
+
+    far = Processor(ProcessorConfig(), [StatefulStage(Doubler, {}, {})], preprocess=preprocess)(ray.data.range(5))
+    assert not mark.exists()
+    assert far.count() == 5
+    assert mark.exists()
+
+
+class Meeting:
+    """Its row 0 ends when a row far behind it has come."""
+
+    def __init__(self) -> None:
+        self._come = asyncio.Event()
+
+    async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row["x"] == 0:
+            async with asyncio.timeout(60):
+                await self._come.wait()
+        elif row["x"] == 30:
+            self._come.set()
+        return {"doubled": row["x"] * 2}
+
+
+def test_a_slow_row_holds_up_no_other_batch() -> None:
+    made = processor(StatefulStage(Meeting, {}, {"concurrency": 1, "batch_size": 4}))
+    rows = made(ray.data.range(40, override_num_blocks=1)).take_all()
+    assert sorted(row["doubled"] for row in rows) == list(range(0, 80, 2))
+
+
+def test_the_pools_are_of_the_size_and_with_the_resources_that_were_asked_for() -> None:
+    config = ProcessorConfig(resources_per_bundle={"CPU": 2, "other": 1})
+    fixed = stage_options(config, StatefulStage(Doubler, {}, {"concurrency": 3, "memory": 1000}))
+    assert (fixed["compute"].min_size, fixed["compute"].max_size) == (1, 3)
+    assert (fixed["num_cpus"], fixed["memory"], fixed["resources"]) == (2, 1000, {"other": 1})
+    between = stage_options(config, StatefulStage(Doubler, {}, {"concurrency": (2, 4), "num_cpus": 1}))
+    assert (between["compute"].min_size, between["compute"].max_size, between["num_cpus"]) == (2, 4, 1)
+
+
 def test_without_error_rows_the_run_ends() -> None:
     made = processor(StatefulStage(Doubler, {}, {}))
     with pytest.raises(Exception, match="thirteen"):
@@ -130,7 +174,11 @@ def test_sequential_processors_share_a_served_model() -> None:
     serve.run(build_openai_app({"llm_configs": [model]}), name="app", route_prefix="/")
     try:
         config = ServeDeploymentProcessorConfig(
-            deployment_name="LLMServer:m", app_name="app", should_continue_on_error=True, concurrency=2
+            deployment_name="LLMServer:m",
+            app_name="app",
+            should_continue_on_error=True,
+            concurrency=(2, 2),
+            batch_size=4,
         )
 
         def asks(method: str) -> Any:
@@ -149,7 +197,7 @@ def test_sequential_processors_share_a_served_model() -> None:
 
         for method in ("chat", "completions", "embeddings"):
             made = build_processor(config, preprocess=asks(method))
-            rows = {row["id"]: row for row in made(ray.data.range(20)).take_all()}
+            rows = {row["id"]: row for row in made(ray.data.range(20, override_num_blocks=5)).take_all()}
             assert len(rows) == 20
             assert [number for number, row in rows.items() if row["status"] == "error"] == [3]
             ids = {row["request_id"] for number, row in rows.items() if number != 3}

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ psutil = pytest.importorskip("psutil")
 
 from penstock.llm_config import LLMConfig  # noqa: E402
 from penstock.runtimes.placement import replica_bundles  # noqa: E402
-from penstock.serve import build_dp_openai_app  # noqa: E402
+from penstock.serve import build_dp_deployment, build_dp_openai_app  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -60,6 +61,11 @@ def workers() -> list[int]:
     return found
 
 
+def placement_groups() -> dict[str, Any]:
+    """Those that are held now, by id."""
+    return {name: one for name, one in ray.util.placement_group_table().items() if one["state"] == "CREATED"}
+
+
 def until(so: Callable[[], bool]) -> None:
     """Wait until something is so, which nobody announces."""
     give_up = time.monotonic() + PATIENCE_S
@@ -82,8 +88,7 @@ def test_a_replica_is_a_group_whose_ranks_live_and_die_together() -> None:
     try:
         handle = serve.run(app, name="app", route_prefix="/")
         with httpx.Client(base_url=handle.url.remote().result(), timeout=PATIENCE_S) as client:
-            group = ray.util.placement_group_table()
-            (placed,) = [one for one in group.values() if one["state"] == "CREATED"]
+            (placed,) = placement_groups().values()
             assert list(placed["bundles"].values()) == replica_bundles(LLMConfig.from_dict(GROUP))
             assert placed["strategy"] == "STRICT_PACK"
             ranks = set(workers()) - before
@@ -97,3 +102,38 @@ def test_a_replica_is_a_group_whose_ranks_live_and_die_together() -> None:
     finally:
         serve.delete("app")
     until(lambda: not set(workers()) - before)
+
+
+def test_groups_are_counted_placed_and_drained_as_wholes() -> None:
+    options = {"data_parallel_size": 2, "max_num_seqs": 8, "time_per_token_ms": 20, "output_tokens": 1000}
+    group = {
+        "model_loading_config": {"model_id": "m", "model_source": "simulated"},
+        "llm_engine": "simulated",
+        "engine_kwargs": options,
+        "deployment_config": {"num_replicas": 2, "graceful_shutdown_wait_loop_s": 0.2},
+    }
+    before = set(placement_groups())
+    serve.run(build_dp_deployment(group, name_prefix="Group:"), name="groups", route_prefix=None)
+    leaving = Thread(target=serve.delete, args=("groups",))
+    try:
+        placed = [list(one["bundles"].values()) for name, one in placement_groups().items() if name not in before]
+        assert placed == [replica_bundles(LLMConfig.from_dict(group))] * 2  # two replicas are two groups, of four ranks
+        handle = serve.get_deployment_handle("Group:m", "groups")
+        assert handle.capabilities.remote().result().max_concurrency == 2 * 8
+        _, key = handle.connection.remote().result()
+        place = handle.record_replica_metadata.remote().result()["penstock"]
+        body = {"model": "m", "prompt": "x", "max_tokens": 150, "ignore_eos": True, "stream": True}
+        url, headers = f"http://{place['host']}:{place['port']}", {"authorization": f"Bearer {key}"}
+        with (
+            httpx.Client(base_url=url, headers=headers, timeout=PATIENCE_S) as client,
+            client.stream("POST", "/v1/completions", json=body) as answer,
+        ):
+            lines = (line for line in answer.iter_lines() if line)
+            assert next(lines).startswith("data: {")
+            leaving.start()
+            assert list(lines)[-1] == "data: [DONE]"  # what has begun is finished
+    finally:
+        if not leaving.ident:
+            leaving.start()
+        leaving.join()
+    until(lambda: not set(placement_groups()) - before)

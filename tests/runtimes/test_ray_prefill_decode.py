@@ -1,4 +1,4 @@
-"""Prefill and decode as two Ray Serve deployments: on simulated engines, and on vLLM's with NIXL where that is here."""
+"""Prefill and decode as two Ray Serve deployments, on simulated engines."""
 
 from __future__ import annotations
 
@@ -22,59 +22,36 @@ with warnings.catch_warnings():
 psutil = pytest.importorskip("psutil")
 
 from penstock.errors import ConfigError  # noqa: E402
-from penstock.kv import nixl  # noqa: E402
+from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 PATIENCE_S = 240
 QUICK = {"graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1}
+KV = {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}}
 SIMULATED = {
     "model_loading_config": {"model_id": "m", "model_source": "simulated"},
     "llm_engine": "simulated",
-    "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
+    "engine_kwargs": KV,
 }
-VLLM = {
-    "model_loading_config": {"model_id": "m", "model_source": "demo"},
-    "llm_engine": "vllm",
-    "engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlConnector"}, "max_num_seqs": 32},
-}
-ENGINES = [
-    pytest.param(SIMULATED, id="simulated"),
-    pytest.param(
-        VLLM,
-        id="vllm",
-        marks=[
-            pytest.mark.vllm,
-            pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL"),
-        ],
-    ),
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    # Engines that share cores: threads that spin while they wait would take them from each other.
-    shared = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        num_cpus=8,
-        object_store_memory=80 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": shared},
-    )
+    ray.init(num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location="Disabled")
     yield
     serve.shutdown()
     ray.shutdown()
 
 
-@pytest.fixture(scope="module", params=ENGINES)
-def client(request: pytest.FixtureRequest) -> Iterator[httpx.Client]:
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
     """A pair with two prefill replicas and one decode replica; gives a client of the ingress's own port."""
-    prefill = {**request.param, "deployment_config": {**QUICK, "num_replicas": 2}}
-    decode = {**request.param, "deployment_config": QUICK}
+    prefill = {**SIMULATED, "deployment_config": {**QUICK, "num_replicas": 2}}
+    decode = {**SIMULATED, "deployment_config": QUICK}
     app = build_pd_openai_app({"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"})
     try:
         handle = serve.run(app, name="app", route_prefix="/")
@@ -99,7 +76,7 @@ def ask(client: httpx.Client, number: int, **options: Any) -> dict[str, Any]:
 def counted(name: str) -> float:
     """What the decode replica counts, from its own page."""
     handle = serve.get_deployment_handle("LLMServer:m", "app")
-    _, key = handle.connection.remote().result()
+    key = asyncio.run(cluster_secret())
     place = handle.record_replica_metadata.remote().result()["penstock"]
     url = f"http://{place['host']}:{place['port']}/metrics"
     page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S).text
@@ -173,6 +150,51 @@ def test_prefill_replicas_that_are_killed_are_noticed_by_no_client(client: httpx
     assert asyncio.run(many()) == [200] * 40
     number = iter(range(2000, 10_000))
     until(lambda: transferred(client, next(number)))  # Ray starts new ones
+
+
+def scaling(target_ongoing_requests: float, **engine_kwargs: Any) -> dict[str, Any]:
+    """A side of one or two replicas."""
+    fast = {"look_back_period_s": 1, "metrics_interval_s": 0.5, "upscale_delay_s": 0, "downscale_delay_s": 2}
+    counts = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": target_ongoing_requests}
+    return {
+        **SIMULATED,
+        "engine_kwargs": {**KV, **engine_kwargs},
+        "deployment_config": {**QUICK, "autoscaling_config": {**counts, **fast}},
+    }
+
+
+def running(side: str) -> int:
+    """Replicas of the model whose sides scale."""
+    return serve.status().applications["scaled"].deployments[side].replica_states.get("RUNNING", 0)
+
+
+def test_a_busy_prefill_side_grows_and_shrinks_without_the_decode_side() -> None:
+    sides = {"prefill_config": scaling(2, time_to_first_token_ms=500, max_num_seqs=4), "decode_config": scaling(100)}
+    app = build_pd_openai_app({**sides, "listen": "127.0.0.1:0"})
+    grown = False
+
+    async def ask_on(one: httpx.AsyncClient, number: int) -> None:
+        while not grown:
+            messages = [{"role": "user", "content": text(5000 + number)}]
+            answer = await one.post("/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2})
+            assert answer.status_code == 200
+
+    async def load(url: str) -> None:
+        nonlocal grown
+        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as one, asyncio.TaskGroup() as clients:
+            for number in range(12):
+                clients.create_task(ask_on(one, number))
+            await asyncio.to_thread(until, lambda: running("PrefillServer:m") == 2)
+            grown = True
+
+    try:
+        url = serve.run(app, name="scaled", route_prefix="/scaled").url.remote().result()
+        asyncio.run(load(url))
+        assert running("LLMServer:m") == 1
+        until(lambda: running("PrefillServer:m") == 1)
+        assert running("LLMServer:m") == 1
+    finally:
+        serve.delete("scaled")
 
 
 def test_a_configuration_without_a_prefill_side_is_no_pair() -> None:

@@ -12,7 +12,8 @@ from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import build_local_handles
 from penstock.runtimes.placement import deployment_options, replica_bundles
 from penstock.serve.data_parallel import DPServer, as_group, grouped
-from penstock.serve.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import load_serving_args
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling
 

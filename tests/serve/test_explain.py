@@ -11,6 +11,7 @@ from penstock.runtimes.placement import Parallelism, replica_bundles
 from penstock.serve.data_parallel import grouped
 from penstock.serve.explain import Port, explain
 from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import read_args
 
 
 def args(*models, **fields):
@@ -113,13 +114,62 @@ def test_a_hub_model_is_known_only_from_the_cache(tmp_path, monkeypatch, model):
 
 
 def test_ports():
-    given = {"llm_engine": "simulated", "experimental_configs": {"NIXL_SIDE_CHANNEL_PORT_BASE": 20000}}
-    assert one(given, "local").ports[0] == Port("ingress", 8000)
-    assert one(given, "ray", listen="127.0.0.1:8123").ports == [
+    given = {"llm_engine": "simulated", "experimental_configs": {"NIXL_SIDE_CHANNEL_PORT_BASE": 21000}}
+    assert one(given, "local").ports == [Port("ingress", 8000)]
+    assert one(given, "local").warnings == [
+        "experimental_configs.NIXL_SIDE_CHANNEL_PORT_BASE is set, and no KV connector takes ports from there"
+    ]
+    nixl = side(engine_kwargs={"data_parallel_size": 2}, experimental_configs=given["experimental_configs"])
+    (found,) = explain(read_args({"llm_config": nixl, "listen": "127.0.0.1:8123"}), "ray").models
+    assert found.ports == [
         Port("ingress", 8123),
         Port("each replica, for the ingress", None),
-        Port("NIXL_SIDE_CHANNEL_PORT_BASE, and upwards", 20000),
+        Port("NIXL_SIDE_CHANNEL_PORT_BASE, 2 a replica, the first free from", 21000),
     ]
+
+
+def side(connector="NixlConnector", **fields):
+    options = {"kv_transfer_config": {"kv_connector": connector}, **fields.pop("engine_kwargs", {})}
+    loading = {"model_id": "m", "model_source": "demo"}
+    return {"model_loading_config": loading, "llm_engine": "vLLM", "engine_kwargs": options, **fields}
+
+
+def test_a_pair_is_two_plans():
+    prefill = side(engine_kwargs={"tensor_parallel_size": 2}, deployment_config={"num_replicas": 3})
+    decode = side(deployment_config={"autoscaling_config": {"min_replicas": 1, "max_replicas": 4}})
+    found = explain(read_args({"prefill_config": prefill, "decode_config": decode}), "ray")
+    one, other = found.models
+    assert [(plan.model, plan.role, plan.server) for plan in found.models] == [
+        ("m", "prefill", "PrefillServer"),
+        ("m", "decode", "DecodeServer"),
+    ]
+    assert (one.min_replicas, one.max_replicas, other.min_replicas, other.max_replicas) == (3, 3, 1, 4)
+    assert (one.bundles, other.bundles) == ([{"CPU": 1, "GPU": 1}, {"GPU": 1}], [{"CPU": 1, "GPU": 1}])
+    assert (one.connector, other.connector) == ("NixlConnector", "NixlConnector")
+    assert one.ports == [
+        Port("each replica, for the decode side", None),
+        Port("NIXL_SIDE_CHANNEL_PORT_BASE, 1 a replica, the first free from", 20000),
+    ]
+    assert other.ports == [
+        Port("ingress", 8000),
+        Port("each replica, for the ingress", None),
+        Port("NIXL_SIDE_CHANNEL_PORT_BASE, 1 a replica, the first free from", 22000),
+    ]
+    assert found.least == {"CPU": 3 + 1, "GPU": 3 * 2 + 1}
+    assert found.most == {"CPU": 3 + 4, "GPU": 3 * 2 + 4}
+
+
+def test_a_pair_of_groups():
+    sides = {f"{name}_config": side(engine_kwargs={"data_parallel_size": 2}) for name in ("prefill", "decode")}
+    for plan in explain(read_args(sides), "ray").models:
+        assert [rank.data for rank in plan.ranks] == [0, 1]
+        assert plan.ports[-1].what.startswith("NIXL_SIDE_CHANNEL_PORT_BASE, 2 a replica")
+
+
+def test_a_wrong_port_base_is_refused():
+    wrong = side(experimental_configs={"NIXL_SIDE_CHANNEL_PORT_BASE": 80})
+    with pytest.raises(ConfigError, match=r"experimental_configs\.NIXL_SIDE_CHANNEL_PORT_BASE"):
+        explain(read_args({"prefill_config": wrong, "decode_config": side()}))
 
 
 @pytest.mark.parametrize(

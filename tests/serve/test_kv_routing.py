@@ -12,16 +12,20 @@ from penstock.llm_config import LLMConfig
 from penstock.serve import cache_follower
 from penstock.serve.app import build_app
 from penstock.serve.cached_wire import ChangeReader, framed, header_of, names_of
+from penstock.serve.calls import prompt_of
 from penstock.serve.desired import InMemoryStore
+from penstock.serve.grouped_calls import GroupedModel
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.replica import ReplicaServer
 from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routing.kv_aware import kv_aware_in
 from penstock.serve.routing.prefix_tree import BLOCK_BYTES, shared_blocks
 from penstock.serve.settings import HttpSettings
+from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 KEY = "secret"
 SETTINGS = HttpSettings()
+SHORT = Sampling(temperature=0.0, max_tokens=2)
 
 
 def config(router="kv_aware", **engine):
@@ -122,6 +126,41 @@ async def test_a_prompt_goes_where_it_is_cached(cluster):
     for _ in range(5):
         await one.ask(text + " and more")
     assert sorted(one.served()) == [0, 6]
+
+
+CALLS = {
+    "text": lambda text: CompletionRequest(text, SHORT),
+    "token ids": lambda text: CompletionRequest(list(text.encode()), SHORT),
+    "chat": lambda text: ChatRequest([{"role": "user", "content": text}], SHORT),
+}
+
+
+@pytest.mark.parametrize("router", ["kv_aware", "prefix_aware"])
+@pytest.mark.parametrize("ask", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "grouped"])
+async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask, router, grouped):
+    one = await cluster(router=router)
+    model = GroupedModel(one.model) if grouped else one.model
+    for more in range(6):  # of different lengths
+        request = ask(prompt(1) + "and more " * more)
+        async for _ in model.chat(request) if isinstance(request, ChatRequest) else model.completions(request):
+            pass
+    assert sorted(one.served()) == [0, 6]
+
+
+async def test_the_names_of_a_group_are_those_of_its_first_prompt(cluster, monkeypatch):
+    one = await cluster(1)
+    first, second = (CompletionRequest(prompt(number), SHORT) for number in (1, 2))
+    named = []
+    monkeypatch.setattr(one.servers["r0"].server.engine.cached_blocks, "asked", lambda *given: named.append(given))
+    model = GroupedModel(one.model)
+
+    async def ask(request):
+        async for _ in model.completions(request):
+            pass
+
+    await asyncio.gather(ask(first), ask(second))
+    assert [list(names) for names, _ in named] == [shared_blocks(prompt_of(first))]
 
 
 async def test_what_a_cache_has_dropped_is_forgotten(cluster):

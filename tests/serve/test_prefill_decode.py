@@ -8,14 +8,16 @@ import httpx
 import pytest
 from msgspec import structs
 
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import ConfigError, EngineError, RequestError
 from penstock.kv.simulated import HELD
 from penstock.llm_config import LLMConfig
 from penstock.serve.app import build_app
 from penstock.serve.local_model import LocalModel
-from penstock.serve.prefill_decode import PDServingArgs, paired
+from penstock.serve.pd_serving_args import PDServingArgs
+from penstock.serve.prefill_decode import paired
 from penstock.serve.prefill_server import SENDER
-from penstock.serve.serving_args import LLMServingArgs, load_serving_args
+from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import load_serving_args
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 LOADING = {"model_id": "m", "model_source": "simulated"}
@@ -381,6 +383,18 @@ class TestLife:
         await answer(one.model, ASK)
         await one.model.control("reset_prefix_cache", {})
         assert one.handoffs == {"remote": 1}
+
+    @pytest.mark.parametrize("method", ["sleep", "reset_prefix_cache"])
+    async def test_what_the_prefill_side_did_not_do_is_told(self, pair, monkeypatch, method):
+        one = await pair()
+
+        async def refuse(*args, **options):
+            raise EngineError("its cache is in use")
+
+        monkeypatch.setattr(one.prefill, method, refuse)
+        (told,) = await one.model.control(method, {})
+        assert not told["ok"]
+        assert told["error"]["message"] == "prefill replica 'local-0': its cache is in use"
 
     async def test_over_http_with_metrics(self, pair):
         one = await pair()

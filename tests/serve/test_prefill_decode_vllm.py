@@ -133,6 +133,28 @@ async def test_each_prompt_is_one_transfer_and_usage_tells_of_the_prefill_sides_
     assert pair.server.handoffs == {"remote": 2}
 
 
+async def test_a_prompt_is_tokenized_once(pair, monkeypatch):
+    prompts = type(pair.server.engine._running.prompts)
+    made = []
+
+    def spied(real):
+        def make(self, given, *args, **kwargs):
+            made.append(given)
+            return real(self, given, *args, **kwargs)
+
+        return make
+
+    for name in ("chat", "completion"):
+        monkeypatch.setattr(prompts, name, spied(getattr(prompts, name)))
+    for request in (mixed(4)[0], mixed(4)[3]):  # a chat and a text
+        made.clear()
+        await answer(pair, request)
+        ids = [given for given in made if isinstance(given, list)]
+        assert len(made) - len(ids) == 1  # on the decode side
+        assert len(ids) == 2  # on either side, the same
+        assert ids[0] == ids[1]
+
+
 async def test_log_probabilities_and_schemas(pair):
     schema = StructuredOutput("json_schema", json.dumps(demo.SCHEMA))
     for change in ({"logprobs": 3}, {"structured": schema, "max_tokens": 60}):
@@ -146,24 +168,45 @@ async def test_log_probabilities_and_schemas(pair):
         assert [one.logprob for one in logprobs] == pytest.approx([one.logprob for one in expected], abs=1e-3)
 
 
-async def test_cancelling_on_either_leg_frees_both(pair):
+async def kept(pair):
+    """What each engine tells after the last step of a short request: requests beside it, and its cache's usage."""
+    await forget(pair)
+    await answer(pair, mixed(2)[1])
+    counts = [await server.engine.metrics() for server in (pair.server.prefill.server, pair.server)]
+    return [(each["requests_running"], each["requests_waiting"], each["kv_cache_usage"]) for each in counts]
+
+
+def signal_engine(server, number):
+    for process in server.engine._running.front._processes:
+        os.kill(process.pid, number)
+
+
+@pytest.mark.parametrize("leg", ["prefill", "decode"])
+async def test_cancelling_on_either_leg_frees_both(pair, leg):
     prefill = pair.server.prefill.server
-    for leg in (prefill, pair.server):
-        text = " ".join(TICKETS)[:5000]
-        endless = CompletionRequest(text, Sampling(temperature=0.0, max_tokens=2000, ignore_eos=True))
+    before = await kept(pair)
+    endless = CompletionRequest(" ".join(TICKETS)[:4000], Sampling(temperature=0.0, max_tokens=2000, ignore_eos=True))
+    if leg == "prefill":
+        signal_engine(prefill, signal.SIGSTOP)  # it takes as long for the prompt as the test needs
+    try:
         stream = pair.completions(endless)
         asked = asyncio.create_task(anext(stream))
-        await until(lambda leg=leg: unfinished(leg))
+        if leg == "prefill":
+            await until(lambda: unfinished(prefill))
+            assert not unfinished(pair.server)
+        else:
+            await asked
+            assert unfinished(pair.server)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         await stream.aclose()
         assert prefill.admission.idle
         assert pair.server.admission.idle
         await until(lambda: not unfinished(prefill) and not unfinished(pair.server))
-    await answer(pair, mixed(1)[0])  # a step on either side, after which it tells what its cache holds
-    for server in (prefill, pair.server):
-        counts = await server.engine.metrics()
-        assert (counts["requests_running"], counts["requests_waiting"]) == (0, 0)
+    finally:
+        signal_engine(prefill, signal.SIGCONT)
+    assert await kept(pair) == before
+    assert before[1][:2] == (0, 0)
 
 
 async def test_a_prefill_engine_that_is_killed_is_noticed_by_no_client(pair):
@@ -175,8 +218,7 @@ async def test_a_prefill_engine_that_is_killed_is_noticed_by_no_client(pair):
     pair.server.handoffs.clear()
     asked = asyncio.gather(*(answer(pair, request) for request in requests))
     await until(lambda: prefill.admission.running and pair.server.handoffs["remote"])
-    for process in prefill.engine._running.front._processes:
-        os.kill(process.pid, signal.SIGKILL)
+    signal_engine(prefill, signal.SIGKILL)
     texts = [reply[0] for reply in await asked]
     assert texts == expected
     assert pair.server.handoffs.total() == 60

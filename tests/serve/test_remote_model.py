@@ -18,6 +18,7 @@ from penstock.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from penstock.serve.desired import DesiredState, InMemoryStore
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.replicas import ReplicaInfo
 from penstock.serve.routing.base import RouteRequest
@@ -330,6 +331,25 @@ class TestControl:
         assert [all(part["ok"] for part in result) for result in results] == [True] * 8
         rest = [delta async for delta in stream]
         assert rest[-1].finish_reason == "length"
+
+    async def test_what_several_operators_ask_for_at_once_is_all_kept(self, cluster: Make) -> None:
+        one = await cluster(1)
+
+        class Far(InMemoryStore):
+            """Takes a moment, as a store elsewhere does."""
+
+            async def load(self) -> DesiredState:
+                await asyncio.sleep(0)
+                return await super().load()
+
+            async def save(self, state: DesiredState) -> bool:
+                await asyncio.sleep(0)
+                return await super().save(state)
+
+        store = Far()
+        first, second = (RemoteModel(config(), one, key=KEY, desired=store) for _ in range(2))
+        await asyncio.gather(first.control("sleep", {}), second.control("pause", {}), first.control("sleep", {}))
+        assert (store.state.version, store.state.asleep, store.state.paused) == (3, 1, "wait")
 
 
 class TestCalls:

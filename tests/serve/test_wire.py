@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -176,3 +177,13 @@ async def test_a_slow_reader_slows_the_replica_down(monkeypatch: pytest.MonkeyPa
         while part := await reply.read():
             total += len(part)
         assert total == 20_000
+
+
+async def test_the_kernel_watches_who_is_waited_for() -> None:
+    async with server(chunked) as (address, _):
+        reply = await address.request("POST", "/", [], b"")
+        connection = reply._connection._transport.get_extra_info("socket")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == wire.KEEPALIVE[socket.TCP_KEEPIDLE]
+        await reply.body()
+        reply.close()

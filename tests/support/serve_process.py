@@ -51,7 +51,9 @@ def serving(*args: str, env: Mapping[str, str] | None = None, python: str = sys.
     given = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     with (
         tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True, env=given) as process,
+        subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=log, text=True, env=given, start_new_session=True
+        ) as process,
     ):
         assert process.stdout is not None
         try:

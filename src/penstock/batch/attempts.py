@@ -126,7 +126,7 @@ class EngineAsker:
         self.most_in_flight = rolling(keeper.engine.capabilities)
         self.ending = False
         self._attempts = Attempts(keeper, lambda: self.ending, most=most, policy=policy)
-        self._engine = keeper.engine
+        self.engine = keeper.engine
         self._form = form
         self._counts = counts
 
@@ -134,7 +134,7 @@ class EngineAsker:
         tries = Tries()
         began = time.perf_counter()
         try:
-            outcome = await self._attempts.answer(lambda: self._form.ask(self._engine, row), row.request.adapter, tries)
+            outcome = await self._attempts.answer(lambda: self._form.ask(self.engine, row), row.request.adapter, tries)
             outcome.attempts = tries.count
         except JobError:
             raise

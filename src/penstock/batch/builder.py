@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from penstock.batch.configs import (
@@ -42,6 +43,7 @@ from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 
 Builder = Callable[..., Processor]
+Stages = Callable[..., list[StatefulStage]]
 Override = Callable[[str, StatefulStage], Any]
 
 HTTP_WORKER = "penstock.batch.http_request:HttpRequests"
@@ -81,13 +83,14 @@ class ProcessorBuilder:
     ) -> Processor:
         """Make the processor. `override_stage_config_fn` gets each stage's name and the stage, which it may change.
 
-        `kwargs` go to the builder. Raises `ConfigError`.
+        `kwargs` go to the builder. Raises `ConfigError`, also for some that it does not take.
         """
         kinds = {**_OURS, **cls._builders}
         builder = next((kinds[kind] for kind in type(config).__mro__ if kind in kinds), None)
         if builder is None:
             hint = nearest(type(config).__name__, (kind.__name__ for kind in kinds))
             raise ConfigError(f"nothing builds a {type(config).__name__}", field="config", hint=hint)
+        _check_taken(builder, kwargs, type(config).__name__)
         processor = builder(config, **kwargs)
         if override_stage_config_fn is not None:
             for name, stage in processor.stages.items():
@@ -107,7 +110,8 @@ def build_processor(
 
     `preprocess` takes a row as a dict and returns the columns that the stages read, which are added to the row's own;
     `postprocess` takes the row with all columns and returns the output row. `builder_kwargs` go to the builder of the
-    configuration's type. Raises `ConfigError`.
+    configuration's type: those of engines take `chat_template_kwargs`, variables of the chat template for all rows.
+    Raises `ConfigError`.
     """
     ProcessorBuilder.validate_builder_kwargs(builder_kwargs)
     return ProcessorBuilder.build(
@@ -120,11 +124,44 @@ def build_processor(
     )
 
 
-def _build_engine_processor(config: EngineProcessorConfig, **kwargs: Any) -> Processor:
+def _building(stages: Stages) -> Builder:
+    """The builder of processors with these stages."""
+
+    def build(
+        config: ProcessorConfig,
+        preprocess: RowFunction | None = None,
+        postprocess: RowFunction | None = None,
+        preprocess_map_kwargs: Mapping[str, Any] | None = None,
+        postprocess_map_kwargs: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> Processor:
+        _check_taken(stages, more, type(config).__name__)
+        made = stages(config, **more)
+        return Processor(config, made, preprocess, postprocess, preprocess_map_kwargs, postprocess_map_kwargs)
+
+    return build
+
+
+def _check_taken(function: Callable[..., Any], given: Iterable[str], kind: str) -> None:
+    """Raise `ConfigError` for names that the function does not take."""
+    taken = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        return
+    for name in given:
+        if name not in taken:
+            known = [other for other in taken if other not in ("config", *_OWN_ARGUMENTS)]
+            hint = nearest(name, known) or "It takes none"
+            raise ConfigError(f"the builder of {kind} takes no '{name}'", field="builder_kwargs", hint=hint)
+
+
+def _engine_stages(
+    config: EngineProcessorConfig, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> list[StatefulStage]:
     source = EngineSource(config.engine_name, config.model_source, config.engine_kwargs, config.engine)
     generates = config.task_type == "generate"
     for name in ("on_length", "on_invalid_json"):
-        if not generates and getattr(config, name) != "keep":
+        meant = ("keep", "truncate") if name == "on_length" and config.task_type == "embed" else ("keep",)
+        if not generates and getattr(config, name) not in meant:
             raise ConfigError(f"has no meaning for the task '{config.task_type}'", field=name)
     template_field = _legacy(config.chat_template_stage, config.apply_chat_template)
     chat = stage_config(ChatTemplateStageConfig, template_field, "chat_template_stage")
@@ -145,7 +182,7 @@ def _build_engine_processor(config: EngineProcessorConfig, **kwargs: Any) -> Pro
         }
         stages.append(PrepareMultimodalStage(None, options, _placing(config, media)))
     template = (chat.chat_template if chat is not None else None) or config.chat_template
-    variables = (chat.chat_template_kwargs if chat is not None else None) or {}
+    variables = {**(chat_template_kwargs or {}), **((chat and chat.chat_template_kwargs) or {})}
     templated = chat is not None and generates and _own(template_field)
     if chat is not None and generates:
         own = {"source": source, "template": template, "variables": variables}
@@ -175,49 +212,49 @@ def _build_engine_processor(config: EngineProcessorConfig, **kwargs: Any) -> Pro
     )
     if texts is not None and generates:
         stages.append(_text_stage(DetokenizeStage, Texts, {"source": source}, config, texts, real=detokenizes))
-    return Processor(config, stages, **kwargs)
+    return stages
 
 
-def _build_http_processor(config: HttpRequestProcessorConfig, **kwargs: Any) -> Processor:
+def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:
     stage = stage_config(HttpRequestStageConfig, config.http_request_stage, "http_request_stage")
-    stages: list[StatefulStage] = []
-    if stage is not None:
-        placing = _placing(config, stage)
-        arguments = {
-            "url": config.url,
-            "headers": config.headers,
-            "qps": config.qps,
-            "max_retries": config.max_retries,
-            "base_retry_wait_time_in_s": config.base_retry_wait_time_in_s,
-            "session_factory": config.session_factory,
-            "concurrency": placing["batch_size"],
-            "adaptive": config.adaptive,
-            "requests_per_minute": config.requests_per_minute,
-            "tokens_per_minute": config.tokens_per_minute,
-            "timeout_s": config.timeout_s,
-        }
-        worker = import_object(HTTP_WORKER, "the HTTP request stage")
-        given = {name: value for name, value in arguments.items() if value is not None}
-        stages.append(HttpRequestStage(worker, given, placing))
-    return Processor(config, stages, **kwargs)
+    if stage is None:
+        return []
+    placing = _placing(config, stage)
+    arguments = {
+        "url": config.url,
+        "headers": config.headers,
+        "qps": config.qps,
+        "max_retries": config.max_retries,
+        "base_retry_wait_time_in_s": config.base_retry_wait_time_in_s,
+        "session_factory": config.session_factory,
+        "concurrency": placing["batch_size"],
+        "adaptive": config.adaptive,
+        "requests_per_minute": config.requests_per_minute,
+        "tokens_per_minute": config.tokens_per_minute,
+        "timeout_s": config.timeout_s,
+    }
+    worker = import_object(HTTP_WORKER, "the HTTP request stage")
+    given = {name: value for name, value in arguments.items() if value is not None}
+    worker(**given)  # what is wrong with them need not wait for the rows
+    return [HttpRequestStage(worker, given, placing)]
 
 
-def _build_deployment_processor(config: ServeDeploymentProcessorConfig, **kwargs: Any) -> Processor:
+def _deployment_stages(config: ServeDeploymentProcessorConfig) -> list[StatefulStage]:
     arguments = {
         "deployment_name": config.deployment_name,
         "app_name": config.app_name,
         "dtype_mapping": config.dtype_mapping,
         "request_timeout_s": config.request_timeout_s,
     }
-    return Processor(config, [ServeDeploymentStage(None, arguments, _placing(config, StageConfig()))], **kwargs)
+    return [ServeDeploymentStage(None, arguments, _placing(config, StageConfig()))]
 
 
 _OURS: dict[type[ProcessorConfig], Builder] = {
-    HttpRequestProcessorConfig: _build_http_processor,
-    OpenVINOEngineProcessorConfig: _build_engine_processor,
-    vLLMEngineProcessorConfig: _build_engine_processor,
-    SGLangEngineProcessorConfig: _build_engine_processor,
-    ServeDeploymentProcessorConfig: _build_deployment_processor,
+    HttpRequestProcessorConfig: _building(_http_stages),
+    OpenVINOEngineProcessorConfig: _building(_engine_stages),
+    vLLMEngineProcessorConfig: _building(_engine_stages),
+    SGLangEngineProcessorConfig: _building(_engine_stages),
+    ServeDeploymentProcessorConfig: _building(_deployment_stages),
 }
 
 

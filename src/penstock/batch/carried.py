@@ -55,7 +55,7 @@ class Beginning:
             return Carried(values, values)
         try:
             return Carried(values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")})
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Carried(values, values, failure(error, "preprocess", self._keep))
 
 
@@ -64,7 +64,11 @@ class StageProcess:
 
     def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
         single = copy.copy(stage)
+        concurrency = stage.map_batches_kwargs.get("concurrency") or 1
+        most = concurrency if isinstance(concurrency, int) else max(concurrency)
         single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1}
+        if getattr(stage.fn, "shares_rates", False):
+            single.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "processes": most}
         self._pool = StagePool(name, single, batch_size)
         self._name = name
         self._keep = keep
@@ -109,12 +113,12 @@ class Ending:
         if row.error is None and self._postprocess is not None:
             try:
                 row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 row.error = failure(error, "postprocess", self._keep)
         return row
 
 
-def failure(error: Exception, stage: str, keep: bool) -> RowError:
+def failure(error: BaseException, stage: str, keep: bool) -> RowError:
     """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error is not the row's."""
     known = error if isinstance(error, PenstockError) else UserCodeError(f"{type(error).__name__}: {error}")
     if not keep or isinstance(error, JobError):

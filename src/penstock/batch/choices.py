@@ -77,7 +77,9 @@ def _check_types(job: Any) -> None:
     _require(processor is None or hasattr(processor, "stages"), "processor", processor, "a Processor")
     letter = job.dead_letter
     _require(letter is None or isinstance(letter, str | os.PathLike), "dead_letter", letter, "a path")
-    _require(isinstance(job.on_error, str | Mapping), "on_error", job.on_error, "an action, or a mapping of them")
+    _require(
+        isinstance(job.on_error, str | Mapping | None), "on_error", job.on_error, "an action, or a mapping of them"
+    )
     _require(isinstance(job.on_length, str), "on_length", job.on_length, "text")
     kwargs = job.engine_kwargs
     _require(kwargs is None or isinstance(kwargs, Mapping), "engine_kwargs", kwargs, "a mapping")

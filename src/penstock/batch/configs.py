@@ -15,6 +15,14 @@ Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Concurrency = Positive | Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
 """Workers of a stage: so many, or from so many to so many. On one machine the most are taken at once."""
+
+
+def check_concurrency(given: int | tuple[int, ...] | None) -> None:
+    """Raise `ConfigError` for a pair whose first number is the larger one."""
+    if not isinstance(given, int | None) and given[0] > given[-1]:
+        raise ConfigError("the least must not be more than the most", field="concurrency", value=given)
+
+
 TaskType = Literal["generate", "embed", "classify", "score", "transcribe"]
 
 
@@ -32,6 +40,9 @@ class StageConfig(Options, frozen=True, kw_only=True):
     runtime_env: dict[str, Any] | None = None
     num_cpus: Annotated[float, Meta(ge=0)] | None = None
     memory: Annotated[float, Meta(ge=0)] | None = None
+
+    def __post_init__(self) -> None:
+        check_concurrency(self.concurrency)
 
 
 class ChatTemplateStageConfig(StageConfig, frozen=True, kw_only=True):
@@ -90,6 +101,9 @@ class ProcessorConfig(Options, frozen=True, kw_only=True):
     should_continue_on_error: bool = False
     experimental: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        check_concurrency(self.concurrency)
+
 
 class HttpRequestProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     """Sends each row's `payload` to `url` and puts the JSON answer into `http_response`.
@@ -129,10 +143,10 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
 
     How: `max_pending_requests` are in flight at a time (default: a quarter more than the engine works on at once), a
     row whose failure may pass is asked `max_attempts` times. With `on_length` "raise" an answer that its `max_tokens`
-    cut off is asked for again with twice as many, with "truncate" a prompt that is too long for the model is shortened,
-    "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the row's JSON Schema is
-    asked for again, up to `max_attempts` times, the model being told what was wrong; a row without a good one fails.
-    `max_concurrent_batches`,
+    cut off is asked for again with twice as many, with "truncate" a prompt, or a text to embed, that is too long for
+    the model is shortened, "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow
+    the row's JSON Schema is asked for again, up to `max_attempts` times, the model being told what was wrong; a row
+    without a good one fails. `max_concurrent_batches`,
     `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
     """
 
@@ -163,6 +177,7 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     has_image: bool | None = None
 
     def __post_init__(self) -> None:
+        check_concurrency(self.concurrency)
         if self.engine is None and self.model_source is None:
             raise ConfigError("say which model: a directory, a file, a hub id, or 'demo'", field="model_source")
         if self.engine is not None and not isinstance(self.engine, str) and self.engine_kwargs:

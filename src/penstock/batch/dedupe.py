@@ -1,6 +1,7 @@
 """Remembers answers by the digest of their request, for inputs of any size in bounded memory.
 
-The latest answers stay in memory. Older ones move to a file, to be found by an index in SQLite; a small filter
+The latest answers stay in memory, as bytes: their size is known, and whoever gets one gets it whole, whatever became of
+the one before. Older ones move to a file, to be found by an index in SQLite; a small filter
 in memory spares the look-up of digests that were never there. The file outlives a killed job: each record holds
 its own digest, and the index is made anew from it.
 """
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 _IN_MEMORY = 16384
-_IN_MEMORY_CHARACTERS = 16 << 20
+_IN_MEMORY_BYTES = 16 << 20
 _SPILLED_AT_ONCE = 512
 _FILTER_BITS = 1 << 26
 _HEADER = struct.Struct("<16sI")
@@ -35,29 +36,33 @@ class Answers:
     def __init__(self, folder: Path, *, in_memory: int = _IN_MEMORY) -> None:
         self._folder = folder
         self._limit = in_memory
-        self._recent: dict[bytes, Outcome] = {}
-        self._characters = 0
+        self._recent: dict[bytes, bytes] = {}
+        self._bytes = 0
         self._spill: _Spill | None = None
         if (folder / _Spill.FILE).exists():
             self._spill = _Spill(folder)
 
     def get(self, digest: bytes) -> Outcome | None:
-        """The answer to the request with this digest, if it was given."""
-        outcome = self._recent.get(digest)
-        if outcome is None and self._spill is not None:
-            outcome = self._spill.get(digest)
-        return outcome
+        """The answer to the request with this digest, if it was given: an object of the caller's own."""
+        packed = self._recent.get(digest)
+        if packed is None and self._spill is not None:
+            packed = self._spill.get(digest)
+        return None if packed is None else _decode(packed)
 
     def put(self, digest: bytes, outcome: Outcome) -> None:
-        """Remember an answer."""
-        self._recent[digest] = outcome
-        self._characters += len(outcome.response or "")
-        if len(self._recent) > self._limit or self._characters > _IN_MEMORY_CHARACTERS:
+        """Remember an answer, unless it holds values of types that only its maker knows."""
+        try:
+            packed = _encode(outcome)
+        except (TypeError, ValueError, OverflowError):
+            return
+        self._bytes += len(packed) - len(self._recent.get(digest, b""))
+        self._recent[digest] = packed
+        if len(self._recent) > self._limit or self._bytes > _IN_MEMORY_BYTES:
             if self._spill is None:
                 self._spill = _Spill(self._folder)
             oldest = list(self._recent)[: max(1, min(_SPILLED_AT_ONCE, len(self._recent) // 2))]
             leaving = [(digest, self._recent.pop(digest)) for digest in oldest]
-            self._characters -= sum(len(outcome.response or "") for _, outcome in leaving)
+            self._bytes -= sum(len(packed) for _, packed in leaving)
             self._spill.put(leaving)
 
     def close(self, *, discard: bool = False) -> None:
@@ -88,7 +93,7 @@ class _Spill:
         self._end = 0
         self._recover()
 
-    def get(self, digest: bytes) -> Outcome | None:
+    def get(self, digest: bytes) -> bytes | None:
         if not self._maybe(digest):
             return None
         found = self._index.execute("SELECT place FROM answers WHERE key = ?", (_key(digest),)).fetchone()
@@ -97,14 +102,13 @@ class _Spill:
         stored, size = _HEADER.unpack(os.pread(self._file.fileno(), _HEADER.size, found[0]))
         if stored != digest:  # another digest with the same key: rare enough to compute again
             return None
-        return _decode(os.pread(self._file.fileno(), size, found[0] + _HEADER.size))
+        return os.pread(self._file.fileno(), size, found[0] + _HEADER.size)
 
-    def put(self, answers: list[tuple[bytes, Outcome]]) -> None:
+    def put(self, answers: list[tuple[bytes, bytes]]) -> None:
         pieces: list[bytes] = []
         places: list[tuple[int, int]] = []
         end = self._end
-        for digest, outcome in answers:
-            body = _encode(outcome)
+        for digest, body in answers:
             pieces += (_HEADER.pack(digest, len(body)), body)
             places.append((_key(digest), end))
             end += _HEADER.size + len(body)

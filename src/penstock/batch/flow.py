@@ -27,7 +27,7 @@ from penstock.batch.manifest import StreamSum
 from penstock.batch.policy import ErrorPolicy, Limits
 from penstock.batch.replay import Replay, add_row, other_rows
 from penstock.batch.requests import RequestForm
-from penstock.batch.rows import Outcome, Row, Stage
+from penstock.batch.rows import Outcome, Row, Stage, nbytes
 from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
@@ -183,9 +183,9 @@ class Flow:
             self.stop(_fault(error))
 
     def _receive(self, row: Row) -> None:
+        failure = self._prepare(row)
         self._rows_inside += 1
         self._bytes_inside += row.nbytes
-        failure = self._prepare(row)
         record = self._journal.pending.pop(row.index, None) if self._journal is not None else None
         if record is not None:
             if record.key != digest_key(row.digest):
@@ -279,11 +279,15 @@ class Flow:
 
     async def _work(self, row: Row | None) -> None:
         """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
+        task = asyncio.current_task()
+        assert task is not None
         try:
             while row is not None:
                 answer = self._asker.outcome if self._row_timeout is None else self._answer_in_time
                 outcome = await answer(row)
                 if outcome is not None:
+                    if row.shareable and outcome.error is None:
+                        self._answers.put(row.digest, outcome)  # as it is before the user's function has it
                     concluded = self._form.conclude(row, outcome)
                     own = concluded if isinstance(concluded, Outcome) else await concluded
                     self._deliver(row, outcome, own)
@@ -292,11 +296,13 @@ class Flow:
                 row = self._next_row()
         except PenstockError as error:
             self.stop(error)
+        except asyncio.CancelledError as error:
+            if not task.cancelling():  # it came from below, and the row would never be finished
+                self.stop(_fault(error))
+            raise
         except Exception as error:
             self.stop(_fault(error))
         finally:
-            task = asyncio.current_task()
-            assert task is not None
             self._tasks.discard(task)
             self._admit()
 
@@ -320,14 +326,10 @@ class Flow:
             self._counts.prompt_tokens += usage.prompt_tokens
             self._counts.completion_tokens += usage.completion_tokens
             self._counts.cached_tokens += usage.cached_tokens
-        followers: list[Row] = []
-        if row.shareable:
-            followers = self._followers.pop(row.digest)
-            if outcome.error is None:
-                self._answers.put(row.digest, outcome)
+        followers = self._followers.pop(row.digest) if row.shareable else []
         self._finish(row, own)
         for follower in followers:
-            self._conclude(follower, outcome)
+            self._conclude(follower, self._answers.get(row.digest) or outcome)
         self._counts.deduplicated += len(followers)
 
     def _conclude(self, row: Row, outcome: Outcome) -> None:
@@ -358,15 +360,16 @@ class Flow:
         if error is not None:
             action = self._policy.action(error.type)
             if action == "fail" and not journaled:
+                kept = self._journal is not None
                 raise JobError(
-                    f"row {row.index} failed at stage {error.stage}: {error.message}. "
-                    "What was done before it is kept; the same command goes on with it"
+                    f"row {row.index} failed at stage {error.stage}: {error.message}"
+                    + (". What was done before it is kept; the same command goes on with it" if kept else "")
                 )
             if action == "skip":
                 outcome.skipped = True
             counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
         counts.rows += 1
-        size = len(outcome.response or "") + (len(outcome.parsed) if isinstance(outcome.parsed, bytes) else 0)
+        size = len(outcome.response or "") + (nbytes(outcome.parsed) if outcome.parsed is not None else 0)
         row.request = None  # answered: its memory is needed no more
         row.prefix = ""
         row.nbytes += size
@@ -379,7 +382,7 @@ class Flow:
             self._end_early(why)
 
 
-def _fault(error: Exception) -> JobError:
+def _fault(error: BaseException) -> JobError:
     """A job error for what nobody foresaw."""
     fault = JobError(f"{type(error).__name__}: {error}")
     fault.__cause__ = error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -11,7 +12,7 @@ from msgspec import Meta, Struct, field
 
 from penstock import lazy
 from penstock.config import masked, parse_options
-from penstock.errors import EngineDeadError, RequestError, UpstreamError
+from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     from penstock.http.client import HttpClient, Reply
@@ -21,7 +22,11 @@ Positive = Annotated[int, Meta(ge=1)]
 Rate = Annotated[float, Meta(gt=0)]
 Seconds = Annotated[float, Meta(gt=0)]
 
+Body = bytes | Callable[[], Any]
+
 CHARS_A_TOKEN = 4
+_NO_FILES = frozenset({str, int, float, bool, list, type(None)})
+_MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
 
 class HttpRequestOptions(Struct, frozen=True, kw_only=True):
@@ -40,7 +45,7 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     """
 
     url: Annotated[str, Meta(min_length=1)]
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, Any] = field(default_factory=dict)
     qps: Rate | None = None
     max_retries: Annotated[int, Meta(ge=0)] = 0
     base_retry_wait_time_in_s: Annotated[float, Meta(ge=0)] = 1.0
@@ -63,15 +68,23 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
 
 
 class HttpRequests:
-    """Sends the column `payload` of each row as JSON; the decoded answer is the column `http_response`.
+    """Sends the column `payload` of each row; the answer, decoded, is the column `http_response`.
+
+    A payload is sent as JSON, or where it is a mapping that holds bytes (or mappings with bytes as `content`, and
+    `filename` and `content_type`) as a multipart form with these as its files.
 
     `await start()`, then any number of `process` at once, then `await stop()`. Raises `ConfigError` for a wrong option,
     and `MissingExtraError`.
     """
 
+    shares_rates = True
+
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, **options: Any) -> None:
         given = {"url": url, "headers": dict(headers or {}), **options}
         self.options = parse_options(HttpRequestOptions, given, "http_request")
+        for name, value in self.options.headers.items():
+            if not isinstance(value, str):
+                raise ConfigError(f"must be a text, not {type(value).__name__}", field=f"headers.{name}")
         client = lazy.require("penstock.http.client", needed_by="The HTTP processor")
         self._endpoint = client.endpoint(self.options.method, self.options.url)
         self._client: HttpClient | None = None
@@ -110,8 +123,10 @@ class HttpRequests:
         """
         from penstock.http.retries import retried
 
-        data = self._encoded(row)
-        reply = await retried(self._policy, lambda: self._send(data))
+        payload = self._payload(row)
+        body = self._form(payload) if _has_files(payload) else self._json(payload)
+        tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
+        reply = await retried(self._policy, lambda: self._send(body, tokens))
         return {self.options.output_column: self._decoded(reply)}
 
     async def stop(self) -> None:
@@ -123,27 +138,41 @@ class HttpRequests:
         if client is not None:
             await client.close()
 
-    async def _send(self, data: bytes) -> Reply:
+    async def _send(self, body: Body, estimate: float) -> Reply:
         client, limiter = self._client, self._limiter
         if client is None or limiter is None:
             raise EngineDeadError("the worker of the HTTP processor is not running")
-        estimate = len(data) / CHARS_A_TOKEN if self.options.tokens_per_minute else 0.0
+        data = body if isinstance(body, bytes) else body()
         reply = await client.send(self._endpoint, limiter, data=data, tokens=estimate)
         if estimate:
             _charge(limiter, reply.body, estimate)
         return reply
 
-    def _encoded(self, row: Mapping[str, Any]) -> bytes:
+    def _payload(self, row: Mapping[str, Any]) -> Any:
         name = self.options.payload_column
         payload = row.get(name)
         if payload is None:
             raise RequestError(f"the row has no '{name}'", param=name)
+        return payload
+
+    def _json(self, payload: Any) -> bytes:
         if isinstance(payload, (str, bytes)):  # JSON already
             return payload.encode() if isinstance(payload, str) else payload
+        name = self.options.payload_column
         try:
             return msgspec.json.encode(payload, enc_hook=_plain)
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"'{name}' cannot be sent as JSON: {error}", param=name) from None
+
+    def _form(self, payload: Mapping[str, Any]) -> Body:
+        """What makes the form, anew for each try."""
+        from penstock.http.client import multipart
+
+        plain = {
+            str(key): value if _is_file(value) or isinstance(value, str) else self._json(value).decode()
+            for key, value in payload.items()
+        }
+        return partial(multipart, plain)
 
     def _decoded(self, reply: Reply) -> Any:
         if not reply.body:
@@ -158,6 +187,28 @@ class HttpRequests:
                 http_status=reply.status,
                 body=text,
             ) from None
+
+
+def _has_files(payload: Any) -> bool:
+    if not isinstance(payload, Mapping):
+        return False
+    for value in payload.values():  # noqa: SIM110 - a generator would cost each row more than the rest of this
+        if value.__class__ not in _NO_FILES and _is_file(value):
+            return True
+    return False
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value.get("content") if isinstance(value, Mapping) else value, bytes | bytearray)
+
+
+def _estimated(payload: Any, body: Body) -> float:
+    """Tokens, before the answer tells them: of the text, and as many as the answer may have."""
+    most = 0.0
+    if isinstance(payload, Mapping):
+        given = [payload.get(name) for name in _MOST_TOKENS]
+        most = next((float(number) for number in given if isinstance(number, int | float)), 0.0)
+    return (len(body) if isinstance(body, bytes) else 0) / CHARS_A_TOKEN + most
 
 
 def _charge(limiter: Limiter, body: bytes, estimate: float) -> None:

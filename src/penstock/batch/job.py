@@ -87,7 +87,8 @@ class Job:
         order: "input" writes rows in the order of the input, "done" as they finish.
         on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output, "fail" stops the job at
             it, "retry" tries it again though its failure does not look as if it passed, and keeps it then. Or a mapping
-            of kinds of errors (`error.type`) to these, with "*" for the others.
+            of kinds of errors (`error.type`) to these, with "*" for the others. Default: "keep"; with a processor that
+            does not continue on errors, and without `dead_letter`, "fail".
         on_length: "raise" asks again, with twice the `max_tokens`, for an answer that was cut off by it; "truncate"
             shortens a prompt that is too long for the model; "raise,truncate" does both. Default "keep": neither.
         on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow the schema, and asks
@@ -135,7 +136,7 @@ class Job:
     repetition_penalty: float = 1.0
     limit: int | None = None
     order: Literal["input", "done"] = "input"
-    on_error: str | Mapping[str, str] = "keep"
+    on_error: str | Mapping[str, str] | None = None
     on_length: str = "keep"
     on_invalid_json: Literal["keep", "retry"] = "keep"
     dead_letter: str | os.PathLike[str] | None = None
@@ -213,6 +214,10 @@ class Job:
                 raise _Stopped(result.stopped_by, f"stopped after {result.counts.rows:,} rows, which {kept}")
             return result
 
+    async def rows_to_read(self) -> Any:
+        """For a job as the source of another: what it makes, run first or taken up. Raises as `arun`."""
+        return await (await self.arun()).rows_to_read()
+
     async def _plan(self) -> Plan:
         """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or `OutputError`."""
         self._check_choices()
@@ -221,19 +226,19 @@ class Job:
         choices.check_sampling_choices(sampling)
         output = self._open_output()
         engine = self._engine() if self.processor is None else None
-        source = await open_source(await rows_of(self.source))
+        source = await open_source(self.source)
         if isinstance(output, Output) and source.reads(output.path):
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
         form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
-        policy = ErrorPolicy(self.on_error)
+        policy = ErrorPolicy(self.on_error or "keep")
         if self.processor is not None:
             self._check_unset(_REPAIRS, "is said in the configuration of the processor, in a field of this name")
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
-            going_on = self.processor.config.should_continue_on_error
-            if self.on_error == "keep" and not going_on:
-                policy = ErrorPolicy("fail")  # what the processor says, as nothing else was said here
-            keep_errors = going_on or self.on_error not in ("keep", "fail")
+            going_on = self.processor.config.should_continue_on_error or self.dead_letter is not None
+            if self.on_error is None and not going_on:
+                policy = ErrorPolicy("fail")
+            keep_errors = going_on or self.on_error not in (None, "fail")
             form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
@@ -392,17 +397,6 @@ class Job:
             "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
-
-
-async def rows_of(source: Any) -> Any:
-    """What to read where a job or its result is given as a source: its output. A job is run first, or taken up."""
-    if isinstance(source, Job):
-        source = await source.arun()
-    if not isinstance(source, RunResult):
-        return source
-    if source.output == "-":
-        raise ConfigError("a job's rows that went to standard output cannot be read", field="source")
-    return source.output if source.output is not None else list(source.rows())
 
 
 class _Stopped(Exception):

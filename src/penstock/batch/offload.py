@@ -19,6 +19,9 @@ _MEAN_SECONDS = 0.001
 _STALL_SECONDS = 0.05
 _DELIVER_SECONDS = 0.005
 
+_NOT_TO_PASS_ON = (StopIteration, SystemExit, GeneratorExit, asyncio.CancelledError)
+"""No future can hold the first, and the others would end the thread, with nobody to tell."""
+
 Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
 """A call that was made: its future, its result or error, and the seconds it took."""
@@ -120,7 +123,7 @@ def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
     result = None
     try:
         result = call()
-    except (StopIteration, SystemExit) as caught:  # no future can hold the one, and the other would end the thread
+    except _NOT_TO_PASS_ON as caught:
         error = RuntimeError(f"{type(caught).__name__}: {caught}")
         error.__cause__ = caught
     except Exception as caught:

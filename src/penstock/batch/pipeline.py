@@ -16,10 +16,13 @@ from penstock.batch.offload import Offload
 from penstock.batch.policy import ErrorPolicy
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.told_usage import together, told_usage
 from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
 from penstock.types import Usage
 
 DEFAULT_BATCH_SIZE = 32
+ENDINGS = (Exception, SystemExit)
+"""What calls of the user's code end with. A `SystemExit` that got to the event loop would end that in silence."""
 
 _log = logging.getLogger(__name__)
 
@@ -50,18 +53,22 @@ class StagePool:
         assert fn is not None
         try:
             self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
-        except TypeError as error:
-            raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
-        try:
-            await _all_or_none(worker.start() for worker in self._workers)
         except PenstockError:
             raise
-        except Exception as error:
-            raise UserCodeError(f"{fn.__name__} cannot be started: {type(error).__name__}: {error}") from error
+        except TypeError as error:
+            raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
+        except ENDINGS as error:
+            raise UserCodeError(f"{fn.__name__} cannot be made: {type(error).__name__}: {error}") from error
+        await _all_or_none(worker.start() for worker in self._workers)
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
         self._free = asyncio.Semaphore(self.capacity)
+
+    @property
+    def worker(self) -> Any:
+        """One of the workers."""
+        return self._workers[0].instance
 
     async def stop(self) -> None:
         """Stop the workers."""
@@ -83,7 +90,12 @@ class StagePool:
                 made = await worker.process(row)
             except PenstockError:
                 raise
-            except Exception as error:
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                raise UserCodeError("CancelledError, though nobody has cancelled it") from error
+            except ENDINGS as error:
                 _log.debug("stage %s failed", self.name, exc_info=True)
                 raise UserCodeError(f"{type(error).__name__}: {error}") from error
             finally:
@@ -105,7 +117,13 @@ class _Worker:
         self._offload = None if self._is_async else Offload()
 
     async def start(self) -> None:
-        await _called(self.instance, "start")
+        try:
+            await _called(self.instance, "start")
+        except PenstockError:
+            raise
+        except ENDINGS as error:
+            name = type(self.instance).__name__
+            raise UserCodeError(f"{name} cannot be started: {type(error).__name__}: {error}") from error
 
     def process(self, row: dict[str, Any]) -> Awaitable[Any]:
         if self._offload is None:
@@ -116,7 +134,10 @@ class _Worker:
     async def stop(self) -> None:
         if self._offload is not None:
             self._offload.close()
-        await _called(self.instance, "stop")
+        try:
+            await _called(self.instance, "stop")
+        except ENDINGS:
+            _log.warning("%s could not be stopped", type(self.instance).__name__, exc_info=True)
 
 
 class Pipeline:
@@ -155,6 +176,11 @@ class Pipeline:
             for pool in self._pools:
                 pool.end()
 
+    @property
+    def workers(self) -> list[Any]:
+        """One worker of each stage, in order."""
+        return [pool.worker for pool in self._pools]
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[Pipeline, None]:
         """The stages, started, for as long as the context lasts."""
@@ -170,12 +196,16 @@ class Pipeline:
         began = time.perf_counter()
         values: dict[str, Any] = row.request
         added: dict[str, Any] = {}
+        usage: Usage | None = None
         outcome: Outcome | None = None
         attempts, at = 1, 0
         while outcome is None and at < len(self._pools):
             pool = self._pools[at]
             try:
-                added |= await pool.process(values | added)
+                made = await pool.process(values | added)
+                added |= made
+                if (told := told_usage(made)) is not None:
+                    usage = told if usage is None else together(usage, told)
                 at += 1
             except JobError:
                 raise
@@ -187,7 +217,7 @@ class Pipeline:
                 else:
                     outcome = self._failure(row, error, pool.name, attempts)
         if outcome is None:
-            outcome = Outcome(None, None, added.get("finish_reason"), _usage(added), attempts, None, added)
+            outcome = Outcome(None, None, added.get("finish_reason"), usage, attempts, None, added)
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
         return outcome
 
@@ -214,10 +244,3 @@ async def _called(instance: Any, method: str) -> None:
 
 def _room_taken(worker: _Worker) -> tuple[float, int]:
     return worker.busy / worker.most, worker.taken
-
-
-def _usage(columns: Mapping[str, Any]) -> Usage | None:
-    if "num_input_tokens" not in columns:
-        return None
-    names = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
-    return Usage(*(columns.get(name) or 0 for name in names))

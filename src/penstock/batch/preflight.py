@@ -7,7 +7,7 @@ import contextlib
 import math
 import random
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct, field
 
@@ -16,10 +16,11 @@ from penstock.batch.counts import Counts
 from penstock.batch.execution import Plan, asking
 from penstock.batch.feed import read_ahead
 from penstock.batch.progress import duration
-from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Row
 from penstock.errors import PenstockError
-from penstock.openai.tools import arguments_as_objects
+
+if TYPE_CHECKING:
+    from penstock.batch.prompt_lengths import PromptLength
 
 READ_ROWS = 200_000
 _READ_SECONDS = 20.0
@@ -61,7 +62,7 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
         found.rows = found.read
     counts = Counts()
     async with asking(plan, counts) as asker:
-        await _count_tokens(plan, sample, found)
+        await _count_tokens(asker, sample, found)
         await _try(plan, asker, sample[:trial], found)
     return found
 
@@ -110,24 +111,28 @@ def _fault_of(plan: Plan, row: Row) -> str | None:
     return None
 
 
-async def _count_tokens(plan: Plan, sample: list[Row], found: Forecast) -> None:
-    """Count the prompts' tokens, where the engine's template and tokenizer are at hand."""
-    from penstock.engines.token_engine import TokenEngine
+async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> None:
+    """Count the prompts' tokens, where it shows what is asked, and the engine's template and tokenizer are at hand."""
+    from penstock.batch.prompt_lengths import prompt_length
 
-    engine = plan.engine
-    if not sample or not isinstance(engine, TokenEngine) or not isinstance(plan.form, ColumnRequests):
-        return
-    context = found.context_length = engine.capabilities.context_length
-    needed = plan.form.sampling.max_tokens or 1
-    lengths: list[int] = []
+    lengths: list[PromptLength] = []
     for row in sample:
-        prompt = engine.template.render(arguments_as_objects(row.request.messages))
-        lengths.append(len(await engine.tokenize(prompt)))
+        try:
+            length = await prompt_length(asker, row)
+        except PenstockError:  # the row fails, as its trial will show
+            continue
+        if length is None:
+            return
+        lengths.append(length)
+    if not lengths:
+        return
     distinct = _distinct(found)
+    tokens = [length.tokens for length in lengths]
+    found.context_length = lengths[0].context
     found.counted = len(lengths)
-    found.longest_prompt = max(lengths)
-    found.over_long = round(distinct * sum(length + needed > context for length in lengths) / len(lengths))
-    found.prompt_tokens = round(distinct * sum(lengths) / len(lengths))
+    found.longest_prompt = max(tokens)
+    found.over_long = round(distinct * sum(length.is_over_long for length in lengths) / len(lengths))
+    found.prompt_tokens = round(distinct * sum(tokens) / len(tokens))
 
 
 async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:

@@ -17,6 +17,13 @@ from penstock.errors import ConfigError, UnknownStageError, nearest
 RAY_DATA = "penstock.runtimes.ray_data:process_dataset"
 """What runs a processor over a Ray data set: named, as only that file may import Ray."""
 
+_MAP_KWARGS = (
+    *("concurrency", "compute", "batch_size", "num_cpus", "num_gpus", "memory", "resources", "accelerator_type"),
+    *("runtime_env", "scheduling_strategy", "label_selector", "max_retries", "retry_exceptions", "max_calls"),
+    *("ray_remote_args_fn", "udf_modifying_row_count", "zero_copy_batch", "object_store_memory", "num_returns"),
+)
+"""What `map_kwargs` may hold: here only the first means something."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -80,6 +87,9 @@ class Processor:
 
     def log_input_column_names(self) -> None:
         """Log the columns that the first stage reads."""
+        if not self.stages:
+            _log.info("The processor has no stages.")
+            return
         name, stage = next(iter(self.stages.items()))
         lines = [f"The first stage of the processor is {name}."]
         for title, keys in (
@@ -110,6 +120,9 @@ def _is_plain(function: object) -> bool:
 
 
 def _threads(kwargs: Mapping[str, Any], where: str) -> int:
+    for name in kwargs:
+        if name not in _MAP_KWARGS:
+            raise ConfigError(f"unknown key '{name}'", field=where, hint=nearest(name, _MAP_KWARGS))
     given = kwargs.get("concurrency") or 1
     most = max(given) if isinstance(given, list | tuple) else given
     if not isinstance(most, int) or most < 1:

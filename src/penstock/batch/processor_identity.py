@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from hashlib import blake2b
-from types import CodeType
 from typing import Any
 
 from penstock.batch.configs import plain_value, shown
+from penstock.batch.function_identity import function_identity
 from penstock.batch.keeper import deciding, deciding_options
 from penstock.batch.processor import Processor
+from penstock.batch.stages.base import StatefulStage
 from penstock.config import masked
 from penstock.engines.base import LLMEngine
 
@@ -33,31 +32,27 @@ def identity(processor: Processor) -> dict[str, Any]:
         said["engine"] = {"engine": engine.name, "model": engine.model_source, **deciding_options(engine)}
     if "engine_kwargs" in said:
         said["engine_kwargs"] = deciding(said["engine_kwargs"])
-    own = {
-        name: [f"{stage.fn.__module__}.{stage.fn.__qualname__}", plain_value(stage.fn_constructor_kwargs)]
+    does = {
+        name: [f"{stage.fn.__module__}.{stage.fn.__qualname__}", plain_value(_deciding_arguments(stage))]
         for name, stage in processor.stages.items()
-        if stage.fn is not None and not stage.fn.__module__.startswith("penstock.")
+        if stage.fn is not None
     }
     return {
         "processor": type(config).__name__,
         "processor config": masked(said),
         "stages": processor.list_stage_names(),
-        "own stages": masked(own) or None,
-        "preprocess": _function(processor.preprocess),
-        "postprocess": _function(processor.postprocess),
+        "what stages do": masked(does),
+        "preprocess": function_identity(processor.preprocess),
+        "postprocess": function_identity(processor.postprocess),
     }
 
 
-def _function(function: Callable[..., Any] | None) -> str | None:
-    """A function by its name and its code: a changed one is another."""
-    if function is None:
-        return None
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    code = getattr(function, "__code__", None)
-    digest = blake2b(repr(_code(code)).encode(), digest_size=8).hexdigest() if code is not None else ""
-    return f"{getattr(function, '__module__', '')}.{name} {digest}".rstrip()
-
-
-def _code(code: CodeType) -> tuple[Any, ...]:
-    constants = [_code(part) if isinstance(part, CodeType) else part for part in code.co_consts]
-    return code.co_code, code.co_names, code.co_varnames, constants
+def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
+    """What a stage's workers are made with; of those of this package without what decides nothing, and without the
+    engine, of which the configuration tells.
+    """
+    assert stage.fn is not None
+    if not stage.fn.__module__.startswith("penstock."):
+        return stage.fn_constructor_kwargs
+    left_out = _NOT_DECIDING | {"source", "most", "repair"}
+    return {name: value for name, value in stage.fn_constructor_kwargs.items() if name not in left_out}

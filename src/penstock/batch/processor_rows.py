@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64decode
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from hashlib import blake2b
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -14,11 +16,14 @@ import msgspec
 from penstock.batch.offload import Offload
 from penstock.batch.output_rows import OutputRows
 from penstock.batch.requests import conversation_text
-from penstock.batch.rows import Outcome, Row, Stage, failed
+from penstock.batch.rows import Outcome, Row, Stage, failed, nbytes
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import PenstockError, UserCodeError
 
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
+
+_AHEAD = 64
+"""Rows that `preprocess` has made requests of, and nobody has counted: each may be large."""
 
 
 class ProcessorRows:
@@ -53,9 +58,10 @@ class ProcessorRows:
         self.keep_errors = keep_errors
         self._rows = OutputRows(keep=keep_errors)
         self._packed = packed
+        self._opaque = False
         read = [{*stage.get_required_input_keys(), *stage.get_optional_input_keys()} for stage in self._stages]
         self._read = sorted(set().union(*read))
-        self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=_type_name).encode
+        self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=self._content).encode
         self._pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
         self._unpack = msgspec.msgpack.Decoder().decode
 
@@ -74,15 +80,23 @@ class ProcessorRows:
         if self._preprocess is None:
             yield rows
             return
-        futures = [self._before.submit(partial(self._begin, row)) for row in rows]
-        start = 0
-        for position, future in enumerate(futures):
-            if not future.done():
-                if position > start:
-                    yield rows[start:position]
-                    start = position
-                await asyncio.wait([future])
-        yield rows[start:]
+        coming = iter(rows)
+        under_way = deque((row, self._submit(row)) for row in islice(coming, _AHEAD))
+        done: list[Row] = []
+        while under_way:
+            row, future = under_way.popleft()
+            if not future.done() or len(done) >= _AHEAD:
+                if done:
+                    yield done
+                    done = []
+                await asyncio.wait([future])  # where calls are made in place, others get their turn here
+            done.append(row)
+            if (following := next(coming, None)) is not None:
+                under_way.append((following, self._submit(following)))
+        yield done
+
+    def _submit(self, row: Row) -> asyncio.Future[None]:
+        return self._before.submit(partial(self._begin, row))
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
@@ -93,7 +107,7 @@ class ProcessorRows:
             if not isinstance(columns, Mapping):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
             row.request = {**row.values, **columns}
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             row.failure = _user_error(error)
 
     def prepare(self, row: Row) -> None:
@@ -101,9 +115,16 @@ class ProcessorRows:
             row.request = dict(row.values or {})
         values: dict[str, Any] = row.request
         row.shareable = bool(self._stages) and all(stage.shareable(values) for stage in self._stages)
+        asked = {name: values[name] for name in self._read if name in values} if self._read else values
+        self._opaque = False
+        try:
+            said = self._encode(asked)
+        except Exception:  # a number or a text that has no encoding
+            said, self._opaque = repr(asked).encode(errors="backslashreplace"), True
+        row.shareable = row.shareable and not self._opaque
         if row.shareable or self._packed:  # else nobody asks which rows are equal, or whether this is the same again
-            asked = {name: values[name] for name in self._read if name in values} if self._read else values
-            row.digest = blake2b(self._encode(asked), digest_size=16).digest()
+            row.digest = blake2b(said, digest_size=16).digest()
+        row.nbytes += nbytes(asked) if self._opaque else len(said)
         params = values.get("sampling_params")
         longest = params.get("max_tokens") if isinstance(params, Mapping) else None
         row.longest = longest if isinstance(longest, int) else 0
@@ -112,6 +133,15 @@ class ProcessorRows:
             row.prefix = conversation_text(messages) if messages is not None else str(values.get("prompt") or "")
         except Exception:  # no messages, as the stage that reads them will find
             row.prefix = ""
+
+    def _content(self, value: Any) -> Any:
+        """What stands for a value of an unknown type in a digest: arrays as they are, else its type, which is the same
+        in each process. Rows with such values are not known to be equal.
+        """
+        if hasattr(value, "tolist"):
+            return value.tolist()
+        self._opaque = True
+        return type(value).__qualname__
 
     # Out
     def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
@@ -133,17 +163,12 @@ class ProcessorRows:
             parsed = self._pack(made) if self._packed else dict(made)
             if not self._packed:  # a row that lasts says the same whatever ran before it
                 self._rows.learn(row.values, made)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
         return msgspec.structs.replace(outcome, parsed=parsed)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        outcome = failed(error, stage, attempts)
-        body = getattr(error, "body", None)
-        if body is not None and outcome.error is not None:
-            status = getattr(error, "http_status", None)
-            outcome.error = msgspec.structs.replace(outcome.error, status=status, body=str(body))
-        return outcome
+        return failed(error, stage, attempts)
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         if outcome.error is not None:
@@ -155,17 +180,12 @@ class ProcessorRows:
         return self._rows.good(row.values, made)
 
 
-def _user_error(error: Exception) -> PenstockError:
+def _user_error(error: BaseException) -> PenstockError:
     if isinstance(error, PenstockError):
         return error
     made = UserCodeError(f"{type(error).__name__}: {error}")
     made.__cause__ = error
     return made
-
-
-def _type_name(value: Any) -> str:
-    """What stands for a value of an unknown type in a digest: the same in each process."""
-    return type(value).__qualname__
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.sources.files import filesystem, is_url
 from penstock.batch.sources.text import allow_long_fields
-from penstock.errors import OutputError
+from penstock.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,6 +63,12 @@ class RunResult:
         else:
             for batch in self.table().to_batches(max_chunksize=1024):
                 yield from batch.to_pylist()
+
+    async def rows_to_read(self) -> Any:
+        """What a job that has this result as its source reads. Raises `InputError` for what went to standard output."""
+        if self.output == "-":
+            raise InputError("rows that went to standard output cannot be read again")
+        return self.output if self.output is not None else list(self.rows())
 
     def table(self) -> pa.Table:
         """The output rows as an Arrow table."""

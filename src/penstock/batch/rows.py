@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from msgspec import Struct
 
 from penstock.errors import PenstockError
@@ -80,4 +81,26 @@ class Row:
 
 def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
     """The outcome of a row that `error` ended at `stage`."""
-    return Outcome(error=RowError(error.kind, stage, error.retryable, str(error)), attempts=attempts)
+    body = getattr(error, "body", None)
+    status = getattr(error, "http_status", None) if body is not None else None
+    said = RowError(error.kind, stage, error.retryable, str(error), status, None if body is None else str(body))
+    return Outcome(error=said, attempts=attempts)
+
+
+def nbytes(value: Any) -> int:
+    """About how many bytes a value takes: what bounds memory."""
+    if isinstance(value, bytes):
+        return len(value)
+    try:
+        return len(_encode(value))
+    except Exception:  # values of the caller's own types can fail in any way
+        return 64
+
+
+def _opaque(value: Any) -> bytes:
+    pixels = getattr(value, "width", 0), getattr(value, "height", 0)  # an image of Pillow's, which tells no bytes
+    size = getattr(value, "nbytes", None) or 4 * pixels[0] * pixels[1] or 64
+    return bytes(size)
+
+
+_encode = msgspec.msgpack.Encoder(enc_hook=_opaque).encode

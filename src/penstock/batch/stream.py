@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 AHEAD_ROWS = 1024
 """Finished rows that wait for whoever takes them; while there are more, none is asked for."""
+AHEAD_BYTES = 32 << 20
 
 
 class RowStream:
@@ -68,7 +69,9 @@ class RowStream:
     iter_rows = __iter__
 
     def take(self, limit: int = 20) -> list[dict[str, Any]]:
-        """The first rows, at most so many."""
+        """The first rows, at most so many. Raises `ConfigError` for a negative number."""
+        if limit < 0:
+            raise ConfigError(f"must be at least 0, not {limit}", field="limit", value=limit)
         rows = iter(self)
         try:
             return list(islice(rows, limit))
@@ -90,9 +93,7 @@ class RowStream:
             yield from self._source._engines()
 
     async def _batches(self) -> AsyncGenerator[list[dict[str, Any]], None]:
-        from penstock.batch.job import rows_of
-
-        source = await open_source(await rows_of(self._source))
+        source = await open_source(self._source)
         counts = self.counts = Counts(total=source.rows)
         processor = self._processor
         form = processor.rows()
@@ -134,14 +135,18 @@ class _Outbox:
         self._form = form
         self._reorder: Reorder[tuple[Row, Outcome]] = Reorder(RowSet(), keep_order=keep_order)
         self._ready: deque[tuple[Row, Outcome]] = deque()
+        self._bytes = 0
         self._news = asyncio.Event()
         self._released = False
         self._finished = False
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
-        self._ready += [item for item in ready if not item[1].skipped]
-        self.full = len(self._ready) >= AHEAD_ROWS
+        for item in ready:
+            self._bytes += item[0].nbytes
+            if not item[1].skipped:
+                self._ready.append(item)
+        self.full = len(self._ready) >= AHEAD_ROWS or self._bytes >= AHEAD_BYTES
         self._released = False
         if self._ready:
             self._news.set()
@@ -154,6 +159,7 @@ class _Outbox:
             await self._news.wait()
         rows = [self._form.output(*item) for item in self._ready]
         self._ready.clear()
+        self._bytes = 0
         if self.full:
             self.full = False
             self.on_room()

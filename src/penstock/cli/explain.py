@@ -28,7 +28,7 @@ def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
     configuration looks wrong. Starts, loads and downloads nothing.
     """
     from penstock.serve.explain import explain as explained
-    from penstock.serve.serving_args import load_serving_args
+    from penstock.serve.serving_files import load_serving_args
 
     found = explained(load_serving_args(config), runtime, port)
     if as_json:
@@ -42,7 +42,8 @@ def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
 def _lines(found: Explanation) -> list[str]:
     lines = []
     for model in found.models:
-        lines += [f"{model.model}: {model.source} on {model.engine}, by {model.server}"]
+        side = "" if model.role == "both" else f" ({model.role})"
+        lines += [f"{model.model}{side}: {model.source} on {model.engine}, by {model.server}"]
         lines += [f"  {name:<12}{value}" for name, value in _rows(model, found.runtime)]
         lines += [f"  warning: {warning}" for warning in model.warnings]
         lines += [""]
@@ -65,6 +66,8 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
     if model.max_num_seqs is not None:
         rows += [("requests", f"{model.max_num_seqs} at once" + (" on each rank" if sizes.data > 1 else ""))]
     rows += _memory_rows(model)
+    if model.connector is not None:
+        rows += [("KV caches", f"exchanged by the {model.connector}")]
     if model.adapters:
         rows += [("adapters", f"{model.adapters} at once")]
     kept = "reserved by Ray" if runtime == "ray" else "nothing reserves it"

@@ -180,7 +180,8 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
     import json
 
     from penstock.errors import ConfigError
-    from penstock.serve.serving_args import LLMServingArgs, load_serving_args
+    from penstock.serve.serving_args import LLMServingArgs
+    from penstock.serve.serving_files import load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name:

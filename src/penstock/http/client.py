@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Meta, Struct
 from yarl import URL
 
-from penstock.config import masked
+from penstock.config import masked, tells_a_secret
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
-from penstock.http.headers import Headers
+from penstock.http.headers import SHORTEST_SECRET, Headers
 from penstock.http.limiter import Limiter, Verdict
 from penstock.http.proxies import proxy_for
 from penstock.http.retries import is_retryable, is_throttling, retry_after
@@ -43,13 +43,14 @@ class Timeouts(Struct, frozen=True, kw_only=True):
 
 class Endpoint(Struct, frozen=True):
     """Where a request goes, and through which proxy. `shown` names it in messages: no user, no query, for keys stand
-    there.
+    there; `secrets` are these, for servers like to repeat them.
     """
 
     method: str
     url: Any
     shown: str
     proxy: str | None = None
+    secrets: tuple[str, ...] = ()
 
 
 class Reply(NamedTuple):
@@ -70,7 +71,10 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
     if not ok:
         raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
     shown = str(parsed.with_user(None).with_query(None).with_fragment(None))
-    return Endpoint(method.upper(), parsed, shown, proxy_for(parsed.scheme, parsed.host or "", parsed.port))
+    keys = [parsed.password, *(value for name, value in parsed.query.items() if tells_a_secret(name))]
+    secrets = tuple(key for key in keys if key is not None and len(key) >= SHORTEST_SECRET)
+    proxy = proxy_for(parsed.scheme, parsed.host or "", parsed.port)
+    return Endpoint(method.upper(), parsed, shown, proxy, secrets)
 
 
 class HttpClient:
@@ -90,10 +94,13 @@ class HttpClient:
     ) -> None:
         given = timeouts or Timeouts()
         self._headers = headers
+        # Of the bodies that are JSON only: a multipart body tells its own, with its boundary.
+        self._json = next((value for name, value in headers.values.items() if name.lower() == "content-type"), _JSON)
+        self._values = {name: value for name, value in headers.values.items() if name.lower() != "content-type"}
         self._timeout = aiohttp.ClientTimeout(given.try_s, sock_connect=given.connect_s, sock_read=given.idle_s)
         self._max_body_bytes = max_body_bytes
         self._make_session = session_factory or self._own_session
-        self._each_time = headers.values if session_factory is not None else None  # else the session has them
+        self._each_time = self._values if session_factory is not None else None  # else the session has them
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
@@ -196,9 +203,9 @@ class HttpClient:
             headers = self._each_time if headers is None else {**self._each_time, **headers}
         if isinstance(data, bytes):
             if len(data) < LARGE_BYTES:
-                data = aiohttp.BytesPayload(data, content_type=_JSON)
+                data = aiohttp.BytesPayload(data, content_type=self._json)
             else:
-                data = aiohttp.BytesIOPayload(BytesIO(data), content_type=_JSON)
+                data = aiohttp.BytesIOPayload(BytesIO(data), content_type=self._json)
         options: dict[str, Any] = {"data": data, "headers": headers, "timeout": self._timeout}
         if to.proxy is not None and self._each_time is None:  # a session of the user's own knows its way
             options["proxy"] = to.proxy
@@ -210,7 +217,7 @@ class HttpClient:
         return aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers=self._headers.values,
+            headers=self._values,
             timeout=self._timeout,
         )
 
@@ -245,13 +252,13 @@ class HttpClient:
 
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
         status = response.status
-        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"))
+        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
         why = " ".join(complaint(text).split())[:SHOWN_CHARS] or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
             with suppress(ValueError):
                 target = URL(response.headers.get("location", ""))
-                why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)))}"
+                why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)), to.secrets)}"
         return UpstreamError(
             f"{to.shown} answered {status}: {why}",
             http_status=status,
@@ -293,6 +300,21 @@ def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
     for name, value in fields.items():
         data.add_field(name, value)
     data.add_field("file", file, filename="audio", content_type="application/octet-stream")
+    return data
+
+
+def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
+    """A multipart body of texts, and of files: bytes, or mappings with bytes as `content`, and `filename` and
+    `content_type` if they are known. It can be sent once.
+    """
+    data = aiohttp.FormData()
+    for name, value in fields.items():
+        if isinstance(value, str):
+            data.add_field(name, value)
+            continue
+        file = value if isinstance(value, Mapping) else {"content": value}
+        kind = file.get("content_type") or "application/octet-stream"
+        data.add_field(name, file["content"], filename=file.get("filename") or name, content_type=kind)
     return data
 
 

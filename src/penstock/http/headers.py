@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from penstock.config import MASK, masked
 from penstock.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SHORTEST_SECRET = 6
+SHORTEST_SECRET = 6
 
 
 class Headers:
@@ -34,11 +34,11 @@ class Headers:
             self.values[name] = filled
             if filled != value or masked(value, name) == MASK:
                 self._secrets += [filled, filled.rpartition(" ")[2]]  # "Bearer KEY", and the key alone
-        self._secrets = sorted({text for text in self._secrets if len(text) >= _SHORTEST_SECRET}, key=len, reverse=True)
+        self._secrets = sorted({text for text in self._secrets if len(text) >= SHORTEST_SECRET}, key=len, reverse=True)
 
-    def scrub(self, text: str) -> str:
-        """The text without the keys: servers like to repeat them in their complaints."""
-        for secret in self._secrets:
+    def scrub(self, text: str, also: Sequence[str] = ()) -> str:
+        """The text without the keys, and without `also`: servers like to repeat them in their complaints."""
+        for secret in (*self._secrets, *also):
             text = text.replace(secret, MASK)
         return text
 

@@ -81,6 +81,11 @@ class Connector(Protocol):
     def tells_adapters_apart(self) -> bool:
         """Whether caches of one prompt under different adapters stay different ones."""
 
+    def ports(self, site: Site) -> dict[str, int]:
+        """The port from which each rank of an engine at `site` takes a free one, by its name in `port_bases`. Raises
+        `ConfigError`.
+        """
+
     def setup(self, site: Site, engine: str) -> Setup:
         """For one engine at `site`; `engine` is its name and version. Each call is another engine.
 

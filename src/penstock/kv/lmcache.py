@@ -26,6 +26,10 @@ class LMCache:
         check_config(config, where)
         self._config = config
 
+    def ports(self, site: Site) -> dict[str, int]:
+        """None: LMCache's own settings say where it listens."""
+        return {}
+
     def setup(self, site: Site, engine: str) -> Setup:
         """Give the engine a lookup channel of its own: with a shared name, replicas on one host would answer for each
         other.

@@ -34,6 +34,10 @@ class Multi:
         """All of them must."""
         return all(part.tells_adapters_apart for part in self._parts)
 
+    def ports(self, site: Site) -> dict[str, int]:
+        """Those of all of them."""
+        return {name: base for part in self._parts for name, base in part.ports(site).items()}
+
     def setup(self, site: Site, engine: str) -> Setup:
         """Set up each, under one engine id. Raises `ConfigError` where two want one variable to be different."""
         setups: list[Setup] = []

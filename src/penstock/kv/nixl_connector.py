@@ -11,6 +11,7 @@ from penstock.kv.base import Identity, Setup, Site, port_base
 from penstock.kv.ports import lease_ports
 from penstock.kv.vllm_config import check_config, completed
 
+PORTS = "NIXL_SIDE_CHANNEL_PORT_BASE"
 PORT_BASE, DECODE_PORT_BASE = 20000, 22000
 _LOOPBACK = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "lo"}
 _ADDRESS = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port")
@@ -28,11 +29,14 @@ class Nixl:
         self.name: str = config["kv_connector"]
         self._config = config
 
+    def ports(self, site: Site) -> dict[str, int]:
+        """That of the side channel; the two sides of a model begin apart from each other."""
+        return {PORTS: port_base(site, PORTS, PORT_BASE if site.role != "decode" else DECODE_PORT_BASE)}
+
     def setup(self, site: Site, engine: str) -> Setup:
         """Take ports for the side channel, one a rank."""
         nixl.require_nixl(f"The {self.name}")
-        base = PORT_BASE if site.role != "decode" else DECODE_PORT_BASE
-        lease = lease_ports(port_base(site, "NIXL_SIDE_CHANNEL_PORT_BASE", base), site.ranks, site.host)
+        lease = lease_ports(self.ports(site)[PORTS], site.ranks, site.host)
         config = completed(self._config, site)
         environment = {
             "VLLM_NIXL_SIDE_CHANNEL_HOST": site.host,

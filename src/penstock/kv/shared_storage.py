@@ -27,6 +27,10 @@ class SharedStorage:
             )
         self._config = {**config, "kv_connector": self.name}  # it was SharedStorageConnector once
 
+    def ports(self, site: Site) -> dict[str, int]:
+        """None: files need none."""
+        return {}
+
     def setup(self, site: Site, engine: str) -> Setup:
         """Each engine writes and reads, whatever its role."""
         config = completed({"kv_role": "kv_both", **self._config}, site)

@@ -22,6 +22,10 @@ class Simulated:
         check_config(config, where)
         self._config = config
 
+    def ports(self, site: Site) -> dict[str, int]:
+        """None: it is all in one process."""
+        return {}
+
     def setup(self, site: Site, engine: str) -> Setup:
         """An engine id, and nothing else."""
         config = completed(self._config, site)

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from penstock.errors import ConfigError
+
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -19,7 +21,13 @@ _ending: set[asyncio.Task[Any]] = set()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, done on the background loop. Ctrl-C cancels it, and returns when it has ended."""
+    """The result of `work`, done on the background loop. Ctrl-C cancels it, and returns when it has ended.
+
+    Raises `ConfigError` where it is called on that loop, which cannot wait for itself.
+    """
+    if threading.current_thread() is _thread:
+        work.close()
+        raise ConfigError("a function that a processor calls cannot wait for another one; make it an async stage")
     future = asyncio.run_coroutine_threadsafe(work, _running_loop())
     try:
         return future.result()

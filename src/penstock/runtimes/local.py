@@ -124,10 +124,12 @@ def build_local_handles(
             handles[config.model_id] = handle(config, budget)
         except ConfigError as error:
             raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
-        if ignored := passed_over(config):
-            _log.warning(
-                "model '%s': the local runtime has one replica, in this process; it passes over %s",
-                config.model_id,
-                ", ".join(ignored),
-            )
+        for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):
+            if side is not None and (ignored := passed_over(side)):
+                _log.warning(
+                    "%smodel '%s': the local runtime has one replica, in this process; it passes over %s",
+                    name,
+                    config.model_id,
+                    ", ".join(ignored),
+                )
     return handles

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import asdict
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig, PlacementGroupConfig
@@ -122,14 +123,15 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     The runtime environment of `LLMConfig` goes before that of `ray_actor_options`, name by name; both go before the
     job's.
     """
-    given = msgspec.to_builtins(config.deployment_config)
-    unset = msgspec.to_builtins(type(config.deployment_config)())
+    given, unset = asdict(config.deployment_config), asdict(type(config.deployment_config)())
     options = {name: value for name, value in given.items() if value != unset[name]}
+    if config.deployment_config.autoscaling_config is not None:
+        options["autoscaling_config"] = asdict(config.deployment_config.autoscaling_config)
     placement = config.placement_group_config
     if not places_itself(config):
         options["placement_group_bundles"] = replica_bundles(config)
         options["placement_group_strategy"] = placement.strategy if placement is not None else "PACK"
-    actor = dict(options.get("ray_actor_options") or {})
+    actor = {**(options.get("ray_actor_options") or {}), **_own_devices(config)}
     lower, upper = actor.get("runtime_env") or {}, config.runtime_env or {}
     if lower or upper:
         actor["runtime_env"] = {**lower, **upper}
@@ -138,6 +140,23 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     if actor:
         options["ray_actor_options"] = actor
     return options
+
+
+def _own_devices(config: LLMConfig) -> dict[str, Any]:
+    """What a replica asks for itself, of the one bundle it has: its engine is a process below it and uses the devices
+    that Ray shows it. Without, replicas on one machine would all use the first one. The workers of several bundles are
+    placed by their engine.
+    """
+    if places_itself(config) or len(bundles := engine_bundles(config)) > 1:
+        return {}
+    options = config.deployment_config.ray_actor_options
+    if options.get("num_gpus") or (options.get("resources") or {}).get("TPU"):
+        return {}
+    (bundle,) = bundles
+    asked: dict[str, Any] = {"num_gpus": bundle["GPU"]} if bundle.get("GPU") else {}
+    if bundle.get("TPU"):
+        asked["resources"] = {**(options.get("resources") or {}), "TPU": bundle["TPU"]}
+    return asked
 
 
 def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import asdict, replace
 from ray import serve
 from ray.serve import Application
 
-from penstock.config import import_object
-from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig
+from penstock.config import import_object, parse_options
+from penstock.errors import ConfigError, nearest
+from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.runtimes.placement import deployment_options, parallelism
 from penstock.runtimes.ray_ingress import LLMIngress
 from penstock.runtimes.ray_replica import LLMReplica
@@ -32,11 +34,17 @@ DEFAULT_TARGET = 32.0
 """Requests a replica that autoscaling aims at, where neither the configuration nor the engine's options say it."""
 
 
+_OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
+    *("name", "placement_group_bundles", "placement_group_strategy")
+}
+"""What stands in `deployment_config` as well, where the replica reads it too."""
+
+
 def build_deployment(
     config: LLMConfig,
     *,
     settings: HttpSettings,
-    key: str | None = None,
+    mark: str | None = None,
     name_prefix: str | None = None,
     bind_kwargs: Mapping[str, Any] | None = None,
     override_serve_options: Mapping[str, Any] | None = None,
@@ -49,27 +57,29 @@ def build_deployment(
     Replicas listen on `replica_host`, or on the address that their node has in the cluster; for clients too on the host
     and port of `front`, if given.
     """
-    options = serve_options(config)
+    config, beside = overridden(config, override_serve_options or {})
+    options = {**serve_options(config), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
-    options["name"] = f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
-    options.update(override_serve_options or {})
-    deployment = serve.deployment(deployment_cls or LLMReplica, **options)
-    key = key or new_key()
-    about: dict[str, Any] = {"key": key, "settings": settings, "host": replica_host, "front": front}
+    options["name"] = beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
+    deployment = _deployment(
+        deployment_cls or LLMReplica, options, "override_serve_options" if beside else "deployment_config"
+    )
+    mark = mark or new_mark()
+    about: dict[str, Any] = {"mark": mark, "settings": settings, "host": replica_host, "front": front}
     if config.prefill_config is not None:
         about["prefill"] = build_deployment(
             config.prefill_config,
             settings=settings,
-            key=key,
+            mark=mark,
             name_prefix=PREFILL_PREFIX,
             replica_host=replica_host,
         )
-    return deployment.bind(llm_config=config, **about, **(bind_kwargs or {}))
+    return deployment.bind(llm_config=config, **{**about, **(bind_kwargs or {})})
 
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
-    key = new_key()
+    mark = new_mark()
     front = args.listen_address if args.front == "replica" else None
     if args.front == "replica" and front is None:
         raise ConfigError("the replica is the front of a port, and none is given", field="listen")
@@ -82,7 +92,7 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
                 value=config.model_id,
             )
         deployments[config.model_id] = build_deployment(
-            config, settings=args.http, key=key, replica_host=replica_host, front=front
+            config, settings=args.http, mark=mark, replica_host=replica_host, front=front
         )
     card: Any = import_object(CARD, "the model's card")
     cards = {
@@ -99,19 +109,32 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         "name": "OpenAiIngress",
         "max_ongoing_requests": UNLIMITED,
         "ray_actor_options": {"num_cpus": 0},  # it waits for others nearly all of its time
+        "max_surge_percent": 100,  # a new one listens before the one that it replaces goes
         **args.ingress_deployment_config,
     }
-    return serve.deployment(LLMIngress, **options).bind(
+    return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
         deployments,
         cards,
         args.lora_paths,
         llm_configs=args.llm_configs,
         ingress_cls=cls,
         ingress_extra_kwargs=extra,
-        key=key,
+        mark=mark,
         settings=args.http,
         listen=args.listen_address if front is None else None,
     )
+
+
+def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:
+    """The model with what `overrides` say of its `deployment_config`, and what else they say. Raises `ConfigError`."""
+    own = {key: value for key, value in overrides.items() if key in _OVERRIDDEN}
+    for count, other in (("num_replicas", "autoscaling_config"), ("autoscaling_config", "num_replicas")):
+        if count in own:  # Ray takes one of them
+            own.setdefault(other, None)
+    given = {**asdict(config.deployment_config), **own}
+    deployment = parse_options(DeploymentConfig, given, "override_serve_options")
+    beside = {key: value for key, value in overrides.items() if key not in _OVERRIDDEN}
+    return replace(config, deployment_config=deployment), beside
 
 
 def serve_options(config: LLMConfig) -> dict[str, Any]:
@@ -124,6 +147,8 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
         per_replica = scaling.pop("target_num_ongoing_requests_per_replica", None)
         scaling.setdefault("target_ongoing_requests", per_replica or _target(config))
         options["autoscaling_config"] = scaling
+    elif options.get("num_replicas") == "auto":
+        options["autoscaling_config"] = {"target_ongoing_requests": _target(config)}
     options["max_ongoing_requests"] = UNLIMITED
     import_object(POLICY, "request_router_config")(config)  # refuses an unknown one now rather than in the ingress
     router = dict(options.get("request_router_config") or {})
@@ -132,9 +157,21 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     return options
 
 
-def new_key() -> str:
-    """A secret that replicas and ingresses of one deployment share."""
-    return secrets.token_hex(16)
+def new_mark() -> str:
+    """What tells the parts of one application from those of another, or of the same one when it is deployed again."""
+    return secrets.token_hex(8)
+
+
+def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
+    """A deployment with Ray's options. Raises `ConfigError` for what Ray does not take."""
+    known = [name for name in inspect.signature(serve.deployment).parameters if not name.startswith("_")]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown key '{name}'", field=where, value=options[name], hint=nearest(name, known))
+    try:
+        return serve.deployment(cls, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(" ".join(str(error).split()), field=where) from None
 
 
 def _target(config: LLMConfig) -> float:

@@ -13,13 +13,11 @@ from penstock.config import import_object
 from penstock.errors import ConfigError, nearest
 from penstock.runtimes.engines import DEFAULT_APP, engines
 from penstock.runtimes.ray_data_placement import stage_options
-from penstock.runtimes.ray_replicas import RayReplicas
-from penstock.runtimes.ray_state import ClusterStore
+from penstock.runtimes.ray_replicas import served_model
 
 PARTS = "penstock.batch.carried"
 BLOCK = "penstock.batch.row_tables:block"
 DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
-MODEL = "penstock.serve.remote_model:RemoteModel"
 GROUPED = "penstock.serve.grouped_calls:GroupedModel"
 COLUMN = "__penstock"
 """The one column between the stages."""
@@ -119,12 +117,8 @@ def _check_deployment(stage: Any) -> None:
 
 async def _connect(deployment: str, app: str, most: int) -> None:
     """Make the served model known in this process by its names, for the stage to find."""
-    handle = serve.get_deployment_handle(deployment, app)
-    config, key = await handle.connection.remote()
-    model: Any = import_object(MODEL, "the Ray runtime's handle")
+    served = await served_model(serve.get_deployment_handle(deployment, app))
     grouped: Any = import_object(GROUPED, "the Ray runtime's handle")
-    store = ClusterStore(key, config.model_id)
-    served = model(config, RayReplicas(handle, config.model_id), key=key, desired=store)
     engines().put(deployment, grouped(served, most=most), app)
 
 

@@ -7,23 +7,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import ray
 from ray import serve
-from ray._private import state
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.ray import NAME_PREFIX, build_deployment, new_key
-from penstock.runtimes.ray_cluster import connect, cpus
+from penstock.runtimes.ray import NAME_PREFIX, build_deployment
+from penstock.runtimes.ray_cluster import connect, cpus, new_application
 from penstock.runtimes.ray_replicas import RayReplicas
+from penstock.runtimes.ray_state import cluster_secret
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -68,10 +67,9 @@ class RayEngine(LLMEngine):
 
     # Life
     async def start(self) -> None:
-        key = new_key()
         self._own_cluster = not await asyncio.to_thread(connect, cpus([self._config]))
         try:
-            handle = await asyncio.to_thread(self._deploy, key)
+            handle = await asyncio.to_thread(self._deploy)
             while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(POLL_S)
             capabilities = await handle.capabilities.remote()
@@ -82,7 +80,7 @@ class RayEngine(LLMEngine):
             capabilities, max_concurrency=capabilities.max_concurrency * self._replicas
         )
         model: Any = import_object(MODEL, "the Ray runtime's handle")
-        self._model = model(self._config, RayReplicas(handle, MODEL_ID), key=key)
+        self._model = model(self._config, RayReplicas(handle, MODEL_ID), key=await cluster_secret())
 
     async def stop(self) -> None:
         model, self._model = self._model, None
@@ -96,14 +94,13 @@ class RayEngine(LLMEngine):
     async def check_health(self) -> None:
         self._started()
 
-    def _deploy(self, key: str) -> Any:
+    def _deploy(self) -> Any:
         host = "127.0.0.1" if self._own_cluster else None
         settings: Any = import_object(SETTINGS, "the replicas' limits")
-        application = build_deployment(self._config, settings=settings(), key=key, replica_host=host)
+        application = build_deployment(self._config, settings=settings(), replica_host=host)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
-        _sweep()
-        self._app = f"{APP_PREFIX}{ray.get_runtime_context().get_job_id()}-{secrets.token_hex(4)}"
+        self._app = new_application(APP_PREFIX)
         serve.run_many(
             [serve.RunTarget(application, self._app, route_prefix=None)], wait_for_applications_running=False
         )
@@ -163,11 +160,3 @@ class RayEngine(LLMEngine):
             raise UnsupportedError(
                 f"on Ray the adapters are known before the replicas start, and '{name}' was not", param="adapter"
             )
-
-
-def _sweep() -> None:
-    """Remove what jobs have left behind whose process was killed."""
-    dead = {job["JobID"] for job in state.jobs() if job["IsDead"]}
-    for name in serve.status().applications:
-        if name.startswith(APP_PREFIX) and name.removeprefix(APP_PREFIX).partition("-")[0] in dead:
-            serve.delete(name)

@@ -15,7 +15,7 @@ from penstock.config import import_object
 from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import RayReplicas
-from penstock.runtimes.ray_state import ClusterStore
+from penstock.runtimes.ray_state import ClusterStore, cluster_secret
 
 MODEL = "penstock.serve.remote_model:RemoteModel"
 SERVER = "penstock.serve.http_server:HttpServer"
@@ -53,17 +53,18 @@ class LLMIngress:
         llm_configs: list[LLMConfig],
         ingress_cls: Any,
         ingress_extra_kwargs: Mapping[str, Any],
-        key: str,
+        mark: str,
         settings: Any,
         listen: tuple[str, int] | None,
     ) -> None:
         model: Any = import_object(MODEL, "the Ray runtime's handle")
+        secret = await cluster_secret()
         models = {
             config.model_id: model(
                 config,
                 RayReplicas(llm_deployments[config.model_id], config.model_id),
-                key=key,
-                desired=ClusterStore(key, config.model_id),
+                key=secret,
+                desired=ClusterStore(mark, config.model_id),
             )
             for config in llm_configs
         }

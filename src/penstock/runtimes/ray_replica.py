@@ -13,7 +13,7 @@ from penstock.engines.base import Capabilities
 from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.ray_replicas import METADATA, RayReplicas
-from penstock.runtimes.ray_state import ClusterStore
+from penstock.runtimes.ray_state import ClusterStore, cluster_secret
 
 SERVER = "penstock.serve.replica:ReplicaServer"
 """What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
@@ -24,38 +24,39 @@ ONGOING = "running_requests"
 
 
 class LLMReplica:
-    """One replica. `key` is what ingresses show and what tells this deployment of the application from others;
-    `settings` are the ingress's; `host` is where it listens (default: the node's address), `front` where it listens for
-    clients, if they do not come through an ingress; `prefill` is the deployment of the model's prefill side.
+    """One replica. `mark` tells this deployment of the application from those before and after it; `settings` are the
+    ingress's; `host` is where it listens (default: the node's address), `front` where it listens for clients, if they
+    do not come through an ingress; `prefill` is the deployment of the model's prefill side.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self,
         llm_config: LLMConfig,
         *,
-        key: str,
+        mark: str,
         settings: Any,
         host: str | None = None,
         front: tuple[str, int] | None = None,
         prefill: DeploymentHandle[Any] | None = None,
     ) -> None:
-        self._llm_config, self._key = llm_config, key
+        self._llm_config, self._mark = llm_config, mark
+        secret = await cluster_secret()
         server: Any = import_object(SERVER, "the Ray runtime's server")
         self._server = server(
             llm_config,
             replica_id=serve.get_replica_context().replica_tag,
             host=host or ray.util.get_node_ip_address(),
-            key=key,
+            key=secret,
             settings=settings,
-            desired=ClusterStore(key, llm_config.model_id),
+            desired=ClusterStore(mark, llm_config.model_id),
             front=front,
         )
         if prefill is not None:
             model: Any = import_object(MODEL, "the Ray runtime's prefill side")
             replicas = RayReplicas(prefill, llm_config.model_id)
             # Both sides are one model to operators, so what is asked of it is kept once.
-            store = ClusterStore(key, llm_config.model_id)
-            self._server.server.prefill = model(llm_config.prefill_config, replicas, key=key, desired=store)
+            store = ClusterStore(mark, llm_config.model_id)
+            self._server.server.prefill = model(llm_config.prefill_config, replicas, key=secret, desired=store)
         await self._server.start()
         collect_seldom_from_now()
 
@@ -69,8 +70,10 @@ class LLMReplica:
         return {ONGOING: float(self._server.ongoing)}
 
     async def connection(self) -> tuple[LLMConfig, str]:
-        """What a handle elsewhere in the cluster needs to put requests to the replicas itself."""
-        return self._llm_config, self._key
+        """What a handle elsewhere in the cluster needs to put requests to the replicas itself: the model, and the mark
+        of its deployment.
+        """
+        return self._llm_config, self._mark
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""

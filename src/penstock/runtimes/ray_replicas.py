@@ -10,10 +10,12 @@ from ray.serve.handle import DeploymentHandle
 
 from penstock.config import import_object
 from penstock.errors import EngineStartError, OverloadedError
+from penstock.runtimes.ray_state import ClusterStore, cluster_secret
 
 if TYPE_CHECKING:
     from penstock.serve.replicas import ReplicaInfo
 
+MODEL = "penstock.serve.remote_model:RemoteModel"
 INFO = "penstock.serve.replicas:ReplicaInfo"
 METADATA = "penstock"
 """The key under which a replica publishes its address."""
@@ -57,6 +59,16 @@ class RayReplicas:
             ) from None
         except DeploymentUnavailableError:
             raise EngineStartError(f"Ray Serve could not deploy '{self._model_id}'; `serve status` says why") from None
+
+
+async def served_model(handle: DeploymentHandle[Any]) -> Any:
+    """A deployed model as a handle of ours, for the event loop of the caller. Asks one replica, and so starts one where
+    there is none.
+    """
+    config, mark = await handle.connection.remote()
+    model: Any = import_object(MODEL, "the Ray runtime's handle")
+    replicas = RayReplicas(handle, config.model_id)
+    return model(config, replicas, key=await cluster_secret(), desired=ClusterStore(mark, config.model_id))
 
 
 def _info(replica_id: str, metadata: dict[str, Any]) -> ReplicaInfo:

@@ -18,15 +18,14 @@ if TYPE_CHECKING:
         build_llm_deployment as build_llm_deployment,
         build_openai_app as build_openai_app,
         build_pd_openai_app as build_pd_openai_app,
+        served_model as served_model,
     )
     from penstock.serve.data_parallel import DPServer as DPServer
     from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
-    from penstock.serve.prefill_decode import PDServingArgs as PDServingArgs
+    from penstock.serve.pd_serving_args import PDServingArgs as PDServingArgs
     from penstock.serve.server import LLMServer as LLMServer
-    from penstock.serve.serving_args import (
-        LLMServingArgs as LLMServingArgs,
-        load_serving_args as load_serving_args,
-    )
+    from penstock.serve.serving_args import LLMServingArgs as LLMServingArgs
+    from penstock.serve.serving_files import load_serving_args as load_serving_args
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
@@ -40,11 +39,13 @@ else:
                 "build_llm_deployment",
                 "build_openai_app",
                 "build_pd_openai_app",
+                "served_model",
             ),
             "penstock.serve.data_parallel": ("DPServer",),
             "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
-            "penstock.serve.prefill_decode": ("PDServingArgs",),
+            "penstock.serve.pd_serving_args": ("PDServingArgs",),
             "penstock.serve.server": ("LLMServer",),
-            "penstock.serve.serving_args": ("LLMServingArgs", "load_serving_args"),
+            "penstock.serve.serving_args": ("LLMServingArgs",),
+            "penstock.serve.serving_files": ("load_serving_args",),
         },
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from msgspec import structs
 
@@ -12,8 +12,10 @@ from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.data_parallel import as_group, grouped
-from penstock.serve.prefill_decode import PDServingArgs
-from penstock.serve.serving_args import LLMServingArgs, load_serving_args, read_args
+from penstock.serve.handle import ModelHandle
+from penstock.serve.pd_serving_args import PDServingArgs
+from penstock.serve.serving_args import LLMServingArgs
+from penstock.serve.serving_files import load_serving_args, read_args
 from penstock.serve.settings import HttpSettings
 
 Given = LLMServingArgs | PDServingArgs | Mapping[str, Any] | str | Path
@@ -25,6 +27,7 @@ def build_llm_deployment(
     *,
     name_prefix: str | None = None,
     bind_kwargs: Mapping[str, Any] | None = None,
+    deployment_kwargs: Mapping[str, Any] | None = None,
     override_serve_options: Mapping[str, Any] | None = None,
     deployment_cls: type | None = None,
     settings: HttpSettings | None = None,
@@ -32,18 +35,26 @@ def build_llm_deployment(
     """One model as a Ray Serve application, to be bound into others.
 
     Its name is `name_prefix` ("LLMServer:") and the model's id. `override_serve_options` go before what follows from
-    the configuration, `bind_kwargs` go to the constructor of `deployment_cls`. Raises `ConfigError`, and
-    `MissingExtraError` without Ray.
+    the configuration, `bind_kwargs` (or `deployment_kwargs`, their older name) go to the constructor of
+    `deployment_cls`. Raises `ConfigError`, and `MissingExtraError` without Ray.
     """
     config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
     return _ray().build_deployment(
         config,
         settings=settings or HttpSettings(),
         name_prefix=name_prefix,
-        bind_kwargs=bind_kwargs,
+        bind_kwargs={**(deployment_kwargs or {}), **(bind_kwargs or {})},
         override_serve_options=override_serve_options,
         deployment_cls=deployment_cls,
     )
+
+
+async def served_model(deployment_handle: Any) -> ModelHandle:
+    """The model of a Ray Serve deployment, for code that was handed its `DeploymentHandle`: `served.chat(…)` and so on
+    go to the replicas by the model's routing policy and not through Ray. Belongs to the event loop it was made in.
+    """
+    ray = lazy.require("penstock.runtimes.ray_replicas", needed_by="The Ray runtime")
+    return cast(ModelHandle, await ray.served_model(deployment_handle))
 
 
 def build_openai_app(builder_config: Given) -> Any:

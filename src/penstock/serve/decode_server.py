@@ -96,18 +96,26 @@ class DecodeServer(LLMServer):
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
         """Put both sides to sleep."""
         await super().sleep(level, mode)
-        await self.prefill.control("sleep", {"level": level, "mode": mode})
+        await self._control_prefill("sleep", {"level": level, "mode": mode})
 
     async def wakeup(self) -> None:
         """Wake both sides."""
         if self.asleep:
-            await self.prefill.control("wakeup", {})
+            await self._control_prefill("wakeup", {})
         await super().wakeup()
 
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix on both sides."""
         await super().reset_prefix_cache()
-        await self.prefill.control("reset_prefix_cache", {})
+        await self._control_prefill("reset_prefix_cache", {})
+
+    async def _control_prefill(self, method: str, options: dict[str, Any]) -> None:
+        """Raise `EngineError` where a replica of the prefill side did not do it: whoever asks knows of one model only,
+        and is told of no other.
+        """
+        for told in await self.prefill.control(method, options):
+            if not told["ok"]:
+                raise EngineError(f"prefill replica '{told['replica']}': {told['error']['message']}")
 
     def state(self) -> ModelState:
         """What the server is doing now."""

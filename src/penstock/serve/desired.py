@@ -54,8 +54,17 @@ class DesiredStore(Protocol):
     async def load(self) -> DesiredState:
         """What was saved last; the plain state if nothing was."""
 
-    async def save(self, state: DesiredState) -> None:
-        """Replace it."""
+    async def save(self, state: DesiredState) -> bool:
+        """Put it after the one whose version is one less. False, and nothing changes, if that is not the last."""
+
+
+async def change_desired(store: DesiredStore, method: str, options: Mapping[str, Any]) -> DesiredState:
+    """Note what a control method asks for, beside what others ask for meanwhile. Gives the state that holds now."""
+    while True:
+        state = await store.load()
+        changed = state.after(method, options)
+        if changed is state or await store.save(changed):
+            return changed
 
 
 class InMemoryStore:
@@ -68,6 +77,9 @@ class InMemoryStore:
         """What was saved last."""
         return self.state
 
-    async def save(self, state: DesiredState) -> None:
-        """Replace it."""
+    async def save(self, state: DesiredState) -> bool:
+        """Put it after the last one."""
+        if state.version != self.state.version + 1:
+            return False
         self.state = state
+        return True

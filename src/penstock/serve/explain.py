@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Literal
 
@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from penstock.engines.base import LLMEngine
 from penstock.errors import MissingExtraError
+from penstock.kv.base import CONNECTORS, Connector, Role, make_connector
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import passed_over
 from penstock.runtimes.model_size import ModelSize, kv_cache_bytes, model_size
@@ -26,12 +27,10 @@ from penstock.runtimes.placement import (
     times,
 )
 from penstock.serve.local_model import server_class
+from penstock.serve.server import engine_site
 from penstock.serve.serving_args import LLMServingArgs
 
 Runtime = Literal["local", "ray"]
-
-PORT_BASES = "_PORT_BASE"
-"""How the names of `experimental_configs` end that say where ports begin."""
 
 
 class Rank(Struct, frozen=True):
@@ -62,17 +61,21 @@ class Port(Struct, frozen=True):
 
 
 class ModelPlan(Struct, frozen=True, kw_only=True):
-    """One model. `bundles` are those of one replica, the first with the replica's own process; none where the engine
-    reserves for itself. `needs` is their sum.
+    """One model, or one side of a model whose prompts are computed by engines of their own: `role` says which.
+
+    `bundles` are those of one replica, the first with the replica's own process; none where the engine reserves for
+    itself. `needs` is their sum. `connector` is what exchanges KV caches with other engines, if anything does.
     """
 
     model: str
+    role: Role
     source: str
     engine: str
     server: str
     context_length: int | None
     max_num_seqs: int | None
     adapters: int
+    connector: str | None
     min_replicas: int
     max_replicas: int
     parallelism: Parallelism
@@ -96,10 +99,9 @@ class Explanation(Struct, frozen=True):
 
 def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) -> Explanation:
     """What serving this would place where. Raises `ConfigError` for what `penstock serve` would refuse."""
-    models = [_model(config, runtime) for config in args.llm_configs]
     where = args.listen_address
     ingress = Port("ingress", where[1] if where is not None else port)
-    models = [_with_port(model, ingress) for model in models]
+    models = [_model(side, runtime, ingress) for config in args.llm_configs for side in _sides(config)]
     return Explanation(
         runtime,
         models,
@@ -108,7 +110,12 @@ def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) 
     )
 
 
-def _model(config: LLMConfig, runtime: Runtime) -> ModelPlan:
+def _sides(config: LLMConfig) -> list[LLMConfig]:
+    """What is placed for a model: its own replicas, and those of its prefill side if it has one."""
+    return [config] if config.prefill_config is None else [config.prefill_config, config]
+
+
+def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     server = server_class(config)
     engine, warnings = _engine(config)
     size, sizes = model_size(config), parallelism(config.engine_kwargs)
@@ -123,15 +130,17 @@ def _model(config: LLMConfig, runtime: Runtime) -> ModelPlan:
     context = (engine.stated_context_length() if engine is not None else None) or size.context_length
     memory = _memory(config, size, sizes)
     slots = config.engine_kwargs.get("max_num_seqs", config.engine_kwargs.get("max_running_requests"))
-    lora = config.lora_config
+    lora, connector = config.lora_config, _connector(config)
     plan = ModelPlan(
         model=config.model_id,
+        role=server.role,
         source=config.model_source,
         engine=config.engine_name,
         server=server.__name__,
         context_length=context,
         max_num_seqs=slots if isinstance(slots, int) else None,
         adapters=0 if lora is None else lora.max_num_adapters_per_replica,
+        connector=None if connector is None else connector.name,
         min_replicas=fewest,
         max_replicas=most,
         parallelism=sizes,
@@ -140,7 +149,7 @@ def _model(config: LLMConfig, runtime: Runtime) -> ModelPlan:
         strategy="" if own else options.get("placement_group_strategy", "PACK"),
         needs=merged(bundles) if bundles else merged([replica_bundle(config), *engine_bundles(config)]),
         memory=memory,
-        ports=list(_ports(config, runtime)),
+        ports=list(_ports(config, server.role, runtime, ingress)),
         warnings=warnings,
     )
     warnings.extend(_doubts(config, plan, size))
@@ -170,20 +179,29 @@ def _memory(config: LLMConfig, size: ModelSize, sizes: Parallelism) -> Memory:
     return Memory(weights, cache, size.token, tokens)
 
 
-def _ports(config: LLMConfig, runtime: Runtime) -> Iterator[Port]:
+def _connector(config: LLMConfig) -> Connector | None:
+    given = config.engine_kwargs.get("kv_transfer_config")
+    if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
+        return None
+    return make_connector(given)
+
+
+def _connector_ports(config: LLMConfig, role: Role) -> dict[str, int]:
+    connector = _connector(config)
+    return {} if connector is None else connector.ports(engine_site(config, role))
+
+
+def _ports(config: LLMConfig, role: Role, runtime: Runtime, ingress: Port) -> Iterator[Port]:
+    if role != "prefill":
+        yield ingress
     if runtime == "ray":
-        yield Port("each replica, for the ingress", None)
-    for name, base in config.experimental_configs.items():
-        if name.endswith(PORT_BASES) and isinstance(base, int):
-            yield Port(f"{name}, and upwards", base)
+        yield Port(f"each replica, for the {'decode side' if role == 'prefill' else 'ingress'}", None)
+    ranks = parallelism(config.engine_kwargs).data
+    for name, base in _connector_ports(config, role).items():
+        yield Port(f"{name}, {ranks} a replica, the first free from", base)
     rpc = config.engine_kwargs.get("data_parallel_rpc_port")
     if isinstance(rpc, int):
         yield Port("data-parallel ranks among themselves", rpc)
-
-
-def _with_port(model: ModelPlan, port: Port) -> ModelPlan:
-    model.ports.insert(0, port)
-    return model
 
 
 def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str]:
@@ -198,6 +216,8 @@ def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str
         yield f"target_ongoing_requests ({target:g}) is far above the {slots} that a replica works on: it scales late"
     if scaling is not None and config.deployment_config.num_replicas not in (None, "auto"):
         yield "num_replicas and autoscaling_config are both given; the latter counts"
+    for name in engine_site(config, plan.role).port_bases.keys() - _connector_ports(config, plan.role).keys():
+        yield f"experimental_configs.{name} is set, and no KV connector takes ports from there"
     given = config.placement_group_config and config.placement_group_config.bundles
     if given and len(given) != sizes.workers:
         yield f"{len(given)} bundles are given for {sizes.workers} workers"

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct
 
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.errors import EngineDeadError, PenstockError, ReplicaLostError, ShuttingDownError, by_kind
-from penstock.serve.calls import GENERATING, RETURNING, frames, pack
+from penstock.serve.calls import GENERATING, RETURNING, frames, pack, prompt_of
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.replica_pool import MOST_LOST, told_error
 from penstock.types import ChatRequest, CompletionRequest, Delta, EmbeddingRequest, Embeddings
@@ -57,8 +57,9 @@ _forms = {**dict.fromkeys(GENERATING, list[Delta]), **{task: form for task, (_, 
 class _Waiting:
     """A call that has no result yet."""
 
-    def __init__(self, call: GroupedCall) -> None:
-        self.call = call
+    def __init__(self, task: str, request: Any) -> None:
+        self.request = request
+        self.call = GroupedCall(task, Raw(pack(request)))
         self.result: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.lost = 0
 
@@ -101,7 +102,7 @@ class GroupedModel:
     async def _call(self, task: str, request: Any) -> Any:
         if not self._gathering:  # the others of this turn join before it goes
             asyncio.get_running_loop().call_soon(self._send)
-        waiting = _Waiting(GroupedCall(task, Raw(pack(request))))
+        waiting = _Waiting(task, request)
         self._gathering.append(waiting)
         return await waiting.result
 
@@ -150,8 +151,8 @@ class GroupedModel:
 
     async def _exchange(self, group: list[_Waiting]) -> None:
         body = pack([waiting.call for waiting in group])
-        first = group[0].call
-        route = self._pool.route(bytes(first.request))
+        first = group[0].request
+        route = self._pool.route(prompt_of(first), adapter=getattr(first, "adapter", None) or "")
         rest = b""
         async with self._pool.ask(GROUP_PATH, [], body, route, weight=len(group)) as reply:
             if reply.status != 200:

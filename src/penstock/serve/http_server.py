@@ -48,7 +48,7 @@ class HttpServer:
 
     `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are refused, those under way
     may finish within the drain timeout, what is left ends with an error event, and the models stop. A second signal
-    aborts at once.
+    aborts at once. Where others share the port, new requests are left to them instead of being refused.
     """
 
     def __init__(self, app: IngressApp, listening: socket.socket) -> None:
@@ -109,10 +109,19 @@ class HttpServer:
 
     async def _drain(self) -> None:
         ingress = self.app.ingress
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            self._leave()
         _log.info("draining: %d requests are under way", ingress.inflight)
         whole = await ingress.drain(ingress.settings.drain_timeout_s, self._hurry)
         self._cut_off()
         _log.info("drained" if whole else "drained; some requests were aborted")
+
+    def _leave(self) -> None:
+        """Take no more connections, close idle ones, and the others after the answers that are under way."""
+        for server in self._uvicorn.servers:
+            server.close()
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.shutdown()
 
     def _cut_off(self) -> None:
         """End the connections on which an answer is stuck because its client does not read: uvicorn would wait."""

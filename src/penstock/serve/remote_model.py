@@ -16,7 +16,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve import calls
 from penstock.serve.adapter_store import adapter_store
 from penstock.serve.control import parse_control
-from penstock.serve.desired import DesiredStore, InMemoryStore
+from penstock.serve.desired import DesiredStore, InMemoryStore, change_desired
 from penstock.serve.handle import ModelCard, ModelState
 from penstock.serve.replica_pool import ReplicaPool, told_error
 from penstock.serve.replicas import ReplicaInfo, Replicas
@@ -136,11 +136,8 @@ class RemoteModel:
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """As `ModelHandle.control`, on every replica at once. May be called in any event loop."""
         parsed = parse_control(method, options)
-        wanted = await self._desired.load()
-        changed = wanted.after(method, parsed)
-        if changed is not wanted:
-            await self._desired.save(changed)  # first, so that a replica that starts meanwhile is told
-        self.pool.wanted = changed
+        # First, so that a replica that starts meanwhile is told.
+        self.pool.wanted = await change_desired(self._desired, method, parsed)
         replicas = self._replicas.current()
         return list(await asyncio.gather(*(self._control_one(info, method, options) for info in replicas)))
 
@@ -167,7 +164,7 @@ class RemoteModel:
     # Calls
     async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         body = calls.pack(request)
-        route = self.pool.route(body, adapter=request.adapter or "")
+        route = self.pool.route(calls.prompt_of(request), adapter=request.adapter or "")
         frames = calls.FrameReader()
         try:
             async with self.pool.ask(calls.PATH + task, [("x-request-id", request.request_id)], body, route) as reply:

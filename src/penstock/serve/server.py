@@ -78,7 +78,7 @@ class LLMServer(ControlPlane):
         super().__init__()
         self.llm_config = llm_config
         self.engine = engine if engine is not None else self.make_engine(llm_config)
-        self.engine.site = _site(llm_config, self.role)
+        self.engine.site = engine_site(llm_config, self.role)
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
         self.lifecycle = Lifecycle(
@@ -342,7 +342,7 @@ class LLMServer(ControlPlane):
                 self._on_idle()
 
 
-def _site(config: LLMConfig, role: Role) -> Site:
+def engine_site(config: LLMConfig, role: Role) -> Site:
     """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve LLM's do."""
     bases = {name: port for name, port in config.experimental_configs.items() if name.endswith("_PORT_BASE")}
     return Site(role=role, port_bases=bases)

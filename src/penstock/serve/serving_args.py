@@ -1,8 +1,4 @@
-"""What a serving configuration holds, read from YAML files.
-
-Five forms are read: a list of models; a mapping with `llm_configs`; one with `prefill_config` and `decode_config`; Ray
-Serve's file with `applications`, whose `args` are such mappings; and a single model.
-"""
+"""What a serving configuration holds: models, and how they are reached."""
 
 from __future__ import annotations
 
@@ -12,14 +8,11 @@ from typing import Any, Literal
 
 from msgspec import Struct, field
 
-from penstock import lazy
-from penstock.config import import_object, parse_options
+from penstock.config import parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
+from penstock.serve.prefill_decode import paired
 from penstock.serve.settings import HttpSettings
-
-PATTERNS = {"build_dp_openai_app": "penstock.serve.data_parallel:grouped"}
-"""What an application's builder, the last part of its `import_path`, makes of its models."""
 
 
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
@@ -91,63 +84,11 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         }
 
 
-def load_serving_args(path: str | Path) -> LLMServingArgs:
-    """Read a YAML file in any of the forms above. Of several applications, all models are served together.
-
-    Raises `ConfigError` naming the file and the field.
-    """
-    file = Path(path)
-    content = _read_yaml(file)
-    try:
-        if isinstance(content, list):
-            return LLMServingArgs.from_dict({"llm_configs": content}, file.parent)
-        if not isinstance(content, Mapping):
-            raise ConfigError("must hold a list of models, or a mapping with 'llm_configs' or 'applications'")
-        if "applications" in content:
-            return _of_applications(content["applications"], file.parent)
-        if "model_loading_config" in content:
-            return LLMServingArgs.from_dict({"llm_configs": [content]}, file.parent)
-        return read_args(content, file.parent)
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}", value=error.value) from None
-
-
-def read_args(given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> LLMServingArgs:
-    """Read a mapping with `llm_configs`, or with `prefill_config` and `decode_config`. Raises `ConfigError`."""
-    if "prefill_config" in given or "decode_config" in given:
-        from penstock.serve.prefill_decode import PDServingArgs  # which is made of what is here
-
-        return PDServingArgs.from_dict(given, folder, where).serving_args()
-    return LLMServingArgs.from_dict(given, folder, where)
-
-
 def _with_sides(config: LLMConfig) -> LLMConfig:
     """The model, checked against its prefill side if it has one."""
     if config.prefill_config is None:
         return config
-    from penstock.serve.prefill_decode import paired
-
     return paired(config.prefill_config, config)
-
-
-def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """What else stands in a Ray Serve file (ports, routes, other import paths) is for Ray, and is passed over."""
-    if not isinstance(applications, list) or not applications:
-        raise ConfigError("must be a list of at least one application", field="applications", value=applications)
-    found = []
-    for number, application in enumerate(applications):
-        where = f"applications[{number}].args"
-        args = application.get("args") if isinstance(application, Mapping) else None
-        if not isinstance(args, Mapping):
-            raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        pattern = PATTERNS.get(str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2])
-        made = read_args(args, folder, where)
-        found.append(made if pattern is None else import_object(pattern, "import_path")(made))
-    return LLMServingArgs(
-        llm_configs=[config for args in found for config in args.llm_configs],
-        ingress_cls_config=found[0].ingress_cls_config,
-        ingress_deployment_config=found[0].ingress_deployment_config,
-    )
 
 
 def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
@@ -156,23 +97,13 @@ def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
         return _with_sides(entry)
     if isinstance(entry, str):
         where = f"{where} ({entry})"
-        entry = _read_yaml(folder / entry)
+        entry = read_yaml(folder / entry)
     if not isinstance(entry, Mapping):
         raise ConfigError("must be a mapping, or the path of a YAML file", field=where, value=entry)
     try:
         return _with_sides(LLMConfig.from_dict(entry))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", value=error.value) from None
-
-
-def _read_yaml(file: Path) -> Any:
-    yaml = lazy.require("yaml", needed_by="A YAML configuration")
-    try:
-        return yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _at(where: str, name: str) -> str:

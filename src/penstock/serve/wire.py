@@ -8,6 +8,8 @@ and holds whole events, so a stream that breaks breaks between events.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Iterable, Mapping
 from typing import cast
 
@@ -18,6 +20,10 @@ MOST_HELD = 1 << 20
 """Bytes that wait for a slow client before the replica is slowed down."""
 MOST_IDLE = 256
 """Idle connections kept to one replica."""
+KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+"""Seconds without a byte, then seconds between so many probes. Who waits for a machine that went away without a word
+would wait forever.
+"""
 
 Headers = Iterable[tuple[str, str]]
 
@@ -103,6 +109,7 @@ class Address:
                 _, connection = await loop.create_connection(lambda: Connection(self), self.host, self.port)
         except (OSError, TimeoutError) as error:
             raise ReplicaLostError(f"{self.host}:{self.port} cannot be reached: {error}") from None
+        connection.watch()
         return connection
 
 
@@ -160,6 +167,16 @@ class Connection(asyncio.Protocol):
             self._address.keep(self)
         else:
             self.abort()
+
+    def watch(self) -> None:
+        """Let the kernel notice when the other machine is gone."""
+        fileno = self._transport.get_extra_info("socket").fileno()
+        if fileno < 0:  # closed already
+            return
+        with socket.socket(fileno=os.dup(fileno)) as same:  # uvloop's own socket objects take no options
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE.items():
+                same.setsockopt(socket.IPPROTO_TCP, option, value)
 
     def abort(self) -> None:
         """Close at once, which ends the request on the replica."""

@@ -2,13 +2,14 @@
 
 import asyncio
 
+import numpy
 import pytest
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.base import Capabilities
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, JobError
-from penstock.types import Classification, Classifications, Delta, ToolCallPart, Transcription, Usage
+from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineTimeoutError, JobError
+from penstock.types import Classification, Classifications, Delta, Embeddings, ToolCallPart, Transcription, Usage
 
 
 @pytest.fixture(autouse=True)
@@ -113,6 +114,8 @@ async def test_structured_output_in_each_of_its_names():
         ({"messages": [{"role": "robot", "content": "x"}]}, "role must be one of"),
         ({"messages": None}, "no column 'messages' or 'prompt'"),
         ({"model": 3}, "model must be a text"),
+        ({"mm_processor_kwargs": {"fps": 1}}, "the column 'mm_processor_kwargs' is not supported"),
+        ({"messages": None, "prompt": "a", "multimodal_data": {"image": b"x"}}, "images belong into 'messages'"),
     ],
 )
 async def test_mistakes_of_a_row(columns, message):
@@ -137,6 +140,31 @@ async def test_equal_requests_are_asked_once(make_engine):
     assert stream.counts.deduplicated == 90
     await all_of(processor(engine)([chat("sampled", id=n) for n in range(5)]))
     assert engine.asked.count("sampled") == 5
+
+
+async def test_equal_is_what_has_equal_values(make_engine):
+    """Arrays are compared by what they hold, and objects of which nothing is known are equal to none."""
+    rows = [{"tokenized_prompt": numpy.array([97 + n % 2, 98]), "sampling_params": GREEDY} for n in range(4)]
+    stream = processor(SimulatedEngine())(rows)
+    texts = [row["generated_text"] for row in await all_of(stream)]
+    assert texts[0] == texts[2] != texts[1] == texts[3]
+    assert stream.counts.deduplicated == 2
+    rows = [chat("a", chat_template_kwargs={"given": object()}, sampling_params=GREEDY) for _ in range(3)]
+    stream = processor(make_engine())(rows)
+    assert len(await all_of(stream)) == 3
+    assert stream.counts.deduplicated == 0
+
+
+async def test_what_one_row_does_to_its_answer_is_nothing_to_equal_rows(make_engine):
+    def spoil(row):
+        row["tool_calls"].append("more")
+        return {"calls": len(row["tool_calls"])}
+
+    call = Delta(finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),))
+    rows = [chat("same", sampling_params={"temperature": 0}) for _ in range(200)]
+    stream = processor(make_engine(lambda text: call), postprocess=spoil)(rows)
+    assert await all_of(stream) == [{"calls": 2}] * 200
+    assert stream.counts.deduplicated == 199
 
 
 async def test_what_may_pass_is_asked_again(make_engine):
@@ -194,6 +222,44 @@ async def test_embeddings():
     assert len(second["embeddings"]) == 4
     assert first["num_input_tokens"] == 1
     assert wrong["error"]["message"] == "the row has no text in column 'prompt'"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"pooling_params": {"normalize": True}}, "pooling_params.normalize is not supported; dimensions is"),
+        ({"pooling_params": [1]}, "pooling_params must be a dict"),
+        ({"tokenization_kwargs": {"truncation": True}}, "the column 'tokenization_kwargs' is not supported"),
+    ],
+)
+async def test_what_embeddings_would_not_follow(columns, message):
+    config = {"task_type": "embed", "should_continue_on_error": True}
+    (row,) = await all_of(processor(SimulatedEngine(), **config)([{"prompt": "a", **columns}]))
+    assert message in row["error"]["message"]
+    empty = {"prompt": "a", "pooling_params": {"dimensions": 4, "normalize": None}, "tokenization_kwargs": None}
+    (row,) = await all_of(processor(SimulatedEngine(), **config)([empty]))
+    assert len(row["embeddings"]) == 4
+
+
+async def test_a_text_to_embed_that_is_too_long_is_shortened(make_engine):
+    engine = make_engine()
+    engine.capabilities = Capabilities(frozenset({"embeddings"}), 100, 4)
+
+    async def embeddings(request):
+        (text,) = request.inputs
+        if len(text) > 100:
+            raise ContextLengthError("too long")
+        return Embeddings([[float(len(text))]], Usage(len(text)))
+
+    engine.embeddings = embeddings
+    config = {"task_type": "embed", "should_continue_on_error": True}
+    rows = [{"prompt": "x" * 100_000}, {"prompt": "y" * 99}]
+    kept = await all_of(processor(engine, **config)(rows))
+    assert [row["status"] for row in kept] == ["error", "ok"]
+    cut = await all_of(processor(engine, on_length="truncate", **config)(rows))
+    assert [row["status"] for row in cut] == ["ok", "ok"]
+    assert 75 <= len(cut[0]["prompt"]) == cut[0]["embeddings"][0] <= 100
+    assert cut[1]["prompt"] == "y" * 99
 
 
 async def test_scores_of_pairs_and_of_several():
@@ -343,4 +409,6 @@ def test_wrong_policies_are_named():
     with pytest.raises(ConfigError, match="on_invalid_json"):
         processor(SimulatedEngine(), on_invalid_json="again")
     with pytest.raises(ConfigError, match="on_length: has no meaning for the task 'embed'"):
-        processor(SimulatedEngine(), task_type="embed", on_length="truncate")
+        processor(SimulatedEngine(), task_type="embed", on_length="raise")
+    with pytest.raises(ConfigError, match="on_length: has no meaning for the task 'score'"):
+        processor(SimulatedEngine(), task_type="score", on_length="truncate")

@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestServer
 
 import penstock
 from penstock.batch import HttpRequestProcessorConfig, build_processor
-from penstock.errors import JobError
+from penstock.errors import ConfigError, JobError, JobLimitError
 
 
 @asynccontextmanager
@@ -45,6 +45,15 @@ async def test_rows_come_one_to_one_and_in_order():
         made = processor(url)
         assert made.list_stage_names() == ["HttpRequestStage"]
         assert await all_of(made([{"n": n} for n in range(200)])) == [{"n": n, "got": n} for n in range(200)]
+
+
+def test_mistakes_show_when_it_is_built():
+    for config, message in (
+        ({"url": "h/"}, "url: must be an http:// or https:// URL"),
+        ({"url": "http://h/", "headers": {"X": 1}}, "headers.X: must be a text, not int"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_processor(HttpRequestProcessorConfig(**config))
 
 
 async def test_a_plain_loop_has_no_event_loop():
@@ -113,6 +122,48 @@ async def test_a_journaled_job_asks_no_row_twice(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert lines == [{"n": n, "got": n} for n in range(100)]
     assert before + 30 < len(asked) < 110
+
+
+async def test_keys_are_written_nowhere(tmp_path, monkeypatch, caplog):
+    """Neither those in headers nor those in the address, whatever the endpoint repeats of them."""
+    monkeypatch.setenv("MY_KEY", "sesame-1")
+
+    async def refuse(request):
+        return web.json_response({"error": f"no: {request.headers['Authorization']}, {request.url}"}, status=401)
+
+    headers = {"Authorization": "Bearer ${MY_KEY}", "X-Api-Key": "sesame-2"}
+    async with serving(refuse) as url:
+        made = processor(f"{url}?api_key=sesame-3&page=2", headers=headers, should_continue_on_error=True)
+        with caplog.at_level("DEBUG"):
+            result = await penstock.arun([{"n": 1}], tmp_path / "out.jsonl", processor=made, progress=False)
+    (row,) = result.rows()
+    assert row["error"]["status"] == 401
+    assert "no: ***" in row["error"]["body"]
+    assert "page=2" in row["error"]["body"]
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) > 2
+    assert b"sesame" not in b"".join(kept)
+    logged = [record.getMessage() for record in caplog.records if record.name.startswith("penstock")]
+    assert "sesame" not in f"{made!r} {made.config!r} {logged} {row}"
+
+
+async def test_tokens_that_answers_tell_of_are_counted(tmp_path):
+    """And so `max_tokens_total` holds for endpoints too."""
+
+    async def handler(request):
+        usage = {"prompt_tokens": 6, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}
+        return web.json_response({"got": (await request.json())["n"], "usage": usage})
+
+    rows, output = [{"n": n} for n in range(100)], tmp_path / "out.jsonl"
+    async with serving(handler) as url:
+        made = processor(url, batch_size=4)
+        with pytest.raises(JobLimitError, match="max_tokens_total is 300"):
+            await penstock.arun(rows, output, processor=made, progress=False, max_tokens_total=300)
+        result = await penstock.arun(rows, output, processor=made, progress=False)
+    counts, asked = result.counts, 100 - result.counts.resumed
+    assert 60 < asked < 75
+    assert (counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens) == (6 * asked, 4 * asked, 2 * asked)
+    assert [json.loads(line)["got"] for line in output.read_text().splitlines()] == list(range(100))
 
 
 async def test_cancelling_closes_the_connections():

@@ -1,13 +1,14 @@
 import asyncio
 import random
 import sys
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from io import BytesIO
 
 import pytest
 from PIL import Image
 
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
+from penstock.batch.rows import nbytes
 from penstock.batch.stages.images import FORMS, prepared as prepared_image
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.multimodal import PrepareMultimodalStage
@@ -77,6 +78,22 @@ async def test_images_from_everywhere_become_part_of_the_message(tmp_path, serve
         ]
         assert row["multimodal_data"] == {"image": [data]}
     assert len({str(row["multimodal_uuids"]) for row in found}) == 1
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "F"])
+@pytest.mark.parametrize("kind", ["image", "image_pil", "image_url"])
+async def test_images_that_the_caller_has_opened(mode, kind):
+    opened = Image.open(BytesIO(image())).convert(mode)
+    whole, broken = await prepared([asked(opened, kind), asked(Image.open(BytesIO(image("JPEG", 64)[:-300])), kind)])
+    uri = whole["messages"][0]["content"][1]["image_url"]["url"]
+    assert uri.startswith("data:image/png;base64,")
+    again = Image.open(BytesIO(b64decode(uri.partition(",")[2])))
+    assert again.convert("RGB").tobytes() == opened.convert("RGB").tobytes()
+    assert "cannot be decoded: image file is truncated" in broken["error"]["message"]
+
+
+def test_an_opened_image_has_the_weight_of_its_pixels():
+    assert nbytes({"image": Image.new("RGB", (100, 50))}) > 100 * 50 * 3
 
 
 async def test_messages_without_images():

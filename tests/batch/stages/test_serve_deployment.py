@@ -70,6 +70,10 @@ async def test_requests_are_seen_through_their_type(engine):
     ("row", "message"),
     [
         ({"method": "chatt", "request_kwargs": {}}, "unknown method 'chatt'. Did you mean 'chat'?"),
+        (
+            {"method": "chat", "dtype": "Chat", "request_kwargs": chat("a")},
+            "'Chat'. The processor has no dtype_mapping",
+        ),
         ({"method": "chat"}, "no dict in column 'request_kwargs'"),
         ({"method": "chat", "request_kwargs": {"messages": []}}, "messages"),
         ({"method": "chat", "request_kwargs": chat("a", max_token=3)}, "Did you mean 'max_tokens'?"),

@@ -65,6 +65,31 @@ async def test_a_template_of_the_users(own):
     await engine.stop()
 
 
+async def test_variables_of_the_template_for_all_rows_and_for_one():
+    """`builder_kwargs`, before them the stage's own, and before both the row's."""
+    template = "{{ messages[0]['content'] }}{{ a }}{{ b }}{{ c }}"
+    stage = {"chat_template": template, "chat_template_kwargs": {"b": 22}}
+    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), **{**OWN, "chat_template_stage": stage})
+    made = build_processor(config, builder_kwargs={"chat_template_kwargs": {"a": 1, "b": 2, "c": 3}})
+    given = [{**row, "chat_template_kwargs": {"c": 33}} for row in rows(1)]
+    assert [row["prompt"] for row in await all_of(made(given))] == ["text 012233"]
+    plain = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), chat_template=template)
+    made = build_processor(plain, builder_kwargs={"chat_template_kwargs": {"a": "x" * 50}})
+    assert [row["num_input_tokens"] for row in await all_of(made(rows(1)))] == [len("text 0") + 50]
+
+
+async def test_how_many_workers_and_rows_each_stage_has():
+    config = {**OWN, "prepare_multimodal_stage": {"num_cpus": 2, "memory": 1e9}, "batch_size": 16, "concurrency": 3}
+    placed = {name: stage.map_batches_kwargs for name, stage in processor(**config).stages.items()}
+    assert placed == {
+        "PrepareMultimodalStage": {"batch_size": 16, "concurrency": 3, "num_cpus": 2, "memory": 1e9},
+        "ChatTemplateStage": {"batch_size": 4, "concurrency": 3},
+        "TokenizeStage": {"batch_size": 16, "concurrency": 2},
+        "OpenVINOEngineStage": {"batch_size": 16, "concurrency": 3},
+        "DetokenizeStage": {"batch_size": 2, "concurrency": 3},
+    }
+
+
 async def test_a_row_that_cannot_be_templated_spoils_no_other():
     bad = rows(4)
     bad[1]["messages"] = [{"role": "nobody", "content": "x"}]

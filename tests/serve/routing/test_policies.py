@@ -7,9 +7,10 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.serve.routing.adapter_preference import AdapterPreference
-from penstock.serve.routing.base import POLICIES, RouteRequest, make_policy, two_of
+from penstock.serve.routing.base import RouteRequest, two_of
 from penstock.serve.routing.kv_aware import KVAware
 from penstock.serve.routing.least_busy import LeastBusy
+from penstock.serve.routing.policies import POLICIES, make_policy
 from penstock.serve.routing.prefix_aware import PrefixAware
 from penstock.serve.routing.prefix_tree import PrefixTree, byte_blocks
 from penstock.serve.routing.round_robin import RoundRobin

@@ -7,17 +7,20 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
 from penstock.batch.sources import files
-from penstock.batch.sources.base import Source
+from penstock.batch.sources.base import HasRows, Source
 from penstock.batch.sources.iterables import AsyncRows, Rows
 from penstock.batch.sources.waiting import in_daemon_thread
 from penstock.errors import InputError
 
 
 async def open_source(source: Any) -> Source:
-    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, or (async) iterable of dicts.
+    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, (async) iterable of dicts, job, or
+    result of a job.
 
     Looks at the first rows. Raises `InputError` if there is no such thing to read, or it is of an unknown form.
     """
+    if isinstance(source, HasRows):
+        source = await source.rows_to_read()
     if isinstance(source, str | os.PathLike):
         # Reading is never done on the event loop: a disk, a network or a pipe may be slow.
         path = os.fspath(source)

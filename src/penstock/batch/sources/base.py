@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from penstock.batch.rows import Row
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """Something that is no rows itself and leads to some: a job, or the result of one."""
+
+    async def rows_to_read(self) -> Any:
+        """A source in its place."""
+
 
 BATCH_ROWS = 256
 BATCH_BYTES = 1 << 20

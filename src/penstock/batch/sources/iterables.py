@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from itertools import chain, islice
 from typing import Any
 
-from penstock.batch.rows import Row
+from penstock.batch.rows import Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of
 from penstock.errors import InputError
 
@@ -94,8 +94,8 @@ async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = No
 def _row(index: int, value: Any) -> Row:
     if not isinstance(value, Mapping):
         return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
-    nbytes = 64 + sum(len(item) for item in value.values() if isinstance(item, str | bytes))
-    return Row(index, dict(value), None, nbytes)
+    values = dict(value)
+    return Row(index, values, None, 64 + nbytes(values))
 
 
 def _broken(error: Exception) -> InputError:

@@ -84,9 +84,9 @@ class EngineRequests:
         assert self._keeper is not None
         assert self._attempts is not None
         keeper = self._keeper
+        tasks.check_columns(row)
         adapter = self._adapter(row)
-        name = adapter[0] if adapter else None
-        ask: Ask = self._request(row, name) if self._task == "generate" else tasks.request(self._task, row)
+        ask = self._ask(row, adapter[0] if adapter else None)
 
         async def attempt() -> dict[str, Any]:
             if adapter is not None:
@@ -98,8 +98,22 @@ class EngineRequests:
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
-    def _request(self, row: Mapping[str, Any], adapter: str | None) -> Ask:
-        """The request of a row whose text is to be continued."""
+    def asked(self, row: Mapping[str, Any]) -> tuple[LLMEngine, Request] | None:
+        """The engine, and what it would be asked for a row; None where no text is to be continued. Raises
+        `RequestError`.
+        """
+        assert self._keeper is not None
+        return (self._keeper.engine, self._request(row, None)) if self._task == "generate" else None
+
+    def _ask(self, row: Mapping[str, Any], adapter: str | None) -> Ask:
+        if self._task != "generate":
+            return tasks.request(self._task, row, truncate=self._repair.truncate)
+        request = self._request(row, adapter)
+        filled = self._templated or isinstance(request, CompletionRequest)  # else only the engine knows the text
+        return partial(self._answered, request=request, prompt=row.get("prompt") if filled else None)
+
+    def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
+        """The request of a row whose text is to be continued. Raises `RequestError`."""
         sampling, n = sampling_params.parse(row.get("sampling_params"))
         if row.get("response_format") is not None:
             if sampling.structured is not None:
@@ -111,7 +125,7 @@ class EngineRequests:
         whole = tools or not self._templated or "prompt" not in row or self._repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
             variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
-            chat = ChatRequest(
+            return ChatRequest(
                 messages=conversation(row),
                 sampling=sampling,
                 n=n,
@@ -122,7 +136,6 @@ class EngineRequests:
                 adapter=adapter,
                 stream=False,
             )
-            return partial(self._answered, request=chat, prompt=row.get("prompt") if self._templated else None)
         prompt = row.get("tokenized_prompt")
         if prompt is None:
             prompt = row.get("prompt")
@@ -131,10 +144,7 @@ class EngineRequests:
         if not isinstance(prompt, str | list):
             asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
             raise RequestError(f"the row has no column {asked} to be answered", param="prompt")
-        plain = CompletionRequest(
-            prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated
-        )
-        return partial(self._answered, request=plain, prompt=row.get("prompt"))
+        return CompletionRequest(prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated)
 
     async def _answered(self, engine: LLMEngine, request: Request, prompt: Any) -> dict[str, Any]:
         context = engine.capabilities.context_length

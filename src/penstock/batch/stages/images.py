@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from hashlib import blake2b
 from io import BytesIO
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
@@ -16,7 +16,7 @@ FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 
 
 class PreparedImage(NamedTuple):
-    """An image as it came, as a data URI, and a name for its content."""
+    """An image's file as it came, as a data URI, and a name for its content."""
 
     data: bytes
     uri: str
@@ -33,6 +33,26 @@ def prepared(data: bytes) -> PreparedImage:
         raise RequestError(f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image") from None
     except Exception as error:  # decoders meet damage in many ways
         raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+    return _prepared(data, kind)
+
+
+def is_image(value: Any) -> bool:
+    """Whether it is an image of Pillow's, opened by the caller."""
+    return isinstance(value, Image.Image)
+
+
+def written(image: Image.Image) -> PreparedImage:
+    """An image of Pillow's as a PNG file, which may take long. Raises `RequestError` if it cannot be written."""
+    file = BytesIO()
+    try:
+        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+        plain.save(file, "PNG")
+    except Exception as error:  # it may be read only now, and decoders meet damage in many ways
+        raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+    return _prepared(file.getvalue(), "image/png")
+
+
+def _prepared(data: bytes, kind: str) -> PreparedImage:
     return PreparedImage(
         data, f"data:{kind};base64,{b64encode(data).decode()}", blake2b(data, digest_size=16).hexdigest()
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from penstock.openai.requests import check_messages
 if TYPE_CHECKING:
     from penstock.batch.stages.images import PreparedImage
 
-_IMAGE_PARTS = ("image_url", "image", "input_image")
+_IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
 
 
 class PrepareMultimodal:
@@ -32,8 +32,7 @@ class PrepareMultimodal:
 
     async def start(self) -> None:
         """Raises `MissingExtraError`."""
-        module = lazy.require("penstock.batch.stages.images", needed_by="The preparation of images")
-        self._decoded: Callable[[bytes], PreparedImage] = module.prepared
+        self._images = lazy.require("penstock.batch.stages.images", needed_by="The preparation of images")
         self._loader = Loader(**self._options)
         self._decoding = Offload(os.cpu_count() or 1)
 
@@ -73,11 +72,14 @@ class PrepareMultimodal:
             return {key: value for key, value in part.items() if value is not None}
         assert self._loader is not None
         # Columnar data gives every part every key; the empty ones were never there.
-        given = next((part[key] for key in ("image_url", "image") if part.get(key) is not None), None)
+        given = next((part[key] for key in ("image_url", "image", "image_pil") if part.get(key) is not None), None)
         if isinstance(given, Mapping) and "url" in given:
             given = given["url"]
-        data = await self._loader.load(given, "image")
-        image = await self._decoding.submit(partial(self._decoded, data))
+        if self._images.is_image(given):
+            work = partial(self._images.written, given)
+        else:
+            work = partial(self._images.prepared, await self._loader.load(given, "image"))
+        image: PreparedImage = await self._decoding.submit(work)
         images.append(image)
         return {"type": "image_url", "image_url": {"url": image.uri}}
 
@@ -88,7 +90,7 @@ class PrepareMultimodalStage(StatefulStage):
     fn = PrepareMultimodal
 
     def get_required_input_keys(self) -> dict[str, str]:
-        return {"messages": "The conversation, in OpenAI's form; images by path, URL, data URI or bytes."}
+        return {"messages": "The conversation, in OpenAI's form; images by path, URL, data URI, as bytes or Pillow's."}
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
         return True

@@ -76,9 +76,10 @@ class DeploymentRequests:
 
     def _checked(self, dtype: str | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The request's body, seen through the class that `dtype` names."""
-        if dtype is not None and self._types:
+        if dtype is not None:
             if dtype not in self._types:
-                raise RequestError(f"unknown dtype '{dtype}'. {nearest(dtype, self._types)}", param="dtype")
+                hint = nearest(str(dtype), self._types) or "The processor has no dtype_mapping"
+                raise RequestError(f"unknown dtype '{dtype}'. {hint}", param="dtype")
             try:
                 made = self._types[dtype](**kwargs)
             except Exception as error:

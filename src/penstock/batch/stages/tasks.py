@@ -11,7 +11,7 @@ import msgspec
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.sampling_params import parse
 from penstock.engines.base import LLMEngine
-from penstock.errors import EngineError, RequestError
+from penstock.errors import ContextLengthError, EngineError, RequestError, UnsupportedError
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -51,10 +51,25 @@ COLUMNS: dict[str, dict[str, str]] = {
 
 Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
+_CUTS = 24
+_KEPT_EACH_CUT = 0.75  # so that a text may be a thousand times too long
+_NOT_OURS = ("mm_processor_kwargs", "tokenization_kwargs")
 
-def request(task: str, row: Mapping[str, Any]) -> Ask:
-    """What puts a row to an engine. Raises `RequestError`."""
-    return {"embed": _embed, "classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
+
+def check_columns(row: Mapping[str, Any]) -> None:
+    """Raise `UnsupportedError` for columns that would have a meaning elsewhere, and that nothing here would follow."""
+    for name in _NOT_OURS:
+        if row.get(name):
+            raise UnsupportedError(f"the column '{name}' is not supported", param=name)
+    if row.get("multimodal_data") is not None and row.get("messages") is None:
+        raise UnsupportedError("images belong into 'messages', not beside a prompt", param="multimodal_data")
+
+
+def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask:
+    """What puts a row to an engine; with `truncate` a text to embed may be shortened. Raises `RequestError`."""
+    if task == "embed":
+        return _embed(row, truncate)
+    return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
 
 
 def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Sampling:
@@ -72,14 +87,22 @@ def without_reasoning(text: str) -> tuple[str | None, str]:
     return None, text
 
 
-def _embed(row: Mapping[str, Any]) -> Ask:
+def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
     text = _text(row, "prompt")
-    params = row.get("pooling_params") or {}
-    dimensions = params.get("dimensions") if isinstance(params, Mapping) else None
+    dimensions = _pooling(row, "dimensions")
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        found = await engine.embeddings(EmbeddingRequest([text], dimensions))
-        return {"prompt": text, "embeddings": found.vectors[0], "num_input_tokens": found.usage.prompt_tokens}
+        shorter, cuts = text, _CUTS if truncate else 0
+        while True:
+            try:
+                found = await engine.embeddings(EmbeddingRequest([shorter], dimensions))
+                break
+            except ContextLengthError:
+                if not cuts:
+                    raise
+            cuts -= 1
+            shorter = shorter[: int(len(shorter) * _KEPT_EACH_CUT)]
+        return {"prompt": shorter, "embeddings": found.vectors[0], "num_input_tokens": found.usage.prompt_tokens}
 
     return ask
 
@@ -107,8 +130,7 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 def _classify(row: Mapping[str, Any]) -> Ask:
     """By a model that classifies; with `labels` a language model is made to answer with one of them."""
-    params = row.get("pooling_params") or {}
-    labels = row.get("labels") or (params.get("labels") if isinstance(params, Mapping) else None)
+    labels = row.get("labels") or _pooling(row, "labels")
     if labels is None and row.get("messages") is None:
         return _classified(_text(row, "prompt"))
     text = None if row.get("messages") is not None else _text(row, "prompt")
@@ -179,6 +201,20 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
         }
 
     return ask
+
+
+def _pooling(row: Mapping[str, Any], known: str) -> Any:
+    """The one of the row's `pooling_params` that its task knows. Raises for others, unless they are empty."""
+    params = row.get("pooling_params")
+    if params is None:
+        return None
+    if not isinstance(params, Mapping):
+        raise RequestError(f"pooling_params must be a dict, not a {type(params).__name__}", param="pooling_params")
+    for name, value in params.items():
+        if name != known and value is not None:
+            param = f"pooling_params.{name}"
+            raise UnsupportedError(f"{param} is not supported; {known} is", param=param)
+    return params.get(known)
 
 
 def _text(row: Mapping[str, Any], name: str) -> str:

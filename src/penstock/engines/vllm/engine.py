@@ -280,6 +280,8 @@ class VLLMEngine(TokenEngine):
     async def reset_prefix_cache(self) -> None:
         if await self._ask(lambda running: running.llm.reset_prefix_cache()) is False:
             raise EngineError("vLLM does not reset its prefix cache while requests use it")
+        if self.cached_blocks is not None:
+            self.cached_blocks.clear()  # vLLM tells of it with its next step, for which an idle engine has no reason
 
     async def start_profile(self) -> None:
         self._check_profiler()

@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.engines.deltas import in_batches
 from penstock.errors import ClientGoneError, PenstockError, RequestError
+from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.openai.responses import UsageTotal
 from penstock.serve.calls import GENERATING, RETURNING, framed, pack
 from penstock.serve.exchange import Exchange
@@ -90,6 +91,8 @@ class GroupResponse(Response):
             self._news.set()
 
     async def _run(self, number: int, call: GroupedCall) -> None:
+        if number:
+            PROMPT_BLOCKS.set(())  # the router has named the blocks of the first call's prompt
         try:
             result = msgspec.Raw(pack(await self._result(call)))
         except Exception as caught:

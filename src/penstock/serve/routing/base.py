@@ -1,15 +1,12 @@
-"""The protocol of routing policies, and their table."""
+"""The protocol of routing policies."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection, Sequence
-from importlib import import_module
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from msgspec import Struct
-
-from penstock.errors import ConfigError, nearest
 
 
 class Replica(Protocol):
@@ -55,28 +52,6 @@ class RoutingPolicy(Protocol):
 
     def gone(self, replica_id: str) -> None:
         """The replica is no more."""
-
-
-POLICIES: dict[str, str] = {
-    "least_busy": "penstock.serve.routing.least_busy:LeastBusy",
-    "round_robin": "penstock.serve.routing.round_robin:RoundRobin",
-    "session_affinity": "penstock.serve.routing.session_affinity:SessionAffinity",
-    "prefix_aware": "penstock.serve.routing.prefix_aware:PrefixAware",
-    "kv_aware": "penstock.serve.routing.kv_aware:KVAware",
-}
-DEFAULT_POLICY = "prefix_aware"
-
-
-def make_policy(name: str = DEFAULT_POLICY) -> RoutingPolicy:
-    """A new policy by its name; all of them prefer replicas that hold the adapter asked for. Raises `ConfigError`."""
-    try:
-        module, _, attribute = POLICIES[name].partition(":")
-    except KeyError:
-        raise ConfigError(f"unknown routing policy '{name}'", value=name, hint=nearest(name, POLICIES)) from None
-    policy: RoutingPolicy = getattr(import_module(module), attribute)()
-    preference: Any = import_module("penstock.serve.routing.adapter_preference")
-    preferring: RoutingPolicy = preference.AdapterPreference(policy)
-    return preferring
 
 
 def two_of(replicas: Sequence[R], draw: random.Random) -> tuple[R, R]:

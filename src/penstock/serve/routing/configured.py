@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.routing.base import DEFAULT_POLICY, RoutingPolicy, make_policy
+from penstock.serve.routing.base import RoutingPolicy
+from penstock.serve.routing.policies import DEFAULT_POLICY, make_policy
 
 RAY_NAMES = {
     "PowerOfTwoChoicesRequestRouter": "least_busy",

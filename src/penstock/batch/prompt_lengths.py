@@ -1,0 +1,76 @@
+"""How many tokens a row's prompt has, told before it is asked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from penstock.batch.attempts import Asker, EngineAsker
+from penstock.batch.pipeline import Pipeline
+from penstock.batch.repair import Request
+from penstock.batch.rows import Row
+from penstock.batch.stages.engine import EngineRequests
+from penstock.batch.stages.text import ChatTemplates, Tokens
+from penstock.engines.base import LLMEngine
+from penstock.engines.token_engine import TokenEngine
+from penstock.errors import UnsupportedError
+from penstock.openai.tools import arguments_as_objects
+from penstock.types import ChatRequest
+
+
+class PromptLength(NamedTuple):
+    """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those of both together
+    that the model takes.
+    """
+
+    tokens: int
+    answer: int
+    context: int
+
+    @property
+    def is_over_long(self) -> bool:
+        """Whether the model will refuse it."""
+        return self.tokens + self.answer > self.context
+
+
+async def prompt_length(asker: Asker, row: Row) -> PromptLength | None:
+    """That of a prepared row; None where it does not show what is asked, or the engine cannot tell.
+
+    Raises `PenstockError` for a row that cannot be asked.
+    """
+    asked = _asked(asker, row)
+    if asked is None:
+        return None
+    engine, request = asked
+    tokens = await _tokens(engine, request)
+    if tokens is None:
+        return None
+    return PromptLength(tokens, request.sampling.max_tokens or 1, engine.capabilities.context_length)
+
+
+def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request] | None:
+    """What the engine is asked for a row, where that shows before anything has been done with it."""
+    if isinstance(asker, EngineAsker):
+        return (asker.engine, row.request) if isinstance(row.request, ChatRequest) else None
+    if not isinstance(asker, Pipeline):
+        return None
+    others = [worker for worker in asker.workers if not isinstance(worker, ChatTemplates | Tokens)]
+    return others[0].asked(row.request) if others and isinstance(others[0], EngineRequests) else None
+
+
+async def _tokens(engine: LLMEngine, request: Request) -> int | None:
+    """How many tokens a prompt has; None where the engine cannot tell."""
+    if not isinstance(engine, TokenEngine):
+        try:
+            ids = await engine.prompt_ids(request)
+        except UnsupportedError:
+            return None
+        return len(ids) if ids is not None else None
+    if isinstance(request, ChatRequest):
+        messages = arguments_as_objects(request.messages)
+        variables = request.chat_template_kwargs
+        text: str | list[int] = engine.template.render(
+            messages, tools=request.tools, override=request.chat_template, variables=variables
+        )
+    else:
+        text = request.prompt
+    return len(await engine.tokenize(text)) if isinstance(text, str) else len(text)

@@ -1,0 +1,86 @@
+"""Processors built from configurations."""
+
+import pytest
+
+from adding import adding
+from penstock.batch import (
+    HttpRequestProcessorConfig,
+    OpenVINOEngineProcessorConfig,
+    Processor,
+    ProcessorBuilder,
+    ProcessorConfig,
+    build_processor,
+)
+from penstock.errors import ConfigError
+
+
+async def coroutine(row):
+    return {}
+
+
+class Mine(ProcessorConfig, frozen=True, kw_only=True):
+    number: int = 1
+
+
+def build_mine(config, doubled=False, **kwargs):
+    return adding(*[config.number] * (2 if doubled else 1), config=config, **kwargs)
+
+
+@pytest.fixture
+def registered():
+    ProcessorBuilder.register(Mine, build_mine)
+    yield
+    ProcessorBuilder.clear_registry()
+
+
+def test_a_processor_of_your_own(registered):
+    processor = build_processor(Mine(number=5), preprocess=lambda row: {"x": 1}, builder_kwargs={"doubled": True})
+    assert processor([{}]).take_all() == [{"x": 11}]
+    with pytest.raises(ConfigError, match="registered already"):
+        ProcessorBuilder.register(Mine, build_mine)
+
+
+def test_stages_can_be_overridden(registered):
+    def override(name, stage):
+        stage.fn_constructor_kwargs["number"] = 7
+
+    processor = ProcessorBuilder.build(Mine(), override)
+    assert processor([{"x": 0}]).take_all() == [{"x": 7}]
+
+
+def test_mistakes_in_building(registered):
+    with pytest.raises(ConfigError, match="give preprocess to build_processor itself"):
+        build_processor(Mine(), builder_kwargs={"preprocess": None})
+    ProcessorBuilder.clear_registry()
+    with pytest.raises(ConfigError, match="nothing builds a Mine"):
+        build_processor(Mine())
+    with pytest.raises(ConfigError, match="preprocess: must be a plain function"):
+        adding(1, preprocess=coroutine)
+    with pytest.raises(ConfigError, match="preprocess_map_kwargs"):
+        adding(1, preprocess_map_kwargs={"concurrency": "many"})
+    with pytest.raises(ConfigError, match=r"postprocess_map_kwargs: unknown key 'num_cpu'. Did you mean 'num_cpus'"):
+        adding(1, postprocess_map_kwargs={"num_cpu": 1})
+
+
+def test_what_a_builder_does_not_take(registered):
+    with pytest.raises(
+        ConfigError, match=r"the builder of HttpRequestProcessorConfig takes no 'double'. It takes none"
+    ):
+        build_processor(HttpRequestProcessorConfig(url="http://h/"), builder_kwargs={"double": 1})
+    engine = OpenVINOEngineProcessorConfig(model_source="demo")
+    with pytest.raises(ConfigError, match="Did you mean 'chat_template_kwargs'"):
+        build_processor(engine, builder_kwargs={"chat_template_kwarg": {}})
+    ProcessorBuilder.clear_registry()
+    ProcessorBuilder.register(Mine, lambda config, preprocess, doubled=False: adding(1))
+    with pytest.raises(ConfigError, match=r"the builder of Mine takes no 'double'. Did you mean 'doubled'"):
+        ProcessorBuilder.build(Mine(), preprocess=None, double=True)
+
+
+def test_the_columns_of_the_first_stage_are_logged(caplog):
+    with caplog.at_level("INFO", "penstock"):
+        adding(1).log_input_column_names()
+    assert "AddStage" in caplog.text
+    assert "x: A number." in caplog.text
+    with caplog.at_level("INFO", "penstock"):
+        Processor(ProcessorConfig(), []).log_input_column_names()
+    assert "The processor has no stages." in caplog.text

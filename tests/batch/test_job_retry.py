@@ -1,0 +1,72 @@
+"""Jobs whose failed rows are run again, and no others."""
+
+import pytest
+
+from jobs import ask, interrupted, lines
+from penstock.errors import (
+    EngineError,
+    EngineTimeoutError,
+    OutputError,
+)
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+
+
+@pytest.mark.parametrize("order", ["input", "done"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv", "out/"])
+async def test_retry_failed_runs_the_error_rows_alone(source, tmp_path, make_engine, name, order):
+    output = f"{tmp_path}/{name}"
+    failing = {f"text {n}" for n in (0, 3, 4, 77, 150, 299)}
+    engine = make_engine(lambda text: EngineTimeoutError("late") if text in failing else text.upper())
+    first = await ask(source, output, engine, order=order)
+    assert first.counts.errors == {"engine_timeout": 6}
+    for left in ({"text 3", "text 150"}, {"text 150"}, set()):
+        engine = make_engine(lambda text, left=left: EngineError("no") if text in left else text.upper())
+        result = await ask(source, output, engine, order=order, retry_failed=True)
+        assert set(engine.asked) == failing
+        assert result.counts.failed == len(left)
+        failing = left
+        found = list(result.rows())
+        if order == "done":
+            found.sort(key=lambda row: int(row["id"]))
+        assert [int(row["id"]) for row in found] == list(range(300))
+        assert [row["response"] or None for row in found] == [
+            None if f"text {n}" in left else f"TEXT {n}" for n in range(300)
+        ]
+    engine = make_engine()
+    assert (await ask(source, output, engine, order=order, retry_failed=True)).already_complete
+    assert engine.starts == 0
+
+
+@pytest.mark.parametrize("order", ["input", "done"])
+async def test_retry_failed_of_an_interrupted_job(source, tmp_path, make_engine, order):
+    output = tmp_path / "out.jsonl"
+    bad = make_engine(lambda text: EngineError("no") if text.endswith("5") else text.upper())
+    await interrupted(source, output, bad, 170, order=order)
+    engine = make_engine()
+    await interrupted(source, output, engine, 20, order=order, retry_failed=True)
+    again = make_engine()
+    result = await ask(source, output, again, order=order)
+    assert result.counts.ok == 300
+    assert sorted(row["id"] for row in result.rows()) == list(range(300))
+    if order == "input":
+        assert [row["response"] for row in result.rows()] == [f"TEXT {n}" for n in range(300)]
+
+
+async def test_done_order_keeps_old_rows_where_they_were(source, tmp_path, make_engine):
+    output = tmp_path / "out.jsonl"
+    bad = make_engine(lambda text: EngineError("no") if text == "text 9" else text.upper())
+    await ask(source, output, bad, order="done")
+    before = [row["id"] for row in lines(output) if row["id"] != 9]
+    await ask(source, output, make_engine(), order="done", retry_failed=True)
+    assert [row["id"] for row in lines(output)] == [*before, 9]
+
+
+async def test_an_edited_output_is_not_retried(source, tmp_path, make_engine):
+    output = tmp_path / "out.jsonl"
+    bad = make_engine(lambda text: EngineError("no") if text == "text 9" else text.upper())
+    await ask(source, output, bad)
+    whole = output.read_bytes()
+    output.write_bytes(whole.split(b"\n", 1)[1])
+    with pytest.raises(OutputError, match="was changed since"):
+        await ask(source, output, make_engine(), retry_failed=True)
