@@ -94,10 +94,11 @@ def deployment_processor(side: str) -> Any:
     from ray import serve
 
     body: dict[str, Any] = {"temperature": 0, "max_tokens": 16}
+    typed: dict[str, str] = {}
 
     def preprocess(row: dict[str, Any]) -> dict[str, Any]:
         asked = {**body, "messages": [{"role": "user", "content": f"row {row['id']}"}]}
-        return {"method": "chat", "dtype": "Chat", "request_kwargs": asked}
+        return {"method": "chat", "request_kwargs": asked, **typed}
 
     about: dict[str, Any] = {"deployment_name": "LLMServer:m", "app_name": "app", **STAGE}
     serve.start(proxy_location="Disabled")
@@ -109,6 +110,7 @@ def deployment_processor(side: str) -> Any:
 
         serve.run(ray_serve_peer.application(MODEL), name="app")
         body["model"] = "m"
+        typed["dtype"] = "Chat"
         about["dtype_mapping"] = {"Chat": ChatCompletionRequest}
     else:
         from penstock.batch import ServeDeploymentProcessorConfig, build_processor
