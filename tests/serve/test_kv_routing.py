@@ -11,8 +11,8 @@ from penstock.kv.cached_blocks import Change
 from penstock.llm_config import LLMConfig
 from penstock.serve import cache_follower
 from penstock.serve.app import build_app
-from penstock.serve.cached_wire import ChangeReader, framed, header_of, names_of
-from penstock.serve.calls import prompt_of
+from penstock.serve.cached_wire import ChangeReader, header_of, names_of
+from penstock.serve.calls import framed, prompt_of
 from penstock.serve.desired import InMemoryStore
 from penstock.serve.grouped_calls import GroupedModel
 from penstock.serve.remote_model import RemoteModel

@@ -1,5 +1,5 @@
 """What replicas tell their ingresses of their KV caches: the names of a prompt's blocks go with a request, and what has
-become of such names comes back on a stream of its own, as frames of four bytes of length and a list of changes.
+become of such names comes back on a stream of its own, as frames as in `calls`, each a list of changes.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from penstock.errors import ClientGoneError, ShuttingDownError
 from penstock.kv.cached_blocks import Change
+from penstock.serve.calls import framed, frames
 from penstock.serve.exchange import Exchange
 from penstock.serve.interrupt import Interrupt
 
 PATH = "/penstock/cached"
 HEADER = "x-penstock-blocks"
-_LENGTH = 4
-_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Change]).decode
 
 
@@ -48,12 +47,6 @@ def _as_bytes(names: array.array[int]) -> bytes:
     return names.tobytes()
 
 
-def framed(changes: list[Change]) -> bytes:
-    """A frame."""
-    data = _encode(changes)
-    return len(data).to_bytes(_LENGTH, "big") + data
-
-
 class ChangeReader:
     """Reads frames from bytes that come in any pieces."""
 
@@ -62,17 +55,8 @@ class ChangeReader:
 
     def feed(self, data: bytes) -> list[Change]:
         """The changes of the frames that are complete now."""
-        data = self._rest + data
-        changes: list[Change] = []
-        at = 0
-        while len(data) - at >= _LENGTH:
-            end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
-            if end > len(data):
-                break
-            changes += _decode(data[at + _LENGTH : end])
-            at = end
-        self._rest = data[at:]
-        return changes
+        complete, self._rest = frames(self._rest + data)
+        return [change for frame in complete for change in _decode(frame)]
 
 
 class ChangeStream(Response):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import msgspec
 
-from penstock import demo
+from penstock.engines import huggingface
 from penstock.engines.adapter_files import check_adapter
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.sampling_checks import check_sampling
@@ -94,8 +94,7 @@ class VLLMEngine(TokenEngine):
         loop = asyncio.get_running_loop()
         # Importing vLLM and starting it take seconds each: in a thread, so that others are served meanwhile.
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
-        demo_model = self.model_source == demo.MODEL_NAME
-        model = str(demo.model_path("huggingface")) if demo_model else module.model_for(self.model_source)
+        model = huggingface.model_for(self.model_source)
         given, setup = self.options, None
         if self.connector is not None:
             given, setup = await loop.run_in_executor(None, kv_cache.set_up, self.connector, self.options, self.site)

@@ -9,7 +9,6 @@ import signal
 import tempfile
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, get_args
 
 from penstock.engines.base import Capabilities
@@ -214,13 +213,3 @@ def _reason(error: Exception) -> str:
             where = ".".join(str(part) for part in first["loc"])
             return f"{where}: {first['msg']}" if where else str(first["msg"])
     return one_line(error) or type(error).__name__
-
-
-def model_for(source: str) -> str:
-    """What vLLM is given for a `model_source`. Raises `EngineStartError` for a directory that is not there."""
-    path = Path(source).expanduser()
-    if path.exists():
-        return str(path)
-    if source.startswith(("/", ".", "~")):
-        raise EngineStartError(f"there is no model directory '{source}'")
-    return source

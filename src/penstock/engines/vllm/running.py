@@ -13,7 +13,7 @@ from msgspec import Struct
 from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.faults import as_penstock_error, one_line
-from penstock.engines.vllm.front import Front, Starting, model_for
+from penstock.engines.vllm.front import Front, Starting
 from penstock.engines.vllm.kv_cache import ranks
 from penstock.engines.vllm.kv_events import KVEvents, local_endpoints, token_root
 from penstock.engines.vllm.library import LoRARequest
@@ -26,7 +26,7 @@ from penstock.errors import ModelNotFoundError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
-__all__ = ["Prepared", "Running", "Starting", "classify", "embed", "model_for", "token_ids"]
+__all__ = ["Prepared", "Running", "Starting", "classify", "embed", "token_ids"]
 
 
 class Prepared(Struct):
