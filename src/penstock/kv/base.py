@@ -128,6 +128,16 @@ def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
     return connector
 
 
+def configured_connector(engine_kwargs: Mapping[str, Any]) -> Connector | None:
+    """The connector that `kv_transfer_config` names; None for one that exchanges nothing with other engines, or in a
+    way of its own, whose configuration goes to the engine as it is. Raises `ConfigError`.
+    """
+    given = engine_kwargs.get("kv_transfer_config")
+    if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
+        return None
+    return make_connector(given)
+
+
 def mismatch(own: Identity, sender: Identity) -> str:
     """Why an engine cannot take over a cache from `sender`; empty if it can."""
     for what in ("connector", "engine", "library", "adapter"):

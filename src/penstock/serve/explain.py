@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 from typing import Literal
 
@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from penstock.engines.base import LLMEngine
 from penstock.errors import MissingExtraError
-from penstock.kv.base import CONNECTORS, Connector, Role, make_connector
+from penstock.kv.base import Role, configured_connector
 from penstock.llm_config import LLMConfig
 from penstock.runtimes.local import passed_over
 from penstock.runtimes.model_size import ModelSize, kv_cache_bytes, model_size
@@ -130,7 +130,7 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     context = (engine.stated_context_length() if engine is not None else None) or size.context_length
     memory = _memory(config, size, sizes)
     slots = config.engine_kwargs.get("max_num_seqs", config.engine_kwargs.get("max_running_requests"))
-    lora, connector = config.lora_config, _connector(config)
+    lora, connector = config.lora_config, configured_connector(config.engine_kwargs)
     plan = ModelPlan(
         model=config.model_id,
         role=server.role,
@@ -179,15 +179,8 @@ def _memory(config: LLMConfig, size: ModelSize, sizes: Parallelism) -> Memory:
     return Memory(weights, cache, size.token, tokens)
 
 
-def _connector(config: LLMConfig) -> Connector | None:
-    given = config.engine_kwargs.get("kv_transfer_config")
-    if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
-        return None
-    return make_connector(given)
-
-
 def _connector_ports(config: LLMConfig, role: Role) -> dict[str, int]:
-    connector = _connector(config)
+    connector = configured_connector(config.engine_kwargs)
     return {} if connector is None else connector.ports(engine_site(config, role))
 
 

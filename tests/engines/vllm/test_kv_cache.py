@@ -27,20 +27,20 @@ def options(**engine):
 class TestConnector:
     def test_one_that_is_known(self):
         given = options(kv_transfer_config={"kv_connector": "NixlConnector"}, enable_lora=True)
-        connector = kv_cache.configured_connector(given)
+        connector = kv_cache.checked_connector(given)
         assert connector is not None
         assert connector.name == "NixlConnector"
 
     @pytest.mark.parametrize("config", [None, {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}, object()])
     def test_one_that_is_vllms_own_business(self, config):
-        assert kv_cache.configured_connector(options(kv_transfer_config=config)) is None
+        assert kv_cache.checked_connector(options(kv_transfer_config=config)) is None
 
     def test_adapters_are_not_mixed_up(self, tmp_path):
         extra = {"shared_storage_path": str(tmp_path)}
         config = {"kv_connector": "ExampleConnector", "kv_connector_extra_config": extra}
-        assert kv_cache.configured_connector(options(kv_transfer_config=config)) is not None
+        assert kv_cache.checked_connector(options(kv_transfer_config=config)) is not None
         with pytest.raises(ConfigError, match="would mix up the caches of adapters"):
-            kv_cache.configured_connector(options(kv_transfer_config=config, enable_lora=True))
+            kv_cache.checked_connector(options(kv_transfer_config=config, enable_lora=True))
 
     @pytest.mark.parametrize(("given", "ranks"), [({}, 1), ({"data_parallel_size": 4}, 4)])
     def test_ranks(self, given, ranks):

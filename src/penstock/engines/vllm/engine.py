@@ -70,7 +70,7 @@ class VLLMEngine(TokenEngine):
         self.options = options.check_options(self.engine_kwargs, model_source)
         for name, path in self.adapters.items():
             self._check_adapter_files(name, path)
-        self.connector = kv_cache.configured_connector(self.options)
+        self.connector = kv_cache.checked_connector(self.options)
         self._setup: Setup | None = None
         self._counts: Counts | None = None
         self._running: Running | None = None

@@ -9,22 +9,17 @@ import msgspec
 
 from penstock.engines.vllm.options import VLLMOptions, installed
 from penstock.errors import ConfigError
-from penstock.kv.base import CONNECTORS, Connector, Setup, Site, make_connector
+from penstock.kv.base import Connector, Setup, Site, configured_connector
 
 EVENTS_FIELD = "engine_kwargs.kv_events_config"
 _SOCKET = "kv-events-tcp:1000"
 """A file's name; vLLM adds a rank's number only to what looks like a port of TCP."""
 
 
-def configured_connector(options: VLLMOptions) -> Connector | None:
-    """The connector that `kv_transfer_config` names; None for one that exchanges nothing with other engines, or in a
-    way of its own, whose configuration goes to vLLM as it is. Raises `ConfigError`.
-    """
-    given = options.engine.get("kv_transfer_config")
-    if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
-        return None
-    connector = make_connector(given)
-    if options.engine.get("enable_lora") and not connector.tells_adapters_apart:
+def checked_connector(options: VLLMOptions) -> Connector | None:
+    """As `configured_connector`. Raises `ConfigError` for one that would mix up adapters where there are some."""
+    connector = configured_connector(options.engine)
+    if connector is not None and options.engine.get("enable_lora") and not connector.tells_adapters_apart:
         raise ConfigError(
             f"the {connector.name} would mix up the caches of adapters",
             field="engine_kwargs.kv_transfer_config.kv_connector",
