@@ -322,28 +322,31 @@ class Flow:
 
     # Out
     def _deliver(self) -> None:
-        """The rows that were answered in this turn of the event loop; together, as that is a third faster than each
-        between the requests of others. Each is what it came to itself; those with the same request share the outcome.
+        """The rows that were answered in this turn of the event loop, together: one by one between the requests of
+        others each would take longer, as its code would have left the processor's caches.
         """
         answered, self._answered = self._answered, []
-        counts = self._counts
-        try:
-            for row, outcome, own in answered:
-                usage = outcome.usage
-                if usage is not None:
-                    counts.prompt_tokens += usage.prompt_tokens
-                    counts.completion_tokens += usage.completion_tokens
-                    counts.cached_tokens += usage.cached_tokens
-                followers = self._followers.pop(row.digest) if row.shareable else []
-                self._finish(row, own)
-                for follower in followers:
-                    self._conclude(follower, self._answers.get(row.digest) or outcome)
-                counts.deduplicated += len(followers)
-        except PenstockError as error:
-            self.stop(error)
-        except Exception as error:
-            self.stop(_fault(error))
+        for row, outcome, own in answered:
+            try:
+                self._share(row, outcome, own)
+            except PenstockError as error:
+                self.stop(error)
+            except Exception as error:
+                self.stop(_fault(error))
         self._make_room()
+
+    def _share(self, row: Row, outcome: Outcome, own: Outcome) -> None:
+        """A row was computed: `own` is what it came to, and those with the same request share the `outcome`."""
+        usage = outcome.usage
+        if usage is not None:
+            self._counts.prompt_tokens += usage.prompt_tokens
+            self._counts.completion_tokens += usage.completion_tokens
+            self._counts.cached_tokens += usage.cached_tokens
+        followers = self._followers.pop(row.digest) if row.shareable else []
+        self._finish(row, own)
+        for follower in followers:
+            self._conclude(follower, self._answers.get(row.digest) or outcome)
+        self._counts.deduplicated += len(followers)
 
     def _conclude(self, row: Row, outcome: Outcome) -> None:
         """Finish a row that was answered from memory."""
