@@ -40,7 +40,8 @@ SIMULATED = {
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    # Two for each replica: three of the first pair and up to three of the second.
+    ray.init(num_cpus=12, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location="Disabled")
     yield
     serve.shutdown()
