@@ -41,7 +41,7 @@ _DEMO = {
 
 
 class Installed(Struct, frozen=True):
-    """The vLLM that is installed: its version (empty: unknown), the package's folder, whether it is for CPUs."""
+    """The vLLM that is installed: its version (empty: unknown), the folder of the package, and if it is for CPUs."""
 
     version: str
     root: Path
