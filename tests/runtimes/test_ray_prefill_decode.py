@@ -40,7 +40,8 @@ SIMULATED = {
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
+    # Two for each replica: three of the first pair and up to three of the second.
+    ray.init(num_cpus=12, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
     serve.start(proxy_location="Disabled")
     yield
     serve.shutdown()
@@ -79,8 +80,9 @@ def counted(name: str) -> float:
     key = asyncio.run(cluster_secret())
     place = handle.record_replica_metadata.remote().result()["penstock"]
     url = f"http://{place['host']}:{place['port']}/metrics"
-    page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S).text
-    return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
+    page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
+    assert page.status_code == 200, page.text
+    return sum(float(line.rpartition(" ")[2]) for line in page.text.splitlines() if line.startswith(name))
 
 
 REMOTE = 'penstock_prefill_handoffs_total{model_name="m",outcome="remote"}'
