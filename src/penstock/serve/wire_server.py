@@ -53,14 +53,14 @@ class WireOrHttp(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         """It has gone without having said enough."""
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
         """Hand over to who understands what comes."""
         self._seen += data
         if len(self._seen) < len(PREFACE) and PREFACE.startswith(self._seen):
             return
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         successor: Any
         if self._seen.startswith(PREFACE):
             successor, rest = WireServer(self._config.loaded_app, self._state), self._seen[len(PREFACE) :]
@@ -158,7 +158,7 @@ class WireServer(FramedConnection):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self._state.connections.discard(self)  # type: ignore[arg-type]
+        self._state.connections.discard(self)
         for asked in self._asked.values():
             asked.leave()
 
