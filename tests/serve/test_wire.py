@@ -18,9 +18,12 @@ from uvicorn.server import ServerState
 from penstock.errors import ReplicaLostError
 from penstock.serve import wire, wire_frames, wire_server
 from penstock.serve.wire import Address, Reply
-from penstock.serve.wire_frames import ASK, BODY, FRAME, PART, PREFACE, FramedConnection
+from penstock.serve.wire_frames import ASK, BODY, FRAME, PART, PREFACE, TAKEN, FramedConnection
 from penstock.serve.wire_server import WireOrHttp
 from replica_cluster import until
+
+_REQUEST = wire._pack(("GET", "/", [], 1))
+ASKED = FRAME.pack(len(_REQUEST), 1, ASK) + _REQUEST
 
 
 class Served:
@@ -333,15 +336,12 @@ class TestLosing:
         [
             FRAME.pack(1 << 31, 1, ASK),
             FRAME.pack(3, 1, ASK) + b"\xc1\xc1\xc1",
-            FRAME.pack(len(wire._pack(("GET", "/", [], 1))), 1, ASK)
-            + wire._pack(("GET", "/", [], 1))
-            + FRAME.pack(2, 1, BODY)
-            + b"xx",
-            FRAME.pack(len(wire._pack(("GET", "/", [], 1))), 1, ASK)
-            + wire._pack(("GET", "/", [], 1))
-            + FRAME.pack(0, 1, PART),
+            ASKED + FRAME.pack(2, 1, BODY) + b"xx",
+            ASKED + FRAME.pack(0, 1, PART),
+            ASKED + FRAME.pack(1, 1, TAKEN) + b"x",
+            ASKED + ASKED,
         ],
-        ids=["too long", "no request", "more than was told", "of the wrong side"],
+        ids=["too long", "no request", "more than was told", "of the wrong side", "no number", "the same number"],
     )
     async def test_who_speaks_otherwise_is_cut_off(self, frames: bytes) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:

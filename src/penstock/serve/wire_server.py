@@ -114,6 +114,8 @@ class WireServer(FramedConnection):
 
     def _begin(self, number: int, payload: bytes) -> None:
         method, target, headers, length = _unpack_ask(payload)
+        if number in self._asked:
+            raise ValueError(number)
         path, _, query = target.partition("?")
         scope: Scope = {
             "type": "http",
