@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ psutil = pytest.importorskip("psutil")
 
 from penstock.llm_config import LLMConfig  # noqa: E402
 from penstock.runtimes.placement import replica_bundles  # noqa: E402
+from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_dp_deployment, build_dp_openai_app  # noqa: E402
 from ray_cluster import own_cluster, until  # noqa: E402
 
@@ -105,7 +107,7 @@ def test_groups_are_counted_placed_and_drained_as_wholes() -> None:
         assert placed == [replica_bundles(LLMConfig.from_dict(group))] * 2  # two replicas are two groups, of four ranks
         handle = serve.get_deployment_handle("Group:m", "groups")
         assert handle.capabilities.remote().result().max_concurrency == 2 * 8
-        _, key = handle.connection.remote().result()
+        key = asyncio.run(cluster_secret())
         place = handle.record_replica_metadata.remote().result()["penstock"]
         body = {"model": "m", "prompt": "x", "max_tokens": 150, "ignore_eos": True, "stream": True}
         url, headers = f"http://{place['host']}:{place['port']}", {"authorization": f"Bearer {key}"}
