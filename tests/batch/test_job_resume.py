@@ -27,6 +27,17 @@ async def test_a_complete_job_is_left_alone(source, tmp_path, make_engine):
     assert (tmp_path / "out.jsonl").stat() == before
 
 
+async def test_what_was_answered_at_the_same_time_as_the_failure_is_kept(tmp_path, make_engine):
+    texts = [row["text"] for row in numbered(6)]
+    engine = make_engine(lambda text: EngineError("no luck") if text == texts[2] else text, concurrency=6)
+    with pytest.raises(JobError, match="row 2 failed"):
+        await ask(numbered(6), tmp_path / "out.jsonl", engine, on_error="fail", max_attempts=1)
+    assert sorted(engine.asked) == texts
+    engine = make_engine()
+    result = await ask(numbered(6), tmp_path / "out.jsonl", engine, on_error="fail", max_attempts=1)
+    assert (engine.asked, result.counts.resumed) == ([texts[2]], 5)
+
+
 @pytest.mark.parametrize("order", ["input", "done"])
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 async def test_an_interrupted_job_goes_on(source, tmp_path, make_engine, name, order):

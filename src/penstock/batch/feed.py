@@ -88,9 +88,10 @@ class _Reader:
     def _read(self) -> None:
         try:
             for batch in self._batches:
-                nbytes = sum(row.nbytes for row in batch)
+                nbytes = batch[0].nbytes if len(batch) == 1 else sum(row.nbytes for row in batch)
                 with self._room:
-                    self._room.wait_for(self._may_queue)
+                    if not self._may_queue():
+                        self._room.wait_for(self._may_queue)
                     if self._stopped:
                         return
                     self._queue.append((batch, nbytes))

@@ -88,6 +88,7 @@ class Flow:
         self._followers: dict[bytes, list[Row]] = {}  # rows that wait for an equal request in flight
         self._rows_inside = 0
         self._bytes_inside = 0
+        self._answered: list[tuple[Row, Outcome, Outcome]] = []
         self._all_read = False
         self._preparing = False
         self.on_quiet: Callable[[], None] = lambda: None
@@ -290,9 +291,10 @@ class Flow:
                         self._answers.put(row.digest, outcome)  # as it is before the user's function has it
                     concluded = self._form.conclude(row, outcome)
                     own = concluded if isinstance(concluded, Outcome) else await concluded
-                    self._deliver(row, outcome, own)
-                self._make_room()
-                await asyncio.sleep(0)  # an engine that answers at once must not keep others from their turn
+                    if not self._answered:
+                        asyncio.get_running_loop().call_soon(self._deliver)
+                    self._answered.append((row, outcome, own))
+                await asyncio.sleep(0)  # others' turn, and `_deliver` before this worker's next row
                 row = self._next_row()
         except PenstockError as error:
             self.stop(error)
@@ -319,7 +321,21 @@ class Flow:
             return outcome
 
     # Out
-    def _deliver(self, row: Row, outcome: Outcome, own: Outcome) -> None:
+    def _deliver(self) -> None:
+        """The rows that were answered in this turn of the event loop, together: one by one between the requests of
+        others each would take longer, as its code would have left the processor's caches.
+        """
+        answered, self._answered = self._answered, []
+        for row, outcome, own in answered:
+            try:
+                self._share(row, outcome, own)
+            except PenstockError as error:
+                self.stop(error)
+            except Exception as error:
+                self.stop(_fault(error))
+        self._make_room()
+
+    def _share(self, row: Row, outcome: Outcome, own: Outcome) -> None:
         """A row was computed: `own` is what it came to, and those with the same request share the `outcome`."""
         usage = outcome.usage
         if usage is not None:

@@ -126,7 +126,7 @@ class HttpRequests:
         payload = self._payload(row)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
         tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
-        reply = await retried(self._policy, lambda: self._send(body, tokens))
+        reply = await retried(self._policy, self._send, body, tokens)
         return {self.options.output_column: self._decoded(reply)}
 
     async def stop(self) -> None:

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -82,25 +82,26 @@ class StagePool:
 
     async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
         """The columns that the stage adds to the row. Raises `PenstockError`."""
-        async with self._free:
-            worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)
-            worker.busy += 1
-            worker.taken += 1
-            try:
-                made = await worker.process(row)
-            except PenstockError:
+        await self._free.acquire()
+        worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)
+        worker.busy += 1
+        worker.taken += 1
+        try:
+            made = await worker.process(row)
+        except PenstockError:
+            raise
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
                 raise
-            except asyncio.CancelledError as error:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
-                    raise
-                raise UserCodeError("CancelledError, though nobody has cancelled it") from error
-            except ENDINGS as error:
-                _log.debug("stage %s failed", self.name, exc_info=True)
-                raise UserCodeError(f"{type(error).__name__}: {error}") from error
-            finally:
-                worker.busy -= 1
-        if not isinstance(made, Mapping):
+            raise UserCodeError("CancelledError, though nobody has cancelled it") from error
+        except ENDINGS as error:
+            _log.debug("stage %s failed", self.name, exc_info=True)
+            raise UserCodeError(f"{type(error).__name__}: {error}") from error
+        finally:
+            worker.busy -= 1
+            self._free.release()
+        if made.__class__ is not dict and not isinstance(made, Mapping):
             raise UserCodeError(f"{self._stage.fn and self._stage.fn.__name__} gave a {type(made).__name__}, no dict")
         return made
 
@@ -113,8 +114,11 @@ class _Worker:
         self.busy = 0
         self.taken = 0
         self.most = 1
-        self._is_async = inspect.iscoroutinefunction(instance.process)
-        self._offload = None if self._is_async else Offload()
+        self.process: Callable[[dict[str, Any]], Awaitable[Any]] = instance.process
+        self._offload: Offload | None = None
+        if not inspect.iscoroutinefunction(instance.process):
+            self._offload = Offload()
+            self.process = self._in_thread
 
     async def start(self) -> None:
         try:
@@ -125,10 +129,8 @@ class _Worker:
             name = type(self.instance).__name__
             raise UserCodeError(f"{name} cannot be started: {type(error).__name__}: {error}") from error
 
-    def process(self, row: dict[str, Any]) -> Awaitable[Any]:
-        if self._offload is None:
-            asked: Awaitable[Any] = self.instance.process(row)
-            return asked
+    def _in_thread(self, row: dict[str, Any]) -> Awaitable[Any]:
+        assert self._offload is not None
         return self._offload.submit(partial(self.instance.process, row))
 
     async def stop(self) -> None:

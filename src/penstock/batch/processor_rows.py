@@ -114,7 +114,26 @@ class ProcessorRows:
         if row.request is None:
             row.request = dict(row.values or {})
         values: dict[str, Any] = row.request
-        row.shareable = bool(self._stages) and all(stage.shareable(values) for stage in self._stages)
+        row.shareable = bool(self._stages)
+        for stage in self._stages:
+            if not stage.shareable(values):
+                row.shareable = False
+                break
+        if row.shareable or self._packed:  # else nobody asks which rows are equal, or whether this is the same again
+            self._identify(row, values)
+        if self._preprocess is not None:  # else it is no more than what was read
+            row.nbytes += nbytes(values)
+        params = values.get("sampling_params")
+        if params is not None:
+            longest = params.get("max_tokens") if isinstance(params, Mapping) else None
+            row.longest = longest if isinstance(longest, int) else 0
+        messages = values.get("messages")
+        try:
+            row.prefix = conversation_text(messages) if messages is not None else str(values.get("prompt") or "")
+        except Exception:  # no messages, as the stage that reads them will find
+            row.prefix = ""
+
+    def _identify(self, row: Row, values: Mapping[str, Any]) -> None:
         asked = {name: values[name] for name in self._read if name in values} if self._read else values
         self._opaque = False
         try:
@@ -122,17 +141,7 @@ class ProcessorRows:
         except Exception:  # a number or a text that has no encoding
             said, self._opaque = repr(asked).encode(errors="backslashreplace"), True
         row.shareable = row.shareable and not self._opaque
-        if row.shareable or self._packed:  # else nobody asks which rows are equal, or whether this is the same again
-            row.digest = blake2b(said, digest_size=16).digest()
-        row.nbytes += nbytes(asked) if self._opaque else len(said)
-        params = values.get("sampling_params")
-        longest = params.get("max_tokens") if isinstance(params, Mapping) else None
-        row.longest = longest if isinstance(longest, int) else 0
-        messages = values.get("messages")
-        try:
-            row.prefix = conversation_text(messages) if messages is not None else str(values.get("prompt") or "")
-        except Exception:  # no messages, as the stage that reads them will find
-            row.prefix = ""
+        row.digest = blake2b(said, digest_size=16).digest()
 
     def _content(self, value: Any) -> Any:
         """What stands for a value of an unknown type in a digest: arrays as they are, else its type, which is the same
@@ -147,10 +156,10 @@ class ProcessorRows:
     def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
         if outcome.error is not None:
             return outcome
-        work = partial(self._end, row, row.request | outcome.parsed, outcome)
+        columns = row.request | outcome.parsed
         if self._postprocess is None:
-            return work()
-        future = self._after.submit(work)
+            return self._end(row, columns, outcome)
+        future = self._after.submit(partial(self._end, row, columns, outcome))
         return future.result() if future.done() else future
 
     def _end(self, row: Row, columns: dict[str, Any], outcome: Outcome) -> Outcome:

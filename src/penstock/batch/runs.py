@@ -79,5 +79,7 @@ class RowSet:
 
     def first_missing(self, row: int = 0) -> int:
         """The first row from `row` on that is not in the set."""
+        if not self.runs:
+            return row
         at = bisect_right(self._starts, row) - 1
         return max(row, self.runs[at][1]) if at >= 0 else row

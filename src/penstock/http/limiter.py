@@ -126,7 +126,8 @@ class Limiter:
                 self._window = min(self._window + 1 / self._window, float(self._most))
         elif verdict == "throttled":
             self._throttle(ticket, retry_after)
-        self._admit()
+        if self._waiting:
+            self._admit()
 
     def join(self, concurrency: int) -> None:
         """One more asks through this limiter, with so many requests at once. The rates stay as they are."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 from msgspec import Meta, Struct
 
@@ -14,6 +14,7 @@ from penstock.backoff import backoff
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Seconds = Annotated[float, Meta(ge=0)]
 Count = Annotated[int, Meta(ge=0)]
 
@@ -56,12 +57,12 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         return wait if named is None else max(named, 0.1 * wait)
 
 
-async def retried(policy: RetryPolicy, attempt: Callable[[], Awaitable[T]]) -> T:
-    """What `attempt` gives in the end. Raises the last failure."""
+async def retried(policy: RetryPolicy, attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `attempt` gives in the end, each time called with the other arguments. Raises the last failure."""
     failures = throttled = 0
     while True:
         try:
-            return await attempt()
+            return await attempt(*args, **kwargs)
         except (UpstreamError, EngineTimeoutError) as error:
             if is_throttling(error):
                 throttled += 1

@@ -7,7 +7,6 @@ configuration that is only looked at must not do. Values are checked by SGLang w
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Mapping
 from functools import cache
 from importlib import metadata
@@ -15,10 +14,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from penstock.errors import ConfigError, EngineStartError, MissingExtraError, nearest
+from penstock.engines.versions import Versions
+from penstock.errors import ConfigError, MissingExtraError, nearest
 
-OLDEST, NEWEST = (0, 5, 20), (0, 5, 23)
-"""The range of versions whose source was compared with what is used of it."""
+VERSIONS = Versions("SGLang", (0, 5, 20), (0, 5, 23))
+"""Those whose source was compared with what is used of it."""
 
 _ARGUMENTS = "srt/arg_groups/fields"
 _NAMESPACE = "_NS_PATH"
@@ -54,17 +54,12 @@ def version() -> str:
 
 def check_version() -> None:
     """Raise `EngineStartError` if the installed SGLang is older than what is supported."""
-    found = version()
-    if found and _numbers(found) < OLDEST:
-        raise EngineStartError(f"SGLang {found} is not supported: the sglang engine is made for {_range()}")
+    VERSIONS.check(version())
 
 
 def version_note() -> str:
     """What to add to an error that a version outside the range may explain; else empty."""
-    found = version()
-    if found and not OLDEST <= _numbers(found) <= NEWEST:
-        return f" (SGLang {found} is not among those that the engine is made for, {_range()})"
-    return ""
+    return VERSIONS.note(version())
 
 
 def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,11 +100,3 @@ def _is_namespace(node: ast.ClassDef) -> bool:
         and any(isinstance(target, ast.Name) and target.id == _NAMESPACE for target in statement.targets)
         for statement in node.body
     )
-
-
-def _numbers(found: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", found.partition("+")[0])[:3])
-
-
-def _range() -> str:
-    return " to ".join(".".join(map(str, numbers)) for numbers in (OLDEST, NEWEST))

