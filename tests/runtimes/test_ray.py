@@ -8,9 +8,8 @@ import os
 import signal
 import socket
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -44,6 +43,7 @@ from penstock.serve.desired import change_desired  # noqa: E402
 from penstock.serve.routing.adapter_preference import AdapterPreference  # noqa: E402
 from penstock.serve.routing.configured import configured_policy  # noqa: E402
 from penstock.serve.routing.round_robin import RoundRobin  # noqa: E402
+from ray_cluster import free_port, until  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -76,8 +76,7 @@ def proxy() -> Iterator[str]:
     )
     one.add_node(num_cpus=2, resources={"other": 1}, object_store_memory=80 * 2**20)
     ray.init(address=one.address, log_to_driver=False, runtime_env={"env_vars": dict.fromkeys("ABC", "job")})
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
@@ -102,14 +101,6 @@ def running(model_id: str) -> int:
     deployments = serve.status().applications["app"].deployments
     states = {str(state): count for state, count in deployments[f"LLMServer:{model_id}"].replica_states.items()}
     return states.get("RUNNING", 0)
-
-
-def until(so: Callable[[], bool]) -> None:
-    """Wait until something is so, which nobody announces."""
-    give_up = time.monotonic() + PATIENCE_S
-    while not so():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.1)
 
 
 def ask(client: httpx.Client, model_id: str, **options: Any) -> httpx.Response:

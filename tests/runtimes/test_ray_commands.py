@@ -7,13 +7,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,6 +26,7 @@ with warnings.catch_warnings():
 
 psutil = pytest.importorskip("psutil")
 
+from ray_cluster import free_port, own_cluster, until  # noqa: E402
 from serve_process import serving, simulated  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
@@ -63,21 +61,6 @@ HAPROXY = pytest.param(
 )
 
 
-def until(so: Callable[[], bool]) -> None:
-    """Wait until something is so, which nobody announces."""
-    give_up = time.monotonic() + PATIENCE_S
-    while not so():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.2)
-
-
-@contextmanager
-def free_port() -> Iterator[int]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-    yield port
-
-
 def answered(get: Callable[[], httpx.Response]) -> bool:
     try:
         return get().status_code == 200
@@ -95,8 +78,8 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
     }
     (tmp_path / "b.yaml").write_text(json.dumps(b))
     file = tmp_path / "serve.yaml"
-    with free_port() as port:
-        file.write_text(FILE.format(port=port, folder=tmp_path))
+    port = free_port()
+    file.write_text(FILE.format(port=port, folder=tmp_path))
     argv = [str(Path(sys.executable).with_name("serve")), "run", str(file)]
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", **settings}
     with (
@@ -131,13 +114,9 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
 
 
 def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
-    about = ray.init(
-        address="local", num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False
-    )
-    try:
-        with free_port() as port:
-            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-        environment = {"RAY_ADDRESS": about.address_info["gcs_address"], "RAY_USAGE_STATS_ENABLED": "0"}
+    port = free_port()
+    with own_cluster(proxy_port=port) as address:
+        environment = {"RAY_ADDRESS": address, "RAY_USAGE_STATS_ENABLED": "0"}
 
         def ask(url: str) -> int:
             return httpx.post(
@@ -163,9 +142,6 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
                 ask(killed.url)
             assert third.stop() == 0, third.log
         assert not serve.status().applications
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
 from typing import Any
@@ -29,6 +27,7 @@ from penstock.llm_config import LLMConfig  # noqa: E402
 from penstock.runtimes.placement import replica_bundles  # noqa: E402
 from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_dp_deployment, build_dp_openai_app  # noqa: E402
+from ray_cluster import own_cluster, until  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -42,15 +41,9 @@ GROUP: dict[str, Any] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(num_cpus=8, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
-    yield
-    serve.shutdown()
-    ray.shutdown()
+    with own_cluster():
+        yield
 
 
 def workers() -> list[int]:
@@ -66,14 +59,6 @@ def workers() -> list[int]:
 def placement_groups() -> dict[str, Any]:
     """Those that are held now, by id."""
     return {name: one for name, one in ray.util.placement_group_table().items() if one["state"] == "CREATED"}
-
-
-def until(so: Callable[[], bool]) -> None:
-    """Wait until something is so, which nobody announces."""
-    give_up = time.monotonic() + PATIENCE_S
-    while not so():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.1)
 
 
 def ask(client: httpx.Client) -> str:

@@ -26,6 +26,7 @@ psutil = pytest.importorskip("psutil")
 
 from penstock.batch.job import Job  # noqa: E402
 from penstock.errors import ConfigError, EngineStartError  # noqa: E402
+from ray_cluster import own_cluster  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -35,17 +36,8 @@ SLOW = {"time_per_token_ms": 10, "max_num_seqs": 8, "output_tokens": 20}
 
 @pytest.fixture(scope="module", autouse=True)
 def address() -> Iterator[str]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    about = ray.init(
-        address="local",
-        num_cpus=8,
-        object_store_memory=80 * 2**20,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-    yield about.address_info["gcs_address"]
-    serve.shutdown()
-    ray.shutdown()
+    with own_cluster() as address:
+        yield address
 
 
 def rows(count: int) -> list[dict[str, Any]]:

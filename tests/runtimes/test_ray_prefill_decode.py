@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -24,6 +22,7 @@ psutil = pytest.importorskip("psutil")
 from penstock.errors import ConfigError  # noqa: E402
 from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
+from ray_cluster import own_cluster, until  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
@@ -39,13 +38,8 @@ SIMULATED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    # Two for each replica: three of the first pair and up to three of the second.
-    ray.init(num_cpus=12, object_store_memory=80 * 2**20, include_dashboard=False, log_to_driver=False)
-    serve.start(proxy_location="Disabled")
-    yield
-    serve.shutdown()
-    ray.shutdown()
+    with own_cluster():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +88,6 @@ def transferred(client: httpx.Client, number: int) -> bool:
     before = counted(REMOTE)
     ask(client, number)
     return counted(REMOTE) > before
-
-
-def until(so: Callable[[], bool]) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not so():
-        assert time.monotonic() < give_up, "it did not happen"
-        time.sleep(0.1)
 
 
 def replicas(side: str) -> list[Any]:

@@ -22,8 +22,7 @@ from penstock.llm_config import LLMConfig
 from penstock.runtimes.placement import cpus
 from penstock.runtimes.ray import NAME_PREFIX, build_deployment
 from penstock.runtimes.ray_cluster import connect, new_application
-from penstock.runtimes.ray_replicas import RayReplicas
-from penstock.runtimes.ray_state import cluster_secret
+from penstock.runtimes.ray_replicas import served_model
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -35,7 +34,6 @@ from penstock.types import (
     Scores,
 )
 
-MODEL = "penstock.serve.remote_model:RemoteModel"
 SETTINGS = "penstock.serve.settings:HttpSettings"
 MODEL_ID = "model"
 APP_PREFIX = "penstock-job-"
@@ -74,14 +72,13 @@ class RayEngine(LLMEngine):
             while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110 - nobody announces it
                 await asyncio.sleep(POLL_S)
             capabilities = await handle.capabilities.remote()
+            self._model = await served_model(handle)
         except BaseException:
             await asyncio.shield(asyncio.to_thread(self._remove))
             raise
         self.capabilities = msgspec.structs.replace(
             capabilities, max_concurrency=capabilities.max_concurrency * self._replicas
         )
-        model: Any = import_object(MODEL, "the Ray runtime's handle")
-        self._model = model(self._config, RayReplicas(handle, MODEL_ID), key=await cluster_secret())
 
     async def stop(self) -> None:
         model, self._model = self._model, None

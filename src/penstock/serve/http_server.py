@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterable
+from typing import Any
 
 import uvicorn
 
@@ -48,16 +49,20 @@ class HttpServer:
 
     `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are refused, those under way
     may finish within the drain timeout, what is left ends with an error event, and the models stop. A second signal
-    aborts at once. Where others share the port, new requests are left to them instead of being refused.
+    aborts at once. Where others share the port, new requests are left to them instead of being refused. `protocol` is
+    what speaks with clients, if it is not HTTP alone; it has a property `busy`.
     """
 
-    def __init__(self, app: IngressApp, listening: socket.socket) -> None:
+    def __init__(
+        self, app: IngressApp, listening: socket.socket, *, protocol: type[asyncio.Protocol] | None = None
+    ) -> None:
         self.app = app
         self._socket = listening
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         config = uvicorn.Config(
             app,
+            http=protocol or "auto",
             lifespan="off",
             log_config=None,
             access_log=False,
@@ -126,9 +131,15 @@ class HttpServer:
     def _cut_off(self) -> None:
         """End the connections on which an answer is stuck because its client does not read: uvicorn would wait."""
         for connection in list(self._uvicorn.server_state.connections):
-            cycle = getattr(connection, "cycle", None)
-            if cycle is not None and not cycle.response_complete:
+            if _busy(connection):
                 connection.transport.abort()
+
+
+def _busy(connection: Any) -> bool:
+    """Whether an answer is under way on a connection."""
+    if (cycle := getattr(connection, "cycle", None)) is not None:  # uvicorn's own
+        return not cycle.response_complete
+    return bool(getattr(connection, "busy", False))
 
 
 async def _start(models: list[ModelHandle]) -> None:

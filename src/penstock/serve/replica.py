@@ -31,6 +31,7 @@ from penstock.serve.routes import Endpoint
 from penstock.serve.routing.configured import reads_caches
 from penstock.serve.serving_args import LLMServingArgs
 from penstock.serve.settings import HttpSettings
+from penstock.serve.wire_server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
 ENDPOINTS = (
@@ -114,7 +115,7 @@ class ReplicaServer:
             drain_timeout_s=max(config.deployment_config.graceful_shutdown_timeout_s - 2.0, 0.0),
         )
         self._socket = listen(host, 0)
-        self._http = HttpServer(ReplicaApp(self.model, names, inner), self._socket)
+        self._http = HttpServer(ReplicaApp(self.model, names, inner), self._socket, protocol=WireOrHttp)
         self._listening = [self._http]
         if front is not None:  # shared, as the replica that this one replaces may not have left it yet
             public = msgspec.structs.replace(settings, drain_timeout_s=inner.drain_timeout_s)

@@ -80,7 +80,7 @@ def test_a_cpu_build_takes_a_bounded_cache_and_keeps_one_adapter_slot_empty(inst
 
 def test_the_process_that_serves_is_not_traced_unless_it_is_asked_for(install):
     install()
-    given = {"profiler_config": {"profiler": "torch"}}
+    given: dict[str, dict[str, object]] = {"profiler_config": {"profiler": "torch"}}
     assert check_options(given, "model").engine["profiler_config"] == {"profiler": "torch", "ignore_frontend": True}
     assert given == {"profiler_config": {"profiler": "torch"}}
     given["profiler_config"]["ignore_frontend"] = False
