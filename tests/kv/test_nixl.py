@@ -22,10 +22,13 @@ SAY = "import json, logging, os, sys; from penstock.kv import nixl\n"
 
 
 class Interpreter:
-    """A fresh one, with a folder of packages that the test writes."""
+    """A fresh one, with a folder of packages that the test writes, which are all that it has unless `real` ones are
+    wanted.
+    """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, real: bool = False) -> None:
         self.folder = folder
+        self._real = real
 
     def package(self, name, api=AGENT, version=None):
         home = self.folder / name
@@ -44,6 +47,11 @@ class Interpreter:
     def run(self, code, **environment):
         """What `code` prints as JSON, and the lines of the log."""
         log = "logging.basicConfig(level=logging.DEBUG, format='%(levelname)s %(message)s')\n"
+        if not self._real:
+            log += (
+                "from importlib.machinery import PathFinder\n"
+                f"nixl.find_spec = lambda name: PathFinder.find_spec(name, [{str(self.folder)!r}])\n"
+            )
         given = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
         given |= {"PYTHONPATH": f"{self.folder}:{SOURCE}", **environment}
         done = subprocess.run(
@@ -216,7 +224,7 @@ def test_a_package_without_an_attribute_gives_none_for_it(fresh):
 @pytest.mark.vllm
 @pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh")
 def test_the_real_package(tmp_path):
-    told, said = Interpreter(tmp_path).run(
+    told, said = Interpreter(tmp_path, real=True).run(
         "before = [name for name in sys.modules if 'nixl' in name and 'penstock' not in name]\n"
         "names = [nixl.NixlWrapper.__name__, nixl.nixl_agent_config.__name__, nixl.nixlXferTelemetry.__name__]\n"
         "print(json.dumps([before, names, nixl.version(), os.environ['UCX_RCACHE_MAX_UNRELEASED']]))"

@@ -2,7 +2,7 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.runtimes.placement import deployment_options, replica_bundles
+from penstock.runtimes.placement import cpus, deployment_options, replica_bundles
 from penstock.serve.server import LLMServer
 
 
@@ -99,3 +99,12 @@ def test_a_tpu_slice_is_reserved_by_its_engine() -> None:
     assert "placement_group_bundles" not in deployment_options(slice_of_four)
     chips = config(accelerator_config={"kind": "tpu"})
     assert deployment_options(chips)["placement_group_bundles"] == [{"CPU": 1.0, "TPU": 1.0}]
+
+
+def test_cpus_are_those_of_all_replicas_of_all_models_and_both_sides_of_a_pair():
+    prefill = config(llm_engine="simulated", deployment_config={"autoscaling_config": {"max_replicas": 3}})
+    decode = config(llm_engine="simulated", deployment_config={"num_replicas": 2}, prefill_config=prefill)
+    thin = config(llm_engine="simulated", placement_group_config={"bundles": [{"CPU": 0.2}]})
+    assert cpus([prefill]) == 3 * 2
+    assert cpus([decode]) == 3 * 2 + 2 * 2
+    assert cpus([decode, thin]) == 3 * 2 + 2 * 2 + 2

@@ -170,6 +170,21 @@ def test_a_signal_lets_answers_finish_and_leaves_nothing(kill: Callable[[int, in
     assert not alive
 
 
+def test_a_cluster_of_its_own_has_room_for_both_sides_of_a_pair(tmp_path: Path) -> None:
+    side = {
+        "model_loading_config": {"model_id": "m", "model_source": "simulated"},
+        "llm_engine": "simulated",
+        "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
+        "deployment_config": {"ray_actor_options": {"num_cpus": os.cpu_count()}},  # the machine has as many for one
+    }
+    file = tmp_path / "pair.yaml"
+    file.write_text(json.dumps({"prefill_config": side, "decode_config": side}), encoding="utf-8")
+    with serving(str(file), "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server:
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "model": "m"}, timeout=PATIENCE_S)
+        assert answer.status_code == 200
+        assert server.stop() == 0, server.log
+
+
 def test_a_killed_cluster_leaves_no_process_of_an_engine() -> None:
     """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of their children."""
     with serving("demo", "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server:

@@ -74,8 +74,9 @@ def counted(name: str) -> float:
     key = asyncio.run(cluster_secret())
     place = handle.record_replica_metadata.remote().result()["penstock"]
     url = f"http://{place['host']}:{place['port']}/metrics"
-    page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S).text
-    return sum(float(line.rpartition(" ")[2]) for line in page.splitlines() if line.startswith(name))
+    page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
+    assert page.status_code == 200, page.text
+    return sum(float(line.rpartition(" ")[2]) for line in page.text.splitlines() if line.startswith(name))
 
 
 REMOTE = 'penstock_prefill_handoffs_total{model_name="m",outcome="remote"}'

@@ -29,6 +29,7 @@ psutil = pytest.importorskip("psutil")
 
 from penstock import demo  # noqa: E402
 from penstock.kv import nixl  # noqa: E402
+from penstock.runtimes.ray_state import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [
@@ -196,12 +197,12 @@ _SAMPLE = re.compile(r'penstock_(\w+)\{model_name="m"(?:,outcome="(\w+)")?\} (\S
 def counts(side: str = DECODE) -> Counter[str]:
     """What the only replica of a side counts, from its own page: numbers by name, those of hand-overs by outcome."""
     handle = serve.get_deployment_handle(side, "app")
-    _, key = handle.connection.remote().result()
     place = handle.record_replica_metadata.remote().result()["penstock"]
-    headers = {"authorization": f"Bearer {key}"}
-    page = httpx.get(f"http://{place['host']}:{place['port']}/metrics", headers=headers, timeout=PATIENCE_S).text
+    headers = {"authorization": f"Bearer {asyncio.run(cluster_secret())}"}
+    page = httpx.get(f"http://{place['host']}:{place['port']}/metrics", headers=headers, timeout=PATIENCE_S)
+    assert page.status_code == 200, page.text
     told: Counter[str] = Counter()
-    for name, outcome, value in _SAMPLE.findall(page):
+    for name, outcome, value in _SAMPLE.findall(page.text):
         told[outcome or name] = float(value)  # type: ignore[assignment]
     return told
 

@@ -54,7 +54,10 @@ class Multi:
                 made.release()
             raise
         config = completed(self._config, site)
-        config[_EXTRA]["connectors"] = [{**made.config, "engine_id": config["engine_id"]} for made in setups]
+        # vLLM gives each of them the id of all, and trips over one that has an id already.
+        config[_EXTRA]["connectors"] = [
+            {key: value for key, value in made.config.items() if key != "engine_id"} for made in setups
+        ]
         identity = Identity(
             connector=self.name,
             engine=engine,

@@ -8,6 +8,7 @@ so that they land on one machine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from math import ceil
 from typing import Any
 
 import msgspec
@@ -107,6 +108,21 @@ def replica_counts(config: LLMConfig) -> tuple[int, int]:
 def times(bundle: Bundle, count: int) -> Bundle:
     """So many of a bundle."""
     return {name: amount * count for name, amount in bundle.items()} if count else {}
+
+
+def sides(config: LLMConfig) -> list[LLMConfig]:
+    """What is placed for a model: its own replicas, and those of its prefill side if it has one."""
+    return [config] if config.prefill_config is None else [config.prefill_config, config]
+
+
+def cpus(configs: Iterable[LLMConfig]) -> int:
+    """As many as all replicas of all models reserve together."""
+    total = 0.0
+    for config in (side for model in configs for side in sides(model)):
+        fixed = config.deployment_config.num_replicas
+        replicas = fixed if isinstance(fixed, int) else config.autoscaling.max_replicas
+        total += replicas * sum(bundle.get("CPU", 0.0) for bundle in replica_bundles(config))
+    return ceil(total)
 
 
 def places_itself(config: LLMConfig) -> bool:

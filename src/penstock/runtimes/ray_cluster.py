@@ -8,8 +8,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from math import ceil
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -20,11 +19,10 @@ from ray._private import state
 from ray.serve.exceptions import RayServeException
 
 from penstock.errors import EngineStartError
-from penstock.runtimes.placement import replica_bundles
+from penstock.runtimes.placement import cpus
 from penstock.runtimes.ray import build_application
 
 if TYPE_CHECKING:
-    from penstock.llm_config import LLMConfig
     from penstock.serve.serving_args import LLMServingArgs
 
 APP_PREFIX = "penstock-serve-"
@@ -141,16 +139,6 @@ def here(args: LLMServingArgs) -> LLMServingArgs:
 
 def _with(actor_options: Mapping[str, Any], resources: Mapping[str, float]) -> dict[str, Any]:
     return {**actor_options, "resources": {**(actor_options.get("resources") or {}), **resources}}
-
-
-def cpus(configs: Iterable[LLMConfig]) -> int:
-    """As many as all replicas of all models reserve together."""
-    total = 0.0
-    for config in configs:
-        fixed = config.deployment_config.num_replicas
-        replicas = fixed if isinstance(fixed, int) else config.autoscaling.max_replicas
-        total += replicas * sum(bundle.get("CPU", 0.0) for bundle in replica_bundles(config))
-    return ceil(total)
 
 
 def _wait_for_ingress(app: str, told: threading.Event) -> None:

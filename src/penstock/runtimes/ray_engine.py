@@ -19,8 +19,9 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.llm_config import LLMConfig
+from penstock.runtimes.placement import cpus
 from penstock.runtimes.ray import NAME_PREFIX, build_deployment
-from penstock.runtimes.ray_cluster import connect, cpus, new_application
+from penstock.runtimes.ray_cluster import connect, new_application
 from penstock.runtimes.ray_replicas import served_model
 from penstock.types import (
     ChatRequest,

@@ -24,6 +24,7 @@ from penstock.runtimes.placement import (
     replica_bundle,
     replica_bundles,
     replica_counts,
+    sides,
     times,
 )
 from penstock.serve.local_model import server_class
@@ -101,18 +102,13 @@ def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) 
     """What serving this would place where. Raises `ConfigError` for what `penstock serve` would refuse."""
     where = args.listen_address
     ingress = Port("ingress", where[1] if where is not None else port)
-    models = [_model(side, runtime, ingress) for config in args.llm_configs for side in _sides(config)]
+    models = [_model(side, runtime, ingress) for config in args.llm_configs for side in sides(config)]
     return Explanation(
         runtime,
         models,
         merged(times(model.needs, model.min_replicas) for model in models),
         merged(times(model.needs, model.max_replicas) for model in models),
     )
-
-
-def _sides(config: LLMConfig) -> list[LLMConfig]:
-    """What is placed for a model: its own replicas, and those of its prefill side if it has one."""
-    return [config] if config.prefill_config is None else [config.prefill_config, config]
 
 
 def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:

@@ -18,6 +18,7 @@ class EngineArgs:
     max_cpu_loras: int | None = None
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
+    profiler_config: dict | None = None
     _private: int = 0
     def method(self): ...
 class AsyncEngineArgs(EngineArgs):
@@ -75,6 +76,15 @@ def test_a_cpu_build_takes_a_bounded_cache_and_keeps_one_adapter_slot_empty(inst
     assert (engine["max_loras"], engine["max_cpu_loras"], engine["kv_cache_memory_bytes"]) == (3, 3, 1 << 30)
     assert "kv_cache_memory_bytes" not in check_options({"gpu_memory_utilization": 0.5}, "model").engine
     assert check_options({"kv_cache_memory_bytes": 5}, "model").engine["kv_cache_memory_bytes"] == 5
+
+
+def test_the_process_that_serves_is_not_traced_unless_it_is_asked_for(install):
+    install()
+    given = {"profiler_config": {"profiler": "torch"}}
+    assert check_options(given, "model").engine["profiler_config"] == {"profiler": "torch", "ignore_frontend": True}
+    assert given == {"profiler_config": {"profiler": "torch"}}
+    given["profiler_config"]["ignore_frontend"] = False
+    assert check_options(given, "model").engine["profiler_config"]["ignore_frontend"] is False
 
 
 @pytest.mark.parametrize("version", ["0.28.1", "0.9.2"])

@@ -108,6 +108,9 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         engine["max_loras"] = engine.get("max_loras", 1) + 1
         if engine.get("max_cpu_loras"):
             engine["max_cpu_loras"] = max(engine["max_cpu_loras"], engine["max_loras"])
+    if isinstance(profiler := engine.get("profiler_config"), Mapping):
+        # torch's tracer of Python code has crashed this process, which serves; the engine's own are others.
+        engine["profiler_config"] = {"ignore_frontend": True, **profiler}
     frontend = {name: value for name, value in given.items() if name in frontend_names}
     return VLLMOptions(engine, frontend, found.cpu)
 
