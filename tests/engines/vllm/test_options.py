@@ -83,8 +83,8 @@ def test_the_process_that_serves_is_not_traced_unless_it_is_asked_for(install):
     given: dict[str, dict[str, object]] = {"profiler_config": {"profiler": "torch"}}
     assert check_options(given, "model").engine["profiler_config"] == {"profiler": "torch", "ignore_frontend": True}
     assert given == {"profiler_config": {"profiler": "torch"}}
-    given["profiler_config"]["ignore_frontend"] = False
-    assert check_options(given, "model").engine["profiler_config"]["ignore_frontend"] is False
+    asked = {"profiler_config": {**given["profiler_config"], "ignore_frontend": False}}
+    assert check_options(asked, "model").engine["profiler_config"]["ignore_frontend"] is False
 
 
 @pytest.mark.parametrize("version", ["0.28.1", "0.9.2"])
