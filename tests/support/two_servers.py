@@ -10,9 +10,12 @@ from typing import Any
 import httpx
 
 from penstock.engines.base import LLMEngine
+from penstock.engines.vllm.options import installed
 from penstock.llm_config import LLMConfig
 from penstock.serve.app import build_app
 from penstock.serve.local_model import LocalModel
+
+MARKS = ("<think>", "</think>")
 
 
 class Servers:
@@ -45,6 +48,21 @@ async def two_servers(engine: LLMEngine, options: Mapping[str, Any]) -> AsyncGen
     yield Servers(clients)
     for client in clients.values():
         await client.aclose()
+
+
+async def meanings(
+    servers: Servers, path: str, body: Mapping[str, Any], stream: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What both say, ours first, in so far as vLLM's versions agree: in a stream 0.29 calls a call that the limit has
+    cut off complete, and gives the marks of reasoning no log-probabilities.
+    """
+    ours, theirs = [meaning(reply, stream) for reply in await servers.ask(path, body, stream)]
+    if stream and installed().version.startswith("0.29."):
+        for number, choice in ours["choices"].items():
+            if choice["calls"] and choice["reason"] == "length":
+                choice["reason"] = theirs["choices"][number]["reason"]
+            choice["logprobs"] = [entry for entry in choice["logprobs"] if entry[0] not in MARKS]
+    return ours, theirs
 
 
 def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:

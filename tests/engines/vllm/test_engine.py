@@ -17,7 +17,7 @@ from penstock.engines.vllm import VLLMEngine
 from penstock.errors import ModelNotFoundError, PenstockError, UnsupportedError
 from penstock.testing import EngineContract, answer, chat_request, count_right
 from penstock.types import Sampling
-from two_servers import meaning, two_servers
+from two_servers import meanings, two_servers
 
 pytestmark = [
     pytest.mark.vllm,
@@ -124,7 +124,7 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
     ],
 )
 async def test_both_servers_say_the_same(servers, path, body, stream):
-    ours, theirs = [meaning(reply, stream) for reply in await servers.ask(path, body, stream)]
+    ours, theirs = await meanings(servers, path, body, stream)
     assert ours["choices"] == theirs["choices"]
     assert ours["usage"] == theirs["usage"]
 

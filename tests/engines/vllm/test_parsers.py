@@ -11,7 +11,7 @@ from penstock.errors import ConfigError
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling
 from torch_models import reciter
-from two_servers import Servers, meaning, two_servers
+from two_servers import Servers, meanings, two_servers
 
 pytestmark = [
     pytest.mark.vllm,
@@ -109,7 +109,7 @@ BODY = {"messages": [{"role": "user", "content": "My order is lost."}], "tempera
     ],
 )
 async def test_both_servers_read_the_same(servers: Servers, more, stream):
-    ours, theirs = [meaning(reply, stream) for reply in await servers.ask("chat/completions", {**BODY, **more}, stream)]
+    ours, theirs = await meanings(servers, "chat/completions", {**BODY, **more}, stream)
     assert ours["choices"] == theirs["choices"]
     assert ours["usage"] == theirs["usage"]
 
