@@ -54,9 +54,12 @@ async def meanings(
     servers: Servers, path: str, body: Mapping[str, Any], stream: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What both say, ours first, in so far as vLLM's versions agree: in a stream 0.29 calls a call that the limit has
-    cut off complete, and gives the marks of reasoning no log-probabilities.
+    cut off complete, and gives the marks of reasoning no log-probabilities. All leave such a mark where it comes
+    with the next token in one piece.
     """
     ours, theirs = [meaning(reply, stream) for reply in await servers.ask(path, body, stream)]
+    for choice in theirs["choices"].values():
+        choice["reasoning"] = choice["reasoning"].removeprefix(MARKS[0])
     if stream and installed().version.startswith("0.29."):
         for number, choice in ours["choices"].items():
             if choice["calls"] and choice["reason"] == "length":

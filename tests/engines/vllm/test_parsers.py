@@ -9,7 +9,7 @@ import pytest_asyncio
 from penstock.engines.vllm import VLLMEngine
 from penstock.errors import ConfigError
 from penstock.testing import answer, chat_request
-from penstock.types import Sampling
+from penstock.types import Delta, Sampling
 from torch_models import reciter
 from two_servers import Servers, meanings, two_servers
 
@@ -78,6 +78,15 @@ async def test_reasoning_calls_and_text_are_told_apart(engine, stream):
     assert call.id
     assert reply.reasons[0] == "tool_calls"
     assert reply.usage.completion_tokens == len(PIECES) + 1
+
+
+async def test_a_mark_that_comes_with_the_next_token_is_no_reasoning(engine):
+    chat = await engine._running.parsed.prepare(chat_request("My order is lost.", GREEDY, stream=True))
+    marks = await engine.tokenize("<think>They want their money.</think>I see")
+    pieces = [("<think>They want ", marks[:2]), ("their money.</think>", marks[2:4]), ("I see", marks[4:])]
+    told = [chat.translate(Delta(text=text, token_ids=tuple(ids))) for text, ids in pieces]
+    assert "".join(delta.reasoning for delta in told) == "They want their money."
+    assert "".join(delta.text for delta in told) == "I see"
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -72,6 +72,8 @@ class ParsedChat:
         self._stream = stream
         self._auto_tools = bool(parsers[0].tool_parser)
         self._called: set[int] = set()
+        self._mark = getattr(parsers[0].reasoning_parser, "start_token", "")
+        self._unmarked: set[int] = set()
         self._named = not isinstance(body.tool_choice, (str, type(None)))
         self.extras: dict[str, Any] = {}
         if parsers[0].reasoning_parser is not None:
@@ -105,7 +107,12 @@ class ParsedChat:
         )
         if told is None:
             return None, None, ()
-        return told.reasoning, told.content, tuple(_part(call) for call in told.tool_calls or ())
+        reasoning = told.reasoning
+        if reasoning and delta.index not in self._unmarked:
+            # vLLM's parsers drop a mark that comes alone; with the next token in one piece they leave it there.
+            reasoning = reasoning.removeprefix(self._mark)
+            self._unmarked.add(delta.index)
+        return reasoning, told.content, tuple(_part(call) for call in told.tool_calls or ())
 
     def _read_whole(self, delta: Delta) -> tuple[str | None, str | None, tuple[ToolCallPart, ...]]:
         """An answer that comes in one piece: the parsers then know where it ends, and leave a cut call as text."""
