@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -312,8 +311,7 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
 
 
 def test_the_only_replica_as_the_front() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     app = build_openai_app({"llm_configs": [model("m")], "listen": f"127.0.0.1:{port}", "front": "replica"})
     try:
         handle = serve.run(app, name="app", route_prefix="/")
@@ -337,8 +335,7 @@ def test_the_only_replica_as_the_front() -> None:
 
 
 def test_a_new_version_replaces_the_old_one_and_no_client_notices() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     slow = {"time_per_token_ms": 20, "output_tokens": 100}
     app = build_openai_app({"llm_configs": [model("m", slow, num_replicas=2)], "listen": f"127.0.0.1:{port}"})
 

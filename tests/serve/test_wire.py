@@ -84,6 +84,17 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     await give(send, body)
 
 
+def whole_after(go_on: asyncio.Event) -> ASGIApp:
+    """An application whose answer has begun, and is given when it may go on."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await begin(send)
+        await go_on.wait()
+        await give(send, b"whole")
+
+    return app
+
+
 async def parts_of(reply: Reply) -> list[bytes]:
     parts = []
     while part := await reply.read():
@@ -230,13 +241,7 @@ class TestLeaving:
 
     async def test_a_closed_address_ends_its_answers_first(self) -> None:
         go_on = asyncio.Event()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await begin(send)
-            await go_on.wait()
-            await give(send, b"whole")
-
-        async with served(app) as one, asyncio.timeout(10):
+        async with served(whole_after(go_on)) as one, asyncio.timeout(10):
             with closing(await one.ask()) as reply:
                 one.address.close()
                 go_on.set()
@@ -246,13 +251,7 @@ class TestLeaving:
 
     async def test_a_server_that_goes_ends_its_answers_first(self) -> None:
         go_on = asyncio.Event()
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await begin(send)
-            await go_on.wait()
-            await give(send, b"whole")
-
-        async with served(app) as one, asyncio.timeout(10):
+        async with served(whole_after(go_on)) as one, asyncio.timeout(10):
             _, silent = await asyncio.open_connection("127.0.0.1", one.port)  # has not said what it speaks
             reply = await one.ask()
             await until(lambda: len(one.state.connections) == 2)
@@ -372,7 +371,7 @@ class TestSlowReaders:
         for module in (wire, wire_server):
             monkeypatch.setattr(module, "WINDOW", 1000)
 
-    async def test_connectionthat_does_not_read_holds_up_its_own_answer_alone(self) -> None:
+    async def test_one_that_does_not_read_holds_up_its_own_answer_alone(self) -> None:
         sent = 0
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -394,7 +393,7 @@ class TestSlowReaders:
             assert sent == 1000
             assert sum(map(len, await parts_of(slow))) == 20_000
 
-    async def test_connectionthat_leaves_frees_its_answer(self) -> None:
+    async def test_one_that_leaves_frees_its_answer(self) -> None:
         ended = asyncio.Event()
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -460,7 +459,7 @@ def test_frames_come_whole_however_the_bytes_are_cut(size: int) -> None:
     assert one.frames == frames
 
 
-async def test_what_is_put_in_connectionturn_is_connectionwrite() -> None:
+async def test_what_is_put_in_one_turn_is_one_write() -> None:
     one: Any = Recorded()
     one.put(1, PART, b"before it stands")
     one.connection_made(one)

@@ -139,9 +139,9 @@ class Flow:
             self.drain()
 
     def stop(self, error: BaseException | None = None) -> None:
-        """End at once, with `error`."""
-        if self._error is None:
-            self._error = error
+        """End at once, with `error`; with a `JobError` for what nobody foresaw."""
+        if self._error is None and error is not None:
+            self._error = error if isinstance(error, PenstockError) else _fault(error)
         self._asker.ending = True
         self._over.set()
         for task in self._tasks | self._concluding:
@@ -178,10 +178,8 @@ class Flow:
             replay.finish()
             self._all_read = True
             self._admit()
-        except PenstockError as error:
-            self.stop(error)
         except Exception as error:
-            self.stop(_fault(error))
+            self.stop(error)
 
     def _receive(self, row: Row) -> None:
         failure = self._prepare(row)
@@ -296,14 +294,12 @@ class Flow:
                     self._answered.append((row, outcome, own))
                 await asyncio.sleep(0)  # others' turn, and `_deliver` before this worker's next row
                 row = self._next_row()
-        except PenstockError as error:
-            self.stop(error)
         except asyncio.CancelledError as error:
             if not task.cancelling():  # it came from below, and the row would never be finished
-                self.stop(_fault(error))
+                self.stop(error)
             raise
         except Exception as error:
-            self.stop(_fault(error))
+            self.stop(error)
         finally:
             self._tasks.discard(task)
             self._admit()
@@ -329,10 +325,8 @@ class Flow:
         for row, outcome, own in answered:
             try:
                 self._share(row, outcome, own)
-            except PenstockError as error:
-                self.stop(error)
             except Exception as error:
-                self.stop(_fault(error))
+                self.stop(error)
         self._make_room()
 
     def _share(self, row: Row, outcome: Outcome, own: Outcome) -> None:
@@ -361,10 +355,8 @@ class Flow:
     async def _conclude_later(self, row: Row, concluded: Awaitable[Outcome]) -> None:
         try:
             self._finish(row, await concluded)
-        except PenstockError as error:
-            self.stop(error)
         except Exception as error:
-            self.stop(_fault(error))
+            self.stop(error)
         self._admit()
 
     def _fail(self, row: Row, error: PenstockError, stage: Stage) -> None:

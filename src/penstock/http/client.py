@@ -233,23 +233,24 @@ class HttpClient:
         if declared is not None and declared <= self._max_body_bytes and "content-encoding" not in response.headers:
             return await response.read()
         parts: list[bytes] = []
-        size = declared or 0
+        size = 0
         try:
-            if size <= self._max_body_bytes:
-                size = 0
-                async for part in response.content.iter_any():
-                    size += len(part)
-                    if size > self._max_body_bytes:
-                        break
-                    parts.append(part)
+            if declared is not None and declared > self._max_body_bytes:
+                raise self._too_large(response, to)
+            async for part in response.content.iter_any():
+                size += len(part)
+                if size > self._max_body_bytes:
+                    raise self._too_large(response, to)
+                parts.append(part)
         finally:
             if not response.content.at_eof():
                 response.close()
-        if size > self._max_body_bytes:
-            raise UpstreamError(
-                f"{to.shown} answered with more than {self._max_body_bytes} bytes", http_status=response.status
-            )
         return b"".join(parts)
+
+    def _too_large(self, response: aiohttp.ClientResponse, to: Endpoint) -> UpstreamError:
+        return UpstreamError(
+            f"{to.shown} answered with more than {self._max_body_bytes} bytes", http_status=response.status
+        )
 
     async def _pieces(self, response: aiohttp.ClientResponse, to: Endpoint) -> AsyncGenerator[bytes, None]:
         content = response.content
