@@ -15,6 +15,8 @@ from penstock.errors import InputError, PenstockError
 
 READ_AHEAD_ROWS = 2048
 READ_AHEAD_BYTES = 32 << 20
+_LEAST_BYTES = READ_AHEAD_BYTES // READ_AHEAD_ROWS
+"""What a row counts for at least, so that one number bounds both."""
 
 
 async def read_ahead(
@@ -42,16 +44,21 @@ async def _in_thread(source: Source, start: int, columns: Sequence[str] | None) 
 
 
 class _Reader:
-    """A bounded queue between a thread that reads and the event loop."""
+    """A bounded queue between a thread that reads and the event loop.
+
+    Neither side takes a lock for a row: that would cost more than all else. Each counts for itself what it has put in
+    or taken out, and says that it waits before it looks a last time, so that the other will see the one or the other.
+    """
 
     def __init__(self, batches: Iterator[list[Row]], loop: asyncio.AbstractEventLoop) -> None:
         self._batches = batches
         self._loop = loop
         self._queue: deque[tuple[list[Row], int]] = deque()
-        self._rows = 0
-        self._bytes = 0
-        self._room = threading.Condition()
+        self._put = self._taken = 0  # bytes
+        self._rows_wanted = False
         self._news = asyncio.Event()
+        self._room_wanted = False
+        self._room = threading.Condition()
         self._error: Exception | None = None
         self._finished = False
         self._stopped = False
@@ -61,22 +68,17 @@ class _Reader:
     async def get(self) -> list[Row] | None:
         """The next rows, or None after the last. Raises what reading raised."""
         while True:
-            with self._room:
-                if self._queue:
-                    rows: list[Row] = []
-                    while self._queue and len(rows) < BATCH_ROWS:  # rows that came one by one go on together
-                        batch, nbytes = self._queue.popleft()
-                        rows += batch
-                        self._bytes -= nbytes
-                    self._rows -= len(rows)
-                    self._room.notify()
-                    return rows
-                if self._finished:
-                    if self._error is not None:
-                        raise self._error
-                    return None
-                self._news.clear()
-            await self._news.wait()
+            finished = self._finished  # before the look into the queue: nothing comes after
+            if rows := self._take():
+                return rows
+            if finished:
+                if self._error is not None:
+                    raise self._error
+                return None
+            self._news.clear()
+            self._rows_wanted = True
+            if not self._queue and not self._finished:
+                await self._news.wait()
 
     def stop(self) -> None:
         """Let the thread end at its next row."""
@@ -85,20 +87,31 @@ class _Reader:
             self._queue.clear()
             self._room.notify()
 
+    def _take(self) -> list[Row]:
+        rows: list[Row] = []
+        while self._queue and len(rows) < BATCH_ROWS:  # rows that came one by one go on together
+            batch, nbytes = self._queue.popleft()
+            rows += batch
+            self._taken += nbytes
+        # Not for each: changing threads has its price.
+        if self._room_wanted and self._put - self._taken <= READ_AHEAD_BYTES // 2:
+            with self._room:
+                self._room.notify()
+        return rows
+
     def _read(self) -> None:
         try:
             for batch in self._batches:
-                nbytes = batch[0].nbytes if len(batch) == 1 else sum(row.nbytes for row in batch)
-                with self._room:
-                    if not self._may_queue():
-                        self._room.wait_for(self._may_queue)
-                    if self._stopped:
-                        return
-                    self._queue.append((batch, nbytes))
-                    self._rows += len(batch)
-                    self._bytes += nbytes
-                    first = len(self._queue) == 1
-                if first:
+                nbytes = 0
+                for row in batch:
+                    nbytes += max(row.nbytes, _LEAST_BYTES)
+                if self._is_full():
+                    self._wait_for_room()
+                if self._stopped:
+                    return
+                self._queue.append((batch, nbytes))
+                self._put += nbytes
+                if self._rows_wanted:
                     self._tell()
         except PenstockError as error:
             self._error = error
@@ -106,13 +119,19 @@ class _Reader:
             self._error = InputError(f"reading the rows failed: {type(error).__name__}: {error}")
             self._error.__cause__ = error
         finally:
-            with self._room:
-                self._finished = True
+            self._finished = True
             self._tell()
 
-    def _may_queue(self) -> bool:
-        return self._stopped or not self._queue or (self._rows < READ_AHEAD_ROWS and self._bytes < READ_AHEAD_BYTES)
+    def _is_full(self) -> bool:
+        return self._put - self._taken >= READ_AHEAD_BYTES
+
+    def _wait_for_room(self) -> None:
+        with self._room:
+            self._room_wanted = True
+            self._room.wait_for(lambda: self._stopped or not self._is_full())
+            self._room_wanted = False
 
     def _tell(self) -> None:
+        self._rows_wanted = False
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._news.set)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -95,7 +95,7 @@ class HttpRequests:
         from penstock.http.client import HttpClient, Timeouts
         from penstock.http.headers import Headers
         from penstock.http.limiter import Limits, shared_limiter
-        from penstock.http.retries import RetryPolicy
+        from penstock.http.retries import RetryPolicy, retried
 
         options = self.options
         rates = [rate for rate in (options.qps and options.qps * 60, options.requests_per_minute) if rate is not None]
@@ -106,7 +106,8 @@ class HttpRequests:
             adaptive=options.adaptive,
         )
         self._limiter = shared_limiter(self._endpoint.shown, limits.shared_by(options.processes))
-        self._policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
+        policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
+        self._retried = partial(retried, policy, self._send)
         self._client = HttpClient(
             Headers(options.headers),
             timeouts=Timeouts(connect_s=options.connect_timeout_s, try_s=options.timeout_s),
@@ -121,12 +122,12 @@ class HttpRequests:
         Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with `http_status` and
         `body`) and `EngineTimeoutError` for what the server did.
         """
-        from penstock.http.retries import retried
-
         payload = self._payload(row)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
         tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
-        reply = await retried(self._policy, self._send, body, tokens)
+        reply = await self._retried(body, tokens)
+        if tokens and self._limiter is not None:
+            _charge(self._limiter, reply.body, tokens)
         return {self.options.output_column: self._decoded(reply)}
 
     async def stop(self) -> None:
@@ -138,15 +139,12 @@ class HttpRequests:
         if client is not None:
             await client.close()
 
-    async def _send(self, body: Body, estimate: float) -> Reply:
+    def _send(self, body: Body, tokens: float) -> Awaitable[Reply]:
         client, limiter = self._client, self._limiter
         if client is None or limiter is None:
             raise EngineDeadError("the worker of the HTTP processor is not running")
         data = body if isinstance(body, bytes) else body()
-        reply = await client.send(self._endpoint, limiter, data=data, tokens=estimate)
-        if estimate:
-            _charge(limiter, reply.body, estimate)
-        return reply
+        return client.send(self._endpoint, limiter, data=data, tokens=tokens)
 
     def _payload(self, row: Mapping[str, Any]) -> Any:
         name = self.options.payload_column

@@ -35,10 +35,10 @@ class OutputRows:
             if not self._names.keys() >= columns.keys():
                 self._names.update(dict.fromkeys(columns))
 
-    def good(self, values: Mapping[str, Any] | None, made: Mapping[str, Any]) -> dict[str, Any]:
+    def good(self, values: Mapping[str, Any] | None, made: dict[str, Any]) -> dict[str, Any]:
         """The output row of what was made of an input row."""
         if not self._keep:
-            return dict(made)
+            return made
         return {**dict.fromkeys(values or ()), **made, "status": "ok", "error": None}
 
     def bad(self, values: Mapping[str, Any] | None, error: RowError) -> dict[str, Any]:

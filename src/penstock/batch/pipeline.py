@@ -44,8 +44,8 @@ class StagePool:
         self._count = concurrency if isinstance(concurrency, int) else max(concurrency)
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
-        self._free = asyncio.Semaphore(0)
         self.capacity = 0
+        self.places: asyncio.Semaphore | None = None  # None where nobody brings more rows than there is room for
 
     async def start(self) -> None:
         """Make the workers and start them. Raises `PenstockError`; what it started, `stop` stops."""
@@ -63,7 +63,6 @@ class StagePool:
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
-        self._free = asyncio.Semaphore(self.capacity)
 
     @property
     def worker(self) -> Any:
@@ -82,7 +81,8 @@ class StagePool:
 
     async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
         """The columns that the stage adds to the row. Raises `PenstockError`."""
-        await self._free.acquire()
+        if self.places is not None:
+            await self.places.acquire()
         worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)
         worker.busy += 1
         worker.taken += 1
@@ -100,7 +100,8 @@ class StagePool:
             raise UserCodeError(f"{type(error).__name__}: {error}") from error
         finally:
             worker.busy -= 1
-            self._free.release()
+            if self.places is not None:
+                self.places.release()
         if made.__class__ is not dict and not isinstance(made, Mapping):
             raise UserCodeError(f"{self._stage.fn and self._stage.fn.__name__} gave a {type(made).__name__}, no dict")
         return made
@@ -189,13 +190,16 @@ class Pipeline:
         try:
             await _all_or_none(pool.start() for pool in self._pools)
             self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
+            if len(self._pools) > 1:
+                for pool in self._pools:
+                    pool.places = asyncio.Semaphore(pool.capacity)
             yield self
         finally:
             await asyncio.gather(*(pool.stop() for pool in self._pools))
 
     async def outcome(self, row: Row) -> Outcome | None:
         self._counts.engine_calls += 1
-        began = time.perf_counter()
+        began = time.perf_counter_ns()
         values: dict[str, Any] = row.request
         added: dict[str, Any] = {}
         usage: Usage | None = None
@@ -220,7 +224,7 @@ class Pipeline:
                     outcome = self._failure(row, error, pool.name, attempts)
         if outcome is None:
             outcome = Outcome(None, None, added.get("finish_reason"), usage, attempts, None, added)
-        outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
+        outcome.latency_ms = (time.perf_counter_ns() - began) // 1000 / 1000
         return outcome
 
 

@@ -112,7 +112,7 @@ class ProcessorRows:
 
     def prepare(self, row: Row) -> None:
         if row.request is None:
-            row.request = dict(row.values or {})
+            row.request = row.values or {}
         values: dict[str, Any] = row.request
         row.shareable = bool(self._stages)
         for stage in self._stages:
@@ -163,18 +163,21 @@ class ProcessorRows:
         return future.result() if future.done() else future
 
     def _end(self, row: Row, columns: dict[str, Any], outcome: Outcome) -> Outcome:
-        made: Mapping[str, Any] = columns
         try:
             if self._postprocess is not None:
                 made = self._postprocess(columns)
                 if not isinstance(made, Mapping):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
-            parsed = self._pack(made) if self._packed else dict(made)
+                columns = dict(made)
+            parsed = self._pack(columns) if self._packed else columns
             if not self._packed:  # a row that lasts says the same whatever ran before it
-                self._rows.learn(row.values, made)
+                self._rows.learn(row.values, columns)
         except (Exception, SystemExit) as error:
             return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
-        return msgspec.structs.replace(outcome, parsed=parsed)
+        if row.shareable:  # others will be told the outcome as it was
+            return msgspec.structs.replace(outcome, parsed=parsed)
+        outcome.parsed = parsed
+        return outcome
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
         return failed(error, stage, attempts)

@@ -49,7 +49,7 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
     skipped: bool = False
 
 
-class Row:
+class Row(Struct, eq=False):
     """One row of a data set.
 
     `values` is None, and `fault` says why, where the row could not be read. `batch` and `offset` point to the
@@ -59,24 +59,18 @@ class Row:
     where that was found out ahead. `longest` is how many tokens its answer may have, 0 if nobody said.
     """
 
-    __slots__ = (
-        *("batch", "digest", "failure", "fault", "index", "nbytes", "offset"),
-        *("longest", "prefix", "request", "shareable", "values"),
-    )
-
-    def __init__(self, index: int, values: dict[str, Any] | None, fault: str | None = None, nbytes: int = 0) -> None:
-        self.index = index
-        self.values = values
-        self.fault = fault
-        self.nbytes = nbytes
-        self.batch: pa.RecordBatch | None = None
-        self.offset = 0
-        self.request: Any = None
-        self.digest = b""
-        self.prefix = ""
-        self.shareable = False
-        self.longest = 0
-        self.failure: PenstockError | None = None
+    index: int
+    values: dict[str, Any] | None
+    fault: str | None = None
+    nbytes: int = 0
+    batch: pa.RecordBatch | None = None
+    offset: int = 0
+    request: Any = None
+    digest: bytes = b""
+    prefix: str = ""
+    shareable: bool = False
+    longest: int = 0
+    failure: PenstockError | None = None
 
 
 def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:

@@ -137,13 +137,17 @@ class HttpClient:
         Raises `UpstreamError` for a status other than 2xx or a lost connection, `EngineTimeoutError`.
         """
         # Neither by way of `stream` nor in aiohttp's own context: each costs a batch some 5 % of its time.
-        ticket = await limiter.acquire(tokens)
+        ticket = limiter.try_acquire() or await limiter.acquire(tokens)
         verdict: Verdict = "unknown"
         pause = None
         try:
             with self._in_time:
                 response = await self._open(to, data, headers, self._without_total)
-                body = await self._read(response, to)  # to its end, which gives the connection back; else it is closed
+                content = response.content
+                # To its end, which gives the connection back; else it is closed. Most answers have come as a whole.
+                body = content.read_nowait() if content.is_eof() else await self._read(response, to)
+                if len(body) > self._max_body_bytes:
+                    raise self._too_large(response, to)
             verdict = "answered"
             if 200 <= response.status < 300:
                 return Reply(response.status, response.headers, body)
@@ -229,13 +233,10 @@ class HttpClient:
         )
 
     async def _read(self, response: aiohttp.ClientResponse, to: Endpoint) -> bytes:
-        declared = response.content_length
-        if declared is not None and declared <= self._max_body_bytes and "content-encoding" not in response.headers:
-            return await response.read()
         parts: list[bytes] = []
         size = 0
         try:
-            if declared is not None and declared > self._max_body_bytes:
+            if (response.content_length or 0) > self._max_body_bytes:
                 raise self._too_large(response, to)
             async for part in response.content.iter_any():
                 size += len(part)

@@ -23,6 +23,7 @@ Verdict = Literal["answered", "throttled", "unknown"]
 
 FIRST_COOLDOWN_S = 0.5
 LONGEST_COOLDOWN_S = 30.0
+_NEVER = float("-inf")
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -52,7 +53,7 @@ class Pace:
 
     def __init__(self, per_second: float) -> None:
         self._seconds_each = 1 / per_second
-        self._free_at = float("-inf")
+        self._free_at = _NEVER
 
     def reserve(self, amount: float, now: float) -> float:
         """Seconds until the amount may go. It counts from then on, whether it goes or not."""
@@ -87,7 +88,7 @@ class Limiter:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tickets = 0
         self._last_cut = 0
-        self._held_until = float("-inf")
+        self._held_until = _NEVER
         self._cooldown = FIRST_COOLDOWN_S
         per_minute = limits.requests_per_minute, limits.tokens_per_minute
         self._requests, self._tokens = (None if rate is None else Pace(rate / 60) for rate in per_minute)
@@ -109,13 +110,21 @@ class Limiter:
             self.running += 1
         self._tickets += 1
         ticket = self._tickets
-        if self._paced or self._held_until > float("-inf"):
+        if self._paced or self._held_until > _NEVER:
             try:
                 await self._wait(tokens)
             except BaseException:
                 self.release(ticket, "unknown")
                 raise
         return ticket
+
+    def try_acquire(self) -> int | None:
+        """What `acquire` gives, where there is nothing to wait for; else None."""
+        if self._paced or self._waiting or self._held_until > _NEVER or self.running + 1 > self._window:
+            return None
+        self.running += 1
+        self._tickets += 1
+        return self._tickets
 
     def release(self, ticket: int, verdict: Verdict, retry_after: float | None = None) -> None:
         """Give the place back. `retry_after` is the pause in seconds that a throttling server named."""
