@@ -53,6 +53,24 @@ def test_a_pace_takes_amounts_beyond_its_rate_and_corrections():
     assert round(pace.reserve(1, 0.0), 6) == 3.1
 
 
+async def test_a_place_at_once_only_where_there_is_nothing_to_wait_for():
+    limit = limiter(concurrency=2)
+    first, second = limit.try_acquire(), limit.try_acquire()
+    assert first is not None
+    assert second is not None
+    assert limit.try_acquire() is None
+    waiting = asyncio.create_task(limit.acquire())
+    await turns()
+    limit.release(first, "answered")
+    assert limit.try_acquire() is None  # it is the one's who waits
+    limit.release(await waiting, "answered")
+    assert limit.try_acquire() is not None
+    assert limit.running == 2
+    limit.release(second, "throttled", retry_after=1.0)
+    assert limit.try_acquire() is None
+    assert limiter(concurrency=2, requests_per_minute=60).try_acquire() is None
+
+
 async def test_no_more_run_than_the_window_and_the_rest_queue_in_order():
     limit = limiter(concurrency=2)
     order = []

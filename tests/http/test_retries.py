@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock.errors import EngineTimeoutError, RequestError, UpstreamError
-from penstock.http.retries import RetryPolicy, is_retryable, retried, retry_after
+from penstock.http.retries import RetryPolicy, is_retryable, retry_after
 
 AT_ONCE = RetryPolicy(max_retries=2, max_throttled=3, base_wait_s=0)
 
@@ -27,29 +27,29 @@ def status(number, **fields):
 
 
 async def test_failures_that_pass_are_tried_again():
-    assert await retried(AT_ONCE, failing(status(500), EngineTimeoutError(""))) == 3
+    assert await AT_ONCE.run(failing(status(500), EngineTimeoutError(""))) == 3
 
 
 async def test_failures_have_a_limit():
     with pytest.raises(EngineTimeoutError):
-        await retried(AT_ONCE, failing(status(500), status(502), EngineTimeoutError(""), status(500)))
+        await AT_ONCE.run(failing(status(500), status(502), EngineTimeoutError(""), status(500)))
 
 
 async def test_refusals_for_load_count_apart():
-    assert await retried(AT_ONCE, failing(status(429), status(503), status(429), status(500))) == 5
+    assert await AT_ONCE.run(failing(status(429), status(503), status(429), status(500))) == 5
     with pytest.raises(UpstreamError):
-        await retried(AT_ONCE, failing(*[status(429)] * 4))
+        await AT_ONCE.run(failing(*[status(429)] * 4))
 
 
 @pytest.mark.parametrize("number", [400, 401, 404, 422, 501, 301])
 async def test_what_does_not_pass_is_not_tried_again(number):
     with pytest.raises(UpstreamError):
-        await retried(AT_ONCE, failing(status(number)))
+        await AT_ONCE.run(failing(status(number)))
 
 
 async def test_other_errors_come_through():
     with pytest.raises(RequestError):
-        await retried(AT_ONCE, failing(RequestError("")))
+        await AT_ONCE.run(failing(RequestError("")))
 
 
 def test_pauses_double_with_jitter_up_to_the_longest():

@@ -79,14 +79,17 @@ class HttpRequests:
 
     shares_rates = True
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None, **options: Any) -> None:
-        given = {"url": url, "headers": dict(headers or {}), **options}
-        self.options = parse_options(HttpRequestOptions, given, "http_request")
-        for name, value in self.options.headers.items():
+    def __init__(self, url: str, headers: Mapping[str, str] | None = None, **further: Any) -> None:
+        given = {"url": url, "headers": dict(headers or {}), **further}
+        self.options = options = parse_options(HttpRequestOptions, given, "http_request")
+        for name, value in options.headers.items():
             if not isinstance(value, str):
                 raise ConfigError(f"must be a text, not {type(value).__name__}", field=f"headers.{name}")
         client = lazy.require("penstock.http.client", needed_by="The HTTP processor")
-        self._endpoint = client.endpoint(self.options.method, self.options.url)
+        from penstock.http.retries import RetryPolicy
+
+        self._policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
+        self._endpoint = client.endpoint(options.method, options.url)
         self._client: HttpClient | None = None
         self._limiter: Limiter | None = None
 
@@ -95,7 +98,6 @@ class HttpRequests:
         from penstock.http.client import HttpClient, Timeouts
         from penstock.http.headers import Headers
         from penstock.http.limiter import Limits, shared_limiter
-        from penstock.http.retries import RetryPolicy, retried
 
         options = self.options
         rates = [rate for rate in (options.qps and options.qps * 60, options.requests_per_minute) if rate is not None]
@@ -106,8 +108,6 @@ class HttpRequests:
             adaptive=options.adaptive,
         )
         self._limiter = shared_limiter(self._endpoint.shown, limits.shared_by(options.processes))
-        policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
-        self._retried = partial(retried, policy, self._send)
         self._client = HttpClient(
             Headers(options.headers),
             timeouts=Timeouts(connect_s=options.connect_timeout_s, try_s=options.timeout_s),
@@ -125,7 +125,7 @@ class HttpRequests:
         payload = self._payload(row)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
         tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
-        reply = await self._retried(body, tokens)
+        reply = await self._policy.run(self._send, body, tokens)
         if tokens and self._limiter is not None:
             _charge(self._limiter, reply.body, tokens)
         return {self.options.output_column: self._decoded(reply)}

@@ -56,22 +56,21 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
         wait = backoff(tries, first=self.base_wait_s, longest=self.longest_wait_s)
         return wait if named is None else max(named, 0.1 * wait)
 
-
-async def retried(policy: RetryPolicy, attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What `attempt` gives in the end, each time called with the other arguments. Raises the last failure."""
-    failures = throttled = 0
-    while True:
-        try:
-            return await attempt(*args, **kwargs)
-        except (UpstreamError, EngineTimeoutError) as error:
-            if is_throttling(error):
-                throttled += 1
-            else:
-                failures += 1
-            wait = policy.wait(error, failures, throttled)
-            if wait is None:
-                raise
-        await asyncio.sleep(wait)
+    async def run(self, attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `attempt` gives in the end, each time called with the other arguments. Raises the last failure."""
+        failures = throttled = 0
+        while True:
+            try:
+                return await attempt(*args, **kwargs)
+            except (UpstreamError, EngineTimeoutError) as error:
+                if is_throttling(error):
+                    throttled += 1
+                else:
+                    failures += 1
+                wait = self.wait(error, failures, throttled)
+                if wait is None:
+                    raise
+            await asyncio.sleep(wait)
 
 
 def is_retryable(status: int) -> bool:

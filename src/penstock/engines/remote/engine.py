@@ -33,7 +33,7 @@ from penstock.errors import (
     nearest,
 )
 from penstock.http.client import endpoint, form
-from penstock.http.retries import RetryPolicy, retried
+from penstock.http.retries import RetryPolicy
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -283,7 +283,7 @@ class RemoteEngine(LLMEngine):
                     if not error.retryable or not upstreams.others_ready(tried):
                         raise
 
-        result = await retried(self._policy, sweep)
+        result = await self._policy.run(sweep)
         if not self._found.complete and self._learning is None:
             self._learning = asyncio.create_task(self._learn_more(upstreams))
         return result
