@@ -165,14 +165,15 @@ async def test_refusals_for_load_are_waited_out_whatever_max_retries_says():
     assert calls == 4
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"\xff"])
-async def test_an_answer_that_is_not_json_is_an_error(body):
+@pytest.mark.parametrize(("body", "shown"), [(b"<html>", "<html>"), (b"\xff", "\ufffd"), (b"a sk-12345 b", "a *** b")])
+async def test_an_answer_that_is_not_json_is_an_error(body, shown):
     async def page(request):
         return web.Response(body=body, content_type="text/html")
 
-    async with worker(page) as made:
-        with pytest.raises(UpstreamError, match=r"answered 200 with text/html.*, not JSON"):
+    async with worker(page, headers={"Authorization": "Bearer sk-12345"}) as made:
+        with pytest.raises(UpstreamError, match=r"answered 200 with text/html.*, not JSON") as caught:
             await made.process({"payload": {}})
+    assert caught.value.body == shown
 
 
 async def test_after_the_stop_it_says_so():

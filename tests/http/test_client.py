@@ -153,6 +153,27 @@ async def test_half_an_answer_is_a_lost_connection(streamed):
         assert limit.running == 0
 
 
+@pytest.mark.parametrize("said", [b"lalala\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"])
+async def test_what_is_not_http_shows_no_key_of_the_address(said):
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = HttpClient(Headers())
+        await client.open()
+        with pytest.raises(UpstreamError) as caught:
+            await client.send(endpoint("POST", f"http://127.0.0.1:{port}/x?api_key={KEY}"), limiter())
+        await client.close()
+    assert str(caught.value).startswith(f"http://127.0.0.1:{port}/x: the answer is not HTTP: ")
+    assert not caught.value.retryable
+    assert KEY not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 async def test_leaving_a_stream_ends_the_request_and_gives_the_place_back():
     gone = asyncio.Event()
 

@@ -45,7 +45,7 @@ class StagePool:
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
         self.capacity = 0
-        self.places: asyncio.Semaphore | None = None  # once started; None: nobody brings more rows than there is room for
+        self.places: asyncio.Semaphore | None = None  # once started, unless none brings more than fit
 
     async def start(self) -> None:
         """Make the workers and start them. Raises `PenstockError`; what it started, `stop` stops."""

@@ -165,6 +165,12 @@ class HttpClient:
         finally:
             limiter.release(ticket, verdict, pause)
 
+    def not_json(self, reply: Reply, to: Endpoint) -> UpstreamError:
+        """What is told of an answer in another form, without keys: pages of errors like to show the request."""
+        kind = reply.headers.get("content-type", "an unnamed type")
+        why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
+        return UpstreamError(why, http_status=reply.status, body=self._text(reply.body, to)[:KEPT_CHARS])
+
     @asynccontextmanager
     async def stream(
         self,
@@ -262,9 +268,12 @@ class HttpClient:
         except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
             raise self._failure(error, to) from None
 
+    def _text(self, body: bytes, to: Endpoint) -> str:
+        return self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
+
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
         status = response.status
-        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
+        text = self._text(body, to)
         why = " ".join(complaint(text).split())[:SHOWN_CHARS] or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
@@ -299,11 +308,13 @@ class HttpClient:
             )
         elif isinstance(error, aiohttp.ClientHttpProxyError):
             why, passing = f"its proxy answered {error.status}: {error.message}", is_retryable(error.status)
+        elif isinstance(error, aiohttp.ClientResponseError):  # its text would show the whole address
+            why, passing = f"the answer is not HTTP: {' '.join(error.message.split())[:SHOWN_CHARS]}", False
         elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
             why, passing = "the connection was lost", True
         else:
             why, passing = f"{type(error).__name__}: {error}", False
-        return UpstreamError(f"{to.shown}: {self._headers.scrub(why)}", retryable=passing)
+        return UpstreamError(f"{to.shown}: {self._headers.scrub(why, to.secrets)}", retryable=passing)
 
 
 def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
