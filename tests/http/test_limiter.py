@@ -6,7 +6,6 @@ import pytest
 
 from penstock.http.limiter import Limiter, Limits, Pace, shared_limiter
 
-
 real_sleep = asyncio.sleep
 
 
