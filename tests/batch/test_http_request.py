@@ -207,6 +207,23 @@ async def test_methods_headers_columns_and_session_are_the_callers():
     assert made_sessions[0].closed
 
 
+async def test_a_session_that_raises_for_a_status_loses_neither_status_nor_body():
+    async def refuse(request):
+        return web.Response(status=422, text="because")
+
+    async with worker(refuse, session_factory=lambda: aiohttp.ClientSession(raise_for_status=True)) as made:
+        with pytest.raises(UpstreamError, match="answered 422: because") as caught:
+            await made.process({"payload": {}})
+    assert (caught.value.http_status, caught.value.body) == (422, "because")
+
+
+async def test_a_factory_that_makes_no_session_is_named():
+    made = HttpRequests("http://127.0.0.1:1/", session_factory=lambda: None)
+    with pytest.raises(ConfigError, match="session_factory: must make an aiohttp session, not a NoneType"):
+        await made.start()
+    await made.stop()
+
+
 async def test_a_processor_gives_answers_and_error_rows_with_status_and_body():
     async def sometimes(request):
         number = (await request.json())["number"]

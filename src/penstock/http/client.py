@@ -108,9 +108,13 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the session."""
+        """Make the session. Raises `ConfigError` for a `session_factory` that makes something else."""
         if self._session is None:
-            self._session = self._make_session()
+            session: Any = self._make_session()
+            if not hasattr(session, "request"):
+                made = type(session).__name__
+                raise ConfigError(f"must make an aiohttp session, not a {made}", field="session_factory")
+            self._session = session
             if self._try_s is not None:
                 self._in_time = Deadline(self._try_s)
 
@@ -224,7 +228,9 @@ class HttpClient:
             else:
                 data = aiohttp.BytesIOPayload(BytesIO(data), content_type=self._json)
         options: dict[str, Any] = {"data": data, "headers": headers, "timeout": timeout}
-        if to.proxy is not None and self._each_time is None:  # a session of the user's own knows its way
+        if self._each_time is not None:  # a session of the user's own knows its way, and may raise for a status
+            options["raise_for_status"] = False
+        elif to.proxy is not None:
             options["proxy"] = to.proxy
         # A redirect would carry the body, and headers with keys, to somewhere that nobody configured.
         return session.request(to.method, to.url, allow_redirects=False, **options)
