@@ -157,8 +157,8 @@ async def test_without_a_named_pause_one_at_a_time_backs_off_further_and_recover
 
 async def test_rates_are_kept_after_a_pause_too(monkeypatch):
     now = 0.0
-    sleepers = []
-    went = []
+    sleepers: list[tuple[float, int, int, asyncio.Future[None]]] = []
+    went: list[float] = []
 
     def sleep(seconds):
         future = asyncio.get_running_loop().create_future()
