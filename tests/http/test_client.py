@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 from contextlib import asynccontextmanager
 
 import pytest
@@ -9,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, UpstreamError
-from penstock.http.client import HttpClient, Timeouts, complaint, endpoint
+from penstock.http.client import HttpClient, Timeouts, complaint, endpoint, form, multipart
 from penstock.http.headers import Headers
 from penstock.http.limiter import Limiter, Limits
 
@@ -54,6 +55,17 @@ async def test_a_large_body_arrives_whole_and_without_a_warning():
     async with asking(measure) as (client, to):
         for size in (1000, 2 << 20):
             assert (await client.send(to, limiter(), data=b"1" * size)).body == b"%d" % size
+
+
+async def test_a_large_file_arrives_whole_and_without_a_warning():
+    async def measure(request):
+        return web.json_response([len(await part.read()) async for part in await request.multipart()])
+
+    async with asking(measure) as (client, to):
+        large = b"1" * (2 << 20)
+        several = multipart({"a": large, "b": {"content": b"2"}})
+        for made, sizes in ((several, [2 << 20, 1]), (form({}, large), [2 << 20])):
+            assert json.loads((await client.send(to, limiter(), data=made)).body) == sizes
 
 
 @pytest.mark.parametrize(("status", "retryable"), [(400, False), (401, False), (429, True), (500, True), (501, False)])

@@ -328,7 +328,7 @@ def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
     data = aiohttp.FormData()
     for name, value in fields.items():
         data.add_field(name, value)
-    data.add_field("file", file, filename="audio", content_type="application/octet-stream")
+    data.add_field("file", BytesIO(file), filename="audio", content_type="application/octet-stream")
     return data
 
 
@@ -343,7 +343,7 @@ def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
             continue
         file = value if isinstance(value, Mapping) else {"content": value}
         kind = file.get("content_type") or "application/octet-stream"
-        data.add_field(name, file["content"], filename=file.get("filename") or name, content_type=kind)
+        data.add_field(name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind)
     return data
 
 
