@@ -14,7 +14,7 @@ from penstock.batch.policy import ErrorPolicy
 from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
 from penstock.engines.base import Capabilities
-from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError
+from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, told
 
 LONGEST_PAUSE = 5.0
 
@@ -77,7 +77,7 @@ class Attempts:
             except PenstockError as error:
                 failure = error
             except Exception as error:
-                failure = EngineError(f"{type(error).__name__}: {error}")
+                failure = EngineError(told(error))
             if self._is_ending() or not self._policy.retries(failure) or tries.count >= self._most:
                 keeper.progressed()  # this request is done with, well or not
                 raise failure
