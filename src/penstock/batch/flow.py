@@ -126,7 +126,8 @@ class Flow:
         if complete:
             self._reached = self._limits.exceeded(self._counts, end=True)
         if self._reached is not None:
-            raise self._reached
+            done = f"{self._counts.rows:,} rows are done and kept; the same command with a wider limit goes on"
+            raise JobLimitError(f"{self._reached}. {done}" if self._journal is not None else str(self._reached))
         return complete
 
     def drain(self) -> None:

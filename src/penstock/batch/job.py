@@ -227,8 +227,10 @@ class Job:
         output = self._open_output()
         engine = self._engine() if self.processor is None else None
         source = await open_source(self.source)
-        if isinstance(output, Output) and source.reads(output.path):
-            raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
+        if isinstance(output, Output):
+            for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
+                if path is not None and source.reads(path):
+                    raise ConfigError(f"{path} is part of the input, or would be read as such", field=field, value=path)
         form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
         policy = ErrorPolicy(self.on_error or "keep")
