@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from penstock import errors
-from penstock.errors import ConfigError, MissingExtraError, PenstockError, by_kind, nearest
+from penstock.errors import ConfigError, MissingExtraError, PenstockError, by_kind, nearest, text_of, told
 
 
 def subclasses(cls):
@@ -66,3 +66,15 @@ def test_nearest_lists_what_there_is_when_nothing_is_near():
 def test_a_missing_extra_names_the_command():
     assert "pip install 'penstock[ray]'" in str(MissingExtraError("ray", "ray"))
     assert isinstance(MissingExtraError("ray", "ray"), ImportError)
+
+
+def test_a_text_is_one_line_that_can_be_written():
+    class Silent(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert told(ValueError(" one \n\n two\r\nthree")) == "ValueError: one two three"
+    assert told(ValueError()) == "ValueError"
+    assert told(Silent()) == "Silent: (its text cannot be made)"
+    assert text_of(ValueError("\ud800")).encode() == b"\\ud800"
+    assert len(text_of(ValueError("x" * 10_000_000))) == 2001

@@ -334,6 +334,29 @@ class UpstreamError(EngineError):
         self.retry_after = retry_after
 
 
+_LONGEST_TEXT = 2000
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, on one line that can be written anywhere: the text of a class of a caller's may be long, or
+    none at all.
+    """
+    try:
+        text = str(error)
+    except Exception:
+        return "(its text cannot be made)"
+    if len(text) > _LONGEST_TEXT:
+        text = text[:_LONGEST_TEXT] + "…"
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(filter(None, lines)).encode(errors="backslashreplace").decode()
+
+
+def told(error: BaseException) -> str:
+    """The name of an error's class, and what it says."""
+    text = text_of(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that names the known word nearest to `name`, or lists them where none is near."""
     from difflib import get_close_matches  # only on the way to an error

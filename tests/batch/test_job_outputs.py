@@ -94,7 +94,7 @@ async def test_parquet_types_of_parsed_fields(tmp_path, make_engine):
 
 
 async def test_csv_has_flat_columns(tmp_path, make_engine):
-    source = [{"text": "a", "in": {"x": 1, "y": [1]}}, {"text": "b", "in": None}]
+    source = [{"text": 'an "a",\nthen b', "in": {"x": 1, "y": [1]}}, {"text": "b", "in": None}]
     engine = make_engine(lambda text: EngineError('said "no",\nthen died') if text == "b" else text)
     await ask(source, tmp_path / "out.csv", engine)
     good, bad = csv.DictReader((tmp_path / "out.csv").read_text().splitlines(keepends=True))
@@ -116,7 +116,8 @@ async def test_csv_has_flat_columns(tmp_path, make_engine):
         "latency_ms",
     ]
     assert (good["in.x"], good["in.y"], good["error.type"]) == ("1", "[1]", "")
-    assert (bad["in.x"], bad["error.retryable"], bad["error.message"]) == ("", "false", 'said "no",\nthen died')
+    assert good["text"] == good["response"] == 'an "a",\nthen b'
+    assert (bad["in.x"], bad["error.retryable"], bad["error.message"]) == ("", "false", 'said "no", then died')
 
 
 async def test_a_directory_of_parquet(source, tmp_path, make_engine):

@@ -22,10 +22,13 @@ def failing(*numbers):
 async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
     output = tmp_path / "out.jsonl"
     engine = SimulatedEngine(engine_kwargs={"output_tokens": 20, "max_num_seqs": 4})
-    with pytest.raises(JobLimitError, match="max_tokens_total is 1,000"):
+    with pytest.raises(JobLimitError, match=r"max_tokens_total is 1,000$"):
+        await ask(numbered(100), None, engine, max_tokens_total=1000)
+    with pytest.raises(JobLimitError, match="max_tokens_total is 1,000") as stop:
         await ask(numbered(100), output, engine, max_tokens_total=1000)
     assert not output.exists()
     result = await ask(numbered(100), output, engine)
+    assert f"{result.counts.resumed} rows are done and kept; the same command with a wider limit" in str(stop.value)
     assert [row["id"] for row in lines(output)] == list(range(100))
     assert 30 <= result.counts.resumed <= 50
     assert result.counts.engine_calls == 100 - result.counts.resumed

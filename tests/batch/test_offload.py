@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 
 from penstock.batch.offload import Offload
+from penstock.errors import UserCodeError
 
 
 async def test_a_slow_call_leaves_the_loop_free():
@@ -46,14 +47,20 @@ async def test_errors_and_order():
     offload.close()
 
 
-@pytest.mark.parametrize("error", [StopIteration, SystemExit])
+class Ending(BaseException):
+    """A caller's own."""
+
+
+@pytest.mark.parametrize(
+    "error", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Ending]
+)
 async def test_what_no_future_can_hold_is_an_error_too(error):
     def call():
         raise error(3)
 
     offload = Offload()
     futures = [offload.submit(call), offload.submit(int)]
-    with pytest.raises(RuntimeError, match=f"{error.__name__}: 3"):
+    with pytest.raises(UserCodeError, match=f"^{error.__name__}: 3$"):
         await futures[0]
     assert await futures[1] == 0
     offload.close()

@@ -1,5 +1,9 @@
 """A mix of everything that goes wrong: every row is accounted for, and the others are as in a clean run."""
 
+import pyarrow.parquet as pq
+import pytest
+
+import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.simulated import SimulatedEngine
 
@@ -44,16 +48,22 @@ def postprocess(row):
     return {"id": row["id"], "answer": row["generated_text"]}
 
 
-async def run(poisoned):
+async def run(poisoned, output):
+    """As a stream where there is no output, else as a job."""
     engine = SimulatedEngine(engine_kwargs={"max_model_len": 2000})
     config = OpenVINOEngineProcessorConfig(engine=engine, prepare_multimodal_stage=True, should_continue_on_error=True)
-    stream = build_processor(config, preprocess, postprocess)(rows(poisoned))
+    processor = build_processor(config, preprocess, postprocess)
+    if output is not None:
+        counts = (await penstock.arun(rows(poisoned), output, processor=processor)).counts
+        return pq.read_table(output).to_pylist(), counts
+    stream = processor(rows(poisoned))
     return [row async for row in stream], stream.counts
 
 
-async def test_poison_costs_only_its_own_rows():
-    clean, _ = await run(poisoned=False)
-    found, counts = await run(poisoned=True)
+@pytest.mark.parametrize("job", [False, True])
+async def test_poison_costs_only_its_own_rows(tmp_path, job):
+    clean, _ = await run(poisoned=False, output=tmp_path / "clean.parquet" if job else None)
+    found, counts = await run(poisoned=True, output=tmp_path / "found.parquet" if job else None)
     assert [row["id"] for row in found] == list(range(1000))
     bad = {row["id"]: row for row in found if row["status"] == "error"}
     assert sorted(bad) == list(range(50, 1000, 100))

@@ -5,7 +5,7 @@ import pytest
 
 from jobs import ask, lines, numbered
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError
+from penstock.errors import ConfigError, ContextLengthError, EngineError, JobError, OutputError
 from penstock.types import Delta, Usage
 
 pytestmark = pytest.mark.usefixtures("small_parts")
@@ -99,6 +99,27 @@ async def test_a_dead_letter_needs_a_place(tmp_path):
     ):
         with pytest.raises(ConfigError, match="dead_letter"):
             await ask(numbered(1), output, SimulatedEngine(), dead_letter=letter)
+
+
+async def test_dead_letters_take_no_other_file(make_engine, tmp_path):
+    source, output, other = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "other.jsonl"
+    source.write_text('{"id": 0, "text": "text 0"}\n')
+    other.write_text("precious")
+    (tmp_path / "data").symlink_to(tmp_path)
+    for data, letters, error, message in (
+        (source, source, ConfigError, "dead_letter: .* is part of the input"),
+        (tmp_path, tmp_path / "new.jsonl", ConfigError, "(output|dead_letter): .* would be read as such"),
+        (source, tmp_path / "data" / "out.jsonl", ConfigError, "dead_letter: .* is the output"),
+        (source, other, OutputError, "other.jsonl exists and has no dead letters of this job; --fresh replaces it"),
+    ):
+        with pytest.raises(error, match=message):
+            await ask(data, output, make_engine(failing(0)), dead_letter=letters)
+    assert source.read_text() == '{"id": 0, "text": "text 0"}\n'
+    assert other.read_text() == "precious"
+    await ask(source, output, make_engine(failing(0)), dead_letter=other, fresh=True)
+    assert [row["id"] for row in lines(other)] == [0]
+    result = await ask(source, output, make_engine(), dead_letter=other, retry_failed=True)
+    assert (result.counts.ok, lines(other)) == (1, [])
 
 
 # Answers of the wrong length, or form

@@ -27,16 +27,17 @@ ENGINE = {"max_model_len": 300, "output_tokens": 20}
 
 
 async def test_what_a_job_will_be_like(source):
-    found = await Job(source, prompt="{text}", max_tokens=30, model="simulated", engine_kwargs=ENGINE).aplan()
+    job = Job(source, prompt="{text}", max_tokens=30, model="simulated", engine_kwargs=ENGINE)
+    found = await job.aplan(trial=100)
     assert (found.rows, found.read) == (102, 102)
     assert found.unreadable == {"input_error": 1, "invalid_request_error": 1}
     assert found.duplicates == 20
     assert found.over_long == 8
     assert (found.longest_prompt, found.context_length) == (504, 300)
-    distinct = [json.loads(line)["text"] for line in source.read_text().splitlines()[:80]]
-    assert found.prompt_tokens == sum(len(text) + 1 for text in distinct)
-    assert found.failed == {"context_length_exceeded": 4}
-    assert found.completion_tokens == 80 * 20
+    assert found.failed == {"context_length_exceeded": 8}
+    counts = (await job.arun()).counts
+    assert (found.prompt_tokens, found.completion_tokens) == (counts.prompt_tokens, counts.completion_tokens)
+    assert counts.completion_tokens == 72 * 20
     assert found.seconds is not None
     text = described(found)
     for part in ("102 rows", "1 × input_error", "20 with the request", "about 8 too long", "rows showed"):
@@ -61,14 +62,44 @@ async def test_a_processor(source, own, chat):
         own = {**own, "chat_template_stage": False}
     engine = SimulatedEngine(engine_kwargs=ENGINE)
     config = OpenVINOEngineProcessorConfig(engine=engine, should_continue_on_error=True, **own)
-    found = await Job(source, processor=build_processor(config, ask)).aplan()
+    job = Job(source, processor=build_processor(config, ask))
+    found = await job.aplan(trial=100)
     assert found.unreadable == {"input_error": 1, "user_code_error": 1}
     assert found.duplicates == 20
-    assert found.completion_tokens == 80 * 20
     assert (found.over_long, found.longest_prompt) == (8, 503 + chat)
-    assert found.failed == {"context_length_exceeded": 4}
-    distinct = [json.loads(line)["text"] for line in source.read_text().splitlines()[:80]]
-    assert found.prompt_tokens == sum(len(text) + chat for text in distinct)
+    assert found.failed == {"context_length_exceeded": 8}
+    counts = (await job.arun()).counts
+    assert (found.prompt_tokens, found.completion_tokens) == (counts.prompt_tokens, counts.completion_tokens)
+    assert counts.completion_tokens == 72 * 20
+
+
+async def test_prompts_that_are_cut_until_they_fit_count(source):
+    engine = SimulatedEngine(engine_kwargs=ENGINE)
+    job = Job(source, prompt="{text}", max_tokens=30, engine=engine, on_length="truncate")
+    found = await job.aplan(trial=100)
+    counts = (await job.arun()).counts
+    assert (found.over_long, found.failed) == (8, {})
+    assert found.completion_tokens == counts.completion_tokens == 80 * 20
+    assert found.prompt_tokens is not None
+    assert counts.prompt_tokens <= found.prompt_tokens <= 1.25 * counts.prompt_tokens
+
+
+@pytest.mark.parametrize("trial", [32, 0])
+async def test_sorted_data_is_sampled_evenly(tmp_path, trial):
+    """The first half of the rows has short texts and answers, the second half long ones."""
+    path = tmp_path / "in.jsonl"
+    rows = [
+        {"prompt": f"{n} ".ljust(10 if n < 100 else 200), "sampling_params": {"max_tokens": 5 if n < 100 else 100}}
+        for n in range(200)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(engine_kwargs={"output_tokens": 100}))
+    job = Job(path, processor=build_processor(config))
+    found = await job.aplan(trial=trial)
+    counts = (await job.arun()).counts
+    assert found.prompt_tokens == counts.prompt_tokens == 21_000
+    assert counts.completion_tokens == 10_500
+    assert trial == 0 or 0.6 < (found.completion_tokens or 0) / counts.completion_tokens < 1.4
 
 
 async def test_a_processor_that_asks_no_engine(source):

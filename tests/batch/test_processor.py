@@ -14,6 +14,7 @@ from penstock.batch import (
     ProcessorConfig,
     StatefulStage,
 )
+from penstock.batch.rows import Row
 from penstock.batch.stream import AHEAD_ROWS
 from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobError, UserCodeError
 
@@ -142,14 +143,35 @@ async def test_a_row_that_fails_first_does_not_wait_for_what_depends_on_it():
     assert found == ["error", "ok"]
 
 
+class Ending(BaseException):
+    """A caller's own."""
+
+
+class Silent(Exception):
+    def __str__(self):
+        raise ValueError("there is no text")
+
+
+ENDINGS = [ValueError, Silent, Ending, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("after", [0, 1])
-async def test_a_source_that_wants_to_end_the_program_ends_the_run(after):
+@pytest.mark.parametrize("arriving", [False, True])
+def test_a_source_that_wants_to_end_everything_ends_the_run(after, ending, arriving):
+    """In the thread that a plain `for` works in: in the main thread a `KeyboardInterrupt` is the user's."""
+
     def rows():
         yield from numbers(after)
-        raise SystemExit(3)
+        raise ending("enough")
 
-    with pytest.raises((InputError, RuntimeError), match="SystemExit: 3"):
-        await all_of(adding(1)(rows()))
+    async def rows_that_arrive():
+        for row in numbers(after):
+            yield row
+        raise ending("enough")
+
+    with pytest.raises(InputError, match=f"reading the rows failed: {ending.__name__}: "):
+        adding(1)(rows_that_arrive() if arriving else rows()).take_all()
 
 
 class Counting:
@@ -231,12 +253,12 @@ class Leaving:
 
     def __init__(self, place=None, ending=SystemExit):
         self.place = place
-        self.ending = ending
+        self.error = ending  # `ending` would be set when the run ends
         self.leave("init")
 
     def leave(self, here):
         if here == self.place:
-            raise self.ending("enough")
+            raise self.error("enough")
 
     async def start(self):
         self.leave("start")
@@ -257,41 +279,56 @@ class LeavingInAThread(Leaving):
         return {}
 
 
-@pytest.mark.parametrize("ending", [SystemExit, asyncio.CancelledError, ValueError])
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("worker", [Leaving, LeavingInAThread])
-async def test_a_row_that_wants_to_end_everything_ends_alone(worker, ending):
+def test_a_row_that_wants_to_end_everything_ends_alone(worker, ending):
     config = ProcessorConfig(should_continue_on_error=True)
     stages = [StatefulStage(worker, {"place": "process", "ending": ending})]
-    found = await all_of(Processor(config, stages)(numbers(4)))
+    found = Processor(config, stages)(numbers(4)).take_all()
     assert [row["status"] for row in found] == ["ok", "error", "ok", "ok"]
-    assert ending.__name__ in found[1]["error"]["message"]
+    assert found[1]["error"]["message"].startswith(f"{ending.__name__}: ")
 
 
-@pytest.mark.parametrize("ending", [SystemExit, ValueError])
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("place", ["init", "start"])
-async def test_a_worker_that_wants_to_end_everything_ends_the_run(place, ending):
+def test_a_worker_that_wants_to_end_everything_ends_the_run(place, ending):
     processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": place, "ending": ending})])
-    with pytest.raises(UserCodeError, match=f"Leaving cannot be (made|started): {ending.__name__}: enough"):
-        await all_of(processor(numbers(1)))
+    with pytest.raises(UserCodeError, match=f"Leaving cannot be (made|started): {ending.__name__}: "):
+        processor(numbers(1)).take_all()
 
 
-async def test_a_worker_that_cannot_be_stopped_costs_no_row(caplog):
-    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": "stop"})])
-    assert len(await all_of(processor(numbers(2)))) == 2
-    assert "Leaving could not be stopped" in caplog.text
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_worker_that_cannot_be_stopped_costs_no_row(caplog, ending):
+    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": "stop", "ending": ending})])
+    assert len(processor(numbers(2)).take_all()) == 2
+    assert f"Leaving could not be stopped: {ending.__name__}: " in caplog.text
+    assert "Traceback" not in caplog.text
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("where", ["preprocess", "postprocess"])
-async def test_so_does_a_function(where):
+def test_so_does_a_function(where, ending):
     def leave(row):
         if row["id"] == 1:
-            raise SystemExit(3)
+            raise ending("enough")
         return row
 
     config = ProcessorConfig(should_continue_on_error=True)
-    found = await all_of(adding(1, config=config, **{where: leave})(numbers(3)))
+    found = adding(1, config=config, **{where: leave})(numbers(3)).take_all()
     assert [row["status"] for row in found] == ["ok", "error", "ok"]
-    assert (found[1]["error"]["stage"], found[1]["error"]["message"]) == (where, "SystemExit: 3")
+    assert found[1]["error"]["stage"] == where
+    assert found[1]["error"]["message"].startswith(f"{ending.__name__}: ")
+
+
+async def test_a_ctrl_c_is_no_row_error():
+    """In the main thread, where signals raise it, during a call that is made in place."""
+
+    def interrupted(row):
+        raise KeyboardInterrupt
+
+    form = adding(1, preprocess=interrupted).rows()
+    with pytest.raises(KeyboardInterrupt):
+        form._begin(Row(0, {"x": 1}))
 
 
 async def test_nothing_is_still_starting_when_another_stage_has_failed():

@@ -166,7 +166,7 @@ async def test_failed_rows_are_run_again(tmp_path):
     assert pq.read_table(output)["double"].to_pylist() == [2 * n for n in range(300)]
 
 
-@pytest.mark.parametrize("options", [{"on_error": "keep"}, {"dead_letter": "failed.jsonl"}])
+@pytest.mark.parametrize("options", [{"on_error": "keep"}, {"dead_letter": "failed.jsonl"}, {"max_error_rate": 0.2}])
 async def test_what_is_said_of_the_job_goes_before_what_the_processor_says(tmp_path, options):
     if "dead_letter" in options:
         options = {"dead_letter": tmp_path / "failed.jsonl"}

@@ -14,7 +14,7 @@ from penstock.batch.policy import ErrorPolicy
 from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
 from penstock.engines.base import Capabilities
-from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError
+from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, told
 
 LONGEST_PAUSE = 5.0
 
@@ -77,7 +77,7 @@ class Attempts:
             except PenstockError as error:
                 failure = error
             except Exception as error:
-                failure = EngineError(f"{type(error).__name__}: {error}")
+                failure = EngineError(told(error))
             if self._is_ending() or not self._policy.retries(failure) or tries.count >= self._most:
                 keeper.progressed()  # this request is done with, well or not
                 raise failure
@@ -127,21 +127,21 @@ class EngineAsker:
         self.ending = False
         self._attempts = Attempts(keeper, lambda: self.ending, most=most, policy=policy)
         self.engine = keeper.engine
-        self._form = form
+        self.form = form
         self._counts = counts
 
     async def outcome(self, row: Row) -> Outcome | None:
         tries = Tries()
         began = time.perf_counter()
         try:
-            outcome = await self._attempts.answer(lambda: self._form.ask(self.engine, row), row.request.adapter, tries)
+            outcome = await self._attempts.answer(lambda: self.form.ask(self.engine, row), row.request.adapter, tries)
             outcome.attempts = tries.count
         except JobError:
             raise
         except PenstockError as error:
             if self.ending and error.retryable:
                 return None  # it gets its attempts when the job resumes
-            outcome = self._form.failure(row, error, "engine", tries.count)
+            outcome = self.form.failure(row, error, "engine", tries.count)
         finally:
             self._counts.engine_calls += tries.count
         outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)

@@ -17,7 +17,8 @@ from penstock.batch.output_rows import OutputRows
 from penstock.batch.pipeline import StagePool
 from penstock.batch.rows import RowError, failed
 from penstock.batch.stages.base import StatefulStage
-from penstock.errors import JobError, PenstockError, UserCodeError
+from penstock.batch.user_code import is_ctrl_c, user_error
+from penstock.errors import JobError, UserCodeError, text_of
 
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
 
@@ -55,7 +56,9 @@ class Beginning:
             return Carried(values, values)
         try:
             return Carried(values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")})
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
             return Carried(values, values, failure(error, "preprocess", self._keep))
 
 
@@ -113,16 +116,18 @@ class Ending:
         if row.error is None and self._postprocess is not None:
             try:
                 row.columns = dict(_mapping(self._postprocess(dict(row.columns)), "postprocess"))
-            except (Exception, SystemExit) as error:
+            except BaseException as error:
+                if is_ctrl_c(error):
+                    raise
                 row.error = failure(error, "postprocess", self._keep)
         return row
 
 
 def failure(error: BaseException, stage: str, keep: bool) -> RowError:
     """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error is not the row's."""
-    known = error if isinstance(error, PenstockError) else UserCodeError(f"{type(error).__name__}: {error}")
+    known = user_error(error)
     if not keep or isinstance(error, JobError):
-        raise JobError(f"a row failed at {stage}: {known}") from error
+        raise JobError(f"a row failed at {stage}: {text_of(known)}") from error
     said = failed(known, stage, 1).error
     assert said is not None
     return said

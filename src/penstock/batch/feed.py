@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import BATCH_ROWS, Source
 from penstock.batch.sources.iterables import AsyncRows
-from penstock.errors import InputError, PenstockError
+from penstock.errors import InputError, PenstockError, told
 
 READ_AHEAD_ROWS = 2048
 READ_AHEAD_BYTES = 32 << 20
@@ -59,7 +59,7 @@ class _Reader:
         self._news = asyncio.Event()
         self._room_wanted = False
         self._room = threading.Condition()
-        self._error: PenstockError | None = None
+        self._error: Exception | None = None
         self._finished = False
         self._stopped = False
         # A daemon, as it may wait for ever on a pipe that nobody writes to.
@@ -115,8 +115,8 @@ class _Reader:
                     self._tell()
         except PenstockError as error:
             self._error = error
-        except BaseException as error:  # of any kind: the rows would seem to be all there were
-            self._error = InputError(f"reading the rows failed: {type(error).__name__}: {error}")
+        except BaseException as error:  # whatever it is: rows that are missing in silence would be worse
+            self._error = InputError(f"reading the rows failed: {told(error)}")
             self._error.__cause__ = error
         finally:
             self._finished = True

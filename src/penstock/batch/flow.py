@@ -31,7 +31,8 @@ from penstock.batch.rows import Outcome, Row, Stage, nbytes
 from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
-from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError
+from penstock.batch.user_code import ends_task
+from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError, told
 from penstock.garbage import collected_seldom
 
 MAX_ROWS = 16384
@@ -125,7 +126,8 @@ class Flow:
         if complete:
             self._reached = self._limits.exceeded(self._counts, end=True)
         if self._reached is not None:
-            raise self._reached
+            done = f"{self._counts.rows:,} rows are done and kept; the same command with a wider limit goes on"
+            raise JobLimitError(f"{self._reached}. {done}" if self._journal is not None else str(self._reached))
         return complete
 
     def drain(self) -> None:
@@ -178,7 +180,9 @@ class Flow:
             replay.finish()
             self._all_read = True
             self._admit()
-        except Exception as error:
+        except BaseException as error:
+            if ends_task(error):
+                raise
             self.stop(error)
 
     def _receive(self, row: Row) -> None:
@@ -209,7 +213,7 @@ class Flow:
         except PenstockError as error:
             return error, self._form.preparing
         except Exception as error:  # values of the caller's own types can fail in any way
-            return RequestError(f"{type(error).__name__}: {error}"), self._form.preparing
+            return RequestError(told(error)), self._form.preparing
         return None
 
     def _is_full(self) -> bool:
@@ -294,12 +298,10 @@ class Flow:
                     self._answered.append((row, outcome, own))
                 await asyncio.sleep(0)  # others' turn, and `_deliver` before this worker's next row
                 row = self._next_row()
-        except asyncio.CancelledError as error:
-            if not task.cancelling():  # it came from below, and the row would never be finished
-                self.stop(error)
-            raise
-        except Exception as error:
-            self.stop(error)
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            self.stop(error)  # whatever it is: the row would never be finished
         finally:
             self._tasks.discard(task)
             self._admit()
@@ -398,6 +400,6 @@ class Flow:
 
 def _fault(error: BaseException) -> JobError:
     """A job error for what nobody foresaw."""
-    fault = JobError(f"{type(error).__name__}: {error}")
+    fault = JobError(told(error))
     fault.__cause__ = error
     return fault

@@ -88,7 +88,7 @@ class Job:
         on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output, "fail" stops the job at
             it, "retry" tries it again though its failure does not look as if it passed, and keeps it then. Or a mapping
             of kinds of errors (`error.type`) to these, with "*" for the others. Default: "keep"; with a processor that
-            does not continue on errors, and without `dead_letter`, "fail".
+            does not continue on errors, and without `dead_letter` or `max_error_rate`, "fail".
         on_length: "raise" asks again, with twice the `max_tokens`, for an answer that was cut off by it; "truncate"
             shortens a prompt that is too long for the model; "raise,truncate" does both. Default "keep": neither.
         on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow the schema, and asks
@@ -227,15 +227,18 @@ class Job:
         output = self._open_output()
         engine = self._engine() if self.processor is None else None
         source = await open_source(self.source)
-        if isinstance(output, Output) and source.reads(output.path):
-            raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
+        if isinstance(output, Output):
+            for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
+                if path is not None and source.reads(path):
+                    raise ConfigError(f"{path} is part of the input, or would be read as such", field=field, value=path)
         form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
         policy = ErrorPolicy(self.on_error or "keep")
         if self.processor is not None:
             self._check_unset(_REPAIRS, "is said in the configuration of the processor, in a field of this name")
             self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
-            going_on = self.processor.config.should_continue_on_error or self.dead_letter is not None
+            counts_on_errors = self.dead_letter is not None or self.max_error_rate is not None
+            going_on = self.processor.config.should_continue_on_error or counts_on_errors
             if self.on_error is None and not going_on:
                 policy = ErrorPolicy("fail")
             keep_errors = going_on or self.on_error not in (None, "fail")

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from penstock.batch.user_code import is_ctrl_c, user_error
+
 QUICK_SECONDS = 0.0002
 """A call that takes no longer may be made on the event loop: changing threads would cost as much."""
 _TRIAL = 32
@@ -18,9 +20,6 @@ _QUICK_OF_TRIAL = 24
 _MEAN_SECONDS = 0.001
 _STALL_SECONDS = 0.05
 _DELIVER_SECONDS = 0.005
-
-_NOT_TO_PASS_ON = (StopIteration, SystemExit, GeneratorExit, asyncio.CancelledError)
-"""No future can hold the first, and the others would end the thread, with nobody to tell."""
 
 Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
@@ -123,9 +122,12 @@ def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
     result = None
     try:
         result = call()
-    except _NOT_TO_PASS_ON as caught:
-        error = RuntimeError(f"{type(caught).__name__}: {caught}")
-        error.__cause__ = caught
+    except StopIteration as caught:  # no future can hold it
+        error = user_error(caught)
     except Exception as caught:
         error = caught
+    except BaseException as caught:  # it would end the thread, or the task that waits
+        if is_ctrl_c(caught):
+            raise
+        error = user_error(caught)
     return future, result, error, time.perf_counter() - began

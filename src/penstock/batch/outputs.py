@@ -33,6 +33,8 @@ class Output:
             raise ConfigError("must not be empty", field="output")
         if dead_letter is not None and (is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))):
             raise ConfigError("must be a local path ending in .jsonl", field="dead_letter", value=dead_letter)
+        if dead_letter is not None and os.path.realpath(dead_letter) == os.path.realpath(path):
+            raise ConfigError(f"{dead_letter} is the output", field="dead_letter", value=dead_letter)
         self.path = path
         self.dead_letter = dead_letter
         self.remote = is_url(path)

@@ -17,13 +17,11 @@ from penstock.batch.policy import ErrorPolicy
 from penstock.batch.rows import Outcome, Row, Stage
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.told_usage import together, told_usage
-from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError
+from penstock.batch.user_code import ends_task, is_ctrl_c, user_error
+from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
 from penstock.types import Usage
 
 DEFAULT_BATCH_SIZE = 32
-ENDINGS = (Exception, SystemExit)
-"""What calls of the user's code end with. A `SystemExit` that got to the event loop would end that in silence."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -53,12 +51,12 @@ class StagePool:
         assert fn is not None
         try:
             self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
-        except PenstockError:
-            raise
         except TypeError as error:
-            raise ConfigError(f"{fn.__name__} cannot be made: {error}", field=self.name) from error
-        except ENDINGS as error:
-            raise UserCodeError(f"{fn.__name__} cannot be made: {type(error).__name__}: {error}") from error
+            raise ConfigError(f"{fn.__name__} cannot be made: {text_of(error)}", field=self.name) from error
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            raise user_error(error, f"{fn.__name__} cannot be made") from error
         await _all_or_none(worker.start() for worker in self._workers)
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
@@ -91,14 +89,11 @@ class StagePool:
             made = await worker.process(row)
         except PenstockError:
             raise
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+        except BaseException as error:
+            if ends_task(error):
                 raise
-            raise UserCodeError("CancelledError, though nobody has cancelled it") from error
-        except ENDINGS as error:
             _log.debug("stage %s failed", self.name, exc_info=True)
-            raise UserCodeError(f"{type(error).__name__}: {error}") from error
+            raise user_error(error) from error
         finally:
             worker.busy -= 1
             if self.places is not None:
@@ -125,11 +120,10 @@ class _Worker:
     async def start(self) -> None:
         try:
             await _called(self.instance, "start")
-        except PenstockError:
-            raise
-        except ENDINGS as error:
-            name = type(self.instance).__name__
-            raise UserCodeError(f"{name} cannot be started: {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            raise user_error(error, f"{type(self.instance).__name__} cannot be started") from error
 
     def _in_thread(self, row: dict[str, Any]) -> Awaitable[Any]:
         assert self._offload is not None
@@ -140,8 +134,11 @@ class _Worker:
             self._offload.close()
         try:
             await _called(self.instance, "stop")
-        except ENDINGS:
-            _log.warning("%s could not be stopped", type(self.instance).__name__, exc_info=True)
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            _log.warning("%s could not be stopped: %s", type(self.instance).__name__, told(error))
+            _log.debug("where that arose", exc_info=True)
 
 
 class Pipeline:

@@ -33,8 +33,9 @@ class Forecast(Struct, kw_only=True):
     `rows` is their number, None where they were not all read and the data does not say; `read` how many were read.
     Among these are `unreadable` rows, which fail before they are asked, by kind of error, and `duplicates`, rows with
     the request of another row, which is asked once. The rest is estimated: `tried` rows were asked, `counted` had their
-    tokens counted. `over_long` rows do not fit the model. Tokens are those of all rows, `seconds` the time for them at
-    the speed that was measured; None where nothing was tried. `failed` are tried rows that failed, by kind.
+    tokens counted. `over_long` rows do not fit the model. Tokens are those that the whole job computes: none for rows
+    that fail, and of a prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
+    that was measured; None where nothing was tried. `failed` are tried rows that failed, by kind.
     """
 
     rows: int | None
@@ -58,6 +59,7 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
     """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the job would."""
     found = Forecast(rows=plan.total, read=0)
     sample, complete = await _read(plan, found)
+    random.Random(0).shuffle(sample)  # its first rows are those tried, and data may be sorted by length
     if complete:
         found.rows = found.read
     counts = Counts()
@@ -127,12 +129,11 @@ async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> Non
     if not lengths:
         return
     distinct = _distinct(found)
-    tokens = [length.tokens for length in lengths]
     found.context_length = lengths[0].context
     found.counted = len(lengths)
-    found.longest_prompt = max(tokens)
+    found.longest_prompt = max(length.tokens for length in lengths)
     found.over_long = round(distinct * sum(length.is_over_long for length in lengths) / len(lengths))
-    found.prompt_tokens = round(distinct * sum(tokens) / len(tokens))
+    found.prompt_tokens = round(distinct * sum(length.computed for length in lengths) / len(lengths))
 
 
 async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:
@@ -165,9 +166,9 @@ async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> 
     if usages:
         completed = sum(usage.completion_tokens for usage in usages)
         found.tokens_per_second = completed / took
-        found.completion_tokens = round(distinct * completed / len(usages))
+        found.completion_tokens = round(distinct * completed / len(outcomes))
         if found.prompt_tokens is None:
-            found.prompt_tokens = round(distinct * sum(usage.prompt_tokens for usage in usages) / len(usages))
+            found.prompt_tokens = round(distinct * sum(usage.prompt_tokens for usage in usages) / len(outcomes))
 
 
 def _distinct(found: Forecast) -> int:

@@ -18,6 +18,7 @@ from penstock.batch.output_rows import OutputRows
 from penstock.batch.requests import conversation_text
 from penstock.batch.rows import Outcome, Row, Stage, failed, nbytes
 from penstock.batch.stages.base import StatefulStage
+from penstock.batch.user_code import is_ctrl_c, user_error
 from penstock.errors import PenstockError, UserCodeError
 
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -107,8 +108,10 @@ class ProcessorRows:
             if not isinstance(columns, Mapping):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
             row.request = {**row.values, **columns}
-        except (Exception, SystemExit) as error:
-            row.failure = _user_error(error)
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            row.failure = user_error(error)
 
     def prepare(self, row: Row) -> None:
         if row.request is None:
@@ -172,8 +175,10 @@ class ProcessorRows:
             parsed = self._pack(columns) if self._packed else columns
             if not self._packed:  # a row that lasts says the same whatever ran before it
                 self._rows.learn(row.values, columns)
-        except (Exception, SystemExit) as error:
-            return self.failure(row, _user_error(error), "postprocess", outcome.attempts)
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            return self.failure(row, user_error(error), "postprocess", outcome.attempts)
         if row.shareable:  # others will be told the outcome as it was
             return msgspec.structs.replace(outcome, parsed=parsed)
         outcome.parsed = parsed
@@ -190,14 +195,6 @@ class ProcessorRows:
             columns = b64decode(columns)
         made: dict[str, Any] = self._unpack(columns) if isinstance(columns, bytes) else columns
         return self._rows.good(row.values, made)
-
-
-def _user_error(error: BaseException) -> PenstockError:
-    if isinstance(error, PenstockError):
-        return error
-    made = UserCodeError(f"{type(error).__name__}: {error}")
-    made.__cause__ = error
-    return made
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from penstock.batch.attempts import Asker, EngineAsker
 from penstock.batch.pipeline import Pipeline
-from penstock.batch.repair import Request
+from penstock.batch.repair import Repair, Request
+from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Row
 from penstock.batch.stages.engine import EngineRequests
 from penstock.batch.stages.text import ChatTemplates, Tokens
@@ -19,17 +20,25 @@ from penstock.types import ChatRequest
 
 class PromptLength(NamedTuple):
     """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those of both together
-    that the model takes.
+    that the model takes. `shortened`: a prompt that is too long is not refused, but cut until it fits.
     """
 
     tokens: int
     answer: int
     context: int
+    shortened: bool = False
 
     @property
     def is_over_long(self) -> bool:
-        """Whether the model will refuse it."""
+        """Whether the model refuses it as it is."""
         return self.tokens + self.answer > self.context
+
+    @property
+    def computed(self) -> int:
+        """The tokens that the model will compute, at most."""
+        if not self.is_over_long:
+            return self.tokens
+        return max(self.context - self.answer, 0) if self.shortened else 0
 
 
 async def prompt_length(asker: Asker, row: Row) -> PromptLength | None:
@@ -40,21 +49,27 @@ async def prompt_length(asker: Asker, row: Row) -> PromptLength | None:
     asked = _asked(asker, row)
     if asked is None:
         return None
-    engine, request = asked
+    engine, request, repair = asked
     tokens = await _tokens(engine, request)
     if tokens is None:
         return None
-    return PromptLength(tokens, request.sampling.max_tokens or 1, engine.capabilities.context_length)
+    return PromptLength(
+        tokens, request.sampling.max_tokens or 1, engine.capabilities.context_length, shortened=repair.truncate
+    )
 
 
-def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request] | None:
+def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request, Repair] | None:
     """What the engine is asked for a row, where that shows before anything has been done with it."""
     if isinstance(asker, EngineAsker):
-        return (asker.engine, row.request) if isinstance(row.request, ChatRequest) else None
+        if not isinstance(row.request, ChatRequest):
+            return None
+        return asker.engine, row.request, asker.form.repair if isinstance(asker.form, ColumnRequests) else Repair()
     if not isinstance(asker, Pipeline):
         return None
     others = [worker for worker in asker.workers if not isinstance(worker, ChatTemplates | Tokens)]
-    return others[0].asked(row.request) if others and isinstance(others[0], EngineRequests) else None
+    if not others or not isinstance(first := others[0], EngineRequests) or (asked := first.asked(row.request)) is None:
+        return None
+    return *asked, first.repair
 
 
 async def _tokens(engine: LLMEngine, request: Request) -> int | None:

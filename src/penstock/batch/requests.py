@@ -85,7 +85,7 @@ class ColumnRequests:
         prefix: str = "",
         repair: Repair | None = None,
     ) -> None:
-        self._repair = repair or Repair()
+        self.repair = repair or Repair()
         self._template = template
         self._messages = messages
         self._system: list[Message] = [{"role": "system", "content": system}] if system is not None else []
@@ -170,7 +170,7 @@ class ColumnRequests:
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         context = engine.capabilities.context_length
-        return await self._repair.answer(row.request, partial(collect, engine), context, self._read)
+        return await self.repair.answer(row.request, partial(collect, engine), context, self._read)
 
     def _read(self, answer: Outcome) -> Outcome:
         """The answer with its fields, or with what is wrong with it."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, text_of
 from penstock.types import Usage
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
     """The outcome of a row that `error` ended at `stage`."""
     body = getattr(error, "body", None)
     status = getattr(error, "http_status", None) if body is not None else None
-    said = RowError(error.kind, stage, error.retryable, str(error), status, None if body is None else str(body))
+    said = RowError(error.kind, stage, error.retryable, text_of(error), status, None if body is None else str(body))
     return Outcome(error=said, attempts=attempts)
 
 

@@ -45,8 +45,8 @@ class State:
         """
         folder = output.folder
         job = manifests.normal(job)
-        if not (folder / manifests.FILE).exists() and not fresh and output.exists():
-            raise OutputError(f"{output.path} exists and is not the output of this job; --fresh replaces it")
+        if not fresh:
+            _keep_others(output, job)
         output.prepare()
         lock = _acquire(folder)
         try:
@@ -120,6 +120,17 @@ class State:
         self.manifest.status = "running"
         self.manifest.save(self.output.folder)
         self.journal.load()
+
+
+def _keep_others(output: Output, job: Mapping[str, Any]) -> None:
+    """Raise `OutputError` if the job would write over a file that is none of its own."""
+    found = manifests.load(output.folder)
+    if found is None and output.exists():
+        raise OutputError(f"{output.path} exists and is not the output of this job; --fresh replaces it")
+    letters = output.dead_letter
+    own = found is not None and found.job.get("dead letter") == job.get("dead letter")
+    if letters is not None and not own and os.path.exists(letters):
+        raise OutputError(f"{letters} exists and has no dead letters of this job; --fresh replaces it")
 
 
 def _as_base(parts: list[Part], file: str, *, keep_order: bool, without_failed: bool) -> list[Part]:

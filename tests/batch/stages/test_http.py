@@ -168,16 +168,22 @@ async def test_tokens_that_answers_tell_of_are_counted(tmp_path):
 
 async def test_cancelling_closes_the_connections():
     arrived = asyncio.Event()
-    never = asyncio.Event()
+    servers: set = set()
 
-    async def handler(request):
+    async def handle(reader, writer):
+        servers.add(asyncio.current_task())
+        await reader.readuntil(b"\r\n\r\n")
         arrived.set()
-        await never.wait()
+        await reader.read()  # to the end of what the client sends: until it closes the connection
+        writer.close()
 
-    async with serving(handler) as url:
-        task = asyncio.create_task(all_of(processor(url)([{"n": 1}])))
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        before = asyncio.all_tasks()
+        task = asyncio.create_task(all_of(processor(url)([{"n": 1}, {"n": 2}])))
         await arrived.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        never.set()
+        assert asyncio.all_tasks() - servers == before  # nobody is left who asks
+        await asyncio.gather(*servers)

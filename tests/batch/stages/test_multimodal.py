@@ -151,19 +151,23 @@ async def test_rows_come_one_to_one_in_order_and_can_be_cancelled():
     assert [row["multimodal_data"]["image"][0] for row in found] == [image(size=size) for size in sizes]
     asked_for = asyncio.Event()
     never = asyncio.Event()
+    servers = set()
 
     async def handle(reader, writer):
+        servers.add(asyncio.current_task())
         asked_for.set()
         await never.wait()
         writer.close()
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
+        before = asyncio.all_tasks()
         task = asyncio.create_task(prepared([asked(f"http://127.0.0.1:{port}/x.png")]))
         await asked_for.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert asyncio.all_tasks() - servers == before  # nobody is left who waits for it
         never.set()
 
 

@@ -44,6 +44,22 @@ async def test_stages_of_their_own_give_the_same_and_their_columns():
     assert found[3]["tokenized_prompt"] == list(b"text 3\n")
 
 
+@pytest.mark.parametrize("own", [{}, OWN])
+async def test_rows_come_one_to_one_and_in_order(own):
+    """From the engine alone and from each stage, though they finish in another order."""
+    engine = SimulatedEngine(engine_kwargs={"output_tokens": 100})
+    given = [
+        {**row, "sampling_params": {"temperature": 0.0, "max_tokens": 1 + row["id"] * 7 % 13}} for row in rows(200)
+    ]
+    config = OpenVINOEngineProcessorConfig(engine=engine, **own)
+    finished = [row["id"] async for row in build_processor(config)(given, order="done")]
+    found = await all_of(build_processor(config)(given))
+    assert finished != sorted(finished) == list(range(200))
+    assert [row["id"] for row in found] == list(range(200))
+    assert [row["num_generated_tokens"] for row in found] == [1 + n * 7 % 13 for n in range(200)]
+    assert [row["num_input_tokens"] for row in found] == [len(f"text {n}\n") for n in range(200)]
+
+
 async def test_stages_can_be_left_out():
     plain = processor(chat_template_stage=False, tokenize_stage=False, detokenize_stage=False)
     assert plain.list_stage_names() == ["OpenVINOEngineStage"]

@@ -8,7 +8,8 @@ from typing import Any
 
 from penstock.batch.rows import Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of
-from penstock.errors import InputError
+from penstock.batch.user_code import ends_task
+from penstock.errors import InputError, told
 
 
 class Rows(Source):
@@ -85,7 +86,9 @@ async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = No
             value = await anext(iterator)
         except StopAsyncIteration:
             return
-        except Exception as error:
+        except BaseException as error:
+            if ends_task(error):
+                raise
             raise _broken(error) from error
         yield _row(index, value)
         index += 1
@@ -98,5 +101,5 @@ def _row(index: int, value: Any) -> Row:
     return Row(index, values, None, 64 + nbytes(values))
 
 
-def _broken(error: Exception) -> InputError:
-    return InputError(f"reading the rows failed: {type(error).__name__}: {error}")
+def _broken(error: BaseException) -> InputError:
+    return InputError(f"reading the rows failed: {told(error)}")

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from penstock.errors import InputError, told
+
 T = TypeVar("T")
 
 
@@ -31,10 +33,12 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
         failure: Exception | None = None
         try:
             result.append(call())
-        except (StopIteration, SystemExit) as error:  # no future can hold the one, and the other would end the thread
-            failure = RuntimeError(f"{type(error).__name__}: {error}")
+        except StopIteration as error:  # no future can hold it
+            failure = InputError(f"reading the rows failed: {told(error)}")
         except Exception as error:
             failure = error
+        except BaseException as error:  # it would end the thread, and whoever waits would wait for ever
+            failure = InputError(f"reading the rows failed: {told(error)}")
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
 

@@ -59,7 +59,7 @@ class EngineRequests:
         self._lora_path = lora_path
         self._most = most
         self._max_attempts = max_attempts
-        self._repair = repair or Repair()
+        self.repair = repair or Repair()
         self._stack = contextlib.AsyncExitStack()
         self._keeper: EngineKeeper | None = None
         self._attempts: Attempts | None = None
@@ -107,7 +107,7 @@ class EngineRequests:
 
     def _ask(self, row: Mapping[str, Any], adapter: str | None) -> Ask:
         if self._task != "generate":
-            return tasks.request(self._task, row, truncate=self._repair.truncate)
+            return tasks.request(self._task, row, truncate=self.repair.truncate)
         request = self._request(row, adapter)
         filled = self._templated or isinstance(request, CompletionRequest)  # else only the engine knows the text
         return partial(self._answered, request=request, prompt=row.get("prompt") if filled else None)
@@ -122,7 +122,7 @@ class EngineRequests:
             sampling = tasks.replaced(sampling, structured=structured)
         tools = row.get("tools") or None
         # Only a conversation can be shortened without harm to its template, or gone on with.
-        whole = tools or not self._templated or "prompt" not in row or self._repair != Repair()
+        whole = tools or not self._templated or "prompt" not in row or self.repair != Repair()
         if self._chat and row.get("messages") is not None and whole:
             variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
             return ChatRequest(
@@ -148,8 +148,8 @@ class EngineRequests:
 
     async def _answered(self, engine: LLMEngine, request: Request, prompt: Any) -> dict[str, Any]:
         context = engine.capabilities.context_length
-        read = answers.checked(request.sampling.structured) if self._repair.json_attempts > 1 else None
-        outcome = await self._repair.answer(request, partial(answers.ask, engine), context, read)
+        read = answers.checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
+        outcome = await self.repair.answer(request, partial(answers.ask, engine), context, read)
         return {"prompt": prompt, **answers.columns(outcome, text=self._text)}
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
