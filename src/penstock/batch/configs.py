@@ -75,8 +75,8 @@ class PrepareMultimodalStageConfig(StageConfig, frozen=True, kw_only=True):
 
     model_source: str | None = None
     model_config_kwargs: dict[str, Any] | None = None
-    chat_template_content_format: Literal["string", "openai"] = "string"
-    apply_sys_msg_formatting: bool = False
+    chat_template_content_format: Literal["string", "openai"] | None = "string"
+    apply_sys_msg_formatting: bool | None = False
     timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     max_bytes: Positive = 64 << 20
 
