@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal, overload
 
 from penstock.batch.configs import ProcessorConfig
 from penstock.batch.map_kwargs import workers
 from penstock.batch.processor_rows import ProcessorRows, RowFunction
+from penstock.batch.sources.base import HasRows
 from penstock.batch.stages.base import StatefulStage, check_stage
 from penstock.batch.stream import RowStream
 from penstock.config import import_object
@@ -17,6 +19,10 @@ from penstock.errors import ConfigError, UnknownStageError, nearest
 
 RAY_DATA = "penstock.runtimes.ray_data:process_dataset"
 """What runs a processor over a Ray data set: named, as only that file may import Ray."""
+
+Listed = Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
+Rows = str | PathLike[str] | Listed | HasRows
+"""What type checkers know to be no Ray data set; such a one has an `__iter__` that raises."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +62,12 @@ class Processor:
             kind = type(stage).__name__
             same = sum(type(other).__name__ == kind for other in self.stages.values())
             self.stages[f"{kind}_{same + 1}" if same else kind] = stage
+
+    @overload
+    def __call__(self, dataset: Rows, *, order: Literal["input", "done"] = "input") -> RowStream: ...
+
+    @overload
+    def __call__(self, dataset: Any, *, order: Literal["input", "done"] = "input") -> Any: ...
 
     def __call__(self, dataset: Any, *, order: Literal["input", "done"] = "input") -> Any:
         """The output rows for a data set: a path, a table or frame, an (async) iterable of dicts, a `Job` or its
