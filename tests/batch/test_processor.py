@@ -9,6 +9,7 @@ import pytest
 
 from adding import Add, AddStage, adding, all_of, numbers
 from penstock.batch import (
+    Job,
     Processor,
     ProcessorConfig,
     StatefulStage,
@@ -259,7 +260,9 @@ async def test_mistakes_in_what_a_stage_asks_for(given, message):
     processor = adding(1)
     processor.get_stage_by_name("AddStage").map_batches_kwargs.update(given)
     with pytest.raises(ConfigError, match=message):
-        await all_of(processor(numbers(1)))
+        processor(numbers(1))
+    with pytest.raises(ConfigError, match=message):
+        await Job(numbers(1), processor=processor, progress=False).arun()
 
 
 class Leaving:

@@ -11,7 +11,9 @@ KNOWN = (
     *("concurrency", "compute", "batch_size", "num_cpus", "num_gpus", "memory", "resources", "accelerator_type"),
     *("runtime_env", "scheduling_strategy", "label_selector", "max_retries", "retry_exceptions", "max_calls"),
     *("ray_remote_args_fn", "udf_modifying_row_count", "zero_copy_batch", "object_store_memory", "num_returns"),
-    *("max_concurrency", "max_restarts", "max_task_retries", "max_pending_calls"),
+    *("max_concurrency", "max_restarts", "max_task_retries", "max_pending_calls", "fallback_strategy"),
+    *("placement_group", "placement_group_bundle_index", "placement_group_capture_child_tasks"),
+    *("enable_task_events", "allow_out_of_order_execution"),
 )
 
 

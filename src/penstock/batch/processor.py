@@ -73,8 +73,12 @@ class Processor:
         """The output rows for a data set: a path, a table or frame, an (async) iterable of dicts, a `Job` or its
         result, or what another processor gives.
 
-        Returns a `RowStream`; for a Ray data set a Ray data set.
+        Returns a `RowStream`; for a Ray data set a Ray data set. Raises `ConfigError` for stages that ask for what
+        there is not.
         """
+        for name, stage in self.stages.items():  # they may have been changed since they were made
+            check_stage(stage)
+            workers(stage.map_batches_kwargs, name)
         if type(dataset).__module__.partition(".")[0] == "ray":
             return import_object(RAY_DATA, "the Ray Data runtime")(self, dataset)
         return RowStream(self, dataset, order=order)
