@@ -76,6 +76,11 @@ def test_what_a_builder_does_not_take(registered):
         ProcessorBuilder.build(Mine(), preprocess=None, double=True)
 
 
+def test_the_request_cannot_be_left_out():
+    with pytest.raises(ConfigError, match=r"http_request_stage: cannot be left out"):
+        build_processor(HttpRequestProcessorConfig(url="http://h/", http_request_stage=False))
+
+
 def test_the_columns_of_the_first_stage_are_logged(caplog):
     with caplog.at_level("INFO", "penstock"):
         adding(1).log_input_column_names()

@@ -43,8 +43,14 @@ def vllm(**options):
     [
         (lambda: vllm(batch_sise=1), "Did you mean 'batch_size'?"),
         (lambda: vllm(batch_size=0), "batch_size: expected `int` >= 1, got 0"),
-        (lambda: vllm(task_type="chat"), "task_type: "),
+        (lambda: vllm(task_type="embedding"), "task_type: there is no 'embedding'. Did you mean 'embed'?"),
+        (lambda: vllm(on_invalid_json="x"), "on_invalid_json: there is no 'x'. Known: keep, retry"),
         (lambda: vLLMEngineProcessorConfig(), "model_source: say which model"),
+        (lambda: vllm(placement_group_config={"bundls": []}), "placement_group_config.bundls: unknown key"),
+        (
+            lambda: vllm(placement_group_config={"strategy": "PACK"}),
+            "give exactly one of bundle_per_worker and bundles",
+        ),
         (lambda: vllm(concurrency=(1,)), "concurrency"),
         (lambda: vllm(concurrency=(2, 1)), "concurrency: the least must not be more than the most"),
         (lambda: ProcessorConfig(concurrency=(2, 1)), "concurrency: the least"),

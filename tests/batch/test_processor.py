@@ -10,6 +10,7 @@ import pytest
 
 from adding import Add, AddStage, adding, all_of, numbers
 from penstock.batch import (
+    Job,
     Processor,
     ProcessorConfig,
     StatefulStage,
@@ -246,6 +247,45 @@ async def test_a_stage_that_cannot_be_made_or_started():
 
     with pytest.raises(UserCodeError, match=r"Buggy cannot be started: KeyError: 'absent'"):
         await all_of(Processor(ProcessorConfig(), [StatefulStage(Buggy)])(numbers(1)))
+
+
+class Batches:
+    async def udf(self, batch):
+        yield batch
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            StatefulStage(Batches),
+            r"StatefulStage.fn: Batches has no method process\(row\). It takes one row, where a `udf`",
+        ),
+        (StatefulStage(dict), r"StatefulStage.fn: dict has no method process\(row\)$"),
+        (Add(1), "stages: a Add is no penstock.batch.StatefulStage"),
+    ],
+)
+def test_what_is_no_stage(stage, message):
+    with pytest.raises(ConfigError, match=message):
+        Processor(ProcessorConfig(), [stage])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batchsize": 3}, r"AddStage: unknown key 'batchsize'. Did you mean 'batch_size'"),
+        ({"concurrency": 0}, r"AddStage.concurrency: must be a positive number, not 0"),
+        ({"concurrency": "four"}, r"AddStage.concurrency: must be a positive number, not 'four'"),
+        ({"batch_size": -1}, r"AddStage.batch_size: must be a positive number, not -1"),
+    ],
+)
+async def test_mistakes_in_what_a_stage_asks_for(given, message):
+    processor = adding(1)
+    processor.get_stage_by_name("AddStage").map_batches_kwargs.update(given)
+    with pytest.raises(ConfigError, match=message):
+        processor(numbers(1))
+    with pytest.raises(ConfigError, match=message):
+        await Job(numbers(1), processor=processor, progress=False).arun()
 
 
 class Leaving:

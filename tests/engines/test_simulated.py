@@ -5,8 +5,9 @@ import pytest_asyncio
 
 from penstock.engines.simulated import SimulatedEngine
 from penstock.engines.simulated_answers import instance, seeded
-from penstock.errors import ConfigError, EngineDeadError, EngineError
+from penstock.errors import ConfigError, EngineDeadError, EngineError, UnsupportedError
 from penstock.testing import EngineContract, answer, chat_request
+from penstock.types import ChatRequest
 
 
 async def started(**options):
@@ -43,6 +44,15 @@ async def test_answers_depend_on_prompt_and_seed_alone():
     assert first == again
     assert len(set(first)) > 30
     assert await texts(await started(seed=1)) != first
+
+
+@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "input_audio"}])
+async def test_what_is_no_text_is_refused(engine, part):
+    messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}]
+    with pytest.raises(
+        UnsupportedError, match=rf"messages\[0\].content: the simulated engine reads texts, no '{part['type']}'"
+    ):
+        await answer(engine, ChatRequest(messages))
 
 
 async def test_faults_hit_the_same_rows_each_time():

@@ -132,6 +132,8 @@ def test_the_pools_are_of_the_size_and_with_the_resources_that_were_asked_for() 
     assert (fixed["num_cpus"], fixed["memory"], fixed["resources"]) == (2, 1000, {"other": 1})
     between = stage_options(config, StatefulStage(Doubler, {}, {"concurrency": (2, 4), "num_cpus": 1}))
     assert (between["compute"].min_size, between["compute"].max_size, between["num_cpus"]) == (2, 4, 1)
+    pool = ray.data.ActorPoolStrategy(size=2)
+    assert stage_options(config, StatefulStage(Doubler, {}, {"concurrency": 1, "compute": pool}))["compute"] is pool
 
 
 def test_without_error_rows_the_run_ends() -> None:

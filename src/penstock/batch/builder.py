@@ -176,20 +176,23 @@ def _engine_stages(
     stages: list[StatefulStage] = []
     if media is not None:
         options = {
-            "content_format": "openai" if media.apply_sys_msg_formatting else media.chat_template_content_format,
+            "content_format": "openai"
+            if media.apply_sys_msg_formatting
+            else media.chat_template_content_format or "string",
             "timeout_s": media.timeout_s,
             "max_bytes": media.max_bytes,
         }
         stages.append(PrepareMultimodalStage(None, options, _placing(config, media)))
     template = (chat.chat_template if chat is not None else None) or config.chat_template
     variables = {**(chat_template_kwargs or {}), **((chat and chat.chat_template_kwargs) or {})}
-    templated = chat is not None and generates and _own(template_field)
+    # Token ids of a prompt need the prompt.
+    tokenizes = tokens is not None and generates and _own(config.tokenize_stage)
+    templated = chat is not None and generates and (_own(template_field) or tokenizes)
     if chat is not None and generates:
         own = {"source": source, "template": template, "variables": variables}
         stages.append(_text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated))
     if tokens is not None and generates:
-        real = _own(config.tokenize_stage)
-        stages.append(_text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=real))
+        stages.append(_text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=tokenizes))
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
         _stage_kind(config)(
@@ -199,7 +202,7 @@ def _engine_stages(
                 "task": config.task_type,
                 "chat": chat is not None,
                 "templated": templated,
-                "text": texts is not None and not detokenizes,
+                "text": None if texts is None else not detokenizes,
                 "template": template,
                 "variables": variables,
                 "lora_path": config.dynamic_lora_loading_path,
@@ -218,7 +221,7 @@ def _engine_stages(
 def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:
     stage = stage_config(HttpRequestStageConfig, config.http_request_stage, "http_request_stage")
     if stage is None:
-        return []
+        raise ConfigError("cannot be left out: it is all that this processor does", field="http_request_stage")
     placing = _placing(config, stage)
     arguments = {
         "url": config.url,

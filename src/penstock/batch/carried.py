@@ -13,6 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from penstock.batch.map_kwargs import workers
 from penstock.batch.output_rows import OutputRows
 from penstock.batch.pipeline import StagePool
 from penstock.batch.rows import RowError, failed
@@ -67,9 +68,8 @@ class StageProcess:
 
     def __init__(self, name: str, stage: StatefulStage, batch_size: int, *, keep: bool) -> None:
         single = copy.copy(stage)
-        concurrency = stage.map_batches_kwargs.get("concurrency") or 1
-        most = concurrency if isinstance(concurrency, int) else max(concurrency)
-        single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1}
+        most = workers(stage.map_batches_kwargs, name)
+        single.map_batches_kwargs = {**stage.map_batches_kwargs, "concurrency": 1, "compute": None}
         if getattr(stage.fn, "shares_rates", False):
             single.fn_constructor_kwargs = {**stage.fn_constructor_kwargs, "processes": most}
         self._pool = StagePool(name, single, batch_size)

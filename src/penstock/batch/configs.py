@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Meta, field
 
-from penstock.config import Options
+from penstock.config import Options, parse_options
 from penstock.errors import ConfigError
+from penstock.llm_config import PlacementGroupConfig
 
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
@@ -75,8 +76,8 @@ class PrepareMultimodalStageConfig(StageConfig, frozen=True, kw_only=True):
 
     model_source: str | None = None
     model_config_kwargs: dict[str, Any] | None = None
-    chat_template_content_format: Literal["string", "openai"] = "string"
-    apply_sys_msg_formatting: bool = False
+    chat_template_content_format: Literal["string", "openai"] | None = "string"
+    apply_sys_msg_formatting: bool | None = False
     timeout_s: Annotated[float, Meta(gt=0)] = 30.0
     max_bytes: Positive = 64 << 20
 
@@ -182,6 +183,8 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
             raise ConfigError("say which model: a directory, a file, a hub id, or 'demo'", field="model_source")
         if self.engine is not None and not isinstance(self.engine, str) and self.engine_kwargs:
             raise ConfigError("has no meaning beside an engine object, which has its own", field="engine_kwargs")
+        if self.placement_group_config is not None:
+            parse_options(PlacementGroupConfig, self.placement_group_config, "placement_group_config")
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from penstock.batch.counts import Counts
+from penstock.batch.map_kwargs import workers
 from penstock.batch.offload import Offload
 from penstock.batch.policy import ErrorPolicy
 from penstock.batch.rows import Outcome, Row, Stage
@@ -38,8 +39,7 @@ class StagePool:
         assert stage.fn is not None
         self.name = name
         self._stage = stage
-        concurrency = stage.map_batches_kwargs.get("concurrency") or 1
-        self._count = concurrency if isinstance(concurrency, int) else max(concurrency)
+        self._count = workers(stage.map_batches_kwargs, name)
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
         self.capacity = 0

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
+from os import PathLike
+from typing import Any, Literal, overload
 
 from penstock.batch.configs import ProcessorConfig
+from penstock.batch.map_kwargs import workers
 from penstock.batch.processor_rows import ProcessorRows, RowFunction
-from penstock.batch.stages.base import StatefulStage
+from penstock.batch.sources.base import HasRows
+from penstock.batch.stages.base import StatefulStage, check_stage
 from penstock.batch.stream import RowStream
 from penstock.config import import_object
 from penstock.errors import ConfigError, UnknownStageError, nearest
@@ -17,12 +20,9 @@ from penstock.errors import ConfigError, UnknownStageError, nearest
 RAY_DATA = "penstock.runtimes.ray_data:process_dataset"
 """What runs a processor over a Ray data set: named, as only that file may import Ray."""
 
-_MAP_KWARGS = (
-    *("concurrency", "compute", "batch_size", "num_cpus", "num_gpus", "memory", "resources", "accelerator_type"),
-    *("runtime_env", "scheduling_strategy", "label_selector", "max_retries", "retry_exceptions", "max_calls"),
-    *("ray_remote_args_fn", "udf_modifying_row_count", "zero_copy_batch", "object_store_memory", "num_returns"),
-)
-"""What `map_kwargs` may hold: here only the first means something."""
+Listed = Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
+Rows = str | PathLike[str] | Listed | HasRows
+"""What type checkers know to be no Ray data set; such a one has an `__iter__` that raises."""
 
 _log = logging.getLogger(__name__)
 
@@ -53,24 +53,35 @@ class Processor:
         self.preprocess_map_kwargs = dict(preprocess_map_kwargs or {})
         self.postprocess_map_kwargs = dict(postprocess_map_kwargs or {})
         self._threads = (
-            _threads(self.preprocess_map_kwargs, "preprocess_map_kwargs"),
-            _threads(self.postprocess_map_kwargs, "postprocess_map_kwargs"),
+            workers(self.preprocess_map_kwargs, "preprocess_map_kwargs"),
+            workers(self.postprocess_map_kwargs, "postprocess_map_kwargs"),
         )
         self.stages: dict[str, StatefulStage] = {}
         for stage in stages:
+            check_stage(stage)
             kind = type(stage).__name__
             same = sum(type(other).__name__ == kind for other in self.stages.values())
             self.stages[f"{kind}_{same + 1}" if same else kind] = stage
 
-    def __call__(self, data: Any, *, order: Literal["input", "done"] = "input") -> Any:
-        """The output rows for `data`: a path, a table or frame, an (async) iterable of dicts, a `Job` or its result, or
-        what another processor gives.
+    @overload
+    def __call__(self, dataset: Rows, *, order: Literal["input", "done"] = "input") -> RowStream: ...
 
-        Returns a `RowStream`; for a Ray data set a Ray data set.
+    @overload
+    def __call__(self, dataset: Any, *, order: Literal["input", "done"] = "input") -> Any: ...
+
+    def __call__(self, dataset: Any, *, order: Literal["input", "done"] = "input") -> Any:
+        """The output rows for a data set: a path, a table or frame, an (async) iterable of dicts, a `Job` or its
+        result, or what another processor gives.
+
+        Returns a `RowStream`; for a Ray data set a Ray data set. Raises `ConfigError` for stages that ask for what
+        there is not.
         """
-        if type(data).__module__.partition(".")[0] == "ray":
-            return import_object(RAY_DATA, "the Ray Data runtime")(self, data)
-        return RowStream(self, data, order=order)
+        for name, stage in self.stages.items():  # they may have been changed since they were made
+            check_stage(stage)
+            workers(stage.map_batches_kwargs, name)
+        if type(dataset).__module__.partition(".")[0] == "ray":
+            return import_object(RAY_DATA, "the Ray Data runtime")(self, dataset)
+        return RowStream(self, dataset, order=order)
 
     def list_stage_names(self) -> list[str]:
         """The stages' names, in order: their kinds, numbered from the second of a kind on."""
@@ -117,14 +128,3 @@ class Processor:
 
 def _is_plain(function: object) -> bool:
     return callable(function) and not inspect.iscoroutinefunction(function)
-
-
-def _threads(kwargs: Mapping[str, Any], where: str) -> int:
-    for name in kwargs:
-        if name not in _MAP_KWARGS:
-            raise ConfigError(f"unknown key '{name}'", field=where, hint=nearest(name, _MAP_KWARGS))
-    given = kwargs.get("concurrency") or 1
-    most = max(given) if isinstance(given, list | tuple) else given
-    if not isinstance(most, int) or most < 1:
-        raise ConfigError(f"must be a positive number, not {given!r}", field=f"{where}.concurrency", value=given)
-    return most

@@ -22,7 +22,9 @@ from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.openai.tools import arguments_as_objects, call_constraint, check_tools
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Delta, Message, Sampling
+
+MEDIA = ("image", "audio", "video", "file")
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
@@ -87,6 +89,7 @@ class TokenEngine(LLMEngine):
 
     def _rendered(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> str:
         """The prompt's text."""
+        _check_texts(request.messages, self.name)
         return self.template.render(
             arguments_as_objects(request.messages),
             tools=tools,
@@ -168,3 +171,14 @@ class TokenEngine(LLMEngine):
         if adapter is not None and adapter not in self.adapters:
             hint = nearest(adapter, self.adapters)
             raise ModelNotFoundError(f"no adapter '{adapter}' is loaded. {hint}".rstrip(), param="model")
+
+
+def _check_texts(messages: Sequence[Message], engine: str) -> None:
+    """Raise `UnsupportedError` for images and the like, of which a template would make words."""
+    for number, message in enumerate(messages):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = str(part.get("type"))
+            if any(medium in kind for medium in MEDIA):
+                where = f"messages[{number}].content"
+                raise UnsupportedError(f"{where}: the {engine} engine reads texts, no '{kind}'", param=where)

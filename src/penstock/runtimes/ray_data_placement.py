@@ -24,6 +24,8 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     concurrency = given.pop("concurrency", None) or 1
     least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
     at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
+    tasks = getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once
+    pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=tasks)
     options = _asked(config.resources_per_bundle or {})
     if config.accelerator_type is not None:
         options["accelerator_type"] = config.accelerator_type
@@ -34,13 +36,9 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
         options |= _of_workers(placement, config.engine_kwargs)
     return {
         **options,
-        **given,
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=least,
-            max_size=most,
-            max_tasks_in_flight_per_actor=getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once,
-        ),
         "max_concurrency": at_once,
+        **given,
+        "compute": given.get("compute") or pool,
     }
 
 

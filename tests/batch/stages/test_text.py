@@ -63,11 +63,31 @@ async def test_rows_come_one_to_one_and_in_order(own):
 async def test_stages_can_be_left_out():
     plain = processor(chat_template_stage=False, tokenize_stage=False, detokenize_stage=False)
     assert plain.list_stage_names() == ["OpenVINOEngineStage"]
-    (row,) = await all_of(plain([{"prompt": "a", "sampling_params": {"max_tokens": 4}}]))
-    assert row["generated_text"] is None
-    assert len(row["generated_tokens"]) == 4
+    asked = [{"prompt": "a", "sampling_params": {"max_tokens": 4, "detokenize": wanted}} for wanted in (True, False)]
+    found = await all_of(plain(asked))
+    assert [row["generated_text"] and len(row["generated_text"]) for row in found] == [4, None]
+    assert [len(row["generated_tokens"]) for row in found] == [4, 4]
     older = processor(apply_chat_template=False, tokenize=False, detokenize=True, has_image=True)
     assert older.list_stage_names() == ["PrepareMultimodalStage", "OpenVINOEngineStage", "DetokenizeStage"]
+
+
+async def test_without_a_stage_for_it_the_engine_still_gives_texts():
+    (row,) = await all_of(processor(detokenize_stage=False)(rows(1)))
+    assert len(row["generated_text"]) == 8
+
+
+async def test_a_row_keeps_its_own_prompt():
+    asked = [{**row, "prompt": "a question"} for row in rows(1)]
+    (row,) = await all_of(processor()(asked))
+    assert row["prompt"] == "a question"
+
+
+async def test_token_ids_are_those_of_the_filled_template():
+    tokens = processor(tokenize_stage={})
+    found = await all_of(tokens([*rows(1), {"id": 1, "prompt": "as it is", "sampling_params": {"max_tokens": 4}}]))
+    assert [row["prompt"] for row in found] == ["text 0\n", "as it is"]
+    assert [bytes(row["tokenized_prompt"]) for row in found] == [b"text 0\n", b"as it is"]
+    assert found[0]["generated_text"] == (await all_of(processor()(rows(1))))[0]["generated_text"]
 
 
 @pytest.mark.parametrize("own", [{}, {"batch_size": 8}])

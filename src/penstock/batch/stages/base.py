@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from penstock.errors import ConfigError
+
 
 class StageWorker(Protocol):
     """What a stage's `fn` makes: one worker, which lives in one event loop.
@@ -66,3 +68,13 @@ class StatefulStage:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(fn={getattr(self.fn, '__name__', None)}, {self.map_batches_kwargs})"
+
+
+def check_stage(stage: object) -> None:
+    """Raise `ConfigError` for what is no stage, and for one whose class makes no workers."""
+    kind = type(stage).__name__
+    if not isinstance(stage, StatefulStage):
+        raise ConfigError(f"a {kind} is no penstock.batch.StatefulStage", field="stages", value=stage)
+    if isinstance(stage.fn, type) and not callable(getattr(stage.fn, "process", None)):
+        hint = "It takes one row, where a `udf` of ray.data.llm takes a batch." if hasattr(stage.fn, "udf") else ""
+        raise ConfigError(f"{stage.fn.__name__} has no method process(row)", field=f"{kind}.fn", hint=hint)

@@ -29,7 +29,8 @@ class EngineRequests:
 
     `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations, filled by the
     engine into its chat template, or `template`; else the row has a `prompt` or a `tokenized_prompt`, which a stage
-    before has filled if `templated`. `lora_path` is where adapters lie, by name. `most` limits the rows in flight.
+    before has filled if `templated`. `text`: whether answers come as texts too, None: unless the row's `detokenize` is
+    false. `lora_path` is where adapters lie, by name. `most` limits the rows in flight.
     `repair` says when a row is asked again with other words. While `ending` is set, nothing is tried again.
     """
 
@@ -40,7 +41,7 @@ class EngineRequests:
         task: str = "generate",
         chat: bool = True,
         templated: bool = False,
-        text: bool = True,
+        text: bool | None = True,
         template: str | None = None,
         variables: Mapping[str, Any] | None = None,
         lora_path: str | None = None,
@@ -109,8 +110,11 @@ class EngineRequests:
         if self._task != "generate":
             return tasks.request(self._task, row, truncate=self.repair.truncate)
         request = self._request(row, adapter)
-        filled = self._templated or isinstance(request, CompletionRequest)  # else only the engine knows the text
-        return partial(self._answered, request=request, prompt=row.get("prompt") if filled else None)
+        # A row's own `prompt` stays: what the engine fills into its template only the engine knows.
+        text = self._text
+        if text is None:
+            text = (row.get("sampling_params") or {}).get("detokenize") is not False
+        return partial(self._answered, request=request, prompt=row.get("prompt"), text=text)
 
     def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
         """The request of a row whose text is to be continued. Raises `RequestError`."""
@@ -144,13 +148,14 @@ class EngineRequests:
         if not isinstance(prompt, str | list):
             asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
             raise RequestError(f"the row has no column {asked} to be answered", param="prompt")
-        return CompletionRequest(prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not self._templated)
+        filled = self._templated and row.get("messages") is not None
+        return CompletionRequest(prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not filled)
 
-    async def _answered(self, engine: LLMEngine, request: Request, prompt: Any) -> dict[str, Any]:
+    async def _answered(self, engine: LLMEngine, request: Request, prompt: Any, text: bool) -> dict[str, Any]:
         context = engine.capabilities.context_length
         read = answers.checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
         outcome = await self.repair.answer(request, partial(answers.ask, engine), context, read)
-        return {"prompt": prompt, **answers.columns(outcome, text=self._text)}
+        return {"prompt": prompt, **answers.columns(outcome, text=text)}
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """The LoRA adapter that the row's `model` names, and where it lies; None for the base model."""

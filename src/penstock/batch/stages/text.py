@@ -59,6 +59,8 @@ class ChatTemplates(_OnEngine):
         await super().stop()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
+        if row.get("messages") is None and row.get("prompt") is not None:
+            return {}
         messages = conversation(row)
         if row.get("tools") or self._render is None or not _is_text(messages):
             # The engine fills its template itself: it must know the tools to read the calls, and the images.
