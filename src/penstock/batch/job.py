@@ -31,6 +31,7 @@ from penstock.batch.sources.base import Source
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
+from penstock.runtimes import background
 from penstock.types import Sampling, StructuredOutput
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ class Job:
         except RuntimeError:
             interrupts = Interrupts(enabled=True)
             try:
-                return _main(self._run(interrupts))
+                return self._main(self._run(interrupts))
             finally:
                 interrupts.restore()
         if self._engine_object is not None:
@@ -165,7 +166,7 @@ class Job:
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
             )
         interrupts = Interrupts(enabled=False)
-        return _in_thread(lambda: _main(self._run(interrupts)), interrupts)
+        return _in_thread(lambda: self._main(self._run(interrupts)), interrupts)
 
     async def arun(self) -> RunResult:
         """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
@@ -180,10 +181,10 @@ class Job:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self.aplan(trial=trial))
+            return self._main(self.aplan(trial=trial))
         if self._engine_object is not None:
             raise ConfigError("an engine object belongs to its event loop; use `await job.aplan()`", field="engine")
-        return _in_thread(lambda: asyncio.run(self.aplan(trial=trial)), Interrupts(enabled=False))
+        return _in_thread(lambda: self._main(self.aplan(trial=trial)), Interrupts(enabled=False))
 
     async def aplan(self, *, trial: int = 32) -> Forecast:
         """Like `plan`, for a running event loop."""
@@ -200,6 +201,16 @@ class Job:
         """The engine that the caller has made, if it is one."""
         given = self.engine if self.processor is None else getattr(self.processor.config, "engine", None)
         return given if isinstance(given, LLMEngine) else None
+
+    def _main(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, done in an event loop; a stop by signal raised as `JobInterrupted`.
+
+        A processor's is that of all work that has no event loop of its own: there are the engines that it names.
+        """
+        try:
+            return asyncio.run(work) if self.processor is None else background.run(work)
+        except _Stopped as stopped:
+            raise JobInterrupted(str(stopped), stopped.number) from None
 
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
@@ -227,6 +238,20 @@ class Job:
         output = self._open_output()
         engine = self._engine() if self.processor is None else None
         source = await open_source(self.source)
+        try:
+            return self._plan_for(source, engine, output, schema, sampling)
+        except BaseException:
+            await source.close()
+            raise
+
+    def _plan_for(
+        self,
+        source: Source,
+        engine: LLMEngine | None,
+        output: Output | Literal["-"] | None,
+        schema: structured.Schema | None,
+        sampling: Sampling,
+    ) -> Plan:
         if isinstance(output, Output) and source.reads(output.path):
             raise ConfigError(f"{output.path} is part of the input, or would be read as such", field="output")
         form: ColumnRequests | OpenAILines | ProcessorRows
@@ -405,14 +430,6 @@ class _Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
-
-
-def _main(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, with a stop by signal raised as `JobInterrupted`."""
-    try:
-        return asyncio.run(main)
-    except _Stopped as stopped:
-        raise JobInterrupted(str(stopped), stopped.number) from None
 
 
 def _in_thread(call: Callable[[], T], interrupts: Interrupts) -> T:
