@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Coroutine
@@ -51,6 +52,17 @@ def finish(work: Coroutine[Any, Any, Any]) -> None:
         task.add_done_callback(_ending.discard)
     else:
         run(work)
+
+
+def _forget() -> None:
+    """In a forked child: the thread that runs the loop stayed behind."""
+    global _lock, _loop, _thread
+    _lock, _loop, _thread = threading.Lock(), None, None
+    _ending.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
