@@ -182,6 +182,8 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
             raise ConfigError("say which model: a directory, a file, a hub id, or 'demo'", field="model_source")
         if self.engine is not None and not isinstance(self.engine, str) and self.engine_kwargs:
             raise ConfigError("has no meaning beside an engine object, which has its own", field="engine_kwargs")
+        if self.model_source is None and self.engine_kwargs:
+            raise ConfigError(f"say in model_source of which model '{self.engine}' is made", field="engine_kwargs")
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
