@@ -1,6 +1,8 @@
 """Processors over rows, with stages of the test's own."""
 
 import asyncio
+import os
+import signal
 import threading
 
 import pandas as pd
@@ -440,6 +442,29 @@ async def test_cancelling_the_consumer_stops_the_stages():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert log == ["start", "stop"]
+
+
+class Interrupting:
+    def __init__(self, log):
+        self.log = log
+
+    async def process(self, row):
+        if row["id"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        return {}
+
+    async def stop(self):
+        await asyncio.sleep(0)
+        self.log.append("stop")
+
+
+def test_an_interrupted_loop_has_ended_its_stages(ctrl_c):
+    log: list[str] = []
+    processor = Processor(ProcessorConfig(), [StatefulStage(Interrupting, {"log": log})])
+    with pytest.raises(KeyboardInterrupt):
+        list(processor(numbers(5000)))
+    assert log == ["stop"]
 
 
 class Spending:

@@ -167,8 +167,26 @@ class Signals:
         self.numbers = numbers
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_a_job_that_goes_on_later(tmp_path, number, capsys):
+def in_a_notebook(call):
+    async def cell():
+        return call()
+
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        (signal.SIGINT, lambda call: call()),
+        (signal.SIGTERM, lambda call: call()),
+        (signal.SIGINT, in_a_notebook),
+    ],
+)
+def test_a_signal_ends_a_job_that_goes_on_later(tmp_path, ctrl_c, number, where, capsys):
     """The job's event loop runs in another thread than that of the signals."""
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     output = tmp_path / "out.jsonl"
@@ -178,7 +196,7 @@ def test_a_signal_ends_a_job_that_goes_on_later(tmp_path, number, capsys):
         return penstock.run(numbered(5000), output, processor=Processor(ProcessorConfig(), [stage]), progress=False)
 
     with pytest.raises(JobInterrupted, match="stopped after") as stopped:
-        run_with({100: number})
+        where(lambda: run_with({100: number}))
     assert stopped.value.signal == number
     assert "Finishing the rows in flight" in capsys.readouterr().err
     assert run_with({}).counts.resumed >= 100

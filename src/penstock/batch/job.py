@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import signal
 import threading
@@ -434,22 +435,20 @@ class _Stopped(Exception):
 
 def _in_thread(call: Callable[[], T], interrupts: Interrupts) -> T:
     """The result of `call`, made in a thread that has no event loop yet. Ctrl-C here is passed on to it."""
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def work() -> None:
         try:
-            outcome.append(call())
+            future.set_result(call())
         except BaseException as error:
-            failure.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, name="penstock-job")
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=work, name="penstock-job").start()
+    while not future.done():
         try:
-            thread.join(0.2)  # not for ever, so that signals come through on every system
+            # Not `Thread.join`, which takes a thread for ended when it is interrupted; and not for ever, so that
+            # signals come through on every system.
+            concurrent.futures.wait([future], 0.2)
         except KeyboardInterrupt:
             interrupts.pass_on(signal.SIGINT)
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return future.result()
