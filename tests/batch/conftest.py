@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncGenerator, Callable
 
 import pytest
@@ -97,6 +98,14 @@ class ScriptedEngine(LLMEngine):
 @pytest.fixture
 def make_engine() -> type[ScriptedEngine]:
     return ScriptedEngine
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as it is in an interactive program, whatever started the tests."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

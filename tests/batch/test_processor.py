@@ -1,6 +1,8 @@
 """Processors over rows, with stages of the test's own."""
 
 import asyncio
+import os
+import signal
 import threading
 
 import numpy
@@ -8,6 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+import penstock
 from adding import Add, AddStage, adding, all_of, numbers
 from penstock.batch import (
     Job,
@@ -206,6 +209,15 @@ async def test_concurrency_and_batch_size_are_honoured(concurrency, batch_size, 
     assert max(here for _, here in seen) == batch_size
 
 
+async def test_those_of_the_processor_are_those_of_a_stage_that_says_nothing():
+    seen: list[tuple[int, int]] = []
+    full = {"each": 3, "count": 2, "workers": set(), "event": asyncio.Event()}
+    stage = StatefulStage(Counting, {"seen": seen, "full": full})
+    await all_of(Processor(ProcessorConfig(concurrency=2, batch_size=3), [stage])(numbers(50)))
+    assert len({worker for worker, _ in seen}) == 2
+    assert max(here for _, here in seen) == 3
+
+
 class Slow:
     """A plain method, which runs in a thread."""
 
@@ -286,6 +298,28 @@ async def test_mistakes_in_what_a_stage_asks_for(given, message):
         processor(numbers(1))
     with pytest.raises(ConfigError, match=message):
         await Job(numbers(1), processor=processor, progress=False).arun()
+
+
+class Absent:
+    async def start(self):
+        raise KeyError("absent")
+
+    async def process(self, row):
+        return {}
+
+
+@pytest.mark.parametrize(
+    "use", [lambda last, rows: all_of(last(rows)), lambda last, rows: penstock.arun(rows, processor=last)]
+)
+async def test_what_gives_the_rows_ends_where_a_stage_does_not_start(use):
+    """At once, and not when somebody forgets the error: it may hold an engine."""
+    log: list[str] = []
+    first = Processor(ProcessorConfig(), [AddStage(None, {"log": log})])
+    last = Processor(ProcessorConfig(), [StatefulStage(Absent)])
+    with pytest.raises(UserCodeError) as kept:
+        await use(last, first(numbers(10)))
+    assert log == ["start", "stop"]
+    assert "absent" in str(kept.value)
 
 
 class Leaving:
@@ -488,6 +522,29 @@ async def test_cancelling_the_consumer_stops_the_stages():
     assert log == ["start", "stop"]
 
 
+class Interrupting:
+    def __init__(self, log):
+        self.log = log
+
+    async def process(self, row):
+        if row["id"] == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        return {}
+
+    async def stop(self):
+        await asyncio.sleep(0)
+        self.log.append("stop")
+
+
+def test_an_interrupted_loop_has_ended_its_stages(ctrl_c):
+    log: list[str] = []
+    processor = Processor(ProcessorConfig(), [StatefulStage(Interrupting, {"log": log})])
+    with pytest.raises(KeyboardInterrupt):
+        list(processor(numbers(5000)))
+    assert log == ["stop"]
+
+
 class Spending:
     async def process(self, row):
         return {"num_input_tokens": row["id"], "num_generated_tokens": 1}
@@ -495,6 +552,7 @@ class Spending:
 
 async def test_the_tokens_of_all_stages_are_counted():
     stream = Processor(ProcessorConfig(), [StatefulStage(Spending), StatefulStage(Spending)])(numbers(10))
+    assert stream.counts.cached_share == 0.0
     assert len(await all_of(stream)) == 10
     assert (stream.counts.prompt_tokens, stream.counts.completion_tokens) == (90, 20)
 

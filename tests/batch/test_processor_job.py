@@ -3,6 +3,8 @@
 import asyncio
 import csv
 import json
+import os
+import signal
 from datetime import datetime
 
 import pyarrow as pa
@@ -11,6 +13,7 @@ import pytest
 
 import penstock
 from penstock.batch import (
+    JobInterrupted,
     OpenVINOEngineProcessorConfig,
     Processor,
     ProcessorConfig,
@@ -144,6 +147,61 @@ async def test_an_interrupted_job_goes_on(tmp_path):
     assert result.counts.resumed >= 100
     assert 300 <= before + len(again) < 350
     assert (await run(source, output, doubling())).already_complete
+
+
+class Interrupting:
+    def __init__(self, at):
+        self.at = at
+        self.ending = False
+
+    async def process(self, row):
+        if row["id"] in self.at.numbers:
+            os.kill(os.getpid(), self.at.numbers.pop(row["id"]))
+            while not self.ending:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        return {}
+
+
+class Signals:
+    def __init__(self, numbers):
+        self.numbers = numbers
+
+
+def in_a_notebook(call):
+    async def cell():
+        return call()
+
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        (signal.SIGINT, lambda call: call()),
+        (signal.SIGTERM, lambda call: call()),
+        (signal.SIGINT, in_a_notebook),
+    ],
+)
+def test_a_signal_ends_a_job_that_goes_on_later(tmp_path, ctrl_c, number, where, capsys):
+    """The job's event loop runs in another thread than that of the signals."""
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    output = tmp_path / "out.jsonl"
+
+    def run_with(signals):
+        stage = StatefulStage(Interrupting, {"at": Signals(signals)})
+        return penstock.run(numbered(5000), output, processor=Processor(ProcessorConfig(), [stage]), progress=False)
+
+    with pytest.raises(JobInterrupted, match="stopped after") as stopped:
+        where(lambda: run_with({100: number}))
+    assert stopped.value.signal == number
+    assert "Finishing the rows in flight" in capsys.readouterr().err
+    assert run_with({}).counts.resumed >= 100
+    assert [row["id"] for row in lines(output)] == list(range(5000))
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 
 async def test_a_failure_ends_the_job_and_what_is_done_is_kept(tmp_path):

@@ -83,10 +83,12 @@ async def test_the_second_processor_goes_on_with_the_conversation_and_finds_it_c
         return {"messages": [*turns, {"role": "user", "content": "Repeat the text."}]}
 
     second = build_processor(config(engine="demo"), follow)
-    found = await all_of(second(first(rows)))
+    answers = second(first(rows))
+    found = await all_of(answers)
     assert list(engines()) == ["demo"]
     share = sum(row["num_cached_tokens"] for row in found) / sum(row["num_input_tokens"] for row in found)
     assert share > 0.3
+    assert answers.counts.cached_share == share
     await engines().stop()
 
 

@@ -49,6 +49,7 @@ async def test_messages_arrive_whole_and_in_order(module):
     assert [await ends.messages.get() for _ in sent] == sent
     await process.stop()
     assert process.pid is None
+    assert not ends.death.done()  # it did not die of itself, and nobody waits for a cause
 
 
 async def test_a_killed_child_is_noticed_with_its_signal(module):

@@ -65,6 +65,26 @@ def test_a_program_ends_in_the_middle_of_its_rows():
     assert (done.returncode, done.stdout, done.stderr) == (0, "{'n': 0}\n", "")
 
 
+FORKED = """
+import os
+from penstock.batch import Processor, ProcessorConfig, StatefulStage
+
+class Nothing:
+    async def process(self, row):
+        return {}
+
+processor = Processor(ProcessorConfig(), [StatefulStage(Nothing)])
+processor([{"n": 1}]).take_all()
+if child := os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(len(processor([{"n": 1}, {"n": 2}]).take_all()))
+"""
+
+
+def test_a_forked_child_has_a_loop_of_its_own():
+    assert subprocess.run([sys.executable, "-c", FORKED], timeout=60, check=False).returncode == 2
+
+
 def test_an_interrupt_cancels_the_work(monkeypatch):
     cancelled = threading.Event()
     started = threading.Event()

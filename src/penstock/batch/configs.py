@@ -185,6 +185,8 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
             raise ConfigError("has no meaning beside an engine object, which has its own", field="engine_kwargs")
         if self.placement_group_config is not None:
             parse_options(PlacementGroupConfig, self.placement_group_config, "placement_group_config")
+        if self.model_source is None and self.engine_kwargs:
+            raise ConfigError(f"say in model_source of which model '{self.engine}' is made", field="engine_kwargs")
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):

@@ -36,6 +36,11 @@ class Counts(Struct):
         return self.rows - self.failed
 
     @property
+    def cached_share(self) -> float:
+        """The share of the prompts' tokens that the engine had in its prefix cache, from 0 to 1."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
+    @property
     def tokens_per_second(self) -> float:
         """Tokens generated in a second, loading the engine not counted."""
         return self.completion_tokens / self.row_seconds if self.row_seconds > 0 else 0.0

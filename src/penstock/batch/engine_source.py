@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
+import uuid
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from penstock.batch.keeper import EngineKeeper, engine_for, keeper_of
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 from penstock.runtimes.engines import engines
 
-_numbers = itertools.count()
-_replicas: dict[str, set[int]] = {}
+_replicas: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, set[int]]] = WeakKeyDictionary()
+"""The engines that are taken, by the name of their source: those of each event loop are its own."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class EngineSource:
     model: str | None
     engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
     shared: str | LLMEngine | None = None
-    name: str = field(default_factory=lambda: f"processor-{next(_numbers)}")
+    name: str = field(default_factory=lambda: f"processor-{uuid.uuid4().hex[:8]}")
 
     def __post_init__(self) -> None:
         if self.shared is not None and not isinstance(self.shared, str | LLMEngine):
@@ -50,6 +53,8 @@ class EngineSource:
             keeper = keeper_of(engine)
             keeper.stays = keeper.stays or made
             async with keeper.running():
+                if made:
+                    await names.end_with_loop()
                 yield keeper
             return
         name = f"{self.name}/{replica}"
@@ -64,14 +69,17 @@ class EngineSource:
 
     def take_replica(self) -> int:
         """The number of an engine that no other worker of this processor has."""
-        taken = _replicas.setdefault(self.name, set())
+        taken = _taken().setdefault(self.name, set())
         replica = next(number for number in itertools.count() if number not in taken)
         taken.add(replica)
         return replica
 
     def give_back(self, replica: int) -> None:
         """The worker that took this number has ended."""
-        _replicas.get(self.name, set()).discard(replica)
+        taken = _taken()[self.name]
+        taken.discard(replica)
+        if not taken:
+            del _taken()[self.name]
 
     @property
     def model_source(self) -> str | None:
@@ -84,3 +92,7 @@ class EngineSource:
 
     def _make(self) -> LLMEngine:
         return engine_for(self.model, self.kind, self.engine_kwargs)
+
+
+def _taken() -> dict[str, set[int]]:
+    return _replicas.setdefault(asyncio.get_running_loop(), {})

@@ -92,6 +92,13 @@ class Plan:
 
 async def execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     """Do the job. Raises `PenstockError`; then, and when cancelled, what was done is kept."""
+    try:
+        return await _execute(plan, interrupts)
+    finally:
+        await plan.source.close()
+
+
+async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
     began = time.perf_counter()
     output = plan.output
     if isinstance(output, Output):
@@ -199,10 +206,16 @@ async def asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
     """What answers the rows, started and seen to be able to."""
     if isinstance(plan.form, ProcessorRows):
         assert plan.processor is not None
-        stages, batch_size = plan.processor.stages, plan.processor.config.batch_size
+        config = plan.processor.config
         try:
             made = Pipeline(
-                stages, batch_size, plan.form.failure, counts, policy=plan.policy, max_attempts=plan.max_attempts
+                plan.processor.stages,
+                config.batch_size,
+                config.concurrency,
+                plan.form.failure,
+                counts,
+                policy=plan.policy,
+                max_attempts=plan.max_attempts,
             )
             async with made.running() as pipeline:
                 yield pipeline

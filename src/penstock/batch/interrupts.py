@@ -7,6 +7,7 @@ import contextlib
 import signal
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -23,10 +24,10 @@ class JobInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Handles SIGINT and SIGTERM inside `with`, in the main thread only; elsewhere it does nothing.
+    """Handles SIGINT and SIGTERM from its making until `restore`, if made in the main thread; else it does nothing.
 
-    Make it before the event loop runs, and call `restore` when that has closed: after a signal further ones are ignored
-    until then, as one that comes while the loop closes would tear it.
+    The job runs inside `with`, in an event loop of any thread. A signal that comes before counts from there on; one
+    that comes after is ignored, as it would tear the loop that closes.
 
     `received` is the number of the signal that came. Until `on_first` is set, and from the second signal on,
     the task that entered is cancelled; else the first signal calls `on_first`.
@@ -35,29 +36,25 @@ class Interrupts:
     def __init__(self, *, enabled: bool) -> None:
         self.received: int | None = None
         self.on_first: Callable[[], None] | None = None
-        self._enabled = enabled and threading.current_thread() is threading.main_thread()
-        self._previous: dict[int, Any] = {n: signal.getsignal(n) for n in _SIGNALS} if self._enabled else {}
+        self._came: deque[int] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
+        self._previous: dict[int, Any] = {}
+        if enabled and threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
+            for number in _SIGNALS:
+                signal.signal(number, lambda number, _: self.pass_on(number))
 
     def __enter__(self) -> Interrupts:
-        self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        if self._enabled:
-            for number in _SIGNALS:
-                asyncio.get_running_loop().add_signal_handler(number, self._handle, number)
+        self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._enabled:
-            for number in _SIGNALS:
-                asyncio.get_running_loop().remove_signal_handler(number)
-                if self.received is not None:
-                    signal.signal(number, signal.SIG_IGN)
-            if self.received is None:
-                self.restore()
+        self._task = None
 
     def restore(self) -> None:
         """Give the signals back to those who handled them before."""
@@ -66,17 +63,21 @@ class Interrupts:
                 signal.signal(number, handler)
 
     def pass_on(self, number: int) -> None:
-        """Act on a signal that came in another thread than that of the job."""
+        """Act on a signal that came in whatever thread."""
+        self._came.append(number)
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: the job is over
-                self._loop.call_soon_threadsafe(self._handle, number)
+                self._loop.call_soon_threadsafe(self._handle)
 
-    def _handle(self, number: int) -> None:
-        if self.received is None and self.on_first is not None:
-            self.received = number
-            print("Finishing the rows in flight; once more stops at once.", file=sys.stderr, flush=True)
-            self.on_first()
-        else:
-            self.received = self.received or number
-            if self._task is not None:
+    def _handle(self) -> None:
+        while self._came:
+            number = self._came.popleft()
+            if self._task is None:
+                continue
+            if self.received is None and self.on_first is not None:
+                self.received = number
+                print("Finishing the rows in flight; once more stops at once.", file=sys.stderr, flush=True)
+                self.on_first()
+            else:
+                self.received = self.received or number
                 self._task.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import signal
 import threading
@@ -31,6 +32,7 @@ from penstock.batch.sources.base import Source
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
+from penstock.runtimes import background
 from penstock.types import Sampling, StructuredOutput
 
 if TYPE_CHECKING:
@@ -157,7 +159,7 @@ class Job:
         except RuntimeError:
             interrupts = Interrupts(enabled=True)
             try:
-                return _main(self._run(interrupts))
+                return self._main(self._run(interrupts))
             finally:
                 interrupts.restore()
         if self._engine_object is not None:
@@ -165,7 +167,7 @@ class Job:
                 "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
             )
         interrupts = Interrupts(enabled=False)
-        return _in_thread(lambda: _main(self._run(interrupts)), interrupts)
+        return _in_thread(lambda: self._main(self._run(interrupts)), interrupts)
 
     async def arun(self) -> RunResult:
         """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
@@ -180,10 +182,10 @@ class Job:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self.aplan(trial=trial))
+            return self._main(self.aplan(trial=trial))
         if self._engine_object is not None:
             raise ConfigError("an engine object belongs to its event loop; use `await job.aplan()`", field="engine")
-        return _in_thread(lambda: asyncio.run(self.aplan(trial=trial)), Interrupts(enabled=False))
+        return _in_thread(lambda: self._main(self.aplan(trial=trial)), Interrupts(enabled=False))
 
     async def aplan(self, *, trial: int = 32) -> Forecast:
         """Like `plan`, for a running event loop."""
@@ -200,6 +202,16 @@ class Job:
         """The engine that the caller has made, if it is one."""
         given = self.engine if self.processor is None else getattr(self.processor.config, "engine", None)
         return given if isinstance(given, LLMEngine) else None
+
+    def _main(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`, done in an event loop; a stop by signal raised as `JobInterrupted`.
+
+        A processor's is that of all work that has no event loop of its own: there are the engines that it names.
+        """
+        try:
+            return asyncio.run(work) if self.processor is None else background.run(work)
+        except _Stopped as stopped:
+            raise JobInterrupted(str(stopped), stopped.number) from None
 
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
@@ -227,6 +239,20 @@ class Job:
         output = self._open_output()
         engine = self._engine() if self.processor is None else None
         source = await open_source(self.source)
+        try:
+            return self._plan_for(source, engine, output, schema, sampling)
+        except BaseException:
+            await source.close()
+            raise
+
+    def _plan_for(
+        self,
+        source: Source,
+        engine: LLMEngine | None,
+        output: Output | Literal["-"] | None,
+        schema: structured.Schema | None,
+        sampling: Sampling,
+    ) -> Plan:
         if isinstance(output, Output):
             for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
                 if path is not None and source.reads(path):
@@ -410,32 +436,22 @@ class _Stopped(Exception):
         self.number = number
 
 
-def _main(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, with a stop by signal raised as `JobInterrupted`."""
-    try:
-        return asyncio.run(main)
-    except _Stopped as stopped:
-        raise JobInterrupted(str(stopped), stopped.number) from None
-
-
 def _in_thread(call: Callable[[], T], interrupts: Interrupts) -> T:
     """The result of `call`, made in a thread that has no event loop yet. Ctrl-C here is passed on to it."""
-    outcome: list[T] = []
-    failure: list[BaseException] = []
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
 
     def work() -> None:
         try:
-            outcome.append(call())
+            future.set_result(call())
         except BaseException as error:
-            failure.append(error)
+            future.set_exception(error)
 
-    thread = threading.Thread(target=work, name="penstock-job")
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=work, name="penstock-job").start()
+    while not future.done():
         try:
-            thread.join(0.2)  # not for ever, so that signals come through on every system
+            # Not `Thread.join`, which takes a thread for ended when it is interrupted; and not for ever, so that
+            # signals come through on every system.
+            concurrent.futures.wait([future], 0.2)
         except KeyboardInterrupt:
             interrupts.pass_on(signal.SIGINT)
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return future.result()

@@ -75,7 +75,8 @@ class EngineKeeper:
         self._fruitless = 0
         self._users = 0
         self._started = False
-        self._reviving = asyncio.Lock()
+        self._changing = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._adapters: dict[str, asyncio.Future[None]] = {}
 
     @property
@@ -85,10 +86,13 @@ class EngineKeeper:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[LLMEngine, None]:
-        """The engine, started unless it runs, for as long as the context lasts. Raises `EngineStartError`."""
+        """The engine, started unless it runs, for as long as the context lasts. Raises `EngineStartError`, and
+        `ConfigError` for an engine that runs in another event loop.
+        """
+        self._check_loop()
         self._users += 1
         try:
-            async with self._reviving:
+            async with self._changing:
                 try:
                     await self.engine.check_health()
                 except EngineDeadError:
@@ -98,10 +102,7 @@ class EngineKeeper:
         finally:
             self._users -= 1
             if not self._users:
-                if _keepers.get(self.engine) is self:
-                    del _keepers[self.engine]
-                if self._started and not self.stays:
-                    await self.engine.stop()
+                await self._end()
 
     def progressed(self) -> None:
         """A row was finished: the engine is of use."""
@@ -112,7 +113,7 @@ class EngineKeeper:
 
         Raises `JobError` when it keeps dying without finishing a row.
         """
-        async with self._reviving:
+        async with self._changing:
             if generation != self.generation:
                 return
             self._fruitless += 1
@@ -124,6 +125,22 @@ class EngineKeeper:
             except EngineError as error:
                 raise JobError(f"the engine died and does not start again: {error}") from error
             self.generation += 1
+
+    def _check_loop(self) -> None:
+        here = asyncio.get_running_loop()
+        if not self._users:
+            self._loop = here
+        if self._loop is not here or self.engine.loop not in (None, here):
+            raise ConfigError("the engine runs in another event loop, and can only be used there", field="engine")
+
+    async def _end(self) -> None:
+        """The last user has gone. One that comes while the engine is being stopped waits, and starts it again."""
+        async with self._changing:
+            if self._started and not self.stays and not self._users:
+                self._started = False
+                await self.engine.stop()
+        if not self._users and _keepers.get(self.engine) is self:
+            del _keepers[self.engine]
 
     async def adapter(self, name: str, where: str | None = None) -> None:
         """Make an adapter usable, once however many rows ask at a time. `where` is its directory, if that is known.

@@ -7,7 +7,7 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -35,11 +35,17 @@ class Failure(Protocol):
 class StagePool:
     """The workers of one stage. Each has at most so many rows at a time; the least busy one takes the next."""
 
-    def __init__(self, name: str, stage: StatefulStage, batch_size: int = DEFAULT_BATCH_SIZE) -> None:
+    def __init__(
+        self,
+        name: str,
+        stage: StatefulStage,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        concurrency: int | Sequence[int] = 1,
+    ) -> None:
         assert stage.fn is not None
         self.name = name
         self._stage = stage
-        self._count = workers(stage.map_batches_kwargs, name)
+        self._count = workers({"concurrency": concurrency} | stage.map_batches_kwargs, name)
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
         self.capacity = 0
@@ -144,6 +150,8 @@ class _Worker:
 class Pipeline:
     """The stages of a processor, running. Answers the rows of a job: an `Asker`.
 
+    `batch_size` and `concurrency` are those of a stage that does not say otherwise.
+
     A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A stage tries again by
     itself what it knows may pass; what `policy` says is to be tried is tried here, up to `max_attempts` times.
     """
@@ -152,6 +160,7 @@ class Pipeline:
         self,
         stages: Mapping[str, StatefulStage],
         batch_size: int,
+        concurrency: int | Sequence[int],
         failure: Failure,
         counts: Counts,
         *,
@@ -164,7 +173,9 @@ class Pipeline:
         self._ending = False
         self._failure = failure
         self._counts = counts
-        self._pools = [StagePool(name, stage, batch_size) for name, stage in stages.items() if stage.fn is not None]
+        self._pools = [
+            StagePool(name, stage, batch_size, concurrency) for name, stage in stages.items() if stage.fn is not None
+        ]
 
     @property
     def ending(self) -> bool:
@@ -207,8 +218,8 @@ class Pipeline:
             try:
                 made = await pool.process(values | added)
                 added |= made
-                if (told := told_usage(made)) is not None:
-                    usage = told if usage is None else together(usage, told)
+                if (spent := told_usage(made)) is not None:
+                    usage = spent if usage is None else together(usage, spent)
                 at += 1
             except JobError:
                 raise

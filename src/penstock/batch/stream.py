@@ -98,7 +98,8 @@ class RowStream:
         processor = self._processor
         form = processor.rows()
         sink = _Outbox(form, keep_order=self._order == "input")
-        pipeline = Pipeline(processor.stages, processor.config.batch_size, form.failure, counts)
+        config = processor.config
+        pipeline = Pipeline(processor.stages, config.batch_size, config.concurrency, form.failure, counts)
         policy = ErrorPolicy("keep" if processor.config.should_continue_on_error else "fail")
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             answers = Answers(Path(folder))
@@ -118,6 +119,7 @@ class RowStream:
             finally:
                 form.close()
                 answers.close()
+                await source.close()
 
 
 class _Outbox:

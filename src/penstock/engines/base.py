@@ -7,6 +7,7 @@ gets a 501 that names the engine.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -68,6 +69,7 @@ class LLMEngine:
 
     An engine that exchanges KV caches with others has a `connector`, and an `identity` while it runs; whoever starts it
     may say before at which `site` it stands. One that tells what it has cached does so in `cached_blocks`.
+    One that runs belongs to the event loop in which it was started: its `loop`.
     """
 
     name: ClassVar[str]
@@ -78,6 +80,7 @@ class LLMEngine:
     connector: Connector | None = None
     identity: Identity | None = None
     cached_blocks: CachedBlocks | None = None
+    loop: asyncio.AbstractEventLoop | None = None
 
     def __init__(
         self,

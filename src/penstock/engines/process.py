@@ -38,6 +38,7 @@ class EngineProcess(asyncio.Protocol):
         self._child: subprocess.Popen[bytes] | None = None
         self._transport: asyncio.Transport | None = None
         self._closed = asyncio.Event()
+        self._stopping = False
 
     @property
     def pid(self) -> int | None:
@@ -73,6 +74,7 @@ class EngineProcess(asyncio.Protocol):
         child = self._child
         if child is None:
             return
+        self._stopping = True
         self._flush()
         if self._transport is not None:
             self._transport.close()
@@ -110,7 +112,8 @@ class EngineProcess(asyncio.Protocol):
         self._transport = None
         self._outgoing.clear()
         self._closed.set()
-        self._on_death(self._cause_of_death())
+        if not self._stopping:  # else nobody asks for the cause, and the child may take a while to end
+            self._on_death(self._cause_of_death())
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []

@@ -148,6 +148,7 @@ class SimulatedEngine(TokenEngine):
             self.identity = self.connector.setup(self.site, "simulated").identity
             HELD[self.identity.engine_id] = set()
         self._alive = True
+        self.loop = asyncio.get_running_loop()
         self._served_since_start = 0
 
     async def stop(self) -> None:
@@ -422,6 +423,7 @@ class SimulatedEngine(TokenEngine):
 
     def _die(self, why: str) -> None:
         self._alive = False
+        self.loop = None
         if self.identity is not None:
             HELD.pop(self.identity.engine_id, None)
             self.identity = None

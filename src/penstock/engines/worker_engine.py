@@ -73,6 +73,7 @@ class WorkerEngine(TokenEngine):
         self._calls[0] = ready
         await process.start()
         self._process = process
+        self.loop = asyncio.get_running_loop()
         try:
             process.send(encode(load))
             answer = await ready
@@ -92,6 +93,7 @@ class WorkerEngine(TokenEngine):
 
     async def stop(self) -> None:
         process, self._process = self._process, None
+        self.loop = None
         watching, self._watching = self._watching, None
         if watching is not None:
             watching.cancel()
@@ -214,6 +216,7 @@ class WorkerEngine(TokenEngine):
         if self._process is process:  # else it was stopped, and another may run already
             self._why_dead = why
             self._process = None
+            self.loop = None
             self._fail_all()
 
     def _fail_all(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Coroutine
@@ -28,12 +29,21 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     if threading.current_thread() is _thread:
         work.close()
         raise ConfigError("a function that a processor calls cannot wait for another one; make it an async stage")
-    future = asyncio.run_coroutine_threadsafe(work, _running_loop())
+    loop = _running_loop()
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    tasks: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        tasks.append(task := loop.create_task(work))
+        task.add_done_callback(lambda _: _settle(future, task))
+
+    loop.call_soon_threadsafe(begin)
     try:
         return future.result()
     except BaseException:
         if not future.done():  # an interrupt in this thread, not the work's own error
-            future.cancel()
+            # Not the future, as that of `run_coroutine_threadsafe`: it would be done before the work is.
+            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
             with contextlib.suppress(concurrent.futures.CancelledError, Exception):
                 future.result()
         raise
@@ -51,6 +61,26 @@ def finish(work: Coroutine[Any, Any, Any]) -> None:
         task.add_done_callback(_ending.discard)
     else:
         run(work)
+
+
+def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None:
+    if task.cancelled():
+        future.set_exception(concurrent.futures.CancelledError())
+    elif (error := task.exception()) is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(task.result())
+
+
+def _forget() -> None:
+    """In a forked child: the thread that runs the loop stayed behind."""
+    global _lock, _loop, _thread
+    _lock, _loop, _thread = threading.Lock(), None, None
+    _ending.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

@@ -7,7 +7,7 @@ loop) runs on the one background loop, and so shares its engines from call to ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,12 +22,14 @@ class Engines:
     """The names of one event loop.
 
     What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes belongs to this registry
-    and lives until `stop`.
+    and lives until `stop`, at the latest to the end of the event loop, where its asynchronous generators are told of
+    that, as by `asyncio.run`.
     """
 
     def __init__(self) -> None:
         self._named: dict[tuple[str, str], Any] = {}
         self._made: dict[str, Any] = {}
+        self._end: AsyncGenerator[None, None] | None = None
 
     def put(self, name: str, engine: Any, app_name: str = DEFAULT_APP) -> None:
         """Name an engine, or a handle: anything that has an engine's `chat`, `completions` or `embeddings`."""
@@ -71,6 +73,18 @@ class Engines:
                 value=name,
             )
         return engine, name in self._made
+
+    async def end_with_loop(self) -> None:
+        """Have what is made here stopped when the event loop ends."""
+        if self._end is None:
+            self._end = self._at_end()
+            await anext(self._end)
+
+    async def _at_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.stop()
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({name for _, name in self._named}))

@@ -21,7 +21,7 @@ _OPTIONS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
 def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     """Ray's options for a stage: its own, with the processor's resources where it says none."""
     given = dict(stage.map_batches_kwargs)
-    concurrency = given.pop("concurrency", None) or 1
+    concurrency = given.pop("concurrency", None) or config.concurrency
     least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
     at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
     tasks = getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once

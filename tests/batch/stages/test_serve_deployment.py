@@ -110,6 +110,18 @@ async def test_cancellation_frees_the_model():
     await engine.stop()
 
 
+async def test_an_engine_that_dies_is_started_and_asked_again(monkeypatch):
+    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+    engine = SimulatedEngine(engine_kwargs={"die_after": 5})
+    await engine.start()
+    engines().put("llm", engine, "app")
+    rows = [{"method": "chat", "request_kwargs": chat(str(n), max_tokens=4)} for n in range(20)]
+    assert len(await all_of(processor()(rows))) == 20
+    await engine.check_health()  # its owner stops it
+    engines().remove("llm", "app")
+    await engine.stop()
+
+
 async def test_rows_come_one_to_one_and_in_order(engine):
     rows = [{"row": n, "method": "chat", "request_kwargs": chat(f"{n}", max_tokens=1 + n % 7)} for n in range(200)]
     found = await all_of(processor(concurrency=2)(rows))

@@ -55,6 +55,9 @@ class Source:
         """Whether the file at `path` is part of this data."""
         return False
 
+    async def close(self) -> None:
+        """Let go of what looking at the first rows has begun, where nobody read on."""
+
 
 def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The columns of some rows, in order of first appearance."""

@@ -76,8 +76,11 @@ class AsyncRows(Source):
                 if row.index >= start:
                     yield [row]
         finally:
-            if isinstance(self._iterator, AsyncGenerator):
-                await self._iterator.aclose()  # it may hold an engine, or rows of another processor
+            await self.close()
+
+    async def close(self) -> None:
+        if isinstance(self._iterator, AsyncGenerator):
+            await self._iterator.aclose()  # it may hold an engine, or rows of another processor
 
 
 async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = None) -> AsyncIterator[Row]:

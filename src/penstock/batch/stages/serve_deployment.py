@@ -7,10 +7,12 @@ import contextlib
 import time
 import uuid
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from penstock.batch.attempts import Attempts, Tries
 from penstock.batch.keeper import keeper_of
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
@@ -26,6 +28,7 @@ MOST_IN_FLIGHT = 256
 
 class DeploymentRequests:
     """Asks the engine or handle called `deployment_name` in `app_name`. It is started, and kept, by its owner.
+    An engine that dies is started and asked again; a handle sees to that itself.
 
     A row has a `method`, its `request_kwargs` (the body of such a request), and where `dtype_mapping` is given a
     `dtype`: the name of the class that checks them. The answer's fields become columns.
@@ -46,12 +49,16 @@ class DeploymentRequests:
         self._timeout = request_timeout_s
         self._stack = contextlib.AsyncExitStack()
         self._handle: Any = None
+        self._attempts: Attempts | None = None
+        self.ending = False
 
     async def start(self) -> None:
         """Find it. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
         if isinstance(self._handle, LLMEngine):
-            await self._stack.enter_async_context(keeper_of(self._handle).running())
+            keeper = keeper_of(self._handle)
+            await self._stack.enter_async_context(keeper.running())
+            self._attempts = Attempts(keeper, lambda: self.ending)
 
     async def stop(self) -> None:
         """Let go of it."""
@@ -69,7 +76,8 @@ class DeploymentRequests:
         began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._answer(method, body, name)
+                ask = partial(self._answer, method, body, name)
+                answer = await (ask() if self._attempts is None else self._attempts.answer(ask, None, Tries()))
         except TimeoutError:
             raise EngineTimeoutError(f"no answer within {self._timeout} s") from None
         return {**answer, "request_id": name, "time_taken": time.perf_counter() - began}

@@ -100,9 +100,11 @@ class RemoteEngine(LLMEngine):
             await upstreams.close()
             raise
         self._upstreams = upstreams
+        self.loop = asyncio.get_running_loop()
 
     async def stop(self) -> None:
         upstreams, self._upstreams = self._upstreams, None
+        self.loop = None
         learning, self._learning = self._learning, None
         if learning is not None:
             learning.cancel()

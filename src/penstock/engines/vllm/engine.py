@@ -122,9 +122,11 @@ class VLLMEngine(TokenEngine):
         if running.prompts is not None and (template := running.prompts.text_template()) is not None:
             self.template = template
         self._running = running
+        self.loop = loop
 
     async def stop(self) -> None:
         running, self._running = self._running, None
+        self.loop = None
         if running is None:
             return
         self._why_dead = "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
