@@ -89,6 +89,13 @@ async def test_tool_calls_and_reasoning_are_columns(make_engine):
     assert (cut["reasoning_content"], cut["generated_text"]) == ("Hm", "")
 
 
+@pytest.mark.parametrize("names", [("min_tokens", "max_tokens"), ("min_new_tokens", "max_new_tokens")])
+async def test_limits_in_the_names_of_each_engine(make_engine, names):
+    engine = make_engine(lambda text: "b")
+    await all_of(processor(engine)([chat("a", sampling_params=dict(zip(names, (2, 4), strict=True)))]))
+    assert (engine.requests[0].sampling.min_tokens, engine.requests[0].sampling.max_tokens) == (2, 4)
+
+
 async def test_structured_output_in_each_of_its_names():
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
     rows = [

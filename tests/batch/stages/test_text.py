@@ -76,6 +76,13 @@ async def test_without_a_stage_for_it_the_engine_still_gives_texts():
     assert len(row["generated_text"]) == 8
 
 
+async def test_each_of_several_answers_gets_its_text():
+    asked = [{**row, "sampling_params": {"n": 3, "seed": 1, "max_tokens": 8}} for row in rows(1)]
+    (row,), (expected,) = await all_of(processor(detokenize_stage={})(asked)), await all_of(processor()(asked))
+    assert row["outputs"] == expected["outputs"]
+    assert len({output["generated_text"] for output in row["outputs"]}) == 3
+
+
 async def test_a_row_keeps_its_own_prompt():
     asked = [{**row, "prompt": "a question"} for row in rows(1)]
     (row,) = await all_of(processor()(asked))

@@ -55,7 +55,7 @@ class StatefulStage:
         self.map_batches_kwargs = dict(map_batches_kwargs or {})
 
     def get_required_input_keys(self) -> dict[str, str]:
-        """The columns that every row must have, each with its meaning."""
+        """The columns that every row must have, each with its meaning. It is `process` that raises for one without."""
         return {}
 
     def get_optional_input_keys(self) -> dict[str, str]:

@@ -29,6 +29,7 @@ class _Params(Struct):
     max_tokens: int | None = None
     max_new_tokens: int | None = None
     min_tokens: int = 0
+    min_new_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -82,7 +83,7 @@ def parse(params: Any) -> tuple[Sampling, int]:
     stop = wanted.stop or ()
     sampling = Sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
-        min_tokens=wanted.min_tokens,
+        min_tokens=wanted.min_tokens or wanted.min_new_tokens,
         temperature=wanted.temperature,
         top_p=wanted.top_p,
         top_k=wanted.top_k,

@@ -6,7 +6,7 @@ Without them the engine does the same in the pass that it makes anyway, and noth
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -83,13 +83,22 @@ class Tokens(_OnEngine):
 
 
 class Texts(_OnEngine):
-    """The text of generated tokens."""
+    """The text of generated tokens, of each answer where there are several."""
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         tokens = row.get("generated_tokens")
         if tokens is None:
             return {}
-        return {"generated_text": await self.engine.detokenize(list(tokens))}
+        made: dict[str, Any] = {"generated_text": await self._text(tokens)}
+        if row.get("outputs"):
+            texts = [await self._text(output["generated_tokens"]) for output in row["outputs"]]
+            made["outputs"] = [
+                {**output, "generated_text": text} for output, text in zip(row["outputs"], texts, strict=True)
+            ]
+        return made
+
+    async def _text(self, tokens: Iterable[int]) -> str:
+        return await self.engine.detokenize(list(tokens))
 
 
 class ChatTemplateStage(StatefulStage):
@@ -123,6 +132,9 @@ class DetokenizeStage(StatefulStage):
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"generated_tokens": "Token ids that the engine has generated."}
+
+    def get_optional_input_keys(self) -> dict[str, str]:
+        return {"outputs": "All answers, where the row has asked for several."}
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
         return True
