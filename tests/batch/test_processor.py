@@ -142,14 +142,21 @@ async def test_a_row_that_fails_first_does_not_wait_for_what_depends_on_it():
     assert found == ["error", "ok"]
 
 
+@pytest.mark.parametrize("kind", [SystemExit, asyncio.CancelledError])
 @pytest.mark.parametrize("after", [0, 1])
-async def test_a_source_that_wants_to_end_the_program_ends_the_run(after):
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_a_source_that_wants_to_end_everything_ends_the_run(kind, after, asynchronous):
     def rows():
         yield from numbers(after)
-        raise SystemExit(3)
+        raise kind(3)
 
-    with pytest.raises((InputError, RuntimeError), match="SystemExit: 3"):
-        await all_of(adding(1)(rows()))
+    async def arriving():
+        for row in rows():
+            yield row
+
+    with pytest.raises(InputError, match=f"reading the rows failed: {kind.__name__}: 3"):
+        async with asyncio.timeout(30):
+            await all_of(adding(1)(arriving() if asynchronous else rows()))
 
 
 class Counting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import chain, islice
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from penstock.batch.rows import Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of
 from penstock.errors import InputError
+
+ENDINGS = (Exception, SystemExit, asyncio.CancelledError)
+"""What the user's code may raise. The last two would end the event loop, or the task that reads, in silence."""
 
 
 class Rows(Source):
@@ -40,7 +44,7 @@ class Rows(Source):
                 value = next(self._iterator)
             except StopIteration:
                 return
-            except Exception as error:
+            except ENDINGS as error:
                 raise _broken(error) from error
             yield _row(index, value)
             index += 1
@@ -85,7 +89,10 @@ async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = No
             value = await anext(iterator)
         except StopAsyncIteration:
             return
-        except Exception as error:
+        except ENDINGS as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling()):
+                raise
             raise _broken(error) from error
         yield _row(index, value)
         index += 1
@@ -98,5 +105,5 @@ def _row(index: int, value: Any) -> Row:
     return Row(index, values, None, 64 + nbytes(values))
 
 
-def _broken(error: Exception) -> InputError:
+def _broken(error: BaseException) -> InputError:
     return InputError(f"reading the rows failed: {type(error).__name__}: {error}")
