@@ -41,7 +41,7 @@ class Rows(Source):
                 value = next(self._iterator)
             except StopIteration:
                 return
-            except Exception as error:
+            except ENDINGS as error:
                 raise _broken(error) from error
             yield _row(index, value)
             index += 1
