@@ -54,6 +54,13 @@ async def test_a_job_stops_at_its_deadline(tmp_path):
     assert len(lines(output)) == 1000
 
 
+async def test_a_deadline_counts_the_time_that_the_engine_takes_to_start():
+    engine = SimulatedEngine(engine_kwargs={"start_ms": 50})
+    with pytest.raises(JobLimitError, match="the deadline is reached"):
+        await ask(numbered(1), None, engine, deadline=0.02)
+    assert engine.requests_served == 0
+
+
 def test_deadlines():
     assert seconds_until(None) is None
     assert seconds_until(90) == seconds_until("90") == seconds_until("90s") == seconds_until("1.5m") == 90

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import pickle
 import signal
 import threading
 
@@ -116,6 +117,29 @@ async def test_a_failing_row_spoils_no_other():
     assert (found[60]["error"]["type"], found[60]["error"]["stage"]) == ("user_code_error", "AddStage")
     with pytest.raises(JobError, match="row 40 failed at stage AddStage: that is no number"):
         await all_of(adding(1, 1)(rows))
+
+
+@pytest.mark.parametrize("taken", [False, True])
+async def test_a_row_that_failed_in_one_processor_does_not_succeed_in_the_next(taken):
+    config = ProcessorConfig(should_continue_on_error=True)
+    seen: list[int] = []
+
+    def preprocess(row):
+        seen.append(row["id"])
+        return {"x": -row["id"]}
+
+    given = adding(1, config=config)([{"id": 0, "x": 1}, {"id": 1, "x": "poison"}, {"id": 2, "x": 3}])
+    first = await all_of(given)
+    second = adding(1, config=config, preprocess=preprocess)
+    found = await all_of(second(pickle.loads(pickle.dumps(first)) if taken else given))
+    assert found[1] == first[1]
+    assert (found[1]["error"]["message"], found[1]["error"]["stage"]) == ("that is no number", "AddStage")
+    assert [row["status"] for row in found] == ["ok", "error", "ok"]
+    assert seen == [0, 2]
+    seen.clear()
+    plain = adding(1, preprocess=preprocess)
+    assert [row["status"] for row in await all_of(plain(given))] == ["ok", "error", "ok"]
+    assert seen == [0, 1, 2]
 
 
 async def test_rows_that_fail_first_have_the_columns_of_those_that_come_after():

@@ -27,7 +27,7 @@ from penstock.batch.manifest import StreamSum
 from penstock.batch.policy import ErrorPolicy, Limits
 from penstock.batch.replay import Replay, add_row, other_rows
 from penstock.batch.requests import RequestForm
-from penstock.batch.rows import Outcome, Row, Stage, nbytes
+from penstock.batch.rows import Outcome, Row, nbytes
 from penstock.batch.runs import RowSet
 from penstock.batch.sinks import Sink
 from penstock.batch.sources.base import Source
@@ -106,8 +106,10 @@ class Flow:
     async def _run(self) -> bool:
         intake = asyncio.create_task(self._take_in())
         alarm = None
-        if self._limits.seconds is not None:
-            alarm = asyncio.get_running_loop().call_later(self._limits.seconds, self._end_early, self._limits.late())
+        if (seconds := self._limits.seconds) is not None:
+            if seconds <= 0:
+                self._end_early(self._limits.late())
+            alarm = asyncio.get_running_loop().call_later(seconds, self._end_early, self._limits.late())
         try:
             await self._over.wait()
             if self._asker.ending and self._error is None and (under_way := self._tasks | self._concluding):
@@ -198,22 +200,25 @@ class Flow:
                 self._answers.put(row.digest, record.outcome)
             self._finish(row, record.outcome, journaled=True)
         elif failure is not None:
-            self._fail(row, *failure)
+            self._finish(row, failure)
         else:
             self._filling.append(row)
             self._filling_bytes += row.nbytes
 
-    def _prepare(self, row: Row) -> tuple[PenstockError, Stage] | None:
+    def _prepare(self, row: Row) -> Outcome | None:
+        """The outcome of a row that fails before it is asked."""
         if row.values is None:
-            return InputError(row.fault or "the row cannot be read"), "read"
+            return self._form.failure(row, InputError(row.fault or "the row cannot be read"), "read", 0)
+        if row.earlier is not None:
+            return Outcome(error=row.earlier)
         try:
             if row.failure is not None:
                 raise row.failure
             self._form.prepare(row)
         except PenstockError as error:
-            return error, self._form.preparing
+            return self._form.failure(row, error, self._form.preparing, 0)
         except Exception as error:  # values of the caller's own types can fail in any way
-            return RequestError(told(error)), self._form.preparing
+            return self._form.failure(row, RequestError(told(error)), self._form.preparing, 0)
         return None
 
     def _is_full(self) -> bool:
@@ -366,9 +371,6 @@ class Flow:
         except Exception as error:
             self.stop(error)
         self._admit()
-
-    def _fail(self, row: Row, error: PenstockError, stage: Stage) -> None:
-        self._finish(row, self._form.failure(row, error, stage, 0))
 
     def _finish(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> None:
         counts = self._counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.batch.rows import RowError
+from penstock.batch.rows import FailedRow, RowError
 
 ERROR_FIELDS = RowError.__struct_fields__
 
@@ -47,4 +47,4 @@ class OutputRows:
         row = dict(values or {})
         for name in self._names:
             row.setdefault(name)
-        return {**row, "status": "error", "error": said}
+        return FailedRow({**row, "status": "error", "error": said}, error)

@@ -68,15 +68,20 @@ class Limits:
     """When a job stops, cleanly and to be resumed.
 
     `tokens` is the most of prompts and answers together, computed in this run; `error_rate` the largest share of rows
-    that may fail, seen from 50 rows on; `seconds` the time it may take.
+    that may fail, seen from 50 rows on; `seconds` the time that is left, also for what is done before the first row.
     """
 
     def __init__(
         self, *, tokens: int | None = None, error_rate: float | None = None, seconds: float | None = None
     ) -> None:
-        self.seconds = seconds
+        self._ends = None if seconds is None else time.monotonic() + seconds
         self._tokens = tokens
         self._error_rate = error_rate
+
+    @property
+    def seconds(self) -> float | None:
+        """The time that is left now."""
+        return None if self._ends is None else self._ends - time.monotonic()
 
     def exceeded(self, counts: Counts, *, end: bool = False) -> JobLimitError | None:
         """The limit that these counts have reached, if any. `end`: there are no more rows to come."""

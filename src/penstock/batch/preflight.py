@@ -102,6 +102,8 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
 def _fault_of(plan: Plan, row: Row) -> str | None:
     if row.values is None:
         return "input_error"
+    if row.earlier is not None:
+        return row.earlier.type
     try:
         if row.failure is not None:
             raise row.failure

@@ -78,6 +78,9 @@ class ProcessorRows:
 
     # In
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if not self.keep_errors:  # then a row that failed in another processor is one like others
+            for row in rows:
+                row.earlier = None
         if self._preprocess is None:
             yield rows
             return
@@ -101,7 +104,7 @@ class ProcessorRows:
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
-        if row.values is None:
+        if row.values is None or row.earlier is not None:
             return
         try:
             columns = self._preprocess(dict(row.values))

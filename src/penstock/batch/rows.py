@@ -56,7 +56,8 @@ class Row(Struct, eq=False):
     row's Arrow form where it has one, so that columns pass through without a change of type. `request`,
     `digest` and `prefix` are set when the row's request has been made: `digest` names the request (16 bytes),
     `prefix` sorts rows that share the start of a prompt next to each other. `failure` is why it could not be made,
-    where that was found out ahead. `longest` is how many tokens its answer may have, 0 if nobody said.
+    where that was found out ahead, `earlier` why the row failed in the processor that it comes from. `longest` is how
+    many tokens its answer may have, 0 if nobody said.
     """
 
     index: int
@@ -71,6 +72,17 @@ class Row(Struct, eq=False):
     shareable: bool = False
     longest: int = 0
     failure: PenstockError | None = None
+    earlier: RowError | None = None
+
+
+class FailedRow(dict[str, Any]):
+    """An output row that failed, for whoever takes it a dict like others. Another processor knows it by its class, as
+    data may have columns of these names.
+    """
+
+    def __init__(self, row: dict[str, Any], error: RowError) -> None:
+        super().__init__(row)
+        self.why = error
 
 
 def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:

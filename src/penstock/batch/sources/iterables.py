@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from itertools import chain, islice
 from typing import Any
 
-from penstock.batch.rows import Row, nbytes
+from penstock.batch.rows import FailedRow, Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of
 from penstock.batch.user_code import ends_task
 from penstock.errors import InputError, told
@@ -41,7 +41,7 @@ class Rows(Source):
                 value = next(self._iterator)
             except StopIteration:
                 return
-            except ENDINGS as error:
+            except Exception as error:
                 raise _broken(error) from error
             yield _row(index, value)
             index += 1
@@ -101,7 +101,8 @@ def _row(index: int, value: Any) -> Row:
     if not isinstance(value, Mapping):
         return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
     values = dict(value)
-    return Row(index, values, None, 64 + nbytes(values))
+    earlier = value.why if isinstance(value, FailedRow) else None
+    return Row(index, values, None, 64 + nbytes(values), earlier=earlier)
 
 
 def _broken(error: BaseException) -> InputError:
