@@ -59,7 +59,7 @@ class _Reader:
         self._news = asyncio.Event()
         self._room_wanted = False
         self._room = threading.Condition()
-        self._error: Exception | None = None
+        self._error: PenstockError | None = None
         self._finished = False
         self._stopped = False
         # A daemon, as it may wait for ever on a pipe that nobody writes to.
@@ -115,7 +115,7 @@ class _Reader:
                     self._tell()
         except PenstockError as error:
             self._error = error
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # of any kind: the rows would seem to be all there were
             self._error = InputError(f"reading the rows failed: {type(error).__name__}: {error}")
             self._error.__cause__ = error
         finally:
