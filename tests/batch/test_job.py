@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import threading
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,25 +146,21 @@ async def test_messages_that_no_template_can_read(make_engine, message):
     assert [row["error"]["stage"] for row in result.rows()] == ["prompt"]
 
 
-def test_ctrl_c_beside_a_running_loop_drains_the_job(tmp_path, monkeypatch):
-    join = threading.Thread.join
-    joins: list[float | None] = []
+def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys):
+    def rows():
+        yield from numbered(1)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    def interrupted_once(self, timeout=None):
-        join(self, 0.05 if timeout else None)
-        if self.name == "penstock-job" and not joins:
-            joins.append(timeout)
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(threading.Thread, "join", interrupted_once)
-
-    async def main():
+    async def cell():
         options = {"time_per_token_ms": 1000, "start_ms": 0}
-        penstock.run(numbered(1), model="simulated", engine_kwargs=options, prompt="{text}", progress=False)
+        penstock.run(rows(), model="simulated", engine_kwargs=options, prompt="{text}", progress=False)
 
     monkeypatch.setattr("penstock.batch.flow.DRAIN_SECONDS", 0.05)
+    loop = asyncio.new_event_loop()  # as in a notebook: `asyncio.run` has a handler of its own
     with pytest.raises(penstock.batch.JobInterrupted):
-        asyncio.run(main())
+        loop.run_until_complete(cell())
+    loop.close()
+    assert "Finishing the rows in flight" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("kind", "message"), [("LazyFrame", r"\.collect\(\)"), ("Series", "no data set")])

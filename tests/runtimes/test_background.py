@@ -6,6 +6,8 @@ import threading
 
 import pytest
 
+import penstock
+from penstock.batch import Processor, ProcessorConfig
 from penstock.errors import ConfigError
 from penstock.runtimes import background
 
@@ -46,6 +48,12 @@ def test_the_loop_does_not_wait_for_itself():
 
     with pytest.raises(ConfigError, match="cannot wait for another one"):
         background.run(work())
+
+    async def job():
+        penstock.run([{"n": 1}], processor=Processor(ProcessorConfig(), []), progress=False)
+
+    with pytest.raises(ConfigError, match="cannot wait for another one"):
+        background.run(job())
 
 
 HALF_READ = """

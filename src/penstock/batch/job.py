@@ -162,10 +162,7 @@ class Job:
                 return self._main(self._run(interrupts))
             finally:
                 interrupts.restore()
-        if self._engine_object is not None:
-            raise ConfigError(
-                "an engine object belongs to its event loop; use `await penstock.arun(...)`", field="engine"
-            )
+        self._check_may_wait("await penstock.arun(...)")
         interrupts = Interrupts(enabled=False)
         return _in_thread(lambda: self._main(self._run(interrupts)), interrupts)
 
@@ -183,8 +180,7 @@ class Job:
             asyncio.get_running_loop()
         except RuntimeError:
             return self._main(self.aplan(trial=trial))
-        if self._engine_object is not None:
-            raise ConfigError("an engine object belongs to its event loop; use `await job.aplan()`", field="engine")
+        self._check_may_wait("await job.aplan()")
         return _in_thread(lambda: self._main(self.aplan(trial=trial)), Interrupts(enabled=False))
 
     async def aplan(self, *, trial: int = 32) -> Forecast:
@@ -202,6 +198,13 @@ class Job:
         """The engine that the caller has made, if it is one."""
         given = self.engine if self.processor is None else getattr(self.processor.config, "engine", None)
         return given if isinstance(given, LLMEngine) else None
+
+    def _check_may_wait(self, instead: str) -> None:
+        """Whether a running event loop can wait for the job. Raises `ConfigError`."""
+        if self._engine_object is not None:
+            raise ConfigError(f"an engine object belongs to its event loop; use `{instead}`", field="engine")
+        if self.processor is not None:
+            background.check_may_wait()
 
     def _main(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in an event loop; a stop by signal raised as `JobInterrupted`.

@@ -26,9 +26,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     Raises `ConfigError` where it is called on that loop, which cannot wait for itself.
     """
-    if threading.current_thread() is _thread:
+    try:
+        check_may_wait()
+    except ConfigError:
         work.close()
-        raise ConfigError("a function that a processor calls cannot wait for another one; make it an async stage")
+        raise
     loop = _running_loop()
     future: concurrent.futures.Future[T] = concurrent.futures.Future()
     tasks: list[asyncio.Task[T]] = []
@@ -47,6 +49,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
             with contextlib.suppress(concurrent.futures.CancelledError, Exception):
                 future.result()
         raise
+
+
+def check_may_wait() -> None:
+    """Raises `ConfigError` on the background loop, which cannot wait for itself, nor for a thread that waits for it."""
+    if threading.current_thread() is _thread:
+        raise ConfigError("a function that a processor calls cannot wait for another one; make it an async stage")
 
 
 def finish(work: Coroutine[Any, Any, Any]) -> None:
