@@ -1,5 +1,7 @@
 """A processor's rows between processes: each part, as Ray Data calls it."""
 
+import asyncio
+
 import pytest
 
 from penstock.batch import HttpRequestProcessorConfig, build_processor
@@ -71,3 +73,32 @@ async def test_processes_keep_to_a_rate_together(concurrency, share):
     worker = process._pool.worker
     assert worker._limiter.limits.requests_per_minute == share
     await process._pool.stop()
+
+
+async def test_a_worker_has_no_more_rows_at_a_time_however_many_batches_come():
+    class Counting:
+        now = most = 0
+
+        async def process(self, row):
+            Counting.now += 1
+            Counting.most = max(Counting.most, Counting.now)
+            await asyncio.sleep(0)
+            Counting.now -= 1
+            return {}
+
+    process = StageProcess("S", StatefulStage(Counting), 4, keep=False)
+    batches = [[Carried({}, {}).pack()] * 5 for _ in range(3)]
+    made = await asyncio.gather(*(process(batch) for batch in batches))
+    assert [len(rows) for rows in made] == [5, 5, 5]
+    assert Counting.most == 4
+
+
+async def test_an_error_row_has_the_columns_as_they_came_whatever_the_stage_did_to_its_row():
+    class Careless:
+        async def process(self, row):
+            del row["id"]
+            raise ValueError("no")
+
+    begun = Beginning(None, keep=True)([{"id": 1}])
+    (row,) = Ending(None, keep=True)(await StageProcess("S", StatefulStage(Careless), 4, keep=True)(begun))
+    assert (row["id"], row["status"]) == (1, "error")

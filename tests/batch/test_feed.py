@@ -74,14 +74,15 @@ async def test_no_more_is_read_ahead_than_the_bounds_allow(nbytes, most):
     await rows.aclose()
 
 
-async def test_what_was_read_comes_before_what_reading_raised():
+@pytest.mark.parametrize("kind", [OSError, SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+async def test_what_was_read_comes_before_what_reading_raised(kind):
     seen = []
 
     async def see():
-        async for rows in read_ahead(Lists([1] * 300, ending=OSError("gone"))):
+        async for rows in read_ahead(Lists([1] * 300, ending=kind("gone"))):
             seen.extend(rows)
 
-    with pytest.raises(InputError, match="reading the rows failed: OSError: gone"):
+    with pytest.raises(InputError, match=f"reading the rows failed: {kind.__name__}: gone"):
         await see()
     assert len(seen) == 300
 

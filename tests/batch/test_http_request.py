@@ -165,14 +165,15 @@ async def test_refusals_for_load_are_waited_out_whatever_max_retries_says():
     assert calls == 4
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"\xff"])
-async def test_an_answer_that_is_not_json_is_an_error(body):
+@pytest.mark.parametrize(("body", "shown"), [(b"<html>", "<html>"), (b"\xff", "\ufffd"), (b"a sk-12345 b", "a *** b")])
+async def test_an_answer_that_is_not_json_is_an_error(body, shown):
     async def page(request):
         return web.Response(body=body, content_type="text/html")
 
-    async with worker(page) as made:
-        with pytest.raises(UpstreamError, match=r"answered 200 with text/html.*, not JSON"):
+    async with worker(page, headers={"Authorization": "Bearer sk-12345"}) as made:
+        with pytest.raises(UpstreamError, match=r"answered 200 with text/html.*, not JSON") as caught:
             await made.process({"payload": {}})
+    assert caught.value.body == shown
 
 
 async def test_after_the_stop_it_says_so():
@@ -204,6 +205,23 @@ async def test_methods_headers_columns_and_session_are_the_callers():
     async with worker(look, session_factory=factory, **options) as made:
         assert await made.process({"body": {}}) == {"out": ["PUT", "yes", "mine"]}
     assert made_sessions[0].closed
+
+
+async def test_a_session_that_raises_for_a_status_loses_neither_status_nor_body():
+    async def refuse(request):
+        return web.Response(status=422, text="because")
+
+    async with worker(refuse, session_factory=lambda: aiohttp.ClientSession(raise_for_status=True)) as made:
+        with pytest.raises(UpstreamError, match="answered 422: because") as caught:
+            await made.process({"payload": {}})
+    assert (caught.value.http_status, caught.value.body) == (422, "because")
+
+
+async def test_a_factory_that_makes_no_session_is_named():
+    made = HttpRequests("http://127.0.0.1:1/", session_factory=lambda: None)
+    with pytest.raises(ConfigError, match="session_factory: must make an aiohttp session, not a NoneType"):
+        await made.start()
+    await made.stop()
 
 
 async def test_a_processor_gives_answers_and_error_rows_with_status_and_body():

@@ -4,6 +4,7 @@ import asyncio
 import pickle
 import threading
 
+import numpy
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -480,3 +481,28 @@ async def test_the_tokens_of_all_stages_are_counted():
     stream = Processor(ProcessorConfig(), [StatefulStage(Spending), StatefulStage(Spending)])(numbers(10))
     assert len(await all_of(stream)) == 10
     assert (stream.counts.prompt_tokens, stream.counts.completion_tokens) == (90, 20)
+
+
+@pytest.mark.parametrize("order", ["input", "done"])
+async def test_what_cannot_be_remembered_is_made_for_each_of_equal_rows(order):
+    class Vector:
+        async def process(self, row):
+            await asyncio.sleep(0)
+            return {"vector": numpy.array([row["kind"]])}
+
+    class VectorStage(StatefulStage):
+        fn = Vector
+
+        def get_required_input_keys(self):
+            return {"kind": "What it is made of."}
+
+        def shareable(self, row):
+            return True
+
+    def spoil(row):
+        row["vector"] += 10
+        return {"id": row["id"], "vector": row["vector"].tolist()}
+
+    rows = [{"id": n, "kind": n % 3} for n in range(200)]
+    found = await all_of(Processor(ProcessorConfig(), [VectorStage()], postprocess=spoil)(rows, order=order))
+    assert sorted(found, key=lambda row: row["id"]) == [{"id": n, "vector": [n % 3 + 10]} for n in range(200)]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import json
 from contextlib import asynccontextmanager
 
 import pytest
@@ -9,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, UpstreamError
-from penstock.http.client import HttpClient, Timeouts, complaint, endpoint
+from penstock.http.client import HttpClient, Timeouts, complaint, endpoint, form, multipart
 from penstock.http.headers import Headers
 from penstock.http.limiter import Limiter, Limits
 
@@ -54,6 +55,17 @@ async def test_a_large_body_arrives_whole_and_without_a_warning():
     async with asking(measure) as (client, to):
         for size in (1000, 2 << 20):
             assert (await client.send(to, limiter(), data=b"1" * size)).body == b"%d" % size
+
+
+async def test_a_large_file_arrives_whole_and_without_a_warning():
+    async def measure(request):
+        return web.json_response([len(await part.read()) async for part in await request.multipart()])
+
+    async with asking(measure) as (client, to):
+        large = b"1" * (2 << 20)
+        several = multipart({"a": large, "b": {"content": b"2"}})
+        for made, sizes in ((several, [2 << 20, 1]), (form({}, large), [2 << 20])):
+            assert json.loads((await client.send(to, limiter(), data=made)).body) == sizes
 
 
 @pytest.mark.parametrize(("status", "retryable"), [(400, False), (401, False), (429, True), (500, True), (501, False)])
@@ -151,6 +163,27 @@ async def test_half_an_answer_is_a_lost_connection(streamed):
             await ask()
         assert caught.value.retryable
         assert limit.running == 0
+
+
+@pytest.mark.parametrize("said", [b"lalala\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"])
+async def test_what_is_not_http_shows_no_key_of_the_address(said):
+    async def answer(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(said)
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        client = HttpClient(Headers())
+        await client.open()
+        with pytest.raises(UpstreamError) as caught:
+            await client.send(endpoint("POST", f"http://127.0.0.1:{port}/x?api_key={KEY}"), limiter())
+        await client.close()
+    assert str(caught.value).startswith(f"http://127.0.0.1:{port}/x: the answer is not HTTP: ")
+    assert not caught.value.retryable
+    assert KEY not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 async def test_leaving_a_stream_ends_the_request_and_gives_the_place_back():

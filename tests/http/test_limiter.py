@@ -1,9 +1,12 @@
 import asyncio
 import gc
+import heapq
 
 import pytest
 
 from penstock.http.limiter import Limiter, Limits, Pace, shared_limiter
+
+real_sleep = asyncio.sleep
 
 
 class Clock:
@@ -12,7 +15,6 @@ class Clock:
     def __init__(self, monkeypatch):
         self.now = 1000.0
         self.slept = []
-        self.real_sleep = asyncio.sleep
         monkeypatch.setattr("penstock.http.limiter.asyncio.sleep", self.sleep)
 
     def __call__(self):
@@ -21,7 +23,7 @@ class Clock:
     async def sleep(self, seconds):
         self.slept.append(seconds)
         self.now += seconds
-        await self.real_sleep(0)
+        await real_sleep(0)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def limiter(clock=lambda: 0.0, **limits):
 
 async def turns(count=5):
     for _ in range(count):
-        await asyncio.sleep(0)
+        await real_sleep(0)
 
 
 def test_a_pace_spaces_amounts_evenly():
@@ -151,6 +153,34 @@ async def test_without_a_named_pause_one_at_a_time_backs_off_further_and_recover
     limit.release(await limit.acquire(), "throttled")
     limit.release(await limit.acquire(), "answered")
     assert clock.slept[3:] == [0.5]
+
+
+async def test_rates_are_kept_after_a_pause_too(monkeypatch):
+    now = 0.0
+    sleepers: list[tuple[float, int, int, asyncio.Future[None]]] = []
+    went: list[float] = []
+
+    def sleep(seconds):
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(sleepers, (now + seconds, len(went), id(future), future))
+        return future
+
+    async def one():
+        await limit.acquire(tokens=5)
+        went.append(round(now, 6))
+
+    monkeypatch.setattr("penstock.http.limiter.asyncio.sleep", sleep)
+    limit = limiter(lambda: now, concurrency=20, requests_per_minute=60, tokens_per_minute=300, adaptive=False)
+    first = await limit.acquire(tokens=5)
+    tasks = [asyncio.create_task(one()) for _ in range(10)]
+    await turns()
+    limit.release(first, "throttled", retry_after=4.5)
+    while sleepers:
+        now, *_, future = heapq.heappop(sleepers)
+        future.set_result(None)
+        await turns()
+    assert all(task.done() for task in tasks)
+    assert went == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
 
 
 async def test_requests_and_tokens_a_minute_are_kept(clock):

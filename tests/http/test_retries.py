@@ -79,6 +79,9 @@ def test_a_named_pause_is_kept_or_the_request_given_up():
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
+        ({"retry-after-ms": "-250"}, 0.0),
+        ({"retry-after-ms": "inf"}, None),
+        ({"retry-after-ms": "nan"}, None),
     ],
 )
 def test_retry_after_is_read_in_its_forms(headers, seconds):

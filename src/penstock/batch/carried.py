@@ -88,7 +88,7 @@ class StageProcess:
         if row.error is not None:
             return data
         try:
-            row.columns = {**row.columns, **await self._pool.process(row.columns)}
+            row.columns = {**row.columns, **await self._pool.process(dict(row.columns))}
         except Exception as error:
             row.error = failure(error, self._name, self._keep)
         return row.pack()

@@ -346,8 +346,14 @@ class Flow:
         followers = self._followers.pop(row.digest) if row.shareable else []
         self._finish(row, own)
         for follower in followers:
-            self._conclude(follower, self._answers.get(row.digest) or outcome)
-        self._counts.deduplicated += len(followers)
+            answer = outcome if outcome.error is not None else self._answers.get(row.digest)
+            if answer is not None:
+                self._conclude(follower, answer)
+                self._counts.deduplicated += 1
+            else:  # no copy of it can be kept, and the user's function has had its values
+                follower.shareable = False
+                self._window.append(follower)
+                self._admit()
 
     def _conclude(self, row: Row, outcome: Outcome) -> None:
         """Finish a row that was answered from memory."""

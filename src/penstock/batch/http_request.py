@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field
 
 from penstock import lazy
 from penstock.config import masked, parse_options
-from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
+from penstock.errors import ConfigError, EngineDeadError, RequestError
 
 if TYPE_CHECKING:
     from penstock.http.client import HttpClient, Reply
@@ -142,7 +142,7 @@ class HttpRequests:
     def _send(self, body: Body, tokens: float) -> Awaitable[Reply]:
         client, limiter = self._client, self._limiter
         if client is None or limiter is None:
-            raise EngineDeadError("the worker of the HTTP processor is not running")
+            raise _stopped()
         data = body if isinstance(body, bytes) else body()
         return client.send(self._endpoint, limiter, data=data, tokens=tokens)
 
@@ -178,13 +178,13 @@ class HttpRequests:
         try:
             return msgspec.json.decode(reply.body)
         except (ValueError, RecursionError):
-            kind = reply.headers.get("content-type", "an unnamed type")
-            text = reply.body[:4096].decode(errors="replace")
-            raise UpstreamError(
-                f"{self._endpoint.shown} answered {reply.status} with {kind}, not JSON",
-                http_status=reply.status,
-                body=text,
-            ) from None
+            if self._client is None:
+                raise _stopped() from None
+            raise self._client.not_json(reply, self._endpoint) from None
+
+
+def _stopped() -> EngineDeadError:
+    return EngineDeadError("the worker of the HTTP processor is not running")
 
 
 def _has_files(payload: Any) -> bool:

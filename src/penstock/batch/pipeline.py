@@ -43,7 +43,7 @@ class StagePool:
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
         self.capacity = 0
-        self.places: asyncio.Semaphore | None = None  # None where nobody brings more rows than there is room for
+        self.places: asyncio.Semaphore | None = None  # once started, unless none brings more than fit
 
     async def start(self) -> None:
         """Make the workers and start them. Raises `PenstockError`; what it started, `stop` stops."""
@@ -61,6 +61,7 @@ class StagePool:
         for worker in self._workers:
             worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
             self.capacity += worker.most
+        self.places = asyncio.Semaphore(self.capacity)
 
     @property
     def worker(self) -> Any:
@@ -187,9 +188,8 @@ class Pipeline:
         try:
             await _all_or_none(pool.start() for pool in self._pools)
             self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
-            if len(self._pools) > 1:
-                for pool in self._pools:
-                    pool.places = asyncio.Semaphore(pool.capacity)
+            if len(self._pools) == 1:  # as many as it has room for come here
+                self._pools[0].places = None
             yield self
         finally:
             await asyncio.gather(*(pool.stop() for pool in self._pools))

@@ -108,9 +108,13 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the session."""
+        """Make the session. Raises `ConfigError` for a `session_factory` that makes something else."""
         if self._session is None:
-            self._session = self._make_session()
+            session: Any = self._make_session()
+            if not hasattr(session, "request"):
+                made = type(session).__name__
+                raise ConfigError(f"must make an aiohttp session, not a {made}", field="session_factory")
+            self._session = session
             if self._try_s is not None:
                 self._in_time = Deadline(self._try_s)
 
@@ -165,6 +169,12 @@ class HttpClient:
         finally:
             limiter.release(ticket, verdict, pause)
 
+    def not_json(self, reply: Reply, to: Endpoint) -> UpstreamError:
+        """What is told of an answer in another form, without keys: pages of errors like to show the request."""
+        kind = reply.headers.get("content-type", "an unnamed type")
+        why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
+        return UpstreamError(why, http_status=reply.status, body=self._text(reply.body, to)[:KEPT_CHARS])
+
     @asynccontextmanager
     async def stream(
         self,
@@ -218,7 +228,9 @@ class HttpClient:
             else:
                 data = aiohttp.BytesIOPayload(BytesIO(data), content_type=self._json)
         options: dict[str, Any] = {"data": data, "headers": headers, "timeout": timeout}
-        if to.proxy is not None and self._each_time is None:  # a session of the user's own knows its way
+        if self._each_time is not None:  # a session of the user's own knows its way, and may raise for a status
+            options["raise_for_status"] = False
+        elif to.proxy is not None:
             options["proxy"] = to.proxy
         # A redirect would carry the body, and headers with keys, to somewhere that nobody configured.
         return session.request(to.method, to.url, allow_redirects=False, **options)
@@ -262,9 +274,12 @@ class HttpClient:
         except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
             raise self._failure(error, to) from None
 
+    def _text(self, body: bytes, to: Endpoint) -> str:
+        return self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
+
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
         status = response.status
-        text = self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
+        text = self._text(body, to)
         why = " ".join(complaint(text).split())[:SHOWN_CHARS] or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
@@ -299,11 +314,13 @@ class HttpClient:
             )
         elif isinstance(error, aiohttp.ClientHttpProxyError):
             why, passing = f"its proxy answered {error.status}: {error.message}", is_retryable(error.status)
+        elif isinstance(error, aiohttp.ClientResponseError):  # its text would show the whole address
+            why, passing = f"the answer is not HTTP: {' '.join(error.message.split())[:SHOWN_CHARS]}", False
         elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
             why, passing = "the connection was lost", True
         else:
             why, passing = f"{type(error).__name__}: {error}", False
-        return UpstreamError(f"{to.shown}: {self._headers.scrub(why)}", retryable=passing)
+        return UpstreamError(f"{to.shown}: {self._headers.scrub(why, to.secrets)}", retryable=passing)
 
 
 def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
@@ -311,7 +328,7 @@ def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
     data = aiohttp.FormData()
     for name, value in fields.items():
         data.add_field(name, value)
-    data.add_field("file", file, filename="audio", content_type="application/octet-stream")
+    data.add_field("file", BytesIO(file), filename="audio", content_type="application/octet-stream")
     return data
 
 
@@ -326,7 +343,7 @@ def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
             continue
         file = value if isinstance(value, Mapping) else {"content": value}
         kind = file.get("content_type") or "application/octet-stream"
-        data.add_field(name, file["content"], filename=file.get("filename") or name, content_type=kind)
+        data.add_field(name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind)
     return data
 
 

@@ -173,14 +173,17 @@ class Limiter:
             raise
 
     async def _wait(self, tokens: float) -> None:
-        await self._hold()
-        now = self._clock()
-        wait = self._requests.reserve(1, now) if self._requests is not None else 0.0
-        if self._tokens is not None and tokens:
-            wait = max(wait, self._tokens.reserve(tokens, now))
-        if wait > 0:
-            await asyncio.sleep(wait)
+        while True:
             await self._hold()
+            now = self._clock()
+            wait = self._requests.reserve(1, now) if self._requests is not None else 0.0
+            if self._tokens is not None and tokens:
+                wait = max(wait, self._tokens.reserve(tokens, now))
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if self._held_until <= self._clock():
+                return
+            # Its time came during a pause. All to whom that happened would go in one burst when the pause ends.
 
     async def _hold(self) -> None:
         while (pause := self._held_until - self._clock()) > 0:  # noqa: ASYNC110 - it is a time, no event

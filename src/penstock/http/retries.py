@@ -90,14 +90,16 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
     """
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return max(float(milliseconds) / 1000, 0.0)
-        if (text := headers.get("retry-after")) is None:
+            seconds = float(milliseconds) / 1000
+        elif (text := headers.get("retry-after")) is None:
             return None
-        try:
-            seconds = float(text)
-        except ValueError:
-            date = parsedate_to_datetime(text)
-            seconds = ((date if date.tzinfo else date.replace(tzinfo=UTC)) - (now or datetime.now(UTC))).total_seconds()
+        else:
+            try:
+                seconds = float(text)
+            except ValueError:
+                date = parsedate_to_datetime(text)
+                until = date if date.tzinfo else date.replace(tzinfo=UTC)
+                seconds = (until - (now or datetime.now(UTC))).total_seconds()
         return max(seconds, 0.0) if seconds < float("inf") else None
     except ValueError:
         return None
