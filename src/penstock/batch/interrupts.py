@@ -12,8 +12,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 class JobInterrupted(KeyboardInterrupt):
     """A job was stopped by a signal, whose number is `signal`. What it had done is kept, as the text says."""
@@ -24,7 +22,7 @@ class JobInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Handles SIGINT and SIGTERM from its making until `restore`, if made in the main thread; else it does nothing.
+    """Handles the given signals from its making until `restore`, if made in the main thread; else it does nothing.
 
     The job runs inside `with`, in an event loop of any thread. A signal that comes before counts from there on; one
     that comes after is ignored, as it would tear the loop that closes.
@@ -33,17 +31,17 @@ class Interrupts:
     the task that entered is cancelled; else the first signal calls `on_first`.
     """
 
-    def __init__(self, *, enabled: bool) -> None:
+    def __init__(self, *numbers: signal.Signals) -> None:
         self.received: int | None = None
         self.on_first: Callable[[], None] | None = None
         self._came: deque[int] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._previous: dict[int, Any] = {}
-        if enabled and threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
-            for number in _SIGNALS:
-                signal.signal(number, lambda number, _: self.pass_on(number))
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.getsignal(number) for number in numbers}
+            for number in numbers:
+                signal.signal(number, lambda number, _: self._pass_on(number))
 
     def __enter__(self) -> Interrupts:
         self._task = asyncio.current_task()
@@ -62,8 +60,7 @@ class Interrupts:
             if handler is not None:  # None: it was not set from Python, and cannot be
                 signal.signal(number, handler)
 
-    def pass_on(self, number: int) -> None:
-        """Act on a signal that came in whatever thread."""
+    def _pass_on(self, number: int) -> None:
         self._came.append(number)
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has closed: the job is over

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -157,18 +157,20 @@ class Job:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            interrupts = Interrupts(enabled=True)
-            try:
-                return self._main(self._run(interrupts))
-            finally:
-                interrupts.restore()
-        self._check_may_wait("await penstock.arun(...)")
-        interrupts = Interrupts(enabled=False)
-        return _in_thread(lambda: self._main(self._run(interrupts)), interrupts)
+            interrupts = Interrupts(signal.SIGINT, signal.SIGTERM)
+            call = self._main
+        else:
+            self._check_may_wait("await penstock.arun(...)")
+            interrupts = Interrupts(signal.SIGINT)
+            call = self._main_in_thread
+        try:
+            return call(self._run(interrupts))
+        finally:
+            interrupts.restore()
 
     async def arun(self) -> RunResult:
         """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
-        with Interrupts(enabled=False) as interrupts:
+        with Interrupts() as interrupts:
             return await execute(await self._plan(), interrupts)
 
     def plan(self, *, trial: int = 32) -> Forecast:
@@ -181,7 +183,7 @@ class Job:
         except RuntimeError:
             return self._main(self.aplan(trial=trial))
         self._check_may_wait("await job.aplan()")
-        return _in_thread(lambda: self._main(self.aplan(trial=trial)), Interrupts(enabled=False))
+        return self._main_in_thread(self.aplan(trial=trial))
 
     async def aplan(self, *, trial: int = 32) -> Forecast:
         """Like `plan`, for a running event loop."""
@@ -215,6 +217,21 @@ class Job:
             return asyncio.run(work) if self.processor is None else background.run(work)
         except _Stopped as stopped:
             raise JobInterrupted(str(stopped), stopped.number) from None
+
+    def _main_in_thread(self, work: Coroutine[Any, Any, T]) -> T:
+        """The same from inside a running event loop, by a thread that has none."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+
+        def main() -> None:
+            try:
+                future.set_result(self._main(work))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=main, name="penstock-job").start()
+        while not future.done():
+            concurrent.futures.wait([future], 0.2)  # not for ever, so that signals come through on every system
+        return future.result()
 
     async def _run(self, interrupts: Interrupts) -> RunResult:
         with interrupts:
@@ -437,24 +454,3 @@ class _Stopped(Exception):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.number = number
-
-
-def _in_thread(call: Callable[[], T], interrupts: Interrupts) -> T:
-    """The result of `call`, made in a thread that has no event loop yet. Ctrl-C here is passed on to it."""
-    future: concurrent.futures.Future[T] = concurrent.futures.Future()
-
-    def work() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="penstock-job").start()
-    while not future.done():
-        try:
-            # Not `Thread.join`, which takes a thread for ended when it is interrupted; and not for ever, so that
-            # signals come through on every system.
-            concurrent.futures.wait([future], 0.2)
-        except KeyboardInterrupt:
-            interrupts.pass_on(signal.SIGINT)
-    return future.result()

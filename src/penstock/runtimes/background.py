@@ -39,13 +39,20 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         tasks.append(task := loop.create_task(work))
         task.add_done_callback(lambda _: _settle(future, task))
 
-    loop.call_soon_threadsafe(begin)
+    def end() -> None:
+        if tasks:
+            # Not the future, as that of `run_coroutine_threadsafe`: it would be done before the work is.
+            tasks[0].cancel()
+        else:
+            work.close()
+            future.set_exception(concurrent.futures.CancelledError())
+
     try:
+        loop.call_soon_threadsafe(begin)
         return future.result()
     except BaseException:
         if not future.done():  # an interrupt in this thread, not the work's own error
-            # Not the future, as that of `run_coroutine_threadsafe`: it would be done before the work is.
-            loop.call_soon_threadsafe(lambda: tasks[0].cancel())
+            loop.call_soon_threadsafe(end)
             with contextlib.suppress(concurrent.futures.CancelledError, Exception):
                 future.result()
         raise
