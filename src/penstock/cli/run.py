@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import click
@@ -88,6 +89,8 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     try:
         result = job.run()
     except JobInterrupted as stop:  # click would take it for a Ctrl-C of its own
+        for number in (signal.SIGINT, signal.SIGTERM):  # one more would kill the interpreter on its way out
+            signal.signal(number, signal.SIG_IGN)
         click.echo(f"penstock: {stop}", err=True)
         raise SystemExit(128 + stop.signal) from None
     if not quiet:
