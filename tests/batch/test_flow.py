@@ -214,6 +214,42 @@ async def test_a_row_that_kills_the_engine_spends_its_own_attempts_only(make_eng
     assert engine.starts == 4
 
 
+async def test_rows_of_a_dead_engine_are_asked_again_in_small_groups_and_then_alone(make_engine, monkeypatch):
+    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+
+    def reply(text):
+        engine.gate.clear()
+        return EngineDeadError("killed") if text == "text 7" else text
+
+    engine = make_engine(reply, concurrency=32)
+    start_now = engine.start
+
+    async def start():
+        await asyncio.sleep(0)  # the others notice that it is dead
+        await start_now()
+
+    engine.start = start
+    engine.gate, engine.held = asyncio.Event(), {f"text {number}" for number in range(40)}
+    engine.awaited = {40: asyncio.Event(), 56: asyncio.Event()}
+    job = asyncio.create_task(ask(numbered(40), engine))
+
+    async def in_flight(asked):
+        async with asyncio.timeout(30):
+            await engine.was_asked(asked)
+        for _ in range(200):
+            await asyncio.sleep(0)
+        return engine.in_flight
+
+    assert await in_flight(40) == 40
+    engine.gate.set()
+    assert await in_flight(56) == 16
+    engine.held.clear()
+    engine.gate.set()
+    result = await job
+    assert [row["id"] for row in result.rows() if row["error"]] == [7]
+    assert sum(engine.asked.count(f"text {number}") == 3 for number in range(40)) <= 16
+
+
 async def test_an_engine_that_only_dies_ends_the_job(make_engine):
     engine = make_engine(lambda text: EngineDeadError("died"))
     with pytest.raises(JobError, match="died 4 times without finishing a row"):

@@ -64,9 +64,9 @@ class Attempts:
             try:
                 if not deaths:
                     return await self._ask(ask, adapter)
-                # It was there when the engine died, and may be the cause. Such requests go one at a time, so that
-                # the one that kills the engine spends its own attempts and not those of the others.
-                async with keeper.suspects:
+                # It was there when the engine died, and may be the cause. Such requests go in small groups, and alone
+                # when that has killed the engine too: the one that does it spends its own attempts, not the others'.
+                async with keeper.suspected(alone=deaths > 1):
                     generation = keeper.generation
                     return await self._ask(ask, adapter)
             except EngineDeadError as error:

@@ -13,6 +13,10 @@ from penstock.engines.base import LLMEngine, engine_class
 from penstock.errors import ConfigError, EngineDeadError, EngineError, JobError, ModelNotFoundError
 
 RESTARTS_WITHOUT_PROGRESS = 3
+SUSPECTS_TOGETHER = 16
+"""Requests that were there when the engine died and are asked again at a time: one by one, long answers would take
+hours; all at once, each would have to be tried alone when that kills the engine again.
+"""
 _NOT_DECIDING = frozenset(
     {
         *("num_threads", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "kv_cache_blocks"),
@@ -70,7 +74,8 @@ class EngineKeeper:
         self.engine = engine
         self.generation = 0
         self.stays = False
-        self.suspects = asyncio.Lock()
+        self._places = asyncio.Semaphore(SUSPECTS_TOGETHER)
+        self._taking = asyncio.Lock()
         self._restarts = restarts
         self._fruitless = 0
         self._users = 0
@@ -103,6 +108,21 @@ class EngineKeeper:
             self._users -= 1
             if not self._users:
                 await self._end()
+
+    @contextlib.asynccontextmanager
+    async def suspected(self, *, alone: bool) -> AsyncGenerator[None, None]:
+        """A place for a request that was there when the engine died: among few such, or `alone`, without others."""
+        places = SUSPECTS_TOGETHER if alone else 1
+        taken = 0
+        try:
+            async with self._taking:  # in turn: two that want all would each keep what the other waits for
+                while taken < places:
+                    await self._places.acquire()
+                    taken += 1
+            yield
+        finally:
+            for _ in range(taken):
+                self._places.release()
 
     def progressed(self) -> None:
         """A row was finished: the engine is of use."""

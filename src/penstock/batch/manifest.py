@@ -73,7 +73,7 @@ def load(folder: Path) -> Manifest | None:
     """The manifest in `folder`, if there is one. Raises `JobError` if it cannot be understood."""
     try:
         data = (folder / FILE).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
