@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from penstock.batch.rows import Row
-from penstock.batch.sources.base import BATCH_ROWS, Source
+from penstock.batch.sources.base import BATCH_ROWS, Source, unreadable
 from penstock.batch.sources.iterables import AsyncRows
-from penstock.errors import InputError, PenstockError, told
+from penstock.errors import PenstockError
 
 READ_AHEAD_ROWS = 2048
 READ_AHEAD_BYTES = 32 << 20
@@ -116,8 +116,7 @@ class _Reader:
         except PenstockError as error:
             self._error = error
         except BaseException as error:  # whatever it is: rows that are missing in silence would be worse
-            self._error = InputError(f"reading the rows failed: {told(error)}")
-            self._error.__cause__ = error
+            self._error = unreadable(error)
         finally:
             self._finished = True
             self._tell()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from penstock.batch.rows import Row
+from penstock.errors import InputError, told
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -57,6 +58,13 @@ class Source:
 
     async def close(self) -> None:
         """Let go of what looking at the first rows has begun, where nobody read on."""
+
+
+def unreadable(error: BaseException) -> InputError:
+    """The error that tells what ended the reading of rows, whatever that was."""
+    made = InputError(f"reading the rows failed: {told(error)}")
+    made.__cause__ = error
+    return made
 
 
 def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:

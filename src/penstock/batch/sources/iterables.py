@@ -7,9 +7,8 @@ from itertools import chain, islice
 from typing import Any
 
 from penstock.batch.rows import FailedRow, Row, nbytes
-from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of
+from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.user_code import ends_task
-from penstock.errors import InputError, told
 
 
 class Rows(Source):
@@ -42,7 +41,7 @@ class Rows(Source):
             except StopIteration:
                 return
             except Exception as error:
-                raise _broken(error) from error
+                raise unreadable(error) from error
             yield _row(index, value)
             index += 1
 
@@ -92,7 +91,7 @@ async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = No
         except BaseException as error:
             if ends_task(error):
                 raise
-            raise _broken(error) from error
+            raise unreadable(error) from error
         yield _row(index, value)
         index += 1
 
@@ -103,7 +102,3 @@ def _row(index: int, value: Any) -> Row:
     values = dict(value)
     earlier = value.why if isinstance(value, FailedRow) else None
     return Row(index, values, None, 64 + nbytes(values), earlier=earlier)
-
-
-def _broken(error: BaseException) -> InputError:
-    return InputError(f"reading the rows failed: {told(error)}")

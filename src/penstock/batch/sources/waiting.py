@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-from penstock.errors import InputError, told
+from penstock.batch.sources.base import unreadable
 
 T = TypeVar("T")
 
@@ -33,12 +33,10 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
         failure: Exception | None = None
         try:
             result.append(call())
-        except StopIteration as error:  # no future can hold it
-            failure = InputError(f"reading the rows failed: {told(error)}")
         except Exception as error:
-            failure = error
+            failure = unreadable(error) if isinstance(error, StopIteration) else error  # no future can hold that one
         except BaseException as error:  # it would end the thread, and whoever waits would wait for ever
-            failure = InputError(f"reading the rows failed: {told(error)}")
+            failure = unreadable(error)
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)
 
