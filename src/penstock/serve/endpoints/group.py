@@ -19,14 +19,13 @@ from penstock.serve.exchange import Exchange
 from penstock.serve.grouped_calls import CallFailure, CallResult, GroupedCall
 from penstock.serve.handle import ModelHandle
 from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
-from penstock.serve.limits import read_body
 from penstock.serve.streams import joined
 from penstock.types import Delta, Usage
 
 
 async def group(exchange: Exchange) -> Response:
     """Answer the calls of a group side by side."""
-    body = await read_body(exchange.request, exchange.ingress.settings.limits)
+    body = await exchange.read()
     target = await exchange.target("")
     try:
         calls = msgspec.msgpack.decode(body, type=list[GroupedCall])
