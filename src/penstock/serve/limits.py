@@ -41,12 +41,21 @@ def decode_json(body: bytes, form: Any) -> Any:
     """A JSON body in its form. Raises `RequestError`."""
     try:
         return msgspec.json.decode(body, type=form)
-    except msgspec.ValidationError as error:
-        raise RequestError(f"the request body has a wrong form: {error}") from None
     except RecursionError:
         raise RequestError("the request body is nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
-        raise RequestError(f"the request body is not valid JSON: {error}") from None
+    except (ValueError, OverflowError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        raise RequestError(_body_fault(body, form)) from None
+
+
+def _body_fault(body: bytes, form: Any) -> str:
+    from penstock.json_faults import json_fault  # only on the way to an error
+    from penstock.misfits import misfit
+
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, OverflowError):
+        return f"the request body is not valid JSON: {json_fault(body)}"
+    return f"the request body has a wrong form: {misfit(form, value)}"
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

@@ -29,8 +29,8 @@ async def group(exchange: Exchange) -> Response:
     target = await exchange.target("")
     try:
         calls = msgspec.msgpack.decode(body, type=list[GroupedCall])
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the body is no group of calls: {error}") from None
+    except msgspec.DecodeError:
+        raise RequestError("the body is no group of calls") from None
     return GroupResponse(exchange, target.handle, calls)
 
 
@@ -107,8 +107,8 @@ class GroupResponse(Response):
             raise RequestError(f"there is no task '{call.task[:50]}'", param="task")
         try:
             request: Any = msgspec.msgpack.decode(call.request, type=form)
-        except msgspec.DecodeError as error:
-            raise RequestError(f"the request is not of its task's form: {error}") from None
+        except msgspec.DecodeError:
+            raise RequestError("the request is not of its task's form") from None
         answer = getattr(self._handle, call.task)(request)
         if call.task not in GENERATING:
             result = await answer

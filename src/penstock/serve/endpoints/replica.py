@@ -36,7 +36,7 @@ async def call(exchange: Exchange) -> Response:
         request = msgspec.msgpack.decode(body, type=form)
     except KeyError:
         raise RequestError(f"there is no task '{task[:50]}'", param="task") from None
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the request is not of its task's form: {error}") from None
+    except msgspec.DecodeError:
+        raise RequestError("the request is not of its task's form") from None
     result = await exchange.wait(getattr(target.handle, task)(request))
     return Response(pack(result), media_type="application/msgpack")
