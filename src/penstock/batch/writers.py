@@ -134,7 +134,7 @@ MakeWriter = Callable[[Path], PartWriter]
 def output_line(form: RequestForm, row: Row, outcome: Outcome) -> bytes:
     """The output row as a line of JSON."""
     try:
-        return json_line(form.output(row, outcome))
+        return json_line(form.output(row, outcome), ready=form.json_ready)
     except UnstorableError as error:  # a type of Arrow's that others have added
         raise OutputError(f"row {row.index} cannot be stored: {error}") from error
 
