@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
+from penstock import private
 from penstock.batch.journal import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.text import allow_long_fields
@@ -53,7 +54,7 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
     lines = _Lines(folder)
-    with open(target, "wb", buffering=1 << 18) as out, contextlib.closing(lines):
+    with open(target, "wb", buffering=1 << 18, opener=private.opener) as out, contextlib.closing(lines):
         for segment in rows:
             lines.copy(segment, out.write)
         _to_disk(out)
@@ -62,7 +63,7 @@ def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
     """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows."""
     names = _csv_columns(_objects(folder, rows()), columns)
-    with open(target, "w", encoding="utf-8", newline="") as out:
+    with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
@@ -157,7 +158,10 @@ def csv_to_jsonl(source: Path, target: Path) -> None:
     """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
     encode = msgspec.json.Encoder().encode
     allow_long_fields()
-    with open(source, encoding="utf-8", newline="") as rows, open(target, "wb", buffering=1 << 18) as out:
+    with (
+        open(source, encoding="utf-8", newline="") as rows,
+        open(target, "wb", buffering=1 << 18, opener=private.opener) as out,
+    ):
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
         _to_disk(out)
