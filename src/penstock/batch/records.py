@@ -83,8 +83,8 @@ def checksum_of(path: Path) -> int:
             total = checksum(file.name.encode(), total ^ checksum_of(file))
         return total
     digest = xxhash.xxh3_64()
-    with open(path, "rb", buffering=0) as file:
+    with open(path, "rb", buffering=0) as content:
         block = memoryview(bytearray(_BLOCK))
-        while size := file.readinto(block):
+        while size := content.readinto(block):
             digest.update(block[:size])
     return digest.intdigest()

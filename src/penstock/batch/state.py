@@ -86,10 +86,10 @@ class State:
         return self.manifest.status == "complete"
 
     def publish(self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]) -> None:
-        """Put the parts together and the output in place; then the job is complete, and what it needs no more is removed.
+        """Put the parts together and the output in place: then the job is complete.
 
-        `stream` tells which rows a stream gave, `empty` and `columns` are as for `Output.assemble`. Whatever moment a
-        crash chooses, the next run finds out from the manifest which files are its own.
+        `stream` tells which rows a stream gave, `empty` and `columns` are as for `Output.assemble`.
+        Whatever moment a crash chooses, the manifest tells the next run which files are the job's.
         """
         with _told(self.output.folder):
             self._lock.check()
