@@ -30,7 +30,7 @@ class RequestForm(Protocol):
     `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
     prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
     objects taken apart. `preparing` names the stage of rows that cannot be prepared. `concludes` says that a row's
-    outcome is more than that of its request. `json_ready` that values of output rows are as `values.for_json` makes them.
+    outcome is more than that of its request. `json_ready` says that output rows hold what `values.for_json` makes.
     """
 
     columns: tuple[str, ...] | None

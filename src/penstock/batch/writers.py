@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from penstock import private
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.values import UnstorableError, json_line
@@ -45,7 +46,8 @@ class JsonlWriter:
         self._path = path
         self._form = form
         try:
-            self._file = open(_temporary(path), "wb", buffering=1 << 18)  # noqa: SIM115 (closed in finish)
+            # closed in finish
+            self._file = open(_temporary(path), "wb", buffering=1 << 18, opener=private.opener)  # noqa: SIM115
         except OSError as error:
             raise _failure(error) from error
 
@@ -113,7 +115,7 @@ class ParquetWriter:
     def _write(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
         import pyarrow.parquet as pq
 
-        with open(_temporary(self._path), "wb") as file:
+        with open(_temporary(self._path), "wb", opener=private.opener) as file:
             with pq.ParquetWriter(file, schema) as writer:
                 for table in tables:
                     writer.write_table(table)

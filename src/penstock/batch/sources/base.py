@@ -29,8 +29,8 @@ class Source:
 
     `columns` are the columns known beforehand, from a schema or the first rows; empty if none are. `schema` is
     the Arrow schema where the data has one. `rows` is their number where it is known without reading. `first`
-    is the first good row. `json_values` says that rows hold only what JSON has. `fingerprint` tells one data set from another; None for streams, whose rows are
-    compared as they come again.
+    is the first good row. `json_values` says that rows hold only what JSON has. `fingerprint` tells one data set
+    from another; None for streams, whose rows are compared as they come again.
     """
 
     name: str = "rows"
