@@ -255,6 +255,7 @@ class SimulatedEngine(TokenEngine):
         if not prompt:
             raise RequestError("the prompt is empty", param="prompt")
         self._check_ids(prompt, "prompt")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         room = options.max_model_len - len(prompt)
         if room < 1 or (sampling.max_tokens or 0) > room:
             raise ContextLengthError(

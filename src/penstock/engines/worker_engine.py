@@ -20,7 +20,7 @@ from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, S
 from penstock.engines.process import EngineProcess
 from penstock.engines.stuck import StuckWatch
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, by_kind
+from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, RequestError, by_kind, told
 from penstock.types import Delta, EmbeddingRequest, Embeddings
 
 LOOK_SECONDS = 10.0
@@ -173,7 +173,11 @@ class WorkerEngine(TokenEngine):
     def _send(self, message: msgspec.Struct) -> None:
         if self._process is None:
             raise EngineDeadError(self._why_dead)
-        self._process.send(encode(message))
+        try:
+            data = encode(message)
+        except (TypeError, ValueError, OverflowError) as error:  # lone surrogates, integers of more than 64 bits
+            raise RequestError(f"the request holds a value that cannot be sent to the engine: {told(error)}") from None
+        self._process.send(data)
 
     async def _call(self, method: str, *args: Any) -> Any:
         number = next(self._ids)

@@ -11,7 +11,7 @@ is stepped in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -70,6 +70,8 @@ class Generation:
                 self._requests[request.id] = request
             except PenstockError as error:
                 refused.append(Failed(submit.id, error.kind, str(error)))
+            except Exception as error:
+                refused.append(_not_taken(submit.id, error))
         return refused
 
     def abort(self, request_id: int) -> None:
@@ -92,7 +94,12 @@ class Generation:
             if not lane.busy:
                 continue
             for request in lane.admit():
-                self._add(lane, request)
+                try:
+                    self._add(lane, request)
+                except Exception as error:  # what GenAI has against it is this request's affair
+                    lane.remove(request)
+                    self._requests.pop(request.id, None)
+                    failures.append(_not_taken(request.id, error))
             try:
                 lane.pipeline.step()
             except Exception as error:
@@ -100,6 +107,7 @@ class Generation:
                 continue
             lane.cancelled = False
             changed = [request for request in lane.active.values() if self._collect(lane, request)]
+            lane.note_step()
             deltas += self._deltas(lane, changed)
             for request in changed:
                 if request.finish is not None or request.failed:
@@ -205,9 +213,10 @@ class Generation:
                 param="messages",
             )
         self._check_ids(request.prompt, "prompt")
+        self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
         request.max_new_tokens = min(wanted or room, room)
 
-    def _check_ids(self, token_ids: list[int], param: str) -> None:
+    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
             raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
 
@@ -329,12 +338,12 @@ class Generation:
     def _recover(self, lane: Lane, error: Exception) -> list[Failed]:
         """After an exception in a step the pipeline works again once all its requests are dropped and it was stepped.
 
-        The request whose constraint was on trial is to blame and fails. The others go on from where they are, their
-        tokens so far being part of the prompt now; a constrained one cannot (its grammar's state is lost), so it starts
-        again if nobody saw its tokens, else it fails.
+        The request that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at a time.
+        The others go on from where they are, their tokens so far being part of the prompt now; a constrained one cannot
+        (its grammar's state is lost), so it starts again if nobody saw its tokens, else it fails.
         """
-        blamed = lane.trial()
         requests = list(lane.active.values())
+        blamed = lane.trial() or (requests[0] if len(requests) == 1 else None)
         for request in requests:
             if request.handle is not None:
                 request.handle.cancel()
@@ -347,11 +356,19 @@ class Generation:
         for request in reversed(requests):
             lane.remove(request)
             if request is blamed:
-                failed.append(Failed(request.id, RequestError.kind, f"the constraint cannot be compiled: {reason}"))
-            elif blamed is None or (request.sampling.structured is not None and request.stream and request.reported):
+                untried = request.sampling.structured is not None and not request.prefilled
+                why = "the constraint cannot be compiled" if untried else "the engine cannot answer this request"
+                failed.append(Failed(request.id, RequestError.kind, f"{why}: {reason}"))
+            elif request.sampling.structured is not None and request.stream and request.reported:
                 failed.append(Failed(request.id, EngineError.kind, f"the engine failed in a step: {reason}"))
             else:
+                request.suspect = request.suspect or blamed is None
                 lane.restart(request)
                 continue
             self._requests.pop(request.id, None)
         return failed
+
+
+def _not_taken(request_id: int, error: Exception) -> Failed:
+    """A request that GenAI refuses."""
+    return Failed(request_id, RequestError.kind, f"the engine does not take this request: {reason_of(error)}")

@@ -13,7 +13,9 @@ import socket
 import sys
 from typing import Any
 
-from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode
+import msgspec
+
+from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode, refusal_of
 from penstock.engines.process import LENGTH_BYTES
 from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
 from penstock.errors import EngineError, EngineStartError, PenstockError
@@ -41,6 +43,8 @@ class Worker:
                         task.cancel()
                 case Call():
                     self._begin(message.id, self._answer(message))
+                case Failed():
+                    self._send(message)
 
     def _begin(self, number: int, work: Any) -> None:
         task = self._tasks[number] = asyncio.create_task(work)
@@ -71,14 +75,18 @@ class Worker:
         self._writer.write(framed(message))
 
 
-async def read(reader: asyncio.StreamReader) -> ToWorker | None:
-    """The next message; None once the parent is gone."""
+async def read(reader: asyncio.StreamReader) -> ToWorker | Failed | None:
+    """The next message, or the answer to one that cannot be read; None once the parent is gone."""
     try:
         length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
-        message: ToWorker = decode_to_worker(await reader.readexactly(length))
-        return message
+        data = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
+    try:
+        message: ToWorker = decode_to_worker(data)
+        return message
+    except msgspec.ValidationError as error:
+        return refusal_of(data, error)
 
 
 def framed(message: ToParent) -> bytes:
