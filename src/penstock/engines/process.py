@@ -22,14 +22,17 @@ from penstock.errors import EngineDeadError
 LENGTH_BYTES = 4
 _SOCKET_BUFFER = 1 << 22
 _STOP_GRACE_SECONDS = 5.0
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that a process does not get for what it does itself."""
 
 
 class EngineProcess(asyncio.Protocol):
     """A child that runs `python -m MODULE FD`. `on_message` gets each message's bytes, `on_death` one line saying why
-    it ended.
+    it ended; `killed` then says whether it was sent the signal to.
     """
 
     def __init__(self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]) -> None:
+        self.killed = False
         self._module = module
         self._on_message = on_message
         self._on_death = on_death
@@ -64,7 +67,7 @@ class EngineProcess(asyncio.Protocol):
     def send(self, message: bytes) -> None:
         """Queue a message. Messages of one turn of the event loop leave in one write."""
         if self._transport is None:
-            raise EngineDeadError("the engine process is not running")
+            raise EngineDeadError("the engine process is not running", suspects=False)
         if not self._outgoing:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
@@ -128,5 +131,6 @@ class EngineProcess(asyncio.Protocol):
         if code is None or code == 0:
             return "the engine process ended"
         if code < 0:
+            self.killed = -code in _SENT
             return f"the engine process was ended by {signal.Signals(-code).name}"
         return f"the engine process ended with exit code {code}"

@@ -98,7 +98,7 @@ class WorkerEngine(TokenEngine):
         if watching is not None:
             watching.cancel()
         if process is not None:
-            self._fail_all()
+            self._fail_all(suspects=False)
             await process.stop()
 
     async def check_health(self) -> None:
@@ -172,7 +172,7 @@ class WorkerEngine(TokenEngine):
     # Messages
     def _send(self, message: msgspec.Struct) -> None:
         if self._process is None:
-            raise EngineDeadError(self._why_dead)
+            raise EngineDeadError(self._why_dead, suspects=False)
         try:
             data = encode(message)
         except (TypeError, ValueError, OverflowError) as error:  # lone surrogates, integers of more than 64 bits
@@ -221,10 +221,10 @@ class WorkerEngine(TokenEngine):
             self._why_dead = why
             self._process = None
             self.loop = None
-            self._fail_all()
+            self._fail_all(killed=process.killed)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, **about: bool) -> None:
         for mailbox in self._mailboxes.values():
-            mailbox.fail(EngineDeadError(self._why_dead))
+            mailbox.fail(EngineDeadError(self._why_dead, **about))
         for number in list(self._calls):
-            self._settle(number, error=EngineDeadError(self._why_dead))
+            self._settle(number, error=EngineDeadError(self._why_dead, **about))

@@ -29,6 +29,8 @@ from penstock.errors import ContextLengthError, EngineError, PenstockError, Requ
 from penstock.types import Delta, TokenLogprob, Usage
 
 RUNNING = genai.GenerationStatus.RUNNING
+_TOGETHER_CHARS = 16384
+"""Texts of more characters are encoded one by one."""
 _GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 
@@ -62,7 +64,14 @@ class Generation:
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
         """Queue requests; returns those that are refused."""
         refused: list[Failed] = []
-        for submit, prompt in self._tokenized(list(submits)):
+        arrived = list(submits)
+        try:
+            tokenized = self._tokenized(arrived)
+        except Exception as error:  # because of one of them
+            if len(arrived) == 1:
+                return [_not_taken(arrived[0].id, error)]
+            return [failed for submit in arrived for failed in self.submit([submit])]
+        for submit, prompt in tokenized:
             try:
                 request = Request(submit, prompt)
                 self._check(request)
@@ -187,6 +196,17 @@ class Generation:
         return sorted(ready, key=lambda pair: pair[0].id) if len(ready) > 1 else ready
 
     def _encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        """The ids of each text. Rows of one call are as long as its longest text, so a long one has a call to itself;
+        so has an empty one, since several give fewer rows than there are texts.
+        """
+        short = [text for text in texts if 0 < len(text) <= _TOGETHER_CHARS]
+        rows = iter(self._encode_together(short, special_tokens) if short else [])
+        return [
+            next(rows) if 0 < len(text) <= _TOGETHER_CHARS else self._encode_together([text], special_tokens)[0]
+            for text in texts
+        ]
+
+    def _encode_together(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
         encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
         ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
         return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

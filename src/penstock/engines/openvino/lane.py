@@ -83,9 +83,9 @@ class Lane:
 
         The pipeline looks into its prefix cache when a request is added, not when it is scheduled. A request whose
         next uncached block is being computed by another one therefore waits for that. And a constraint that was never
-        used is tried by one request at a time, so that a broken one is known by the step that fails; so are the requests
-        of a step that failed for an unknown reason. A request whose
-        prompt is cached goes first: while it waits, what others compute drives that out of the cache.
+        used is tried by one request at a time, so that a broken one is known by the step that fails; so are the
+        requests of a step that failed for an unknown reason. A request whose prompt is cached goes first: while it
+        waits, what others compute drives that out of the cache.
         """
         if len(self.waiting) > 1 and len(self.active) < self._max_num_seqs:
             self._cached_first()
