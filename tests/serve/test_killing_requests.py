@@ -13,7 +13,7 @@ from penstock.testing import answer, chat_request
 from penstock.types import Sampling
 
 FATAL = "fatal"
-GREEDY = Sampling(temperature=0.0, max_tokens=4)
+GREEDY = Sampling(temperature=0.0, max_tokens=2)
 
 
 async def served(**options):
@@ -35,7 +35,7 @@ async def outcome(model, text, **about):
 async def test_innocent_requests_are_all_answered(concurrency, options):
     texts = [f"{FATAL if number % 30 == 7 else 'text'} {number}" for number in range(300)]
     random.Random(concurrency).shuffle(texts)
-    model, clean = await served(**options), await served(**options)
+    model, clean = await served(**options), await served()
     places = asyncio.Semaphore(concurrency)
 
     async def one(text):

@@ -27,6 +27,9 @@ LOOK_SECONDS = 10.0
 LOOKS = 6
 """After so many in a row a process that should work, and sleeps, is taken to hang."""
 
+STARTS = 3
+"""How often a process is started that ends while it loads: somebody may have killed it."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,8 +66,16 @@ class WorkerEngine(TokenEngine):
 
     async def start(self) -> None:
         async with self._changing:  # who comes second finds it running, and not on its way
-            if self._process is None:
-                await self._start()
+            for left in reversed(range(STARTS)):
+                if self._process is not None:
+                    return
+                try:
+                    await self._start()
+                except EngineDeadError as error:
+                    if not left or not error.suspects:  # or it was stopped
+                        tries = f" in {STARTS} tries" if not left else ""
+                        raise EngineStartError(f"'{self.model_source}' could not be loaded{tries}: {error}") from None
+                    _log.warning("'%s': %s while it loaded; it is started again", self.model_source, error)
 
     async def _start(self) -> None:
         load = await self._load_message()
@@ -85,10 +96,8 @@ class WorkerEngine(TokenEngine):
                 self._watching.cancel()  # that of a process that died
             if self.watched and process.pid is not None:
                 self._watching = asyncio.create_task(self._watch(process, process.pid))
-        except BaseException as error:
+        except BaseException:
             await self.stop()
-            if isinstance(error, EngineDeadError):
-                raise EngineStartError(f"'{self.model_source}' could not be loaded: {error}") from None
             raise
 
     async def stop(self) -> None:

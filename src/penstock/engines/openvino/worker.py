@@ -1,4 +1,5 @@
-"""The engine's own process, `python -m penstock.engines.openvino.worker FD`: reads messages, steps the model, answers.
+"""The engine's own process, `python -m penstock.engines.openvino.worker FD PARENT`. It reads messages, steps the
+model, answers.
 
 One thread does everything, because a step holds the interpreter lock: between two steps the pipe is read without
 waiting, and while there is nothing to step it is waited for. The process ends when the pipe closes.
@@ -17,6 +18,7 @@ from penstock.engines.base import Capabilities
 from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, ToParent, encode, refusal_of
 from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
 from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.parent import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.errors import EngineStartError, PenstockError
 
@@ -69,8 +71,9 @@ def _decoded(data: bytearray) -> ToWorker | Failed:
         return refusal_of(data, error)
 
 
-def main(fd: int) -> None:
-    """Serve the pipe `fd` until it closes."""
+def main(fd: int, parent: int) -> None:
+    """Serve the pipe `fd` to the process `parent` until it closes."""
+    end_with_parent(fd, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     pipe = Pipe(socket.socket(fileno=fd))
     try:
@@ -152,4 +155,4 @@ def _answer(model: Any, call: Call) -> ToParent:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,4 +1,5 @@
-"""SGLang's own process, `python -m penstock.engines.sglang.worker FD`: its engine and the pipe, on one event loop.
+"""SGLang's own process, `python -m penstock.engines.sglang.worker FD PARENT`: its engine and the pipe, on one event
+loop.
 
 SGLang hands each output to the coroutine of its request; what those make in one turn of the loop leaves in one
 message. The process ends when the pipe closes, and SGLang's processes end with this one.
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode, refusal_of
+from penstock.engines.parent import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
 from penstock.errors import EngineError, EngineStartError, PenstockError
@@ -95,8 +97,9 @@ def framed(message: ToParent) -> bytes:
     return len(data).to_bytes(LENGTH_BYTES, "little") + data
 
 
-def main(fd: int) -> None:
-    """Serve the pipe `fd` until it closes."""
+def main(fd: int, parent: int) -> None:
+    """Serve the pipe `fd` to the process `parent` until it closes."""
+    end_with_parent(fd, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout may be a job's output, and SGLang prints
     sock = socket.socket(fileno=fd)
@@ -142,4 +145,4 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
