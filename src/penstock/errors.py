@@ -21,6 +21,7 @@ PenstockError
 │   ├── BodyTooLargeError    the body is larger than the server takes
 │   ├── ContentTypeError     the body is in a form that the path does not read
 │   ├── QuarantinedError     it has ended the engine's process, and is not put to it again
+│   ├── SlowRequestError     its head or body came too slowly
 │   └── LineError            a line of a batch file is wrong, not the request in it
 │       └── DuplicateIdError an earlier line has the same custom_id
 ├── EngineError              the engine failed
@@ -207,6 +208,13 @@ class ContentTypeError(RequestError):
 
     status = 415
     kind = "unsupported_media_type"
+
+
+class SlowRequestError(RequestError):
+    """The head or the body of a request came too slowly. The connection ends with the answer."""
+
+    status = 408
+    kind = "request_timeout"
 
 
 class LineError(RequestError):

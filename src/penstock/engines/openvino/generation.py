@@ -20,6 +20,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.messages import Failed, Submit
+from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
@@ -110,7 +111,7 @@ class Generation:
                     self._requests.pop(request.id, None)
                     failures.append(_not_taken(request.id, error))
             try:
-                lane.pipeline.step()
+                lane.step()
             except Exception as error:
                 failures += self._recover(lane, error)
                 continue
@@ -124,6 +125,8 @@ class Generation:
                     self._requests.pop(request.id, None)
                 if request.failed:
                     failures.append(Failed(request.id, EngineError.kind, "the KV cache is too small for this request"))
+            if not lane.active:
+                lane.rest()
         return deltas, failures
 
     def ping(self) -> None:
@@ -258,7 +261,13 @@ class Generation:
 
     def _new_lane(self, pipeline: Any) -> Lane:
         options = self.options
-        return Lane(pipeline, self._pipelines.cache_blocks, options.max_num_seqs, options.enable_prefix_caching)
+        return Lane(
+            pipeline,
+            self._pipelines.cache_blocks,
+            options.max_num_seqs,
+            options.enable_prefix_caching,
+            sequences_wanted(options.deterministic, options.num_threads),
+        )
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
@@ -362,6 +371,7 @@ class Generation:
         The others go on from where they are, their tokens so far being part of the prompt now; a constrained one cannot
         (its grammar's state is lost), so it starts again if nobody saw its tokens, else it fails.
         """
+        lane.companions.leave()
         requests = list(lane.active.values())
         blamed = lane.trial() or (requests[0] if len(requests) == 1 else None)
         for request in requests:
