@@ -17,6 +17,7 @@ _log = logging.getLogger("penstock.serve")
 ANTHROPIC_PATH = "/v1/messages"
 RETRY_AFTER_S = 1.0
 """When to come again after a 503 of which nobody knows how long it lasts."""
+LONGEST_RETRY_AFTER_S = 86400.0
 
 
 def as_penstock_error(error: BaseException) -> PenstockError:
@@ -42,7 +43,7 @@ def error_response(path: str, error: PenstockError) -> Response:
     headers = {}
     wait = RETRY_AFTER_S if error.retry_after is None and error.status == 503 else error.retry_after
     if wait is not None:
-        headers["retry-after"] = str(max(ceil(wait), 1))
+        headers["retry-after"] = str(ceil(min(wait, LONGEST_RETRY_AFTER_S)) if wait >= 1.0 else 1)
     if isinstance(error, SlowRequestError):
         headers["connection"] = "close"
     if error.status == 401:
