@@ -334,9 +334,11 @@ class Journal:
         return sorted((path for path in self.folder.iterdir() if found.fullmatch(path.name)), key=_number)
 
     def _open(self) -> int:
-        self._rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
+        rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
+        descriptor: int = guarded(private.opener, rows.path, flags)
         self._number += 1
-        descriptor: int = guarded(private.opener, self._rows.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL)
+        self._rows = rows
         return descriptor
 
     def _write_rows(self, records: list[bytes]) -> None:

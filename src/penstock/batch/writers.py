@@ -75,7 +75,7 @@ class JsonlWriter:
     def abandon(self) -> None:
         with contextlib.suppress(OSError):  # it cannot take its last bytes, and nobody will read them
             self._file.close()
-        _temporary(self._path).unlink(missing_ok=True)
+        _discard(self._path)
 
 
 class ParquetWriter:
@@ -116,7 +116,7 @@ class ParquetWriter:
             raise _failure(error) from error
 
     def abandon(self) -> None:
-        _temporary(self._path).unlink(missing_ok=True)
+        _discard(self._path)
 
     def _convert(self) -> None:
         self._done.append(self._tables.make(self._rows, self._outcomes))
@@ -152,6 +152,11 @@ def _sound(value: Any) -> Any:
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the next run removes it
+        _temporary(path).unlink(missing_ok=True)
 
 
 def _failure(error: OSError) -> OutputError:
