@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from mutations import mutate
+from damage import mutate
 from penstock.batch import sinks
 from penstock.batch.dedupe import Answers
 from penstock.batch.outputs import Output

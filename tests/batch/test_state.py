@@ -1,6 +1,5 @@
 """What a job does with its state folder and with the place of its output, and with those who meddle with them."""
 
-import json
 import os
 import shutil
 import stat
@@ -10,6 +9,8 @@ import fsspec
 import pytest
 
 from jobs import ask, interrupted, lines, numbered, settled
+from penstock.batch import manifest as manifests
+from penstock.batch.durable import remove, replace_file
 from penstock.batch.journal import Part
 from penstock.batch.manifest import Manifest
 from penstock.batch.records import Records
@@ -22,6 +23,21 @@ pytestmark = pytest.mark.usefixtures("small_parts")
 
 def failing(text):
     return EngineError("no") if text.endswith("7") else text.upper()
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def manifest_of(state):
+    found = manifests.load(state)
+    assert found is not None
+    return found
+
+
+def damage(path):
+    """Another answer in the place of one."""
+    path.write_bytes(path.read_bytes().replace(b"TEXT 1", b"TEXT 2", 1))
 
 
 def during_the_job(monkeypatch, act):
@@ -37,7 +53,7 @@ def during_the_job(monkeypatch, act):
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
 async def test_state_is_private_and_the_output_is_as_usual(source, tmp_path, make_engine, monkeypatch, name):
-    modes = {}
+    modes: dict[tuple[str, bool], int] = {}
 
     def look():
         for path in (state, *state.rglob("*")):
@@ -119,7 +135,8 @@ async def test_what_appears_at_the_last_moment_is_not_overwritten(source, tmp_pa
             await ask(source, output, make_engine())
     assert output.read_text() == "mine"
     output.unlink()
-    assert len(lines((await ask(source, output, make_engine())) and output)) == 300
+    await ask(source, output, make_engine())
+    assert len(lines(output)) == 300
 
 
 async def test_an_output_that_changes_while_it_is_made_anew(source, tmp_path, make_engine, monkeypatch):
@@ -188,7 +205,7 @@ async def test_a_run_whose_state_is_taken_away_ends(source, tmp_path, make_engin
             await ask(source, output, make_engine())
     assert not output.exists()
     if what == "another":
-        assert [path.name for path in state.iterdir()] == ["lock"]
+        assert names(state) == {"lock"}
     assert (await ask(source, output, make_engine())).counts.ok == 300
     assert [row["id"] for row in lines(output)] == list(range(300))
 
@@ -197,11 +214,10 @@ async def test_parts_with_rows_in_common_are_refused(source, tmp_path, make_engi
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 200)
     state = Path(f"{output}.penstock")
-    key = json.loads((state / "manifest.json").read_text())["key"]
-    records = Records(state / "parts-0.jsonl", key)
-    records.read()
-    with open(state / "parts-0.jsonl", "ab") as file:
-        file.write(records.seal(b'{"file":"part-0-0.jsonl","runs":[[39,80]]}'))
+    records = Records(state / "parts-0.jsonl", manifest_of(state).key)
+    parts = [*records.read(), b'{"file":"part-0-0.jsonl","runs":[[39,80]]}']
+    records = Records(records.path, manifest_of(state).key)
+    replace_file(records.path, b"".join(map(records.seal, parts)))
     with pytest.raises(JobError, match=r"parts-0\.jsonl is damaged: some rows are in two parts.*--fresh"):
         await ask(source, output, make_engine())
 
@@ -211,7 +227,7 @@ async def test_a_damaged_part_is_told_and_its_rows_run_again(source, tmp_path, m
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 200)
     part = Path(f"{output}.penstock/part-0-0.jsonl")
-    part.write_bytes(part.read_bytes().replace(b"TEXT 1", b"TEXT 2", 1))
+    damage(part)
     rows = len(lines(part))
     engine = make_engine()
     result = await ask(source, output, engine)
@@ -224,7 +240,7 @@ async def test_a_part_that_is_damaged_during_the_run_is_not_put_together(source,
     output = tmp_path / "out.jsonl"
     part = Path(f"{output}.penstock/part-0-0.jsonl")
     with monkeypatch.context() as patch:
-        during_the_job(patch, lambda: part.write_bytes(part.read_bytes().replace(b"TEXT 1", b"TEXT 2", 1)))
+        during_the_job(patch, lambda: damage(part))
         with pytest.raises(JobError, match=r"part-0-0\.jsonl is damaged\. Start the job again"):
             await ask(source, output, make_engine())
     assert not output.exists()
@@ -235,12 +251,13 @@ async def test_a_part_that_is_damaged_during_the_run_is_not_put_together(source,
 async def test_state_of_another_version_and_without_manifest(source, tmp_path, make_engine):
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 200)
-    manifest = Path(f"{output}.penstock/manifest.json")
-    old = {**json.loads(manifest.read_text()), "version": 1}
-    manifest.write_text(json.dumps(old))
+    state = Path(f"{output}.penstock")
+    manifest = manifest_of(state)
+    manifest.version = 1
+    manifest.save(state)
     with pytest.raises(JobError, match=r"manifest\.json has version 1, .* reads version 2: finish .*--fresh"):
         await ask(source, output, make_engine())
-    manifest.unlink()
+    remove(state / "manifest.json")
     with pytest.raises(JobError, match=r"its manifest\.json is gone.*--fresh"):
         await ask(source, output, make_engine())
     assert (await ask(source, output, make_engine(), fresh=True)).counts.ok == 300
@@ -267,7 +284,7 @@ async def test_a_complete_job_cleans_up_after_a_kill(tmp_path, make_engine):
     (state / "base-2").mkdir()
     (state / "notes.txt").touch()
     await ask(numbered(5), output, make_engine())
-    assert {path.name for path in state.iterdir()} == {"manifest.json", "lock", "parts-0.jsonl", "notes.txt"}
+    assert names(state) == {"manifest.json", "lock", "parts-0.jsonl", "notes.txt"}
 
 
 def test_a_part_tells_its_rows():
