@@ -4,7 +4,6 @@ import asyncio
 import csv
 import dataclasses
 import datetime
-import decimal
 import enum
 import json
 import pathlib
@@ -16,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import penstock
 from penstock.batch import sinks
@@ -244,9 +242,9 @@ def check(source, rows, form, **options):
     finally:
         shutil.rmtree(folder)
     assert len(found) == len(rows)
-    for row, given in zip(found, rows, strict=True):
+    for row, wanted in zip(found, rows, strict=True):
         assert row["status"] == "ok", row["error"]
-        for name, value in given.items():
+        for name, value in wanted.items():
             if name in row or form != "csv":
                 assert agrees(row[name], value), (name, row[name], value)
             else:  # an object, taken apart

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock.batch.arrow_values import python_rows
+from penstock.batch.arrow_values import python_rows, python_values
 from penstock.batch.rows import Row
 from penstock.batch.sources import frames
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
 from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
 from penstock.batch.tables import unify
+from penstock.batch.to_arrow import build
 from penstock.errors import InputError
 
 _HASHED_ROWS = 65536
@@ -192,7 +193,10 @@ def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
         return (
             pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
         )
-    return chunk if chunk.type == kind else chunk.cast(kind)
+    if chunk.type == kind:
+        return chunk
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26).
+    return build(python_values(chunk), kind) if "list_view" in str(chunk.type) else chunk.cast(kind)
 
 
 def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
