@@ -14,7 +14,7 @@ import msgspec
 
 from penstock.batch.journal import Part
 from penstock.batch.runs import Run, union, without
-from penstock.batch.sources.text import allow_long_fields
+from penstock.batch.sources.delimited import allow_long_fields
 from penstock.errors import OutputError
 
 

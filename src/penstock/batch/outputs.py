@@ -52,7 +52,7 @@ class Output:
                 )
             self.form = _FORMS[extension]
         if self.remote:
-            name = blake2b(path.encode(), digest_size=12).hexdigest()
+            name = blake2b(path.encode(errors="surrogateescape"), digest_size=12).hexdigest()
             self.folder = _state_root() / name
         else:
             self.folder = Path(f"{path.rstrip('/')}.penstock")

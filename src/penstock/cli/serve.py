@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import env
+from penstock.cli.job_options import json_object
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig
@@ -177,8 +178,6 @@ def _announce(url: str, model: str, settings: HttpSettings) -> None:
 
 
 def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None, runtime: str) -> LLMServingArgs:
-    import json
-
     from penstock.errors import ConfigError
     from penstock.serve.serving_args import LLMServingArgs
     from penstock.serve.serving_files import load_serving_args
@@ -192,10 +191,7 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
                 if getattr(args, name):
                     _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
         return args
-    try:
-        options = json.loads(engine_kwargs or "{}")
-    except ValueError as error:
-        raise ConfigError(f"not JSON: {error}", field="--engine-kwargs", value=engine_kwargs) from None
+    options = json_object(engine_kwargs, "--engine-kwargs") or {}
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
     chosen = {"llm_engine": engine} if engine else {}
     return LLMServingArgs.from_dict(

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penstock.batch.rows import Row
-from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
+from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
+from penstock.batch.sources.beyond_python import Unreadable, values_of
 from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
 from penstock.batch.tables import unify
-from penstock.errors import InputError
+from penstock.errors import InputError, PenstockError, printable
 
 _HASHED_ROWS = 65536
 
@@ -49,19 +50,18 @@ class Parquet(Source):
                 while groups and index + metadata.row_group(groups[0]).num_rows <= start:
                     index += metadata.row_group(groups.pop(0)).num_rows
                 if not groups:
+                    file.check_unchanged()
                     continue
                 stored = sum(metadata.row_group(group).total_byte_size for group in groups)
                 rows = sum(metadata.row_group(group).num_rows for group in groups)
                 size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
-                try:
-                    for batch in parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
-                        skip = min(max(start - index, 0), batch.num_rows)
-                        index += skip
-                        if skip < batch.num_rows:
-                            yield _rows(batch.slice(skip), index, columns)
-                            index += batch.num_rows - skip
-                except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"{file.path}: damaged Parquet file: {_line(error)}") from error
+                for batch in _batches(parquet, size, groups, file.path):
+                    skip = min(max(start - index, 0), batch.num_rows)
+                    index += skip
+                    if skip < batch.num_rows:
+                        yield _rows(batch.slice(skip), index, columns, file.path)
+                        index += batch.num_rows - skip
+            file.check_unchanged()
 
 
 class Table(Source):
@@ -96,14 +96,19 @@ class Batches(Source):
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
+        while (batch := self._next()) is not None:
+            skip = min(max(start - index, 0), batch.num_rows)
+            if skip < batch.num_rows:
+                table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+                yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
+            index += batch.num_rows
+
+    def _next(self) -> pa.RecordBatch | None:
         try:
-            for batch in self._reader:
-                skip = min(max(start - index, 0), batch.num_rows)
-                if skip < batch.num_rows:
-                    table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
-                    yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
-                index += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+            return self._reader.read_next_batch()
+        except StopIteration:
+            return None
+        except Exception as error:  # the reader may be anybody's
             raise InputError(f"reading the record batches failed: {_line(error)}") from error
 
 
@@ -117,12 +122,17 @@ def from_object(source: Any) -> Source:
         if isinstance(source, pa.RecordBatch):
             return Table(pa.Table.from_batches([source]))
         return Table(source if isinstance(source, pa.Table) else pa.table(source))
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except PenstockError:
+        raise
+    except Exception as error:
         raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
 
 
-def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A batch's rows as Python values, times finer than a microsecond cut to one (Python has none)."""
+def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any] | Unreadable]:
+    """A batch's rows as Python values, times finer than a microsecond cut to one (Python has none).
+
+    A row with a damaged value is `Unreadable`.
+    """
     if columns is not None:
         batch = batch.select([name for name in batch.schema.names if name in columns])
     if not batch.num_columns:
@@ -131,15 +141,40 @@ def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) ->
         coarse = _coarse(field.type)
         if coarse is not None:
             batch = batch.set_column(position, field.name, batch.column(position).cast(coarse, safe=False))
-    rows: list[dict[str, Any]] = batch.to_pylist()
+    try:
+        rows: list[dict[str, Any] | Unreadable] = batch.to_pylist()
+    except Exception:  # it has a value for which Python has none
+        names = batch.schema.names
+        found = zip(*(values_of(column) for column in batch.columns), strict=True)
+        rows = [_row_of(names, values) for values in found]
     return rows
+
+
+def _row_of(names: list[str], values: tuple[Any, ...]) -> dict[str, Any] | Unreadable:
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, Unreadable):
+            return Unreadable(f"column '{name}': {value}")
+    return dict(zip(names, values, strict=True))
 
 
 def _parquet(file: DataFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file.open() if is_url(file.path) else file.path)
-    except (pa.ArrowException, OSError) as error:
+        # By name where it can be: Arrow's own files are faster than Python's. It takes no name that is not Unicode.
+        by_name = not is_url(file.path) and printable(file.path) == file.path
+        source = file.path if by_name else file.open_stored()
+        return pq.ParquetFile(source, page_checksum_verification=True)
+    except PenstockError:
+        raise
+    except Exception as error:
         raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+
+
+def _batches(parquet: pq.ParquetFile, size: int, groups: list[int], path: str) -> Iterator[pa.RecordBatch]:
+    # Only the reading, not what becomes of the batches: that a value is odd does not damage the file.
+    try:
+        yield from parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False)
+    except Exception as error:
+        raise InputError(f"{path}: damaged Parquet file: {_line(error)}") from error
 
 
 def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
@@ -150,10 +185,13 @@ def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | N
         index += batch.num_rows
 
 
-def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> list[Row]:
+def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "") -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
     rows = []
     for offset, values in enumerate(plain_values(batch, columns)):
+        if isinstance(values, Unreadable):
+            rows.append(Row(index + offset, None, f"{name or 'table'}: row {index + offset}: {values}", nbytes))
+            continue
         row = Row(index + offset, values, None, nbytes)
         row.batch = batch
         row.offset = offset
@@ -163,12 +201,13 @@ def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> l
 
 def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
     batch = next(batches, None)
-    return batch[0].values if batch else None
+    return first_of(batch) if batch else None
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    if len(set(schema.names)) < len(schema.names):
-        raise InputError(f"{name}: two columns have the same name")
+    twice = twice_in(schema.names)
+    if twice is not None:
+        raise InputError(f"{name}: two columns have the same name, '{twice}'")
     return tuple(schema.names)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from penstock.batch.rows import FailedRow, Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.user_code import ends_task
+from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
 
 
 class Rows(Source):
@@ -101,4 +102,7 @@ def _row(index: int, value: Any) -> Row:
         return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
     values = dict(value)
     earlier = value.why if isinstance(value, FailedRow) else None
-    return Row(index, values, None, 64 + nbytes(values), earlier=earlier)
+    size = nbytes(values)
+    if size > MAX_NESTING and is_too_deep(values):
+        return Row(index, None, f"row {index}: {TOO_DEEP}")
+    return Row(index, values, None, 64 + size, earlier=earlier)
