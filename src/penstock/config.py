@@ -73,7 +73,7 @@ def read_yaml(file: Path) -> Any:
     try:
         content = yaml.safe_load(text)
     except RecursionError:
-        raise ConfigError(f"{file} is {TOO_DEEP}") from None
+        raise ConfigError(f"{file} cannot be read: {TOO_DEEP}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
@@ -81,7 +81,7 @@ def read_yaml(file: Path) -> Any:
     except Exception:  # of several kinds, for values that are not what their form or tag says
         raise ConfigError(f"{file} is not valid YAML: it holds a date or number that there is not") from None
     if is_too_deep(content):
-        raise ConfigError(f"{file} is {TOO_DEEP}")
+        raise ConfigError(f"{file} cannot be read: {TOO_DEEP}")
     return content
 
 

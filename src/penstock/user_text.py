@@ -10,7 +10,7 @@ from penstock.json_faults import json_fault
 
 MAX_NESTING = 256
 """How deeply lists and objects may lie within each other: whatever walks through a value must come to its end."""
-TOO_DEEP = f"nested more than {MAX_NESTING} deep"
+TOO_DEEP = f"it is nested more than {MAX_NESTING} deep"
 
 _LARGEST = 64 << 20
 _ENCODINGS = {
@@ -87,13 +87,10 @@ def decode_json(data: bytes | str) -> Any:
     data = data.removeprefix(codecs.BOM_UTF8)
     try:
         value = msgspec.json.decode(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise ValueError(why_refused(error, data)) from None
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except (msgspec.DecodeError, ValueError):
+        raise ValueError(json_fault(data)) from None
     if len(data) > MAX_NESTING and is_too_deep(value):
         raise ValueError(TOO_DEEP)
     return value
-
-
-def why_refused(error: Exception, data: bytes) -> str:
-    """What is wrong with `data`, for which a JSON reader raised `error`."""
-    return TOO_DEEP if isinstance(error, RecursionError) else f"malformed JSON: {json_fault(data)}"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penstock.batch.assemble import Segment
+from penstock.batch.sources.files import for_arrow
 from penstock.batch.tables import conform, unify
 from penstock.batch.writers import json_line
 
@@ -64,7 +65,7 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
     files = dict.fromkeys(segment.file for segment in rows())
-    schemas = [pq.read_schema(path) for file in files for path in files_of(folder / file)]
+    schemas = [_metadata(path).schema.to_arrow_schema() for file in files for path in files_of(folder / file)]
     if not schemas:
         yield empty
         return
@@ -92,7 +93,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         files = files_of(path)
-        self._left: int = sum(pq.read_metadata(file).num_rows for file in files)
+        self._left: int = sum(_metadata(file).num_rows for file in files)
         self._batches = _batches(files)
         self._held: pa.Table | None = None
         self._place = 0
@@ -124,8 +125,13 @@ def files_of(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
 
+def _metadata(path: Path) -> pq.FileMetaData:
+    with for_arrow(path) as file:
+        return pq.read_metadata(file)
+
+
 def _batches(files: list[Path]) -> Iterator[pa.Table]:
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with for_arrow(file) as opened, pq.ParquetFile(opened) as parquet:
             for batch in parquet.iter_batches(batch_size=_READ_ROWS, use_threads=False):
                 yield pa.Table.from_batches([batch])

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterable, Coroutine, Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from penstock.batch.sources import open_source
 from penstock.batch.sources.base import Source
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OutputError
 from penstock.runtimes import background
 from penstock.types import Sampling, StructuredOutput
 
@@ -378,6 +379,8 @@ class Job:
             return None
         path = os.fspath(self.output)
         if path == "-":
+            if sys.stdout is None:
+                raise OutputError("standard output is closed")
             return "-"
         return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
 

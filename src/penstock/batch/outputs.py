@@ -15,7 +15,7 @@ from penstock.batch import assemble
 from penstock.batch.assemble import Segment
 from penstock.batch.journal import remove, sync_folder
 from penstock.batch.sources.files import filesystem, is_url
-from penstock.errors import ConfigError, OutputError, PenstockError
+from penstock.errors import ConfigError, OutputError, PenstockError, printable
 
 Form = Literal["jsonl", "csv", "parquet", "dataset"]
 _FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -81,10 +81,10 @@ class Output:
             if self.remote:
                 fs, path = filesystem(self.path)
                 found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet")) if self.form == "dataset" else [path]
-                return [[name.rpartition("/")[2], int(fs.size(name) or 0), 0] for name in found]
+                return [[printable(name.rpartition("/")[2]), int(fs.size(name) or 0), 0] for name in found]
             paths = glob.glob(os.path.join(glob.escape(self.path), "*.parquet"))
             files = [(path, os.stat(path)) for path in (sorted(paths) if self.form == "dataset" else [self.path])]
-            return [[os.path.basename(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
+            return [[printable(os.path.basename(path)), stat.st_size, stat.st_mtime_ns] for path, stat in files]
         except OSError as error:
             raise OutputError(f"{self.path}: {error.strerror or error}") from error
 

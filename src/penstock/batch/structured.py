@@ -127,7 +127,7 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
     except OSError as error:
         raise ConfigError(f"{os.fspath(schema)}: {error.strerror or error}", field="schema") from None
     except ValueError as error:
-        raise ConfigError(f"{os.fspath(schema)} cannot be read: {error}", field="schema") from None
+        raise ConfigError(f"{os.fspath(schema)} is no JSON: {error}", field="schema") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{os.fspath(schema)} holds no JSON object", field="schema")
     return Schema(value)

@@ -49,7 +49,7 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     try:
         value = decode_json(text)
     except ValueError as error:
-        raise ConfigError(str(error), field=field, value=text) from None
+        raise ConfigError(f"not valid JSON: {error}", field=field, value=text) from None
     if not isinstance(value, dict):
         raise ConfigError("must be a JSON object", field=field, value=text)
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -12,9 +13,9 @@ import pyarrow.parquet as pq
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
 from penstock.batch.sources.beyond_python import Unreadable, values_of
-from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
+from penstock.batch.sources.files import DataFile, contains, fingerprint, for_arrow, is_url
 from penstock.batch.tables import unify
-from penstock.errors import InputError, PenstockError, printable
+from penstock.errors import InputError, PenstockError
 
 _HASHED_ROWS = 65536
 
@@ -157,16 +158,17 @@ def _row_of(names: list[str], values: tuple[Any, ...]) -> dict[str, Any] | Unrea
     return dict(zip(names, values, strict=True))
 
 
-def _parquet(file: DataFile) -> pq.ParquetFile:
-    try:
-        # By name where it can be: Arrow's own files are faster than Python's. It takes no name that is not Unicode.
-        by_name = not is_url(file.path) and printable(file.path) == file.path
-        source = file.path if by_name else file.open_stored()
-        return pq.ParquetFile(source, page_checksum_verification=True)
-    except PenstockError:
-        raise
-    except Exception as error:
-        raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+@contextlib.contextmanager
+def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(file.open_stored() if is_url(file.path) else for_arrow(file.path))
+            parquet = stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+        yield parquet
 
 
 def _batches(parquet: pq.ParquetFile, size: int, groups: list[int], path: str) -> Iterator[pa.RecordBatch]:

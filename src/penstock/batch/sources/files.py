@@ -163,6 +163,17 @@ class DataFile:
                 digest.update(block)
 
 
+@contextlib.contextmanager
+def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
+    """What Arrow opens a local file by: its name, or where that is no Unicode, which Arrow does not take, an open file."""
+    name = os.fspath(path)
+    if printable(name) == name:
+        yield name
+    else:
+        with open(name, "rb") as file:
+            yield file
+
+
 def _open_regular(path: str, flags: int) -> int:
     """Open what is a file on a disk, as an opener for `open`. A pipe would wait for a writer, or be read twice."""
     _check_regular(path, os.stat(path))

@@ -14,7 +14,8 @@ from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, columns
 from penstock.batch.sources.files import DataFile, contains, fingerprint, reading
 from penstock.batch.sources.lines import MAX_LINE, lines_of
 from penstock.errors import InputError
-from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep, why_refused
+from penstock.json_faults import json_fault
+from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
 
 _PREVIEW_ROWS = 64
 _BOM = b"\xef\xbb\xbf"
@@ -90,8 +91,7 @@ def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
                 try:
                     values = decode(line or b"")
                 except (msgspec.DecodeError, ValueError, RecursionError) as error:
-                    fault = why_refused(error, line) if line is not None else _TOO_LONG
-                    yield Row(index, None, f"{path}:{number}: {fault}", len(line or b""))
+                    yield Row(index, None, f"{path}:{number}: {_fault(error, line)}", len(line or b""))
                 else:
                     if not isinstance(values, dict):
                         yield Row(index, None, f"{path}:{number}: not a JSON object", len(line))
@@ -100,6 +100,12 @@ def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
                     else:
                         yield Row(index, values, None, len(line))
             index += 1
+
+
+def _fault(error: Exception, line: bytes | None) -> str:
+    if line is None:
+        return _TOO_LONG
+    return TOO_DEEP if isinstance(error, RecursionError) else f"malformed JSON: {json_fault(line)}"
 
 
 def _may_be_deep(line: bytes) -> bool:
@@ -121,7 +127,9 @@ def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
     else:
         if any(row.values is not None for row in preview):
             return  # a bad row among good ones
-    raise InputError(f"{path}: begins a JSON array, where each line must be a JSON object; jq -c '.[]' makes such lines")
+    raise InputError(
+        f"{path}: begins a JSON array, where each line must be a JSON object; jq -c '.[]' makes such lines"
+    )
 
 
 def batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
