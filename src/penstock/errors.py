@@ -20,6 +20,7 @@ PenstockError
 │   ├── MethodError          the path has no such method
 │   ├── BodyTooLargeError    the body is larger than the server takes
 │   ├── ContentTypeError     the body is in a form that the path does not read
+│   ├── SlowRequestError     its head or body came too slowly
 │   └── LineError            a line of a batch file is wrong, not the request in it
 │       └── DuplicateIdError an earlier line has the same custom_id
 ├── EngineError              the engine failed
@@ -206,6 +207,13 @@ class ContentTypeError(RequestError):
 
     status = 415
     kind = "unsupported_media_type"
+
+
+class SlowRequestError(RequestError):
+    """The head or the body of a request came too slowly. The connection ends with the answer."""
+
+    status = 408
+    kind = "request_timeout"
 
 
 class LineError(RequestError):

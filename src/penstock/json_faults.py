@@ -1,4 +1,4 @@
-"""What is wrong with a text that is no JSON, in words of our own: those of JSON libraries differ from version to version."""
+"""What is wrong with a text that is no JSON, in words of our own: those of libraries change with their versions."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _refuse(_: str) -> NoReturn:
 
 
 def _ends_early(body: str, position: int) -> bool:
-    """Whether there is nothing left to read at `position`, or a string without end, a word or an escape cut off there."""
+    """Whether nothing is left to read at `position`, or no more than the beginning of a word or of a string."""
     rest = body[position:].rstrip(_BLANK)
     if not rest or any(word.startswith(rest) for word in ("true", "false", "null", "-")):
         return True

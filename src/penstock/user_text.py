@@ -45,7 +45,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, whose text says why not."""
+    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, whose text says what is wrong."""
     encoding = other_encoding(data)
     if encoding is not None:
         raise ValueError(f"it is {encoding}, not UTF-8")
@@ -76,7 +76,10 @@ def _containers_in(value: Any) -> list[Any]:
 
 
 def decode_json(data: bytes | str) -> Any:
-    """The JSON value in a text, which may begin with a byte order mark. Raises `ValueError`, whose text says why not."""
+    """The JSON value in a text, which may begin with a byte order mark.
+
+    Raises `ValueError`, whose text says what is wrong.
+    """
     import msgspec
 
     if isinstance(data, str):

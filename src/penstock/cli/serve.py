@@ -37,11 +37,22 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--admin-key-file", type=click.Path(dir_okay=False), help="Keys for --dev; also PENSTOCK_ADMIN_KEYS.")
 @click.option("--dev", is_flag=True, help="With the control routes: /sleep, /pause, /collective_rpc and so on.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="A web origin that may call; can be repeated.")
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, help="A name that requests may call a server without keys by."
+)
 @click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
 @click.option("--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]")
 @click.option("--max-choices", type=click.IntRange(1), help="Most answers to a request (n × prompts).  [default: 128]")
 @click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
+@click.option(
+    "--head-timeout", type=click.FloatRange(0, min_open=True), help="Seconds for a request's head.  [default: 10]"
+)
+@click.option(
+    "--body-timeout",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for a request's body, and one more for each 8 KiB.  [default: 30]",
+)
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(0),
@@ -210,7 +221,9 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
     from penstock.serve.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
-    limits |= {name: options[name] for name in ("max_prompt_chars", "max_choices") if options[name] is not None}
+    given = {**options, "head_timeout_s": options["head_timeout"], "body_timeout_s": options["body_timeout"]}
+    settable = ("max_prompt_chars", "max_choices", "head_timeout_s", "body_timeout_s")
+    limits |= {name: given[name] for name in settable if given[name] is not None}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
     drain = options["drain_timeout"]
@@ -221,6 +234,7 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
         dev=options["dev"],
         cors_origins=options["cors_origins"],
+        allowed_hosts=options["allowed_hosts"],
         limits=Limits(**limits),
         trust_request_chat_template=options["trust_request_chat_template"],
         drain_timeout_s=drain,

@@ -9,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
+from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError, SlowRequestError
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
 
@@ -40,6 +40,8 @@ def error_response(path: str, error: PenstockError) -> Response:
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(max(ceil(error.retry_after), 1))
+    if isinstance(error, SlowRequestError):
+        headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(body), error.status, headers, "application/json")

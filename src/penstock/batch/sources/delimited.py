@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO, cast
 
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import Source, first_of, twice_in
@@ -80,7 +80,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
     """Line number, fields and fault of each record, the header included."""
     allow_long_fields()
     with reading(path):
-        source = io.BufferedReader(stream)  # type: ignore[arg-type]
+        source = io.BufferedReader(cast(io.RawIOBase, stream))
         check_text(source.peek(64), path)
         # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the end of the file.
         with io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
@@ -108,7 +108,7 @@ class _TooLongError(Exception):
 
 
 class _Lines:
-    """Lines of text. Raises `_TooLongError` in the place of one that is longer than `MAX_LINE`, and goes on after it."""
+    """Lines of text. In the place of one longer than `MAX_LINE` it raises `_TooLongError`, and goes on after it."""
 
     def __init__(self, text: TextIO) -> None:
         self._readline = text.readline

@@ -165,7 +165,7 @@ class DataFile:
 
 @contextlib.contextmanager
 def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
-    """What Arrow opens a local file by: its name, or where that is no Unicode, which Arrow does not take, an open file."""
+    """What Arrow opens a local file by: its name, or an open file where that is no Unicode."""
     name = os.fspath(path)
     if printable(name) == name:
         yield name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
@@ -85,13 +85,18 @@ def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
         if first == 1 and lines[0] is not None:
             lines[0] = lines[0].removeprefix(_BOM)
         for number, line in enumerate(lines, first):
-            if line is not None and (not line or line.isspace()):
+            if line is None:
+                if index >= start:
+                    yield Row(index, None, f"{path}:{number}: {_TOO_LONG}")
+                index += 1
+                continue
+            if not line or line.isspace():
                 continue
             if index >= start:
                 try:
-                    values = decode(line or b"")
+                    values = decode(line)
                 except (msgspec.DecodeError, ValueError, RecursionError) as error:
-                    yield Row(index, None, f"{path}:{number}: {_fault(error, line)}", len(line or b""))
+                    yield Row(index, None, f"{path}:{number}: {_fault(error, line)}", len(line))
                 else:
                     if not isinstance(values, dict):
                         yield Row(index, None, f"{path}:{number}: not a JSON object", len(line))
@@ -102,9 +107,7 @@ def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
             index += 1
 
 
-def _fault(error: Exception, line: bytes | None) -> str:
-    if line is None:
-        return _TOO_LONG
+def _fault(error: Exception, line: bytes) -> str:
     return TOO_DEEP if isinstance(error, RecursionError) else f"malformed JSON: {json_fault(line)}"
 
 
@@ -127,9 +130,7 @@ def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
     else:
         if any(row.values is not None for row in preview):
             return  # a bad row among good ones
-    raise InputError(
-        f"{path}: begins a JSON array, where each line must be a JSON object; jq -c '.[]' makes such lines"
-    )
+    raise InputError(f"{path}: is a JSON array, not JSON objects, one a line; jq -c '.[]' makes such lines")
 
 
 def batched(rows: Iterator[Row]) -> Iterator[list[Row]]:

@@ -11,7 +11,6 @@ from starlette.responses import PlainTextResponse, Response
 from penstock.errors import ContentTypeError, RequestError, UnsupportedError, nearest
 from penstock.openai.transcripts import FORMATS, TIMED_FORMATS, subtitles, verbose
 from penstock.serve.exchange import Exchange
-from penstock.serve.limits import read_body
 from penstock.types import TranscriptionRequest
 
 _GRANULARITIES = "timestamp_granularities[]"
@@ -85,8 +84,7 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ContentTypeError("the content type must be multipart/form-data")
     limits = exchange.ingress.settings.limits
-    async with exchange.reading():
-        body = await read_body(request, limits)
+    body = await exchange.read()
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
