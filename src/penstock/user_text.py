@@ -45,7 +45,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, whose text says what is wrong."""
+    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, which says what is wrong."""
     encoding = other_encoding(data)
     if encoding is not None:
         raise ValueError(f"it is {encoding}, not UTF-8")

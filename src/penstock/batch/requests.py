@@ -120,8 +120,8 @@ class ColumnRequests:
         says that the output takes objects apart, and so has result columns such as `error.type`.
         """
         self._blank = dict.fromkeys(columns)
-        if every is not None and self._template is not None:
-            self._template.check(every)
+        if self._template is not None:
+            self._template.check(columns if every is None else every, complete=every is not None)
         elif every is not None and self._messages not in every:
             raise ConfigError(
                 f"the data has no column '{self._messages}'",
