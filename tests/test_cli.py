@@ -143,7 +143,7 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", "{"), 2, "not valid JSON"),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", '{"sed": 1}'), 2, "Did you mean 'seed'?"),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--adapter", "nosuch"), 2, "no adapter 'nosuch'"),
-        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"), 2, "is not one of"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"), 2, "--order must be 'input' or 'done'"),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--temperature", "9"), 2, "between 0 and 2"),
     ],
 )

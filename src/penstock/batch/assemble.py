@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
+from penstock import private
 from penstock.batch.journal import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.delimited import allow_long_fields
 from penstock.errors import OutputError
+
+_AT_ONCE = 256
 
 
 class Segment(NamedTuple):
@@ -53,16 +57,16 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
     lines = _Lines(folder)
-    with open(target, "wb", buffering=1 << 18) as out, contextlib.closing(lines):
+    with open(target, "wb", buffering=1 << 18, opener=private.opener) as out, contextlib.closing(lines):
         for segment in rows:
-            lines.copy(segment, out.write)
+            lines.copy(segment, out.writelines)
         _to_disk(out)
 
 
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
     """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows."""
     names = _csv_columns(_objects(folder, rows()), columns)
-    with open(target, "w", encoding="utf-8", newline="") as out:
+    with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
@@ -75,7 +79,7 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
     batch: list[bytes] = []
     with contextlib.closing(_Lines(folder)) as lines:
         for segment in rows:
-            lines.copy(segment, batch.append)
+            lines.copy(segment, batch.extend)
             for line in batch:
                 yield msgspec.json.decode(line)
             batch.clear()
@@ -126,18 +130,20 @@ class _Lines:
         self._folder = folder
         self._open: dict[str, tuple[io.BufferedReader, int]] = {}
 
-    def copy(self, segment: Segment, take: Callable[[bytes], Any]) -> None:
-        """Give the segment's lines to `take`. Segments of one file must come in ascending order."""
+    def copy(self, segment: Segment, take: Callable[[list[bytes]], Any]) -> None:
+        """Give the segment's lines to `take`, some at a time. Segments of one file must come in ascending order."""
         if segment.file not in self._open:
             self._open[segment.file] = open(self._folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
         file, place = self._open.pop(segment.file)
         for _ in range(segment.at - place):
             file.readline()
-        for _ in range(segment.length):
-            line = file.readline()
-            if not line:
+        left = segment.length
+        while left:
+            lines = list(itertools.islice(file, min(left, _AT_ONCE)))
+            if not lines:
                 raise OutputError(f"{segment.file}: the file ends before row {segment.start + segment.length}")
-            take(line)
+            take(lines)
+            left -= len(lines)
         if file.peek(1):
             self._open[segment.file] = file, segment.at + segment.length
         else:
@@ -157,7 +163,10 @@ def csv_to_jsonl(source: Path, target: Path) -> None:
     """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
     encode = msgspec.json.Encoder().encode
     allow_long_fields()
-    with open(source, encoding="utf-8", newline="") as rows, open(target, "wb", buffering=1 << 18) as out:
+    with (
+        open(source, encoding="utf-8", newline="") as rows,
+        open(target, "wb", buffering=1 << 18, opener=private.opener) as out,
+    ):
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
         _to_disk(out)

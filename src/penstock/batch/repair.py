@@ -136,8 +136,8 @@ def misfit(structured: StructuredOutput | None, text: str) -> str | None:
 def _schema(spec: str) -> Schema:
     try:
         return Schema(msgspec.json.decode(spec or '{"type": "object"}', type=dict))
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"no JSON Schema: {error}", field="schema") from None
+    except msgspec.DecodeError:
+        raise ConfigError("not a JSON object", field="schema") from None
 
 
 def _told(request: Request, outcome: Outcome) -> Request | None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.errors import ConfigError
+from penstock.json_faults import json_fault
 from penstock.user_text import TOO_DEEP, decode_json, is_too_deep, read_file
 
 Check = Callable[[Any], bool]
@@ -63,8 +64,8 @@ class Schema:
         """The fields of an answer. Raises `ValueError`, with a message for a person, if it does not fit."""
         try:
             value = msgspec.json.decode(text)
-        except msgspec.DecodeError as error:
-            raise ValueError(f"the answer is no JSON: {str(error).removeprefix('JSON is malformed: ')}") from None
+        except (msgspec.DecodeError, UnicodeEncodeError):
+            raise ValueError(f"the answer is no JSON: {json_fault(text)}") from None
         if self._accepts is None or not self._accepts(value):
             misfit = next(self._validator.iter_errors(value), None)
             if misfit is not None:

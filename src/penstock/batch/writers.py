@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from penstock import private
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.errors import OutputError
@@ -48,7 +49,8 @@ class JsonlWriter:
         self._path = path
         self._form = form
         try:
-            self._file = open(_temporary(path), "wb", buffering=1 << 18)  # noqa: SIM115 (closed in finish)
+            # closed in finish
+            self._file = open(_temporary(path), "wb", buffering=1 << 18, opener=private.opener)  # noqa: SIM115
         except OSError as error:
             raise _failure(error) from error
 
@@ -103,7 +105,7 @@ class ParquetWriter:
             self._convert()
         schema = unify([table.schema for table in self._done])
         try:
-            with open(_temporary(self._path), "wb") as file:
+            with open(_temporary(self._path), "wb", opener=private.opener) as file:
                 with pq.ParquetWriter(file, schema) as writer:
                     for table in self._done:
                         writer.write_table(conform(table, schema))

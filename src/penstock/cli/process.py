@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+import click
+
 from penstock.cli import leave
 from penstock.errors import PenstockError
 from penstock.standard_error import say
@@ -31,8 +33,6 @@ def run() -> None:
 
 
 def _code_of_command() -> int | str | None:
-    import click
-
     from penstock import env
     from penstock.cli.commands import cli
 
@@ -44,9 +44,8 @@ def _code_of_command() -> int | str | None:
         return done.code
     except click.exceptions.Exit as done:
         return done.exit_code
-    except click.ClickException as error:
-        with contextlib.suppress(OSError):  # nobody reads standard error
-            error.show()
+    except click.UsageError as error:
+        _say_usage(error)
         return error.exit_code
     except PenstockError as error:
         if debug:
@@ -68,6 +67,16 @@ def _code_of_command() -> int | str | None:
             f"{type(error).__name__}: {error}\n"
             "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
         )
+
+
+def _say_usage(error: click.UsageError) -> None:
+    from penstock.cli.usage_errors import usage_fault
+
+    if error.ctx is not None and len(sys.argv) == 1:
+        say(error.ctx.get_help())
+        return
+    usage = f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n" if error.ctx else ""
+    say(f"{usage}penstock: {usage_fault(error)}")
 
 
 @contextlib.contextmanager

@@ -32,6 +32,11 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: a free one.")
 @click.option("--engine", help="The engine of MODEL.  [default: openvino]")
 @click.option("--engine-kwargs", metavar="JSON", help="Options of the engine of MODEL, as a JSON object.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="The same request gets the same answer whatever runs beside it. Costs speed.",
+)
 @click.option("--name", help="What requests call MODEL.  [default: its last path component]")
 @click.option("--api-key-file", type=click.Path(dir_okay=False), help="Keys, one a line; also PENSTOCK_API_KEYS.")
 @click.option("--admin-key-file", type=click.Path(dir_okay=False), help="Keys for --dev; also PENSTOCK_ADMIN_KEYS.")
@@ -74,6 +79,7 @@ def serve(
     port: int,
     engine: str | None,
     engine_kwargs: str | None,
+    deterministic: bool,
     name: str | None,
     log_format: str,
     log_level: str,
@@ -101,7 +107,7 @@ def serve(
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
-    args = _args(model, engine, engine_kwargs, name, runtime)
+    args = _args(model, engine, engine_kwargs, deterministic, name, runtime)
     settings = _settings(options, args.llm_configs)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
@@ -194,14 +200,18 @@ def _announce(url: str, model: str, settings: HttpSettings) -> None:
     click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
 
 
-def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None, runtime: str) -> LLMServingArgs:
+def _args(
+    model: str, engine: str | None, engine_kwargs: str | None, deterministic: bool, name: str | None, runtime: str
+) -> LLMServingArgs:
     from penstock.errors import ConfigError
     from penstock.serve.serving_args import LLMServingArgs
     from penstock.serve.serving_files import load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
-        if engine or engine_kwargs or name:
-            raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
+        if engine or engine_kwargs or name or deterministic:
+            raise ConfigError(
+                "--engine, --engine-kwargs, --deterministic and --name are for a MODEL; a file says them itself"
+            )
         args = load_serving_args(model)
         if runtime == "local":
             for name in ("ingress_cls_config", "ingress_deployment_config"):
@@ -212,7 +222,16 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
     chosen = {"llm_engine": engine} if engine else {}
     return LLMServingArgs.from_dict(
-        {"llm_configs": [{"model_loading_config": loading, "engine_kwargs": options, **chosen}]}
+        {
+            "llm_configs": [
+                {
+                    "model_loading_config": loading,
+                    "engine_kwargs": options,
+                    "deterministic": deterministic,
+                    **chosen,
+                }
+            ]
+        }
     )
 
 

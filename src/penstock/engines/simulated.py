@@ -57,7 +57,7 @@ class SimulatedOptions(Struct, frozen=True):
     dies, `die_times` times in all. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
     with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time,
     `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its own does not wait for the
-    loop either.
+    loop either. With `deterministic` requests that sample without a seed get one made from what they ask.
     """
 
     seed: int = 0
@@ -79,6 +79,16 @@ class SimulatedOptions(Struct, frozen=True):
     die_times: Annotated[int, Meta(ge=0)] = 1
     kv_transfer_config: dict[str, Any] | None = None
     kv_transfer_ms: Milliseconds = 0.0
+    deterministic: bool = False
+
+
+COSTS_ONLY = frozenset(
+    {
+        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
+        *("steps_per_turn", "max_num_seqs", "kv_cache_blocks", "kv_transfer_config", "kv_transfer_ms"),
+        *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times"),
+    }
+)
 
 
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
@@ -112,10 +122,12 @@ class SimulatedEngine(TokenEngine):
     """Stands in for a model. Tokens are UTF-8 bytes, so text and token ids convert without loss."""
 
     name: ClassVar[str] = "simulated"
+    costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
 
     def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
+        self.deterministic = self.options.deterministic
         self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
             tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
@@ -138,6 +150,10 @@ class SimulatedEngine(TokenEngine):
         self._alive = False
         self._deaths = 0
         self._served_since_start = 0
+
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        return {"deterministic": True}
 
     # Life
     async def start(self) -> None:

@@ -18,6 +18,7 @@ import msgspec
 from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import Deltas, mapped
+from penstock.engines.derived_seed import with_seed
 from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
@@ -52,6 +53,7 @@ class TokenEngine(LLMEngine):
 
     def chat(self, request: ChatRequest) -> Deltas:
         self._check_task("chat")
+        request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
@@ -74,6 +76,7 @@ class TokenEngine(LLMEngine):
 
     def completions(self, request: CompletionRequest) -> Deltas:
         self._check_task("completions")
+        request = with_seed(request) if self.deterministic else request
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         single = GenerateRequest(

@@ -19,7 +19,8 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
         try:
             lines = Path(file).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the file of keys cannot be read: {error}", field="api_key_file", value=file) from None
+            why = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"{file}: the keys cannot be read: {why}", field="api_key_file", value=file) from None
         given = [line.strip() for line in lines if not line.startswith("#")]
         if not any(given):
             # An open server is not what somebody who names a file of keys wants.

@@ -14,7 +14,7 @@ import msgspec
 
 from penstock import env
 from penstock.config import import_object
-from penstock.engines.base import LLMEngine, engine_class
+from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
 from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.kv.base import Role, Site
@@ -361,6 +361,8 @@ def make_engine(config: LLMConfig) -> LLMEngine:
     lora = config.lora_config
     needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
     options = {**needed, **config.engine_kwargs}
+    if config.deterministic:
+        options = with_deterministic(cls, options)
     tokenizer = config.model_loading_config.tokenizer_source
     if tokenizer is None or tokenizer == config.model_source:
         return cls(config.model_source, engine_kwargs=options)

@@ -15,7 +15,9 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 from penstock.batch.sources import open_source
 from penstock.errors import InputError
 
-LINES = b'\xef\xbb\xbf{"id": 1, "text": "\xc3\xa9"}\r\n\n{"id": 2, "text": null, "n": [1.5, {"a": "\\u00e9"}]}\n{"id": 3}'
+LINES = (
+    b'\xef\xbb\xbf{"id": 1, "text": "\xc3\xa9"}\r\n\n{"id": 2, "text": null, "n": [1.5, {"a": "\\u00e9"}]}\n{"id": 3}'
+)
 TABLE = b'\xef\xbb\xbfid,text,n\r\n1,"a ""b"", c",\n2,"two\nlines",3.5\n\n3,\xc3\xa9\n'
 PIECES = [
     b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b"\xff", b"\xfe\xff",
@@ -117,7 +119,6 @@ def pack(extension, data):
     return pa.compress(data, "zstd", asbytes=True) if extension == ".zst" else PACK[extension](data)
 
 
-
 def fuzzed(examples):
     """The tests, each with so many examples."""
 
@@ -146,7 +147,9 @@ def fuzzed(examples):
         read(path)
 
     @fuzz(examples)
-    @given(data=st.one_of(mutations(st.sampled_from(PARQUETS), [b"", b"\0", b"\xff" * 4, b"PAR1"]), st.binary(max_size=99)))
+    @given(
+        data=st.one_of(mutations(st.sampled_from(PARQUETS), [b"", b"\0", b"\xff" * 4, b"PAR1"]), st.binary(max_size=99))
+    )
     def test_parquet(tmp_path, data):
         (tmp_path / "rows.parquet").write_bytes(data)
         read(tmp_path / "rows.parquet")

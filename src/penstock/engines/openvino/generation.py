@@ -20,6 +20,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.messages import Failed, Submit
+from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
@@ -94,7 +95,7 @@ class Generation:
             for request in lane.admit():
                 self._add(lane, request)
             try:
-                lane.pipeline.step()
+                lane.step()
             except Exception as error:
                 failures += self._recover(lane, error)
                 continue
@@ -107,6 +108,8 @@ class Generation:
                     self._requests.pop(request.id, None)
                 if request.failed:
                     failures.append(Failed(request.id, EngineError.kind, "the KV cache is too small for this request"))
+            if not lane.active:
+                lane.rest()
         return deltas, failures
 
     def ping(self) -> None:
@@ -229,7 +232,13 @@ class Generation:
 
     def _new_lane(self, pipeline: Any) -> Lane:
         options = self.options
-        return Lane(pipeline, self._pipelines.cache_blocks, options.max_num_seqs, options.enable_prefix_caching)
+        return Lane(
+            pipeline,
+            self._pipelines.cache_blocks,
+            options.max_num_seqs,
+            options.enable_prefix_caching,
+            sequences_wanted(options.deterministic, options.num_threads),
+        )
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
@@ -333,6 +342,7 @@ class Generation:
         tokens so far being part of the prompt now; a constrained one cannot (its grammar's state is lost), so it starts
         again if nobody saw its tokens, else it fails.
         """
+        lane.companions.leave()
         blamed = lane.trial()
         requests = list(lane.active.values())
         for request in requests:

@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from penstock.engines.messages import Submit
+from penstock.engines.openvino.companions import Companions
 from penstock.engines.openvino.text_stream import TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.stop_strings import StopStrings
@@ -55,8 +56,11 @@ class Request:
 class Lane:
     """One pipeline with its queue, its running requests and an index of its prefix cache."""
 
-    def __init__(self, pipeline: Any, cache_blocks: int, max_num_seqs: int, prefix_caching: bool) -> None:
+    def __init__(
+        self, pipeline: Any, cache_blocks: int, max_num_seqs: int, prefix_caching: bool, company: int = 0
+    ) -> None:
         self.pipeline = pipeline
+        self.companions = Companions(pipeline, company)
         self.waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
         self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
@@ -115,6 +119,16 @@ class Lane:
             for request in rest[: len(ahead) - goes[::-1].index(True) - len(first)]:
                 request.passed += 1
         self.waiting.extendleft(reversed(first + rest))
+
+    def step(self) -> None:
+        """One step of the pipeline."""
+        self.companions.join(len(self.active))
+        self.pipeline.step()
+
+    def rest(self) -> None:
+        """Nothing runs for now: no companion is left in the pipeline."""
+        if self.companions.leave():
+            self.pipeline.step()
 
     def note_prefilled(self, request: Request) -> None:
         """The request's first token is there: its prompt is in the cache, and its constraint works."""

@@ -13,6 +13,7 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling, StructuredOutput
@@ -27,6 +28,7 @@ class Pipelines:
         self._path = path
         self._options = options
         self._exact_blocks = 0
+        self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self.cache_blocks = 0
 
     def first(self) -> Any:
@@ -63,18 +65,14 @@ class Pipelines:
     def _load(self, adapters: Any = None) -> Any:
         options = self._options
         scheduler = genai.SchedulerConfig()
-        scheduler.max_num_seqs = options.max_num_seqs
-        scheduler.max_num_batched_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
+        scheduler.max_num_seqs = options.max_num_seqs + self._companions
+        scheduler.max_num_batched_tokens = max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
         scheduler.enable_prefix_caching = options.enable_prefix_caching
         if self._exact_blocks:
-            scheduler.num_kv_blocks = self._exact_blocks
+            scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        properties: dict[str, Any] = {}
-        if options.num_threads:
-            properties["INFERENCE_NUM_THREADS"] = options.num_threads
-        if options.inference_precision:
-            properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
+        properties = options.device_properties()
         if options.kv_cache_precision:
             properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
         if options.prompt_lookup:

@@ -260,4 +260,7 @@ def _error(error: Exception) -> PenstockError:
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         return error_of(status, str(getattr(error, "detail", "") or error))
-    return RequestError(" ".join(str(error).split())) if isinstance(error, ValueError) else EngineError(str(error))
+    said = " ".join(str(error).split())
+    if isinstance(error, ValueError):
+        return RequestError(f"SGLang refuses the request: {said}")
+    return EngineError(f"SGLang failed: {said}")
