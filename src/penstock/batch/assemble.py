@@ -64,13 +64,17 @@ def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
 
 
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
-    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows."""
-    names = _csv_columns(_objects(folder, rows()), columns)
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows.
+
+    An object stays JSON where one of those names would be that of another column of its row.
+    """
+    whole = _clashing(_objects(folder, rows()))
+    names = _csv_columns(_objects(folder, rows()), columns, whole)
     with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
-            flat = dict(_flat(values))
+            flat = dict(_flat(values, whole))
             writer.writerow([_cell(flat.get(name)) for name in names])
         _to_disk(out)
 
@@ -85,10 +89,23 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
             batch.clear()
 
 
-def _csv_columns(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> list[str]:
+def _clashing(rows: Iterable[dict[str, Any]]) -> frozenset[str]:
+    """The columns whose objects cannot be taken apart."""
+    found: set[str] = set()
+    for values in rows:
+        owners: dict[str, str] = {}
+        for column, value in values.items():
+            for name, _ in _flat({column: value}):
+                if name in owners:
+                    found.update(each for each in (column, owners[name]) if isinstance(values[each], dict))
+                owners[name] = column
+    return frozenset(found)
+
+
+def _csv_columns(rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]) -> list[str]:
     filled = dict.fromkeys(columns, False)
     for values in rows:
-        for name, value in _flat(values):
+        for name, value in _flat(values, whole):
             filled[name] = filled.get(name, False) or value is not None
     # A name that was only ever null is that of an object that other rows have: its fields are the columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
@@ -101,10 +118,10 @@ def _dots(name: str) -> list[int]:
     return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and value and name not in whole:
+            yield from _flat(value, prefix=f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

@@ -31,6 +31,7 @@ from penstock.batch.requests import ColumnRequests
 from penstock.batch.result import RunResult
 from penstock.batch.sources import open_source
 from penstock.batch.sources.base import Source
+from penstock.batch.sources.iterables import AsyncRows, Rows
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, OutputError, printable
@@ -294,7 +295,7 @@ class Job:
             if self.on_error is None and not going_on:
                 policy = ErrorPolicy("fail")
             keep_errors = going_on or self.on_error not in (None, "fail")
-            form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
+            form = self.processor.rows(packed=output is not None, keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
             assert engine is not None
@@ -312,6 +313,7 @@ class Job:
                 adapter_column=self.adapter if in_column else None,
                 prefix=self.result_prefix,
                 repair=self._repair(),
+                any_values=output is not None and isinstance(source, Rows | AsyncRows),
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(

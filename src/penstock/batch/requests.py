@@ -13,6 +13,7 @@ from penstock.batch.repair import Repair, collect, invalid_json
 from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
+from penstock.batch.values import plain_row
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.openai.requests import check_messages
@@ -66,7 +67,8 @@ class ColumnRequests:
     """Chat requests from a prompt template or a column of messages; answers become columns beside the input's.
 
     `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for all rows.
-    `prefix` goes before the name of each result column.
+    `prefix` goes before the name of each result column. `any_values`: rows may have values of the caller's own types,
+    and go to an output; a row with one that no output can hold fails.
     """
 
     every_row: bool = False
@@ -85,7 +87,9 @@ class ColumnRequests:
         adapter_column: str | None = None,
         prefix: str = "",
         repair: Repair | None = None,
+        any_values: bool = False,
     ) -> None:
+        self._any_values = any_values
         self.repair = repair or Repair()
         self._template = template
         self._messages = messages
@@ -138,6 +142,11 @@ class ColumnRequests:
             )
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if self._any_values:
+            for row in rows:
+                if row.values is not None:
+                    row.values, wrong = plain_row(row.values)
+                    row.failure = None if wrong is None else RequestError(wrong)
         yield rows
 
     def conclude(self, row: Row, outcome: Outcome) -> Outcome:

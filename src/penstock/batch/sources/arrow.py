@@ -8,11 +8,14 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from penstock.batch.arrow_values import python_rows
 from penstock.batch.rows import Row
+from penstock.batch.sources import frames
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
-from penstock.batch.sources.beyond_python import Unreadable, values_of
+from penstock.batch.sources.damaged import Unreadable, rows_of
 from penstock.batch.sources.files import DataFile, contains, fingerprint, for_arrow, is_url
 from penstock.batch.tables import unify
 from penstock.errors import InputError, PenstockError
@@ -118,11 +121,13 @@ def from_object(source: Any) -> Source:
     try:
         if isinstance(source, pa.RecordBatchReader):
             return Batches(source)
-        if type(source).__module__.partition(".")[0] == "pandas":
-            return Table(pa.Table.from_pandas(source, preserve_index=False))
         if isinstance(source, pa.RecordBatch):
             return Table(pa.Table.from_batches([source]))
-        return Table(source if isinstance(source, pa.Table) else pa.table(source))
+        if isinstance(source, pa.Table):
+            return Table(source)
+        library = type(source).__module__.partition(".")[0]
+        convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(library, pa.table)
+        return Table(convert(source))
     except PenstockError:
         raise
     except Exception as error:
@@ -130,32 +135,14 @@ def from_object(source: Any) -> Source:
 
 
 def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any] | Unreadable]:
-    """A batch's rows as Python values, times finer than a microsecond cut to one (Python has none).
-
-    A row with a damaged value is `Unreadable`.
-    """
+    """A batch's rows as Python values. A row with a damaged value is `Unreadable`."""
     if columns is not None:
         batch = batch.select([name for name in batch.schema.names if name in columns])
-    if not batch.num_columns:
-        return [{} for _ in range(batch.num_rows)]
-    for position, field in enumerate(batch.schema):
-        coarse = _coarse(field.type)
-        if coarse is not None:
-            batch = batch.set_column(position, field.name, batch.column(position).cast(coarse, safe=False))
     try:
-        rows: list[dict[str, Any] | Unreadable] = batch.to_pylist()
-    except Exception:  # it has a value for which Python has none
-        names = batch.schema.names
-        found = zip(*(values_of(column) for column in batch.columns), strict=True)
-        rows = [_row_of(names, values) for values in found]
+        rows: list[dict[str, Any] | Unreadable] = [*python_rows(batch)]
+    except Exception:  # of many kinds, for text that is no UTF-8 and the like
+        rows = rows_of(batch)
     return rows
-
-
-def _row_of(names: list[str], values: tuple[Any, ...]) -> dict[str, Any] | Unreadable:
-    for name, value in zip(names, values, strict=True):
-        if isinstance(value, Unreadable):
-            return Unreadable(f"column '{name}': {value}")
-    return dict(zip(names, values, strict=True))
 
 
 @contextlib.contextmanager
@@ -213,53 +200,61 @@ def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
     return tuple(schema.names)
 
 
-def _coarse(kind: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
-    if pa.types.is_time64(kind) and kind.unit == "ns":
-        return pa.time64("us")
-    return None
-
-
 def _plain_layout(table: pa.Table) -> pa.Table:
-    """The same table without view layouts, which not every Arrow function takes yet."""
+    """The same table without layouts that not every Arrow function takes, such as views and dictionaries with nulls."""
     for position, field in enumerate(table.schema):
-        kind = _plain_type(field.type)
+        column = table.column(position)
+        kind = _plain_type(field.type, whole=True)
+        if pa.types.is_dictionary(kind) and any(chunk.dictionary.null_count for chunk in column.chunks):
+            kind = kind.value_type
         if kind != field.type:
-            column = table.column(position)
-            if pa.types.is_dictionary(field.type):  # which cast does not take from one kind of text to another
-                column = pa.chunked_array(
-                    [
-                        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(kind.value_type))
-                        for chunk in column.chunks
-                    ],
-                    kind,
-                )
-            else:
-                column = column.cast(kind)
+            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
             table = table.set_column(position, field.with_type(kind), column)
     return table
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_run_end_encoded(chunk.type):
+        chunk = pc.run_end_decode(chunk)
+    if pa.types.is_dictionary(chunk.type):  # which cast does not take from one kind of text to another
+        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+        values = chunk.dictionary if chunk.dictionary.type == value_type else chunk.dictionary.cast(value_type)
+        return (
+            pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
+        )
+    return chunk if chunk.type == kind else chunk.cast(kind)
+
+
+def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
+    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
     if kind == pa.string_view():
         return pa.large_string()
     if kind == pa.binary_view():
         return pa.large_binary()
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
         plain = _plain_type(kind.value_type)
+        if not whole:
+            return plain
         return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+    for is_list, make in _LISTS:
         if is_list(kind):
             return make(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
     return kind
+
+
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_),
+    (pa.types.is_large_list_view, pa.large_list),
+)
 
 
 def _table_digest(table: pa.Table) -> str:
