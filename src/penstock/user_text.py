@@ -58,7 +58,7 @@ def decode_text(data: bytes) -> str:
 def is_too_deep(value: Any) -> bool:
     """Whether a value has lists or dicts within each other more than `MAX_NESTING` deep, as a circle of them has."""
     level: dict[int, Any] = {id(value): value}
-    for _ in range(MAX_NESTING + 1):
+    for _ in range(MAX_NESTING):
         # By identity, so that a part that stands in many places is looked at once.
         level = {id(inner): inner for outer in level.values() for inner in _containers_in(outer)}
         if not level:

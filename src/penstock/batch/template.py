@@ -16,7 +16,7 @@ from penstock.errors import ConfigError, RequestError, nearest
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 _JSON_MARKS = frozenset('":,\n')  # in braces, rather a JSON object than the name of a column
-_DOUBLE = "Write '{{' and '}}' for braces that belong to the text"
+_DOUBLE = "Write '{{' or '}}' for a brace in the text"
 
 
 class Template:

@@ -20,8 +20,8 @@ LINES = (
 )
 TABLE = b'\xef\xbb\xbfid,text,n\r\n1,"a ""b"", c",\n2,"two\nlines",3.5\n\n3,\xc3\xa9\n'
 PIECES = [
-    b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b"\xff", b"\xfe\xff",
-    b"NaN", b"1e999", b"-", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"' * 999, b"," * 999, b"\xef\xbb\xbf", b" ",
+    b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b"\xff",
+    b"\xfe\xff", b"NaN", b"1e999", b"-", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"' * 999, b"," * 999, b"\xef\xbb\xbf", b" ",
     b"\x1f\x8b", b"PAR1", b"\xf0\x9f\x98\x80", b"\xc3", b"null", b'{"id": 4}', b"\n[1]\n",
 ]  # fmt: skip
 
@@ -77,7 +77,7 @@ def mutations(draw, good, pieces=PIECES):
 
 
 def read(path):
-    """All rows of the file, read as a job does it; None where it is refused."""
+    """Read all rows of the file, as a job does."""
 
     async def everything():
         source = await open_source(path)
@@ -85,12 +85,15 @@ def read(path):
         half = [row.index for batch in source.batches(len(found) // 2) for row in batch]
         return found, half
 
+    refusal = None
     try:
         found, half = asyncio.run(everything())
     except InputError as error:
-        assert path.name in str(error)
-        assert "\n" not in str(error)
-        return None
+        refusal = str(error)
+    if refusal is not None:
+        assert path.name in refusal
+        assert "\n" not in refusal
+        return
     assert [row.index for row in found] == list(range(len(found)))
     assert half == list(range(len(found) // 2, len(found)))
     for row in found:
@@ -99,7 +102,6 @@ def read(path):
         else:
             assert row.fault is None
             assert isinstance(row.values, dict)
-    return found
 
 
 def fuzz(examples):

@@ -74,6 +74,8 @@ def _read(stream: BinaryIO, path: str) -> Iterator[_Lines]:
     number = 1
     with reading(path):
         for lines in lines_of(stream, path):
+            if number == 1 and lines[0] is not None:
+                lines[0] = lines[0].removeprefix(_BOM)
             yield path, number, lines
             number += len(lines)
 
@@ -82,8 +84,6 @@ def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
     decode = msgspec.json.Decoder().decode
     index = 0
     for path, first, lines in blocks:
-        if first == 1 and lines[0] is not None:
-            lines[0] = lines[0].removeprefix(_BOM)
         for number, line in enumerate(lines, first):
             if line is None:
                 if index >= start:
