@@ -20,9 +20,10 @@ LINES = (
 )
 TABLE = b'\xef\xbb\xbfid,text,n\r\n1,"a ""b"", c",\n2,"two\nlines",3.5\n\n3,\xc3\xa9\n'
 PIECES = [
-    b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b"\xff",
-    b"\xfe\xff", b"NaN", b"1e999", b"-", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"' * 999, b"," * 999, b"\xef\xbb\xbf", b" ",
-    b"\x1f\x8b", b"PAR1", b"\xf0\x9f\x98\x80", b"\xc3", b"null", b'{"id": 4}', b"\n[1]\n",
+    b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b" ",
+    b"\xff", b"\xfe\xff", b"\xc3", b"\xf0\x9f\x98\x80", b"\xef\xbb\xbf", b"\x1f\x8b", b"PAR1",
+    b"NaN", b"1e999", b"-", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"' * 999, b"," * 999,
+    b"null", b'{"id": 4}', b"\n[1]\n",
 ]  # fmt: skip
 
 

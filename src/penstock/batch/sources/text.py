@@ -82,6 +82,7 @@ def _read(stream: BinaryIO, path: str) -> Iterator[_Lines]:
 
 def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
     decode = msgspec.json.Decoder().decode
+    short = 2 * MAX_NESTING  # an array or object takes two bytes at least
     index = 0
     for path, first, lines in blocks:
         for number, line in enumerate(lines, first):
@@ -98,12 +99,13 @@ def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
                 except (msgspec.DecodeError, ValueError, RecursionError) as error:
                     yield Row(index, None, f"{path}:{number}: {_fault(error, line)}", len(line))
                 else:
+                    size = len(line)
                     if not isinstance(values, dict):
-                        yield Row(index, None, f"{path}:{number}: not a JSON object", len(line))
-                    elif len(line) > 2 * MAX_NESTING and _may_be_deep(line) and is_too_deep(values):
-                        yield Row(index, None, f"{path}:{number}: {TOO_DEEP}", len(line))
+                        yield Row(index, None, f"{path}:{number}: not a JSON object", size)
+                    elif size > short and _may_be_deep(line) and is_too_deep(values):
+                        yield Row(index, None, f"{path}:{number}: {TOO_DEEP}", size)
                     else:
-                        yield Row(index, values, None, len(line))
+                        yield Row(index, values, None, size)
             index += 1
 
 
