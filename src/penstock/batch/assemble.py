@@ -68,8 +68,11 @@ def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]],
 
     An object stays JSON where one of those names would be that of another column of its row.
     """
-    whole = _clashing(_objects(folder, rows()))
-    names = _csv_columns(_objects(folder, rows()), columns, whole)
+    whole: frozenset[str] = frozenset()
+    names, clashing = _csv_columns(_objects(folder, rows()), columns, whole)
+    if clashing:
+        whole = clashing
+        names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
     with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
@@ -89,29 +92,34 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
             batch.clear()
 
 
-def _clashing(rows: Iterable[dict[str, Any]]) -> frozenset[str]:
-    """The columns whose objects cannot be taken apart."""
-    found: set[str] = set()
-    for values in rows:
-        owners: dict[str, str] = {}
-        for column, value in values.items():
-            for name, _ in _flat({column: value}):
-                if name in owners:
-                    found.update(each for each in (column, owners[name]) if isinstance(values[each], dict))
-                owners[name] = column
-    return frozenset(found)
-
-
-def _csv_columns(rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]) -> list[str]:
+def _csv_columns(
+    rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
+) -> tuple[list[str], frozenset[str]]:
+    """The columns of the CSV, and those of the rows whose objects cannot be taken apart as the names would clash."""
     filled = dict.fromkeys(columns, False)
+    clashing: set[str] = set()
     for values in rows:
-        for name, value in _flat(values, whole):
+        flat = list(_flat(values, whole))
+        for name, value in flat:
             filled[name] = filled.get(name, False) or value is not None
+        if len(dict(flat)) < len(flat):
+            clashing.update(_clashing(values))
     # A name that was only ever null is that of an object that other rows have: its fields are the columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
     places = {name: place for place, name in enumerate(filled)}
     names = [name for name, has_value in filled.items() if has_value or name not in objects]
-    return sorted(names, key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    names.sort(key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    return names, frozenset(clashing)
+
+
+def _clashing(values: dict[str, Any]) -> Iterator[str]:
+    """The columns with objects whose flat names are those of others in the row."""
+    owners: dict[str, str] = {}
+    for column, value in values.items():
+        for name, _ in _flat({column: value}):
+            if name in owners:
+                yield from (each for each in (column, owners[name]) if isinstance(values[each], dict))
+            owners[name] = column
 
 
 def _dots(name: str) -> list[int]:

@@ -31,7 +31,6 @@ from penstock.batch.requests import ColumnRequests
 from penstock.batch.result import RunResult
 from penstock.batch.sources import open_source
 from penstock.batch.sources.base import Source
-from penstock.batch.sources.iterables import AsyncRows, Rows
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, OutputError, printable
@@ -313,7 +312,7 @@ class Job:
                 adapter_column=self.adapter if in_column else None,
                 prefix=self.result_prefix,
                 repair=self._repair(),
-                any_values=output is not None and isinstance(source, Rows | AsyncRows),
+                values_for=_values_for(source, output),
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(
@@ -460,6 +459,14 @@ class Job:
             "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
+
+
+def _values_for(source: Source, output: Output | Literal["-"] | None) -> Literal["json", "parquet"] | None:
+    if output is None or source.json_values:
+        return None
+    if isinstance(output, Output) and output.columnar:
+        return "parquet" if source.schema is None else None  # columns of a schema pass through in Arrow form
+    return "json"
 
 
 class _Stopped(Exception):

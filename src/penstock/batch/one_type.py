@@ -108,11 +108,11 @@ def _common(one: pa.DataType | None, other: pa.DataType | None, choice: _Choice)
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _meant(kind: pa.DataType) -> pa.DataType:
@@ -120,15 +120,15 @@ def _meant(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _is_exact(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_decimal(kind)
+    return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
 def _number(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
@@ -180,7 +180,7 @@ def _date(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType 
 
 
 def _unit(one: pa.DataType, other: pa.DataType, choice: _Choice) -> str:
-    return (max if choice.finer else min)(one.unit, other.unit, key=_UNITS.index)
+    return str((max if choice.finer else min)(one.unit, other.unit, key=_UNITS.index))
 
 
 def _string(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:

@@ -42,6 +42,7 @@ class ProcessorRows:
     flat_columns: tuple[str, ...] = ()
     preparing: Stage = "preprocess"
     concludes: bool = True
+    json_ready: bool = False
 
     def __init__(
         self,

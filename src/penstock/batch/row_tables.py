@@ -10,8 +10,8 @@ import pyarrow as pa
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.tables import ERROR
-from penstock.batch.to_arrow import LEAVES, array, kind_of
-from penstock.batch.values import UnstorableError
+from penstock.batch.to_arrow import array, kind_of
+from penstock.batch.values import LEAVES, UnstorableError
 from penstock.errors import OutputError
 
 _ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])

@@ -182,9 +182,9 @@ class DurableSink:
         return _OpenPart(file, self._make_writer(self._journal.folder / file))
 
     def _commit(self, part: _OpenPart) -> None:
-        self._part = None
         held = ((row.index, row.digest, outcome) for row, outcome in self._reorder.held())
         commit = self._journal.rotate(held)
+        self._part = None
 
         def work() -> None:
             part.writer.finish()

@@ -154,7 +154,7 @@ def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
     kinds = frozenset(map(type, values)) - {_NONE}
     if kinds <= _TEXT:
         return kind in (pa.string(), pa.large_string())
-    return (kinds == _WHOLE and kind == pa.int64()) or _SIMPLE.get(kinds) == kind
+    return bool((kinds == _WHOLE and kind == pa.int64()) or _SIMPLE.get(kinds) == kind)
 
 
 def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:

@@ -73,17 +73,26 @@ def text(value: Any) -> str | None:
     return made[1:-1] if made.startswith('"') else made
 
 
-def json_line(values: Mapping[str, Any]) -> bytes:
-    """One output row as a line of JSON. Raises `UnstorableError`."""
-    ready = {name: value if type(value) in _JSON else for_json(value) for name, value in values.items()}
+def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
+    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them. Raises `UnstorableError`."""
+    if ready:
+        try:
+            return _encode(values) + b"\n"
+        except (ValueError, TypeError):
+            pass
+    made = {name: value if type(value) in _JSON else for_json(value) for name, value in values.items()}
     try:
-        return _encode(ready) + b"\n"
+        return _encode(made) + b"\n"
     except (ValueError, TypeError):  # a lone surrogate, a very long number, or a name that is no text
-        return _encode(_sound(for_json(dict(ready)))) + b"\n"
+        return _encode(_sound(for_json(made))) + b"\n"
 
 
-def plain_row(values: Mapping[Any, Any]) -> tuple[dict[str, Plain], str | None]:
-    """A row's plain values, and what is wrong with those that no output can hold: in their place stands None."""
+def plain_row(values: Mapping[Any, Any], *, json: bool = False) -> tuple[dict[str, Plain], str | None]:
+    """A row's plain values, and what is wrong with those that no output can hold: in their place stands None.
+
+    `json`: as `for_json` makes them.
+    """
+    done = _JSON if json else LEAVES
     row: dict[str, Plain] = {}
     wrong = None
     for name, value in values.items():
@@ -91,7 +100,7 @@ def plain_row(values: Mapping[Any, Any]) -> tuple[dict[str, Plain], str | None]:
             key = name if type(name) is str else key_text(name)
             if key in row:
                 raise UnstorableError("another column has the same name as text")
-            row[key] = value if type(value) in LEAVES else plain(value)
+            row[key] = value if type(value) in done else _whole(value, json=json)
         except UnstorableError as error:
             wrong = wrong or f"column '{name}' cannot be stored: {error}"
             row.setdefault(str(name), None)

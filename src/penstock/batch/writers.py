@@ -72,7 +72,7 @@ class JsonlWriter:
     def abandon(self) -> None:
         with contextlib.suppress(OSError):  # it cannot take its last bytes, and nobody will read them
             self._file.close()
-        _temporary(self._path).unlink(missing_ok=True)
+        _discard(self._path)
 
 
 class ParquetWriter:
@@ -123,7 +123,7 @@ class ParquetWriter:
             os.fsync(file.fileno())
 
     def abandon(self) -> None:
-        _temporary(self._path).unlink(missing_ok=True)
+        _discard(self._path)
 
     def _convert(self) -> None:
         self._done.append(self._tables.make(self._rows, self._outcomes))
@@ -136,13 +136,18 @@ MakeWriter = Callable[[Path], PartWriter]
 def output_line(form: RequestForm, row: Row, outcome: Outcome) -> bytes:
     """The output row as a line of JSON."""
     try:
-        return json_line(form.output(row, outcome))
+        return json_line(form.output(row, outcome), ready=form.json_ready)
     except UnstorableError as error:  # a type of Arrow's that others have added
         raise OutputError(f"row {row.index} cannot be stored: {error}") from error
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the next run removes it
+        _temporary(path).unlink(missing_ok=True)
 
 
 def _failure(error: OSError) -> OutputError:

@@ -24,6 +24,8 @@ _MALFORMED = f"a quote stands in the wrong place, or a field is longer than {_MA
 class Csv(Source):
     """CSV files with a header line each. Every value is text; fields that a row lacks are null."""
 
+    json_values = True
+
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name
         self._files = files

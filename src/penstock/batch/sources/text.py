@@ -26,6 +26,8 @@ _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
 class JsonLines(Source):
     """Files of JSON objects, one a line. Empty lines do not count."""
 
+    json_values = True
+
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name
         self._files = files
@@ -44,6 +46,8 @@ class JsonLines(Source):
 
 class JsonStream(Source):
     """JSON lines from an open stream such as stdin, which can be read once."""
+
+    json_values = True
 
     def __init__(self, name: str, stream: BinaryIO) -> None:
         self.name = name
