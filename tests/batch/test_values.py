@@ -163,6 +163,14 @@ def test_what_no_output_can_hold(value, why):
     assert "column 'bad' cannot be stored" in wrong
 
 
+def nested_lists(depth):
+    return [nested_lists(depth - 1)] if depth else 1
+
+
+def nested_type(depth):
+    return pa.list_(nested_type(depth - 1)) if depth else pa.int64()
+
+
 @pytest.mark.parametrize(
     ("values", "kind"),
     [
@@ -188,6 +196,8 @@ def test_what_no_output_can_hold(value, why):
         ([{"a": {}}], pa.string()),
         ([{"a": 1}, {"a": "x"}], pa.string()),
         ([{str(n): n} for n in range(1001)], pa.string()),
+        ([nested_lists(24)], nested_type(24)),
+        ([nested_lists(25)], pa.string()),
         ([None], pa.null()),
     ],
 )
