@@ -11,6 +11,7 @@ import msgspec
 
 from penstock.errors import ConfigError
 from penstock.json_faults import json_fault
+from penstock.user_text import TOO_DEEP, decode_json, is_too_deep, read_file
 
 Check = Callable[[Any], bool]
 _TYPES: dict[str, Check] = {
@@ -36,8 +37,16 @@ class Schema:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         import jsonschema
 
+        if is_too_deep(schema):
+            raise ConfigError(TOO_DEEP, field="schema")
         self.schema = dict(schema)
-        self.text = json.dumps(self.schema, sort_keys=True, ensure_ascii=False)
+        try:
+            self.text = json.dumps(self.schema, sort_keys=True, ensure_ascii=False)
+            self.text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("holds text that is no valid Unicode", field="schema") from None
+        except (TypeError, ValueError):
+            raise ConfigError("holds a value that JSON has not", field="schema") from None
         validator = jsonschema.validators.validator_for(self.schema)
         try:
             validator.check_schema(self.schema)
@@ -115,11 +124,10 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
     if isinstance(schema, Mapping):
         return Schema(schema)
     try:
-        with open(schema, "rb") as file:
-            value = msgspec.json.decode(file.read())
+        value = decode_json(read_file(schema))
     except OSError as error:
-        raise ConfigError(f"{os.fspath(schema)}: {error.strerror}", field="schema") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{os.fspath(schema)}: {error.strerror or error}", field="schema") from None
+    except ValueError as error:
         raise ConfigError(f"{os.fspath(schema)} is no JSON: {error}", field="schema") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{os.fspath(schema)} holds no JSON object", field="schema")

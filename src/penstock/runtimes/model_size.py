@@ -53,7 +53,7 @@ def model_size(config: LLMConfig) -> ModelSize:
         described = said.get("text_config", said)
         token = _token_bytes(described, config.engine_kwargs)
         length, heads = (described.get(name) for name in ("max_position_embeddings", "num_attention_heads"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ModelSize(weights or None)
     return ModelSize(
         weights or None, token, length if isinstance(length, int) else None, heads if isinstance(heads, int) else None
