@@ -93,7 +93,7 @@ class _Record:
 
 
 class _Pool:
-    """Suspects that wait for their turn: `most` of them form the next group at most. `kills`: they killed as a group."""
+    """Suspects that wait for their turn, `most` of them at a time at most. `kills`: they have killed as a group."""
 
     __slots__ = ("kills", "most", "visits")
 

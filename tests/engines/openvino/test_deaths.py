@@ -23,6 +23,13 @@ GREEDY = Sampling(temperature=0.0, max_tokens=12)
 OPTIONS = {"kv_cache_memory_bytes": 32 << 20, "max_num_seqs": 16}
 
 
+def kill(engine, sent):
+    assert engine._process is not None
+    pid = engine._process.pid
+    assert pid is not None
+    os.kill(pid, sent)
+
+
 class Mortal(OpenVINOEngine):
     """Its process is killed by each prompt that holds "fatal"."""
 
@@ -31,7 +38,7 @@ class Mortal(OpenVINOEngine):
     def _send(self, message):
         super()._send(message)
         if isinstance(message, Submit) and "fatal" in str(message.prompt):
-            os.kill(self._process.pid, self.sent)
+            kill(self, self.sent)
 
 
 def rows(fatal):
@@ -86,7 +93,7 @@ async def test_kills_from_outside_charge_no_row(tmp_path):
         while kills < 8:
             await asyncio.sleep(rng.uniform(0.1, 0.6))
             if engine._process is not None and engine._mailboxes:
-                os.kill(engine._process.pid, signal.SIGKILL)
+                kill(engine, signal.SIGKILL)
                 kills += 1
 
     many = [{"id": n, "text": f"a ticket, number {n}"} for n in range(2000)]
