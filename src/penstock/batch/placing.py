@@ -61,7 +61,7 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
     for name in names:
         _place_file(made / name, os.path.join(target, name), known, name)
     for path in Path(target).glob("part-*.parquet"):
-        if path.name not in names:
+        if path.name not in names and [path.name, *_stat(path)] in (known or ()):
             path.unlink()
     made.rmdir()
     sync_folder(Path(target))
