@@ -1,5 +1,5 @@
-"""A deterministic job on the embedded engine, ended by SIGKILL at five moments and started again, with other neighbours:
-the output is that of one run.
+"""A deterministic job on the embedded engine, ended by SIGKILL at five moments and started again with
+other neighbours: the output is that of one run.
 """
 
 import json

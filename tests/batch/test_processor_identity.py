@@ -25,8 +25,6 @@ def same(kind, ours, theirs):
         (vLLMEngineProcessorConfig, {"engine_kwargs": {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2}}),
         (SGLangEngineProcessorConfig, {"engine_kwargs": {"mem_fraction_static": 0.5, "tp_size": 2}}),
         (OpenVINOEngineProcessorConfig, {"batch_size": 3, "concurrency": 2}),
-        (OpenVINOEngineProcessorConfig, {"chat_template_stage": ChatTemplateStageConfig(batch_size=3, num_cpus=1)}),
-        (OpenVINOEngineProcessorConfig, {"chat_template_stage": {"concurrency": 2, "memory": 1e9}}),
     ],
 )
 def test_what_costs_memory_or_time_makes_no_other_job(kind, options):
@@ -47,6 +45,13 @@ def test_what_costs_memory_or_time_makes_no_other_job(kind, options):
 )
 def test_what_decides_makes_another_job(kind, options):
     assert not same(kind, {"model_source": "demo"}, {"model_source": "demo", **options})
+
+
+def test_how_many_workers_a_stage_has_makes_no_other_job():
+    given = [ChatTemplateStageConfig(batch_size=3, num_cpus=1), {"concurrency": 2, "memory": 1e9}, {}]
+    ours, *theirs = ({"model_source": "demo", "chat_template_stage": stage} for stage in given)
+    for other in theirs:
+        assert same(OpenVINOEngineProcessorConfig, ours, other)
 
 
 def test_a_stage_that_is_switched_on_with_a_time_limit_is_on():

@@ -82,7 +82,7 @@ def test_determinism_decides(name):
 
 
 def test_an_engine_that_cannot_promise_it_is_named():
-    with pytest.raises(ConfigError, match="^deterministic: the remote engine cannot promise it"):
+    with pytest.raises(ConfigError, match=r"^deterministic: the remote engine cannot promise it"):
         with_deterministic(engine_class("remote"), {})
 
 

@@ -167,7 +167,7 @@ def test_determinism_reaches_the_engine_or_is_refused_by_name():
     assert make_engine(config(deterministic=True)).deterministic
     assert not make_engine(config()).deterministic
     remote = {"llm_engine": "remote", "engine_kwargs": {"base_url": "http://127.0.0.1:9/v1"}}
-    with pytest.raises(ConfigError, match="^deterministic: the remote engine cannot promise it"):
+    with pytest.raises(ConfigError, match=r"^deterministic: the remote engine cannot promise it"):
         make_engine(config(deterministic=True, **remote))
     with pytest.raises(ConfigError, match=r"engine_kwargs\.deterministic: does not go together"):
         make_engine(config(deterministic=True, engine_kwargs={"deterministic": False}))

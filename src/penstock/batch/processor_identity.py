@@ -28,9 +28,9 @@ def identity(processor: Processor) -> dict[str, Any]:
     engine = getattr(config, "engine", None)
     if isinstance(engine, LLMEngine):
         said["engine"] = {"engine": engine.name, "model": engine.model_source, **engine.deciding_kwargs}
-    if isinstance(config, EngineProcessorConfig) and (options := said.pop("engine_kwargs", None)):
-        if deciding := engine_class(config.engine_name).deciding_options(options):
-            said["engine_kwargs"] = deciding
+    if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in said:
+        deciding = engine_class(config.engine_name).deciding_options(said.pop("engine_kwargs"))
+        said |= {"engine_kwargs": deciding} if deciding else {}
     does = {
         name: [f"{stage.fn.__module__}.{stage.fn.__qualname__}", plain_value(_deciding_arguments(stage))]
         for name, stage in processor.stages.items()

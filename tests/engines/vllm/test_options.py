@@ -55,7 +55,7 @@ def test_determinism_is_for_the_kernels_of_gpus(install):
     assert not check_options({"deterministic": False}, "m").deterministic
     install(cpu=True)
     assert not check_options({"deterministic": False}, "m").deterministic
-    with pytest.raises(ConfigError, match="^deterministic: .* for GPUs.*The openvino engine can"):
+    with pytest.raises(ConfigError, match=r"^deterministic: .* for GPUs.*The openvino engine can"):
         check_options({"deterministic": True}, "m")
     with pytest.raises(ConfigError, match=r"engine_kwargs\.deterministic: must be true or false"):
         check_options({"deterministic": "yes"}, "m")
