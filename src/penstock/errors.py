@@ -20,6 +20,7 @@ PenstockError
 │   ├── MethodError          the path has no such method
 │   ├── BodyTooLargeError    the body is larger than the server takes
 │   ├── ContentTypeError     the body is in a form that the path does not read
+│   ├── QuarantinedError     it has ended the engine's process, and is not put to it again
 │   ├── SlowRequestError     its head or body came too slowly
 │   └── LineError            a line of a batch file is wrong, not the request in it
 │       └── DuplicateIdError an earlier line has the same custom_id
@@ -228,6 +229,12 @@ class DuplicateIdError(LineError):
     kind = "duplicate_custom_id"
 
 
+class QuarantinedError(RequestError):
+    """The request has ended the engine's process, and is not put to it again."""
+
+    kind = "quarantined"
+
+
 class EngineError(PenstockError):
     """The engine failed on a request that was well formed."""
 
@@ -242,11 +249,22 @@ class EngineStartError(EngineError):
 
 
 class EngineDeadError(EngineError):
-    """The engine's process ended while the request was under way."""
+    """The engine's process ended while the request was under way.
+
+    `suspects`: whether a request may have been the cause; not where the engine was stopped, or ended before it had got
+    this one. `killed`: whether somebody, or the kernel for want of memory, sent it the signal.
+    """
 
     status = 503
     retryable = True
     kind = "engine_dead"
+    suspects = True
+    killed = False
+
+    def __init__(self, message: str = "", *, suspects: bool = True, killed: bool = False) -> None:
+        super().__init__(message)
+        self.suspects = suspects
+        self.killed = killed
 
 
 class ReplicaLostError(EngineDeadError):

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penstock import private
+from penstock.batch.arrow_values import python_rows
 from penstock.batch.assemble import Segment
 from penstock.batch.tables import conform, unify
-from penstock.batch.writers import json_line
+from penstock.batch.values import json_line
 
 _GROUP_ROWS = 65536
 _GROUP_BYTES = 32 << 20
@@ -56,7 +57,7 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
     """JSON lines of these rows."""
     with open(target, "wb", buffering=1 << 18, opener=private.opener) as file:
         for table in _conformed(folder, lambda: rows, pa.table({})):
-            for values in table.to_pylist():
+            for values in python_rows(table):
                 file.write(json_line(values))
         file.flush()
         os.fsync(file.fileno())
@@ -65,11 +66,11 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
     files = dict.fromkeys(segment.file for segment in rows())
-    schemas = [pq.read_schema(path) for file in files for path in files_of(folder / file)]
-    if not schemas:
+    paths = [path for file in files for path in files_of(folder / file)]
+    if not paths:
         yield empty
         return
-    schema = unify(schemas)
+    schema = unify([pq.read_schema(path) for path in paths], lambda name: _column(paths, name))
     gathered: list[pa.Table] = []
     count = size = 0
     readers: dict[str, _Reader] = {}
@@ -86,6 +87,15 @@ def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Ta
             readers[segment.file] = reader
     if gathered:
         yield pa.concat_tables(gathered)
+
+
+def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
+    """A column's values in all parts."""
+    for path in paths:
+        with pq.ParquetFile(path) as parquet:
+            if name in parquet.schema_arrow.names:
+                for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=[name], use_threads=False):
+                    yield batch.column(name)
 
 
 class _Reader:

@@ -147,7 +147,7 @@ async def _durable(plan: Plan, output: Output, state: State, interrupts: Interru
             names = [*plan.source.columns, *plan.form.flat_columns]
             await asyncio.to_thread(state.publish, counts, stream, lambda: plan.tables().empty(), names)
     finally:
-        answers.close(discard=finished)
+        answers.close()
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
 
 

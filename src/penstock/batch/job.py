@@ -291,7 +291,7 @@ class Job:
             if self.on_error is None and not going_on:
                 policy = ErrorPolicy("fail")
             keep_errors = going_on or self.on_error not in (None, "fail")
-            form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
+            form = self.processor.rows(packed=output is not None, keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
             assert engine is not None
@@ -309,6 +309,7 @@ class Job:
                 adapter_column=self.adapter if in_column else None,
                 prefix=self.result_prefix,
                 repair=self._repair(),
+                values_for=_values_for(source, output),
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(
@@ -450,6 +451,14 @@ class Job:
             "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
+
+
+def _values_for(source: Source, output: Output | Literal["-"] | None) -> Literal["json", "parquet"] | None:
+    if output is None or source.json_values:
+        return None
+    if isinstance(output, Output) and output.columnar:
+        return "parquet" if source.schema is None else None  # columns of a schema pass through in Arrow form
+    return "json"
 
 
 class _Stopped(Exception):

@@ -158,11 +158,7 @@ class Journal:
         named = {part.file for part in parts}
         for name in [*bases, *lost]:
             if name.startswith("base-") and (name in bad or name not in named):
-                where = self.folder / name if name in bad else self._list.path
-                raise JobError(
-                    f"{where} is damaged, so the rows that were done before cannot be told apart; "
-                    "--fresh computes all of them again"
-                )
+                raise _no_base(self.folder / name if name in bad else self._list.path)
         sound = [part for part in parts if part.file not in bad]
         if self._list.lost or lost:
             told = self.damage + [
@@ -181,6 +177,8 @@ class Journal:
         bad = self.damaged_files(parts)
         if bad or self._list.lost:
             name, why = next(iter(bad.items()), (self._list.path.name, "is damaged"))
+            if name.startswith("base-"):
+                raise _no_base(self.folder / name)
             raise JobError(f"{self.folder / name} {why}. Start the job again: it runs the rows again that were in it")
 
     def damaged_files(self, parts: Iterable[Part]) -> dict[str, str]:
@@ -334,9 +332,11 @@ class Journal:
         return sorted((path for path in self.folder.iterdir() if found.fullmatch(path.name)), key=_number)
 
     def _open(self) -> int:
-        self._rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
+        rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
+        descriptor: int = guarded(private.opener, rows.path, flags)
         self._number += 1
-        descriptor: int = guarded(private.opener, self._rows.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL)
+        self._rows = rows
         return descriptor
 
     def _write_rows(self, records: list[bytes]) -> None:
@@ -362,6 +362,13 @@ class Journal:
         fresh = Records(self._list.path, self._key)
         replace_file(fresh.path, b"".join(fresh.seal(_encode_part(part)) for part in parts), self._write)
         self._list = fresh
+
+
+def _no_base(path: Path) -> JobError:
+    return JobError(
+        f"{path} is damaged or was changed, so the rows that were done before cannot be told apart; "
+        "--fresh computes all of them again"
+    )
 
 
 def _number(path: Path) -> int:

@@ -10,13 +10,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.probe import probe
+from penstock.engines.quarantine import Quarantine
 from penstock.errors import ConfigError, EngineDeadError, EngineError, JobError, ModelNotFoundError
 
 RESTARTS_WITHOUT_PROGRESS = 3
-SUSPECTS_TOGETHER = 16
-"""Requests that were there when the engine died and are asked again at a time: one by one, long answers would take
-hours; all at once, each would have to be tried alone when that kills the engine again.
-"""
+"""Deaths in a row without an answer, of which the last was at a request of our own, that end the job."""
 
 
 def engine_for(
@@ -62,8 +61,7 @@ class EngineKeeper:
         self.engine = engine
         self.generation = 0
         self.stays = False
-        self._places = asyncio.Semaphore(SUSPECTS_TOGETHER)
-        self._taking = asyncio.Lock()
+        self.quarantine = Quarantine()
         self._restarts = restarts
         self._fruitless = 0
         self._users = 0
@@ -97,42 +95,47 @@ class EngineKeeper:
             if not self._users:
                 await self._end()
 
-    @contextlib.asynccontextmanager
-    async def suspected(self, *, alone: bool) -> AsyncGenerator[None, None]:
-        """A place for a request that was there when the engine died: among few such, or `alone`, without others."""
-        places = SUSPECTS_TOGETHER if alone else 1
-        taken = 0
-        try:
-            async with self._taking:  # in turn: two that want all would each keep what the other waits for
-                while taken < places:
-                    await self._places.acquire()
-                    taken += 1
-            yield
-        finally:
-            for _ in range(taken):
-                self._places.release()
-
     def progressed(self) -> None:
-        """A row was finished: the engine is of use."""
+        """The engine has answered: it is of use."""
         self._fruitless = 0
 
     async def revive(self, generation: int) -> None:
         """Start the engine again, unless that was done since `generation`.
 
-        Raises `JobError` when it keeps dying without finishing a row.
+        Raises `JobError` when it dies of whatever it is asked.
         """
-        async with self._changing:
-            if generation != self.generation:
-                return
-            self._fruitless += 1
-            if self._fruitless > self._restarts:
-                raise JobError(f"the engine died {self._fruitless} times without finishing a row")
-            self._adapters.clear()
+        try:
+            async with self._changing:
+                if generation == self.generation:
+                    await self._revive()
+                    self.generation += 1
+        finally:
+            self.quarantine.reopen()
+
+    async def _revive(self) -> None:
+        self._fruitless += 1
+        self._adapters.clear()
+        while True:
             try:
                 await self.engine.restart()
             except EngineError as error:
                 raise JobError(f"the engine died and does not start again: {error}") from error
-            self.generation += 1
+            if not self.quarantine.wants_probe and self._fruitless <= self._restarts:
+                return
+            try:
+                await probe(self.engine)
+            except EngineDeadError as error:
+                self.quarantine.absolve()
+                self._fruitless += 1
+                if self._fruitless > self._restarts:
+                    raise JobError(
+                        f"the engine died {self._fruitless} times without finishing a row, at last of the least that"
+                        f" can be asked: {error}"
+                    ) from error
+            else:
+                self.quarantine.answered()
+                self._fruitless = 0
+                return
 
     def _check_loop(self) -> None:
         here = asyncio.get_running_loop()

@@ -21,6 +21,10 @@ def with_seed(request: Request) -> Request:
     if request.sampling.is_deterministic:
         return request
     asked = getattr(request, "messages", None) or getattr(request, "prompt", None)
-    digest = blake2b(msgspec.msgpack.encode((asked, request.adapter)), digest_size=4).digest()
+    try:
+        said = msgspec.msgpack.encode((asked, request.adapter))
+    except (ValueError, TypeError, OverflowError):  # lone surrogates and the like, as the engine will say
+        said = repr((asked, request.adapter)).encode(errors="backslashreplace")
+    digest = blake2b(said, digest_size=4).digest()
     sampling = msgspec.structs.replace(request.sampling, seed=int.from_bytes(digest, "big") >> 1)
     return msgspec.structs.replace(request, sampling=sampling)

@@ -28,6 +28,8 @@ _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what files and thei
 class JsonLines(Source):
     """Files of JSON objects, one a line. Empty lines do not count."""
 
+    json_values = True
+
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name
         self._files = files
@@ -46,6 +48,8 @@ class JsonLines(Source):
 class JsonStream(Source):
     """JSON lines from an open stream such as stdin, which can be read once."""
 
+    json_values = True
+
     def __init__(self, name: str, stream: BinaryIO) -> None:
         self.name = name
         self._rows = _parsed((name, number, line) for number, line in enumerate(stream, 1))
@@ -63,6 +67,8 @@ class JsonStream(Source):
 
 class Csv(Source):
     """CSV files with a header line each. Every value is text; fields that a row lacks are null."""
+
+    json_values = True
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name

@@ -18,6 +18,8 @@ from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling, StructuredOutput
 
+_LARGEST_MIN_P = 1.0 - 2.0**-24
+"""GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 _ANY_JSON_OBJECT = '{"type": "object"}'
 
 
@@ -111,7 +113,7 @@ def generation_config(
     if sampling.temperature > 0:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
-        config.min_p = sampling.min_p
+        config.min_p = min(sampling.min_p, _LARGEST_MIN_P)
         if sampling.top_k > 0:
             config.top_k = sampling.top_k
         config.rng_seed = random.getrandbits(31) if sampling.seed is None else sampling.seed % 2**31

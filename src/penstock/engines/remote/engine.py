@@ -321,7 +321,7 @@ class RemoteEngine(LLMEngine):
 
     def _running(self) -> Upstreams:
         if self._upstreams is None:
-            raise EngineDeadError("the remote engine is not running")
+            raise EngineDeadError("the remote engine is not running", suspects=False)
         return self._upstreams
 
     def _check(self, task: str, request: ChatRequest | CompletionRequest) -> None:

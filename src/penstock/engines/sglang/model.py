@@ -80,6 +80,7 @@ class Model:
         """Continue a prompt. A cancelled task gives the request up."""
         sampling = submit.sampling
         prompt = self._prompt(submit)
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         params = sampling_params(sampling, self._room(len(prompt), sampling.max_tokens))
         maker = DeltaMaker(sampling, self._text_of)
         rid = f"penstock-{next(self._rids)}"

@@ -386,9 +386,9 @@ class VLLMEngine(TokenEngine):
     def _alive(self) -> Running:
         running = self._running
         if running is None:
-            raise EngineDeadError(self._why_dead)
+            raise EngineDeadError(self._why_dead, suspects=False)
         if not running.front.alive:
-            raise EngineDeadError(running.front.why_dead())
+            raise EngineDeadError(running.front.why_dead(), suspects=False)
         return running
 
     async def _ask(self, call: Callable[[Running], Awaitable[T]]) -> T:
