@@ -49,7 +49,7 @@ def make_rows(count: int, seed: int) -> list[dict[str, Any]]:
         lambda: f"Write a line about {words(1, 40)}.",
         lambda: f"Continue: {words(150, 400)}",
     )
-    return [{"id": number, "text": draw.choices(kinds, (30, 20, 20, 25, 5))[0]()} for number in range(count)]
+    return [{"id": number, "text": draw.choices(kinds, (30, 20, 25, 24, 1))[0]()} for number in range(count)]
 
 
 class Bench:
