@@ -55,10 +55,11 @@ def test_how_many_workers_a_stage_has_makes_no_other_job():
 
 
 def test_a_stage_that_is_switched_on_with_a_time_limit_is_on():
-    off, on, patient = {}, {"prepare_multimodal_stage": True}, {"prepare_multimodal_stage": {"timeout_s": 9}}
-    given = {"model_source": "demo"}
-    assert same(vLLMEngineProcessorConfig, {**given, **on}, {**given, **patient})
-    assert not same(vLLMEngineProcessorConfig, {**given, **off}, {**given, **patient})
+    off, on, patient = (
+        {"model_source": "demo", "prepare_multimodal_stage": stage} for stage in (False, True, {"timeout_s": 9})
+    )
+    assert same(vLLMEngineProcessorConfig, on, patient)
+    assert not same(vLLMEngineProcessorConfig, off, patient)
 
 
 def test_how_an_endpoint_is_reached_makes_no_other_job():

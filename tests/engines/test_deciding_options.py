@@ -23,7 +23,11 @@ DECIDE = {
     "remote": {"tasks", "max_model_len", "max_top_logprobs", "structured", "extra_body"},
     "simulated": {"seed", "output_tokens", "max_model_len", "deterministic"},
 }
-OPTIONS = {"openvino": OpenVINOOptions, "remote": RemoteOptions, "simulated": SimulatedOptions}
+OPTIONS: dict[str, type[msgspec.Struct]] = {
+    "openvino": OpenVINOOptions,
+    "remote": RemoteOptions,
+    "simulated": SimulatedOptions,
+}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

@@ -39,7 +39,7 @@ async def test_a_deterministic_engine_samples_the_same_again(n):
     for deterministic in (True, True, False):
         engine = SimulatedEngine(engine_kwargs={"deterministic": deterministic, "output_tokens": 64})
         await engine.start()
-        found = {}
+        found: dict[int, str] = {}
         async for delta in engine.chat(msgspec.structs.replace(ASK, n=n)):
             found[delta.index] = found.get(delta.index, "") + delta.text
         answers.append(found)
