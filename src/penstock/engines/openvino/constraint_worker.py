@@ -16,14 +16,19 @@ from typing import Any, NoReturn
 
 from penstock.engines.base import Capabilities
 from penstock.engines.messages import Call, Failed, Ready, Reply, ToParent, encode
+from penstock.engines.openvino.compact_json import json_grammar
+from penstock.engines.openvino.grammar import TABLES, Grammar, too_large
 from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
 from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.openvino.regex import RegexWriter, parse
 from penstock.engines.parent import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _LOWEST_PRIORITY = 19
 _TRIED_TOKENS = 40
+_TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
+"""Entries of all tables that are made for counts: about a second of work."""
 _KEPT = 100
 """Compiled grammars after which those are dropped."""
 
@@ -59,12 +64,14 @@ class Prover:
         from penstock.engines.openvino.bare_pipeline import BarePipeline
 
         tokenizer = genai.Tokenizer(load.path)
-        self._pipeline = BarePipeline(tokenizer, max(tokenizer.get_vocab().values()) + 1)
+        vocabulary = max(tokenizer.get_vocab().values()) + 1
+        self._pipeline = BarePipeline(tokenizer, vocabulary)
+        self._tables = max(_FEWEST_TABLES, min(TABLES, _TABLE_ENTRIES // vocabulary))
         self._tried = 0
 
     def prove(self, kind: str, spec: str, checked: bool) -> str:
         """The grammar of a constraint, which compiles and can be written by. Raises `RequestError`."""
-        grammar = grammar_of(kind, spec, checked)
+        grammar = grammar_of(kind, spec, checked, self._tables)
         try:
             self._pipeline.compile(grammar, _TRIED_TOKENS)
         except MemoryError:
@@ -81,17 +88,13 @@ class Prover:
         return grammar
 
 
-def grammar_of(kind: str, spec: str, checked: bool) -> str:
+def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str:
     """The grammar of a constraint of `types.StructuredOutput`'s kinds. Raises `RequestError`."""
-    from penstock.engines.openvino.compact_json import json_grammar
-    from penstock.engines.openvino.grammar import Grammar, too_large
-    from penstock.engines.openvino.regex import RegexWriter, parse
-
     try:
         if kind == "regex":
-            grammar = Grammar()
+            grammar = Grammar(tables)
             return grammar.text(RegexWriter(grammar, in_json=False).body(parse(spec)))
-        return json_grammar(json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked)
+        return json_grammar(json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables)
     except RecursionError:
         raise too_large("it is nested too deep") from None
 

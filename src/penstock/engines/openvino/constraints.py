@@ -1,7 +1,7 @@
 """Tries constraints before the engine sees them, in processes that are beside the engine's own and expendable.
 
-A constraint can take minutes and gigabytes to compile. So it is given to a process with limits; what that makes of it, a
-grammar or the reason why not, is remembered. A process that dies of one is replaced, and so is one that tries what
+A constraint can take minutes and gigabytes to compile. So it is given to a process with limits; what that makes of it,
+a grammar or the reason why not, is remembered. A process that dies of one is replaced, and so is one that tries what
 nobody waits for any more.
 """
 
@@ -20,7 +20,7 @@ from penstock.types import StructuredOutput
 
 WORKER = "penstock.engines.openvino.constraint_worker"
 PROCESSES = 2
-SECONDS = 2
+SECONDS = 3
 """Processor time for one constraint."""
 PATIENCE_SECONDS = 30.0
 """Time on the clock for one constraint, for what waits rather than works."""
@@ -123,7 +123,7 @@ def _refusal(why: str, killed_because: str | None) -> PenstockError:
     elif killed_because is None:
         killed_because = f"it takes more than {MEMORY_BYTES >> 30} GiB of memory to compile"
     return RequestError(
-        f"the constraint is too large: {killed_because}; make it simpler: fewer and shorter alternatives, smaller counts",
+        f"the constraint is too large: {killed_because}; make it simpler: fewer alternatives, smaller counts",
         param="response_format",
     )
 
