@@ -159,9 +159,11 @@ def storable(table: pa.Table) -> pa.Table:
 def _can_be_written(table: pa.Table) -> bool:
     import pyarrow.parquet as pq
 
+    sink = pa.BufferOutputStream()
     try:
-        pq.write_table(table, pa.BufferOutputStream())
-    except pa.ArrowException:
+        pq.write_table(table, sink)
+        pq.read_schema(pa.BufferReader(sink.getvalue()))
+    except (pa.ArrowException, OSError):  # OSError: nested more deeply than it can be read
         return False
     return True
 

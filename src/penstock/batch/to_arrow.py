@@ -18,6 +18,8 @@ _NONE = type(None)
 _EXACT = 1 << 53
 """Integers up to this size are numbers of a float column too."""
 _MOST_FIELDS = 1000
+_DEEPEST = 30
+"""Arrow reads Parquet only up to 100 levels, of which a list takes three."""
 _TEXT, _WHOLE, _FLOAT = {str}, {int}, {float}
 _SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({str}): pa.string(),
@@ -182,11 +184,11 @@ def _zone_of(values: list[Any]) -> str:
     return inferred.tz if inferred is not None and inferred.tz else "UTC"
 
 
-def _storable(kind: pa.DataType) -> bool:
-    """Whether Parquet can hold the type: it has no place for objects without fields."""
-    if pa.types.is_struct(kind) and not kind.num_fields:
+def _storable(kind: pa.DataType, depth: int = 0) -> bool:
+    """Whether Parquet can hold the type: it has no place for objects without fields, nor for very deep ones."""
+    if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
-    return all(_storable(kind.field(place).type) for place in range(kind.num_fields))
+    return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))
 
 
 def _sound(value: Any) -> Any:
