@@ -29,7 +29,7 @@ def test_a_lone_brace_is_an_error_that_tells_the_remedy(text):
 
 @pytest.mark.parametrize("text", ['{"a": "b"} {text}', '{"a": {"b": 1}}', "{a, b}", "{\n}"])
 def test_json_in_a_prompt_is_told_to_double_its_braces(text):
-    with pytest.raises(ConfigError, match="Write '{{' or '}}' for a brace in the text"):
+    with pytest.raises(ConfigError, match=r"Write '\{\{' or '\}\}' for a brace in the text"):
         Template(text).check(["text"])
 
 
