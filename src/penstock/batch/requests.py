@@ -175,6 +175,8 @@ class ColumnRequests:
             digest.update(self._encode((content, adapter)))
         except UnicodeEncodeError:
             raise RequestError("the prompt holds text that is no valid Unicode") from None
+        except OverflowError:
+            raise RequestError("the prompt holds an integer of more than 64 bits") from None
         row.request = ChatRequest(messages=messages, sampling=self.sampling, adapter=adapter, stream=False)
         row.digest = digest.digest()
         row.shareable = self._deterministic
