@@ -17,6 +17,8 @@ from penstock.engines.base import Capabilities
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, told
 
 LONGEST_PAUSE = 5.0
+PATIENCE = 60.0
+"""In seconds. A failure that names a longer pause is not waited out: the row is an error row that can be retried."""
 
 T = TypeVar("T")
 
@@ -78,7 +80,8 @@ class Attempts:
                 failure = error
             except Exception as error:
                 failure = EngineError(told(error))
-            if self._is_ending() or not self._policy.retries(failure) or tries.count >= self._most:
+            given_up = tries.count >= self._most or (failure.retry_after or 0.0) > PATIENCE
+            if given_up or self._is_ending() or not self._policy.retries(failure):
                 keeper.progressed()  # this request is done with, well or not
                 raise failure
             await asyncio.sleep(self._pause_after(tries.count, failure))

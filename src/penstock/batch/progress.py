@@ -10,6 +10,7 @@ from typing import Any
 
 from penstock.batch.counts import Counts
 from penstock.batch.result import RunResult
+from penstock.http.pauses import span
 
 _INTERVAL = 0.2
 
@@ -66,6 +67,8 @@ class Progress:
                 parts.append(f"{duration((counts.total - counts.rows) / rate)} left")
         if counts.failed:
             parts.append(f"{counts.failed:,} errors")
+        if counts.pauses.is_now:
+            parts.append(f"asked to pause {span(counts.pauses.last_s)}")
         bar = ProgressBar(total=counts.total, completed=counts.rows, width=24, pulse=counts.total is None)
         line.add_row(bar, rows, "·", " · ".join(parts))
         return line
@@ -92,6 +95,11 @@ def summary(result: RunResult) -> str:
         f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached), {counts.completion_tokens:,} out, "
         f"{duration(counts.seconds)}, {counts.tokens_per_second:,.0f} tokens/s"
     )
+    pauses = counts.pauses
+    if pauses.count:
+        times = "once" if pauses.count == 1 else f"{pauses.count:,} times"
+        given_up = f" ({pauses.given_up:,} of them too long to wait for)" if pauses.given_up else ""
+        lines.append(f"Asked to pause {times}{given_up}, the longest {span(pauses.longest_s)}, by {pauses.server}")
     if result.output not in (None, "-"):
         lines.append(f"Output: {result.output}")
     return "\n".join(lines)

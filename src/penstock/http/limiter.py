@@ -17,6 +17,8 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import msgspec
 from msgspec import Meta, Struct
 
+from penstock.http.pauses import note_pause
+
 Rate = Annotated[float, Meta(gt=0)]
 Verdict = Literal["answered", "throttled", "unknown"]
 """What a request taught of the server's limits. "unknown" is a failure that says nothing of them."""
@@ -27,12 +29,17 @@ _NEVER = float("-inf")
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound."""
+    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound.
+
+    `longest_pause_s` is the patience with a pause that the server asks for: a longer one holds nobody up, since the
+    request that met it is given up.
+    """
 
     concurrency: Annotated[int, Meta(ge=1)] = 64
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
     adaptive: bool = True
+    longest_pause_s: float = 60.0
 
     def shared_by(self, processes: int) -> Limits:
         """The part of one of so many processes that ask the same server without knowing of each other: each has its
@@ -69,17 +76,19 @@ class Pace:
 class Limiter:
     """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one event loop.
 
-    `clock` (seconds) and `jitter` (0 to 1) are for tests.
+    `server` names it where its pauses are told. `clock` (seconds) and `jitter` (0 to 1) are for tests.
     """
 
     def __init__(
         self,
         limits: Limits,
         *,
+        server: str = "the server",
         clock: Callable[[], float] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.limits = limits
+        self._server = server
         self.running = 0
         self._clock = clock or asyncio.get_running_loop().time
         self._jitter = jitter
@@ -197,10 +206,15 @@ class Limiter:
             self._last_cut = self._tickets
             if self.limits.adaptive:
                 self._window = max(self._window / 2, 1.0)
-        if retry_after is None and narrow and fresh:
+        if retry_after is not None:
+            note_pause(self._server, retry_after, is_kept=retry_after <= self.limits.longest_pause_s)
+            if retry_after > self.limits.longest_pause_s:
+                return
+        elif narrow and fresh:
             # One at a time is still too much, and nobody says how long to wait.
             retry_after = self._cooldown
             self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN_S)
+            note_pause(self._server, retry_after)
         if retry_after is not None:
             self._held_until = max(self._held_until, self._clock() + retry_after)
 
@@ -219,7 +233,7 @@ def shared_limiter(server: str, limits: Limits) -> Limiter:
     key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)
     limiter = limiters.get(key)
     if limiter is None:
-        limiter = limiters[key] = Limiter(limits)
+        limiter = limiters[key] = Limiter(limits, server=server.split(" ")[0])
     else:
         limiter.join(limits.concurrency)
     return limiter
