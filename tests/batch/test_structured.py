@@ -185,7 +185,7 @@ def test_cents_are_multiples_of_a_cent(price):
 @pytest.mark.parametrize(
     ("schema", "text", "says"),
     [
-        ({"type": ["string", "null"]}, "1", "must be a (a string or null|null or a string), not 1"),
+        ({"type": ["string", "null"]}, "1", "must be (a string or null|null or a string), not 1"),
         ({"const": "a"}, '"b"', 'must be "a", not "b"'),
         ({"minimum": 3}, "2", "must be at least 3, not 2"),
         ({"exclusiveMaximum": 3}, "3", "must be less than 3, not 3"),

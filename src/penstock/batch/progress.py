@@ -68,7 +68,7 @@ class Progress:
         if counts.failed:
             parts.append(f"{counts.failed:,} errors")
         if counts.pauses.is_now:
-            parts.append(f"asked to pause {span(counts.pauses.last_s)}")
+            parts.append(f"a pause of {span(counts.pauses.last_s)} for {counts.pauses.server}")
         bar = ProgressBar(total=counts.total, completed=counts.rows, width=24, pulse=counts.total is None)
         line.add_row(bar, rows, "·", " · ".join(parts))
         return line
@@ -97,9 +97,10 @@ def summary(result: RunResult) -> str:
     )
     pauses = counts.pauses
     if pauses.count:
-        times = "once" if pauses.count == 1 else f"{pauses.count:,} times"
-        given_up = f" ({pauses.given_up:,} of them too long to wait for)" if pauses.given_up else ""
-        lines.append(f"Asked to pause {times}{given_up}, the longest {span(pauses.longest_s)}, by {pauses.server}")
+        given_up = f"; {pauses.given_up:,} too long to wait for" if pauses.given_up else ""
+        lines.append(
+            f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for {pauses.server}{given_up}"
+        )
     if result.output not in (None, "-"):
         lines.append(f"Output: {result.output}")
     return "\n".join(lines)

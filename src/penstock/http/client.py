@@ -164,7 +164,7 @@ class HttpClient:
             raise
         except Exception as error:
             if isinstance(error, TimeoutError):
-                verdict = "throttled"
+                verdict = "late"
             raise self._failure(error, to) from None
         finally:
             limiter.release(ticket, verdict, pause)
@@ -211,7 +211,7 @@ class HttpClient:
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as caught:
             if isinstance(caught, TimeoutError):
-                verdict = "throttled"
+                verdict = "late"
             raise self._failure(caught, to) from None
         finally:
             limiter.release(ticket, verdict, pause)

@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 
 
 class Pauses(Struct):
-    """What one job met: how many refusals named a pause worth telling, the longest one in seconds, who asked for it,
-    and how many of the refusals named more than anybody waits. Times are those of `time.monotonic`.
+    """What one job met: how many refusals made for a pause worth telling, the longest one in seconds and whose it was,
+    and how many of them were for more than anybody waits. `shown_until` is a time of `time.monotonic`.
     """
 
     count: int = 0
@@ -48,9 +48,16 @@ of_job: ContextVar[Pauses | None] = ContextVar("penstock_pauses", default=None)
 
 
 def note_pause(
-    server: str, seconds: float, *, is_kept: bool = True, clock: Callable[[], float] = time.monotonic
+    server: str,
+    seconds: float,
+    *,
+    is_kept: bool = True,
+    is_named: bool = True,
+    clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """A server refused a request and wants to be left alone for so long. `is_kept`: its requests wait for that."""
+    """A server that refused a request is to be left alone for so long, because it asks for that or (`is_named` false)
+    because it has refused before. `is_kept`: its requests wait for that.
+    """
     if seconds < WORTH_TELLING_S:
         return
     if (pauses := of_job.get()) is not None:
@@ -60,8 +67,9 @@ def note_pause(
         if len(_told) > 1000:
             _told.clear()
         _told[server] = now + _TOLD_AGAIN_AFTER_S
+        why = "asks for a pause of" if is_named else "refuses requests for load and is left alone for"
         what = "its requests wait for that" if is_kept else "the requests that it refuses so are given up"
-        _log.warning("%s asks for a pause of %s: %s", server, span(seconds), what)
+        _log.warning("%s %s %s: %s", server, why, span(seconds), what)
 
 
 def span(seconds: float) -> str:

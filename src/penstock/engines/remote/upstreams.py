@@ -23,6 +23,7 @@ from penstock.http.retries import is_throttling
 
 LONGEST_PAUSE_S = 30.0
 """The patience with a pause that a server asks for: a request that is to wait for longer is given up."""
+LATELY_S = 1.0
 PROBE_S = 30.0
 """How long a server may take for the smallest request before it counts as ill."""
 
@@ -105,6 +106,8 @@ class Upstreams:
         self.members = list(members)
         self._patience_s = patience_s
         self._changed = asyncio.Event()
+        self._time = asyncio.get_running_loop().time
+        self._last_answer = float("-inf")
         self._next_answer: asyncio.Future[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -174,12 +177,14 @@ class Upstreams:
 
     async def pause(self, error: Exception, seconds: float) -> None:
         """Before a request that failed is sent again. What a server that is well has refused need not wait for it to
-        get well, so an answer to anybody ends the pause, but for its first tenth.
+        get well, so an answer to anybody, lately or now, leaves a tenth of the pause.
         """
         if is_throttling(error):
             await asyncio.sleep(seconds)
             return
         await asyncio.sleep(seconds / 10)
+        if self._time() < self._last_answer + LATELY_S:
+            return
         if self._next_answer is None:
             self._next_answer = asyncio.get_running_loop().create_future()
         await asyncio.wait([self._next_answer], timeout=seconds * 0.9)
@@ -234,6 +239,7 @@ class Upstreams:
         if not upstream.breaker.closed:
             self._catch_up(upstream)
         upstream.breaker.answered()
+        self._last_answer = self._time()
         if self._next_answer is not None:
             self._next_answer.set_result(None)
             self._next_answer = None
@@ -262,6 +268,7 @@ class Upstreams:
             pass
         finally:
             if well:
+                upstream.limiter.proven()
                 self._answered(upstream)
             upstream.breaker.probed(well)
             self._changed.set()
