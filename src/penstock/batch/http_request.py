@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -139,12 +139,15 @@ class HttpRequests:
         if client is not None:
             await client.close()
 
-    def _send(self, body: Body, tokens: float) -> Awaitable[Reply]:
+    async def _send(self, body: Body, tokens: float) -> Reply:
         client, limiter = self._client, self._limiter
         if client is None or limiter is None:
             raise _stopped()
         data = body if isinstance(body, bytes) else body()
-        return client.send(self._endpoint, limiter, data=data, tokens=tokens)
+        reply = await client.send(self._endpoint, limiter, data=data, tokens=tokens)
+        if b'"error"' in reply.body:
+            _raise_error(reply.body, self._endpoint.shown)
+        return reply
 
     def _payload(self, row: Mapping[str, Any]) -> Any:
         name = self.options.payload_column
@@ -181,6 +184,23 @@ class HttpRequests:
             if self._client is None:
                 raise _stopped() from None
             raise self._client.not_json(reply, self._endpoint) from None
+
+
+def _raise_error(body: bytes, where: str) -> None:
+    """Raise `UpstreamError` for an answer that is an error in OpenAI's form, or a text called so and nothing else. An
+    answer may well have a field of that name.
+    """
+    from penstock.http.complaints import as_error
+
+    try:
+        parsed = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return
+    error = parsed.get("error") if isinstance(parsed, dict) else None
+    if (isinstance(error, dict) and {"message", "code"} & error.keys()) or (
+        isinstance(error, str) and error and len(parsed) == 1
+    ):
+        raise as_error(parsed, where, body)
 
 
 def _stopped() -> EngineDeadError:

@@ -204,7 +204,7 @@ class StreamReader:
             if forwarded:
                 found.append(Delta(chunks=tuple(forwarded)))
                 forwarded = []
-            if event == DONE or (event.endswith(DONE) and event.strip() == DONE):
+            if event == DONE or (len(event) < 16 and event.strip() == DONE):
                 self.ended = True
                 return found + self._finish(done=True)
             chunk = _parsed(event, self._where)

@@ -80,6 +80,7 @@ class RemoteEngine(LLMEngine):
         self._upstreams: Upstreams | None = None
         self._found = Found(_NOTHING)
         self._answered: set[str] = set()  # tasks
+        self._doubted: str | None = None
         self._learning: asyncio.Task[None] | None = None
         self._encode = msgspec.json.Encoder().encode
 
@@ -103,6 +104,8 @@ class RemoteEngine(LLMEngine):
         await upstreams.open()
         try:
             self._know(await discover(self.model_source, members, self.options))
+            if self._doubted is not None:  # that a server lists its models says little of how it runs them
+                await upstreams.prove(self._doubted)
         except BaseException:
             await upstreams.close()
             raise
@@ -117,6 +120,7 @@ class RemoteEngine(LLMEngine):
             learning.cancel()
             await asyncio.gather(learning, return_exceptions=True)
         if upstreams is not None:
+            self._doubted = upstreams.doubted_path
             await upstreams.close()
 
     async def check_health(self) -> None:

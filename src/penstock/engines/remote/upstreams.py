@@ -14,7 +14,7 @@ from penstock.engines.remote.dialects import PATHS, Dialect
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.probes import probe_body
 from penstock.engines.remote.refusals import is_no_route, is_too_long
-from penstock.errors import EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
+from penstock.errors import EngineDeadError, EngineStartError, EngineTimeoutError, PenstockError, UpstreamError
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
 from penstock.http.complaints import error_inside
 from penstock.http.headers import Headers, bearer
@@ -61,7 +61,7 @@ class Upstream:
         self.served = 0.0
         self._base = base
         self._common = common
-        self._probe_limiter = Limiter(Limits())
+        self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
         self._endpoints: dict[str, Endpoint] = {}
 
     def to(self, path: str, method: str = "POST") -> Endpoint:
@@ -222,6 +222,20 @@ class Upstreams:
         """Raise `EngineDeadError` if no server is well."""
         if all(not one.breaker.closed for one in self.members):
             raise self._none_well()
+
+    @property
+    def doubted_path(self) -> str | None:
+        """Where to ask before anything else is asked of servers none of which is well; None if one is."""
+        ill = [one.suspected_path for one in self.members if not one.breaker.closed]
+        return ill[0] if len(ill) == len(self.members) else None
+
+    async def prove(self, path: str) -> None:
+        """Probe all servers there. Raises `EngineStartError` if none is well."""
+        for one in self.members:
+            one.suspected_path = path
+        await asyncio.gather(*(self._probe(one) for one in self.members))
+        if all(not one.breaker.closed for one in self.members):
+            raise EngineStartError(str(self._none_well()))
 
     async def has_route(self, upstream: Upstream, path: str) -> bool | None:
         """Whether the server has a path at all, as the smallest request there finds out; None if there is none."""
