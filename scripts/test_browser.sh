@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 venv="${BROWSER_VENV:-.venv-browser}"
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q -e '.[dev]' playwright
+"$venv/bin/pip" install -q -c constraints.txt -e '.[dev]' playwright
 
 found() { command -v chromium || command -v google-chrome || true; }
 from_packages() {

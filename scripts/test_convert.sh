@@ -13,5 +13,5 @@ fi
 
 venv="${CONVERT_VENV:-.venv-convert}"
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q -e '.[convert,dev]'
+"$venv/bin/pip" install -q -c constraints.txt -e '.[convert,dev]'
 exec "$venv/bin/pytest" -m convert "$@"

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 
 venv="${PLAIN_VENV:-.venv-plain}"
 python3 -m venv --clear "$venv"
-"$venv/bin/pip" install -q .
+"$venv/bin/pip" install -q -c constraints.txt .
 
 heavy="$("$venv/bin/pip" list --format=freeze | grep -iE '^(torch|transformers|ray|vllm)==' || true)"
 if [[ -n $heavy ]]; then

@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.."
 
 venv="${RAY_VENV:-.venv-ray}"
 python3 -m venv "$venv"
-"$venv/bin/pip" install -q -e '.[ray,dev]'
+"$venv/bin/pip" install -q -c constraints.txt -e '.[ray,dev]'
 exec "$venv/bin/pytest" -m ray -o faulthandler_timeout=240 "$@"

@@ -10,7 +10,7 @@ export VLLM_VENV="${VLLM_VENV:-.venv-vllm${VLLM_VERSION:+-$VLLM_VERSION}}"
 scripts/install_vllm.sh
 venv="${VENV:-.venv}"
 if [[ ! -x $venv/bin/pytest ]]; then
-    python3 -m venv "$venv" && "$venv/bin/pip" install -q -e '.[dev]'
+    python3 -m venv "$venv" && "$venv/bin/pip" install -q -c constraints.txt -e '.[dev]'
 fi
 export PENSTOCK_TEST_ENGINE=vllm PENSTOCK_TEST_PYTHON="$VLLM_VENV/bin/python"
 exec "$venv/bin/pytest" -m slow tests/serve/demo/test_demo_openai.py tests/serve/demo/test_demo_anthropic.py "$@"

@@ -124,7 +124,7 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
         found = rows_of((tmp_path / name).read_bytes())
         assert [row["status"] for row in found] == ["ok", "error", "error", "error", "error", "ok"]
         assert [row["error"]["stage"] for row in found[1:5]] == ["read", "prompt", "read", "engine"]
-        assert found[1]["error"]["message"] == "in.jsonl:2: malformed JSON: Input data was truncated"
+        assert found[1]["error"]["message"] == "in.jsonl:2: malformed JSON: it ends too early"
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", "{"), 2, "not valid JSON"),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", '{"sed": 1}'), 2, "Did you mean 'seed'?"),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--adapter", "nosuch"), 2, "no adapter 'nosuch'"),
-        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"), 2, "is not one of"),
+        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"), 2, "--order must be 'input' or 'done'"),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--temperature", "9"), 2, "between 0 and 2"),
     ],
 )

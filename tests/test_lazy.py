@@ -147,7 +147,7 @@ def test_an_unknown_name_is_an_attribute_error_that_names_the_nearest(plant: Pla
     with pytest.raises(AttributeError, match=r"'penstock\.plant' has no attribute 'spinn'.*'spin'"):
         _ = face.spinn
     assert not hasattr(face, "__wrapped__")
-    with pytest.raises(ImportError, match="cannot import name 'spinn'"):
+    with pytest.raises(ImportError, match="spinn"):
         exec("from penstock.plant import spinn")
 
 
@@ -193,7 +193,7 @@ def test_a_broken_install_is_raised_as_it_is(plant: Plant, tmp_path: Path, sourc
 def test_an_attribute_error_of_a_broken_install_is_not_taken_for_an_unknown_name(plant: Plant, tmp_path: Path) -> None:
     install(tmp_path, "turbine", "import sys; sys.no_such_thing")
     plant("import turbine")
-    with pytest.raises(ImportError, match="no attribute 'no_such_thing'") as caught:
+    with pytest.raises(ImportError, match="no_such_thing") as caught:
         exec("from penstock.plant import spin")
     assert isinstance(caught.value.__cause__, AttributeError)
 

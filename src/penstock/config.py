@@ -38,17 +38,16 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     _check_keys(options, given, where)
     try:
         return msgspec.convert(given, options, strict=True)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`")
-        value: Any = given
-        for part in re.findall(r"[^.\[\]]+", name):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if message.startswith("Invalid enum value") and isinstance(value, str) and name in _fields(options):
-            hint = nearest(value, _literals(_fields(options)[name].type))
-            raise ConfigError(f"there is no '{value}'", field=_joined(where, name), value=value, hint=hint) from None
-        got = f", got {masked(value, name)!r}" if name else ""
-        raise ConfigError(f"{message[:1].lower()}{message[1:]}{got}", field=_joined(where, name), value=value) from None
+    except msgspec.ValidationError:
+        from penstock.misfits import misfit  # only on the way to an error
+
+        place, why, value, choices = misfit(options, given)
+        field = _joined(where, place)
+        if choices and isinstance(value, str):
+            raise ConfigError(
+                f"there is no '{value}'", field=field, value=value, hint=nearest(value, choices)
+            ) from None
+        raise ConfigError(f"{why}, got {masked(value, place)!r}", field=field, value=value) from None
 
 
 def _said(value: Any) -> Any:
@@ -143,11 +142,6 @@ def import_object(path: str, where: str) -> Any:
 def _fields(options: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
     """The fields by name, found out once: it takes a millisecond, and rows have options too."""
     return {field.encode_name: field for field in msgspec.structs.fields(options)}
-
-
-def _literals(kind: Any) -> list[str]:
-    """The words that a type allows."""
-    return [kind] if isinstance(kind, str) else [word for part in get_args(kind) for word in _literals(part)]
 
 
 def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: str) -> None:

@@ -20,6 +20,8 @@ PenstockError
 │   ├── MethodError          the path has no such method
 │   ├── BodyTooLargeError    the body is larger than the server takes
 │   ├── ContentTypeError     the body is in a form that the path does not read
+│   ├── QuarantinedError     it has ended the engine's process, and is not put to it again
+│   ├── SlowRequestError     its head or body came too slowly
 │   └── LineError            a line of a batch file is wrong, not the request in it
 │       └── DuplicateIdError an earlier line has the same custom_id
 ├── EngineError              the engine failed
@@ -208,6 +210,13 @@ class ContentTypeError(RequestError):
     kind = "unsupported_media_type"
 
 
+class SlowRequestError(RequestError):
+    """The head or the body of a request came too slowly. The connection ends with the answer."""
+
+    status = 408
+    kind = "request_timeout"
+
+
 class LineError(RequestError):
     """A line of an OpenAI Batch file is wrong, not the request in it."""
 
@@ -218,6 +227,12 @@ class DuplicateIdError(LineError):
     """An earlier line has the same `custom_id`."""
 
     kind = "duplicate_custom_id"
+
+
+class QuarantinedError(RequestError):
+    """The request has ended the engine's process, and is not put to it again."""
+
+    kind = "quarantined"
 
 
 class EngineError(PenstockError):
@@ -234,11 +249,22 @@ class EngineStartError(EngineError):
 
 
 class EngineDeadError(EngineError):
-    """The engine's process ended while the request was under way."""
+    """The engine's process ended while the request was under way.
+
+    `suspects`: whether a request may have been the cause; not where the engine was stopped, or ended before it had got
+    this one. `killed`: whether somebody, or the kernel for want of memory, sent it the signal.
+    """
 
     status = 503
     retryable = True
     kind = "engine_dead"
+    suspects = True
+    killed = False
+
+    def __init__(self, message: str = "", *, suspects: bool = True, killed: bool = False) -> None:
+        super().__init__(message)
+        self.suspects = suspects
+        self.killed = killed
 
 
 class ReplicaLostError(EngineDeadError):

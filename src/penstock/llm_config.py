@@ -159,16 +159,19 @@ class CallbackConfig(Options, frozen=True, kw_only=True):
 class LLMConfig(Options, frozen=True, kw_only=True):
     """One model with everything that loading and serving it needs. Nested parts may be given as mappings.
 
-    `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. `server_cls` replaces
-    `LLMServer` (a class or an import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
-    stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). With `prefill_config`
-    this model decodes, and engines of that configuration compute its prompts: `serve.prefill_decode` says how. Raises
-    `ConfigError` for an unknown or wrong field.
+    `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. With
+    `deterministic` the same request gets the same answer, whatever runs beside it; that costs speed,
+    and engines that cannot promise it refuse it. `server_cls` replaces `LLMServer` (a class or an
+    import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
+    stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). With
+    `prefill_config` this model decodes, and engines of that configuration compute its prompts:
+    `serve.prefill_decode` says how. Raises `ConfigError` for an unknown or wrong field.
     """
 
     model_loading_config: ModelLoadingConfig
     llm_engine: str = "openvino"
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
+    deterministic: bool = False
     accelerator_type: str | None = None
     accelerator_config: AcceleratorConfig | None = None
     placement_group_config: PlacementGroupConfig | None = None

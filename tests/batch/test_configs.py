@@ -42,7 +42,7 @@ def vllm(**options):
     ("make", "message"),
     [
         (lambda: vllm(batch_sise=1), "Did you mean 'batch_size'?"),
-        (lambda: vllm(batch_size=0), "batch_size: expected `int` >= 1, got 0"),
+        (lambda: vllm(batch_size=0), "batch_size: must be at least 1, got 0"),
         (lambda: vllm(task_type="embedding"), "task_type: there is no 'embedding'. Did you mean 'embed'?"),
         (lambda: vllm(on_invalid_json="x"), "on_invalid_json: there is no 'x'. Known: keep, retry"),
         (lambda: vLLMEngineProcessorConfig(), "model_source: say which model"),

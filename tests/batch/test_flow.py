@@ -207,54 +207,48 @@ async def test_a_dead_engine_is_started_again(make_engine):
     assert engine.starts == 3
 
 
-async def test_a_row_that_kills_the_engine_spends_its_own_attempts_only(make_engine):
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_a_row_that_kills_the_engine_spends_no_attempts_of_others(make_engine, attempts):
     engine = make_engine(lambda text: EngineDeadError("killed") if text == "text 7" else text, concurrency=8)
-    result = await ask(numbered(100), engine)
-    assert {row["id"]: row["error"]["type"] for row in result.rows() if row["error"]} == {7: "engine_dead"}
-    assert engine.starts == 4
+    result = await ask(numbered(100), engine, max_attempts=attempts)
+    bad = {row["id"]: row["error"] for row in result.rows() if row["error"]}
+    assert {row: (error["type"], error["retryable"]) for row, error in bad.items()} == {7: ("quarantined", False)}
+    assert "change its prompt or its parameters" in bad[7]["message"]
+    assert engine.starts <= 7
 
 
-async def test_rows_of_a_dead_engine_are_asked_again_in_small_groups_and_then_alone(make_engine, monkeypatch):
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+@pytest.mark.parametrize("concurrency", [1, 2, 8, 64, 256])
+async def test_rows_that_kill_cost_themselves_alone(make_engine, concurrency):
+    fatal = {3, 4, 5, 6, 70, 151, 152, 200, 298, 299}
+    killing = {f"text {number}" for number in fatal}
+    engine = make_engine(lambda text: EngineDeadError("killed") if text in killing else text, concurrency=concurrency)
+    result = await ask(numbered(300), engine)
+    assert {row["id"] for row in result.rows() if row["error"]} == fatal
+    assert {row["error"]["type"] for row in result.rows() if row["error"]} == {"quarantined"}
+    assert engine.starts <= 1 + len(fatal) * (concurrency.bit_length() + 3)
 
-    def reply(text):
-        engine.gate.clear()
-        return EngineDeadError("killed") if text == "text 7" else text
 
-    engine = make_engine(reply, concurrency=32)
+async def test_rows_that_were_there_wait_until_the_engine_is_back(make_engine):
+    """None of them spends an attempt, or an engine, on finding it dead."""
+    engine = make_engine(lambda text: EngineDeadError("killed") if text == "text 7" else text, concurrency=32)
     start_now = engine.start
 
     async def start():
-        await asyncio.sleep(0)  # the others notice that it is dead
+        for _ in range(50):
+            await asyncio.sleep(0)
         await start_now()
 
     engine.start = start
-    engine.gate, engine.held = asyncio.Event(), {f"text {number}" for number in range(40)}
-    engine.awaited = {40: asyncio.Event(), 56: asyncio.Event()}
-    job = asyncio.create_task(ask(numbered(40), engine))
-
-    async def in_flight(asked):
-        async with asyncio.timeout(30):
-            await engine.was_asked(asked)
-        for _ in range(200):
-            await asyncio.sleep(0)
-        return engine.in_flight
-
-    assert await in_flight(40) == 40
-    engine.gate.set()
-    assert await in_flight(56) == 16
-    engine.held.clear()
-    engine.gate.set()
-    result = await job
+    result = await ask(numbered(60), engine, max_attempts=1)
     assert [row["id"] for row in result.rows() if row["error"]] == [7]
-    assert sum(engine.asked.count(f"text {number}") == 3 for number in range(40)) <= 16
+    assert engine.most <= 60
 
 
 async def test_an_engine_that_only_dies_ends_the_job(make_engine):
     engine = make_engine(lambda text: EngineDeadError("died"))
-    with pytest.raises(JobError, match="died 4 times without finishing a row"):
+    with pytest.raises(JobError, match="died 5 times without finishing a row, at last of the least that can be asked"):
         await ask(numbered(50), engine, max_attempts=100)
-    assert engine.starts == 4
+    assert engine.starts == 5
 
 
 async def test_an_engine_that_does_not_come_back_ends_the_job(make_engine):

@@ -1,5 +1,7 @@
 """A mix of everything that goes wrong: every row is accounted for, and the others are as in a clean run."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -58,6 +60,27 @@ async def run(poisoned, output):
         return pq.read_table(output).to_pylist(), counts
     stream = processor(rows(poisoned))
     return [row async for row in stream], stream.counts
+
+
+@pytest.mark.parametrize("job", [False, True])
+@pytest.mark.parametrize("concurrency", [1, 2, 8, 64, 256])
+async def test_rows_that_kill_the_engine_cost_themselves_alone(tmp_path, job, concurrency):
+    texts = ["fatal " * (number % 30 == concurrency % 30) + f"text {number}" for number in range(300)]
+    options = {"die_on": "fatal", "max_num_seqs": concurrency, "time_per_token_ms": 0.001}
+    config = OpenVINOEngineProcessorConfig(
+        engine=SimulatedEngine(engine_kwargs=options), should_continue_on_error=True, engine_kwargs={}
+    )
+    processor = build_processor(config, lambda row: {"prompt": row["text"], "sampling_params": PARAMS})
+    rows = [{"id": number, "text": text} for number, text in enumerate(texts)]
+    if job:
+        await penstock.arun(rows, tmp_path / "out.jsonl", processor=processor)
+        found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    else:
+        found = [row async for row in processor(rows)]
+    bad = {row["id"]: row["error"]["type"] for row in found if row["status"] == "error"}
+    assert bad == {number: "quarantined" for number, text in enumerate(texts) if "fatal" in text}
+    assert [row["id"] for row in found] == list(range(300))
+    assert len(bad) == 10
 
 
 @pytest.mark.parametrize("job", [False, True])

@@ -35,11 +35,12 @@ def test_parses_what_fits():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "no JSON: it breaks off after 1 characters"),
+        ("{", "no JSON: it ends too early"),
         ("", "no JSON: it is empty"),
-        ('{"count": x}', "wrong from character 11 on, 'x}'"),
-        ('{"count": NaN}', "a number or a text that JSON does not know"),
-        ('{"note": "\\ud800"}', "a number or a text that JSON does not know"),
+        ('{"count": x}', "no JSON: unexpected text at column 11"),
+        ('{"count": NaN}', "no JSON: NaN and Infinity are not JSON"),
+        ('{"note": "\\ud800"}', "no JSON: it holds a lone surrogate"),
+        ('{"count": 1e999}', "no JSON: it holds a number that is out of range"),
         ('{"tags": ' + "[" * 5000 + "]" * 5000 + "}", "nested too deeply"),
         ('{"count": 1}', "'category' is missing"),
         ('{"category": "rain"}', r'category: must be one of "billing", "shipping", not "rain"'),
@@ -91,7 +92,7 @@ def test_references_are_followed():
 def test_bad_schemas_are_configuration_errors(tmp_path):
     with pytest.raises(ConfigError, match="not a valid JSON Schema"):
         load({"type": "strnig"})
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match=r"absent.json: \w"):
         load(tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(ConfigError, match="is no JSON"):
@@ -232,6 +233,6 @@ async def test_what_may_take_long_is_checked_apart(monkeypatch):
     monkeypatch.setattr(structured, "SLOW_STEPS", 1)
     monkeypatch.setattr(Schema, "parse", None)  # not here
     assert await schema.read('{"a": "ababababababababab"}') == {"a": "ababababababababab"}
-    for text, says in (('{"a": "bbb"}', r"a: must match \^\[ab\]"), ("{", "breaks off")):
+    for text, says in (('{"a": "bbb"}', r"a: must match \^\[ab\]"), ("{", "ends too early")):
         with pytest.raises(ValueError, match=says):
             await schema.read(text)

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -82,16 +83,81 @@ async def test_a_child_that_ignores_the_closed_pipe_is_killed(module, monkeypatc
         os.kill(pid, 0)
 
 
+BUSY = """
+import ctypes, socket, sys
+from penstock.engines.parent import end_with_parent
+end_with_parent(int(sys.argv[1]), int(sys.argv[2]))
+socket.socket(fileno=int(sys.argv[1])).sendall(b"\\1\\0\\0\\0x")
+ctypes.{library}(None).sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "library", ["PyDLL", "CDLL"]
+)  # a call that holds the interpreter's lock, and one that does not
+def test_no_child_outlives_a_killed_parent_whatever_it_is_in(module, tmp_path, library):
+    module(BUSY.format(library=library))
+    outlives_not(tmp_path)
+
+
 def test_no_child_outlives_a_killed_parent(module, tmp_path):
     module(ECHO)
+    outlives_not(tmp_path, waits=False)
+
+
+def test_a_child_lives_on_when_the_thread_that_wanted_it_has_ended(module):
+    module(ECHO)
+    loop = asyncio.new_event_loop()
+
+    async def start():
+        ends = Ends()
+        process = ends.process("child_for_test")
+        await process.start()
+        return ends, process
+
+    async def use(ends, process):
+        process.send(b"alive")
+        assert await ends.messages.get() == b"alive"
+        await process.stop()
+
+    started: list = []
+    thread = threading.Thread(target=lambda: started.append(loop.run_until_complete(start())))
+    thread.start()
+    thread.join()
+    loop.run_until_complete(use(*started[0]))
+    loop.close()
+
+
+async def test_a_start_that_is_given_up_leaves_no_child(module, monkeypatch):
+    module(ECHO)
+    ends, made = Ends(), []
+    popen = subprocess.Popen
+
+    def noted(*args, **kwargs):
+        made.append(popen(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    starting = asyncio.create_task(ends.process("child_for_test").start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert all(child.poll() is not None for child in made)
+
+
+def outlives_not(tmp_path, waits=True):
     parent = textwrap.dedent(
         f"""
         import asyncio, sys
         sys.path.insert(0, {str(tmp_path)!r})
         from penstock.engines.process import EngineProcess
         async def main():
-            process = EngineProcess("child_for_test", print, print)
+            there = asyncio.Event()
+            process = EngineProcess("child_for_test", lambda message: there.set(), print)
             await process.start()
+            if {waits}:
+                await there.wait()
             print(process.pid, flush=True)
             await asyncio.sleep(600)
         asyncio.run(main())

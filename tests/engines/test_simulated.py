@@ -100,9 +100,9 @@ async def test_before_start_and_after_stop_it_is_dead():
     ("options", "field", "hint"),
     [
         ({"time_per_tokn_ms": 1}, "engine_kwargs.time_per_tokn_ms", "time_per_token_ms"),
-        ({"max_num_seqs": 0}, "engine_kwargs.max_num_seqs", ">= 1"),
-        ({"error_rate": 2}, "engine_kwargs.error_rate", "<= 1"),
-        ({"seed": "x"}, "engine_kwargs.seed", "`int`"),
+        ({"max_num_seqs": 0}, "engine_kwargs.max_num_seqs", "at least 1"),
+        ({"error_rate": 2}, "engine_kwargs.error_rate", "at most 1"),
+        ({"seed": "x"}, "engine_kwargs.seed", "an integer"),
     ],
 )
 def test_wrong_options_name_field_and_rule(options, field, hint):

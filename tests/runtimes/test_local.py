@@ -150,7 +150,7 @@ async def test_the_delay_counts_from_the_last_request(build, monkeypatch):
     monkeypatch.setattr(loop, "time", lambda: now + 60)
     handle._idle_since = now + 30  # the last request ended 30 s after the timer was set
     handle._look()
-    assert timers == [70]
+    assert timers == pytest.approx([70])
     assert handle.state().state == "ready"
     monkeypatch.setattr(loop, "time", lambda: now + 131)
     handle._look()

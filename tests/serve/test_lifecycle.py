@@ -6,11 +6,20 @@ from typing import Any
 import pytest
 
 from penstock.engines.simulated import SimulatedEngine
-from penstock.errors import ConfigError, EngineDeadError, EngineStartError, EngineTimeoutError, OverloadedError
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    EngineStartError,
+    EngineTimeoutError,
+    OverloadedError,
+    QuarantinedError,
+)
 from penstock.serve import lifecycle
 from penstock.serve.server import LLMServer
-from penstock.types import EmbeddingRequest
+from penstock.types import ChatRequest, EmbeddingRequest
 from scripted_server import ASK, Scripted, begun, config, limits, settle, texts
+
+OTHER = ChatRequest([{"role": "user", "content": "Good morning"}])
 
 
 async def test_the_engine_class_may_come_from_the_environment(monkeypatch):
@@ -87,7 +96,7 @@ async def test_a_dead_engine_is_started_again_and_unseen_requests_are_tried_once
     server = await started(engine)
     engine.silent_deaths = 1
     assert await texts(server.chat(ASK)) == "ab"
-    assert (engine.starts, len(engine.seen)) == (2, 2)
+    assert (engine.starts, len(engine.seen)) == (2, 3)  # the second saw whether the new engine lives at all
 
 
 async def test_a_stream_that_had_begun_ends_with_the_death_and_others_go_on(started):
@@ -110,22 +119,26 @@ async def test_an_engine_that_dies_between_requests_is_not_noticed_by_the_next(s
     assert server.engine.starts == 2
 
 
-async def test_a_request_that_kills_every_engine_is_given_up(started):
+async def test_a_request_that_kills_every_engine_is_given_up_and_refused_from_then_on(started):
     server = await started()
     server.engine.go_on.set()
-    server.engine.silent_deaths = 2
-    with pytest.raises(EngineDeadError):
-        await texts(server.chat(ASK))
-    assert await texts(server.chat(ASK)) == "ab"
+    server.engine.fatal = "Hello"
+    for starts in (3, 3):
+        with pytest.raises(QuarantinedError, match="change its prompt or its parameters"):
+            await texts(server.chat(ASK))
+        assert server.engine.starts == starts
+    assert await texts(server.chat(OTHER)) == "ab"
 
 
-async def test_an_engine_that_only_dies_has_failed(started):
+async def test_an_engine_that_only_dies_has_failed(started, monkeypatch):
+    monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
     server = await started()
     server.engine.silent_deaths = 10
-    results = [await asyncio.gather(texts(server.chat(ASK)), return_exceptions=True) for _ in range(3)]
-    assert "without finishing a request" in server.state().reason
+    with pytest.raises(EngineStartError):
+        await texts(server.chat(ASK))
     assert server.state().state == "failed"
-    assert isinstance(results[-1][0], (EngineStartError, EngineDeadError))
+    with pytest.raises((EngineStartError, EngineDeadError)):
+        await texts(server.chat(OTHER))
 
 
 async def test_a_restart_that_fails_is_tried_again(started):

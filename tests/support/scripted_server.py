@@ -27,6 +27,7 @@ class Scripted(SimulatedEngine):
         self.start_errors: list[Exception] = []
         self.seen: list[Any] = []
         self.silent_deaths = 0
+        self.fatal = "\0"
         self.go_on = asyncio.Event()
         self.may_start = asyncio.Event()
         self.may_start.set()
@@ -51,8 +52,8 @@ class Scripted(SimulatedEngine):
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
         await self.check_health()
         self.seen.append(request)
-        if self.silent_deaths:
-            self.silent_deaths -= 1
+        if self.silent_deaths or self.fatal in str(request.prompt):
+            self.silent_deaths = max(self.silent_deaths - 1, 0)
             self.kill()
             raise EngineDeadError("killed")
         yield Delta(text="a", token_ids=(1,))

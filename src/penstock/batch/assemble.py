@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,10 +13,13 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
+from penstock import private
 from penstock.batch.journal import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.text import allow_long_fields
 from penstock.errors import OutputError
+
+_AT_ONCE = 256
 
 
 class Segment(NamedTuple):
@@ -53,20 +57,27 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
     lines = _Lines(folder)
-    with open(target, "wb", buffering=1 << 18) as out, contextlib.closing(lines):
+    with open(target, "wb", buffering=1 << 18, opener=private.opener) as out, contextlib.closing(lines):
         for segment in rows:
-            lines.copy(segment, out.write)
+            lines.copy(segment, out.writelines)
         _to_disk(out)
 
 
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
-    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows."""
-    names = _csv_columns(_objects(folder, rows()), columns)
-    with open(target, "w", encoding="utf-8", newline="") as out:
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows.
+
+    An object stays JSON where one of those names would be that of another column of its row.
+    """
+    whole: frozenset[str] = frozenset()
+    names, clashing = _csv_columns(_objects(folder, rows()), columns, whole)
+    if clashing:
+        whole = clashing
+        names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
+    with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
-            flat = dict(_flat(values))
+            flat = dict(_flat(values, whole))
             writer.writerow([_cell(flat.get(name)) for name in names])
         _to_disk(out)
 
@@ -75,32 +86,50 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
     batch: list[bytes] = []
     with contextlib.closing(_Lines(folder)) as lines:
         for segment in rows:
-            lines.copy(segment, batch.append)
+            lines.copy(segment, batch.extend)
             for line in batch:
                 yield msgspec.json.decode(line)
             batch.clear()
 
 
-def _csv_columns(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> list[str]:
+def _csv_columns(
+    rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
+) -> tuple[list[str], frozenset[str]]:
+    """The columns of the CSV, and those of the rows whose objects cannot be taken apart as the names would clash."""
     filled = dict.fromkeys(columns, False)
+    clashing: set[str] = set()
     for values in rows:
-        for name, value in _flat(values):
+        flat = list(_flat(values, whole))
+        for name, value in flat:
             filled[name] = filled.get(name, False) or value is not None
+        if len(dict(flat)) < len(flat):
+            clashing.update(_clashing(values))
     # A name that was only ever null is that of an object that other rows have: its fields are the columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
     places = {name: place for place, name in enumerate(filled)}
     names = [name for name, has_value in filled.items() if has_value or name not in objects]
-    return sorted(names, key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    names.sort(key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    return names, frozenset(clashing)
+
+
+def _clashing(values: dict[str, Any]) -> Iterator[str]:
+    """The columns with objects whose flat names are those of others in the row."""
+    owners: dict[str, str] = {}
+    for column, value in values.items():
+        for name, _ in _flat({column: value}):
+            if name in owners:
+                yield from (each for each in (column, owners[name]) if isinstance(values[each], dict))
+            owners[name] = column
 
 
 def _dots(name: str) -> list[int]:
     return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and value and name not in whole:
+            yield from _flat(value, prefix=f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
@@ -126,18 +155,20 @@ class _Lines:
         self._folder = folder
         self._open: dict[str, tuple[io.BufferedReader, int]] = {}
 
-    def copy(self, segment: Segment, take: Callable[[bytes], Any]) -> None:
-        """Give the segment's lines to `take`. Segments of one file must come in ascending order."""
+    def copy(self, segment: Segment, take: Callable[[list[bytes]], Any]) -> None:
+        """Give the segment's lines to `take`, some at a time. Segments of one file must come in ascending order."""
         if segment.file not in self._open:
             self._open[segment.file] = open(self._folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
         file, place = self._open.pop(segment.file)
         for _ in range(segment.at - place):
             file.readline()
-        for _ in range(segment.length):
-            line = file.readline()
-            if not line:
+        left = segment.length
+        while left:
+            lines = list(itertools.islice(file, min(left, _AT_ONCE)))
+            if not lines:
                 raise OutputError(f"{segment.file}: the file ends before row {segment.start + segment.length}")
-            take(line)
+            take(lines)
+            left -= len(lines)
         if file.peek(1):
             self._open[segment.file] = file, segment.at + segment.length
         else:
@@ -157,7 +188,10 @@ def csv_to_jsonl(source: Path, target: Path) -> None:
     """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
     encode = msgspec.json.Encoder().encode
     allow_long_fields()
-    with open(source, encoding="utf-8", newline="") as rows, open(target, "wb", buffering=1 << 18) as out:
+    with (
+        open(source, encoding="utf-8", newline="") as rows,
+        open(target, "wb", buffering=1 << 18, opener=private.opener) as out,
+    ):
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
         _to_disk(out)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from penstock import private
+from penstock.batch.arrow_values import python_rows
 from penstock.batch.assemble import Segment
 from penstock.batch.tables import conform, unify
-from penstock.batch.writers import json_line
+from penstock.batch.values import json_line
 
 _GROUP_ROWS = 65536
 _GROUP_BYTES = 32 << 20
@@ -23,7 +25,7 @@ def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
     """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no rows."""
     tables = _conformed(folder, rows, empty)
     first = next(tables)
-    with open(target, "wb") as file:
+    with open(target, "wb", opener=private.opener) as file:
         with pq.ParquetWriter(file, first.schema) as writer:
             writer.write_table(first)
             for table in tables:
@@ -34,13 +36,13 @@ def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
 
 def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
     """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
-    target.mkdir()
+    private.make_folder(target)
     tables = _conformed(folder, rows, empty)
     table: pa.Table | None = next(tables)
     number = 0
     while table is not None:
         written = 0
-        with open(target / f"part-{number:05}.parquet", "wb") as file:
+        with open(target / f"part-{number:05}.parquet", "wb", opener=private.opener) as file:
             with pq.ParquetWriter(file, table.schema) as writer:
                 while table is not None and written < _FILE_BYTES:
                     writer.write_table(table)
@@ -53,9 +55,9 @@ def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
 
 def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
     """JSON lines of these rows."""
-    with open(target, "wb", buffering=1 << 18) as file:
+    with open(target, "wb", buffering=1 << 18, opener=private.opener) as file:
         for table in _conformed(folder, lambda: rows, pa.table({})):
-            for values in table.to_pylist():
+            for values in python_rows(table):
                 file.write(json_line(values))
         file.flush()
         os.fsync(file.fileno())
@@ -64,11 +66,11 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
     files = dict.fromkeys(segment.file for segment in rows())
-    schemas = [pq.read_schema(path) for file in files for path in files_of(folder / file)]
-    if not schemas:
+    paths = [path for file in files for path in files_of(folder / file)]
+    if not paths:
         yield empty
         return
-    schema = unify(schemas)
+    schema = unify([pq.read_schema(path) for path in paths], lambda name: _column(paths, name))
     gathered: list[pa.Table] = []
     count = size = 0
     readers: dict[str, _Reader] = {}
@@ -85,6 +87,15 @@ def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Ta
             readers[segment.file] = reader
     if gathered:
         yield pa.concat_tables(gathered)
+
+
+def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
+    """A column's values in all parts."""
+    for path in paths:
+        with pq.ParquetFile(path) as parquet:
+            if name in parquet.schema_arrow.names:
+                for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=[name], use_threads=False):
+                    yield batch.column(name)
 
 
 class _Reader:

@@ -14,7 +14,7 @@ from penstock.batch.policy import ErrorPolicy
 from penstock.batch.requests import EngineForm
 from penstock.batch.rows import Outcome, Row
 from penstock.engines.base import Capabilities
-from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, told
+from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, QuarantinedError, told
 
 LONGEST_PAUSE = 5.0
 PATIENCE = 60.0
@@ -31,7 +31,7 @@ class Tries:
 
 
 class Attempts:
-    """Asks an engine, each request up to `most` times.
+    """Asks an engine, each request up to `most` times, deaths of the engine not counted.
 
     `pause` is that before the second attempt, in seconds; it doubles up to 5 s. While `is_ending` says so,
     nothing is tried again. `policy` says which failures may pass beyond those that say so themselves.
@@ -52,39 +52,43 @@ class Attempts:
         self._most = most
         self._pause = pause
 
-    async def answer(self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries) -> T:
-        """What `ask` returns, `adapter` having been made ready for it.
+    async def answer(
+        self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries, key: Callable[[], bytes]
+    ) -> T:
+        """What `ask` returns, `adapter` having been made ready for it. `key` gives the digest that names the request.
 
-        Raises the failure of the last attempt, or `JobError` if the engine is beyond help.
+        Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine, or `JobError` if
+        that is beyond help. A death of the engine spends no attempt: `Quarantine` finds out whose fault it was.
         """
         keeper = self._keeper
-        deaths = 0
-        while True:
-            tries.count += 1
-            generation = keeper.generation
-            failure: PenstockError
-            try:
-                if not deaths:
-                    return await self._ask(ask, adapter)
-                # It was there when the engine died, and may be the cause. Such requests go in small groups, and alone
-                # when that has killed the engine too: the one that does it spends its own attempts, not the others'.
-                async with keeper.suspected(alone=deaths > 1):
-                    generation = keeper.generation
-                    return await self._ask(ask, adapter)
-            except EngineDeadError as error:
-                deaths += 1
-                failure = error
-                if not self._is_ending():
+        attempts = 0
+        with keeper.quarantine.visit(key) as visit:
+            while True:
+                generation = keeper.generation
+                failure: PenstockError
+                try:
+                    async with visit:
+                        generation = keeper.generation
+                        tries.count += 1
+                        return await self._ask(ask, adapter)
+                except EngineDeadError:
+                    if self._is_ending():
+                        keeper.quarantine.reopen()  # those that wait end too
+                        raise
                     await keeper.revive(generation)
-            except PenstockError as error:
-                failure = error
-            except Exception as error:
-                failure = EngineError(told(error))
-            given_up = tries.count >= self._most or (failure.retry_after or 0.0) > PATIENCE
-            if given_up or self._is_ending() or not self._policy.retries(failure):
-                keeper.progressed()  # this request is done with, well or not
-                raise failure
-            await asyncio.sleep(self._pause_after(tries.count, failure))
+                    continue
+                except QuarantinedError:
+                    raise
+                except PenstockError as error:
+                    failure = error
+                except Exception as error:
+                    failure = EngineError(told(error))
+                attempts += 1
+                keeper.progressed()  # it lives
+                given_up = attempts >= self._most or (failure.retry_after or 0.0) > PATIENCE
+                if given_up or self._is_ending() or not self._policy.retries(failure):
+                    raise failure
+                await asyncio.sleep(self._pause_after(attempts, failure))
 
     async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None) -> T:
         if adapter is not None:
@@ -137,7 +141,9 @@ class EngineAsker:
         tries = Tries()
         began = time.perf_counter()
         try:
-            outcome = await self._attempts.answer(lambda: self.form.ask(self.engine, row), row.request.adapter, tries)
+            outcome = await self._attempts.answer(
+                lambda: self.form.ask(self.engine, row), row.request.adapter, tries, lambda: row.digest
+            )
             outcome.attempts = tries.count
         except JobError:
             raise

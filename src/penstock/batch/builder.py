@@ -40,6 +40,7 @@ from penstock.batch.stages.text import (
     Tokens,
 )
 from penstock.config import import_object
+from penstock.engines.base import engine_class, with_deterministic
 from penstock.errors import ConfigError, nearest
 
 Builder = Callable[..., Processor]
@@ -157,7 +158,10 @@ def _check_taken(function: Callable[..., Any], given: Iterable[str], kind: str) 
 def _engine_stages(
     config: EngineProcessorConfig, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> list[StatefulStage]:
-    source = EngineSource(config.engine_name, config.model_source, config.engine_kwargs, config.engine)
+    options = config.engine_kwargs
+    if config.deterministic:
+        options = with_deterministic(engine_class(config.engine_name), options)
+    source = EngineSource(config.engine_name, config.model_source, options, config.engine)
     generates = config.task_type == "generate"
     for name in ("on_length", "on_invalid_json"):
         meant = ("keep", "truncate") if name == "on_length" and config.task_type == "embed" else ("keep",)

@@ -83,6 +83,7 @@ def _check_types(job: Any) -> None:
     _require(isinstance(job.on_length, str), "on_length", job.on_length, "text")
     kwargs = job.engine_kwargs
     _require(kwargs is None or isinstance(kwargs, Mapping), "engine_kwargs", kwargs, "a mapping")
+    _require(isinstance(job.deterministic, bool), "deterministic", job.deterministic, "true or false")
     stops = [job.stop] if isinstance(job.stop, str) else job.stop
     _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
     _require(_is_list_of(job.stop_token_ids, Integral), "stop_token_ids", job.stop_token_ids, "a list of numbers")

@@ -27,6 +27,20 @@ def check_concurrency(given: int | tuple[int, ...] | None) -> None:
 TaskType = Literal["generate", "embed", "classify", "score", "transcribe"]
 
 
+COSTS_ONLY = frozenset(
+    {
+        *("batch_size", "concurrency", "accelerator_type", "resources_per_bundle", "experimental", "runtime_env"),
+        *("placement_group_config", "max_pending_requests", "max_concurrent_batches", "max_attempts"),
+        *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error", "num_cpus", "memory"),
+        *("headers", "session_factory", "qps", "requests_per_minute", "tokens_per_minute", "adaptive"),
+        *("max_retries", "base_retry_wait_time_in_s", "timeout_s", "request_timeout_s", "rows_per_call"),
+    }
+)
+"""Fields of processors and of stages that cost memory or time, or say where, and decide no row of the output: a job
+that is taken up again may have others. What decides of `engine_kwargs`, the engine says.
+"""
+
+
 # Stages
 class StageConfig(Options, frozen=True, kw_only=True):
     """What every stage's configuration has.
@@ -134,7 +148,8 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
 
     What runs: `model_source` and `engine_kwargs` make an engine of the processor's own; or `engine` is one that others
     use as well: an engine object, which stays as its owner keeps it, or a name, under which the first processor that
-    needs it makes it, and which it keeps until `penstock.runtimes.engines.stop_engines`.
+    needs it makes it, and which it keeps until `penstock.runtimes.engines.stop_engines`. `deterministic` makes it
+    answer the same request the same each time, whatever else runs.
 
     What it does: `task_type` "generate", "embed", "classify", "score" or "transcribe". `dynamic_lora_loading_path` is
     where the adapters lie that rows name in `model`.
@@ -156,6 +171,7 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     model_source: str | None = None
     engine: Any = None
     engine_kwargs: dict[str, Any] = field(default_factory=dict)
+    deterministic: bool = False
     task_type: TaskType = "generate"
     dynamic_lora_loading_path: str | None = None
     log_engine_metrics: bool = True
@@ -181,12 +197,15 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
         check_concurrency(self.concurrency)
         if self.engine is None and self.model_source is None:
             raise ConfigError("say which model: a directory, a file, a hub id, or 'demo'", field="model_source")
-        if self.engine is not None and not isinstance(self.engine, str) and self.engine_kwargs:
-            raise ConfigError("has no meaning beside an engine object, which has its own", field="engine_kwargs")
+        for name in ("engine_kwargs", "deterministic"):
+            if not getattr(self, name):
+                continue
+            if self.engine is not None and not isinstance(self.engine, str):
+                raise ConfigError("has no meaning beside an engine object, which has its own", field=name)
+            if self.model_source is None:
+                raise ConfigError(f"say in model_source of which model '{self.engine}' is made", field=name)
         if self.placement_group_config is not None:
             parse_options(PlacementGroupConfig, self.placement_group_config, "placement_group_config")
-        if self.model_source is None and self.engine_kwargs:
-            raise ConfigError(f"say in model_source of which model '{self.engine}' is made", field="engine_kwargs")
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):

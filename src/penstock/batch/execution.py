@@ -133,7 +133,7 @@ async def _durable(plan: Plan, output: Output, state: State, interrupts: Interru
         return JsonlWriter(path, plan.form) if tables is None else ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    answers = Answers(output.folder)
+    answers = Answers(output.folder, key=state.manifest.key)
     finished = False
     try:
         finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
@@ -141,13 +141,14 @@ async def _durable(plan: Plan, output: Output, state: State, interrupts: Interru
             raise other_rows(counts.rows)  # the failed rows were tried again, but of another stream
         if finished:
             journal.load()
+            if journal.damage:
+                raise JobError(f"{journal.damage[0]}: start the job again")
             if len(journal.done) != counts.rows:
                 raise JobError(f"{counts.rows} rows were finished, but {len(journal.done)} stand in the journal")
             names = [*plan.source.columns, *plan.form.flat_columns]
-            await asyncio.to_thread(state.publish, lambda: plan.tables().empty(), names)
-            state.finish(counts, stream)
+            await asyncio.to_thread(state.publish, counts, stream, lambda: plan.tables().empty(), names)
     finally:
-        answers.close(discard=finished)
+        answers.close()
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
 
 

@@ -162,8 +162,13 @@ class HttpRequests:
         name = self.options.payload_column
         try:
             return msgspec.json.encode(payload, enc_hook=_plain)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise RequestError(f"'{name}' cannot be sent as JSON: {error}", param=name) from None
+        except UnicodeEncodeError:
+            why = "it holds text that is no valid Unicode"
+        except RecursionError:
+            why = "it is nested too deeply"
+        except (TypeError, ValueError, OverflowError):
+            why = "it holds a value or a key that JSON has not"
+        raise RequestError(f"'{name}' cannot be sent as JSON: {why}", param=name)
 
     def _form(self, payload: Mapping[str, Any]) -> Body:
         """What makes the form, anew for each try."""

@@ -18,7 +18,7 @@ from penstock import lazy
 from penstock.batch import choices, structured
 from penstock.batch.execution import Plan, execute
 from penstock.batch.interrupts import Interrupts, JobInterrupted
-from penstock.batch.keeper import deciding_options, engine_for
+from penstock.batch.keeper import engine_for
 from penstock.batch.openai_lines import OpenAILines, are_lines
 from penstock.batch.outputs import Output
 from penstock.batch.policy import ErrorPolicy, Limits, seconds_until
@@ -43,7 +43,7 @@ T = TypeVar("T")
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
 _ROW_OPTIONS = _REPAIRS | {"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"}
-_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs"})
+_ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
 _SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 
 
@@ -65,6 +65,8 @@ class Job:
         model: "demo", a model directory or file, or a hub id. Default "demo".
         engine: an engine's name, or an engine object, which is left running if it runs. Default "openvino".
         engine_kwargs: options of the engine, where it is given by name.
+        deterministic: the same row gets the same answer whatever runs beside it, in any order, also
+            in a resumed job. It costs speed. Engines that cannot promise it refuse it.
         runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on a Ray cluster: the
             one that RAY_ADDRESS names, or that of this machine, or one of its own. The output is the same, so what was
             interrupted on one goes on on the other.
@@ -115,6 +117,7 @@ class Job:
     model: str | None = None
     engine: str | LLMEngine | None = None
     engine_kwargs: Mapping[str, Any] | None = None
+    deterministic: bool = False
     runtime: Literal["local", "ray"] = "local"
     replicas: int = 1
     processor: Processor | None = None
@@ -288,7 +291,7 @@ class Job:
             if self.on_error is None and not going_on:
                 policy = ErrorPolicy("fail")
             keep_errors = going_on or self.on_error not in (None, "fail")
-            form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
+            form = self.processor.rows(packed=output is not None, keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
             assert engine is not None
@@ -306,6 +309,7 @@ class Job:
                 adapter_column=self.adapter if in_column else None,
                 prefix=self.result_prefix,
                 repair=self._repair(),
+                values_for=_values_for(source, output),
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(
@@ -336,7 +340,7 @@ class Job:
         )
 
     def _engine(self) -> LLMEngine:
-        engine = engine_for(self.model, self.engine, self.engine_kwargs)
+        engine = engine_for(self.model, self.engine, self.engine_kwargs, deterministic=self.deterministic)
         if self.runtime == "local":
             return engine
         if self._engine_object is not None:
@@ -433,7 +437,8 @@ class Job:
             **data,
             "model": engine.model_source,
             "engine": engine.name,
-            "engine options": deciding_options(engine) or None,
+            "engine options": engine.deciding_kwargs or None,
+            "deterministic": engine.deterministic or None,
             "requests": "OpenAI batch lines" if isinstance(form, OpenAILines) else "columns",
             "prompt": self.prompt,
             "messages": self.messages,
@@ -446,6 +451,14 @@ class Job:
             "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
+
+
+def _values_for(source: Source, output: Output | Literal["-"] | None) -> Literal["json", "parquet"] | None:
+    if output is None or source.json_values:
+        return None
+    if isinstance(output, Output) and output.columnar:
+        return "parquet" if source.schema is None else None  # columns of a schema pass through in Arrow form
+    return "json"
 
 
 class _Stopped(Exception):

@@ -2,32 +2,45 @@
 
 A state directory holds
 
-    manifest.json          which job this is, and its generation g
-    rows-g-n.jsonl         results of rows that are in no part yet, a line each, in the order they finished
+    manifest.json          which job this is, its key, and its generation g
+    rows-g-n.jsonl         results of rows that are in no part yet, a record each, in the order they finished
     part-g-n.jsonl         output rows (.parquet where the output is Parquet)
-    parts-g.jsonl          a line for each part: its rows in written order. Its last byte is what commits a part
+    parts-g.jsonl          a record for each part: its rows in written order. Its last byte is what commits a part
+    base-g                 the output of a complete job whose failed rows are run again: a part, too
+    answers.bin            answers for equal requests (`dedupe.py`)
     lock                   held by the process that runs the job
 
-A row's line is written in the event loop's turn in which the row finished, so that a killed process loses
-nothing that was finished before. Files are forced to disk only when a part is committed. After a part, rows
-that it does not hold are copied to a new rows file before the old one is removed; whatever a crash leaves,
-reading all rows files and leaving out the rows of committed parts gives the state. `--retry-failed` starts the
-next generation: the same parts, failed rows struck out.
+A row's record is written in the event loop's turn in which the row finished, so that a killed process loses
+nothing that was finished before. Files are forced to disk only when a part is committed: first the part and the
+new rows file, then the record of the part. After a part, rows that it does not hold are copied to a new rows file
+before the old one is removed; whatever a crash leaves, reading all rows files and leaving out the rows of
+committed parts gives the state. `--retry-failed` starts the next generation: the same parts, failed rows struck out.
+
+Records and parts are checked when they are read (`records.py`). What is damaged counts as not done: its rows run
+again, and `damage` says so. Only where that would be the whole of a finished job it is refused.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+import re
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
+from penstock import private
+from penstock.batch.durable import guarded, remove, replace_file, sync_folder, write_all
+from penstock.batch.records import Records, checksum_of
 from penstock.batch.rows import Outcome
 from penstock.batch.runs import RowSet, Run, size, union, without
-from penstock.errors import OutputError
+from penstock.errors import JobError, OutputError
+
+_CHECK_SECONDS = 1.0
+_OURS = re.compile(r"(part|parts|rows|base)-.*|(final|failed|download|answers|mode)(\..*)?|.*\.tmp")
+"""Names of what a job leaves in its folder. Anything else there is not touched."""
 
 
 class Part(Struct, omit_defaults=True):
@@ -35,7 +48,7 @@ class Part(Struct, omit_defaults=True):
 
     `failed` are its error rows, `errors` their number by type, `skipped` those of them that are left out of the
     output, `dropped` rows that are no longer done. `check` is the sum of its rows' request digests, which tells
-    whether a stream that is read again is the same; None if it is not known.
+    whether a stream that is read again is the same; None if it is not known. `checksum` is of the file.
     """
 
     file: str
@@ -46,6 +59,7 @@ class Part(Struct, omit_defaults=True):
     dropped: list[Run] = []
     check: int | None = 0
     skipped: list[Run] = []
+    checksum: int = 0
 
     @property
     def rows(self) -> int:
@@ -75,10 +89,19 @@ def digest_key(digest: bytes) -> int:
 class Journal:
     """The journal of generation `generation` in the state directory `folder`. `load` before anything else.
 
-    `write` is `os.write`, for tests to fail. Writing raises `OutputError`.
+    `write` is `os.write`, for tests to fail. `key` is the job's own, `check` raises if the job's lock is lost.
+    Writing raises `OutputError`.
     """
 
-    def __init__(self, folder: Path, generation: int, write: Callable[[int, bytes], int] = os.write) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        generation: int,
+        write: Callable[[int, bytes], int] = os.write,
+        *,
+        key: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = folder
         self.generation = generation
         self.pending: dict[int, Record] = {}
@@ -86,46 +109,107 @@ class Journal:
         self.errors: dict[str, int] = {}
         self.check: int | None = 0
         self.parts = 0
+        self.damage: list[str] = []
         self._write = write
+        self._key = key
+        self._check_held = check
+        self._checked = 0.0
         self._number = 0
         self._descriptor = -1
+        self._broken = False
         self._buffer: list[bytes] = []
-        self._log = folder / f"parts-{generation}.jsonl"
+        self._list = Records(folder / f"parts-{generation}.jsonl", key)
+        self._rows = Records(folder, key)
 
     def load(self) -> None:
-        """Read what earlier runs did: parts into `done`, rows in no part into `pending`. Repairs torn ends."""
+        """Read what earlier runs did: parts into `done`, rows in no part into `pending`. Repairs torn ends.
+
+        Raises `JobError` if a row is in two parts.
+        """
         self._clean()
-        committed: list[Run] = []
-        for part in self.read_parts():
-            committed = union(committed, without(part.runs, union(part.dropped)))
-            for kind, count in part.errors.items():
-                self.errors[kind] = self.errors.get(kind, 0) + count
-            if part.dropped or part.check is None:
-                self.check = None  # the sum holds rows that are not done any more
-            elif self.check is not None:
-                self.check = (self.check + part.check) % (1 << 64)
-            self.parts += 1
-        self.done = RowSet(committed)
+        self.pending.clear()
+        self.damage.clear()
+        self._take_parts(self.read_parts())
+        if self._list.path.exists():
+            self._list.cut()
+        if self._list.lost:
+            self.damage.append(
+                f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of those parts run again"
+            )
         for path in self._rows_files():
-            self._number = max(self._number, int(path.stem.rpartition("-")[2]) + 1)
-            for line in _whole_lines(path):
-                try:
-                    record = _decode_record(line)
-                except (msgspec.DecodeError, UnicodeDecodeError):
-                    continue  # written in part when the machine, not the process, went down
+            self._number = max(self._number, _number(path) + 1)
+            rows = Records(path, self._key)
+            for line in rows.read():
+                record = _decode_record(line)
                 if record.index not in self.done:
                     self.pending[record.index] = record
+            if rows.lost:
+                self.damage.append(f"{path} is damaged ({_count(rows.lost, 'record')}); those rows run again")
+
+    def mend(self) -> None:
+        """Compare the parts with their checksums, and give up those that are damaged or gone: their rows run again.
+
+        Removes what no part needs any more. Raises `JobError` if it is the output of a finished job that is damaged.
+        """
+        parts = self.read_parts()
+        bad = self.damaged_files(parts)
+        lost = sorted({part.file for part in parts if part.file in bad})
+        bases = [path.name for path in self.folder.glob("base-*")]
+        named = {part.file for part in parts}
+        for name in [*bases, *lost]:
+            if name.startswith("base-") and (name in bad or name not in named):
+                raise _no_base(self.folder / name if name in bad else self._list.path)
+        sound = [part for part in parts if part.file not in bad]
+        if self._list.lost or lost:
+            told = self.damage + [
+                f"{self.folder / part.file} {bad[part.file]}; its {_count(part.rows, 'row')} run again"
+                for part in parts
+                if part.file in bad
+            ]
+            self._replace_list(sound)
+            self.load()
+            self.damage = told
+        self.sweep({part.file for part in sound})
+
+    def check_parts(self) -> None:
+        """Raises `JobError` if a committed part is damaged."""
+        parts = self.read_parts()
+        bad = self.damaged_files(parts)
+        if bad or self._list.lost:
+            name, why = next(iter(bad.items()), (self._list.path.name, "is damaged"))
+            if name.startswith("base-"):
+                raise _no_base(self.folder / name)
+            raise JobError(f"{self.folder / name} {why}. Start the job again: it runs the rows again that were in it")
+
+    def damaged_files(self, parts: Iterable[Part]) -> dict[str, str]:
+        """The parts' files that are not as they were written, and what is wrong with each."""
+        bad: dict[str, str] = {}
+        for part in {part.file: part for part in parts}.values():
+            path = self.folder / part.file
+            try:
+                if checksum_of(path) != part.checksum:
+                    bad[part.file] = "is damaged"
+            except FileNotFoundError:
+                bad[part.file] = "is gone"
+            except OSError as error:
+                bad[part.file] = f"cannot be read ({error.strerror or error})"
+        return bad
 
     @property
     def is_empty(self) -> bool:
         """Whether no row was finished."""
         return not self.done.runs and not self.pending
 
-    def read_parts(self) -> Iterator[Part]:
-        """The committed parts, first to last."""
-        if self._log.exists():
-            for line in _whole_lines(self._log):
-                yield _decode_part(line)
+    @property
+    def mark(self) -> int:
+        """The checksum of the list of parts: a complete job's does not change any more."""
+        path = self._list.path
+        found: int = guarded(checksum_of, path) if path.exists() else 0
+        return found
+
+    def read_parts(self) -> list[Part]:
+        """The committed parts whose records are sound, first to last."""
+        return [_decode_part(line) for line in self._list.read()] if self._list.path.exists() else []
 
     # Rows
     def add(self, index: int, digest: bytes, outcome: Outcome) -> bool:
@@ -136,18 +220,21 @@ class Journal:
 
     def flush(self) -> None:
         """Write the rows noted since the last time."""
-        if self._buffer:
-            data = b"\n".join(self._buffer) + b"\n"
-            self._buffer.clear()
+        if self._buffer and not self._broken:
+            now = time.monotonic()
+            if now - self._checked > _CHECK_SECONDS:
+                self._check_held()
+                self._checked = now
             if self._descriptor < 0:
                 self._descriptor = self._open()
-            self._write_all(self._descriptor, data)
+            self._write_rows(self._buffer)
+            self._buffer.clear()
 
     def sync(self) -> None:
         """Force the rows to disk."""
         self.flush()
         if self._descriptor >= 0:
-            _guarded(os.fsync, self._descriptor)
+            guarded(os.fsync, self._descriptor)
 
     def rotate(self, held: Iterable[tuple[int, bytes, Outcome]]) -> Callable[[Part], None]:
         """Begin a new rows file, as all rows but `held` and `pending` now stand in a finished part.
@@ -155,6 +242,7 @@ class Journal:
         Returns the function that commits that part: it may run in another thread, and removes the old rows
         files.
         """
+        self._check_held()
         self.flush()
         old = self._rows_files()
         previous = self._descriptor
@@ -162,13 +250,15 @@ class Journal:
         kept += [_encode_record(record) for record in self.pending.values()]
         descriptor = self._descriptor = self._open()
         if kept:
-            self._write_all(descriptor, b"\n".join(kept) + b"\n")
+            self._write_rows(kept)
 
         def commit(part: Part) -> None:
-            _guarded(os.fsync, descriptor)
+            guarded(os.fsync, descriptor)
+            sync_folder(self.folder)  # the part has its name, before a record says so
+            self._check_held()
             self._append_part(part)
             for path in old:
-                path.unlink(missing_ok=True)
+                guarded(remove, path)
             if previous >= 0:
                 os.close(previous)
 
@@ -189,101 +279,101 @@ class Journal:
 
         It counts once the manifest names its generation; until then this one stays whole.
         """
-        following = Journal(self.folder, self.generation + 1, self._write)
+        following = Journal(self.folder, self.generation + 1, self._write, key=self._key, check=self._check_held)
         following._clean(own=True)
-        replace_file(following._log, b"".join(_encode_part(part) + b"\n" for part in parts), self._write)
+        following._replace_list(parts)
         kept = [record for record in self.pending.values() if record.outcome.error is None]
         if kept:
-            data = b"".join(_encode_record(record) + b"\n" for record in kept)
-            replace_file(self.folder / f"rows-{following.generation}-0.jsonl", data, self._write)
+            rows = Records(self.folder / f"rows-{following.generation}-0.jsonl", self._key)
+            data = b"".join(rows.seal(_encode_record(record)) for record in kept)
+            replace_file(rows.path, data, self._write)
         return following
 
-    def discard_parts(self) -> None:
-        """Remove what a complete job no longer needs: part files and rows files."""
+    def sweep(self, parts: set[str] | None = None) -> None:
+        """Remove what earlier runs left and nobody needs: of a complete job all but the list of parts, else all
+        but `parts` and what is journaled.
+        """
+        needed = {self._list.path.name}
+        if parts is not None:
+            needed |= {*parts, "answers.bin", *(path.name for path in self._rows_files())}
         for path in self.folder.iterdir():
-            if path.name.startswith(("part-", "rows-", "base-")):
-                remove(path)
+            if _OURS.fullmatch(path.name) and path.name not in needed:
+                guarded(remove, path)
+
+    def _take_parts(self, parts: list[Part]) -> None:
+        live = [list(without(part.runs, union(part.dropped))) for part in parts]
+        self.done = RowSet(run for runs in live for run in runs)
+        if len(self.done) != sum(map(size, live)):
+            raise JobError(
+                f"{self._list.path} is damaged: some rows are in two parts. Was the job run twice at a time? "
+                "--fresh discards what was done"
+            )
+        self.errors = {}
+        self.check = 0
+        for part in parts:
+            for kind, count in part.errors.items():
+                self.errors[kind] = self.errors.get(kind, 0) + count
+            if part.dropped or part.check is None:
+                self.check = None  # the sum holds rows that are not done any more
+            elif self.check is not None:
+                self.check = (self.check + part.check) % (1 << 64)
+        own = re.compile(rf"part-{self.generation}-(\d+)\..*")
+        numbers = [int(found[1]) for part in parts if (found := own.fullmatch(part.file))]
+        self.parts = max(numbers, default=-1) + 1
 
     def _clean(self, *, own: bool = False) -> None:
         """Remove the rows and parts files of other generations, or those of this one. Part files stay."""
         for path in [*self.folder.glob("rows-*.jsonl"), *self.folder.glob("parts-*.jsonl")]:
-            if (int(path.stem.split("-")[1]) == self.generation) == own:
-                path.unlink()
+            if (path.stem.split("-")[1] == str(self.generation)) == own:
+                guarded(remove, path)
 
     def _rows_files(self) -> list[Path]:
-        found = self.folder.glob(f"rows-{self.generation}-*.jsonl")
-        return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+        found = re.compile(rf"rows-{self.generation}-\d+\.jsonl")
+        return sorted((path for path in self.folder.iterdir() if found.fullmatch(path.name)), key=_number)
 
     def _open(self) -> int:
-        path = self.folder / f"rows-{self.generation}-{self._number}.jsonl"
+        rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
+        descriptor: int = guarded(private.opener, rows.path, flags)
         self._number += 1
-        descriptor: int = _guarded(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._rows = rows
         return descriptor
 
-    def _append_part(self, part: Part) -> None:
-        descriptor = _guarded(os.open, self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    def _write_rows(self, records: list[bytes]) -> None:
         try:
-            self._write_all(descriptor, _encode_part(part) + b"\n")
-            _guarded(os.fsync, descriptor)
+            write_all(self._descriptor, b"".join(map(self._rows.seal, records)), self._write)
+        except OutputError:
+            self._broken = True  # what came after a torn record would look damaged
+            raise
+
+    def _append_part(self, part: Part) -> None:
+        path = self._list.path
+        new = not path.exists()
+        descriptor = guarded(private.opener, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            write_all(descriptor, self._list.seal(_encode_part(part)), self._write)
+            guarded(os.fsync, descriptor)
         finally:
             os.close(descriptor)
-        sync_folder(self.folder)
+        if new:
+            sync_folder(self.folder)
 
-    def _write_all(self, descriptor: int, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[_guarded(self._write, descriptor, view) :]
-
-
-def _whole_lines(path: Path) -> Iterator[bytes]:
-    """The file's complete lines; a torn last line is cut off the file, so that what is appended starts a new one."""
-    whole = 0
-    with open(path, "rb") as file:
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            yield line
-    if whole < path.stat().st_size:
-        os.truncate(path, whole)
+    def _replace_list(self, parts: Iterable[Part]) -> None:
+        fresh = Records(self._list.path, self._key)
+        replace_file(fresh.path, b"".join(fresh.seal(_encode_part(part)) for part in parts), self._write)
+        self._list = fresh
 
 
-def replace_file(path: Path, data: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
-    """Write a whole file so that at any moment either the old or the new one is there. Raises `OutputError`."""
-    temporary = path.with_name(path.name + ".tmp")
-    descriptor = _guarded(os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[_guarded(write, descriptor, view) :]
-        _guarded(os.fsync, descriptor)
-    finally:
-        os.close(descriptor)
-    _guarded(os.replace, temporary, path)
-    sync_folder(path.parent)
+def _no_base(path: Path) -> JobError:
+    return JobError(
+        f"{path} is damaged or was changed, so the rows that were done before cannot be told apart; "
+        "--fresh computes all of them again"
+    )
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a directory's entries to disk."""
-    descriptor = _guarded(os.open, folder, os.O_RDONLY)
-    try:
-        _guarded(os.fsync, descriptor)
-    finally:
-        os.close(descriptor)
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
-def remove(path: Path) -> None:
-    """Remove a file, or a directory with all it holds."""
-    if path.is_dir():
-        import shutil
-
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _guarded(call: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return call(*arguments)
-    except OSError as error:
-        raise OutputError(f"the journal cannot be written: {error.strerror or error}") from error
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -9,39 +9,34 @@ from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from penstock.engines.base import LLMEngine, engine_class
+from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.probe import probe
+from penstock.engines.quarantine import Quarantine
 from penstock.errors import ConfigError, EngineDeadError, EngineError, JobError, ModelNotFoundError
 
 RESTARTS_WITHOUT_PROGRESS = 3
-SUSPECTS_TOGETHER = 16
-"""Requests that were there when the engine died and are asked again at a time: one by one, long answers would take
-hours; all at once, each would have to be tried alone when that kills the engine again.
-"""
-_NOT_DECIDING = frozenset(
-    {
-        *("num_threads", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "kv_cache_blocks"),
-        *("enable_prefix_caching", "max_loras", "properties"),
-        *("gpu_memory_utilization", "tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
-        *("enforce_eager", "block_size", "max_cpu_loras", "disable_log_stats", "distributed_executor_backend"),
-        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
-        *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times"),
-        # Where a remote model is and how it is reached; the keys that headers may hold belong in no manifest anyway.
-        *("base_url", "upstreams", "headers", "api_key_env", "concurrency", "adaptive", "requests_per_minute"),
-        *("tokens_per_minute", "connect_timeout_s", "timeout_s", "max_retries", "base_retry_wait_s", "trip_after"),
-        *("cooldown_s", "patience_s", "discover", "max_response_bytes", "max_tokens_field", "stream_usage"),
-    }
-)
+"""Deaths in a row without an answer, of which the last was at a request of our own, that end the job."""
 
 
-def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs: Mapping[str, Any] | None) -> LLMEngine:
+def engine_for(
+    model: str | None,
+    engine: str | LLMEngine | None,
+    engine_kwargs: Mapping[str, Any] | None,
+    *,
+    deterministic: bool = False,
+) -> LLMEngine:
     """The engine a job asks for, not started yet if it is made here.
 
     `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo", and "auto"
-    (the one that the server has) for "remote".
+    (the one that the server has) for "remote". `deterministic`: the same request gets the same answer.
     Raises `ConfigError`.
     """
     if isinstance(engine, LLMEngine):
-        for name, value in (("model", model), ("engine_kwargs", engine_kwargs)):
+        for name, value in (
+            ("model", model),
+            ("engine_kwargs", engine_kwargs),
+            ("deterministic", deterministic or None),
+        ):
             if value is not None:
                 raise ConfigError("has no meaning beside an engine object, which has its own", field=name, value=value)
         return engine
@@ -51,17 +46,9 @@ def engine_for(model: str | None, engine: str | LLMEngine | None, engine_kwargs:
         engine = "simulated" if model == "simulated" else "openvino"
     if model is None:
         model = {"simulated": "simulated", "remote": "auto"}.get(engine, "demo")
-    return engine_class(engine)(model, engine_kwargs=engine_kwargs)
-
-
-def deciding_options(engine: LLMEngine) -> dict[str, Any]:
-    """The engine's options that are part of what the job is: all but those of speed, memory and staged faults."""
-    return deciding(engine.engine_kwargs)
-
-
-def deciding(engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some options of an engine that decide what it answers."""
-    return {name: value for name, value in engine_kwargs.items() if name not in _NOT_DECIDING}
+    cls = engine_class(engine)
+    options = with_deterministic(cls, engine_kwargs or {}) if deterministic else engine_kwargs
+    return cls(model, engine_kwargs=options)
 
 
 class EngineKeeper:
@@ -74,8 +61,7 @@ class EngineKeeper:
         self.engine = engine
         self.generation = 0
         self.stays = False
-        self._places = asyncio.Semaphore(SUSPECTS_TOGETHER)
-        self._taking = asyncio.Lock()
+        self.quarantine = Quarantine()
         self._restarts = restarts
         self._fruitless = 0
         self._users = 0
@@ -109,42 +95,47 @@ class EngineKeeper:
             if not self._users:
                 await self._end()
 
-    @contextlib.asynccontextmanager
-    async def suspected(self, *, alone: bool) -> AsyncGenerator[None, None]:
-        """A place for a request that was there when the engine died: among few such, or `alone`, without others."""
-        places = SUSPECTS_TOGETHER if alone else 1
-        taken = 0
-        try:
-            async with self._taking:  # in turn: two that want all would each keep what the other waits for
-                while taken < places:
-                    await self._places.acquire()
-                    taken += 1
-            yield
-        finally:
-            for _ in range(taken):
-                self._places.release()
-
     def progressed(self) -> None:
-        """A row was finished: the engine is of use."""
+        """The engine has answered: it is of use."""
         self._fruitless = 0
 
     async def revive(self, generation: int) -> None:
         """Start the engine again, unless that was done since `generation`.
 
-        Raises `JobError` when it keeps dying without finishing a row.
+        Raises `JobError` when it dies of whatever it is asked.
         """
-        async with self._changing:
-            if generation != self.generation:
-                return
-            self._fruitless += 1
-            if self._fruitless > self._restarts:
-                raise JobError(f"the engine died {self._fruitless} times without finishing a row")
-            self._adapters.clear()
+        try:
+            async with self._changing:
+                if generation == self.generation:
+                    await self._revive()
+                    self.generation += 1
+        finally:
+            self.quarantine.reopen()
+
+    async def _revive(self) -> None:
+        self._fruitless += 1
+        self._adapters.clear()
+        while True:
             try:
                 await self.engine.restart()
             except EngineError as error:
                 raise JobError(f"the engine died and does not start again: {error}") from error
-            self.generation += 1
+            if not self.quarantine.wants_probe and self._fruitless <= self._restarts:
+                return
+            try:
+                await probe(self.engine)
+            except EngineDeadError as error:
+                self.quarantine.absolve()
+                self._fruitless += 1
+                if self._fruitless > self._restarts:
+                    raise JobError(
+                        f"the engine died {self._fruitless} times without finishing a row, at last of the least that"
+                        f" can be asked: {error}"
+                    ) from error
+            else:
+                self.quarantine.answered()
+                self._fruitless = 0
+                return
 
     def _check_loop(self) -> None:
         here = asyncio.get_running_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from penstock.batch.journal import replace_file
+from penstock.batch.durable import replace_file
+from penstock.batch.records import checksum
 from penstock.errors import JobError, JobMismatchError
 
 FILE = "manifest.json"
-VERSION = 1
+VERSION = 2
 
 
 class StreamSum(Struct):
@@ -24,26 +26,52 @@ class StreamSum(Struct):
     digest: int
 
 
+Stamp = list[list[Any]]
+"""Name, size and time of change of each file of an output. The name of a single file is empty."""
+
+
 class Manifest(Struct):
     """`job` holds all that decides the output, `result` the counts of a complete job, `created` seconds since
     1970.
 
-    `generation` is that of the journal in force. `stream` tells which rows a source without fingerprint gave,
-    `published` what the files of the output were like when they were put in place.
+    `key` is a random number that tells this job's records from others'. `generation` is that of the journal in force,
+    `stream` tells which rows a source without fingerprint gave. The outputs are "output" and "dead letter": `published`
+    tells what stood in their places and may be replaced, `placing` what is put there while the status is "placing".
+    `output_checksum` and `parts_checksum` are of the output and the list of parts of a complete job, `checksum` is of
+    the manifest without it.
     """
 
     job: dict[str, Any]
-    status: Literal["running", "complete"] = "running"
+    status: Literal["running", "placing", "complete"] = "running"
     generation: int = 0
     version: int = VERSION
     created: int = field(default_factory=lambda: int(time.time()))
+    key: int = field(default_factory=lambda: secrets.randbits(62))
     result: dict[str, Any] = {}
     stream: StreamSum | None = None
-    published: list[list[Any]] | None = None
+    published: dict[str, Stamp] = {}
+    placing: dict[str, Stamp] = {}
+    output_checksum: int = 0
+    parts_checksum: int = 0
+    checksum: str = ""
 
     def save(self, folder: Path) -> None:
         """Write it, at once and for good. Raises `OutputError`."""
+        self.checksum = self._own_checksum()
         replace_file(folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+
+    def is_sound(self) -> bool:
+        """Whether it is as it was saved."""
+        return self.checksum == self._own_checksum()
+
+    def known(self, which: str) -> Stamp | None:
+        """The files in the place of an output that are this job's, or were given up to it; None: none may be there."""
+        found = [stamps[which] for stamps in (self.published, self.placing) if which in stamps]
+        return [entry for stamp in found for entry in stamp] if found else None
+
+    def _own_checksum(self) -> str:
+        bare = msgspec.structs.replace(self, checksum="")
+        return f"{checksum(msgspec.json.encode(bare)):016x}"
 
     def require(self, job: Mapping[str, Any], where: str) -> None:
         """Raise `JobMismatchError`, with a table of what differs, unless this is the manifest of `job`.
@@ -70,18 +98,36 @@ def normal(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def load(folder: Path) -> Manifest | None:
-    """The manifest in `folder`, if there is one. Raises `JobError` if it cannot be understood."""
+    """The manifest in `folder`, if there is one. Raises `JobError` if it is damaged, or of another version."""
+    path = folder / FILE
     try:
-        data = (folder / FILE).read_bytes()
+        data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror or error}") from error
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise JobError(f"{folder / FILE} is damaged ({error}); --fresh discards the job") from None
-    if manifest.version != VERSION:
-        raise JobError(f"{folder / FILE} has version {manifest.version}, not {VERSION}; --fresh discards the job")
+        version = msgspec.json.decode(data, type=_Version).version
+        manifest = msgspec.json.decode(data, type=Manifest) if version == VERSION else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise damaged(path) from None
+    if manifest is None:
+        raise JobError(
+            f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the job with the "
+            "Penstock that began it, or discard it with --fresh"
+        )
+    if not manifest.is_sound():
+        raise damaged(path)
     return manifest
+
+
+def damaged(path: Path) -> JobError:
+    """The error of a manifest that is not as it was saved."""
+    return JobError(f"{path} is damaged, so what was done cannot be told; --fresh discards it and begins anew")
+
+
+class _Version(Struct):
+    version: int
 
 
 def _table(differences: Mapping[str, tuple[object, object]]) -> str:

@@ -52,6 +52,7 @@ class OpenAILines:
     flat_columns: tuple[str, ...] = ("id", "custom_id", "response", "error")
     preparing: Stage = "prompt"
     concludes: bool = False
+    json_ready: bool = True
     every_row: bool = True  # an id can repeat one from before the interruption
 
     def __init__(self, *, model: str, created: int) -> None:

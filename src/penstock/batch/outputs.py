@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock import env
+from penstock import env, private
 from penstock.batch import assemble
 from penstock.batch.assemble import Segment
-from penstock.batch.journal import remove, sync_folder
+from penstock.batch.durable import remove
+from penstock.batch.manifest import Stamp
+from penstock.batch.placing import is_own, place, stamp_of
+from penstock.batch.records import checksum_of
 from penstock.batch.sources.files import filesystem, is_url
 from penstock.errors import ConfigError, OutputError, PenstockError
 
@@ -68,25 +72,36 @@ class Output:
 
     def exists(self) -> bool:
         """Whether there is something at the place of the output. An empty directory is nothing."""
-        if self.remote:
+        with self._failing():
+            if not self.remote:
+                return not is_own(self.path.rstrip("/"), None)
             fs, path = filesystem(self.path)
+            fs.invalidate_cache()
             return bool(fs.find(path) if self.form == "dataset" else fs.exists(path))
-        if self.form == "dataset":
-            return os.path.isdir(self.path) and bool(os.listdir(self.path))
-        return os.path.exists(self.path)
 
-    def stamp(self) -> list[list[Any]]:
-        """Name, size and time of change of each file of the output: whoever edits one changes them."""
-        try:
-            if self.remote:
-                fs, path = filesystem(self.path)
-                found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet")) if self.form == "dataset" else [path]
+    def stamp(self) -> Stamp:
+        """What the files of the output are like: whoever edits one changes that.
+
+        At a URL only their sizes are known.
+        """
+        with self._failing():
+            if not self.remote:
+                return stamp_of(self.path.rstrip("/"))
+            fs, path = filesystem(self.path)
+            fs.invalidate_cache()
+            if self.form == "dataset":
+                found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
                 return [[name.rpartition("/")[2], int(fs.size(name) or 0), 0] for name in found]
-            paths = glob.glob(os.path.join(glob.escape(self.path), "*.parquet"))
-            files = [(path, os.stat(path)) for path in (sorted(paths) if self.form == "dataset" else [self.path])]
-            return [[os.path.basename(path), stat.st_size, stat.st_mtime_ns] for path, stat in files]
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+            return [["", int(fs.size(path) or 0), 0]] if fs.exists(path) else []
+
+    def is_own(self, known: Stamp | None, *, placing: bool = False) -> bool:
+        """Whether nothing is at the place of the output but what `known` lists.
+
+        What is at a URL is taken for the job's own once it is `placing` its output there.
+        """
+        if known is None:
+            return not self.exists()
+        return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
     def prepare(self) -> None:
         """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be written."""
@@ -97,18 +112,19 @@ class Output:
         if self.dead_letter is not None:
             _check_place(self.dead_letter, "dead_letter")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if not private.make_folder(self.folder):
+                private.close_to_others(self.folder)
         except OSError as error:
             raise OutputError(f"{self.folder}: {error.strerror or error}") from error
 
-    def publish(self, rows: Callable[[], Iterable[Segment]], empty: Callable[[], Any], columns: list[str]) -> None:
-        """Write the final output from the parts and put it in place at once.
+    def assemble(self, rows: Callable[[], Iterable[Segment]], empty: Callable[[], Any], columns: list[str]) -> Path:
+        """Write the final output from the parts, in the state directory. Returns its path there.
 
         `empty` makes an Arrow table and `columns` name the columns for an output without rows. Raises
         `OutputError`.
         """
         target = self.folder / self.part_name("final") if self.form != "dataset" else self.folder / "final"
-        try:
+        with self._failing():
             remove(target)
             if self.form == "jsonl":
                 assemble.write_jsonl(target, self.folder, rows())
@@ -119,43 +135,60 @@ class Output:
 
                 write = assemble_parquet.write_dataset if self.form == "dataset" else assemble_parquet.write_parquet
                 write(target, self.folder, rows, empty())
-            if self.remote:
-                self._upload(target)
-            elif self.form == "dataset":
-                self._place_files(target)
-            else:
-                os.replace(target, self.path)
-                sync_folder(Path(self.path).absolute().parent)
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror or error}") from error
+        return target
 
-    def publish_failed(self, rows: Iterable[Segment]) -> None:
-        """Write the rows that failed to `dead_letter` and put it in place at once. Raises `OutputError`."""
-        assert self.dead_letter is not None
+    def assemble_failed(self, rows: Iterable[Segment]) -> Path:
+        """Write the rows that failed, in the state directory. Returns the file's path. Raises `OutputError`."""
         target = self.folder / "failed.jsonl"
-        try:
+        with self._failing():
             if self.columnar:
                 from penstock.batch import assemble_parquet
 
                 assemble_parquet.write_lines(target, self.folder, list(rows))
             else:
                 assemble.write_jsonl(target, self.folder, rows)
-            os.replace(target, self.dead_letter)
-        except OSError as error:
-            raise OutputError(f"{self.dead_letter}: {error.strerror or error}") from error
+        return target
 
-    def take_back(self, name: str) -> str:
-        """Make the final output a part of its job again, called `name`. Returns the part's file name."""
+    def stamp_of(self, made: Path) -> Stamp:
+        """What `stamp` will say when `made` is in its place."""
+        stamp = stamp_of(made)
+        return [[name, size, 0] for name, size, _ in stamp] if self.remote else stamp
+
+    def place(self, made: Path, known: Stamp | None) -> None:
+        """Put the final output in its place: at once, at a URL file by file. Raises `OutputError`."""
+        with self._failing():
+            if self.remote:
+                self._upload(made)
+            else:
+                place(made, self.path, known)
+
+    def place_failed(self, made: Path, known: Stamp | None) -> None:
+        """Put the rows that failed in their place. Raises `OutputError`."""
+        assert self.dead_letter is not None
+        with self._failing():
+            place(made, self.dead_letter, known)
+
+    def take_back(self, name: str, checksum: int) -> str:
+        """Make the final output a part of its job again, called `name`. Returns the part's file name.
+
+        Raises `OutputError` if it is not the one of this checksum.
+        """
         target = self.folder / (name if self.form == "dataset" else self.part_name(name))
         source = self.path
-        try:
+        with self._failing():
             remove(target)
             if self.remote:
                 fs, path = filesystem(self.path)
                 source = str(self.folder / "download")
+                remove(Path(source))
                 fs.get(path, source, recursive=self.form == "dataset")
+            if checksum_of(Path(source)) != checksum:
+                raise OutputError(
+                    f"{self.path} was changed since the job wrote it, so its rows cannot be told apart; "
+                    "--fresh computes all of them again"
+                )
             if self.form == "dataset":
-                target.mkdir()
+                private.make_folder(target)
                 for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
                     _link(file, target / os.path.basename(file))
             elif self.form == "csv":
@@ -164,39 +197,33 @@ class Output:
                 _link(source, target)
             if self.remote:
                 remove(Path(source))
-        except OSError as error:
-            raise OutputError(f"{self.path}: {error.strerror or error}") from error
         return target.name
 
-    def _place_files(self, made: Path) -> None:
-        final = Path(self.path)
-        final.mkdir(exist_ok=True)
-        names = sorted(path.name for path in made.iterdir())
-        for name in names:
-            os.replace(made / name, final / name)
-        for path in final.glob("part-*.parquet"):
-            if path.name not in names:
-                path.unlink()
-        made.rmdir()
-        sync_folder(final)
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except PenstockError:
+            raise
+        except OSError as error:
+            raise OutputError(f"{error.filename or self.path}: {error.strerror or error}") from error
+        except Exception as error:
+            if not self.remote:
+                raise
+            raise OutputError(f"{self.path}: {error}") from error  # each file system has errors of its own
 
     def _upload(self, made: Path) -> None:
         fs, path = filesystem(self.path)
-        try:
-            if self.form == "dataset":
-                fs.makedirs(path, exist_ok=True)
-                names = sorted(file.name for file in made.iterdir())
-                for name in names:
-                    fs.put_file(str(made / name), f"{path.rstrip('/')}/{name}")
-                for old in fs.glob(f"{path.rstrip('/')}/part-*.parquet"):
-                    if old.rpartition("/")[2] not in names:
-                        fs.rm_file(old)
-            else:
-                fs.put_file(str(made), path)
-        except PenstockError:
-            raise
-        except Exception as error:  # each file system has errors of its own
-            raise OutputError(f"{self.path}: {error}") from error
+        if self.form == "dataset":
+            fs.makedirs(path, exist_ok=True)
+            names = sorted(file.name for file in made.iterdir())
+            for name in names:
+                fs.put_file(str(made / name), f"{path.rstrip('/')}/{name}")
+            for old in fs.glob(f"{path.rstrip('/')}/part-*.parquet"):
+                if old.rpartition("/")[2] not in names:
+                    fs.rm_file(old)
+        else:
+            fs.put_file(str(made), path)
         remove(made)
 
 
@@ -212,7 +239,8 @@ def _link(source: str, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # not every file system has links
-        shutil.copyfile(source, target)
+        with open(source, "rb") as copied, open(target, "wb", opener=private.opener) as copy:
+            shutil.copyfileobj(copied, copy, 1 << 20)
 
 
 def _state_root() -> Path:

@@ -141,7 +141,7 @@ def _schema(spec: str) -> Schema:
     try:
         return Schema(msgspec.json.decode(spec or '{"type": "object"}', type=dict))
     except msgspec.DecodeError:
-        raise ConfigError("is no JSON object", field="schema") from None
+        raise ConfigError("not a JSON object", field="schema") from None
 
 
 def _told(request: Request, outcome: Outcome) -> Request | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -13,6 +13,7 @@ from penstock.batch.repair import Repair, collect, invalid_json
 from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
+from penstock.batch.values import plain_row
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.openai.requests import check_messages
@@ -29,13 +30,14 @@ class RequestForm(Protocol):
     `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
     prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
     objects taken apart. `preparing` names the stage of rows that cannot be prepared. `concludes` says that a row's
-    outcome is more than that of its request.
+    outcome is more than that of its request. `json_ready` says that output rows hold what `values.for_json` makes.
     """
 
     columns: tuple[str, ...] | None
     every_row: bool
     preparing: Stage
     concludes: bool
+    json_ready: bool
     flat_columns: tuple[str, ...]
 
     def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
@@ -65,12 +67,14 @@ class ColumnRequests:
     """Chat requests from a prompt template or a column of messages; answers become columns beside the input's.
 
     `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for all rows.
-    `prefix` goes before the name of each result column.
+    `prefix` goes before the name of each result column. `values_for`: the output that
+    rows go to, where their values may be other ones than those of JSON; a row with one that it cannot hold fails.
     """
 
     every_row: bool = False
     preparing: Stage = "prompt"
     concludes: bool = False
+    json_ready: bool = True
 
     def __init__(
         self,
@@ -84,7 +88,9 @@ class ColumnRequests:
         adapter_column: str | None = None,
         prefix: str = "",
         repair: Repair | None = None,
+        values_for: Literal["json", "parquet"] | None = None,
     ) -> None:
+        self._values_for = values_for
         self.repair = repair or Repair()
         self._template = template
         self._messages = messages
@@ -137,6 +143,11 @@ class ColumnRequests:
             )
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if self._values_for is not None:
+            for row in rows:
+                if row.values is not None:
+                    row.values, wrong = plain_row(row.values, json=self._values_for == "json")
+                    row.failure = None if wrong is None else RequestError(wrong)
         yield rows
 
     def conclude(self, row: Row, outcome: Outcome) -> Outcome:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from penstock.batch.journal import Journal, Part, digest_key
+from penstock.batch.records import checksum_of
 from penstock.batch.reorder import Reorder
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.runs import RowSet, in_order, union
-from penstock.batch.writers import MakeWriter, PartWriter, json_line
+from penstock.batch.writers import MakeWriter, PartWriter, output_line
 from penstock.errors import OutputError, PenstockError
 
 PART_ROWS = 8192
@@ -82,7 +84,7 @@ class StreamSink:
         ready = self._reorder.put(row.index, (row, outcome))
         if ready and not self._lines:
             asyncio.get_running_loop().call_soon(self._flush_or_fail)
-        self._lines += [json_line(self._form.output(*item)) for item in ready if not item[1].skipped]
+        self._lines += [output_line(self._form, *item) for item in ready if not item[1].skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
@@ -134,7 +136,7 @@ class DurableSink:
         self._number = journal.parts
         self._part: _OpenPart | None = None
         self._committing: asyncio.Future[None] | None = None
-        self._failure: OutputError | None = None
+        self._failure: PenstockError | None = None
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         if not journaled and self._journal.add(row.index, row.digest, outcome):
@@ -146,7 +148,7 @@ class DurableSink:
                 part = self._part = self._open_part()
             part.add(*item)
         part = self._part
-        if part is not None and self._committing is None and self._is_full(part):
+        if part is not None and self._committing is None and self._failure is None and self._is_full(part):
             self._commit(part)  # while one is being committed rows go on into the next, however slow the disk
         return [row for row, _ in ready]
 
@@ -180,13 +182,13 @@ class DurableSink:
         return _OpenPart(file, self._make_writer(self._journal.folder / file))
 
     def _commit(self, part: _OpenPart) -> None:
-        self._part = None
         held = ((row.index, row.digest, outcome) for row, outcome in self._reorder.held())
         commit = self._journal.rotate(held)
+        self._part = None
 
         def work() -> None:
             part.writer.finish()
-            commit(part.record())
+            commit(part.record(self._journal.folder))
 
         self._committing = asyncio.get_running_loop().run_in_executor(None, work)
         self._committing.add_done_callback(self._committed)
@@ -196,7 +198,7 @@ class DurableSink:
         error = None if done.cancelled() else done.exception()
         if error is not None:
             self._failure = (
-                error if isinstance(error, OutputError) else OutputError(f"a part cannot be written: {error}")
+                error if isinstance(error, PenstockError) else OutputError(f"a part cannot be written: {error}")
             )
             self.fail(self._failure)
 
@@ -230,9 +232,12 @@ class _OpenPart:
             kind = outcome.error.type
             self._errors[kind] = self._errors.get(kind, 0) + 1
 
-    def record(self) -> Part:
+    def record(self, folder: Path) -> Part:
+        """What its journal entry says. The file is read for it, so it must be finished."""
+        path = folder / self.file
         return Part(
             file=self.file,
+            checksum=checksum_of(path),
             runs=in_order(self.rows),
             failed=union(in_order(self._failed)),
             skipped=union(in_order(self._skipped)),

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from penstock.errors import ConfigError, told
+from penstock.json_faults import json_fault
 
 Check = Callable[[Any], bool]
 _TYPES: dict[str, Check] = {
@@ -92,20 +93,7 @@ def _decoded(text: str) -> Any:
     except RecursionError:
         raise ValueError("the answer is nested too deeply to be read") from None
     except ValueError:
-        raise ValueError(f"the answer is no JSON: {_flaw(text)}") from None
-
-
-def _flaw(text: str) -> str:
-    """What keeps a text from being JSON."""
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.pos >= len(text.rstrip()):
-            return "it is empty" if not text.strip() else f"it breaks off after {len(text):,} characters"
-        return f"it is wrong from character {error.pos + 1:,} on, {text[error.pos : error.pos + 20]!r}"
-    except RecursionError:
-        return "it is nested too deeply"
-    return "it has a number or a text that JSON does not know, such as NaN or half of a surrogate pair"
+        raise ValueError(f"the answer is no JSON: {json_fault(text)}") from None
 
 
 def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | None:
@@ -123,8 +111,7 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
     except RecursionError:
         raise ConfigError(f"{os.fspath(schema)} is nested too deeply", field="schema") from None
     except ValueError:
-        why = _flaw(content.decode(errors="replace"))
-        raise ConfigError(f"{os.fspath(schema)} is no JSON: {why}", field="schema") from None
+        raise ConfigError(f"{os.fspath(schema)} is no JSON: {json_fault(content)}", field="schema") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{os.fspath(schema)} holds no JSON object", field="schema")
     return Schema(value)

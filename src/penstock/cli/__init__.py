@@ -31,8 +31,14 @@ def main() -> None:
         cli.main(prog_name="penstock", standalone_mode=False)
     except click.exceptions.Exit as done:
         raise SystemExit(done.exit_code) from None
-    except click.ClickException as error:
-        error.show()
+    except click.UsageError as error:
+        from penstock.cli.usage_errors import usage_fault
+
+        if error.ctx is not None and len(sys.argv) == 1:
+            _say(error.ctx.get_help())
+        else:
+            usage = f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n" if error.ctx else ""
+            _say(f"{usage}penstock: {usage_fault(error)}")
         raise SystemExit(error.exit_code) from None
     except PenstockError as error:
         if debug:

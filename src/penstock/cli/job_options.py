@@ -13,6 +13,11 @@ _OPTIONS = (
     click.option("--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"),
     click.option("--engine", help="The engine that runs it.  [default: openvino]"),
     click.option("--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."),
+    click.option(
+        "--deterministic",
+        is_flag=True,
+        help="The same row gets the same answer whatever runs beside it, also in a resumed job. Costs speed.",
+    ),
     click.option("--prompt", metavar="TEXT", help="Text with {column} in it: the user's message."),
     click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
     click.option("--system", metavar="TEXT", help="A system message before each prompt."),

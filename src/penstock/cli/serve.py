@@ -28,16 +28,32 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: a free one.")
 @click.option("--engine", help="The engine of MODEL.  [default: openvino]")
 @click.option("--engine-kwargs", metavar="JSON", help="Options of the engine of MODEL, as a JSON object.")
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="The same request gets the same answer whatever runs beside it. Costs speed.",
+)
 @click.option("--name", help="What requests call MODEL.  [default: its last path component]")
 @click.option("--api-key-file", type=click.Path(dir_okay=False), help="Keys, one a line; also PENSTOCK_API_KEYS.")
 @click.option("--admin-key-file", type=click.Path(dir_okay=False), help="Keys for --dev; also PENSTOCK_ADMIN_KEYS.")
 @click.option("--dev", is_flag=True, help="With the control routes: /sleep, /pause, /collective_rpc and so on.")
 @click.option("--cors-origin", "cors_origins", multiple=True, help="A web origin that may call; can be repeated.")
+@click.option(
+    "--allowed-host", "allowed_hosts", multiple=True, help="A name that requests may call a server without keys by."
+)
 @click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
 @click.option("--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]")
 @click.option("--max-choices", type=click.IntRange(1), help="Most answers to a request (n × prompts).  [default: 128]")
 @click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
+@click.option(
+    "--head-timeout", type=click.FloatRange(0, min_open=True), help="Seconds for a request's head.  [default: 10]"
+)
+@click.option(
+    "--body-timeout",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for a request's body, and one more for each 8 KiB.  [default: 30]",
+)
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(0),
@@ -59,6 +75,7 @@ def serve(
     port: int,
     engine: str | None,
     engine_kwargs: str | None,
+    deterministic: bool,
     name: str | None,
     log_format: str,
     log_level: str,
@@ -86,7 +103,7 @@ def serve(
     configure_logging("json" if log_format == "json" else "plain", log_level)
     if tracing:
         enable_tracing()
-    args = _args(model, engine, engine_kwargs, name, runtime)
+    args = _args(model, engine, engine_kwargs, deterministic, name, runtime)
     settings = _settings(options, args.llm_configs)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
         click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
@@ -176,7 +193,9 @@ def _announce(url: str, model: str, settings: HttpSettings) -> None:
     sys.stdout.flush()
 
 
-def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str | None, runtime: str) -> LLMServingArgs:
+def _args(
+    model: str, engine: str | None, engine_kwargs: str | None, deterministic: bool, name: str | None, runtime: str
+) -> LLMServingArgs:
     import json
 
     from penstock.errors import ConfigError
@@ -184,8 +203,10 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
     from penstock.serve.serving_files import load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
-        if engine or engine_kwargs or name:
-            raise ConfigError("--engine, --engine-kwargs and --name are for a MODEL; a file says them itself")
+        if engine or engine_kwargs or name or deterministic:
+            raise ConfigError(
+                "--engine, --engine-kwargs, --deterministic and --name are for a MODEL; a file says them itself"
+            )
         args = load_serving_args(model)
         if runtime == "local":
             for name in ("ingress_cls_config", "ingress_deployment_config"):
@@ -199,7 +220,16 @@ def _args(model: str, engine: str | None, engine_kwargs: str | None, name: str |
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
     chosen = {"llm_engine": engine} if engine else {}
     return LLMServingArgs.from_dict(
-        {"llm_configs": [{"model_loading_config": loading, "engine_kwargs": options, **chosen}]}
+        {
+            "llm_configs": [
+                {
+                    "model_loading_config": loading,
+                    "engine_kwargs": options,
+                    "deterministic": deterministic,
+                    **chosen,
+                }
+            ]
+        }
     )
 
 
@@ -208,7 +238,9 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
     from penstock.serve.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
-    limits |= {name: options[name] for name in ("max_prompt_chars", "max_choices") if options[name] is not None}
+    given = {**options, "head_timeout_s": options["head_timeout"], "body_timeout_s": options["body_timeout"]}
+    settable = ("max_prompt_chars", "max_choices", "head_timeout_s", "body_timeout_s")
+    limits |= {name: given[name] for name in settable if given[name] is not None}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
     drain = options["drain_timeout"]
@@ -219,6 +251,7 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
         admin_keys=load_keys(options["admin_key_file"], env.admin_keys()),
         dev=options["dev"],
         cors_origins=options["cors_origins"],
+        allowed_hosts=options["allowed_hosts"],
         limits=Limits(**limits),
         trust_request_chat_template=options["trust_request_chat_template"],
         drain_timeout_s=drain,

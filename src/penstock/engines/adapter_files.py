@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from penstock.errors import ModelNotFoundError
+from penstock.json_faults import json_fault
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -22,11 +23,13 @@ def check_adapter(name: str, path: str) -> int:
     for file in (CONFIG, WEIGHTS):
         if not (directory / file).is_file():
             raise ModelNotFoundError(f"adapter '{name}': '{path}' has no {file}", param="model")
+    content = (directory / CONFIG).read_bytes()
     try:
-        settings = json.loads((directory / CONFIG).read_text())
-        rank = settings["r"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelNotFoundError(f"adapter '{name}': {CONFIG} cannot be used: {error!r}", param="model") from None
-    if settings.get("peft_type", "LORA") != "LORA" or not isinstance(rank, int) or rank < 1:
+        settings = json.loads(content)
+    except (ValueError, RecursionError):
+        why = f"{CONFIG} is not valid JSON: {json_fault(content)}"
+        raise ModelNotFoundError(f"adapter '{name}': {why}", param="model") from None
+    rank = settings.get("r") if isinstance(settings, dict) else None
+    if not isinstance(rank, int) or rank < 1 or settings.get("peft_type", "LORA") != "LORA":
         raise ModelNotFoundError(f"adapter '{name}': {CONFIG} does not describe a LoRA adapter", param="model")
     return rank

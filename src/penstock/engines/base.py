@@ -69,10 +69,15 @@ class LLMEngine:
 
     An engine that exchanges KV caches with others has a `connector`, and an `identity` while it runs; whoever starts it
     may say before at which `site` it stands. One that tells what it has cached does so in `cached_blocks`.
-    One that runs belongs to the event loop in which it was started: its `loop`.
+    One that runs belongs to the event loop in which it was started: its `loop`. A `deterministic` one gives the same
+    answer to the same request each time.
     """
 
     name: ClassVar[str]
+    costs_only: ClassVar[frozenset[str]] = frozenset()
+    """The names of options that cost memory or time, or stage faults, and decide no answer: a job that is taken up
+    again may have others. Options that are not named here decide.
+    """
     makes_ranks: ClassVar[bool] = False
     """Whether data-parallel ranks are an option of this engine, which starts them and balances between them."""
     capabilities: Capabilities
@@ -81,6 +86,7 @@ class LLMEngine:
     identity: Identity | None = None
     cached_blocks: CachedBlocks | None = None
     loop: asyncio.AbstractEventLoop | None = None
+    deterministic: bool = False
 
     def __init__(
         self,
@@ -101,6 +107,23 @@ class LLMEngine:
     def brings(self, method: str) -> bool:
         """Whether the engine has this method of the protocol itself."""
         return getattr(type(self), method) is not getattr(LLMEngine, method)
+
+    @classmethod
+    def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `engine_kwargs` that decide what is answered."""
+        return {name: value for name, value in engine_kwargs.items() if name not in cls.costs_only}
+
+    @property
+    def deciding_kwargs(self) -> dict[str, Any]:
+        """Those of its own options that decide what it answers."""
+        return self.deciding_options(self.engine_kwargs)
+
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        """`engine_kwargs` with which an answer depends on its request alone: not on what else runs, on the cache, or
+        on a restart. Raises `ConfigError` where the engine has no such mode.
+        """
+        raise ConfigError(f"the {cls.name} engine cannot promise it", field="deterministic", value=True)
 
     # Life
     async def start(self) -> None:
@@ -235,6 +258,19 @@ class LLMEngine:
 
     def _unsupported(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"the {self.name} engine does not support {what}")
+
+
+def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """`engine_kwargs` with those that make the engine deterministic. Raises `ConfigError` where they say the opposite,
+    or the engine has no such mode.
+    """
+    needed = cls.deterministic_options()
+    for name, value in needed.items():
+        if engine_kwargs.get(name, value) != value:
+            raise ConfigError(
+                "does not go together with deterministic", field=f"engine_kwargs.{name}", value=engine_kwargs[name]
+            )
+    return {**engine_kwargs, **needed}
 
 
 def engine_class(name: str) -> type[LLMEngine]:

@@ -39,10 +39,15 @@ class EngineGroup(LLMEngine):
         first = ranks[0]
         super().__init__(first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters)
         self.name = first.name  # type: ignore[misc]  # the group is called as its members are
+        self.deterministic = first.deterministic
         self.ranks = list(ranks)
         self.running = [0] * len(ranks)
         """Requests on each rank."""
         self._turn = 0
+
+    @property
+    def deciding_kwargs(self) -> dict[str, Any]:
+        return self.ranks[0].deciding_kwargs
 
     def stated_context_length(self) -> int | None:
         return self.ranks[0].stated_context_length()

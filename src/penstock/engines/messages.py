@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.engines.base import Capabilities
+from penstock.errors import RequestError
 from penstock.types import Delta, Sampling
 
 
@@ -72,3 +73,9 @@ ToParent = Ready | Step | Reply | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_parent = msgspec.msgpack.Decoder(ToParent).decode
+
+
+def refusal_of(data: bytes | bytearray, error: msgspec.ValidationError) -> Failed:
+    """The answer to a message whose values have wrong types: the request is to blame, not the worker."""
+    number: int = msgspec.msgpack.decode(data)[1]
+    return Failed(number, RequestError.kind, f"a value of the request has a wrong type: {error}")

@@ -2,7 +2,7 @@
 
 The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is everything one engine
 step produced, so that one wake-up of the event loop carries every request's new tokens. The child ends when the pipe
-closes, so it cannot outlive its parent, whatever happens to that.
+closes, and is killed with its parent (`parent.py`), so it cannot outlive that, whatever happens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import cast
 
 from penstock.errors import EngineDeadError
@@ -22,14 +26,47 @@ from penstock.errors import EngineDeadError
 LENGTH_BYTES = 4
 _SOCKET_BUFFER = 1 << 22
 _STOP_GRACE_SECONDS = 5.0
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that a process does not get for what it does itself."""
+
+
+_Spawn = Callable[[], "subprocess.Popen[bytes]"]
+_wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] = {}
+"""What the thread that starts children is to start. By process: a forked one has no threads of its parent's."""
+
+
+def _spawned(spawn: _Spawn) -> Future[subprocess.Popen[bytes]]:
+    """The child that `spawn` starts, in a thread that lives as long as this process: for the kernel a child's parent is
+    the thread that started it, and the child ends with that.
+    """
+    pid = os.getpid()
+    if pid not in _wanted:
+        _wanted[pid] = SimpleQueue()
+        threading.Thread(target=_start_children, args=(_wanted[pid],), name="penstock-spawn", daemon=True).start()
+    started: Future[subprocess.Popen[bytes]] = Future()
+    _wanted[pid].put((spawn, started))
+    return started
+
+
+def _start_children(wanted: SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]) -> None:
+    while True:
+        spawn, started = wanted.get()
+        if started.set_running_or_notify_cancel():
+            try:
+                started.set_result(spawn())
+            except BaseException as error:
+                started.set_exception(error)
 
 
 class EngineProcess(asyncio.Protocol):
-    """A child that runs `python -m MODULE FD`. `on_message` gets each message's bytes, `on_death` one line saying why
-    it ended.
+    """A child that runs `python -m MODULE FD PARENT`, and calls `end_with_parent` with these.
+
+    `on_message` gets each message's bytes, `on_death` one line saying why it ended; `killed` then says whether it was
+    sent the signal to.
     """
 
     def __init__(self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]) -> None:
+        self.killed = False
         self._module = module
         self._on_message = on_message
         self._on_death = on_death
@@ -52,19 +89,30 @@ class EngineProcess(asyncio.Protocol):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with theirs:
             # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ == "__main__"` guard.
-            self._child = subprocess.Popen(  # noqa: ASYNC220 - it takes about a millisecond
-                [sys.executable, "-m", self._module, str(theirs.fileno())],
+            spawn = partial(
+                subprocess.Popen,
+                [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())],
                 pass_fds=(theirs.fileno(),),
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             )
+            spawned = _spawned(spawn)
+            try:
+                self._child = await asyncio.wrap_future(spawned)
+            except asyncio.CancelledError:
+                if not spawned.cancelled():
+                    child = spawned.result()
+                    child.kill()
+                    child.wait()
+                ours.close()
+                raise
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
 
     def send(self, message: bytes) -> None:
         """Queue a message. Messages of one turn of the event loop leave in one write."""
         if self._transport is None:
-            raise EngineDeadError("the engine process is not running")
+            raise EngineDeadError("the engine process is not running", suspects=False)
         if not self._outgoing:
             asyncio.get_running_loop().call_soon(self._flush)
         self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
@@ -128,5 +176,6 @@ class EngineProcess(asyncio.Protocol):
         if code is None or code == 0:
             return "the engine process ended"
         if code < 0:
+            self.killed = -code in _SENT
             return f"the engine process was ended by {signal.Signals(-code).name}"
         return f"the engine process ended with exit code {code}"

@@ -54,10 +54,11 @@ class SimulatedOptions(Struct, frozen=True):
     `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it was admitted. Which requests are
     hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
     `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
-    dies, `die_times` times in all. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
+    dies, `die_times` times in all; a prompt that holds the text `die_on` kills it each time, when its first token is
+    due. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
     with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time,
     `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its own does not wait for the
-    loop either.
+    loop either. With `deterministic` requests that sample without a seed get one made from what they ask.
     """
 
     seed: int = 0
@@ -77,8 +78,19 @@ class SimulatedOptions(Struct, frozen=True):
     hang_rate: Share = 0.0
     die_after: Annotated[int, Meta(ge=0)] = 0
     die_times: Annotated[int, Meta(ge=0)] = 1
+    die_on: Annotated[str, Meta(min_length=1)] | None = None
     kv_transfer_config: dict[str, Any] | None = None
     kv_transfer_ms: Milliseconds = 0.0
+    deterministic: bool = False
+
+
+COSTS_ONLY = frozenset(
+    {
+        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
+        *("steps_per_turn", "max_num_seqs", "kv_cache_blocks", "kv_transfer_config", "kv_transfer_ms"),
+        *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times", "die_on"),
+    }
+)
 
 
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
@@ -103,6 +115,7 @@ class _Running:
         self.kv = request.kv_transfer_params or {}
         self.slowness = 1.0
         self.hangs = False
+        self.kills = False
         self.ready_at = 0.0
         self.stop = StopStrings(request.sampling.stop)
         self.mailbox = Mailbox()
@@ -112,10 +125,12 @@ class SimulatedEngine(TokenEngine):
     """Stands in for a model. Tokens are UTF-8 bytes, so text and token ids convert without loss."""
 
     name: ClassVar[str] = "simulated"
+    costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
 
     def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
+        self.deterministic = self.options.deterministic
         self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
             tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
@@ -139,6 +154,10 @@ class SimulatedEngine(TokenEngine):
         self._deaths = 0
         self._served_since_start = 0
 
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        return {"deterministic": True}
+
     # Life
     async def start(self) -> None:
         if self._alive:
@@ -152,11 +171,11 @@ class SimulatedEngine(TokenEngine):
         self._served_since_start = 0
 
     async def stop(self) -> None:
-        self._die("the simulated engine was stopped")
+        self._die("the simulated engine was stopped", suspects=False)
 
     async def check_health(self) -> None:
         if not self._alive:
-            raise EngineDeadError("the simulated engine is not running")
+            raise EngineDeadError("the simulated engine is not running", suspects=False)
 
     # Requests
     def generate(self, request: GenerateRequest) -> Deltas:
@@ -167,7 +186,7 @@ class SimulatedEngine(TokenEngine):
         item = self._admit(request)
         if self.cached_blocks is not None and (names := PROMPT_BLOCKS.get()):
             self.cached_blocks.asked(names, item.blocks)
-        if self._instant and not request.stream and not item.hangs:
+        if self._instant and not request.stream and not item.hangs and not item.kills:
             self._prefill(item)
             while (delta := self._emit(item)) is None or delta.finish_reason is None:
                 pass
@@ -255,6 +274,7 @@ class SimulatedEngine(TokenEngine):
         if not prompt:
             raise RequestError("the prompt is empty", param="prompt")
         self._check_ids(prompt, "prompt")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         room = options.max_model_len - len(prompt)
         if room < 1 or (sampling.max_tokens or 0) > room:
             raise ContextLengthError(
@@ -277,6 +297,7 @@ class SimulatedEngine(TokenEngine):
         if draw.random() < options.slow_rate:
             item.slowness = options.slow_factor
         item.hangs = draw.random() < options.hang_rate
+        item.kills = options.die_on is not None and options.die_on.encode() in bytes(prompt)
         return item
 
     def _prefill(self, item: _Running) -> float:
@@ -402,6 +423,9 @@ class SimulatedEngine(TokenEngine):
                 continue  # it has finished, or its caller went away
             if item.slowness > 1:
                 item.ready_at = now + seconds * (item.slowness - 1)
+            if item.kills:
+                self._die("the simulated engine died of a request, as it was told to")
+                return
             delta = self._emit(item)
             if delta is not None:
                 item.mailbox.put(delta)
@@ -421,14 +445,14 @@ class SimulatedEngine(TokenEngine):
         if self.cached_blocks is not None:
             self.cached_blocks.clear()
 
-    def _die(self, why: str) -> None:
+    def _die(self, why: str, *, suspects: bool = True) -> None:
         self._alive = False
         self.loop = None
         if self.identity is not None:
             HELD.pop(self.identity.engine_id, None)
             self.identity = None
         for item in [*self._running, *self._waiting]:
-            item.mailbox.fail(EngineDeadError(why))
+            item.mailbox.fail(EngineDeadError(why, suspects=suspects))
         self._running.clear()
         self._waiting.clear()
         self._forget_prefixes()

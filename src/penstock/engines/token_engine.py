@@ -18,7 +18,8 @@ import msgspec
 from penstock.engines.base import LLMEngine
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import Deltas, mapped
-from penstock.engines.sampling_checks import check_sampling
+from penstock.engines.derived_seed import with_seed
+from penstock.engines.sampling_checks import check_sampling, check_token_ids
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.openai.tools import arguments_as_objects, call_constraint, check_tools
@@ -52,6 +53,7 @@ class TokenEngine(LLMEngine):
 
     def chat(self, request: ChatRequest) -> Deltas:
         self._check_task("chat")
+        request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
@@ -62,6 +64,8 @@ class TokenEngine(LLMEngine):
                 "this model's chat template shows it no tools; a call can only be required (tool_choice)", param="tools"
             )
         prompt = request.prompt_token_ids or self._rendered(request, tools)
+        if isinstance(prompt, list):
+            check_token_ids(prompt, "prompt_token_ids")
         single = GenerateRequest(
             prompt, sampling, request.adapter, request.stream, kv_transfer_params=request.kv_transfer_params
         )
@@ -74,10 +78,14 @@ class TokenEngine(LLMEngine):
 
     def completions(self, request: CompletionRequest) -> Deltas:
         self._check_task("completions")
+        request = with_seed(request) if self.deterministic else request
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
+        prompt = request.prompt_token_ids or request.prompt
+        if isinstance(prompt, list):
+            check_token_ids(prompt, "prompt")
         single = GenerateRequest(
-            request.prompt_token_ids or request.prompt,
+            prompt,
             request.sampling,
             request.adapter,
             request.stream,

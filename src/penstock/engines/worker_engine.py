@@ -20,12 +20,15 @@ from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, S
 from penstock.engines.process import EngineProcess
 from penstock.engines.stuck import StuckWatch
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, by_kind
+from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, RequestError, by_kind, told
 from penstock.types import Delta, EmbeddingRequest, Embeddings
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
 """After so many in a row a process that should work, and sleeps, is taken to hang."""
+
+STARTS = 3
+"""How often a process is started that ends while it loads: somebody may have killed it."""
 
 _log = logging.getLogger(__name__)
 
@@ -63,8 +66,16 @@ class WorkerEngine(TokenEngine):
 
     async def start(self) -> None:
         async with self._changing:  # who comes second finds it running, and not on its way
-            if self._process is None:
-                await self._start()
+            for left in reversed(range(STARTS)):
+                if self._process is not None:
+                    return
+                try:
+                    await self._start()
+                except EngineDeadError as error:
+                    if not left or not error.suspects:  # or it was stopped
+                        tries = f" in {STARTS} tries" if not left else ""
+                        raise EngineStartError(f"'{self.model_source}' could not be loaded{tries}: {error}") from None
+                    _log.warning("'%s': %s while it loaded; it is started again", self.model_source, error)
 
     async def _start(self) -> None:
         load = await self._load_message()
@@ -85,10 +96,8 @@ class WorkerEngine(TokenEngine):
                 self._watching.cancel()  # that of a process that died
             if self.watched and process.pid is not None:
                 self._watching = asyncio.create_task(self._watch(process, process.pid))
-        except BaseException as error:
+        except BaseException:
             await self.stop()
-            if isinstance(error, EngineDeadError):
-                raise EngineStartError(f"'{self.model_source}' could not be loaded: {error}") from None
             raise
 
     async def stop(self) -> None:
@@ -98,7 +107,7 @@ class WorkerEngine(TokenEngine):
         if watching is not None:
             watching.cancel()
         if process is not None:
-            self._fail_all()
+            self._fail_all(suspects=False)
             await process.stop()
 
     async def check_health(self) -> None:
@@ -172,8 +181,12 @@ class WorkerEngine(TokenEngine):
     # Messages
     def _send(self, message: msgspec.Struct) -> None:
         if self._process is None:
-            raise EngineDeadError(self._why_dead)
-        self._process.send(encode(message))
+            raise EngineDeadError(self._why_dead, suspects=False)
+        try:
+            data = encode(message)
+        except (TypeError, ValueError, OverflowError) as error:  # lone surrogates, integers of more than 64 bits
+            raise RequestError(f"the request holds a value that cannot be sent to the engine: {told(error)}") from None
+        self._process.send(data)
 
     async def _call(self, method: str, *args: Any) -> Any:
         number = next(self._ids)
@@ -217,10 +230,10 @@ class WorkerEngine(TokenEngine):
             self._why_dead = why
             self._process = None
             self.loop = None
-            self._fail_all()
+            self._fail_all(killed=process.killed)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, **about: bool) -> None:
         for mailbox in self._mailboxes.values():
-            mailbox.fail(EngineDeadError(self._why_dead))
+            mailbox.fail(EngineDeadError(self._why_dead, **about))
         for number in list(self._calls):
-            self._settle(number, error=EngineDeadError(self._why_dead))
+            self._settle(number, error=EngineDeadError(self._why_dead, **about))

@@ -219,7 +219,7 @@ class HttpClient:
     def _open(self, to: Endpoint, data: Any, headers: Mapping[str, str] | None, timeout: aiohttp.ClientTimeout) -> Any:
         session = self._session
         if session is None:
-            raise EngineDeadError(f"{to.shown}: the connection was closed")
+            raise EngineDeadError(f"{to.shown}: the connection was closed", suspects=False)
         if self._each_time is not None:
             headers = self._each_time if headers is None else {**self._each_time, **headers}
         if isinstance(data, bytes):
@@ -300,7 +300,7 @@ class HttpClient:
 
     def _failure(self, error: BaseException, to: Endpoint) -> PenstockError:
         if self._session is None:
-            return EngineDeadError(f"{to.shown}: the connection was closed")
+            return EngineDeadError(f"{to.shown}: the connection was closed", suspects=False)
         found: UpstreamError | EngineTimeoutError
         if isinstance(error, TimeoutError):
             limits = self._timeout

@@ -254,10 +254,11 @@ def parse_body(form: type[Body], body: Any) -> Body:
             raise RequestError(f"unknown parameter '{name}'. {hint}", param=str(name))
     try:
         return msgspec.convert(body, form, strict=True)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        param = path.rstrip("`").lstrip(".") or None
-        raise RequestError(f"{param}: {message}" if param else message, param=param) from None
+    except msgspec.ValidationError:
+        from penstock.misfits import misfit  # only on the way to an error
+
+        found = misfit(form, body)
+        raise RequestError(str(found), param=found.place or None) from None
 
 
 @cache

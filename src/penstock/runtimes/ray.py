@@ -171,7 +171,7 @@ def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
     try:
         return serve.deployment(cls, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(" ".join(str(error).split()), field=where) from None
+        raise ConfigError(f"Ray refuses these options: {' '.join(str(error).split())}", field=where) from None
 
 
 def _target(config: LLMConfig) -> float:

@@ -50,6 +50,8 @@ class RayEngine(LLMEngine):
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
         super().__init__(engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters)
         self.name = engine.name  # type: ignore[misc]  # its rows are those of that engine
+        self.deterministic = engine.deterministic
+        self._deciding_kwargs = engine.deciding_kwargs
         self._config = LLMConfig.from_dict(
             {
                 "model_loading_config": {"model_id": MODEL_ID, "model_source": engine.model_source},
@@ -63,6 +65,10 @@ class RayEngine(LLMEngine):
         self._app = ""
         self._model: Any = None
         self._own_cluster = False
+
+    @property
+    def deciding_kwargs(self) -> dict[str, Any]:
+        return self._deciding_kwargs
 
     # Life
     async def start(self) -> None:

@@ -38,7 +38,7 @@ class IngressApp:
                 for endpoint in endpoints
             )
         app: ASGIApp = Router([as_route(endpoint) for endpoint in endpoints], redirect_slashes=False)
-        app = ExchangeMiddleware(app, ingress)
+        app = ExchangeMiddleware(app, ingress, frozenset(one.path for one in endpoints if one.public))
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,

@@ -7,17 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.types import Scope
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.serve.settings import HttpSettings
-
-CONTROL_PATHS = frozenset(
-    {
-        *("/sleep", "/wakeup", "/is_sleeping", "/pause", "/resume", "/is_paused"),
-        *("/reset_prefix_cache", "/start_profile", "/stop_profile", "/collective_rpc"),
-    }
-)
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:
@@ -27,7 +19,8 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
         try:
             lines = Path(file).read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"the file of keys cannot be read: {error}", field="api_key_file", value=file) from None
+            why = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(f"{file}: the keys cannot be read: {why}", field="api_key_file", value=file) from None
         given = [line.strip() for line in lines if not line.startswith("#")]
         if not any(given):
             # An open server is not what somebody who names a file of keys wants.
@@ -39,20 +32,29 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
     return frozenset(filter(None, keys))
 
 
-def check_key(scope: Scope, settings: HttpSettings) -> None:
-    """Raise `NoKeyError` or `ForbiddenError` unless the request may use its path."""
-    if not settings.api_keys and not settings.admin_keys:
+def is_admin(headers: Headers, settings: HttpSettings) -> bool:
+    """Whether the caller runs the server: has an admin key, or finds no keys at all."""
+    return settings.keyless or _is_one_of(_given_key(headers), settings.admin_keys)
+
+
+def check_user(headers: Headers, settings: HttpSettings) -> None:
+    """Raise `NoKeyError` unless the caller has a key, where one is needed."""
+    if settings.api_keys and not _is_one_of(_given_key(headers), settings.api_keys | settings.admin_keys):
+        raise _no_key(headers)
+
+
+def check_admin(headers: Headers, settings: HttpSettings) -> None:
+    """Raise `NoKeyError` or `ForbiddenError` unless the caller may use the control routes."""
+    if is_admin(headers, settings):
         return
-    given = _given_key(Headers(scope=scope))
-    control = scope["path"] in CONTROL_PATHS
-    if control:
-        if _is_one_of(given, settings.admin_keys):
-            return
-        if _is_one_of(given, settings.api_keys):
-            raise ForbiddenError("the control routes need an admin key")
-    elif not settings.api_keys or _is_one_of(given, settings.api_keys | settings.admin_keys):
-        return
-    raise NoKeyError(
+    if _is_one_of(_given_key(headers), settings.api_keys):
+        raise ForbiddenError("the control routes need an admin key")
+    raise _no_key(headers)
+
+
+def _no_key(headers: Headers) -> NoKeyError:
+    given = _given_key(headers)
+    return NoKeyError(
         "the API key is wrong" if given else "an API key is needed: send the header 'Authorization: Bearer KEY'"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Awaitable
@@ -18,13 +19,17 @@ from penstock.openai.requests import parse_body
 from penstock.serve.http_errors import as_penstock_error, log_unforeseen
 from penstock.serve.ingress import Ingress
 from penstock.serve.interrupt import Interrupt
-from penstock.serve.limits import read_json
+from penstock.serve.limits import check_inflight, check_json, decode_json, read_body
 from penstock.serve.model_names import Target
+from penstock.serve.public_errors import public
 from penstock.types import Usage
 
+_log = logging.getLogger("penstock.serve")
 Body = TypeVar("Body", bound=msgspec.Struct)
 T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
+UNTRUSTED = "x-penstock-untrusted"
+"""The header by which an ingress tells a replica that its caller holds a user's key."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -38,6 +43,8 @@ class Exchange:
         self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
         self.runs = False
+        self.trusted = False
+        """Whether the caller may see how the server is set up: an operator, or anybody where there are no keys."""
         self.status = 0
         self.error: str | None = None
         self.usage = Usage()
@@ -47,16 +54,27 @@ class Exchange:
         self.engine_seconds = 0.0
         self.queue_times = gather_queue_times()
         self.request: Request
+        self._counted = False
 
     async def body(self, form: type[Body]) -> Body:
         """The request's JSON body, checked."""
-        async with self.reading():
-            body = await read_json(self.request, self.ingress.settings.limits)
-        return parse_body(form, body)
+        return parse_body(form, decode_json(await self.read_json(), Any))
 
-    def reading(self) -> Interrupt:
-        """The context in which a body may be waited for: a client that stalls must not keep the server from its end."""
-        return Interrupt(None, self.ingress.live)
+    async def read_json(self) -> bytes:
+        """The request's body, which its sender says is JSON."""
+        check_json(self.request, stated=not self.ingress.settings.api_keys)
+        return await self.read()
+
+    async def read(self) -> bytes:
+        """The request's body. From now on the request counts as one that is being answered."""
+        limits = self.ingress.settings.limits
+        async with Interrupt(None, self.ingress.live):  # a client that stalls must not keep the server from its end
+            body = await read_body(self.request, limits)
+        if self.runs and not self._counted:
+            self._counted = True
+            self.ingress.answering += 1
+            check_inflight(self.ingress.answering, limits)
+        return body
 
     async def target(self, model: str) -> Target:
         """What answers for `model`."""
@@ -88,10 +106,21 @@ class Exchange:
         error = told if told is not None else as_penstock_error(caught)
         log_unforeseen(error, caught, self.id)
         self.error = error.kind
-        return error
+        return self.shown(error)
+
+    def shown(self, error: PenstockError) -> PenstockError:
+        """The error as this caller may read it; the log has what was left out."""
+        if self.trusted:
+            return error
+        shown = public(error, self.ingress.sources)
+        if shown is not error:
+            _log.warning("request %s: %s", self.id, error)
+        return shown
 
     def finish(self) -> None:
-        """Report to the metrics."""
+        """Report to the metrics, and count the request out."""
+        if self._counted:
+            self.ingress.answering -= 1
         self.ended = time.perf_counter()
         self.ingress.metrics.requests.labels(self.model, self.endpoint, str(self.status)).inc()
         if not self.model or not self.runs:

@@ -52,6 +52,7 @@ class ModelState(Struct, frozen=True):
     answered, `waiting` ones are queued. Since the process began, the engine was loaded `loads` times, of which
     `restarts` followed a death, and was given adapters `adapter_loads` times; it holds `adapters` now. `handoffs`
     counts, where a prefill side computes prompts, what became of each: `serve.decode_server` lists the outcomes.
+    `on_demand`: its first request loads it, so that it may be `cold` and all the same answer.
     """
 
     state: StateName
@@ -63,6 +64,12 @@ class ModelState(Struct, frozen=True):
     adapter_loads: int = 0
     adapters: int = 0
     handoffs: dict[str, int] = field(default_factory=dict)
+    on_demand: bool = False
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether a request would be answered, if need be after a load."""
+        return self.state == "ready" or (self.on_demand and self.state in ("cold", "loading"))
 
 
 class ModelHandle(Protocol):

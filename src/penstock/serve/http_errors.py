@@ -9,12 +9,15 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
+from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError, SlowRequestError
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
 
 _log = logging.getLogger("penstock.serve")
 ANTHROPIC_PATH = "/v1/messages"
+RETRY_AFTER_S = 1.0
+"""When to come again after a 503 of which nobody knows how long it lasts."""
+LONGEST_RETRY_AFTER_S = 86400.0
 
 
 def as_penstock_error(error: BaseException) -> PenstockError:
@@ -38,8 +41,11 @@ def error_response(path: str, error: PenstockError) -> Response:
     """The response to a request on `path` that failed with `error`."""
     body = message_error(error) if path == ANTHROPIC_PATH else error_body(error)
     headers = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(max(ceil(error.retry_after), 1))
+    wait = RETRY_AFTER_S if error.retry_after is None and error.status == 503 else error.retry_after
+    if wait is not None:
+        headers["retry-after"] = str(ceil(min(wait, LONGEST_RETRY_AFTER_S)) if wait >= 1.0 else 1)
+    if isinstance(error, SlowRequestError):
+        headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     return Response(msgspec.json.encode(body), error.status, headers, "application/json")

@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Generator, Iterable
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -15,6 +16,7 @@ import uvicorn
 from penstock.errors import ConfigError, PenstockError
 from penstock.serve.app import IngressApp
 from penstock.serve.handle import ModelHandle
+from penstock.serve.http_connection import HttpConnection
 
 _log = logging.getLogger("penstock.serve")
 
@@ -50,19 +52,20 @@ class HttpServer:
     `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are refused, those under way
     may finish within the drain timeout, what is left ends with an error event, and the models stop. A second signal
     aborts at once. Where others share the port, new requests are left to them instead of being refused. `protocol` is
-    what speaks with clients, if it is not HTTP alone; it has a property `busy`.
+    what speaks with clients, if it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`.
     """
 
     def __init__(
-        self, app: IngressApp, listening: socket.socket, *, protocol: type[asyncio.Protocol] | None = None
+        self, app: IngressApp, listening: socket.socket, *, protocol: Callable[..., asyncio.Protocol] | None = None
     ) -> None:
         self.app = app
         self._socket = listening
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        head_timeout_s = app.ingress.settings.limits.head_timeout_s
         config = uvicorn.Config(
             app,
-            http=protocol or "auto",
+            http=partial(protocol or HttpConnection, head_timeout_s=head_timeout_s),  # type: ignore[arg-type]
             lifespan="off",
             log_config=None,
             access_log=False,

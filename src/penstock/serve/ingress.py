@@ -9,6 +9,7 @@ from penstock.errors import ShuttingDownError
 from penstock.serve.interrupt import Interrupt
 from penstock.serve.metrics import Metrics
 from penstock.serve.model_names import ModelNames
+from penstock.serve.public_errors import model_sources
 from penstock.serve.settings import HttpSettings
 
 LAST_WORDS_S = 1.0
@@ -22,10 +23,15 @@ class Ingress:
         self.models = models
         self.settings = settings
         self.metrics = Metrics(models.handles)
+        self.sources = model_sources(models.handles.values())
+        """Paths of models, which only who runs the server is told."""
         self.openapi: dict[str, Any] = {}
         """The description of the API."""
         self.draining = False
         self.inflight = 0
+        """Requests whose head has come."""
+        self.answering = 0
+        """Those of them that make an engine work, and whose body has come."""
         self.live: set[Interrupt] = set()
         """Requests that wait for an engine, each to be ended early if it must."""
         self.watchers: set[Interrupt] = set()

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Literal
 
 from penstock.engines.base import LLMEngine
+from penstock.engines.probe import probe
+from penstock.engines.quarantine import Quarantine
 from penstock.errors import EngineDeadError, EngineStartError, EngineTimeoutError, PenstockError, UnsupportedError
 
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
@@ -26,7 +28,8 @@ class Lifecycle:
 
     `make_room` is awaited before the engine takes memory, `free_room` is called when it has given it back;
     `before_start` is awaited before the engine starts, `on_ready` with the engine running, before anybody may use it.
-    `on_change` is called when the phase has become "ready" or "failed".
+    `on_change` is called when the phase has become "ready" or "failed". `quarantine` is asked, and told, what a death
+    proves.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class Lifecycle:
         before_start: Callable[[], Awaitable[None]],
         on_ready: Callable[[], Awaitable[None]],
         on_change: Callable[[], None],
+        quarantine: Quarantine,
     ) -> None:
         self.engine = engine
         self.phase: Literal["cold", "loading", "ready", "asleep", "failed"] = "cold"
@@ -53,6 +57,7 @@ class Lifecycle:
         self._before_start = before_start
         self._on_ready = on_ready
         self._on_change = on_change
+        self._quarantine = quarantine
         self._timed_out = False
         self._task: asyncio.Task[None] | None = None
         self._changing = asyncio.Lock()
@@ -141,14 +146,26 @@ class Lifecycle:
                 await asyncio.sleep(delay)
                 try:
                     await self.engine.stop()
-                    await self._start()
+                    await self._start(self._prove)
                     self.restarts += 1
                     return
                 except Exception as failed:
                     error = failed
             await self._failed(error)
 
-    async def _start(self) -> None:
+    async def _prove(self) -> None:
+        """Where deaths follow one another, see whether the engine lives without its requests. Raises if it does not."""
+        if self._restarts < 2 and not self._quarantine.wants_probe:
+            return
+        try:
+            await probe(self.engine)
+        except EngineDeadError:
+            self._quarantine.absolve()
+            raise
+        self._quarantine.answered()
+        self._restarts = 0
+
+    async def _start(self, prove: Callable[[], Awaitable[None]] | None = None) -> None:
         waits_for = "memory"
         try:
             async with asyncio.timeout(self._start_timeout_s):
@@ -159,6 +176,8 @@ class Lifecycle:
                 if await self.engine.is_sleeping():
                     await self.engine.wakeup()
                 await self._on_ready()
+                if prove is not None:
+                    await prove()
         except TimeoutError:
             raise EngineTimeoutError(f"waited {self._start_timeout_s:g} s for {waits_for}") from None
         self.generation += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -14,55 +15,69 @@ from penstock.errors import (
     ContentTypeError,
     ContextLengthError,
     RequestError,
+    SlowRequestError,
     TooManyRequestsError,
 )
 from penstock.serve.settings import Limits
 from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
+SLOWEST_BODY_BYTES_S = 8192
+"""A body that keeps this pace is never too slow."""
 
 
-async def read_json(request: Request, limits: Limits) -> Any:
-    """The decoded body. Raises `RequestError` for one that is too large, no JSON, or of another type."""
-    return decode_json(await read_json_bytes(request, limits), Any)
-
-
-async def read_json_bytes(request: Request, limits: Limits) -> bytes:
-    """The body, which its sender says is JSON."""
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+def check_json(request: Request, *, stated: bool) -> None:
+    """Refuse a body of another type than JSON. `stated`: its sender must say that it is JSON."""
+    kind = request.headers.get("content-type", "" if stated else "application/json")
+    kind = kind.partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
+        given = f"not '{kind[:100]}'" if kind else "and the request names none"
+        raise ContentTypeError(f"the content type must be application/json, {given}")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ContentTypeError("compressed bodies are not supported")
-    return await read_body(request, limits)
 
 
 def decode_json(body: bytes, form: Any) -> Any:
     """A JSON body in its form. Raises `RequestError`."""
     try:
         return msgspec.json.decode(body, type=form)
-    except msgspec.ValidationError as error:
-        raise RequestError(f"the request body has a wrong form: {error}") from None
     except RecursionError:
         raise RequestError("the request body is nested too deeply") from None
-    except (ValueError, OverflowError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
-        raise RequestError(f"the request body is not valid JSON: {error}") from None
+    except (ValueError, OverflowError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        raise RequestError(_body_fault(body, form)) from None
+
+
+def _body_fault(body: bytes, form: Any) -> str:
+    from penstock.json_faults import json_fault  # only on the way to an error
+    from penstock.misfits import misfit
+
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, OverflowError):
+        return f"the request body is not valid JSON: {json_fault(body)}"
+    return f"the request body has a wrong form: {misfit(form, value)}"
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body's bytes, refused as soon as they are too many."""
+    """The body's bytes, refused as soon as they are too many or come too slowly."""
     most = limits.max_body_bytes
     check_declared_size(request, limits)
     parts: list[bytes] = []
     size = 0
+    began = asyncio.get_running_loop().time()
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise BodyTooLargeError(f"the request body is larger than {most} bytes")
-            parts.append(part)
+        async with asyncio.timeout(limits.body_timeout_s) as patience:
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise BodyTooLargeError(f"the request body is larger than {most} bytes")
+                parts.append(part)
+                if part:
+                    patience.reschedule(began + limits.body_timeout_s + size / SLOWEST_BODY_BYTES_S)
     except ClientDisconnect:
         raise ClientGoneError("the client closed the connection") from None
+    except TimeoutError:
+        raise SlowRequestError(f"the request body came too slowly: {size} bytes so far") from None
     return b"".join(parts)
 
 
@@ -73,9 +88,9 @@ def check_declared_size(request: Request, limits: Limits) -> None:
         raise BodyTooLargeError(f"the request body is larger than {limits.max_body_bytes} bytes")
 
 
-def check_inflight(inflight: int, limits: Limits) -> None:
+def check_inflight(answering: int, limits: Limits) -> None:
     """Refuse a request beyond those that the server answers at once."""
-    if limits.max_inflight is not None and inflight > limits.max_inflight:
+    if limits.max_inflight is not None and answering > limits.max_inflight:
         raise TooManyRequestsError(f"the server is answering {limits.max_inflight} requests, as many as it may")
 
 

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from msgspec import to_builtins
+from msgspec.structs import replace
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
@@ -89,7 +90,7 @@ class LocalModel:
         )
 
     def state(self) -> ModelState:
-        return self.server.state()
+        return replace(self.server.state(), on_demand=not self._stays)
 
     async def engine_metrics(self) -> dict[str, float]:
         return await self.server.engine_metrics()

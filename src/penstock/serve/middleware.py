@@ -9,20 +9,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.errors import ShuttingDownError
 from penstock.observability import Span, request_id, span
-from penstock.serve.auth import check_key
-from penstock.serve.exchange import UNKNOWN_ENDPOINT, Exchange
+from penstock.serve.auth import check_user, is_admin
+from penstock.serve.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange
 from penstock.serve.http_errors import error_response
 from penstock.serve.ingress import Ingress
+from penstock.serve.web_pages import check_no_web_page
 
 _access = logging.getLogger("penstock.access")
 
 
 class ExchangeMiddleware:
-    """The outermost layer: makes the `Exchange`, and answers for whatever goes wrong inside."""
+    """The outermost layer: makes the `Exchange`, and answers for whatever goes wrong inside.
 
-    def __init__(self, app: ASGIApp, ingress: Ingress) -> None:
+    Everybody may use the `public` paths, also of a server that shuts down. That a route is for operators alone is
+    checked where it is answered.
+    """
+
+    def __init__(self, app: ASGIApp, ingress: Ingress, public: frozenset[str]) -> None:
         self._app = app
         self._ingress = ingress
+        self._public = public
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -42,7 +48,7 @@ class ExchangeMiddleware:
         try:
             with span(scope["method"], headers) as current:
                 try:
-                    await self._answer(exchange, scope, receive, send_with_id)
+                    await self._answer(exchange, headers, scope, receive, send_with_id)
                 finally:
                     if current.recording:
                         _describe(current, exchange, scope)
@@ -52,10 +58,13 @@ class ExchangeMiddleware:
             _log_access(exchange, scope)
             request_id.reset(token)
 
-    async def _answer(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        settings = self._ingress.settings
+        exchange.trusted = is_admin(headers, settings) and headers.get(UNTRUSTED) is None
         try:
-            if scope["path"] != "/health":
-                check_key(scope, self._ingress.settings)
+            if scope["path"] not in self._public:
+                check_user(headers, settings)
+                check_no_web_page(scope, headers, settings)
                 if self._ingress.draining:
                     raise ShuttingDownError("the server is shutting down")
             await self._app(scope, receive, send)

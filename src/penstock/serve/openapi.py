@@ -66,13 +66,13 @@ def describe(endpoints: Iterable[Endpoint], *, with_keys: bool) -> dict[str, Any
         elif endpoint.path == "/v1/audio/transcriptions":
             operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _AUDIO}}}
         parameters = [{"name": name, "in": "path"} for name in re.findall(r"{(\w+)}", path)]
-        if endpoint.path.startswith("/is_"):
+        if endpoint.path == "/ready" or endpoint.path.startswith("/is_"):
             parameters.append({"name": "model", "in": "query"})
         operation["parameters"] = [
             {**parameter, "required": parameter["in"] == "path", "schema": {"type": "string"}}
             for parameter in parameters
         ]
-        if endpoint.path == "/health":
+        if endpoint.public:
             operation["security"] = []
         paths.setdefault(path, {})[endpoint.method.lower()] = operation
     schemas["Error"] = _ERROR_SCHEMA

@@ -18,7 +18,7 @@ PREFILL = "penstock.serve.prefill_server:PrefillServer"
 
 def paired(prefill: LLMConfig, decode: LLMConfig) -> LLMConfig:
     """The decode side with its prefill side. Raises `ConfigError` for what could never hand over a cache."""
-    for what in ("model_id", "model_source", "engine_name"):
+    for what in ("model_id", "model_source", "engine_name", "deterministic"):
         theirs, ours = getattr(prefill, what), getattr(decode, what)
         if theirs != ours:
             raise ConfigError(f"both sides must have the same {what}, not '{theirs}' and '{ours}'", field=what)

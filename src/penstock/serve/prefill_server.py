@@ -25,7 +25,7 @@ class PrefillServer(LLMServer):
     """
 
     role: ClassVar[Role] = "prefill"
-    tries: ClassVar[int] = 1
+    asks_again: ClassVar[bool] = False
 
     def chat(self, request: ChatRequest) -> Deltas:
         """Compute a conversation's prompt."""

@@ -17,7 +17,7 @@ from penstock.serve import calls
 from penstock.serve.adapter_store import adapter_store
 from penstock.serve.control import parse_control
 from penstock.serve.desired import DesiredStore, InMemoryStore, change_desired
-from penstock.serve.handle import ModelCard, ModelState
+from penstock.serve.handle import ModelCard, ModelState, StateName
 from penstock.serve.replica_pool import ReplicaPool, told_error
 from penstock.serve.replicas import ReplicaInfo, Replicas
 from penstock.serve.routing.base import RoutingPolicy
@@ -79,17 +79,21 @@ class RemoteModel:
     def state(self) -> ModelState:
         pool, wanted = self.pool, self.pool.wanted
         replicas = pool.current()
-        running = sum(replica.sent for replica in replicas)
+        stays = self.config.autoscaling.min_replicas > 0
+        reason = ""
+        name: StateName
         if wanted.asleep is not None:
-            return ModelState("asleep", "", running, pool.waiting)
-        if wanted.paused is not None:
-            return ModelState("paused", "", running, pool.waiting)
-        if pool.failure:
-            return ModelState("failed", pool.failure, running, pool.waiting)
-        if replicas:
-            return ModelState("ready", "", running, pool.waiting)
-        starting = pool.waiting or self.config.autoscaling.min_replicas
-        return ModelState("loading" if starting else "cold", "", running, pool.waiting)
+            name = "asleep"
+        elif wanted.paused is not None:
+            name = "paused"
+        elif pool.failure:
+            name, reason = "failed", pool.failure
+        elif replicas:
+            name = "ready"
+        else:
+            name = "loading" if pool.waiting or stays else "cold"
+        running = sum(replica.sent for replica in replicas)
+        return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
 
     async def engine_metrics(self) -> dict[str, float]:
         """Nothing: each replica counts for itself, on a page of its own."""

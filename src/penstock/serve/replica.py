@@ -19,7 +19,7 @@ from penstock.serve import cached_wire
 from penstock.serve.app import IngressApp
 from penstock.serve.control import control_result
 from penstock.serve.desired import DesiredState, DesiredStore
-from penstock.serve.endpoints import group, replica
+from penstock.serve.endpoints import control, group, replica
 from penstock.serve.grouped_calls import GROUP_PATH
 from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.ingress import Ingress
@@ -35,7 +35,7 @@ from penstock.serve.wire_server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
 ENDPOINTS = (
-    Endpoint("POST", "/penstock/control", replica.control, replica.ReplicaControlBody),
+    Endpoint("POST", "/penstock/control", control.act_here, control.ReplicaControlBody, admin=True),
     Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
     Endpoint("GET", cached_wire.PATH, replica.cached),
     Endpoint("POST", GROUP_PATH, group.group),
@@ -109,6 +109,7 @@ class ReplicaServer:
         names = ModelNames({config.model_id: self.model}, None, args.lora_paths)
         limits = msgspec.structs.replace(settings.limits, max_inflight=None)
         inner = HttpSettings(
+            admin_keys=frozenset({key}),
             api_keys=frozenset({key}),
             limits=limits,
             trust_request_chat_template=settings.trust_request_chat_template,

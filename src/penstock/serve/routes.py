@@ -14,6 +14,7 @@ from penstock.openai.extensions import ClassifyBody, DetokenizeBody, RerankBody,
 from penstock.openai.message_requests import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.response_requests import ResponseBody
+from penstock.serve.auth import check_admin
 from penstock.serve.endpoints import (
     chat,
     completions,
@@ -28,19 +29,27 @@ from penstock.serve.endpoints import (
     transcriptions,
 )
 from penstock.serve.exchange import Exchange
-from penstock.serve.limits import check_inflight
 
 Answer = Callable[[Exchange], Awaitable[Response]]
 
 
 class Endpoint(Struct, frozen=True):
-    """One method of one path. `body` is the form of its JSON body; `runs` says that it makes an engine work."""
+    """One method of one path. `body` is the form of its JSON body; `runs` says that it makes an engine work, `admin`
+    that it is for who runs the server, `public` that it is for everybody, key or not. Raises `ValueError` for an
+    endpoint that controls a model and is not for admins.
+    """
 
     method: str
     path: str
     answer: Answer
     body: type[Struct] | None = None
     runs: bool = False
+    admin: bool = False
+    public: bool = False
+
+    def __post_init__(self) -> None:
+        if self.public if self.admin else self.answer.__module__ == control.__name__:
+            raise ValueError(f"{self.method} {self.path}: what controls a model needs admin=True, and is not public")
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -57,15 +66,19 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "/v1/audio/transcriptions", transcriptions.transcriptions, runs=True),
     Endpoint("POST", "/tokenize", tokens.tokenize, TokenizeBody, runs=True),
     Endpoint("POST", "/detokenize", tokens.detokenize, DetokenizeBody, runs=True),
-    Endpoint("GET", "/health", site.health),
+    Endpoint("GET", "/health", site.health, public=True),
+    Endpoint("GET", "/ready", site.ready, public=True),
     Endpoint("GET", "/metrics", site.metrics),
     Endpoint("GET", "/openapi.json", site.openapi),
     Endpoint("GET", "/docs", site.docs),
 )
 _ACTIONS = ("sleep", "wakeup", "pause", "resume", "reset_prefix_cache", "start_profile", "stop_profile")
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
-    *(Endpoint("POST", f"/{name}", control.act(name), control.ControlBody) for name in (*_ACTIONS, "collective_rpc")),
-    *(Endpoint("GET", f"/{name}", control.ask(name)) for name in ("is_sleeping", "is_paused")),
+    *(
+        Endpoint("POST", f"/{name}", control.act(name), control.ControlBody, admin=True)
+        for name in (*_ACTIONS, "collective_rpc")
+    ),
+    *(Endpoint("GET", f"/{name}", control.ask(name), admin=True) for name in ("is_sleeping", "is_paused")),
 )
 
 
@@ -80,8 +93,8 @@ class _Answering:
         exchange.endpoint = self._endpoint.path
         exchange.runs = self._endpoint.runs
         exchange.request = Request(scope, receive)
-        if self._endpoint.runs:
-            check_inflight(exchange.ingress.inflight, exchange.ingress.settings.limits)
+        if self._endpoint.admin:
+            check_admin(exchange.request.headers, exchange.ingress.settings)
         response = await self._endpoint.answer(exchange)
         await response(scope, receive, send)
 

@@ -8,14 +8,16 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, ClassVar, TypeVar
+from functools import partial
+from typing import Any, ClassVar
 
 import msgspec
 
 from penstock import env
 from penstock.config import import_object
-from penstock.engines.base import LLMEngine, engine_class
+from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.quarantine import Quarantine, digest_of
 from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
@@ -43,8 +45,6 @@ from penstock.types import (
     TranscriptionRequest,
 )
 
-T = TypeVar("T")
-
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
 
@@ -62,8 +62,8 @@ class LLMServer(ControlPlane):
     """
 
     role: ClassVar[Role] = "both"
-    tries: ClassVar[int] = 2
-    """How often a request is put to the engine, if it dies before the caller has seen a part."""
+    asks_again: ClassVar[bool] = True
+    """Whether a request is put to the engine again that died before the caller had seen a part of the answer."""
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class LLMServer(ControlPlane):
         self.engine.site = engine_site(llm_config, self.role)
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
+        self.quarantine = Quarantine()
         self.lifecycle = Lifecycle(
             self.engine,
             start_timeout_s=llm_config.start_timeout_s,
@@ -89,6 +90,7 @@ class LLMServer(ControlPlane):
             before_start=self._before_start,
             on_ready=self._on_ready,
             on_change=self._on_change,
+            quarantine=self.quarantine,
         )
         lora = llm_config.lora_config or LoraConfig()
         self.store = adapter_store(llm_config, self.engine.model_source)
@@ -135,6 +137,7 @@ class LLMServer(ControlPlane):
         """Free everything that the model holds; a request or `start` loads it again."""
         self.admission.close()
         await self.lifecycle.unload()
+        self.quarantine.reopen()
         self._adapters.forget()
 
     def state(self) -> ModelState:
@@ -184,31 +187,38 @@ class LLMServer(ControlPlane):
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         """Embed texts."""
-        return await self._call("embeddings", lambda: self.engine.embeddings(request))
+        answer: Embeddings = await self._call("embeddings", request)
+        return answer
 
     async def score(self, request: RerankRequest) -> Scores:
         """Score documents against a query."""
-        return await self._call("score", lambda: self.engine.score(request))
+        answer: Scores = await self._call("score", request)
+        return answer
 
     async def rerank(self, request: RerankRequest) -> Scores:
         """Score documents against a query; unsorted, as in `score`."""
-        return await self._call("rerank", lambda: self.engine.rerank(request))
+        answer: Scores = await self._call("rerank", request)
+        return answer
 
     async def classify(self, request: ClassifyRequest) -> Classifications:
         """Sort texts into the model's classes."""
-        return await self._call("classify", lambda: self.engine.classify(request))
+        answer: Classifications = await self._call("classify", request)
+        return answer
 
     async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
         """Write down speech."""
-        return await self._call("transcriptions", lambda: self.engine.transcriptions(request))
+        answer: Transcription = await self._call("transcriptions", request)
+        return answer
 
     async def tokenize(self, text: str) -> list[int]:
         """Token ids of a text. Needs no slot, so it does not wait behind generation."""
-        return await self._call("tokenize", lambda: self.engine.tokenize(text), slot=False)
+        ids: list[int] = await self._call("tokenize", text, slot=False)
+        return ids
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         """Text of token ids. Needs no slot, so it does not wait behind generation."""
-        return await self._call("detokenize", lambda: self.engine.detokenize(token_ids), slot=False)
+        text: str = await self._call("detokenize", token_ids, slot=False)
+        return text
 
     async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         request_id = request.request_id or uuid.uuid4().hex
@@ -241,21 +251,25 @@ class LLMServer(ControlPlane):
         return stream
 
     async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
-        """The engine's deltas. A request whose engine dies is tried again, unless its caller has seen a part."""
-        for left in reversed(range(self.tries)):
-            generation = self.lifecycle.generation
-            begun = False
-            try:
-                async with aclosing(in_batches(self._answers(task, request))) as batches:
-                    async for batch in batches:
-                        begun = True
-                        yield batch
-                self.lifecycle.worked()
-                return
-            except EngineDeadError:
-                if not self._revive(generation) or begun or not left:
-                    raise
-            await self.lifecycle.ready()
+        """The engine's deltas. A request whose engine dies is asked again, unless its caller has seen a part, until it
+        is answered or proved to be the cause.
+        """
+        with self.quarantine.visit(partial(digest_of, request)) as visit:
+            while True:
+                generation = self.lifecycle.generation
+                try:
+                    async with visit:
+                        generation = self.lifecycle.generation
+                        async with aclosing(in_batches(self._answers(task, request))) as batches:
+                            async for batch in batches:
+                                visit.begun = True
+                                yield batch
+                    self.lifecycle.worked()
+                    return
+                except EngineDeadError:
+                    if not self._revive(generation) or visit.begun or not self.asks_again:
+                        raise
+                await self.lifecycle.ready()
 
     def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
         """The engine's own deltas."""
@@ -267,7 +281,8 @@ class LLMServer(ControlPlane):
         await self.admission.enter(priority)
         note_queue_time(time.perf_counter() - began)
 
-    async def _call(self, task: str, call: Callable[[], Awaitable[T]], *, slot: bool = True) -> T:
+    async def _call(self, task: str, asked: Any, *, slot: bool = True) -> Any:
+        """The engine's answer, method and request being those of `task`."""
         self._check_open()
         if slot or self.lifecycle.phase != "ready":
             await self._enter()
@@ -275,16 +290,19 @@ class LLMServer(ControlPlane):
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            generation = self.lifecycle.generation
-            try:
-                result = await call()
-            except EngineDeadError:
-                if not self._revive(generation):
-                    raise
-                await self.lifecycle.ready()
-                result = await call()
-            self.lifecycle.worked()
-            return result
+            with self.quarantine.visit(partial(digest_of, (task, asked))) as visit:
+                while True:
+                    generation = self.lifecycle.generation
+                    try:
+                        async with visit:
+                            generation = self.lifecycle.generation
+                            result = await getattr(self.engine, task)(asked)
+                        self.lifecycle.worked()
+                        return result
+                    except EngineDeadError:
+                        if not self._revive(generation) or not self.asks_again:
+                            raise
+                    await self.lifecycle.ready()
         finally:
             self.admission.leave()
 
@@ -314,6 +332,8 @@ class LLMServer(ControlPlane):
         """The engine died under a request. Says whether there is, or will be, a new one."""
         if self.lifecycle.restart(generation):
             self.admission.close()
+        elif self.lifecycle.phase != "loading":
+            self.quarantine.reopen()
         return self.lifecycle.phase in ("ready", "loading")
 
     def _stopping_error(self) -> UnavailableError:
@@ -333,6 +353,7 @@ class LLMServer(ControlPlane):
         await self._callbacks.run("on_after_node_init")
 
     def _on_change(self) -> None:
+        self.quarantine.reopen()
         if self.lifecycle.phase == "failed":
             self.admission.close()
             self.admission.refuse_waiting(self.lifecycle.failure)
@@ -361,6 +382,8 @@ def make_engine(config: LLMConfig) -> LLMEngine:
     lora = config.lora_config
     needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
     options = {**needed, **config.engine_kwargs}
+    if config.deterministic:
+        options = with_deterministic(cls, options)
     tokenizer = config.model_loading_config.tokenizer_source
     if tokenizer is None or tokenizer == config.model_source:
         return cls(config.model_source, engine_kwargs=options)

@@ -7,13 +7,16 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 Positive = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
     """How much one request, and all together, may ask for. None is no limit.
 
     `max_prompt_chars` spares the tokenizer texts that no model takes; the model's context is the finer limit.
-    `max_choices` bounds `n` times the prompts of a request.
+    `max_choices` bounds `n` times the prompts of a request. `max_inflight` counts requests whose body is there.
+    The head of a request must be there within `head_timeout_s`, its body within `body_timeout_s` plus a second
+    for each 8 KiB that have come.
     """
 
     max_body_bytes: Positive = 32 * 2**20
@@ -21,23 +24,34 @@ class Limits(Struct, frozen=True, kw_only=True):
     max_choices: Positive = 128
     max_tokens: Positive | None = None
     max_inflight: Positive | None = None
+    head_timeout_s: Seconds = 10.0
+    body_timeout_s: Seconds = 30.0
 
 
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
-    With `api_keys`, every route but /health wants one of them. The control routes exist when `dev` is true and want one
-    of `admin_keys`; they are open only where no keys are set at all. Clients may send chat templates, which are
-    programs, only with `trust_request_chat_template`.
+    With `api_keys`, every route but the public ones (/health, /ready) wants one of them. The control
+    routes exist when `dev` is true and want one of `admin_keys`; they are open only where no keys are
+    set at all. Without `api_keys` a web page of another origin than `cors_origins` changes nothing,
+    and over a loopback connection a request must name a loopback host or one of `allowed_hosts`
+    ("*" is any). Clients may send chat templates, which are programs, only with
+    `trust_request_chat_template`.
     """
 
     api_keys: frozenset[str] = frozenset()
     admin_keys: frozenset[str] = frozenset()
     dev: bool = False
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     limits: Limits = Limits()
     trust_request_chat_template: bool = False
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
+
+    @property
+    def keyless(self) -> bool:
+        """Whether anybody may use the server."""
+        return not self.api_keys and not self.admin_keys
 
     def __repr__(self) -> str:
         return f"HttpSettings(api_keys=<{len(self.api_keys)}>, admin_keys=<{len(self.admin_keys)}>, dev={self.dev})"

@@ -9,9 +9,10 @@ from typing import Any
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp, Message, Scope
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.server import ServerState
 
+from penstock.serve.http_connection import HttpConnection
+from penstock.serve.settings import Limits
 from penstock.serve.wire_frames import (
     ASK,
     BODY,
@@ -34,7 +35,9 @@ _unpack_ask = msgspec.msgpack.Decoder(tuple[str, str, list[tuple[str, str]], int
 
 
 class WireOrHttp(asyncio.Protocol):
-    """What uvicorn makes of a connection to a replica: HTTP, unless it begins with the preface."""
+    """What uvicorn makes of a connection to a replica: HTTP, unless it begins with the preface. One that says neither
+    within `head_timeout_s` is closed.
+    """
 
     def __init__(
         self,
@@ -42,17 +45,22 @@ class WireOrHttp(asyncio.Protocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        head_timeout_s: float = Limits().head_timeout_s,
     ) -> None:
         self._config, self._state, self._app_state, self._loop = config, server_state, app_state, _loop
+        self._head_timeout_s = head_timeout_s
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Until it has said something, nobody else knows of it."""
         self.transport: Any = transport
+        self._timer = asyncio.get_running_loop().call_later(self._head_timeout_s, transport.close)
         self._state.connections.add(self)  # type: ignore[arg-type]  # it is shut down as the others are
 
     def connection_lost(self, error: Exception | None) -> None:
         """It has gone without having said enough."""
+        self._timer.cancel()
         self._state.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
@@ -60,16 +68,22 @@ class WireOrHttp(asyncio.Protocol):
         self._seen += data
         if len(self._seen) < len(PREFACE) and PREFACE.startswith(self._seen):
             return
+        self._timer.cancel()
         self._state.connections.discard(self)
         successor: Any
         if self._seen.startswith(PREFACE):
             successor, rest = WireServer(self._config.loaded_app, self._state), self._seen[len(PREFACE) :]
         else:
-            successor, rest = AutoHTTPProtocol(self._config, self._state, self._app_state, self._loop), self._seen  # type: ignore[call-arg]
+            successor, rest = self._http(), self._seen
         self.transport.set_protocol(successor)
         successor.connection_made(self.transport)
         if rest:
             successor.data_received(rest)
+
+    def _http(self) -> HttpConnection:
+        return HttpConnection(
+            self._config, self._state, self._app_state, self._loop, head_timeout_s=self._head_timeout_s
+        )
 
     def shutdown(self) -> None:
         """Nothing is under way."""

@@ -28,8 +28,8 @@ async def test_json_lines_with_damage(tmp_path):
     assert [row.index for row in found] == [0, 1, 2, 3, 4]
     assert [row.values for row in found] == [{"a": 1}, None, None, None, {"a": 2, "b": 3}]
     assert [row.fault.removeprefix(str(path)) for row in found[1:4]] == [
-        ":3: malformed JSON: Input data was truncated",
-        ":4: invalid UTF-8",
+        ":3: malformed JSON: it ends too early",
+        ":4: malformed JSON: invalid UTF-8",
         ":5: not a JSON object",
     ]
 
@@ -100,7 +100,7 @@ async def test_standard_input(monkeypatch):
     assert (source.columns, source.fingerprint) == (("a",), None)
     assert [(row.values, row.fault) for row in rows(source)] == [
         ({"a": 1}, None),
-        (None, "stdin:2: malformed JSON: Input data was truncated"),
+        (None, "stdin:2: malformed JSON: it ends too early"),
         ({"a": 3}, None),
     ]
 

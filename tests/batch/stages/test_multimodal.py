@@ -1,4 +1,6 @@
 import asyncio
+import errno
+import os
 import random
 import sys
 from base64 import b64decode, b64encode
@@ -89,7 +91,7 @@ async def test_images_that_the_caller_has_opened(mode, kind):
     assert uri.startswith("data:image/png;base64,")
     again = Image.open(BytesIO(b64decode(uri.partition(",")[2])))
     assert again.convert("RGB").tobytes() == opened.convert("RGB").tobytes()
-    assert "cannot be decoded: image file is truncated" in broken["error"]["message"]
+    assert "cannot be decoded, it is damaged or cut off" in broken["error"]["message"]
 
 
 def test_an_opened_image_has_the_weight_of_its_pixels():
@@ -125,7 +127,15 @@ async def test_what_cannot_be_loaded_is_an_error_of_its_row(tmp_path, serve):
         ]
         found = await prepared(sources, max_bytes=200)
     assert [row["status"] for row in found] == ["error"] * 9 + ["ok"]
-    parts = ["No such file", "no image of a known", "answered 404", "refused", "must be bytes, a path", "", "more than"]
+    parts = [
+        os.strerror(errno.ENOENT),
+        "no image of a known",
+        "answered 404",
+        "cannot be loaded",
+        "must be bytes, a path",
+        "",
+        "more than",
+    ]
     for row, part in zip(found, [*parts, "no column 'messages'", "no list of messages"], strict=False):
         assert row["error"]["stage"] == "PrepareMultimodalStage"
         assert part in row["error"]["message"]
@@ -193,7 +203,7 @@ async def test_a_truncated_image_is_an_error_of_its_row():
     rows = [asked(whole, "image"), asked(whole[: len(whole) // 2], "image"), asked(whole, "image")]
     found = await prepared(rows)
     assert [row["status"] for row in found] == ["ok", "error", "ok"]
-    assert "cannot be decoded: image file is truncated" in found[1]["error"]["message"]
+    assert "cannot be decoded, it is damaged or cut off" in found[1]["error"]["message"]
     assert found[1]["error"]["type"] == "invalid_request_error"
 
 

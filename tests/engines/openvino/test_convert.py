@@ -1,5 +1,6 @@
 """Conversion, with an exporter that only pretends: cache, lock, progress and errors."""
 
+import errno
 import fcntl
 import json
 import os
@@ -107,7 +108,7 @@ class TestCache:
     def test_a_cache_that_cannot_be_written(self, exports, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "file"))
-        with pytest.raises(EngineStartError, match=r"could not be converted: .*Not a directory"):
+        with pytest.raises(EngineStartError, match=f"could not be converted: .*{os.strerror(errno.ENOTDIR)}"):
             convert(hf_model(tmp_path / "llama"))
 
 

@@ -10,6 +10,7 @@ import pytest_asyncio
 from penstock.engines import worker_engine
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.process import EngineProcess
 from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineStartError, UnsupportedError
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import CompletionRequest, Sampling
@@ -107,6 +108,45 @@ async def test_one_that_is_stopped_can_be_started_at_once(gguf):
         await under_way
     await answered(engine)
     await engine.stop()
+
+
+@pytest.fixture
+def killed_starts(monkeypatch):
+    """How many of the next starts are killed while they load."""
+    starts = [0]
+    start_process = EngineProcess.start
+
+    async def start(self):
+        await start_process(self)
+        if starts[0]:
+            starts[0] -= 1
+            self.kill()
+
+    monkeypatch.setattr(EngineProcess, "start", start)
+    return starts
+
+
+async def test_one_that_is_killed_while_it_starts_is_started_again(gguf, killed_starts):
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    killed_starts[0] = 2
+    await answered(engine)
+    await engine.stop()
+    killed_starts[0] = 4
+    with pytest.raises(EngineStartError, match=r"could not be loaded in 3 tries: .* SIGKILL"):
+        await engine.start()
+    assert killed_starts[0] == 1
+    assert engine._process is None
+
+
+async def test_one_that_is_stopped_while_it_starts_stays_stopped(gguf):
+    engine = OpenVINOEngine(gguf, engine_kwargs=OPTIONS)
+    starting = asyncio.create_task(engine.start())
+    while engine._process is None:  # noqa: ASYNC110 - it is on its way
+        await asyncio.sleep(0)
+    await engine.stop()
+    with pytest.raises(EngineStartError, match="could not be loaded: "):
+        await starting
+    assert engine._process is None
 
 
 async def test_one_that_hangs_is_noticed_and_can_be_started_again(gguf, monkeypatch):

@@ -86,6 +86,25 @@ def test_a_new_constraint_is_tried_by_one_request_at_a_time():
     assert admitted(queue) == [1, 3]  # a proven constraint needs no trial
 
 
+def test_requests_of_a_step_that_failed_are_tried_one_at_a_time():
+    queue = lane()
+    suspects = [request(0, [1]), request(1, [2])]
+    for one in suspects:
+        one.suspect = True
+    queue.waiting.extend([*suspects, request(2, [3])])
+    assert admitted(queue) == [0, 2]
+    queue.note_prefilled(queue.active[0])
+    for _ in range(7):
+        queue.note_step()
+    assert admitted(queue) == []
+    assert queue.trial().id == 0
+    queue.note_step()
+    assert admitted(queue) == [1]
+    assert not suspects[0].suspect
+    queue.remove(suspects[1])  # it has ended
+    assert queue.trial() is None
+
+
 def test_a_restarted_request_goes_on_from_its_tokens():
     queue = lane()
     running = request(0, [1, 2, 3])

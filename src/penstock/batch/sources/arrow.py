@@ -7,9 +7,12 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from penstock.batch.arrow_values import python_rows
 from penstock.batch.rows import Row
+from penstock.batch.sources import frames
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
 from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
 from penstock.batch.tables import unify
@@ -112,27 +115,22 @@ def from_object(source: Any) -> Source:
     try:
         if isinstance(source, pa.RecordBatchReader):
             return Batches(source)
-        if type(source).__module__.partition(".")[0] == "pandas":
-            return Table(pa.Table.from_pandas(source, preserve_index=False))
         if isinstance(source, pa.RecordBatch):
             return Table(pa.Table.from_batches([source]))
-        return Table(source if isinstance(source, pa.Table) else pa.table(source))
+        if isinstance(source, pa.Table):
+            return Table(source)
+        library = type(source).__module__.partition(".")[0]
+        convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(library, pa.table)
+        return Table(convert(source))
     except (pa.ArrowException, TypeError, ValueError) as error:
         raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
 
 
 def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A batch's rows as Python values, times finer than a microsecond cut to one (Python has none)."""
+    """A batch's rows as Python values."""
     if columns is not None:
         batch = batch.select([name for name in batch.schema.names if name in columns])
-    if not batch.num_columns:
-        return [{} for _ in range(batch.num_rows)]
-    for position, field in enumerate(batch.schema):
-        coarse = _coarse(field.type)
-        if coarse is not None:
-            batch = batch.set_column(position, field.name, batch.column(position).cast(coarse, safe=False))
-    rows: list[dict[str, Any]] = batch.to_pylist()
-    return rows
+    return python_rows(batch)
 
 
 def _parquet(file: DataFile) -> pq.ParquetFile:
@@ -172,53 +170,61 @@ def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
     return tuple(schema.names)
 
 
-def _coarse(kind: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
-    if pa.types.is_time64(kind) and kind.unit == "ns":
-        return pa.time64("us")
-    return None
-
-
 def _plain_layout(table: pa.Table) -> pa.Table:
-    """The same table without view layouts, which not every Arrow function takes yet."""
+    """The same table without layouts that not every Arrow function takes, such as views and dictionaries with nulls."""
     for position, field in enumerate(table.schema):
-        kind = _plain_type(field.type)
+        column = table.column(position)
+        kind = _plain_type(field.type, whole=True)
+        if pa.types.is_dictionary(kind) and any(chunk.dictionary.null_count for chunk in column.chunks):
+            kind = kind.value_type
         if kind != field.type:
-            column = table.column(position)
-            if pa.types.is_dictionary(field.type):  # which cast does not take from one kind of text to another
-                column = pa.chunked_array(
-                    [
-                        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(kind.value_type))
-                        for chunk in column.chunks
-                    ],
-                    kind,
-                )
-            else:
-                column = column.cast(kind)
+            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
             table = table.set_column(position, field.with_type(kind), column)
     return table
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_run_end_encoded(chunk.type):
+        chunk = pc.run_end_decode(chunk)
+    if pa.types.is_dictionary(chunk.type):  # which cast does not take from one kind of text to another
+        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+        values = chunk.dictionary if chunk.dictionary.type == value_type else chunk.dictionary.cast(value_type)
+        return (
+            pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
+        )
+    return chunk if chunk.type == kind else chunk.cast(kind)
+
+
+def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
+    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
     if kind == pa.string_view():
         return pa.large_string()
     if kind == pa.binary_view():
         return pa.large_binary()
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
         plain = _plain_type(kind.value_type)
+        if not whole:
+            return plain
         return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+    for is_list, make in _LISTS:
         if is_list(kind):
             return make(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
     return kind
+
+
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_),
+    (pa.types.is_large_list_view, pa.large_list),
+)
 
 
 def _table_digest(table: pa.Table) -> str:

@@ -6,7 +6,6 @@ import csv
 import io
 import itertools
 import lzma
-import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO
@@ -17,6 +16,7 @@ from penstock.batch.rows import Row
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, columns_of, first_of
 from penstock.batch.sources.files import DataFile, contains, fingerprint
 from penstock.errors import InputError
+from penstock.json_faults import json_fault
 
 _PREVIEW_ROWS = 64
 _MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
@@ -27,6 +27,8 @@ _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what files and thei
 
 class JsonLines(Source):
     """Files of JSON objects, one a line. Empty lines do not count."""
+
+    json_values = True
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name
@@ -46,6 +48,8 @@ class JsonLines(Source):
 class JsonStream(Source):
     """JSON lines from an open stream such as stdin, which can be read once."""
 
+    json_values = True
+
     def __init__(self, name: str, stream: BinaryIO) -> None:
         self.name = name
         self._rows = _parsed((name, number, line) for number, line in enumerate(stream, 1))
@@ -63,6 +67,8 @@ class JsonStream(Source):
 
 class Csv(Source):
     """CSV files with a header line each. Every value is text; fields that a row lacks are null."""
+
+    json_values = True
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name
@@ -121,22 +127,14 @@ def _parsed(lines: Iterable[tuple[str, int, bytes]], start: int = 0) -> Iterator
         if index >= start:
             try:
                 values = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                yield Row(index, None, f"{path}:{number}: {_reason(error, line)}", len(line))
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                yield Row(index, None, f"{path}:{number}: malformed JSON: {json_fault(line)}", len(line))
             else:
                 if isinstance(values, dict):
                     yield Row(index, values, None, len(line))
                 else:
                     yield Row(index, None, f"{path}:{number}: not a JSON object", len(line))
         index += 1
-
-
-def _reason(error: Exception, line: bytes) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "invalid UTF-8"
-    if re.search(rb"[:,\[]\s*-?(NaN|Infinity)\b", line):
-        return "malformed JSON: NaN and Infinity are not JSON"
-    return f"malformed JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 
 def _records(stream: BinaryIO, path: str) -> Iterator[tuple[int, list[str], str | None]]:

@@ -17,6 +17,7 @@ from penstock.batch.stages import answers, sampling_params, tasks
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.base import LLMEngine
+from penstock.engines.quarantine import digest_of
 from penstock.errors import ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
 from penstock.types import ChatRequest, CompletionRequest
@@ -87,7 +88,7 @@ class EngineRequests:
         keeper = self._keeper
         tasks.check_columns(row)
         adapter = self._adapter(row)
-        ask = self._ask(row, adapter[0] if adapter else None)
+        ask, asked = self._ask(row, adapter[0] if adapter else None)
 
         async def attempt() -> dict[str, Any]:
             if adapter is not None:
@@ -95,7 +96,7 @@ class EngineRequests:
             return await ask(keeper.engine)
 
         began = time.perf_counter()
-        columns = await self._attempts.answer(attempt, None, Tries())
+        columns = await self._attempts.answer(attempt, None, Tries(), lambda: digest_of(asked))
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
@@ -106,15 +107,17 @@ class EngineRequests:
         assert self._keeper is not None
         return (self._keeper.engine, self._request(row, None)) if self._task == "generate" else None
 
-    def _ask(self, row: Mapping[str, Any], adapter: str | None) -> Ask:
+    def _ask(self, row: Mapping[str, Any], adapter: str | None) -> tuple[Ask, Any]:
+        """What asks the engine, and what it is asked."""
         if self._task != "generate":
-            return tasks.request(self._task, row, truncate=self.repair.truncate)
+            columns = {name: row.get(name) for name in (*tasks.COLUMNS[self._task], "prompt", "messages")}
+            return tasks.request(self._task, row, truncate=self.repair.truncate), (self._task, columns)
         request = self._request(row, adapter)
         # A row's own `prompt` stays: what the engine fills into its template only the engine knows.
         text = self._text
         if text is None:
             text = (row.get("sampling_params") or {}).get("detokenize") is not False
-        return partial(self._answered, request=request, prompt=row.get("prompt"), text=text)
+        return partial(self._answered, request=request, prompt=row.get("prompt"), text=text), request
 
     def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
         """The request of a row whose text is to be continued. Raises `RequestError`."""

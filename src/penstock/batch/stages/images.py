@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from penstock.errors import RequestError
+from penstock.errors import RequestError, text_of
 
 FORMS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 """What engines take. Pillow knows more, some of which run programs."""
@@ -32,7 +32,7 @@ def prepared(data: bytes) -> PreparedImage:
     except UnidentifiedImageError:
         raise RequestError(f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image") from None
     except Exception as error:  # decoders meet damage in many ways
-        raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+        raise _undecodable(error) from None
     return _prepared(data, kind)
 
 
@@ -48,8 +48,14 @@ def written(image: Image.Image) -> PreparedImage:
         plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
         plain.save(file, "PNG")
     except Exception as error:  # it may be read only now, and decoders meet damage in many ways
-        raise RequestError(f"the image cannot be decoded: {error}", param="image") from None
+        raise _undecodable(error) from None
     return _prepared(file.getvalue(), "image/png")
+
+
+def _undecodable(error: Exception) -> RequestError:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return RequestError(f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels", param="image")
+    return RequestError(f"the image cannot be decoded, it is damaged or cut off ({text_of(error)})", param="image")
 
 
 def _prepared(data: bytes, kind: str) -> PreparedImage:

@@ -16,6 +16,7 @@ from penstock.batch.attempts import Attempts, Tries
 from penstock.batch.keeper import keeper_of
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
+from penstock.engines.quarantine import digest_of
 from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
@@ -77,7 +78,11 @@ class DeploymentRequests:
         try:
             async with asyncio.timeout(self._timeout):
                 ask = partial(self._answer, method, body, name)
-                answer = await (ask() if self._attempts is None else self._attempts.answer(ask, None, Tries()))
+                if self._attempts is None:
+                    answer = await ask()
+                else:
+                    key = partial(digest_of, (method, body))
+                    answer = await self._attempts.answer(ask, None, Tries(), key)
         except TimeoutError:
             raise EngineTimeoutError(f"no answer within {self._timeout} s") from None
         return {**answer, "request_id": name, "time_taken": time.perf_counter() - began}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -13,7 +14,12 @@ from penstock.engines.adapter_files import check_adapter
 from penstock.engines.openvino.find_model import check_tokenizer, find_model, stated_context_length
 from penstock.engines.openvino.messages import Load
 from penstock.engines.openvino.model_files import MODEL_KINDS
-from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.options import (
+    COSTS_ONLY,
+    COSTS_ONLY_PROPERTIES,
+    DETERMINISTIC_OPTIONS,
+    OpenVINOOptions,
+)
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.types import RerankRequest, Scores, Transcription, TranscriptionRequest
 
@@ -22,14 +28,27 @@ class OpenVINOEngine(WorkerEngine):
     """OpenVINO GenAI in a process of its own. `engine_kwargs` are those of `OpenVINOOptions`."""
 
     name: ClassVar[str] = "openvino"
+    costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
     worker: ClassVar[str] = "penstock.engines.openvino.worker"
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = _for_this_machine(parse_options(OpenVINOOptions, self.engine_kwargs, "engine_kwargs"))
+        self.deterministic = self.options.deterministic
         for name, path in self.adapters.items():
             check_adapter(name, path)
         self._asleep = False
+
+    @classmethod
+    def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        deciding = super().deciding_options(engine_kwargs)
+        given = deciding.pop("properties", {})
+        properties = {name: value for name, value in given.items() if name.upper() not in COSTS_ONLY_PROPERTIES}
+        return {**deciding, "properties": properties} if properties else deciding
+
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        return {"deterministic": True}
 
     def stated_context_length(self) -> int | None:
         return self.options.max_model_len or stated_context_length(self.model_source)
@@ -80,7 +99,11 @@ class OpenVINOEngine(WorkerEngine):
 
 
 def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
-    """bf16 on one thread ends in SIGFPE when the model is loaded on a CPU with AMX, so f32 is taken there."""
+    """What `deterministic` needs. And bf16 on one thread ends in SIGFPE when the model is loaded on a CPU with AMX, so
+    f32 is taken there.
+    """
+    if options.deterministic:
+        return msgspec.structs.replace(options, **DETERMINISTIC_OPTIONS)
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.inference_precision is None and options.device == "CPU" and 1 in (cpus, options.num_threads):
         return msgspec.structs.replace(options, inference_precision="f32")

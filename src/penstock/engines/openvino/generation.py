@@ -11,7 +11,7 @@ is stepped in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any
 
@@ -20,6 +20,7 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.messages import Failed, Submit
+from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
@@ -29,6 +30,8 @@ from penstock.errors import ContextLengthError, EngineError, PenstockError, Requ
 from penstock.types import Delta, TokenLogprob, Usage
 
 RUNNING = genai.GenerationStatus.RUNNING
+_TOGETHER_CHARS = 16384
+"""Texts of more characters are encoded one by one."""
 _GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 
@@ -62,7 +65,14 @@ class Generation:
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
         """Queue requests; returns those that are refused."""
         refused: list[Failed] = []
-        for submit, prompt in self._tokenized(list(submits)):
+        arrived = list(submits)
+        try:
+            tokenized = self._tokenized(arrived)
+        except Exception as error:  # because of one of them
+            if len(arrived) == 1:
+                return [_not_taken(arrived[0].id, error)]
+            return [failed for submit in arrived for failed in self.submit([submit])]
+        for submit, prompt in tokenized:
             try:
                 request = Request(submit, prompt)
                 self._check(request)
@@ -70,6 +80,8 @@ class Generation:
                 self._requests[request.id] = request
             except PenstockError as error:
                 refused.append(Failed(submit.id, error.kind, str(error)))
+            except Exception as error:
+                refused.append(_not_taken(submit.id, error))
         return refused
 
     def abort(self, request_id: int) -> None:
@@ -92,14 +104,20 @@ class Generation:
             if not lane.busy:
                 continue
             for request in lane.admit():
-                self._add(lane, request)
+                try:
+                    self._add(lane, request)
+                except Exception as error:  # what GenAI has against it is this request's affair
+                    lane.remove(request)
+                    self._requests.pop(request.id, None)
+                    failures.append(_not_taken(request.id, error))
             try:
-                lane.pipeline.step()
+                lane.step()
             except Exception as error:
                 failures += self._recover(lane, error)
                 continue
             lane.cancelled = False
             changed = [request for request in lane.active.values() if self._collect(lane, request)]
+            lane.note_step()
             deltas += self._deltas(lane, changed)
             for request in changed:
                 if request.finish is not None or request.failed:
@@ -107,6 +125,8 @@ class Generation:
                     self._requests.pop(request.id, None)
                 if request.failed:
                     failures.append(Failed(request.id, EngineError.kind, "the KV cache is too small for this request"))
+            if not lane.active:
+                lane.rest()
         return deltas, failures
 
     def ping(self) -> None:
@@ -179,6 +199,17 @@ class Generation:
         return sorted(ready, key=lambda pair: pair[0].id) if len(ready) > 1 else ready
 
     def _encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        """The ids of each text. Rows of one call are as long as its longest text, so a long one has a call to itself;
+        so has an empty one, since several give fewer rows than there are texts.
+        """
+        short = [text for text in texts if 0 < len(text) <= _TOGETHER_CHARS]
+        rows = iter(self._encode_together(short, special_tokens) if short else [])
+        return [
+            next(rows) if 0 < len(text) <= _TOGETHER_CHARS else self._encode_together([text], special_tokens)[0]
+            for text in texts
+        ]
+
+    def _encode_together(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
         encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
         ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
         return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
@@ -205,9 +236,10 @@ class Generation:
                 param="messages",
             )
         self._check_ids(request.prompt, "prompt")
+        self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
         request.max_new_tokens = min(wanted or room, room)
 
-    def _check_ids(self, token_ids: list[int], param: str) -> None:
+    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
             raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
 
@@ -229,7 +261,13 @@ class Generation:
 
     def _new_lane(self, pipeline: Any) -> Lane:
         options = self.options
-        return Lane(pipeline, self._pipelines.cache_blocks, options.max_num_seqs, options.enable_prefix_caching)
+        return Lane(
+            pipeline,
+            self._pipelines.cache_blocks,
+            options.max_num_seqs,
+            options.enable_prefix_caching,
+            sequences_wanted(options.deterministic, options.num_threads),
+        )
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
@@ -329,12 +367,13 @@ class Generation:
     def _recover(self, lane: Lane, error: Exception) -> list[Failed]:
         """After an exception in a step the pipeline works again once all its requests are dropped and it was stepped.
 
-        The request whose constraint was on trial is to blame and fails. The others go on from where they are, their
-        tokens so far being part of the prompt now; a constrained one cannot (its grammar's state is lost), so it starts
-        again if nobody saw its tokens, else it fails.
+        The request that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at a time.
+        The others go on from where they are, their tokens so far being part of the prompt now; a constrained one cannot
+        (its grammar's state is lost), so it starts again if nobody saw its tokens, else it fails.
         """
-        blamed = lane.trial()
+        lane.companions.leave()
         requests = list(lane.active.values())
+        blamed = lane.trial() or (requests[0] if len(requests) == 1 else None)
         for request in requests:
             if request.handle is not None:
                 request.handle.cancel()
@@ -347,11 +386,19 @@ class Generation:
         for request in reversed(requests):
             lane.remove(request)
             if request is blamed:
-                failed.append(Failed(request.id, RequestError.kind, f"the constraint cannot be compiled: {reason}"))
-            elif blamed is None or (request.sampling.structured is not None and request.stream and request.reported):
+                untried = request.sampling.structured is not None and not request.prefilled
+                why = "the constraint cannot be compiled" if untried else "the engine cannot answer this request"
+                failed.append(Failed(request.id, RequestError.kind, f"{why}: {reason}"))
+            elif request.sampling.structured is not None and request.stream and request.reported:
                 failed.append(Failed(request.id, EngineError.kind, f"the engine failed in a step: {reason}"))
             else:
+                request.suspect = request.suspect or blamed is None
                 lane.restart(request)
                 continue
             self._requests.pop(request.id, None)
         return failed
+
+
+def _not_taken(request_id: int, error: Exception) -> Failed:
+    """A request that GenAI refuses."""
+    return Failed(request_id, RequestError.kind, f"the engine does not take this request: {reason_of(error)}")

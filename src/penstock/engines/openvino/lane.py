@@ -6,6 +6,7 @@ from collections import deque
 from typing import Any
 
 from penstock.engines.messages import Submit
+from penstock.engines.openvino.companions import Companions
 from penstock.engines.openvino.text_stream import TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.stop_strings import StopStrings
@@ -15,6 +16,8 @@ _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""
 _PATIENCE = 64
 """Turns in which a request may be passed by others."""
+_HARMLESS = 8
+"""Steps after which a request is no longer suspected of having failed one: its fault shows in one of the next."""
 
 
 class Request:
@@ -45,6 +48,9 @@ class Request:
         """Turns in which others were taken first, as their prompts were cached."""
         self.resumed = 0
         """How many of `ids` were made before a fault; they are part of `prompt` now."""
+        self.suspect = False
+        """Whether a step failed that it had a part in, and nobody knows whose fault that was."""
+        self.harmless_steps = 0
 
     @property
     def watched(self) -> bool:
@@ -55,8 +61,11 @@ class Request:
 class Lane:
     """One pipeline with its queue, its running requests and an index of its prefix cache."""
 
-    def __init__(self, pipeline: Any, cache_blocks: int, max_num_seqs: int, prefix_caching: bool) -> None:
+    def __init__(
+        self, pipeline: Any, cache_blocks: int, max_num_seqs: int, prefix_caching: bool, company: int = 0
+    ) -> None:
         self.pipeline = pipeline
+        self.companions = Companions(pipeline, company)
         self.waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
         self.index = PrefixIndex(cache_blocks if prefix_caching else 0)
@@ -78,8 +87,9 @@ class Lane:
 
         The pipeline looks into its prefix cache when a request is added, not when it is scheduled. A request whose
         next uncached block is being computed by another one therefore waits for that. And a constraint that was never
-        used is tried by one request at a time, so that a broken one is known by the step that fails. A request whose
-        prompt is cached goes first: while it waits, what others compute drives that out of the cache.
+        used is tried by one request at a time, so that a broken one is known by the step that fails; so are the
+        requests of a step that failed for an unknown reason. A request whose prompt is cached goes first: while it
+        waits, what others compute drives that out of the cache.
         """
         if len(self.waiting) > 1 and len(self.active) < self._max_num_seqs:
             self._cached_first()
@@ -91,10 +101,11 @@ class Lane:
             fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
             structured = request.sampling.structured
             untried = structured is not None and structured not in self._proven
-            if fresh_block in self._prefilling or (untried and self._on_trial is not None):
+            on_trial = untried or request.suspect
+            if fresh_block in self._prefilling or (on_trial and self._on_trial is not None):
                 delayed.append(request)
                 continue
-            if untried:
+            if on_trial:
                 self._on_trial = request
             if self._prefix_caching:
                 request.cached = min(matched * BLOCK_SIZE, max(len(request.prompt) - 1, 0))
@@ -116,10 +127,20 @@ class Lane:
                 request.passed += 1
         self.waiting.extendleft(reversed(first + rest))
 
+    def step(self) -> None:
+        """One step of the pipeline."""
+        self.companions.join(len(self.active))
+        self.pipeline.step()
+
+    def rest(self) -> None:
+        """Nothing runs for now: no companion is left in the pipeline."""
+        if self.companions.leave():
+            self.pipeline.step()
+
     def note_prefilled(self, request: Request) -> None:
         """The request's first token is there: its prompt is in the cache, and its constraint works."""
         request.prefilled = True
-        self._release(request)
+        self._release(request, tried=not request.suspect)
         self.index.insert(request.blocks)
         if request.sampling.structured is not None:
             self._proven.add(request.sampling.structured)
@@ -135,8 +156,17 @@ class Lane:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
     def trial(self) -> Request | None:
-        """The request whose constraint is being tried for the first time."""
+        """The request that is being tried: its constraint for the first time, or itself after a step that failed."""
         return self._on_trial
+
+    def note_step(self) -> None:
+        """A step has gone well: enough of them clear the request that was on trial for one that had not."""
+        tried = self._on_trial
+        if tried is not None and tried.suspect and tried.prefilled:
+            tried.harmless_steps += 1
+            if tried.harmless_steps >= _HARMLESS:
+                tried.suspect = False
+                self._on_trial = None
 
     def restart(self, request: Request) -> None:
         """Queue a request again after a fault: what it made so far becomes prompt, or, where a grammar's state is
@@ -144,6 +174,7 @@ class Lane:
         """
         request.handle = None
         request.prefilled = False
+        request.harmless_steps = 0
         if request.sampling.structured is not None:
             request.ids, request.logprobs, request.reported, request.held_text = [], [], 0, ""
             request.text, request.stop = TextStream(), StopStrings(request.sampling.stop)
@@ -155,8 +186,8 @@ class Lane:
             request.blocks = block_hashes(request.prompt)
         self.waiting.appendleft(request)
 
-    def _release(self, request: Request) -> None:
-        if self._on_trial is request:
+    def _release(self, request: Request, *, tried: bool = True) -> None:
+        if tried and self._on_trial is request:
             self._on_trial = None
         for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
             del self._prefilling[block]

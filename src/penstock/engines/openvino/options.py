@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
@@ -24,7 +25,8 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     held at once, each with a copy of the model's weights; the least recently used leaves. `embedding_pooling` None:
     what the model's `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of
     the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that speculates.
-    `num_speculative_tokens`: how far either looks ahead. `properties`: further OpenVINO properties.
+    `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do not depend on what else runs, on
+    the cache or on restarts. `properties`: further OpenVINO properties.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -45,8 +47,65 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     num_speculative_tokens: Positive = 5
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
+    deterministic: bool = False
     properties: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.prompt_lookup and self.draft_model:
             raise ConfigError("give prompt_lookup or draft_model, not both", field="engine_kwargs.draft_model")
+        if self.deterministic:
+            self._check_deterministic()
+
+    def device_properties(self) -> dict[str, Any]:
+        """OpenVINO's properties for what is said here of threads and precision."""
+        properties: dict[str, Any] = {}
+        if self.num_threads:
+            properties["INFERENCE_NUM_THREADS"] = self.num_threads
+        if self.inference_precision:
+            properties["INFERENCE_PRECISION_HINT"] = self.inference_precision
+        if self.deterministic:
+            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
+        return properties
+
+    def _check_deterministic(self) -> None:
+        """What says the opposite is refused, also where it is said as a property."""
+        needed: dict[str, Any] = {**DETERMINISTIC_OPTIONS, **_WITHOUT}
+        for name, value in needed.items():
+            if getattr(self, name) not in (None, value):
+                raise _conflict(name, getattr(self, name))
+        for name, value in self.properties.items():
+            wanted = DETERMINISTIC_PROPERTIES.get(name.upper())
+            if wanted is not None and str(value).lower() != wanted:
+                raise _conflict(f"properties.{name}", value)
+
+
+DETERMINISTIC_OPTIONS: Mapping[str, Any] = {"inference_precision": "f32", "kv_cache_precision": "f32"}
+"""Of full precision, so that what the order of sums changes is far below what separates two tokens."""
+_WITHOUT: Mapping[str, Any] = {"device": "CPU", "prompt_lookup": False, "draft_model": None}
+DETERMINISTIC_PROPERTIES: Mapping[str, str] = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "KV_CACHE_PRECISION": "f32",
+    "KEY_CACHE_PRECISION": "f32",
+    "VALUE_CACHE_PRECISION": "f32",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+}
+
+COSTS_ONLY = frozenset(
+    {
+        *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "enable_prefix_caching", "num_threads"),
+        "max_loras",
+    }
+)
+COSTS_ONLY_PROPERTIES = frozenset(
+    {
+        *("NUM_STREAMS", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT", "PERFORMANCE_HINT_NUM_REQUESTS", "LOG_LEVEL"),
+        *("ENABLE_CPU_PINNING", "ENABLE_CPU_RESERVATION", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
+        *("MODEL_DISTRIBUTION_POLICY", "CACHE_DIR", "CACHE_MODE", "PERF_COUNT", "TBB_PARTITIONER"),
+        *("ENABLE_TENSOR_PARALLEL", "ENABLE_MMAP", "ENABLE_SAVE_OV_MODEL", "ENABLE_WEIGHTLESS", "WEIGHTS_PATH"),
+        "COMPILATION_NUM_THREADS",
+    }
+)
+
+
+def _conflict(name: str, value: Any) -> ConfigError:
+    return ConfigError("does not go together with deterministic", field=f"engine_kwargs.{name}", value=value)

@@ -13,10 +13,13 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling, StructuredOutput
 
+_LARGEST_MIN_P = 1.0 - 2.0**-24
+"""GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 _ANY_JSON_OBJECT = '{"type": "object"}'
 
 
@@ -27,6 +30,7 @@ class Pipelines:
         self._path = path
         self._options = options
         self._exact_blocks = 0
+        self._companions = sequences_wanted(options.deterministic, options.num_threads)
         self.cache_blocks = 0
 
     def first(self) -> Any:
@@ -63,18 +67,14 @@ class Pipelines:
     def _load(self, adapters: Any = None) -> Any:
         options = self._options
         scheduler = genai.SchedulerConfig()
-        scheduler.max_num_seqs = options.max_num_seqs
-        scheduler.max_num_batched_tokens = max(options.max_num_batched_tokens, options.max_num_seqs)
+        scheduler.max_num_seqs = options.max_num_seqs + self._companions
+        scheduler.max_num_batched_tokens = max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
         scheduler.enable_prefix_caching = options.enable_prefix_caching
         if self._exact_blocks:
-            scheduler.num_kv_blocks = self._exact_blocks
+            scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        properties: dict[str, Any] = {}
-        if options.num_threads:
-            properties["INFERENCE_NUM_THREADS"] = options.num_threads
-        if options.inference_precision:
-            properties["INFERENCE_PRECISION_HINT"] = options.inference_precision
+        properties = options.device_properties()
         if options.kv_cache_precision:
             properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
         if options.prompt_lookup:
@@ -113,7 +113,7 @@ def generation_config(
     if sampling.temperature > 0:
         config.temperature = sampling.temperature
         config.top_p = sampling.top_p
-        config.min_p = sampling.min_p
+        config.min_p = min(sampling.min_p, _LARGEST_MIN_P)
         if sampling.top_k > 0:
             config.top_k = sampling.top_k
         config.rng_seed = random.getrandbits(31) if sampling.seed is None else sampling.seed % 2**31

@@ -128,12 +128,12 @@ class Task:
         return UnsupportedError(f"the openvino engine does not support {what} with {self.kind}")
 
     def _properties(self) -> dict[str, Any]:
-        properties: dict[str, Any] = {}
-        if self._options.num_threads:
-            properties["INFERENCE_NUM_THREADS"] = self._options.num_threads
-        if self._options.inference_precision:
-            properties["INFERENCE_PRECISION_HINT"] = self._options.inference_precision
-        return {**properties, **self._options.properties}
+        return {**self._options.device_properties(), **self._options.properties}
+
+    @property
+    def _batch_tokens(self) -> int:
+        """Tokens of one pipeline call. Where texts must not depend on each other, each has a call of its own."""
+        return 0 if self._options.deterministic else _BATCH_TOKENS
 
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
         """The pipelines cut long texts in silence, and die of empty ones."""
@@ -196,7 +196,7 @@ class Embedding(Task):
 
     def _vectors(self, texts: list[str], lengths: list[int]) -> list[list[float]]:
         vectors: list[list[float]] = [[]] * len(texts)
-        for group in _groups(lengths, _BATCH_TOKENS):
+        for group in _groups(lengths, self._batch_tokens):
             found = self._pipeline.embed_documents([texts[i] for i in group])
             for index, vector in zip(group, found, strict=True):
                 vectors[index] = vector
@@ -238,7 +238,7 @@ class Rerank(Task):
         lengths = _token_counts(self._pairs, documents, query)
         self._check_lengths(lengths, "documents")
         scores = [0.0] * len(documents)
-        for group in _groups(lengths, _BATCH_TOKENS):
+        for group in _groups(lengths, self._batch_tokens):
             for place, score in self._pipeline.rerank(query, [documents[i] for i in group]):
                 scores[group[place]] = score
         return Scores(scores, Usage(sum(lengths)))

@@ -1,4 +1,5 @@
-"""The engine's own process, `python -m penstock.engines.openvino.worker FD`: reads messages, steps the model, answers.
+"""The engine's own process, `python -m penstock.engines.openvino.worker FD PARENT`. It reads messages, steps the
+model, answers.
 
 One thread does everything, because a step holds the interpreter lock: between two steps the pipe is read without
 waiting, and while there is nothing to step it is waited for. The process ends when the pipe closes.
@@ -11,10 +12,13 @@ import socket
 import sys
 from typing import Any
 
+import msgspec
+
 from penstock.engines.base import Capabilities
-from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, ToParent, encode
+from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, ToParent, encode, refusal_of
 from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
 from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.parent import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.errors import EngineStartError, PenstockError
 
@@ -28,9 +32,11 @@ class Pipe:
         self._socket = sock
         self._buffer = bytearray()
 
-    def read(self, wait: bool) -> list[ToWorker]:
-        """All messages that are there; with `wait`, at least one. Raises `EOFError` once the parent is gone."""
-        messages: list[ToWorker] = []
+    def read(self, wait: bool) -> list[ToWorker | Failed]:
+        """All messages that are there; with `wait`, at least one. In the place of one that cannot be read stands the
+        answer to it. Raises `EOFError` once the parent is gone.
+        """
+        messages: list[ToWorker | Failed] = []
         while True:
             try:
                 data = self._socket.recv(_READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT)
@@ -44,7 +50,7 @@ class Pipe:
                 end = at + LENGTH_BYTES + int.from_bytes(self._buffer[at : at + LENGTH_BYTES], "little")
                 if len(self._buffer) < end:
                     break
-                messages.append(decode_to_worker(self._buffer[at + LENGTH_BYTES : end]))
+                messages.append(_decoded(self._buffer[at + LENGTH_BYTES : end]))
                 at = end
             del self._buffer[:at]
 
@@ -57,8 +63,17 @@ class Pipe:
         self._socket.sendall(b"".join(parts))
 
 
-def main(fd: int) -> None:
-    """Serve the pipe `fd` until it closes."""
+def _decoded(data: bytearray) -> ToWorker | Failed:
+    try:
+        message: ToWorker = decode_to_worker(data)
+        return message
+    except msgspec.ValidationError as error:
+        return refusal_of(data, error)
+
+
+def main(fd: int, parent: int) -> None:
+    """Serve the pipe `fd` to the process `parent` until it closes."""
+    end_with_parent(fd, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     pipe = Pipe(socket.socket(fileno=fd))
     try:
@@ -99,7 +114,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 
 
-def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker]) -> None:
+def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker | Failed]) -> None:
     """Take what has arrived, then let the model make one step."""
     out: list[ToParent] = []
     submits: list[Submit] = []
@@ -115,6 +130,8 @@ def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker]) -> None:
                 embeds.append(message)
             case Call():
                 out.append(_answer(model, message))
+            case Failed():
+                out.append(message)
     if submits:
         out += model.submit(submits)
     if embeds:
@@ -138,4 +155,4 @@ def _answer(model: Any, call: Call) -> ToParent:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

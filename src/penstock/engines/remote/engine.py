@@ -15,7 +15,7 @@ from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.remote import answers, task_answers
 from penstock.engines.remote.dialects import score_body, spoken
 from penstock.engines.remote.discovery import AUTO, Found, discover
-from penstock.engines.remote.options import parse_remote_options
+from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
 from penstock.engines.remote.upstreams import LONGEST_PAUSE_S, Upstream, Upstreams
@@ -63,6 +63,7 @@ class RemoteEngine(LLMEngine):
     """
 
     name: ClassVar[str] = "remote"
+    costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
 
     def __init__(self, model_source: str = AUTO, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -341,7 +342,7 @@ class RemoteEngine(LLMEngine):
 
     def _running(self) -> Upstreams:
         if self._upstreams is None:
-            raise EngineDeadError("the remote engine is not running")
+            raise EngineDeadError("the remote engine is not running", suspects=False)
         return self._upstreams
 
     def _check(self, task: str, request: ChatRequest | CompletionRequest) -> None:

@@ -136,7 +136,7 @@ class Upstreams:
                     await self._changed.wait()
             except TimeoutError:
                 pass
-        raise EngineDeadError("the remote engine is not running")
+        raise EngineDeadError("the remote engine is not running", suspects=False)
 
     def others_ready(self, tried: set[Upstream]) -> bool:
         """Whether there is a server to go to at once."""
@@ -289,7 +289,7 @@ class Upstreams:
 
     def _none_well(self) -> EngineDeadError:
         said = [one.complaint or one.shown for one in self.members]
-        return EngineDeadError(f"no server answers: {'; '.join(said)}")
+        return EngineDeadError(f"no server answers: {'; '.join(said)}", suspects=False)
 
     def _catch_up(self, upstream: Upstream) -> None:
         """A server that comes back starts level with the others: it need not make up for its absence."""

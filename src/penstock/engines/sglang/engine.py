@@ -21,15 +21,21 @@ class SGLangEngine(WorkerEngine):
 
     name: ClassVar[str] = "sglang"
     makes_ranks: ClassVar[bool] = True
+    costs_only: ClassVar[frozenset[str]] = options.COSTS_ONLY
     worker: ClassVar[str] = "penstock.engines.sglang.worker"
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = options.check_options(self.engine_kwargs)
+        self.deterministic = bool(self.options.get("enable_deterministic_inference"))
         for name, path in self.adapters.items():
             self._check_rank(name, path)
         self._asleep = False
         self._paused = False
+
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        return {"enable_deterministic_inference": True}
 
     @classmethod
     def adapter_options(cls, most: int) -> dict[str, Any]:

@@ -80,6 +80,7 @@ class Model:
         """Continue a prompt. A cancelled task gives the request up."""
         sampling = submit.sampling
         prompt = self._prompt(submit)
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         params = sampling_params(sampling, self._room(len(prompt), sampling.max_tokens))
         maker = DeltaMaker(sampling, self._text_of)
         rid = f"penstock-{next(self._rids)}"
@@ -260,4 +261,7 @@ def _error(error: Exception) -> PenstockError:
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         return error_of(status, str(getattr(error, "detail", "") or error))
-    return RequestError(" ".join(str(error).split())) if isinstance(error, ValueError) else EngineError(str(error))
+    said = " ".join(str(error).split())
+    if isinstance(error, ValueError):
+        return RequestError(f"SGLang refuses the request: {said}")
+    return EngineError(f"SGLang failed: {said}")

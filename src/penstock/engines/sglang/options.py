@@ -34,6 +34,39 @@ _NOT_HERE = {
 }
 _QUIET = {"log_level": "error"}
 
+COSTS_ONLY = frozenset(
+    {
+        # Memory
+        *("mem_fraction_static", "max_total_tokens", "page_size", "swa_full_tokens_ratio", "cpu_offload_gb"),
+        *("max_mamba_cache_size", "mamba_full_memory_ratio", "disable_radix_cache", "radix_eviction_policy"),
+        *("enable_memory_saver", "enable_hierarchical_cache", "hicache_ratio", "hicache_size", "hicache_write_policy"),
+        *("hicache_io_backend", "hicache_mem_layout", "hicache_storage_backend", "hicache_storage_prefetch_policy"),
+        *("max_loras_per_batch", "max_loaded_loras", "lora_eviction_policy", "enable_lora_overlap_loading"),
+        # How much at once, and in which order
+        *("max_running_requests", "max_queued_requests", "chunked_prefill_size", "max_prefill_tokens"),
+        *("enable_dynamic_chunking", "prefill_max_requests", "schedule_policy", "schedule_conservativeness"),
+        *("enable_priority_scheduling", "num_continuous_decode_steps", "enable_mixed_chunk", "scheduler_recv_interval"),
+        *("disable_overlap_schedule", "stream_interval", "pp_max_micro_batch_size", "pp_async_batch_depth"),
+        # Where
+        *("tp_size", "pp_size", "dp_size", "ep_size", "nnodes", "node_rank", "base_gpu_id", "gpu_id_step", "use_ray"),
+        *("nccl_port", "dist_init_addr", "dist_timeout", "load_balance_method", "numa_node", "enable_dp_attention"),
+        *("tokenizer_worker_num", "detokenizer_worker_num"),
+        # Speed of starting and of steps
+        *("disable_cuda_graph", "disable_cuda_graph_padding", "cuda_graph_config", "cuda_graph_max_bs_decode"),
+        *("cuda_graph_max_bs_prefill", "cuda_graph_bs_decode", "cuda_graph_bs_prefill", "disable_prefill_cuda_graph"),
+        *("disable_decode_cuda_graph", "skip_server_warmup", "download_dir", "weight_loader_disable_mmap"),
+        *("weight_loader_prefetch_checkpoints", "weight_loader_prefetch_num_threads", "enable_p2p_check"),
+        *("pre_warm_nccl", "sleep_on_idle", "gc_threshold"),
+        # What is watched and told
+        *("log_level", "log_level_http", "log_requests", "log_requests_level", "log_requests_format"),
+        *("log_requests_target", "decode_log_interval", "show_time_cost", "crash_dump_folder", "enable_metrics"),
+        *("enable_metrics_for_all_schedulers", "extra_metric_labels", "enable_trace", "otlp_traces_endpoint"),
+        *("enable_request_time_stats_logging", "export_metrics_to_file", "export_metrics_to_file_dir"),
+        *("watchdog_timeout", "soft_watchdog_timeout", "kv_events_config", "enable_cache_report"),
+    }
+)
+"""Arguments that cost memory or time and decide no answer. Those that are not named decide."""
+
 
 @cache
 def package() -> Path:

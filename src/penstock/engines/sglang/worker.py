@@ -1,4 +1,5 @@
-"""SGLang's own process, `python -m penstock.engines.sglang.worker FD`: its engine and the pipe, on one event loop.
+"""SGLang's own process, `python -m penstock.engines.sglang.worker FD PARENT`: its engine and the pipe, on one event
+loop.
 
 SGLang hands each output to the coroutine of its request; what those make in one turn of the loop leaves in one
 message. The process ends when the pipe closes, and SGLang's processes end with this one.
@@ -13,7 +14,10 @@ import socket
 import sys
 from typing import Any
 
-from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode
+import msgspec
+
+from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode, refusal_of
+from penstock.engines.parent import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
 from penstock.errors import EngineError, EngineStartError, PenstockError
@@ -41,6 +45,8 @@ class Worker:
                         task.cancel()
                 case Call():
                     self._begin(message.id, self._answer(message))
+                case Failed():
+                    self._send(message)
 
     def _begin(self, number: int, work: Any) -> None:
         task = self._tasks[number] = asyncio.create_task(work)
@@ -71,14 +77,18 @@ class Worker:
         self._writer.write(framed(message))
 
 
-async def read(reader: asyncio.StreamReader) -> ToWorker | None:
-    """The next message; None once the parent is gone."""
+async def read(reader: asyncio.StreamReader) -> ToWorker | Failed | None:
+    """The next message, or the answer to one that cannot be read; None once the parent is gone."""
     try:
         length = int.from_bytes(await reader.readexactly(LENGTH_BYTES), "little")
-        message: ToWorker = decode_to_worker(await reader.readexactly(length))
-        return message
+        data = await reader.readexactly(length)
     except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
+    try:
+        message: ToWorker = decode_to_worker(data)
+        return message
+    except msgspec.ValidationError as error:
+        return refusal_of(data, error)
 
 
 def framed(message: ToParent) -> bytes:
@@ -87,8 +97,9 @@ def framed(message: ToParent) -> bytes:
     return len(data).to_bytes(LENGTH_BYTES, "little") + data
 
 
-def main(fd: int) -> None:
-    """Serve the pipe `fd` until it closes."""
+def main(fd: int, parent: int) -> None:
+    """Serve the pipe `fd` to the process `parent` until it closes."""
+    end_with_parent(fd, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout may be a job's output, and SGLang prints
     sock = socket.socket(fileno=fd)
@@ -134,4 +145,4 @@ def _one_line(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

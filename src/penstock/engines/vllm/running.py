@@ -92,6 +92,8 @@ class Running:
     async def prepare_parsed(self, request: ChatRequest) -> Prepared:
         """A conversation whose answer vLLM's parsers read."""
         assert self.parsed is not None
+        if self.prompts is not None:
+            self.prompts.check_ids(request.sampling.stop_token_ids, "stop_token_ids")
         chat = await self.parsed.prepare(request)
         return Prepared(chat.prompt, chat.params, chat.translate, chat.extras)
 
@@ -124,6 +126,8 @@ class Running:
 
     def _prepared(self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling) -> Prepared:
         assert self.prompts is not None
+        # vLLM's core writes at these places of its logits, and ends where there are none.
+        self.prompts.check_ids(sampling.stop_token_ids, "stop_token_ids")
         params = sampling_params(
             sampling,
             n=request.n,

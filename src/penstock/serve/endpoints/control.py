@@ -1,6 +1,7 @@
 """The control routes, there when the server runs with `dev`: `POST /sleep`, `GET /is_sleeping` and so on.
 
-Each acts on one model and answers with one result a replica.
+Each acts on one model and answers with one result a replica. All endpoints of this file are for admins: the table of
+routes refuses one that is not.
 """
 
 from __future__ import annotations
@@ -41,6 +42,21 @@ def ask(method: str) -> Callable[[Exchange], Awaitable[Response]]:
 
     endpoint.__doc__ = f"Ask `{method}` of every replica of a model."
     return endpoint
+
+
+class ReplicaControlBody(Struct, kw_only=True):
+    """A control method with its options."""
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+async def act_here(exchange: Exchange) -> Response:
+    """Call a control method on this replica, whose ingress asks for it."""
+    body = await exchange.body(ReplicaControlBody)
+    target = await exchange.target("")
+    (result,) = await target.handle.control(body.method, body.options)
+    return exchange.json(result)
 
 
 async def _call(exchange: Exchange, method: str, model: str, options: dict[str, Any]) -> Response:

@@ -16,9 +16,9 @@ from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, 
 from penstock.openai.framing import error_events
 from penstock.openai.message_events import message_error_events
 from penstock.openai.response_events import response_error_events
-from penstock.serve.exchange import Exchange
+from penstock.serve.exchange import UNTRUSTED, Exchange
 from penstock.serve.http_errors import error_response
-from penstock.serve.limits import decode_json, read_body, read_json_bytes
+from penstock.serve.limits import decode_json
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.wire import Reply
 
@@ -41,14 +41,13 @@ class _Head(Struct):
 
 async def forward(exchange: Exchange) -> Response:
     """Let a replica answer."""
-    request, limits = exchange.request, exchange.ingress.settings.limits
-    kind = request.headers.get("content-type", "")
+    kind = exchange.request.headers.get("content-type", "")
     if kind.lower().startswith("multipart/form-data"):
-        body = await read_body(request, limits)
+        body = await exchange.read()
         found = _FORM_MODEL.search(body)
         model, prompt = found[1].decode(errors="replace") if found else "", b""
     else:
-        body = await read_json_bytes(request, limits)
+        body = await exchange.read_json()
         head = decode_json(body, _Head)
         model = head.model
         text = next((raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b"")
@@ -100,6 +99,8 @@ class Forwarded(Response):
         given = exchange.request.headers
         headers = [(name, given[name]) for name in _PASSED_ON if name in given]
         headers.append(("x-request-id", exchange.id))
+        if not exchange.trusted:
+            headers.append((UNTRUSTED, "1"))
         route = self._model.pool.route(self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter)
         async with exchange.interrupt() as interrupt:
             asked = clock()

@@ -19,19 +19,18 @@ from penstock.serve.exchange import Exchange
 from penstock.serve.grouped_calls import CallFailure, CallResult, GroupedCall
 from penstock.serve.handle import ModelHandle
 from penstock.serve.http_errors import as_penstock_error, error_response, log_unforeseen
-from penstock.serve.limits import read_body
 from penstock.serve.streams import joined
 from penstock.types import Delta, Usage
 
 
 async def group(exchange: Exchange) -> Response:
     """Answer the calls of a group side by side."""
-    body = await read_body(exchange.request, exchange.ingress.settings.limits)
+    body = await exchange.read()
     target = await exchange.target("")
     try:
         calls = msgspec.msgpack.decode(body, type=list[GroupedCall])
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the body is no group of calls: {error}") from None
+    except msgspec.DecodeError:
+        raise RequestError("the body is no group of calls") from None
     return GroupResponse(exchange, target.handle, calls)
 
 
@@ -108,8 +107,8 @@ class GroupResponse(Response):
             raise RequestError(f"there is no task '{call.task[:50]}'", param="task")
         try:
             request: Any = msgspec.msgpack.decode(call.request, type=form)
-        except msgspec.DecodeError as error:
-            raise RequestError(f"the request is not of its task's form: {error}") from None
+        except msgspec.DecodeError:
+            raise RequestError("the request is not of its task's form") from None
         answer = getattr(self._handle, call.task)(request)
         if call.task not in GENERATING:
             result = await answer

@@ -5,30 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
 from starlette.responses import Response
 
 from penstock.errors import RequestError, UnsupportedError
 from penstock.serve.cached_wire import ChangeStream
 from penstock.serve.calls import GENERATING, RETURNING, CallFramer, pack
 from penstock.serve.exchange import Exchange
-from penstock.serve.limits import read_body
 from penstock.serve.streaming import EventStream
-
-
-class ReplicaControlBody(Struct, kw_only=True):
-    """A control method with its options."""
-
-    method: str
-    options: dict[str, Any] = field(default_factory=dict)
-
-
-async def control(exchange: Exchange) -> Response:
-    """Call a control method on this replica."""
-    body = await exchange.body(ReplicaControlBody)
-    target = await exchange.target("")
-    (result,) = await target.handle.control(body.method, body.options)
-    return exchange.json(result)
 
 
 async def cached(exchange: Exchange) -> Response:
@@ -43,7 +26,7 @@ async def cached(exchange: Exchange) -> Response:
 async def call(exchange: Exchange) -> Response:
     """Call a task of the engine in the neutral types."""
     task = exchange.request.path_params["task"]
-    body = await read_body(exchange.request, exchange.ingress.settings.limits)
+    body = await exchange.read()
     target = await exchange.target("")
     try:
         if task in GENERATING:
@@ -53,7 +36,7 @@ async def call(exchange: Exchange) -> Response:
         request = msgspec.msgpack.decode(body, type=form)
     except KeyError:
         raise RequestError(f"there is no task '{task[:50]}'", param="task") from None
-    except msgspec.DecodeError as error:
-        raise RequestError(f"the request is not of its task's form: {error}") from None
+    except msgspec.DecodeError:
+        raise RequestError("the request is not of its task's form") from None
     result = await exchange.wait(getattr(target.handle, task)(request))
     return Response(pack(result), media_type="application/msgpack")

@@ -1,4 +1,4 @@
-"""What is about the server itself: `/health`, `/metrics`, `/openapi.json`, `/docs`."""
+"""What is about the server itself: `/health`, `/ready`, `/metrics`, `/openapi.json`, `/docs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from starlette.responses import HTMLResponse, Response
 
-from penstock.errors import ShuttingDownError
+from penstock.errors import ShuttingDownError, UnavailableError
 from penstock.serve.exchange import Exchange
 from penstock.serve.metrics import CONTENT_TYPE
 
@@ -16,6 +16,19 @@ async def health(exchange: Exchange) -> Response:
     if exchange.ingress.draining:
         raise ShuttingDownError("the server is shutting down")
     return exchange.json({"status": "ok"})
+
+
+async def ready(exchange: Exchange) -> Response:
+    """Whether some model can answer, or the one that `?model=` names. A 503 if not."""
+    ingress, name = exchange.ingress, exchange.request.query_params.get("model", "")
+    if ingress.draining:
+        raise ShuttingDownError("the server is shutting down")
+    handles = [(await ingress.models.find(name)).handle] if name else ingress.models.handles.values()
+    states = [handle.state() for handle in handles]
+    if not any(state.can_answer for state in states):
+        which = f"'{name}' is {states[0].state}" if name else "no model can answer"
+        raise UnavailableError(which, retry_after=1.0)
+    return exchange.json({"status": "ready"})
 
 
 async def metrics(exchange: Exchange) -> Response:

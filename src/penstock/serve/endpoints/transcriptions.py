@@ -11,10 +11,10 @@ from starlette.responses import PlainTextResponse, Response
 from penstock.errors import ContentTypeError, RequestError, UnsupportedError, nearest
 from penstock.openai.transcripts import FORMATS, TIMED_FORMATS, subtitles, verbose
 from penstock.serve.exchange import Exchange
-from penstock.serve.limits import read_body
 from penstock.types import TranscriptionRequest
 
 _GRANULARITIES = "timestamp_granularities[]"
+_MOST_FIELDS = 20
 _FIELDS = frozenset(
     {"file", "model", "language", "response_format", "temperature", "prompt", "stream", "max_tokens", _GRANULARITIES}
 )
@@ -85,17 +85,20 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ContentTypeError("the content type must be multipart/form-data")
     limits = exchange.ingress.settings.limits
-    async with exchange.reading():
-        body = await read_body(request, limits)
+    body = await exchange.read()
 
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
-    parser = MultiPartParser(request.headers, once(), max_files=1, max_fields=20, max_part_size=limits.max_body_bytes)
+    parser = MultiPartParser(
+        request.headers, once(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=limits.max_body_bytes
+    )
     try:
         form = await parser.parse()
-    except (MultiPartException, UnicodeDecodeError, KeyError, ValueError) as error:
-        raise RequestError(f"the form cannot be read: {error}") from None
+    except (MultiPartException, UnicodeDecodeError, KeyError, ValueError):
+        raise RequestError(
+            f"the multipart form cannot be read: it must be whole, with at most one file and {_MOST_FIELDS} fields"
+        ) from None
     try:
         yield form
     finally:

@@ -1,0 +1,145 @@
+"""Writes grammars in the engine's notation (EBNF), within a bound on their size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from penstock.errors import RequestError
+
+MAX_GRAMMAR = 400_000
+"""Characters of a grammar."""
+MAX_COUNT = 100_000
+"""Counts beyond this stand for "without end": no answer gets that far."""
+Ranges = list[tuple[int, int]]
+
+
+class Grammar:
+    """Rules with bodies in EBNF; the same body makes the same rule."""
+
+    def __init__(self) -> None:
+        self._rules: dict[str, str] = {}
+        self._names: dict[str, str] = {}
+        self._size = 0
+
+    def rule(self, body: str, name: str | None = None) -> str:
+        """The name of a rule with this body."""
+        if name is None and (body in self._names or body in self._rules):
+            return self._names.get(body, body)
+        if name is None:
+            name = self.reserve()
+            self._names[body] = name
+        self._rules[name] = body
+        self._size += len(body) + len(name) + 5
+        if self._size > MAX_GRAMMAR:
+            raise too_large(f"its grammar has more than {MAX_GRAMMAR:,} characters")
+        return name
+
+    def reserve(self) -> str:
+        """A name for a rule whose body comes later, with `rule(body, name)`."""
+        name = f"r{len(self._rules)}"
+        self._rules[name] = ""
+        return name
+
+    def repeat(self, item: str, low: int, high: int | None) -> str:
+        """`item`, a rule's name, so many times; `high` None is without end."""
+        if low > MAX_COUNT:
+            raise too_large(f"it asks for {low:,} repetitions, more than any answer can have")
+        if high is not None and high > MAX_COUNT:
+            high = None
+        if high == 0:
+            return '""'
+        if (low, high) == (1, 1):
+            return item
+        if (low, high) == (0, 1):
+            return f"{item}?"
+        if high is None and low < 2:
+            return f"{item}{'*+'[low]}"
+        return f"{item}{{{low},{'' if high is None else high}}}"
+
+    def text(self, root: str) -> str:
+        """The whole grammar, beginning at the body `root`."""
+        rules = [f"{name} ::= {body}" for name, body in self._rules.items()]
+        return "\n".join([f"root ::= {root}", *rules, ""])
+
+
+def too_large(why: str) -> RequestError:
+    """The error of a constraint that is beyond a limit."""
+    return RequestError(f"the constraint is too large: {why}; make it simpler", param="response_format")
+
+
+def literal(text: str) -> str:
+    """A fixed text."""
+    return '"' + "".join(map(_in_literal, text)) + '"'
+
+
+def _in_literal(char: str) -> str:
+    if char in '"\\':
+        return "\\" + char
+    return char if " " <= char <= "~" or char >= "\xa0" else f"\\U{ord(char):08x}"
+
+
+def choice(options: Iterable[str]) -> str:
+    """One of several bodies, in parentheses where there are several."""
+    unique = list(dict.fromkeys(options))
+    return unique[0] if len(unique) == 1 else "(" + " | ".join(unique) + ")"
+
+
+def char_class(ranges: Ranges) -> str:
+    """One character out of sorted ranges of code points."""
+    pieces = [piece for low, high in ranges for piece in _in_utf8(low, high)]
+    return "[" + "".join(_in_class(a) if a == b else f"{_in_class(a)}-{_in_class(b)}" for a, b in pieces) + "]"
+
+
+def _in_utf8(low: int, high: int) -> Ranges:
+    """A range cut into such whose bytes in UTF-8 vary independently. The engine ends in a blind alley within others,
+    and lets through bytes that are no UTF-8.
+    """
+    for last in (0x7F, 0x7FF, 0xFFFF):
+        if low <= last < high:
+            return _in_utf8(low, last) + _in_utf8(last + 1, high)
+    for bits in (6, 12, 18):
+        block = (1 << bits) - 1
+        if high <= 0x7F or low & ~block == high & ~block:
+            break
+        if low & block:
+            return _in_utf8(low, low | block) + _in_utf8((low | block) + 1, high)
+        if high & block != block:
+            return _in_utf8(low, (high & ~block) - 1) + _in_utf8(high & ~block, high)
+    return [(low, high)]
+
+
+def _in_class(point: int) -> str:
+    char = chr(point)
+    return char if char.isascii() and char.isalnum() else f"\\U{point:08x}"
+
+
+def normal(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """Sorted ranges that neither touch nor overlap."""
+    merged: Ranges = []
+    for low, high in sorted(ranges):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(high, merged[-1][1]))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def without(ranges: Ranges, removed: Ranges) -> Ranges:
+    """The characters of `ranges` that are not in `removed`."""
+    left: Ranges = []
+    for low, high in normal(ranges):
+        for a, b in normal(removed):
+            if b < low or a > high:
+                continue
+            if a > low:
+                left.append((low, a - 1))
+            low = b + 1
+        if low <= high:
+            left.append((low, high))
+    return left
+
+
+ALL: Ranges = [(0, 0xD7FF), (0xE000, 0x10FFFF)]
+"""All characters."""
+WIDE: Ranges = [(0x80, 0xD7FF), (0xE000, 0x10FFFF)]
+"""Those beyond ASCII."""

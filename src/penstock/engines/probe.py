@@ -1,0 +1,37 @@
+"""Asks an engine the least that can be asked: whether it lives, where requests only see it die."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+from penstock.engines.base import LLMEngine
+from penstock.errors import EngineDeadError, PenstockError
+from penstock.types import ChatRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, RerankRequest, Sampling
+
+TEXT = "Hi"
+
+
+async def probe(engine: LLMEngine) -> None:
+    """Return if the engine answers a request of ours, well or not. Raises `EngineDeadError` if that ends it too."""
+    tasks = engine.capabilities.tasks
+    sampling = Sampling(max_tokens=1, temperature=0.0)
+    try:
+        if "completions" in tasks:
+            async with aclosing(engine.completions(CompletionRequest(TEXT, sampling, stream=False))) as deltas:
+                _ = [delta async for delta in deltas]
+        elif "chat" in tasks:
+            chat = ChatRequest([{"role": "user", "content": TEXT}], sampling, stream=False)
+            async with aclosing(engine.chat(chat)) as deltas:
+                _ = [delta async for delta in deltas]
+        elif "embeddings" in tasks:
+            await engine.embeddings(EmbeddingRequest([TEXT]))
+        elif "rerank" in tasks:
+            await engine.rerank(RerankRequest(TEXT, [TEXT]))
+        elif "classify" in tasks:
+            await engine.classify(ClassifyRequest([TEXT]))
+        else:
+            await engine.check_health()
+    except EngineDeadError:
+        raise
+    except PenstockError:
+        pass  # it lives, and refuses

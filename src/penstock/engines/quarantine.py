@@ -1,0 +1,272 @@
+"""Finds the requests that kill an engine, and refuses them from then on, without harm to the others.
+
+Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody else in the engine,
+those that came last first, as most killers kill at once. A group that kills it again is halved. Being alone in the
+engine at its death twice, while the engine answered others in between, is the proof. A suspect that ends in any other
+way is one no more, and neither is one that has run for twice as long as the engine had lived with it.
+
+To find one killer among n requests takes at most log2(n) + 3 deaths, and mostly 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from penstock.errors import EngineDeadError, QuarantinedError
+
+PROOF = 2
+"""Deaths of the engine with a request alone in it, that prove the request to be the cause."""
+NOTED = 2
+"""Deaths that a request was there at, until it is a suspect from the start when it is asked again."""
+REMEMBERED = 4096
+"""Requests of which deaths are remembered; the oldest are forgotten."""
+HARMLESS_S = 5.0
+"""How long a suspect has the engine to its group at least, in seconds, before others are let in beside it."""
+_FIRST_GROUPS = 4
+"""After a death the groups grow by this factor: 1, 4, 16 …"""
+_NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks": False, "kv_transfer_params": None}
+
+
+class Visit:
+    """One request, from its first try to its last. `with` it to have it forgotten at the end, and `async with` it for
+    each try: that waits until it may enter the engine, and raises `QuarantinedError` where it may not.
+    """
+
+    __slots__ = ("_digest", "_key", "_quarantine", "begun", "entered", "group", "lived", "number", "timer", "trusted")
+
+    def __init__(self, quarantine: Quarantine, key: Callable[[], bytes]) -> None:
+        self._quarantine = quarantine
+        self._key = key
+        self._digest: bytes | None = None
+        self.begun = False
+        """Whether a part of the answer has been seen, so that it cannot be asked again."""
+        self.number = 0
+        self.entered = 0.0
+        self.lived = 0.0
+        """The longest that the engine lived with it until it died, in seconds."""
+        self.group: list[Visit] | None = None
+        self.trusted = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """What names the request. Made when it is first needed."""
+        if self._digest is None:
+            self._digest = self._key()
+        return self._digest
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.group is not None:
+            self._quarantine.forget(self)
+
+    async def __aenter__(self) -> None:
+        quarantine = self._quarantine
+        if quarantine.troubled:
+            await quarantine.turn(self)
+        quarantine.enter(self)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._quarantine.leave(self, error)
+
+
+class _Record:
+    """What is known of a request: the deaths it was there at, those it was alone at, and when the last such was."""
+
+    __slots__ = ("alone", "deaths", "last")
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self.alone = 0
+        self.last = -1
+
+
+class Quarantine:
+    """That of one engine, for all that ask it. It does not start the engine again: after a death nobody enters until
+    whoever does calls `reopen`.
+    """
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+        self._inside: dict[Visit, None] = {}
+        self._dead: list[Visit] = []  # while some are inside that have not told yet
+        self._halve = False
+        self._groups: list[list[Visit]] = []  # the last has its turn
+        self._entries = 0
+        self._answers = 0
+        self._down = False
+        self._unproved = False
+        self._changed = asyncio.Event()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether entering takes more than a step: there are suspects, or memories of deaths."""
+        return self._down or bool(self._records or self._groups or self._dead)
+
+    @property
+    def suspects(self) -> int:
+        """How many requests are under suspicion now."""
+        return sum(map(len, self._groups)) + len(self._dead)
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether the engine has died of one request alone and answered nothing since: if it answers a request of our
+        own now (`answered`), it is that one's fault; if not (`absolve`), it is nobody's.
+        """
+        return self._unproved
+
+    def answered(self) -> None:
+        """The engine has answered something."""
+        self._answers += 1
+        self._unproved = False
+
+    def absolve(self) -> None:
+        """The engine dies by itself: what was held against single requests proves nothing."""
+        self._unproved = False
+        for record in self._records.values():
+            if record.alone < PROOF:
+                record.alone = record.deaths = 0
+
+    def reopen(self) -> None:
+        """After a death: the engine runs again, or does not for a reason that whoever asks it will be told."""
+        self._down = False
+        self._wake()
+
+    def visit(self, key: Callable[[], bytes]) -> Visit:
+        """A request that is about to be asked. `key` gives the digest that names it, when that is needed."""
+        return Visit(self, key)
+
+    async def turn(self, visit: Visit) -> None:
+        """Wait until the request may enter. Raises `QuarantinedError`."""
+        record = self._records.get(visit.digest)
+        if record is not None and visit.group is None and (record.alone or record.deaths >= NOTED):
+            visit.group = [visit]
+            self._groups.insert(0, visit.group)
+        while True:
+            if record is not None and record.alone >= PROOF:  # also one that an equal request has proved meanwhile
+                self.forget(visit)
+                raise QuarantinedError(
+                    f"this request has ended the engine's process {PROOF} times while no other was in it, and is not"
+                    " put to it again; change its prompt or its parameters"
+                )
+            if self._may_enter(visit):
+                return
+            await self._changed.wait()
+            record = self._records.get(visit.digest)
+
+    def enter(self, visit: Visit) -> None:
+        """The request is put to the engine."""
+        self._entries += 1
+        visit.number = self._entries
+        visit.trusted = False
+        self._inside[visit] = None
+        loop = asyncio.get_running_loop()
+        visit.entered = loop.time()
+        if visit.group is not None:
+            visit.timer = loop.call_later(max(HARMLESS_S, 2 * visit.lived), self._trust, visit)
+
+    def leave(self, visit: Visit, error: BaseException | None) -> None:
+        """The try has ended, with `error` if it failed."""
+        del self._inside[visit]
+        if visit.timer is not None:
+            visit.timer.cancel()
+            visit.timer = None
+        if isinstance(error, EngineDeadError):
+            self._down = True
+            # Of a stream that had begun when somebody killed the process, its next try, if there is one, can tell more.
+            if error.suspects and not (error.killed and visit.begun):
+                self._died(visit)
+        elif self.troubled:
+            if error is None:
+                self.answered()
+                self._records.pop(visit.digest, None)
+            self.forget(visit)
+        if not self._inside and self.troubled:
+            self._regroup()
+
+    def forget(self, visit: Visit) -> None:
+        """The request is no suspect any more: it is answered, or nobody asks for it any longer."""
+        group, visit.group = visit.group, None
+        if group is not None:
+            group.remove(visit)
+            if not group:
+                self._groups = [other for other in self._groups if other]
+                self._wake()
+
+    def _may_enter(self, visit: Visit) -> bool:
+        if self._down or self._dead:
+            return False
+        if not self._groups:
+            return True
+        turn = self._groups[-1]
+        return visit.group is turn and all(other.group is turn or other.trusted for other in self._inside)
+
+    def _died(self, visit: Visit) -> None:
+        """The engine has died with this request in it."""
+        record = self._records.setdefault(visit.digest, _Record())
+        self._records.move_to_end(visit.digest)
+        while len(self._records) > REMEMBERED:
+            self._records.popitem(last=False)
+        record.deaths += 1
+        if not self._dead and not self._inside:  # it is the first to tell, and nobody else could
+            if record.last < self._answers:
+                record.alone += 1
+                record.last = self._answers
+            self._unproved = True
+        visit.lived = max(visit.lived, asyncio.get_running_loop().time() - visit.entered)
+        self._halve = self._halve or visit.group is not None
+        self.forget(visit)
+        if record.alone < PROOF:
+            visit.group = self._dead
+        self._dead.append(visit)
+
+    def _regroup(self) -> None:
+        """The engine is empty: those that died with it are put into groups, the latest on top."""
+        dead = sorted((visit for visit in self._dead if visit.group is self._dead), key=lambda visit: -visit.number)
+        halve, self._halve = self._halve, False
+        self._dead = []
+        size = (len(dead) + 1) // 2 if halve else 1
+        groups: list[list[Visit]] = []
+        while dead:
+            group, dead = dead[:size], dead[size:]
+            for visit in group:
+                visit.group = group
+            groups.append(group)
+            size = size if halve else size * _FIRST_GROUPS
+        if len(groups) == 1 and len(groups[0]) == 1 and self._records[groups[0][0].digest].alone:
+            self._groups[:0] = groups  # time passes until it is alone again, for whatever else may have been the cause
+        else:
+            self._groups += reversed(groups)
+        self._wake()
+
+    def _trust(self, visit: Visit) -> None:
+        visit.trusted = True
+        self.forget(visit)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def digest_of(asked: Any) -> bytes:
+    """16 bytes that name what is asked of an engine, whoever asks, and however the answer is to travel."""
+    if isinstance(asked, msgspec.Struct):
+        unsaid = {name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__}
+        asked = (type(asked).__name__, msgspec.structs.replace(asked, **unsaid))
+    try:
+        said = _encode(asked)
+    except Exception:  # numbers and texts that have no encoding
+        said = repr(asked).encode(errors="backslashreplace")
+    return blake2b(said, digest_size=16).digest()
+
+
+_encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=repr).encode

@@ -1,0 +1,149 @@
+"""Where a value does not have the form that a type describes, in words of our own: those of msgspec change with it.
+
+It knows the types of which our forms are made: structures, mappings, lists, plain values, literals, bounds, unions.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from msgspec import inspect
+
+_LISTS = inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType
+_NAMES: tuple[tuple[Any, str], ...] = (
+    (inspect.NoneType, "null"),
+    (inspect.BoolType, "a boolean"),
+    (inspect.IntType, "an integer"),
+    (inspect.FloatType, "a number"),
+    (inspect.StrType, "text"),
+    (inspect.StructType | inspect.DictType, "an object"),
+    (_LISTS, "a list"),
+)
+
+
+class Misfit(NamedTuple):
+    """A value that is refused.
+
+    `place` is its path ("messages[0].role"), empty for the whole; `why` what is wrong ("must be an integer"); `choices`
+    the words that are allowed there, where only some are.
+    """
+
+    place: str
+    why: str
+    value: Any
+    choices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        given = f", not {_shown(self.value)}" if self.why.startswith("must") else ""
+        return f"{self.place or 'it'} {self.why}{given}"
+
+
+def misfit(form: Any, value: Any) -> Misfit:
+    """The first part of `value` that keeps msgspec from turning it into `form`. For errors only: it is slow."""
+    return _search(inspect.type_info(form), value, "") or Misfit("", "does not have the right form", value)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = ascii(value)  # a lone surrogate too can be written so
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+def _search(kind: Any, value: Any, place: str) -> Misfit | None:
+    fitting = [part for part in _either(kind) if _is(part, value)]
+    if not fitting:
+        return Misfit(place, f"must be {_name(kind)}", value, tuple(_choices(kind)))
+    found = [_broken_bound(part, value, place) or _search_inside(part, value, place) for part in fitting]
+    return None if None in found else found[0]
+
+
+def _search_inside(kind: Any, value: Any, place: str) -> Misfit | None:
+    if isinstance(kind, inspect.StructType) and isinstance(value, Mapping):
+        for field in kind.fields:
+            where = f"{place}.{field.encode_name}".lstrip(".")
+            if field.required and field.encode_name not in value:
+                return Misfit(where, "is missing", None)
+        given = [field for field in kind.fields if field.encode_name in value]
+        parts = [(field.type, value[field.encode_name], f".{field.encode_name}") for field in given]
+    elif isinstance(kind, inspect.DictType):
+        parts = [(kind.value_type, item, f".{key}") for key, item in value.items()]
+    elif isinstance(kind, inspect.TupleType):
+        parts = [(part, item, f"[{n}]") for n, (part, item) in enumerate(zip(kind.item_types, value, strict=False))]
+    elif isinstance(kind, _LISTS):
+        parts = [(kind.item_type, item, f"[{number}]") for number, item in enumerate(value)]
+    else:
+        return None
+    return next(filter(None, (_search(part, item, f"{place}{step}".lstrip(".")) for part, item, step in parts)), None)
+
+
+def _is(kind: Any, value: Any) -> bool:
+    """Whether the value is of this kind, whatever its bounds and parts."""
+    if isinstance(kind, inspect.LiteralType):
+        return any(value == known and type(value) is type(known) for known in kind.values)
+    if isinstance(kind, inspect.StructType):
+        return isinstance(value, Mapping | kind.cls)
+    if isinstance(kind, inspect.IntType | inspect.FloatType):
+        number = int if isinstance(kind, inspect.IntType) else int | float
+        return isinstance(value, number) and not isinstance(value, bool)
+    if isinstance(kind, inspect.TupleType):
+        return isinstance(value, list | tuple) and len(value) == len(kind.item_types)
+    for of, types in (
+        (inspect.NoneType, type(None)),
+        (inspect.BoolType, bool),
+        (inspect.StrType, str),
+        (inspect.DictType, Mapping),
+        (_LISTS, list | tuple | set | frozenset),
+    ):
+        if isinstance(kind, of):
+            return isinstance(value, types)
+    return True  # nothing is known of it
+
+
+def _broken_bound(kind: Any, value: Any, place: str) -> Misfit | None:
+    for name, breaks, words in (
+        ("ge", operator.lt, "must be at least {}"),
+        ("gt", operator.le, "must be more than {}"),
+        ("le", operator.gt, "must be at most {}"),
+        ("lt", operator.ge, "must be less than {}"),
+        ("min_length", operator.lt, "has a length below {}"),
+        ("max_length", operator.gt, "has a length above {}"),
+    ):
+        bound = getattr(kind, name, None)
+        if bound is not None and breaks(len(value) if "length" in name else value, bound):
+            return Misfit(place, words.format(bound), value)
+    return None
+
+
+def _either(kind: Any) -> tuple[Any, ...]:
+    if isinstance(kind, inspect.Metadata):
+        return _either(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return tuple(single for part in kind.types for single in _either(part))
+    return (kind,)
+
+
+def _name(kind: Any) -> str:
+    """What a value must be: "text, a list or null"."""
+    words: list[str] = []
+    for part in _either(kind):
+        if isinstance(part, inspect.LiteralType):
+            words += map(repr, part.values)
+        elif isinstance(part, inspect.TupleType):
+            words.append(f"a list of {len(part.item_types)}")
+        else:
+            words.append(next((name for of, name in _NAMES if isinstance(part, of)), "of another kind"))
+    words.sort(key="null".__eq__)
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _choices(kind: Any) -> Iterable[str]:
+    for part in _either(kind):
+        if isinstance(part, inspect.LiteralType):
+            yield from (word for word in part.values if isinstance(word, str))

@@ -1,0 +1,66 @@
+"""Files and folders for this user alone, whatever the umask: they hold prompts and answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def opener(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int:
+    """Open a file, as `os.open` does; one that this makes or writes anew gets mode 0600. For `open(opener=...)`."""
+    descriptor = os.open(path, flags, 0o600)
+    if flags & os.O_CREAT:
+        with contextlib.suppress(PermissionError):  # a file system without modes
+            os.fchmod(descriptor, 0o600)
+    return descriptor
+
+
+def make_folder(path: Path) -> bool:
+    """Make a folder with mode 0700, and what is missing above it. Returns False if it was there: its mode stays."""
+    if not path.parent.exists():
+        make_folder(path.parent)
+    try:
+        path.mkdir(0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return False
+    with contextlib.suppress(PermissionError):
+        path.chmod(0o700)  # the umask may have taken away more
+    return True
+
+
+def close_to_others(path: Path) -> None:
+    """Give a folder that was there mode 0700. Raises `PermissionError` if it belongs to another user."""
+    found = path.stat()
+    if found.st_uid != os.geteuid() and os.geteuid() != 0:
+        raise PermissionError(
+            f"it belongs to another user (number {found.st_uid}), who could read or change what is in it"
+        )
+    if found.st_mode & 0o777 != 0o700:
+        with contextlib.suppress(PermissionError):
+            path.chmod(0o700)
+
+
+def usual_mode(folder: Path) -> int:
+    """The mode that a new file gets from the umask, which no thread-safe call tells. Makes one in `folder`."""
+    probe = folder / "mode.tmp"
+    probe.unlink(missing_ok=True)
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        return os.fstat(descriptor).st_mode & 0o777
+    finally:
+        os.close(descriptor)
+        probe.unlink(missing_ok=True)
+
+
+def open_to_usual(path: Path, folder: Path) -> None:
+    """Give a file, or a directory and the files in it, the mode that the umask would have given them."""
+    mode = usual_mode(folder)
+    files = [path] if not path.is_dir() else list(path.iterdir())
+    with contextlib.suppress(PermissionError):
+        for file in files:
+            file.chmod(mode)
+        if path.is_dir():
+            path.chmod(mode | (mode & 0o444) >> 2)
