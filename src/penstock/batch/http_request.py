@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field
 
 from penstock import lazy
 from penstock.config import masked, parse_options
-from penstock.errors import ConfigError, EngineDeadError, RequestError
+from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     from penstock.http.client import HttpClient, Reply
@@ -146,7 +146,9 @@ class HttpRequests:
         data = body if isinstance(body, bytes) else body()
         reply = await client.send(self._endpoint, limiter, data=data, tokens=tokens)
         if b'"error"' in reply.body:
-            _raise_error(reply.body, self._endpoint.shown)
+            failure = _error_in(reply.body, self._endpoint.shown)
+            if failure is not None:
+                raise client.without_keys(failure, self._endpoint)
         return reply
 
     def _payload(self, row: Mapping[str, Any]) -> Any:
@@ -191,21 +193,22 @@ class HttpRequests:
             raise self._client.not_json(reply, self._endpoint) from None
 
 
-def _raise_error(body: bytes, where: str) -> None:
-    """Raise `UpstreamError` for an answer that is an error in OpenAI's form, or a text called so and nothing else. An
-    answer may well have a field of that name.
+def _error_in(body: bytes, where: str) -> UpstreamError | None:
+    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an answer may well
+    have a field of that name.
     """
     from penstock.http.complaints import as_error
 
     try:
         parsed = msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return
+        return None
     error = parsed.get("error") if isinstance(parsed, dict) else None
     if (isinstance(error, dict) and {"message", "code"} & error.keys()) or (
         isinstance(error, str) and error and len(parsed) == 1
     ):
-        raise as_error(parsed, where, body)
+        return as_error(parsed, where, body)
+    return None
 
 
 def _stopped() -> EngineDeadError:

@@ -175,6 +175,12 @@ class HttpClient:
         why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
         return UpstreamError(why, http_status=reply.status, body=self._text(reply.body, to)[:KEPT_CHARS])
 
+    def without_keys(self, error: UpstreamError, to: Endpoint) -> UpstreamError:
+        """The error, with the keys taken out of what the server said in an answer that was read elsewhere."""
+        error.args = (self._headers.scrub(str(error), to.secrets),)
+        error.body = self._headers.scrub(error.body, to.secrets)
+        return error
+
     @asynccontextmanager
     async def stream(
         self,

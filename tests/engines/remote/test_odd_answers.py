@@ -314,3 +314,10 @@ async def test_their_errors_with_status_200_are_errors(script):
     async with remote(script) as engine:
         with pytest.raises(RequestError, match="no such model here"):
             await engine.embeddings(EmbeddingRequest(["a"]))
+
+
+@pytest.mark.parametrize("given", [{"error": {"message": "bad key sk-12345"}}, {"choices": [], "note": "sk-12345"}])
+async def test_keys_are_taken_out_of_what_comes_with_status_200(script, given):
+    with pytest.raises(UpstreamError) as caught:
+        await said(script, given, headers={"Authorization": "Bearer sk-12345"})
+    assert "sk-12345" not in str(caught.value) + caught.value.body

@@ -154,8 +154,10 @@ class Upstreams:
             yield
             self._answered(upstream)
         except (UpstreamError, EngineTimeoutError) as error:
-            if isinstance(error, UpstreamError) and is_too_long(error):
-                error.retryable = False  # some say so with status 500
+            if isinstance(error, UpstreamError):
+                upstream.client.without_keys(error, upstream.to(path))
+                if is_too_long(error):
+                    error.retryable = False  # some say so with status 500
             if not error.reached:
                 breaker.unreachable()
             elif self.is_failure(error):
