@@ -9,7 +9,7 @@ from penstock.user_text import MAX_NESTING, decode_json, decode_text, is_too_dee
 
 
 def nested(depth):
-    value = 1
+    value: object = 1
     for number in range(depth):
         value = [value] if number % 2 else {"a": value}
     return value
@@ -19,10 +19,10 @@ def test_depth_is_bounded():
     assert not is_too_deep(nested(MAX_NESTING))
     assert is_too_deep(nested(MAX_NESTING + 1))
     assert not is_too_deep({"a": [1.5] * 1000, "b": ["x"]})
-    circle = []
+    circle: list[object] = []
     circle.append((circle, circle))
     assert is_too_deep(circle)
-    parts = []
+    parts: list[object] = []
     for _ in range(100):
         parts = [parts, parts]  # 2**100 paths through 100 lists
     assert not is_too_deep(parts)

@@ -1,6 +1,7 @@
 """Jobs whose files have names that are no text, and options that are none."""
 
 import os
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,7 @@ async def test_dead_letters(folder):
 
 @pytest.mark.parametrize("name", ["prompt", "system", "model", "messages", "adapter", "result_prefix", "stop"])
 async def test_options_that_are_no_text_are_named(folder, name):
-    given = Job(f"{folder}/data", None, **{"engine": "simulated", "model": "x", "prompt": "{text}", name: f"x{ODD}"})
+    options: dict[str, Any] = {"engine": "simulated", "model": "x", "prompt": "{text}", name: f"x{ODD}"}
+    given = Job(f"{folder}/data", None, **options)
     with pytest.raises(ConfigError, match=f"{name}: is no UTF-8 at character 5"):
         await given.arun()

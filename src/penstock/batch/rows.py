@@ -13,7 +13,8 @@ from penstock.types import Usage
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_DEEP_BYTES = 1 << 12  # a guess: a value so deep has many parts
+UNKNOWN_BYTES = 64
+"""What a value is counted for that cannot be measured."""
 Stage = str
 """Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its stages."""
 
@@ -100,10 +101,8 @@ def nbytes(value: Any) -> int:
         return len(value)
     try:
         return len(_encode(value))
-    except RecursionError:
-        return _DEEP_BYTES
     except Exception:  # values of the caller's own types can fail in any way
-        return 64
+        return UNKNOWN_BYTES
 
 
 def _opaque(value: Any) -> bytes:

@@ -189,11 +189,11 @@ def _zone_of(values: list[Any]) -> str:
     return inferred.tz if inferred is not None and inferred.tz else "UTC"
 
 
-def _storable(kind: pa.DataType) -> bool:
-    """Whether Parquet can hold the type: it has no place for objects without fields."""
-    if pa.types.is_struct(kind) and not kind.num_fields:
+def _storable(kind: pa.DataType, depth: int = 0) -> bool:
+    """Whether Parquet can hold the type: it has no place for objects without fields, nor for very deep ones."""
+    if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
-    return all(_storable(kind.field(place).type) for place in range(kind.num_fields))
+    return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))
 
 
 def _sound(value: Any) -> Any:

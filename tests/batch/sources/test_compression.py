@@ -3,6 +3,8 @@ import gzip
 import io
 import lzma
 import os
+from collections.abc import Callable
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -15,7 +17,7 @@ from penstock.errors import InputError
 ROWS = [{"a": number, "b": "x" * number} for number in range(50)]
 LINES = b"".join(b'{"a": %d, "b": "%b"}\n' % (number, b"x" * number) for number in range(50))
 TABLE = b"a,b\n" + b"".join(b"%d,%b\n" % (number, b"x" * number) for number in range(50))
-PACK = {
+PACK: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
     ".xz": lzma.compress,
@@ -116,6 +118,6 @@ def test_closing_closes_the_file_below(tmp_path, extension):
 @pytest.mark.parametrize("extension", COMPRESSED)
 def test_what_is_read_is_bounded_however_much_it_becomes(extension):
     packed = PACK[extension](bytes(1 << 24))
-    stream = decompressed(io.BytesIO(packed), f"a{extension}")
+    stream: Any = decompressed(io.BytesIO(packed), f"a{extension}")
     assert len(stream.read1(1000)) <= 1000
     assert sum(len(block) for block in iter(lambda: stream.read1(1 << 16), b"")) > (1 << 24) - 1001

@@ -84,7 +84,8 @@ async def test_damaged_parquet_is_told_with_its_name(tmp_path, damage):
     elif damage == "page":
         data[90] ^= 1  # only its checksum tells
     else:
-        data = {"empty": b"", "cut": data[:-20], "no magic": data[:-1] + b"?", "text": b'{"a": 1}\n'}[damage]
+        others = {"empty": b"", "cut": data[:-20], "no magic": data[:-1] + b"?", "text": b'{"a": 1}\n'}
+        data = bytearray(others[damage])
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"in\.parquet: (not a readable|damaged) Parquet file") as error:
         await rows(path)

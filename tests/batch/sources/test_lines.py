@@ -1,6 +1,5 @@
 import io
 import os
-import threading
 
 import pytest
 
@@ -65,7 +64,7 @@ async def test_a_long_line_is_one_bad_row(tmp_path, monkeypatch):
     for name in ("a.jsonl", "a.csv"):
         found = [row for batch in (await open_source(tmp_path / name)).batches() for row in batch]
         assert [row.values is None for row in found] == [False, True, False]
-        assert "line is longer than" in found[1].fault
+        assert "line is longer than" in (found[1].fault or "")
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
@@ -93,5 +92,6 @@ async def test_a_stream_gives_its_lines_as_they_come(monkeypatch):
     assert source.first == {"a": 1}
     batches = source.batches()
     assert next(batches)[0].values == {"a": 1}
-    threading.Timer(0, lambda: (os.write(writing, b': 2}\n{"a": 3}'), os.close(writing))).start()
+    os.write(writing, b': 2}\n{"a": 3}')
+    os.close(writing)
     assert [row.values for batch in batches for row in batch] == [{"a": 2}, {"a": 3}]

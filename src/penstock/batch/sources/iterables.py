@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from itertools import chain, islice
 from typing import Any
 
-from penstock.batch.rows import FailedRow, Row, nbytes
+from penstock.batch.rows import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.user_code import ends_task
 from penstock.batch.values import UnstorableError, key_text
@@ -109,7 +109,7 @@ def _row(index: int, value: Any) -> Row:
     values = dict(values)
     earlier = value.why if isinstance(value, FailedRow) else None
     size = nbytes(values)
-    if size > MAX_NESTING and is_too_deep(values):
+    if (size > MAX_NESTING or size == UNKNOWN_BYTES) and is_too_deep(values):
         return Row(index, None, f"row {index}: {TOO_DEEP}")
     return Row(index, values, None, 64 + size, earlier=earlier)
 
