@@ -11,14 +11,14 @@ from pathlib import Path
 from penstock import private
 from penstock.batch.durable import sync_folder
 from penstock.batch.manifest import Stamp
-from penstock.errors import OutputError
+from penstock.errors import OutputError, printable
 
 
 def stamp_of(path: str | Path) -> Stamp:
     """What a local file, or the Parquet files of a directory, are like. Empty if there are none. Raises `OSError`."""
     if os.path.isdir(path):
         files = sorted(glob.glob(os.path.join(glob.escape(os.fspath(path)), "*.parquet")))
-        return [[os.path.basename(file), *_stat(file)] for file in files]
+        return [[printable(os.path.basename(file)), *_stat(file)] for file in files]
     return [["", *_stat(path)]] if os.path.lexists(path) else []
 
 
