@@ -10,8 +10,8 @@ import numpy
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from import_time import modules_added
 
+from import_time import modules_added
 from penstock.batch import HttpRequestProcessorConfig, build_processor
 from penstock.batch.http_request import HttpRequests
 from penstock.errors import ConfigError, EngineDeadError, MissingExtraError, RequestError, UpstreamError
