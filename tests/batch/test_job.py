@@ -216,3 +216,11 @@ async def test_an_engine_that_cancels_by_itself_leaves_nobody_waiting(make_engin
     engine = make_engine(lambda text: asyncio.CancelledError("from below") if text == "text 3" else text)
     with pytest.raises(JobError, match="CancelledError: from below"):
         await ask(numbered(10), None, engine)
+
+
+@pytest.mark.parametrize(("options", "warned"), [({}, 1), ({"limit": 1}, 0), ({"prompt": "{text}"}, 0)])
+async def test_a_prompt_without_a_column_is_warned_of_once(make_engine, caplog, options, warned):
+    given = {"prompt": "hello", **options}
+    await penstock.arun([{"text": "a"}, {"text": "b"}], engine=make_engine(), **given)
+    told = "The prompt names no {column}, so all rows ask the same. Columns: text."
+    assert [record.message for record in caplog.records] == [told] * warned

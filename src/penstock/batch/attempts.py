@@ -17,6 +17,8 @@ from penstock.engines.base import Capabilities
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, QuarantinedError, told
 
 LONGEST_PAUSE = 5.0
+PATIENCE = 60.0
+"""In seconds. A failure that names a longer pause is not waited out: the row is an error row that can be retried."""
 
 T = TypeVar("T")
 
@@ -83,7 +85,8 @@ class Attempts:
                     failure = EngineError(told(error))
                 attempts += 1
                 keeper.progressed()  # it lives
-                if self._is_ending() or not self._policy.retries(failure) or attempts >= self._most:
+                given_up = attempts >= self._most or (failure.retry_after or 0.0) > PATIENCE
+                if given_up or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(self._pause_after(attempts, failure))
 

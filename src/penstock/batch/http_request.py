@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,7 +12,7 @@ from msgspec import Meta, Struct, field
 
 from penstock import lazy
 from penstock.config import masked, parse_options
-from penstock.errors import ConfigError, EngineDeadError, RequestError
+from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     from penstock.http.client import HttpClient, Reply
@@ -139,12 +139,17 @@ class HttpRequests:
         if client is not None:
             await client.close()
 
-    def _send(self, body: Body, tokens: float) -> Awaitable[Reply]:
+    async def _send(self, body: Body, tokens: float) -> Reply:
         client, limiter = self._client, self._limiter
         if client is None or limiter is None:
             raise _stopped()
         data = body if isinstance(body, bytes) else body()
-        return client.send(self._endpoint, limiter, data=data, tokens=tokens)
+        reply = await client.send(self._endpoint, limiter, data=data, tokens=tokens)
+        if b'"error"' in reply.body:
+            failure = _error_in(reply.body, self._endpoint.shown)
+            if failure is not None:
+                raise client.without_keys(failure, self._endpoint)
+        return reply
 
     def _payload(self, row: Mapping[str, Any]) -> Any:
         name = self.options.payload_column
@@ -186,6 +191,24 @@ class HttpRequests:
             if self._client is None:
                 raise _stopped() from None
             raise self._client.not_json(reply, self._endpoint) from None
+
+
+def _error_in(body: bytes, where: str) -> UpstreamError | None:
+    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an answer may well
+    have a field of that name.
+    """
+    from penstock.http.complaints import as_error
+
+    try:
+        parsed = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    error = parsed.get("error") if isinstance(parsed, dict) else None
+    if (isinstance(error, dict) and {"message", "code"} & error.keys()) or (
+        isinstance(error, str) and error and len(parsed) == 1
+    ):
+        return as_error(parsed, where, body)
+    return None
 
 
 def _stopped() -> EngineDeadError:
