@@ -416,7 +416,7 @@ class Job:
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            structured=StructuredOutput("json_schema", schema.text) if schema is not None else None,
+            structured=StructuredOutput("json_schema", schema.text, checked=True) if schema is not None else None,
         )
 
     def _identity(
