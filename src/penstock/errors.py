@@ -377,7 +377,12 @@ def text_of(error: BaseException) -> str:
     if len(text) > _LONGEST_TEXT:
         text = text[:_LONGEST_TEXT] + "…"
     lines = [line.strip() for line in text.splitlines()]
-    return " ".join(filter(None, lines)).encode(errors="backslashreplace").decode()
+    return printable(" ".join(filter(None, lines)))
+
+
+def printable(text: str) -> str:
+    """A text as it can be written anywhere: what is no Unicode, such as a byte of a file's name, becomes `\\udce9`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def told(error: BaseException) -> str:

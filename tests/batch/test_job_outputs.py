@@ -202,3 +202,15 @@ async def test_flat_result_columns_are_taken_in_csv(tmp_path, make_engine):
     with pytest.raises(ConfigError, match=r"error\.type"):
         await ask(source, tmp_path / "out.csv", make_engine())
     assert (await ask(source, tmp_path / "out.jsonl", make_engine())).counts.ok == 1
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+@pytest.mark.parametrize("depth", [20, 100, 250])
+async def test_a_deep_value_of_one_row_does_not_cost_the_others(tmp_path, make_engine, name, depth):
+    deep: object = {"é": 1}
+    for number in range(depth):
+        deep = [deep] if number % 2 else {"a": deep}
+    rows = [{"text": "a", "v": deep}, {"text": "b", "v": None}]
+    result = await ask(rows, tmp_path / name, make_engine())
+    assert (result.counts.ok, result.counts.failed) == (2, 0)
+    assert [row["text"] for row in result.rows()] == ["a", "b"]

@@ -104,6 +104,29 @@ def test_bad_schemas_are_configuration_errors(tmp_path):
     assert load(None) is None
 
 
+def test_a_schema_file_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "s.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(TICKET).encode())
+    loaded = load(tmp_path / "s.json")
+    assert loaded is not None
+    assert loaded.schema == TICKET
+    (tmp_path / "s.json").write_bytes(json.dumps(TICKET).encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"s\.json is no JSON: it is UTF-16, not UTF-8"):
+        load(tmp_path / "s.json")
+
+
+def test_schemas_that_cannot_be_walked_through(tmp_path):
+    (tmp_path / "s.json").write_text('{"items":' * 9999 + "{}" + "}" * 9999)
+    with pytest.raises(ConfigError, match="nested more than 256 deep"):
+        load(tmp_path / "s.json")
+    circle: dict[str, object] = {}
+    circle["items"] = circle
+    with pytest.raises(ConfigError, match="nested more than 256 deep"):
+        load(circle)
+    for schema in ({"enum": [{1, 2}]}, {"enum": ["\ud800"]}):
+        with pytest.raises(ConfigError, match=r"schema: holds"):
+            load(schema)
+
+
 @pytest.mark.parametrize(
     "reference",
     [

@@ -16,7 +16,7 @@ import msgspec
 from penstock import private
 from penstock.batch.journal import Part
 from penstock.batch.runs import Run, union, without
-from penstock.batch.sources.text import allow_long_fields
+from penstock.batch.sources.delimited import allow_long_fields
 from penstock.errors import OutputError
 
 _AT_ONCE = 256

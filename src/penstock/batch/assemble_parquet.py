@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from penstock import private
 from penstock.batch.arrow_values import python_rows
 from penstock.batch.assemble import Segment
+from penstock.batch.sources.files import for_arrow
 from penstock.batch.tables import conform, unify
 from penstock.batch.values import json_line
 
@@ -70,7 +71,7 @@ def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Ta
     if not paths:
         yield empty
         return
-    schema = unify([pq.read_schema(path) for path in paths], lambda name: _column(paths, name))
+    schema = unify([_metadata(path).schema.to_arrow_schema() for path in paths], lambda name: _column(paths, name))
     gathered: list[pa.Table] = []
     count = size = 0
     readers: dict[str, _Reader] = {}
@@ -92,7 +93,7 @@ def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Ta
 def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
     """A column's values in all parts."""
     for path in paths:
-        with pq.ParquetFile(path) as parquet:
+        with for_arrow(path) as opened, pq.ParquetFile(opened) as parquet:
             if name in parquet.schema_arrow.names:
                 for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=[name], use_threads=False):
                     yield batch.column(name)
@@ -103,7 +104,7 @@ class _Reader:
 
     def __init__(self, path: Path) -> None:
         files = files_of(path)
-        self._left: int = sum(pq.read_metadata(file).num_rows for file in files)
+        self._left: int = sum(_metadata(file).num_rows for file in files)
         self._batches = _batches(files)
         self._held: pa.Table | None = None
         self._place = 0
@@ -135,8 +136,13 @@ def files_of(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
 
+def _metadata(path: Path) -> pq.FileMetaData:
+    with for_arrow(path) as file:
+        return pq.read_metadata(file)
+
+
 def _batches(files: list[Path]) -> Iterator[pa.Table]:
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with for_arrow(file) as opened, pq.ParquetFile(opened) as parquet:
             for batch in parquet.iter_batches(batch_size=_READ_ROWS, use_threads=False):
                 yield pa.Table.from_batches([batch])

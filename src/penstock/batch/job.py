@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterable, Coroutine, Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ from penstock.batch.sources import open_source
 from penstock.batch.sources.base import Source
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OutputError, printable
 from penstock.runtimes import background
 from penstock.types import Sampling, StructuredOutput
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from penstock.batch.preflight import Forecast
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
@@ -315,6 +318,9 @@ class Job:
                 raise ConfigError(
                     "say what to ask: give a prompt with {column} in it, or a column of messages", field="prompt"
                 )
+            if self.prompt is not None and not form.columns and 1 not in (self.limit, source.rows):
+                known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
+                _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
             if source.columns:
                 flat = isinstance(output, Output) and output.form == "csv"
                 form.check(source.columns, source.every_column(), flat=flat)
@@ -382,6 +388,8 @@ class Job:
             return None
         path = os.fspath(self.output)
         if path == "-":
+            if sys.stdout is None:
+                raise OutputError("standard output is closed")
             return "-"
         return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from types import TracebackType
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from penstock.batch.counts import Counts
 from penstock.batch.result import RunResult
 from penstock.http.pauses import span
+from penstock.standard_error import is_terminal
 
 _INTERVAL = 0.2
 
@@ -23,7 +23,7 @@ class Progress:
 
     def __init__(self, counts: Counts, shown: bool | None) -> None:
         self._counts = counts
-        self._shown = sys.stderr.isatty() if shown is None else shown
+        self._shown = is_terminal() if shown is None else shown
         self._live: Any = None
         self._task: asyncio.Task[None] | None = None
         self._began = time.monotonic()

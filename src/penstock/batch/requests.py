@@ -18,6 +18,7 @@ from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.types import ChatRequest, Message, Sampling, Usage
+from penstock.user_text import decode_json
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
@@ -125,8 +126,8 @@ class ColumnRequests:
         says that the output takes objects apart, and so has result columns such as `error.type`.
         """
         self._blank = dict.fromkeys(columns)
-        if every is not None and self._template is not None:
-            self._template.check(every)
+        if self._template is not None:
+            self._template.check(columns if every is None else every, complete=every is not None)
         elif every is not None and self._messages not in every:
             raise ConfigError(
                 f"the data has no column '{self._messages}'",
@@ -174,6 +175,8 @@ class ColumnRequests:
             digest.update(self._encode((content, adapter)))
         except UnicodeEncodeError:
             raise RequestError("the prompt holds text that is no valid Unicode") from None
+        except OverflowError:
+            raise RequestError("the prompt holds an integer of more than 64 bits") from None
         row.request = ChatRequest(messages=messages, sampling=self.sampling, adapter=adapter, stream=False)
         row.digest = digest.digest()
         row.shareable = self._deterministic
@@ -222,8 +225,8 @@ class ColumnRequests:
             raise RequestError(f"the row has no column '{self._messages}'", param=self._messages) from None
         if isinstance(value, str):
             try:
-                value = msgspec.json.decode(value)
-            except msgspec.DecodeError:
+                value = decode_json(value)
+            except ValueError:
                 raise RequestError(f"column '{self._messages}' holds text that is no JSON list of messages") from None
         if not isinstance(value, list) or not value:
             raise RequestError(f"column '{self._messages}' holds no list of messages", param="messages")

@@ -14,8 +14,8 @@ import msgspec
 from penstock.batch.counts import Counts
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
+from penstock.batch.sources.delimited import allow_long_fields
 from penstock.batch.sources.files import filesystem, is_url
-from penstock.batch.sources.text import allow_long_fields
 from penstock.errors import InputError, OutputError
 
 if TYPE_CHECKING:

@@ -173,6 +173,8 @@ class State:
             base = self.output.take_back(f"base-{manifest.generation + 1}", manifest.output_checksum)
             found = checksum_of(self.output.folder / base)
             parts = _as_base(parts, base, found, keep_order=self.keep_order, without_failed=self.dead_letter)
+            if not parts:
+                remove(self.output.folder / base)  # all rows failed and stand elsewhere
             manifest.published["output"] = self.output.stamp()
             self._check_place()
         struck = [_struck(part) for part in parts]

@@ -9,8 +9,9 @@ from typing import Any
 
 import msgspec
 
-from penstock.errors import ConfigError, told
+from penstock.errors import ConfigError
 from penstock.json_faults import json_fault
+from penstock.user_text import TOO_DEEP, decode_json, is_too_deep, read_file
 
 Check = Callable[[Any], bool]
 _TYPES: dict[str, Check] = {
@@ -41,11 +42,16 @@ class Schema:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         from penstock.batch.schema_validator import Validator
 
+        if is_too_deep(schema):
+            raise ConfigError(TOO_DEEP, field="schema")
         self.schema = dict(schema)
         try:
             self.text = json.dumps(self.schema, sort_keys=True, ensure_ascii=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"not a JSON Schema: {told(error)}", field="schema") from None
+            self.text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError("holds text that is no valid Unicode", field="schema") from None
+        except (TypeError, ValueError):
+            raise ConfigError("holds a value that JSON has not", field="schema") from None
         self._validator = Validator(self.schema)
         self._accepts = _quick_check(self.schema)
         properties = self.resolve(self.schema).get("properties")
@@ -103,15 +109,11 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
     if isinstance(schema, Mapping):
         return Schema(schema)
     try:
-        with open(schema, "rb") as file:
-            content = file.read().removeprefix(b"\xef\xbb\xbf")
-        value = msgspec.json.decode(content)
+        value = decode_json(read_file(schema))
     except OSError as error:
-        raise ConfigError(f"{os.fspath(schema)}: {error.strerror}", field="schema") from None
-    except RecursionError:
-        raise ConfigError(f"{os.fspath(schema)} is nested too deeply", field="schema") from None
-    except ValueError:
-        raise ConfigError(f"{os.fspath(schema)} is no JSON: {json_fault(content)}", field="schema") from None
+        raise ConfigError(f"{os.fspath(schema)}: {error.strerror or error}", field="schema") from None
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(schema)} is no JSON: {error}", field="schema") from None
     if not isinstance(value, dict):
         raise ConfigError(f"{os.fspath(schema)} holds no JSON object", field="schema")
     return Schema(value)

@@ -159,9 +159,11 @@ def storable(table: pa.Table) -> pa.Table:
 def _can_be_written(table: pa.Table) -> bool:
     import pyarrow.parquet as pq
 
+    written = pa.BufferOutputStream()
     try:
-        pq.write_table(table, pa.BufferOutputStream())
-    except pa.ArrowException:
+        pq.write_table(table, written)
+        pq.read_schema(pa.BufferReader(written.getvalue()))  # which has a limit of its own
+    except (pa.ArrowException, OSError):
         return False
     return True
 

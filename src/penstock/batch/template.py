@@ -16,6 +16,9 @@ from penstock.errors import ConfigError, RequestError, nearest
 
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
+_JSON_MARKS = frozenset('":,\n')  # in braces, rather a JSON object than the name of a column
+_DOUBLE = "Write '{{' or '}}' for a brace in the text"
+
 
 class Template:
     """A parsed template. `columns` are the columns it uses, in order of their first use.
@@ -39,19 +42,21 @@ class Template:
                     f"'{token[0]}' at character {token.start() + 1} names no column",
                     field="prompt",
                     value=source,
-                    hint=f"Write '{token[0][0] * 2}' for a brace in the text",
+                    hint=_DOUBLE,
                 )
         self._parts.append((literal + source[end:], None))
         self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column))
 
-    def check(self, columns: Iterable[str]) -> None:
-        """Raise `ConfigError` if the data lacks a column of the template."""
+    def check(self, columns: Iterable[str], *, complete: bool = True) -> None:
+        """Raise `ConfigError` if the data lacks a column of the template.
+
+        Where `columns` are not `complete`, only what can be no name of a column is missed.
+        """
         known = list(columns)
         for column in self.columns:
-            if column not in known:
-                raise ConfigError(
-                    f"the data has no column '{column}'", field="prompt", value=column, hint=nearest(column, known)
-                )
+            if column not in known and (complete or '"' in column):
+                hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
+                raise ConfigError(f"the data has no column '{column}'", field="prompt", value=column, hint=hint)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row. Raises `RequestError` if the row lacks a column."""

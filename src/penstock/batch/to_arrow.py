@@ -17,7 +17,10 @@ from penstock.batch.values import LEAVES, plain, sound, text
 _NONE = type(None)
 _EXACT = 1 << 53
 """Integers up to this size are numbers of a float column too."""
+_TIMES = {_NONE, datetime.datetime, datetime.time, datetime.timedelta, NanoDatetime, NanoTime, NanoTimedelta}
 _MOST_FIELDS = 1000
+_DEEPEST = 24
+"""Lists and objects in each other; readers of Parquet take no more than 100 levels, three for a list."""
 _TEXT, _WHOLE, _FLOAT = {str}, {int}, {float}
 _SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({str}): pa.string(),
@@ -49,18 +52,20 @@ def texts(values: Sequence[Any]) -> pa.Array:
     return pa.array([text(value) for value in values], pa.string())
 
 
-def kind_of(values: Sequence[Any]) -> pa.DataType | None:
+def kind_of(values: Sequence[Any], depth: int = 0) -> pa.DataType | None:
     """The Arrow type that holds all of some plain values as they are; None if there is none, but text."""
+    if depth > _DEEPEST:
+        return None
     kinds = frozenset(map(type, values)) - {_NONE}
     if not kinds:
         return pa.null()
     if kinds in _SIMPLE:
         return _SIMPLE[kinds]
     if kinds == {list}:
-        inner = kind_of(list(chain.from_iterable(filter(None, values))))
+        inner = kind_of(list(chain.from_iterable(filter(None, values))), depth + 1)
         return None if inner is None else pa.list_(inner)
     if kinds == {dict}:
-        return _struct_of([value for value in values if value is not None])
+        return _struct_of([value for value in values if value is not None], depth)
     present = [value for value in values if value is not None]
     if kinds == {int}:
         least, most = min(present), max(present)
@@ -138,6 +143,8 @@ def build(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         starts = [None if value is None else end for value, end in zip(values, ends, strict=False)]
         return pa.ListArray.from_arrays(pa.array([*starts, ends[-1]], pa.int32()), parts, type=kind)
     if pa.types.is_temporal(kind):
+        if not set(map(type, values)) <= _TIMES:  # a far year is text
+            raise TypeError("a value that is no time")
         ticks = [None if value is None else total_nanoseconds(value) for value in values]
         return pa.array(ticks, pa.int64()).cast(kind)
     return pa.array(values, kind)
@@ -157,13 +164,13 @@ def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
     return bool((kinds == _WHOLE and kind == pa.int64()) or _SIMPLE.get(kinds) == kind)
 
 
-def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
+def _struct_of(values: list[dict[str, Any]], depth: int) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
     if not names or len(names) > _MOST_FIELDS:  # no fields at all have no place in Parquet; very many are data
         return None
     fields = []
     for name in names:
-        inner = kind_of([value.get(name) for value in values])
+        inner = kind_of([value.get(name) for value in values], depth + 1)
         if inner is None:
             return None
         fields.append((name, inner))
@@ -182,11 +189,11 @@ def _zone_of(values: list[Any]) -> str:
     return inferred.tz if inferred is not None and inferred.tz else "UTC"
 
 
-def _storable(kind: pa.DataType) -> bool:
-    """Whether Parquet can hold the type: it has no place for objects without fields."""
-    if pa.types.is_struct(kind) and not kind.num_fields:
+def _storable(kind: pa.DataType, depth: int = 0) -> bool:
+    """Whether Parquet can hold the type: it has no place for objects without fields, nor for very deep ones."""
+    if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
-    return all(_storable(kind.field(place).type) for place in range(kind.num_fields))
+    return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))
 
 
 def _sound(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -10,13 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock.batch.arrow_values import python_rows
+from penstock.batch.arrow_values import python_rows, python_values
 from penstock.batch.rows import Row
 from penstock.batch.sources import frames
-from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
-from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
+from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
+from penstock.batch.sources.damaged import Unreadable, rows_of
+from penstock.batch.sources.files import DataFile, contains, fingerprint, for_arrow, is_url
 from penstock.batch.tables import unify
-from penstock.errors import InputError
+from penstock.batch.to_arrow import build
+from penstock.errors import InputError, PenstockError
 
 _HASHED_ROWS = 65536
 
@@ -52,19 +55,18 @@ class Parquet(Source):
                 while groups and index + metadata.row_group(groups[0]).num_rows <= start:
                     index += metadata.row_group(groups.pop(0)).num_rows
                 if not groups:
+                    file.check_unchanged()
                     continue
                 stored = sum(metadata.row_group(group).total_byte_size for group in groups)
                 rows = sum(metadata.row_group(group).num_rows for group in groups)
                 size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
-                try:
-                    for batch in parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
-                        skip = min(max(start - index, 0), batch.num_rows)
-                        index += skip
-                        if skip < batch.num_rows:
-                            yield _rows(batch.slice(skip), index, columns)
-                            index += batch.num_rows - skip
-                except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"{file.path}: damaged Parquet file: {_line(error)}") from error
+                for batch in _batches(parquet, size, groups, file.path):
+                    skip = min(max(start - index, 0), batch.num_rows)
+                    index += skip
+                    if skip < batch.num_rows:
+                        yield _rows(batch.slice(skip), index, columns, file.path)
+                        index += batch.num_rows - skip
+            file.check_unchanged()
 
 
 class Table(Source):
@@ -99,14 +101,19 @@ class Batches(Source):
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
+        while (batch := self._next()) is not None:
+            skip = min(max(start - index, 0), batch.num_rows)
+            if skip < batch.num_rows:
+                table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+                yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
+            index += batch.num_rows
+
+    def _next(self) -> pa.RecordBatch | None:
         try:
-            for batch in self._reader:
-                skip = min(max(start - index, 0), batch.num_rows)
-                if skip < batch.num_rows:
-                    table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
-                    yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
-                index += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+            return self._reader.read_next_batch()
+        except StopIteration:
+            return None
+        except Exception as error:  # the reader may be anybody's
             raise InputError(f"reading the record batches failed: {_line(error)}") from error
 
 
@@ -122,22 +129,42 @@ def from_object(source: Any) -> Source:
         library = type(source).__module__.partition(".")[0]
         convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(library, pa.table)
         return Table(convert(source))
-    except (pa.ArrowException, TypeError, ValueError) as error:
+    except PenstockError:
+        raise
+    except Exception as error:
         raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
 
 
-def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A batch's rows as Python values."""
+def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any] | Unreadable]:
+    """A batch's rows as Python values. A row with a damaged value is `Unreadable`."""
     if columns is not None:
         batch = batch.select([name for name in batch.schema.names if name in columns])
-    return python_rows(batch)
-
-
-def _parquet(file: DataFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file.open() if is_url(file.path) else file.path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+        rows: list[dict[str, Any] | Unreadable] = [*python_rows(batch)]
+    except Exception:  # of many kinds, for text that is no UTF-8 and the like
+        rows = rows_of(batch)
+    return rows
+
+
+@contextlib.contextmanager
+def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(file.open_stored() if is_url(file.path) else for_arrow(file.path))
+            parquet = stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+        yield parquet
+
+
+def _batches(parquet: pq.ParquetFile, size: int, groups: list[int], path: str) -> Iterator[pa.RecordBatch]:
+    # Only the reading, not what becomes of the batches: that a value is odd does not damage the file.
+    try:
+        yield from parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False)
+    except Exception as error:
+        raise InputError(f"{path}: damaged Parquet file: {_line(error)}") from error
 
 
 def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
@@ -148,10 +175,13 @@ def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | N
         index += batch.num_rows
 
 
-def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> list[Row]:
+def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "") -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
     rows = []
     for offset, values in enumerate(plain_values(batch, columns)):
+        if isinstance(values, Unreadable):
+            rows.append(Row(index + offset, None, f"{name or 'table'}: row {index + offset}: {values}", nbytes))
+            continue
         row = Row(index + offset, values, None, nbytes)
         row.batch = batch
         row.offset = offset
@@ -161,12 +191,13 @@ def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> l
 
 def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
     batch = next(batches, None)
-    return batch[0].values if batch else None
+    return first_of(batch) if batch else None
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    if len(set(schema.names)) < len(schema.names):
-        raise InputError(f"{name}: two columns have the same name")
+    twice = twice_in(schema.names)
+    if twice is not None:
+        raise InputError(f"{name}: two columns have the same name, '{twice}'")
     return tuple(schema.names)
 
 
@@ -192,7 +223,10 @@ def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
         return (
             pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
         )
-    return chunk if chunk.type == kind else chunk.cast(kind)
+    if chunk.type == kind:
+        return chunk
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26).
+    return build(python_values(chunk), kind) if "list_view" in str(chunk.type) else chunk.cast(kind)
 
 
 def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:

@@ -76,3 +76,9 @@ def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
 def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The values of the first row that could be read."""
     return next((row.values for row in rows if row.values is not None), None)
+
+
+def twice_in(names: Sequence[str]) -> str | None:
+    """The first name that stands among `names` a second time."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

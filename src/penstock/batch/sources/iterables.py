@@ -6,10 +6,11 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from itertools import chain, islice
 from typing import Any
 
-from penstock.batch.rows import FailedRow, Row, nbytes
+from penstock.batch.rows import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.user_code import ends_task
 from penstock.batch.values import UnstorableError, key_text
+from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
 
 _TEXT = frozenset({str})
 
@@ -107,7 +108,10 @@ def _row(index: int, value: Any) -> Row:
         return Row(index, None, f"row {index}: two columns have the same name as text")
     values = dict(values)
     earlier = value.why if isinstance(value, FailedRow) else None
-    return Row(index, values, None, 64 + nbytes(values), earlier=earlier)
+    size = nbytes(values)
+    if (size > MAX_NESTING or size == UNKNOWN_BYTES) and is_too_deep(values):
+        return Row(index, None, f"row {index}: {TOO_DEEP}")
+    return Row(index, values, None, 64 + size, earlier=earlier)
 
 
 def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:

@@ -15,7 +15,17 @@ from typing import Any
 
 import jsonschema_rs
 
-from penstock.engines.openvino.grammar import ALL, WIDE, Grammar, char_class, choice, literal, too_large, without
+from penstock.engines.openvino.grammar import (
+    ALL,
+    TABLES,
+    WIDE,
+    Grammar,
+    char_class,
+    choice,
+    literal,
+    too_large,
+    without,
+)
 from penstock.engines.openvino.json_numbers import FRACTION_DIGITS, Bounds, integer, number
 from penstock.engines.openvino.json_objects import Member, object_body
 from penstock.engines.openvino.json_schemas import (
@@ -46,11 +56,11 @@ _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
 _NOT_MERGED = {"$defs", "definitions", "$schema", "$id", "title", "description", "default", "examples", "$comment"}
 
 
-def json_grammar(schema: Any, checked: bool = False) -> str:
+def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
     """The grammar of a schema's values. `checked`: the answers are checked against the schema later, so keywords that
     no grammar can hold may be left to that. Raises `RequestError`.
     """
-    grammar = Grammar()
+    grammar = Grammar(tables)
     try:
         return grammar.text(_Values(grammar, schema, checked).body(schema, 0))
     except Impossible:
@@ -67,6 +77,7 @@ class _Values:
         self._entered: list[str] = []
         """References that are being followed and have written nothing yet."""
         self._properties = 0
+        self._rest: str | None = None
         self._any: str | None = None
 
     def body(self, schema: Any, depth: int) -> str:
@@ -173,8 +184,8 @@ class _Values:
             for at, option in enumerate(options):
                 if not all(disjoint(self._root, option, other) for other in options[:at]):
                     raise RequestError(
-                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use 'anyOf', or tell the parts "
-                        "apart by a property with a 'const'",
+                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use 'anyOf', or tell the "
+                        "parts apart by a property with a 'const'",
                         param="response_format",
                     )
         bodies = []
@@ -252,7 +263,14 @@ class _Values:
             return self._grammar.rule(f"{_QUOTE} {self._pattern.body(self._cut(parse(pattern), low, high))} {_QUOTE}")
         if low == 0 and high is None:
             return self._any_string()
-        return self._grammar.rule(f"{_QUOTE} {self._grammar.repeat(self._char(), low, high)} {_QUOTE}")
+        return self._grammar.rule(f"{_QUOTE} {self._grammar.characters(self._forms(), low, high, self._end())}")
+
+    def _forms(self) -> tuple[str, str]:
+        """How one character is written in a string."""
+        return _PLAIN, f"{_BACKSLASH} {self._grammar.rule(_ESCAPE)}"
+
+    def _end(self) -> str:
+        return self._grammar.rule(_QUOTE)
 
     def _cut(self, node: Node, low: int, high: int | None) -> Node:
         """The part of a pattern's texts that have the right length."""
@@ -274,22 +292,19 @@ class _Values:
         if self._checked:
             return node
         raise RequestError(
-            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write the length into the "
-            "pattern",
+            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write the length into "
+            "the pattern",
             param="response_format",
         )
 
-    def _char(self) -> str:
-        """One character as it stands in a string."""
-        return self._grammar.rule(f"{_PLAIN} | {_BACKSLASH} {self._grammar.rule(_ESCAPE)}")
-
     def _any_string(self) -> str:
-        escape = self._grammar.rule(_ESCAPE)
-        rest = self._references.get("string")
-        if rest is None:
-            rest = self._references["string"] = self._grammar.reserve()
-            self._grammar.rule(f"{_QUOTE} | {_PLAIN} {rest} | {_BACKSLASH} {escape} {rest}", rest)
-        return self._grammar.rule(f"{_QUOTE} {rest}")
+        return self._grammar.rule(f"{_QUOTE} {self._rest_of_string()}")
+
+    def _rest_of_string(self) -> str:
+        """What stands behind a string's first quotation mark."""
+        if self._rest is None:
+            self._rest = self._grammar.characters(self._forms(), 0, None, self._end())
+        return self._rest
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
         first = schema.get("prefixItems", [])
@@ -395,8 +410,7 @@ class _Values:
 
     def _key_but(self, names: list[str]) -> str:
         """The rest of a string behind its first quotation mark, where the whole is none of some names."""
-        self._any_string()
-        rest = self._references["string"]
+        rest = self._rest_of_string()
         return self._tails([_compact(name)[1:][:_NAME_PART] for name in names], rest) if names else rest
 
     def _tails(self, texts: list[str], rest: str) -> str:

@@ -31,6 +31,7 @@ from penstock.engines.openvino.model_files import (
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
+from penstock.standard_error import is_terminal, say
 
 WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {
@@ -233,8 +234,8 @@ def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
 def _progress(source: str) -> Iterator[Callable[[str], None]]:
     """Show on stderr that `source` is being converted. Yields the function to name the stage with."""
     title = f"converting {source} (once)"
-    if not sys.stderr.isatty():
-        print(f"{title} …", file=sys.stderr, flush=True)
+    if not is_terminal():
+        say(f"{title} …")
         yield lambda stage: None
         return
     from rich.console import Console

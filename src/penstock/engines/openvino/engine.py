@@ -11,6 +11,7 @@ import msgspec
 
 from penstock.config import parse_options
 from penstock.engines.adapter_files import check_adapter
+from penstock.engines.openvino.constraints import Constraints
 from penstock.engines.openvino.find_model import check_tokenizer, find_model, stated_context_length
 from penstock.engines.openvino.messages import Load
 from penstock.engines.openvino.model_files import MODEL_KINDS
@@ -21,7 +22,8 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
 )
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.types import RerankRequest, Scores, Transcription, TranscriptionRequest
+from penstock.errors import EngineDeadError
+from penstock.types import RerankRequest, Scores, StructuredOutput, Transcription, TranscriptionRequest
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -38,6 +40,7 @@ class OpenVINOEngine(WorkerEngine):
         for name, path in self.adapters.items():
             check_adapter(name, path)
         self._asleep = False
+        self._constraints: Constraints | None = None
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +64,15 @@ class OpenVINOEngine(WorkerEngine):
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
+        if self._constraints is None:
+            self._constraints = Constraints(self.options.tokenizer or str(files.path))
         return Load(str(files.path), files.task, files.context_length, self.options)
+
+    async def stop(self) -> None:
+        await super().stop()
+        constraints, self._constraints = self._constraints, None
+        if constraints is not None:
+            await constraints.stop()
 
     @property
     def watched(self) -> bool:
@@ -72,6 +83,11 @@ class OpenVINOEngine(WorkerEngine):
             await super().check_health()
 
     # Requests
+    async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
+        if self._constraints is None:
+            raise EngineDeadError(self._why_dead)
+        return await self._constraints.grammar(structured)
+
     async def rerank(self, request: RerankRequest) -> Scores:
         self._check_task("rerank")
         return msgspec.convert(await self._call("rerank", request.query, request.documents), Scores)
