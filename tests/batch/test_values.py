@@ -196,8 +196,8 @@ def nested_type(depth):
         ([{"a": {}}], pa.string()),
         ([{"a": 1}, {"a": "x"}], pa.string()),
         ([{str(n): n} for n in range(1001)], pa.string()),
-        ([nested_lists(24)], nested_type(24)),
-        ([nested_lists(25)], pa.string()),
+        ([nested_lists(30)], nested_type(30)),
+        ([nested_lists(31)], pa.string()),
         ([None], pa.null()),
     ],
 )
