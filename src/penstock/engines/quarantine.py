@@ -2,7 +2,8 @@
 
 Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody else in the engine,
 those that came last first, as most killers kill at once. A group that kills it again is taken apart. Being alone in the
-engine at its death twice, while the engine answered others in between, is the proof. A suspect that ends in any other
+engine at its death twice, while the engine answered others in between, is the proof (or three times, where a signal
+was sent, and more, where the engine has been seen to die of nothing). A suspect that ends in any other
 way is one no more, and neither is one that has run for twice as long as the engine had lived with it.
 
 To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns and small ones fewer
@@ -31,6 +32,8 @@ REMEMBERED = 4096
 """Requests of which deaths are remembered; the oldest are forgotten."""
 HARMLESS_S = 5.0
 """How long a suspect has the engine to its group at least, in seconds, before others are let in beside it."""
+_MOST_FALSE_ALARMS = 2
+"""So many deaths more are asked for as proof where the engine was seen to die of nothing that was in it."""
 _GROWTH = 4
 """Groups grow at most by this factor, beginning with one: 1, 4, 16 …"""
 _NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks": False, "kv_transfer_params": None}
@@ -84,12 +87,14 @@ class Visit:
 class _Record:
     """What is known of a request: the deaths it was there at, those it was alone at, and when the last such was."""
 
-    __slots__ = ("alone", "deaths", "last")
+    __slots__ = ("alone", "deaths", "killed", "last", "proved")
 
     def __init__(self) -> None:
         self.deaths = 0
         self.alone = 0
         self.last = -1
+        self.killed = 0  # 1 if somebody may have sent the signal, who needs not be the request
+        self.proved = False
 
 
 class _Pool:
@@ -123,6 +128,7 @@ class Quarantine:
         self._start_s = 0.0
         self._entries = 0
         self._answers = 0
+        self._false_alarms = 0  # requests that were alone at a death, and were answered afterwards
         self._down = False
         self._unproved = False
         self._changed = asyncio.Event()
@@ -153,7 +159,7 @@ class Quarantine:
         """The engine dies by itself: what was held against single requests proves nothing."""
         self._unproved = False
         for record in self._records.values():
-            if record.alone < PROOF:
+            if not record.proved:
                 record.alone = record.deaths = 0
 
     def reopen(self) -> None:
@@ -178,11 +184,11 @@ class Quarantine:
             if not self._turn:
                 self._next_turn()
         while True:
-            if record is not None and record.alone >= PROOF:  # also one that an equal request has proved meanwhile
+            if record is not None and record.proved:  # also one that an equal request has proved meanwhile
                 self.forget(visit)
                 raise QuarantinedError(
-                    f"this request has ended the engine's process {PROOF} times while no other was in it, and is not"
-                    " put to it again; change its prompt or its parameters"
+                    f"this request has ended the engine's process {record.alone} times while no other was in it, and"
+                    " is not put to it again; change its prompt or its parameters"
                 )
             if self._may_enter(visit):
                 return
@@ -212,11 +218,13 @@ class Quarantine:
                 self._down, self._down_since = True, asyncio.get_running_loop().time()
             # Of a stream that had begun when somebody killed the process, its next try, if there is one, can tell more.
             if error.suspects and not (error.killed and visit.begun):
-                self._died(visit)
+                self._died(visit, error.killed)
         elif self.troubled:
             if error is None:
                 self.answered()
-                self._records.pop(visit.digest, None)
+                record = self._records.pop(visit.digest, None)
+                if record is not None and record.alone:
+                    self._false_alarms += 1
             self.forget(visit)
         if not self._inside and self.troubled:
             self._regroup()
@@ -266,22 +274,25 @@ class Quarantine:
             return suspects
         return int(suspects * self._turn_s * log(2) / self._start_s)
 
-    def _died(self, visit: Visit) -> None:
+    def _died(self, visit: Visit, killed: bool) -> None:
         """The engine has died with this request in it."""
         record = self._records.setdefault(visit.digest, _Record())
         self._records.move_to_end(visit.digest)
         while len(self._records) > REMEMBERED:
             self._records.popitem(last=False)
         record.deaths += 1
+        record.killed |= killed
         if not self._dead and not self._inside:  # it is the first to tell, and nobody else could
             if record.last < self._answers:
                 record.alone += 1
                 record.last = self._answers
+                needed = PROOF + record.killed + min(self._false_alarms, _MOST_FALSE_ALARMS)
+                record.proved = record.alone >= needed
             self._unproved = True
         visit.lived = max(visit.lived, asyncio.get_running_loop().time() - visit.entered)
         self._examined = self._examined or visit.group is not None
         self.forget(visit)
-        if record.alone < PROOF:
+        if not record.proved:
             visit.group = self._dead
         self._dead.append(visit)
 

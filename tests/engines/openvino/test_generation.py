@@ -3,7 +3,7 @@
 import pytest
 
 from penstock import demo
-from penstock.engines.messages import Submit
+from penstock.engines.messages import Failed, Submit
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.types import Sampling
 
@@ -30,7 +30,8 @@ class Fails:
 
 
 def answered(generation, submits):
-    texts, failures = {}, []
+    texts: dict[int, str] = {}
+    failures: list[Failed] = []
     failures += generation.submit(submits)
     for _ in range(2000):
         if not generation.busy:
