@@ -240,7 +240,7 @@ def _estimated(payload: Any, body: Body) -> float:
 
 def _charge(limiter: Limiter, body: bytes, estimate: float) -> None:
     """Correct the estimate where the answer tells its tokens, as OpenAI's do."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with suppress(ValueError, RecursionError):
         if used := msgspec.json.decode(body, type=_Charged).usage.total_tokens:
             limiter.charge(used - estimate)
 

@@ -101,7 +101,10 @@ def of(body: Any, otherwise: str = "") -> Complaint:
     return Complaint(message, code, kind, param, status)
 
 
-def error_inside(body: bytes, where: str) -> UpstreamError | None:
+WHAT = "answered with an error"
+
+
+def error_inside(body: bytes, where: str, what: str = WHAT) -> UpstreamError | None:
     """The error that a body of status 200 holds, where it is one and nothing else."""
     if b'"error"' not in body and b'"object"' not in body:
         return None
@@ -110,7 +113,7 @@ def error_inside(body: bytes, where: str) -> UpstreamError | None:
     except (ValueError, RecursionError):
         return None
     error = said_error(parsed)
-    return None if error is None else as_error(error, where, body)
+    return None if error is None else as_error(error, where, body, what)
 
 
 def said_error(parsed: Any) -> Any:
@@ -124,7 +127,7 @@ def said_error(parsed: Any) -> Any:
     return parsed if "error" in (parsed.get("object"), parsed.get("type")) else None
 
 
-def as_error(said: Any, where: str, body: bytes, what: str = "answered with an error") -> UpstreamError:
+def as_error(said: Any, where: str, body: bytes, what: str = WHAT) -> UpstreamError:
     """What an error that came with status 200 is: one of the status that it names, else of the server's own."""
     told = of(said)
     status = told.status or (401 if told.is_final else 500)

@@ -220,3 +220,27 @@ async def test_a_prompt_that_is_too_long_is_shortened_whatever_the_words(script)
     (row,) = result.rows()
     assert row["response"] == "yes", json.dumps(row)
     assert [len(body["messages"][-1]["content"]) for _, body in script.asked] == [50, 37, 27, 20]
+
+
+async def test_an_hours_pause_is_one_error_row_and_is_told(script):
+    script.answers = [poisoned(refusal(429, "daily limit", headers={"Retry-After": "3600"}))]
+    result = await job(["fine 1", "bad", "fine 2", "fine 3"], script)
+    assert kinds_of(result) == {("fine", None): 3, ("bad", "overloaded"): 1}
+    (bad,) = [row for row in result.rows() if row["error"]]
+    assert bad["error"]["retryable"]
+    assert bad["attempts"] == 1
+    pauses = result.counts.pauses
+    assert (pauses.count, pauses.given_up, pauses.longest_s) == (1, 1, 3600.0)
+    assert script.base_url in pauses.server
+
+
+async def test_a_server_that_does_nothing_but_refuse_is_ill_in_the_end(script):
+    script.answers = [refusal(429, "too much")]
+    async with remote(script, trip_after=2, max_retries=0) as engine:
+        upstreams = engine._upstreams
+        refused = UpstreamError("too much", http_status=429, retryable=True)
+        assert not upstreams.is_failure(refused)
+        upstreams._last_answer -= 61
+        assert upstreams.is_failure(refused)
+        upstreams._answered(upstreams.members[0])
+        assert not upstreams.is_failure(refused)

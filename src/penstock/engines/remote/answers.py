@@ -15,7 +15,7 @@ from msgspec import Struct
 from penstock.engines.remote import lenient
 from penstock.engines.remote.lenient import as_text
 from penstock.errors import UpstreamError
-from penstock.http.complaints import as_error, said_error
+from penstock.http.complaints import as_error, error_inside
 from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usage
 
 DONE = b"[DONE]"
@@ -131,17 +131,8 @@ class _Completion(Struct):
     choices: list[_Choice] | None = None
     usage: UsageBody | None = None
     error: Any = None
-    object: Any = None
-    type: Any = None
     kv_transfer_params: dict[str, Any] | None = None
     needed: ClassVar = ("choices",)
-
-    @property
-    def failure(self) -> bool:
-        """Whether it is an error."""
-        if self.error or "error" in (self.object, self.type):
-            return True
-        return bool(self.choices) and any(choice.error for choice in self.choices or ())
 
 
 _decode = msgspec.json.Decoder(_Completion).decode
@@ -153,15 +144,19 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     Raises `UpstreamError`.
     """
     parsed = _parsed(body, where)
-    if parsed.failure:
-        raise _failure(body, where, "answered with an error")
-    if not parsed.choices:
+    if parsed.error or not parsed.choices:
+        if (failure := error_inside(body, where)) is not None:
+            raise failure
         shown = body[:4096].decode(errors="replace")
         raise UpstreamError(f"{where} answered without choices", http_status=200, body=shown)
     usage = parsed.usage.neutral() if parsed.usage is not None else Usage()
     deltas = []
-    ordered = sorted(parsed.choices, key=lambda choice: choice.index or 0)
+    ordered = parsed.choices
+    if len(ordered) > 1:
+        ordered = sorted(ordered, key=lambda choice: choice.index or 0)
     for index, choice in enumerate(ordered[:n]):  # some count from 1, some do not count
+        if choice.error:
+            raise as_error(choice.error, where, body)
         reason = _reason(choice.finish_reason) or "stop"
         deltas.append(
             msgspec.structs.replace(
@@ -208,11 +203,15 @@ class StreamReader:
                 self.ended = True
                 return found + self._finish(done=True)
             chunk = _parsed(event, self._where)
-            if chunk.failure:
-                raise _failure(event, self._where, "broke off")
+            if chunk.error or not chunk.choices:
+                failure = error_inside(event, self._where, "broke off")
+                if failure is not None:
+                    raise failure
             if chunk.usage is not None:
                 self._usage = chunk.usage.neutral()
             for number, choice in enumerate(chunk.choices or ()):
+                if choice.error:
+                    raise as_error(choice.error, self._where, event, "broke off")
                 index = self._index(choice.index, number)
                 if index is None:
                     continue
@@ -292,15 +291,6 @@ class StreamReader:
             usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
         self._finishing = []
         return deltas
-
-
-def _failure(body: bytes, where: str, what: str) -> UpstreamError:
-    """The error that an answer is, or holds."""
-    parsed = lenient.parsed(body)
-    said = said_error(parsed)
-    if said is None:  # it is one of its choices'
-        said = next(c["error"] for c in parsed["choices"] if isinstance(c, dict) and c.get("error"))
-    return as_error(said, where, body, what)
 
 
 def _add(found: list[Delta], delta: Delta) -> None:

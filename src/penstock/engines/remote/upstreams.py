@@ -107,7 +107,8 @@ class Upstreams:
         self._patience_s = patience_s
         self._changed = asyncio.Event()
         self._time = asyncio.get_running_loop().time
-        self._last_answer = float("-inf")
+        self._last_answer = self._time()  # or the beginning
+        self._has_answered = False
         self._next_answer: asyncio.Future[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -181,11 +182,11 @@ class Upstreams:
         """Before a request that failed is sent again. What a server that is well has refused need not wait for it to
         get well, so an answer to anybody, lately or now, leaves a tenth of the pause.
         """
-        if is_throttling(error):
+        if is_throttling(error) or getattr(error, "retry_after", None) is not None:
             await asyncio.sleep(seconds)
             return
         await asyncio.sleep(seconds / 10)
-        if self._time() < self._last_answer + LATELY_S:
+        if self._has_answered and self._time() < self._last_answer + LATELY_S:
             return
         if self._next_answer is None:
             self._next_answer = asyncio.get_running_loop().create_future()
@@ -193,12 +194,13 @@ class Upstreams:
 
     def is_failure(self, error: Any) -> bool:
         """Whether an error speaks against the server, if different requests meet it: not one of the request, nor its
-        being busy, unless it wants to be left alone for longer than anybody waits.
+        being busy, unless it wants to be left alone for longer than anybody waits, or has been busy for so long.
         """
         if isinstance(error, EngineTimeoutError):
             return True
         if is_throttling(error):
-            return (error.retry_after or 0.0) > LONGEST_PAUSE_S
+            refused_s = self._time() - self._last_answer
+            return (error.retry_after or 0.0) > LONGEST_PAUSE_S or refused_s > max(10 * self._patience_s, 60.0)
         return isinstance(error, UpstreamError) and error.retryable
 
     async def open(self) -> None:
@@ -255,7 +257,7 @@ class Upstreams:
         if not upstream.breaker.closed:
             self._catch_up(upstream)
         upstream.breaker.answered()
-        self._last_answer = self._time()
+        self._last_answer, self._has_answered = self._time(), True
         if self._next_answer is not None:
             self._next_answer.set_result(None)
             self._next_answer = None
