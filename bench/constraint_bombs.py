@@ -20,7 +20,6 @@ from typing import Any
 
 import harness
 from harness import Bar, Contestant
-
 from penstock.engines.openvino.engine import OpenVINOEngine
 from penstock.errors import PenstockError
 from penstock.types import ChatRequest, Sampling, StructuredOutput
@@ -83,6 +82,7 @@ async def _send(engine: OpenVINOEngine, numbers: itertools.count[int]) -> None:
 
 
 def main() -> int:
+    """Compare, and say whether the bar is met."""
     parser = harness.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a window")
     args: argparse.Namespace = parser.parse_args()

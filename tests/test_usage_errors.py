@@ -1,7 +1,7 @@
 import click
 import pytest
 
-from penstock.cli import cli
+from penstock.cli.commands import cli
 from penstock.cli.usage_errors import usage_fault
 
 

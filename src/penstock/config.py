@@ -14,6 +14,7 @@ import msgspec.structs
 
 from penstock import lazy
 from penstock.errors import ConfigError, nearest
+from penstock.user_text import TOO_DEEP, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -63,11 +64,24 @@ def read_yaml(file: Path) -> Any:
     """The content of a YAML file. Raises `ConfigError`."""
     yaml = lazy.require("yaml", needed_by="A YAML configuration")
     try:
-        return yaml.safe_load(file.read_text())
+        text = decode_text(read_file(file))
     except OSError as error:
         raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    try:
+        content = yaml.safe_load(text)
+    except RecursionError:
+        raise ConfigError(f"{file} cannot be read: {TOO_DEEP}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        raise ConfigError(f"{file} is not valid YAML{place}") from None
+    except Exception:  # of several kinds, for values that are not what their form or tag says
+        raise ConfigError(f"{file} is not valid YAML: it holds a date or number that there is not") from None
+    if is_too_deep(content):
+        raise ConfigError(f"{file} cannot be read: {TOO_DEEP}")
+    return content
 
 
 class _Checked(msgspec.StructMeta):

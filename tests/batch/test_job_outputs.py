@@ -162,9 +162,9 @@ async def test_values_that_json_does_not_know(tmp_path, make_engine):
     ]
     result = await ask(source, tmp_path / "out.jsonl", make_engine())
     first, second, third = result.rows()
-    assert first["more"] == {"('x', 1)": "AA==", "2": "<class 'object'>"}
+    assert first["more"] == {'["x",1]': "AA==", "2": "<class 'object'>"}
     assert (second["status"], second["error"]["stage"]) == ("error", "prompt")
-    assert third["more"] == "lone ? surrogate"
+    assert third["more"] == "lone \\ud800 surrogate"
 
 
 async def test_columns_that_parquet_cannot_hold_are_refused_at_once(tmp_path, make_engine):
@@ -202,3 +202,15 @@ async def test_flat_result_columns_are_taken_in_csv(tmp_path, make_engine):
     with pytest.raises(ConfigError, match=r"error\.type"):
         await ask(source, tmp_path / "out.csv", make_engine())
     assert (await ask(source, tmp_path / "out.jsonl", make_engine())).counts.ok == 1
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+@pytest.mark.parametrize("depth", [20, 100, 250])
+async def test_a_deep_value_of_one_row_does_not_cost_the_others(tmp_path, make_engine, name, depth):
+    deep: object = {"é": 1}
+    for number in range(depth):
+        deep = [deep] if number % 2 else {"a": deep}
+    rows = [{"text": "a", "v": deep}, {"text": "b", "v": None}]
+    result = await ask(rows, tmp_path / name, make_engine())
+    assert (result.counts.ok, result.counts.failed) == (2, 0)
+    assert [row["text"] for row in result.rows()] == ["a", "b"]

@@ -197,3 +197,12 @@ async def test_a_line_without_a_body_says_so(make_engine):
     source = [line("a", chat("x")), {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions"}]
     _, second = (await answer(source, make_engine())).rows()
     assert second["error"] == {"code": "invalid_line", "message": "the line has no body"}
+
+
+async def test_integers_that_no_message_can_hold(make_engine):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"maximum": 10**30}}}
+    result = await answer([line("a", chat("x", tools=[tool])), line("b", chat("y"))], make_engine())
+    first, second = result.rows()
+    assert first["response"]["status_code"] == 400
+    assert first["response"]["body"]["error"]["message"] == "the body holds an integer of more than 64 bits"
+    assert second["response"]["status_code"] == 200

@@ -27,6 +27,19 @@ def test_a_lone_brace_is_an_error_that_tells_the_remedy(text):
         Template(text)
 
 
+@pytest.mark.parametrize("text", ['{"a": "b"} {text}', '{"a": {"b": 1}}', "{a, b}", "{\n}"])
+def test_json_in_a_prompt_is_told_to_double_its_braces(text):
+    with pytest.raises(ConfigError, match=r"Write '\{\{' or '\}\}' for a brace in the text"):
+        Template(text).check(["text"])
+
+
+def test_where_columns_may_come_later_only_json_is_missed():
+    Template("{text} {later}").check(["text"], complete=False)
+    Template('{"odd" name}').check(['"odd" name'], complete=False)
+    with pytest.raises(ConfigError, match="for a brace in the text"):
+        Template('{"a": "b"}').check(["text"], complete=False)
+
+
 def test_an_unknown_column_names_the_nearest():
     with pytest.raises(ConfigError, match="Did you mean 'message'"):
         Template("{mesage}").check(["id", "message"])

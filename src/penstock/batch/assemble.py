@@ -14,9 +14,9 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from penstock import private
-from penstock.batch.journal import Part
+from penstock.batch.parts import Part
 from penstock.batch.runs import Run, union, without
-from penstock.batch.sources.text import allow_long_fields
+from penstock.batch.sources.delimited import allow_long_fields
 from penstock.errors import OutputError
 
 _AT_ONCE = 256
@@ -64,13 +64,20 @@ def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
 
 
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
-    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows."""
-    names = _csv_columns(_objects(folder, rows()), columns)
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows.
+
+    An object stays JSON where one of those names would be that of another column of its row.
+    """
+    whole: frozenset[str] = frozenset()
+    names, clashing = _csv_columns(_objects(folder, rows()), columns, whole)
+    if clashing:
+        whole = clashing
+        names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
     with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
-            flat = dict(_flat(values))
+            flat = dict(_flat(values, whole))
             writer.writerow([_cell(flat.get(name)) for name in names])
         _to_disk(out)
 
@@ -85,26 +92,44 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
             batch.clear()
 
 
-def _csv_columns(rows: Iterable[dict[str, Any]], columns: Iterable[str]) -> list[str]:
+def _csv_columns(
+    rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
+) -> tuple[list[str], frozenset[str]]:
+    """The columns of the CSV, and those of the rows whose objects cannot be taken apart as the names would clash."""
     filled = dict.fromkeys(columns, False)
+    clashing: set[str] = set()
     for values in rows:
-        for name, value in _flat(values):
+        flat = list(_flat(values, whole))
+        for name, value in flat:
             filled[name] = filled.get(name, False) or value is not None
+        if len(dict(flat)) < len(flat):
+            clashing.update(_clashing(values))
     # A name that was only ever null is that of an object that other rows have: its fields are the columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
     places = {name: place for place, name in enumerate(filled)}
     names = [name for name, has_value in filled.items() if has_value or name not in objects]
-    return sorted(names, key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    names.sort(key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    return names, frozenset(clashing)
+
+
+def _clashing(values: dict[str, Any]) -> Iterator[str]:
+    """The columns with objects whose flat names are those of others in the row."""
+    owners: dict[str, str] = {}
+    for column, value in values.items():
+        for name, _ in _flat({column: value}):
+            if name in owners:
+                yield from (each for each in (column, owners[name]) if isinstance(values[each], dict))
+            owners[name] = column
 
 
 def _dots(name: str) -> list[int]:
     return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and value and name not in whole:
+            yield from _flat(value, prefix=f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

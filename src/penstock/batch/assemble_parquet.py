@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from penstock import private
+from penstock.batch.arrow_values import python_rows
 from penstock.batch.assemble import Segment
+from penstock.batch.sources.files import for_arrow
 from penstock.batch.tables import conform, unify
-from penstock.batch.writers import json_line
+from penstock.batch.values import json_line
 
 _GROUP_ROWS = 65536
 _GROUP_BYTES = 32 << 20
@@ -56,7 +58,7 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
     """JSON lines of these rows."""
     with open(target, "wb", buffering=1 << 18, opener=private.opener) as file:
         for table in _conformed(folder, lambda: rows, pa.table({})):
-            for values in table.to_pylist():
+            for values in python_rows(table):
                 file.write(json_line(values))
         file.flush()
         os.fsync(file.fileno())
@@ -65,11 +67,11 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
     files = dict.fromkeys(segment.file for segment in rows())
-    schemas = [pq.read_schema(path) for file in files for path in files_of(folder / file)]
-    if not schemas:
+    paths = [path for file in files for path in files_of(folder / file)]
+    if not paths:
         yield empty
         return
-    schema = unify(schemas)
+    schema = unify([_metadata(path).schema.to_arrow_schema() for path in paths], lambda name: _column(paths, name))
     gathered: list[pa.Table] = []
     count = size = 0
     readers: dict[str, _Reader] = {}
@@ -88,12 +90,21 @@ def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Ta
         yield pa.concat_tables(gathered)
 
 
+def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
+    """A column's values in all parts."""
+    for path in paths:
+        with for_arrow(path) as opened, pq.ParquetFile(opened) as parquet:
+            if name in parquet.schema_arrow.names:
+                for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=[name], use_threads=False):
+                    yield batch.column(name)
+
+
 class _Reader:
     """Reads a part from its first row to its last."""
 
     def __init__(self, path: Path) -> None:
         files = files_of(path)
-        self._left: int = sum(pq.read_metadata(file).num_rows for file in files)
+        self._left: int = sum(_metadata(file).num_rows for file in files)
         self._batches = _batches(files)
         self._held: pa.Table | None = None
         self._place = 0
@@ -125,8 +136,13 @@ def files_of(path: Path) -> list[Path]:
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
 
+def _metadata(path: Path) -> pq.FileMetaData:
+    with for_arrow(path) as file:
+        return pq.read_metadata(file)
+
+
 def _batches(files: list[Path]) -> Iterator[pa.Table]:
     for file in files:
-        with pq.ParquetFile(file) as parquet:
+        with for_arrow(file) as opened, pq.ParquetFile(opened) as parquet:
             for batch in parquet.iter_batches(batch_size=_READ_ROWS, use_threads=False):
                 yield pa.Table.from_batches([batch])

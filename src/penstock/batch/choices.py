@@ -70,6 +70,7 @@ def _check_types(job: Any) -> None:
             value = getattr(job, name)
             if not (value is None and name in _OPTIONAL):
                 _require(isinstance(value, kind) and not isinstance(value, bool), name, value, meant)
+                _require_unicode(name, value)
     _require(job.output is None or isinstance(job.output, str | os.PathLike), "output", job.output, "a path")
     schema = job.schema
     _require(schema is None or isinstance(schema, Mapping | str | os.PathLike), "schema", schema, "a mapping or a path")
@@ -86,12 +87,22 @@ def _check_types(job: Any) -> None:
     _require(isinstance(job.deterministic, bool), "deterministic", job.deterministic, "true or false")
     stops = [job.stop] if isinstance(job.stop, str) else job.stop
     _require(_is_list_of(stops, str), "stop", job.stop, "text or a list of texts")
+    for stop in stops:
+        _require_unicode("stop", stop)
     _require(_is_list_of(job.stop_token_ids, Integral), "stop_token_ids", job.stop_token_ids, "a list of numbers")
 
 
 def _require(holds: bool, name: str, value: object, meant: str) -> None:
     if not holds:
         raise ConfigError(f"must be {meant}, not a {type(value).__name__}", field=name, value=value)
+
+
+def _require_unicode(name: str, value: object) -> None:
+    """A byte on the command line that is no UTF-8 comes as half of a surrogate pair, which no engine can be sent."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"is no UTF-8 at character {error.start + 1}", field=name, value=value) from None
 
 
 def _is_list_of(values: object, kind: type) -> bool:

@@ -77,13 +77,10 @@ class Answers:
             self._bytes -= sum(len(packed) for _, packed in leaving)
             self._spill.put(leaving)
 
-    def close(self, *, discard: bool = False) -> None:
-        """Close the files; `discard` removes them, once no row will ask again."""
+    def close(self) -> None:
+        """Close the files. They stay, for the next run of the job."""
         if self._spill is not None:
             self._spill.close()
-        if discard:
-            for name in (_Spill.FILE, _Spill.INDEX):
-                (self._folder / name).unlink(missing_ok=True)
 
 
 class _Spill:

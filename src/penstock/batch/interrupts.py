@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+
+from penstock.standard_error import say
 
 
 class JobInterrupted(KeyboardInterrupt):
@@ -73,7 +74,7 @@ class Interrupts:
                 continue
             if self.received is None and self.on_first is not None:
                 self.received = number
-                print("Finishing the rows in flight; once more stops at once.", file=sys.stderr, flush=True)
+                say("Finishing the rows in flight; once more stops at once.")
                 self.on_first()
             else:
                 self.received = self.received or number

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterable, Coroutine, Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ from penstock.batch.sources import open_source
 from penstock.batch.sources.base import Source
 from penstock.batch.template import Template
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, OutputError, printable
 from penstock.runtimes import background
 from penstock.types import Sampling, StructuredOutput
 
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from penstock.batch.preflight import Forecast
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
@@ -68,7 +71,7 @@ class Job:
         deterministic: the same row gets the same answer whatever runs beside it, in any order, also
             in a resumed job. It costs speed. Engines that cannot promise it refuse it.
         runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on a Ray cluster: the
-            one that RAY_ADDRESS names, or that of this machine, or one of its own. The output is the same, so what was
+            one that RAY_ADDRESS names, or that of this machine, or one of its own. The job is the same, so what was
             interrupted on one goes on on the other.
 
         processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
@@ -291,7 +294,7 @@ class Job:
             if self.on_error is None and not going_on:
                 policy = ErrorPolicy("fail")
             keep_errors = going_on or self.on_error not in (None, "fail")
-            form = self.processor.rows(packed=isinstance(output, Output), keep_errors=keep_errors)
+            form = self.processor.rows(packed=output is not None, keep_errors=keep_errors)
         elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
             self._check_lines(output)
             assert engine is not None
@@ -309,11 +312,15 @@ class Job:
                 adapter_column=self.adapter if in_column else None,
                 prefix=self.result_prefix,
                 repair=self._repair(),
+                values_for=_values_for(source, output),
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(
                     "say what to ask: give a prompt with {column} in it, or a column of messages", field="prompt"
                 )
+            if self.prompt is not None and not form.columns and 1 not in (self.limit, source.rows):
+                known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
+                _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
             if source.columns:
                 flat = isinstance(output, Output) and output.form == "csv"
                 form.check(source.columns, source.every_column(), flat=flat)
@@ -381,6 +388,8 @@ class Job:
             return None
         path = os.fspath(self.output)
         if path == "-":
+            if sys.stdout is None:
+                raise OutputError("standard output is closed")
             return "-"
         return Output(path, os.fspath(self.dead_letter) if self.dead_letter is not None else None)
 
@@ -450,6 +459,14 @@ class Job:
             "on_invalid_json": None if self.on_invalid_json == "keep" else self.on_invalid_json,
             **how,
         }
+
+
+def _values_for(source: Source, output: Output | Literal["-"] | None) -> Literal["json", "parquet"] | None:
+    if output is None or source.json_values:
+        return None
+    if isinstance(output, Output) and output.columnar:
+        return "parquet" if source.schema is None else None  # columns of a schema pass through in Arrow form
+    return "json"
 
 
 class _Stopped(Exception):

@@ -13,7 +13,7 @@ from msgspec import Struct, field
 
 from penstock.batch.durable import replace_file
 from penstock.batch.records import checksum
-from penstock.errors import JobError, JobMismatchError
+from penstock.errors import JobError, JobMismatchError, printable
 
 FILE = "manifest.json"
 VERSION = 2
@@ -93,8 +93,20 @@ class Manifest(Struct):
 
 def normal(job: Mapping[str, Any]) -> dict[str, Any]:
     """The job as it comes back from a manifest: tuples are lists, what JSON does not know is text."""
-    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(job, enc_hook=str))
+    try:
+        data = msgspec.json.encode(job, enc_hook=str)
+    except UnicodeEncodeError:  # a byte in the name of a file
+        data = msgspec.json.encode(_printable(job), enc_hook=str)
+    plain: dict[str, Any] = msgspec.json.decode(data)
     return plain
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {_printable(key): _printable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(part) for part in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 def load(folder: Path) -> Manifest | None:

@@ -22,6 +22,7 @@ from penstock.errors import (
     EngineError,
     LineError,
     PenstockError,
+    RequestError,
     UnsupportedError,
     by_kind,
     nearest,
@@ -52,6 +53,7 @@ class OpenAILines:
     flat_columns: tuple[str, ...] = ("id", "custom_id", "response", "error")
     preparing: Stage = "prompt"
     concludes: bool = False
+    json_ready: bool = True
     every_row: bool = True  # an id can repeat one from before the interruption
 
     def __init__(self, *, model: str, created: int) -> None:
@@ -96,7 +98,10 @@ class OpenAILines:
             row.request = _Request(model or self._model, [embedding.request()], None, base64)
             row.shareable = True
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
-        row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
+        try:
+            row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
+        except OverflowError:
+            raise RequestError("the body holds an integer of more than 64 bits") from None
 
     async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
         model, asks, _, base64 = row.request

@@ -19,7 +19,7 @@ from penstock.batch.manifest import Stamp
 from penstock.batch.placing import is_own, place, stamp_of
 from penstock.batch.records import checksum_of
 from penstock.batch.sources.files import filesystem, is_url
-from penstock.errors import ConfigError, OutputError, PenstockError
+from penstock.errors import ConfigError, OutputError, PenstockError, printable
 
 Form = Literal["jsonl", "csv", "parquet", "dataset"]
 _FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
@@ -56,7 +56,7 @@ class Output:
                 )
             self.form = _FORMS[extension]
         if self.remote:
-            name = blake2b(path.encode(), digest_size=12).hexdigest()
+            name = blake2b(path.encode(errors="surrogateescape"), digest_size=12).hexdigest()
             self.folder = _state_root() / name
         else:
             self.folder = Path(f"{path.rstrip('/')}.penstock")
@@ -91,7 +91,7 @@ class Output:
             fs.invalidate_cache()
             if self.form == "dataset":
                 found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
-                return [[name.rpartition("/")[2], int(fs.size(name) or 0), 0] for name in found]
+                return [[printable(name.rpartition("/")[2]), int(fs.size(name) or 0), 0] for name in found]
             return [["", int(fs.size(path) or 0), 0]] if fs.exists(path) else []
 
     def is_own(self, known: Stamp | None, *, placing: bool = False) -> bool:

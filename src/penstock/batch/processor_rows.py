@@ -15,10 +15,12 @@ import msgspec
 
 from penstock.batch.offload import Offload
 from penstock.batch.output_rows import OutputRows
+from penstock.batch.packed import pack, unpack
 from penstock.batch.requests import conversation_text
-from penstock.batch.rows import Outcome, Row, Stage, failed, nbytes
+from penstock.batch.rows import Outcome, Row, RowError, Stage, failed, nbytes
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.user_code import is_ctrl_c, user_error
+from penstock.batch.values import plain_row
 from penstock.errors import PenstockError, UserCodeError
 
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
@@ -32,7 +34,7 @@ class ProcessorRows:
 
     `preprocess` gets a row's columns and gives further ones; `postprocess` gets all of them and gives the output row.
     Each runs in so many threads. With `keep_errors` rows that failed are output rows too (`OutputRows`). `packed`:
-    results must last longer than this process, and are held as bytes.
+    results go to an output, and are held as bytes; a row with a value that no output can hold fails.
     """
 
     columns: tuple[str, ...] | None = None
@@ -40,6 +42,7 @@ class ProcessorRows:
     flat_columns: tuple[str, ...] = ()
     preparing: Stage = "preprocess"
     concludes: bool = True
+    json_ready: bool = False
 
     def __init__(
         self,
@@ -63,8 +66,6 @@ class ProcessorRows:
         read = [{*stage.get_required_input_keys(), *stage.get_optional_input_keys()} for stage in self._stages]
         self._read = sorted(set().union(*read))
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=self._content).encode
-        self._pack = msgspec.msgpack.Encoder(enc_hook=_plain).encode
-        self._unpack = msgspec.msgpack.Decoder().decode
 
     @property
     def columns_known(self) -> bool:
@@ -175,7 +176,7 @@ class ProcessorRows:
                 if not isinstance(made, Mapping):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
                 columns = dict(made)
-            parsed = self._pack(columns) if self._packed else columns
+            parsed = self._stored(columns) if self._packed else columns
             if not self._packed:  # a row that lasts says the same whatever ran before it
                 self._rows.learn(row.values, columns)
         except BaseException as error:
@@ -187,19 +188,27 @@ class ProcessorRows:
         outcome.parsed = parsed
         return outcome
 
+    def _stored(self, columns: dict[str, Any]) -> bytes:
+        data, wrong = pack(columns)
+        if wrong is not None:
+            raise UserCodeError(f"{wrong}; leave it out in postprocess")
+        return data
+
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
         return failed(error, stage, attempts)
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         if outcome.error is not None:
-            return self._rows.bad(row.values, outcome.error)
+            return self._bad(row.values, outcome.error)
         columns = outcome.parsed
         if isinstance(columns, str):  # as it comes from the journal
             columns = b64decode(columns)
-        made: dict[str, Any] = self._unpack(columns) if isinstance(columns, bytes) else columns
+        made: dict[str, Any] = unpack(columns) if isinstance(columns, bytes) else columns
         return self._rows.good(row.values, made)
 
-
-def _plain(value: Any) -> Any:
-    """NumPy scalars and arrays as Python values, anything else as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    def _bad(self, values: dict[str, Any] | None, error: RowError) -> dict[str, Any]:
+        if self._packed and values is not None:  # stages may read what no output can hold
+            values, wrong = plain_row(values)
+            if wrong is not None:
+                error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")
+        return self._rows.bad(values, error)

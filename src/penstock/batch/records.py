@@ -29,7 +29,7 @@ class Records:
         self.path = path
         self.lost = 0
         self._next = 0
-        self._seed = checksum(path.name.encode(), key)
+        self._seed = checksum(os.fsencode(path.name), key)
         self._whole = 0
 
     def seal(self, record: bytes) -> bytes:
@@ -80,7 +80,7 @@ def checksum_of(path: Path) -> int:
     if path.is_dir():
         total = 0
         for file in sorted(path.glob("*.parquet")):
-            total = checksum(file.name.encode(), total ^ checksum_of(file))
+            total = checksum(os.fsencode(file.name), total ^ checksum_of(file))
         return total
     digest = xxhash.xxh3_64()
     with open(path, "rb", buffering=0) as content:

@@ -11,7 +11,7 @@ from penstock.batch.journal import Journal, digest_key
 from penstock.batch.manifest import StreamSum
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import Source
-from penstock.batch.writers import json_line
+from penstock.batch.values import json_line
 from penstock.errors import JobMismatchError
 
 

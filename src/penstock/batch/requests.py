@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -13,10 +13,12 @@ from penstock.batch.repair import Repair, collect, invalid_json
 from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
+from penstock.batch.values import plain_row
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.types import ChatRequest, Message, Sampling, Usage
+from penstock.user_text import decode_json
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
@@ -29,13 +31,14 @@ class RequestForm(Protocol):
     `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
     prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
     objects taken apart. `preparing` names the stage of rows that cannot be prepared. `concludes` says that a row's
-    outcome is more than that of its request.
+    outcome is more than that of its request. `json_ready` says that output rows hold what `values.for_json` makes.
     """
 
     columns: tuple[str, ...] | None
     every_row: bool
     preparing: Stage
     concludes: bool
+    json_ready: bool
     flat_columns: tuple[str, ...]
 
     def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
@@ -65,12 +68,14 @@ class ColumnRequests:
     """Chat requests from a prompt template or a column of messages; answers become columns beside the input's.
 
     `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for all rows.
-    `prefix` goes before the name of each result column.
+    `prefix` goes before the name of each result column. `values_for`: the output that
+    rows go to, where their values may be other ones than those of JSON; a row with one that it cannot hold fails.
     """
 
     every_row: bool = False
     preparing: Stage = "prompt"
     concludes: bool = False
+    json_ready: bool = True
 
     def __init__(
         self,
@@ -84,7 +89,9 @@ class ColumnRequests:
         adapter_column: str | None = None,
         prefix: str = "",
         repair: Repair | None = None,
+        values_for: Literal["json", "parquet"] | None = None,
     ) -> None:
+        self._values_for = values_for
         self.repair = repair or Repair()
         self._template = template
         self._messages = messages
@@ -119,8 +126,8 @@ class ColumnRequests:
         says that the output takes objects apart, and so has result columns such as `error.type`.
         """
         self._blank = dict.fromkeys(columns)
-        if every is not None and self._template is not None:
-            self._template.check(every)
+        if self._template is not None:
+            self._template.check(columns if every is None else every, complete=every is not None)
         elif every is not None and self._messages not in every:
             raise ConfigError(
                 f"the data has no column '{self._messages}'",
@@ -137,6 +144,11 @@ class ColumnRequests:
             )
 
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if self._values_for is not None:
+            for row in rows:
+                if row.values is not None:
+                    row.values, wrong = plain_row(row.values, json=self._values_for == "json")
+                    row.failure = None if wrong is None else RequestError(wrong)
         yield rows
 
     def conclude(self, row: Row, outcome: Outcome) -> Outcome:
@@ -163,6 +175,8 @@ class ColumnRequests:
             digest.update(self._encode((content, adapter)))
         except UnicodeEncodeError:
             raise RequestError("the prompt holds text that is no valid Unicode") from None
+        except OverflowError:
+            raise RequestError("the prompt holds an integer of more than 64 bits") from None
         row.request = ChatRequest(messages=messages, sampling=self.sampling, adapter=adapter, stream=False)
         row.digest = digest.digest()
         row.shareable = self._deterministic
@@ -172,11 +186,11 @@ class ColumnRequests:
         context = engine.capabilities.context_length
         return await self.repair.answer(row.request, partial(collect, engine), context, self._read)
 
-    def _read(self, answer: Outcome) -> Outcome:
+    async def _read(self, answer: Outcome) -> Outcome:
         """The answer with its fields, or with what is wrong with it."""
         if self.schema is not None:
             try:
-                answer.parsed = self.schema.parse(answer.response or "")
+                answer.parsed = await self.schema.read(answer.response or "")
             except ValueError as error:
                 answer.error = invalid_json(str(error), answer.finish_reason, answer.usage)
         return answer
@@ -211,8 +225,8 @@ class ColumnRequests:
             raise RequestError(f"the row has no column '{self._messages}'", param=self._messages) from None
         if isinstance(value, str):
             try:
-                value = msgspec.json.decode(value)
-            except msgspec.DecodeError:
+                value = decode_json(value)
+            except ValueError:
                 raise RequestError(f"column '{self._messages}' holds text that is no JSON list of messages") from None
         if not isinstance(value, list) or not value:
             raise RequestError(f"column '{self._messages}' holds no list of messages", param="messages")

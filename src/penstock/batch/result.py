@@ -14,8 +14,8 @@ import msgspec
 from penstock.batch.counts import Counts
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
+from penstock.batch.sources.delimited import allow_long_fields
 from penstock.batch.sources.files import filesystem, is_url
-from penstock.batch.sources.text import allow_long_fields
 from penstock.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -61,8 +61,10 @@ class RunResult:
             with _open(path, "r") as file:
                 yield from csv.DictReader(file)
         else:
+            from penstock.batch.arrow_values import python_rows
+
             for batch in self.table().to_batches(max_chunksize=1024):
-                yield from batch.to_pylist()
+                yield from python_rows(batch)
 
     async def rows_to_read(self) -> Any:
         """What a job that has this result as its source reads. Raises `InputError` for what went to standard output."""

@@ -9,7 +9,10 @@ import pyarrow as pa
 
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
-from penstock.batch.tables import ERROR, array
+from penstock.batch.tables import ERROR
+from penstock.batch.to_arrow import array, kind_of
+from penstock.batch.values import LEAVES, UnstorableError
+from penstock.errors import OutputError
 
 _ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])
 _KEPT = {"status": pa.string(), "error": _ERROR}
@@ -41,13 +44,10 @@ class RowTables:
         """What cannot be stored shows in the rows, and becomes text."""
 
     def _column(self, name: str, values: list[Any]) -> pa.Array:
-        kind = self._kinds.get(name)
-        if kind is not None:
-            try:
-                return pa.array(values, kind)
-            except (pa.ArrowException, TypeError, ValueError, OverflowError):
-                pass  # it has the name of an input column, and other values
-        return array(values)
+        try:
+            return array(values, self._kinds.get(name))
+        except UnstorableError as error:
+            raise OutputError(f"column '{name}' cannot be stored: {error}") from error
 
 
 def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -57,4 +57,12 @@ def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """
     names = dict.fromkeys(name for row in rows for name in row)
     kinds = _KEPT if _KEPT.keys() <= names.keys() else {}
-    return pa.table({name: pa.array([row.get(name) for row in rows], kinds.get(name)) for name in names})
+    return pa.table({name: _block_column([row.get(name) for row in rows], kinds.get(name)) for name in names})
+
+
+def _block_column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    if kind is None and LEAVES.issuperset(map(type, values)):
+        kind = kind_of(values)
+        if kind is None:  # Arrow would make some of them like the others
+            raise pa.ArrowInvalid("values of kinds that no column holds together")
+    return pa.array(values, kind)

@@ -13,6 +13,8 @@ from penstock.types import Usage
 if TYPE_CHECKING:
     import pyarrow as pa
 
+UNKNOWN_BYTES = 64
+"""What a value is counted for that cannot be measured."""
 Stage = str
 """Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its stages."""
 
@@ -100,7 +102,7 @@ def nbytes(value: Any) -> int:
     try:
         return len(_encode(value))
     except Exception:  # values of the caller's own types can fail in any way
-        return 64
+        return UNKNOWN_BYTES
 
 
 def _opaque(value: Any) -> bytes:

@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from penstock.batch.journal import Journal, Part, digest_key
+from penstock.batch.journal import Journal, digest_key
+from penstock.batch.parts import Part
 from penstock.batch.records import checksum_of
 from penstock.batch.reorder import Reorder
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.runs import RowSet, in_order, union
-from penstock.batch.writers import MakeWriter, PartWriter, json_line
+from penstock.batch.writers import MakeWriter, PartWriter, output_line
 from penstock.errors import OutputError, PenstockError
 
 PART_ROWS = 8192
@@ -84,7 +85,7 @@ class StreamSink:
         ready = self._reorder.put(row.index, (row, outcome))
         if ready and not self._lines:
             asyncio.get_running_loop().call_soon(self._flush_or_fail)
-        self._lines += [json_line(self._form.output(*item)) for item in ready if not item[1].skipped]
+        self._lines += [output_line(self._form, *item) for item in ready if not item[1].skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
@@ -182,9 +183,9 @@ class DurableSink:
         return _OpenPart(file, self._make_writer(self._journal.folder / file))
 
     def _commit(self, part: _OpenPart) -> None:
-        self._part = None
         held = ((row.index, row.digest, outcome) for row, outcome in self._reorder.held())
         commit = self._journal.rotate(held)
+        self._part = None
 
         def work() -> None:
             part.writer.finish()

@@ -1,28 +1,28 @@
 """Output rows as Arrow tables.
 
-Input columns keep their Arrow types, parsed fields have those of the JSON Schema, the rest is fixed. A column
-whose values
-have no common type becomes text: strings as they are, anything else as JSON.
+Input columns keep their Arrow types, parsed fields have those of the JSON Schema, the rest is fixed. A column whose
+values have no common type becomes text: strings as they are, anything else as `values.text` says.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 
+from penstock.batch.one_type import as_text, common_type, convert
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.structured import Schema
+from penstock.batch.to_arrow import array, texts
+from penstock.batch.values import UnstorableError
 from penstock.errors import OutputError
 
 ERROR = pa.struct([("type", pa.string()), ("stage", pa.string()), ("retryable", pa.bool_()), ("message", pa.string())])
 USAGE = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64()), ("cached_tokens", pa.int64())])
 _DEEPEST = 8
-_CONVERSION_ERRORS = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 class Tables:
@@ -35,40 +35,41 @@ class Tables:
         types = [pa.string(), *_field_types(form.schema)]
         types += [pa.string(), ERROR, pa.string(), USAGE, pa.int64(), pa.float64()]
         self._result = pa.schema(list(zip(form.result_columns, types, strict=True)))
+        self._fields = range(1, 1 + len(form.fields))
 
     def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
         """The output rows of these rows, in this order."""
         table = self._input_table(rows)
         results = zip(*(self._form.results(outcome) for outcome in outcomes), strict=True)
-        for field, values in zip(self._result, results, strict=True):
-            column = array(list(values), field.type)
+        for place, (field, values) in enumerate(zip(self._result, results, strict=True)):
+            column = _field(values, field.type) if place in self._fields else _own(values, field.type)
             table = table.append_column(field.with_type(column.type), column)
         return table
 
     def empty(self) -> pa.Table:
         """An output without rows; input columns of unknown type are text."""
         fields = list(self._input or [pa.field(name, pa.string()) for name in self._columns])
-        return pa.schema([*fields, *self._result]).empty_table()
+        return unify([pa.schema([*fields, *self._result])]).empty_table()
 
     def check_storable(self) -> None:
         """Raise `OutputError` if Parquet has no place for a type of the input."""
-        import pyarrow.parquet as pq
-
-        try:
-            schema = unify([self.empty().schema])
-            with pq.ParquetWriter(pa.BufferOutputStream(), schema) as writer:
-                writer.write_table(schema.empty_table())
-        except pa.ArrowException as error:
-            raise OutputError(f"the columns cannot be written as Parquet: {str(error).splitlines()[0]}") from error
+        refused = [field for field in self._input or () if not _has_place(field)]
+        if refused:
+            kinds = ", ".join(f"'{field.name}' ({field.type})" for field in refused)
+            raise OutputError(
+                f"columns cannot be written as Parquet, which has no such type: {kinds}; "
+                "leave them out, or write .jsonl or .csv"
+            )
 
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
-        if rows and all(row.batch is not None for row in rows):
-            batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
+        batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
+        if batches:
             sizes = [batch.num_rows for batch in batches.values()]
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
             whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
-            places = [starts[id(row.batch)] + row.offset for row in rows]
-            if places == list(range(places[0], places[0] + len(places))):
+            # A row that could not be read has no place there, and is null in each column.
+            places = [None if row.batch is None else starts[id(row.batch)] + row.offset for row in rows]
+            if places[0] is not None and places == list(range(places[0], places[0] + len(places))):
                 return whole.slice(places[0], len(places))
             return whole.unify_dictionaries().take(pa.array(places, pa.int64()))
         names = dict.fromkeys(self._columns)
@@ -76,86 +77,104 @@ class Tables:
             names.update(dict.fromkeys(row.values or ()))
         taken = set(self._result.names)
         values = {name: [(row.values or {}).get(name) for row in rows] for name in names if name not in taken}
-        if not values:  # a table cannot count rows without columns
-            return pa.table({"": pa.nulls(len(rows))}).select([])
-        return pa.table({name: array(column) for name, column in values.items()})
+        return _table(values, len(rows))
+
+
+def _field(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A field of the answers. One whose type the schema leaves open is text."""
+    return texts(values) if kind == pa.string() else array(values, kind)
+
+
+def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A result column, whose values have this type."""
+    try:
+        return pa.array(values, kind)
+    except (UnicodeEncodeError, OverflowError):
+        return array(values, kind)
+
+
+def _table(values: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
+    if not values:  # a table cannot count rows without columns
+        return pa.table({"": pa.nulls(rows)}).select([])
+    columns = {}
+    for name, column in values.items():
+        try:
+            columns[name] = array(column)
+        except UnstorableError as error:
+            raise OutputError(f"column '{name}' cannot be stored: {error}") from error
+    return pa.table(columns)
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:
-    try:
-        return pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata(None)
-    except pa.ArrowException:  # files of one data set may not agree on a type
-        schema = unify([table.schema for table in tables])
-        return pa.concat_tables([conform(table, schema) for table in tables])
+    tables = [table.replace_schema_metadata(None) for table in tables]
+    if all(table.schema.equals(tables[0].schema) for table in tables):
+        return pa.concat_tables(tables)
+    schema = unify_tables(tables)
+    return pa.concat_tables([conform(table, schema) for table in tables])
 
 
-def array(values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
-    """An Arrow array of type `kind` (None: found from the values), or of text where the values do not fit."""
-    try:
-        column = pa.array(values, kind)
-        if _storable(column.type):
-            return column
-    except _CONVERSION_ERRORS:
-        pass
-    return pa.array([_text(value) for value in values], pa.string())
+def unify(schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()) -> pa.Schema:
+    """One schema that tables of all these schemas can take, columns in order of first appearance.
 
-
-def unify(schemas: Sequence[pa.Schema]) -> pa.Schema:
-    """One schema that tables of all these schemas can take, columns in order of first appearance."""
-    kinds: dict[str, list[pa.Field]] = {}
+    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds that as it is.
+    """
+    kinds: dict[str, list[pa.DataType]] = {}
     for schema in schemas:
         for field in schema:
-            known = kinds.setdefault(field.name, [])
-            if not any(field.type == other.type for other in known):
-                known.append(field)
-    return pa.schema([_common(name, fields) for name, fields in kinds.items()])
+            kinds.setdefault(field.name, []).append(field.type)
+    return pa.schema([(name, common_type(known, lambda name=name: values(name))) for name, known in kinds.items()])  # type: ignore[misc]
+
+
+def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
+    """One schema that all these tables can take."""
+
+    def values(name: str) -> Iterable[Any]:
+        return (table.column(name) for table in tables if name in table.column_names)
+
+    return unify([table.schema for table in tables], values)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly these columns: missing ones null, others cast."""
+    """The table with exactly these columns: missing ones null, others converted."""
     columns = []
     for field in schema:
         if field.name not in table.column_names:
             columns.append(pa.nulls(table.num_rows, field.type))
-            continue
-        column = table.column(field.name)
-        columns.append(column if column.type == field.type else _cast(column, field.type))
+        else:
+            columns.append(convert(table.column(field.name), field.type))
     return pa.table(columns, schema=schema)
 
 
-def _common(name: str, fields: list[pa.Field]) -> pa.Field:
-    if len(fields) == 1:
-        kind = fields[0].type
-        return pa.field(name, pa.string() if kind == pa.null() else kind)
+def refused_columns(table: pa.Table) -> list[str]:
+    """The columns that Parquet cannot hold."""
+    return [name for name in table.column_names if not _can_be_written(table.select([name]))]
+
+
+def storable(table: pa.Table) -> pa.Table:
+    """The table, those of its columns that Parquet cannot hold as text."""
+    for name in refused_columns(table):
+        column = as_text(table.column(name))
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _has_place(field: pa.Field) -> bool:
     try:
-        merged = pa.unify_schemas([pa.schema([f]) for f in fields], promote_options="permissive").field(0)
-        return pa.field(name, merged.type)
-    except pa.ArrowException:
-        return pa.field(name, pa.string())
+        return _can_be_written(pa.schema([field]).empty_table())
+    except pa.ArrowException:  # of a type that has no empty table either
+        return False
 
 
-def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
-    if kind != pa.string() or column.type in (pa.null(), pa.large_string()):
-        try:
-            return column.cast(kind, safe=False)
-        except pa.ArrowException:
-            return array(column.to_pylist(), kind)
-    return pa.array([_text(value) for value in column.to_pylist()], pa.string())
+def _can_be_written(table: pa.Table) -> bool:
+    import pyarrow.parquet as pq
 
-
-def _storable(kind: pa.DataType) -> bool:
-    """Whether Parquet can hold the type: it has no place for objects without fields."""
-    if pa.types.is_struct(kind):
-        return kind.num_fields > 0 and all(_storable(kind.field(i).type) for i in range(kind.num_fields))
-    if pa.types.is_list(kind):
-        return _storable(kind.value_type)
+    written = pa.BufferOutputStream()
+    try:
+        pq.write_table(table, written)
+        pq.read_schema(pa.BufferReader(written.getvalue()))  # which has a limit of its own
+    except (pa.ArrowException, OSError):
+        return False
     return True
-
-
-def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value if value is None else value.encode(errors="replace").decode()
-    return msgspec.json.encode(value, enc_hook=str).decode()
 
 
 def _field_types(schema: Schema | None) -> list[pa.DataType]:
@@ -190,6 +209,6 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A table of dicts, columns in order of first appearance."""
+    """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no table can hold."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return pa.table({name: array([row.get(name) for row in rows]) for name in names})
+    return _table({name: [row.get(name) for row in rows] for name in names}, len(rows))

@@ -6,15 +6,18 @@ anywhere can only place a row's values. `{{` and `}}` stand for single braces.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
-
+from penstock.batch.values import UnstorableError, text
 from penstock.errors import ConfigError, RequestError, nearest
 
 _TOKENS = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+
+_JSON_MARKS = frozenset('":,\n')  # in braces, rather a JSON object than the name of a column
+_DOUBLE = "Write '{{' or '}}' for a brace in the text"
 
 
 class Template:
@@ -23,11 +26,11 @@ class Template:
     Raises `ConfigError` for a lone brace or an empty field.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, source: str) -> None:
         self._parts: list[tuple[str, str | None]] = []  # literal text, then the column after it
         literal, end = "", 0
-        for token in _TOKENS.finditer(text):
-            literal += text[end : token.start()]
+        for token in _TOKENS.finditer(source):
+            literal += source[end : token.start()]
             end = token.end()
             if token[0] in ("{{", "}}"):
                 literal += token[0][0]
@@ -38,20 +41,22 @@ class Template:
                 raise ConfigError(
                     f"'{token[0]}' at character {token.start() + 1} names no column",
                     field="prompt",
-                    value=text,
-                    hint=f"Write '{token[0][0] * 2}' for a brace in the text",
+                    value=source,
+                    hint=_DOUBLE,
                 )
-        self._parts.append((literal + text[end:], None))
+        self._parts.append((literal + source[end:], None))
         self.columns = tuple(dict.fromkeys(column for _, column in self._parts if column))
 
-    def check(self, columns: Iterable[str]) -> None:
-        """Raise `ConfigError` if the data lacks a column of the template."""
+    def check(self, columns: Iterable[str], *, complete: bool = True) -> None:
+        """Raise `ConfigError` if the data lacks a column of the template.
+
+        Where `columns` are not `complete`, only what can be no name of a column is missed.
+        """
         known = list(columns)
         for column in self.columns:
-            if column not in known:
-                raise ConfigError(
-                    f"the data has no column '{column}'", field="prompt", value=column, hint=nearest(column, known)
-                )
+            if column not in known and (complete or '"' in column):
+                hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
+                raise ConfigError(f"the data has no column '{column}'", field="prompt", value=column, hint=hint)
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row. Raises `RequestError` if the row lacks a column."""
@@ -73,17 +78,14 @@ def as_text(value: Any) -> str:
         return value
     if value is None:
         return ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError:
             raise RequestError("a prompt can hold no binary value") from None
-    text = msgspec.json.encode(value, enc_hook=_builtin).decode()
-    return text[1:-1] if text.startswith('"') else text
-
-
-def _builtin(value: Any) -> Any:
-    """NumPy scalars and arrays as Python values, anything else as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    try:
+        return text(value) or ""
+    except UnstorableError as error:
+        raise RequestError(f"a prompt cannot hold it: {error}") from None

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
+from typing import TYPE_CHECKING, Protocol
 
 from penstock import private
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
+from penstock.batch.values import UnstorableError, json_line
 from penstock.errors import OutputError
 
 if TYPE_CHECKING:
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
     from penstock.batch.tables import Tables
 
 _TABLE_ROWS = 512
-
-_encode = msgspec.json.Encoder(enc_hook=lambda value: _builtin(value)).encode
 
 
 class PartWriter(Protocol):
@@ -55,7 +52,7 @@ class JsonlWriter:
             raise _failure(error) from error
 
     def add(self, row: Row, outcome: Outcome) -> None:
-        line = json_line(self._form.output(row, outcome))
+        line = output_line(self._form, row, outcome)
         self.nbytes += len(line)
         try:
             self._file.write(line)
@@ -75,7 +72,7 @@ class JsonlWriter:
     def abandon(self) -> None:
         with contextlib.suppress(OSError):  # it cannot take its last bytes, and nobody will read them
             self._file.close()
-        _temporary(self._path).unlink(missing_ok=True)
+        _discard(self._path)
 
 
 class ParquetWriter:
@@ -97,26 +94,36 @@ class ParquetWriter:
             self._convert()
 
     def finish(self) -> None:
-        import pyarrow.parquet as pq
+        import pyarrow as pa
 
-        from penstock.batch.tables import conform, unify
+        from penstock.batch.tables import conform, storable, unify_tables
 
         if self._rows:
             self._convert()
-        schema = unify([table.schema for table in self._done])
+        schema = unify_tables(self._done)
+        tables = (conform(table, schema) for table in self._done)
         try:
-            with open(_temporary(self._path), "wb", opener=private.opener) as file:
-                with pq.ParquetWriter(file, schema) as writer:
-                    for table in self._done:
-                        writer.write_table(conform(table, schema))
-                file.flush()
-                os.fsync(file.fileno())
+            try:
+                self._write(schema, tables)
+            except pa.ArrowException:  # a value without a place in Parquet, such as a second of a very far year
+                whole = storable(pa.concat_tables([conform(table, schema) for table in self._done]))
+                self._write(whole.schema, [whole])
             os.replace(_temporary(self._path), self._path)
         except OSError as error:
             raise _failure(error) from error
 
+    def _write(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        import pyarrow.parquet as pq
+
+        with open(_temporary(self._path), "wb", opener=private.opener) as file:
+            with pq.ParquetWriter(file, schema) as writer:
+                for table in tables:
+                    writer.write_table(table)
+            file.flush()
+            os.fsync(file.fileno())
+
     def abandon(self) -> None:
-        _temporary(self._path).unlink(missing_ok=True)
+        _discard(self._path)
 
     def _convert(self) -> None:
         self._done.append(self._tables.make(self._rows, self._outcomes))
@@ -126,32 +133,21 @@ class ParquetWriter:
 MakeWriter = Callable[[Path], PartWriter]
 
 
-def json_line(values: dict[str, Any]) -> bytes:
-    """One output row as a line of JSON. Dates become ISO text, bytes base64, unknown objects their `str`."""
+def output_line(form: RequestForm, row: Row, outcome: Outcome) -> bytes:
+    """The output row as a line of JSON."""
     try:
-        return _encode(values) + b"\n"
-    except (UnicodeEncodeError, TypeError):
-        return _encode(_sound(values)) + b"\n"
-
-
-def _builtin(value: Any) -> Any:
-    """NumPy scalars and arrays as Python values, anything else as text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def _sound(value: Any) -> Any:
-    """The value with lone surrogates, which no encoding can hold, replaced, and keys as text."""
-    if isinstance(value, str):
-        return value.encode(errors="replace").decode()
-    if isinstance(value, dict):
-        return {_sound(str(key)): _sound(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sound(part) for part in value]
-    return value
+        return json_line(form.output(row, outcome), ready=form.json_ready)
+    except UnstorableError as error:  # a type of Arrow's that others have added
+        raise OutputError(f"row {row.index} cannot be stored: {error}") from error
 
 
 def _temporary(path: Path) -> Path:
     return path.with_name(path.name + ".tmp")
+
+
+def _discard(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the next run removes it
+        _temporary(path).unlink(missing_ok=True)
 
 
 def _failure(error: OSError) -> OutputError:

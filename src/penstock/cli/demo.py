@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.process import interruptible
+
 if TYPE_CHECKING:
     from penstock.batch.result import RunResult
     from penstock.engines.base import LLMEngine
@@ -35,7 +37,8 @@ def demo(output: str) -> None:
     """
     import asyncio
 
-    asyncio.run(_demo(output))
+    with interruptible():
+        asyncio.run(_demo(output))
 
 
 async def _demo(output: str) -> None:

@@ -48,12 +48,11 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     """The JSON object in an option; None if it was not given. Raises `ConfigError`."""
     if text is None:
         return None
-    import json
-
     from penstock.errors import ConfigError
+    from penstock.user_text import decode_json
 
     try:
-        value = json.loads(text)
+        value = decode_json(text)
     except ValueError as error:
         raise ConfigError(f"not valid JSON: {error}", field=field, value=text) from None
     if not isinstance(value, dict):

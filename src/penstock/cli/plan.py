@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from penstock.cli.job_options import json_object, what_is_asked
+from penstock.cli.process import interruptible
 
 
 @click.command(short_help="Say what a run will be like: rows, tokens, time.")
@@ -23,7 +24,8 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
     from penstock.batch.preflight import described
 
     job = Job(source, engine_kwargs=json_object(engine_kwargs, "engine_kwargs"), **options)
-    found = job.plan(trial=trial)
+    with interruptible():
+        found = job.plan(trial=trial)
     if as_json:
         import msgspec
 

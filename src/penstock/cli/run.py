@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from penstock.cli.job_options import json_object, what_is_asked
+from penstock.standard_error import say
 
 _EXAMPLES = """
 \b
@@ -91,10 +92,10 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     except JobInterrupted as stop:  # click would take it for a Ctrl-C of its own
         for number in (signal.SIGINT, signal.SIGTERM):  # one more would kill the interpreter on its way out
             signal.signal(number, signal.SIG_IGN)
-        click.echo(f"penstock: {stop}", err=True)
+        say(f"penstock: {stop}")
         raise SystemExit(128 + stop.signal) from None
     if not quiet:
-        click.echo(summary(result), err=True)
+        say(summary(result))
     if result.counts.rows and not result.counts.ok:
         raise SystemExit(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import env
+from penstock.cli.job_options import json_object
+from penstock.cli.process import interruptible
+from penstock.standard_error import say
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig
@@ -106,13 +110,14 @@ def serve(
     args = _args(model, engine, engine_kwargs, deterministic, name, runtime)
     settings = _settings(options, args.llm_configs)
     if host not in ("127.0.0.1", "::1", "localhost") and not settings.api_keys:
-        click.echo(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.", err=True)
+        say(f"Warning: anybody who reaches {host}:{port} may use it; --api-key-file sets keys.")
     budget = None if memory_budget_gb is None else int(memory_budget_gb * 2**30)
     listening = listen(host, port)
-    if runtime == "ray":
-        _serve_on_ray(args, settings, listening)
-    else:
-        asyncio.run(_serve(args, settings, listening, budget))
+    with interruptible():
+        if runtime == "ray":
+            _serve_on_ray(args, settings, listening)
+        else:
+            asyncio.run(_serve(args, settings, listening, budget))
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
@@ -129,17 +134,20 @@ def chat(
     client = _client(url, api_key)
     if not model:
         model = _first_model(client)
-    click.echo(f"{model} at {url}. /new starts afresh, /quit ends.", err=True)
+    say(f"{model} at {url}. /new starts afresh, /quit ends.")
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = {key: value for key, value in given.items() if value is not None}
     opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
-    while (text := _ask()) is not None:
-        if text == "/new":
-            messages = list(opening)
-        elif text:
-            messages.append({"role": "user", "content": text})
-            messages.append({"role": "assistant", "content": _say(client, model, messages, options)})
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 ends no conversation
+    with interruptible():
+        while (text := _ask()) is not None:
+            if text == "/new":
+                messages = list(opening)
+            elif text:
+                messages.append({"role": "user", "content": text})
+                messages.append({"role": "assistant", "content": _say(client, model, messages, options)})
 
 
 @click.command(short_help="List the models of a server.")
@@ -190,14 +198,11 @@ def _announce(url: str, model: str, settings: HttpSettings) -> None:
     key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
     click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
     click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
-    sys.stdout.flush()
 
 
 def _args(
     model: str, engine: str | None, engine_kwargs: str | None, deterministic: bool, name: str | None, runtime: str
 ) -> LLMServingArgs:
-    import json
-
     from penstock.errors import ConfigError
     from penstock.serve.serving_args import LLMServingArgs
     from penstock.serve.serving_files import load_serving_args
@@ -213,10 +218,7 @@ def _args(
                 if getattr(args, name):
                     _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
         return args
-    try:
-        options = json.loads(engine_kwargs or "{}")
-    except ValueError as error:
-        raise ConfigError(f"not JSON: {error}", field="--engine-kwargs", value=engine_kwargs) from None
+    options = json_object(engine_kwargs, "--engine-kwargs") or {}
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
     chosen = {"llm_engine": engine} if engine else {}
     return LLMServingArgs.from_dict(
@@ -276,8 +278,8 @@ def _first_model(client: Client) -> str:
 
 def _ask() -> str | None:
     try:
-        text = input("> " if sys.stdin.isatty() else "").strip()
-    except (EOFError, KeyboardInterrupt):
+        text = input("> " if sys.stdin is not None and sys.stdin.isatty() else "").strip()
+    except (EOFError, KeyboardInterrupt, RuntimeError):  # RuntimeError: standard input is closed
         return None
     return None if text == "/quit" else text
 
@@ -287,9 +289,8 @@ def _say(client: Client, model: str, messages: list[dict[str, Any]], options: di
     try:
         for piece in client.chat(model, messages, **options):
             said += piece
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            click.echo(piece, nl=False)
     except KeyboardInterrupt:
         pass  # the answer so far stands
-    print()
+    click.echo()
     return said

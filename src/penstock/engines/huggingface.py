@@ -27,6 +27,6 @@ def stated_context_length(source: str) -> int | None:
     try:
         config = json.loads((path / "config.json").read_bytes())
         length = config.get("text_config", config).get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     return length if isinstance(length, int) else None

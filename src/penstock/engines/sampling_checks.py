@@ -73,7 +73,7 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
 def _check_stops(stops: tuple[str, ...]) -> None:
     if len(stops) > MAX_STOPS:
         raise RequestError(f"at most {MAX_STOPS} stop strings may be given, not {len(stops)}", param="stop")
-    if not all(isinstance(stop, str) and stop for stop in stops):
+    if not all(type(stop) is str and stop for stop in stops):
         raise RequestError("stop strings must be texts, and not empty", param="stop")
     if max(map(len, stops)) > LONGEST_STOP:
         raise RequestError(f"stop strings must have at most {LONGEST_STOP} characters", param="stop")

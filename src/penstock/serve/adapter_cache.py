@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from penstock import private
+
 KEEP_S = 3600.0
 """An adapter used within this time stays, whatever the limit: an engine may read it again."""
 _ARRIVING, _LEAVING = ".arriving-", ".leaving-"
@@ -29,7 +31,7 @@ class AdapterCache:
 
     def take_in(self, fs: Any, files: Iterable[str]) -> tuple[str, str]:
         """Copy an adapter's files from an fsspec file system; returns the digest and the directory here."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        private.make_folder(self.folder)
         arriving = tempfile.mkdtemp(prefix=_ARRIVING, dir=self.folder)
         try:
             content = hashlib.sha256()
@@ -37,6 +39,7 @@ class AdapterCache:
                 name = path.rpartition("/")[2]
                 copy = Path(arriving, name)
                 fs.get_file(path, str(copy))
+                copy.chmod(0o600)
                 with copy.open("rb") as file:
                     content.update(f"{name}\0{copy.stat().st_size}\0".encode())
                     content.update(hashlib.file_digest(file, "sha256").digest())

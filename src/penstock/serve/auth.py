@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from pathlib import Path
 
 from starlette.datastructures import Headers
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.serve.settings import HttpSettings
+from penstock.user_text import decode_text, read_file
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:
@@ -17,9 +17,9 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
     keys = [key.strip() for key in listed.split(",")]
     if file is not None:
         try:
-            lines = Path(file).read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            why = (error.strerror or error) if isinstance(error, OSError) else "it is not UTF-8"
+            lines = decode_text(read_file(file)).splitlines()
+        except (OSError, ValueError) as error:
+            why = (error.strerror or error) if isinstance(error, OSError) else error
             raise ConfigError(f"{file}: the keys cannot be read: {why}", field="api_key_file", value=file) from None
         given = [line.strip() for line in lines if not line.startswith("#")]
         if not any(given):

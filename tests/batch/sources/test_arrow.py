@@ -37,7 +37,8 @@ async def test_only_the_columns_asked_for_become_values(tmp_path):
 async def test_times_finer_than_python_knows(tmp_path):
     table = pa.table({"at": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))})
     (row,) = rows(await open_source(table))
-    assert row.values == {"at": datetime(2023, 11, 14, 22, 13, 20, 123456)}
+    assert isinstance(row.values["at"], datetime)
+    assert str(row.values["at"]) == "2023-11-14 22:13:20.123456789"
     assert row.batch.schema.field("at").type == pa.timestamp("ns")
 
 

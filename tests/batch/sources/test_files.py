@@ -1,6 +1,11 @@
+import gzip
+import json
 import os
+import socket
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from penstock.batch.sources import files, open_source
@@ -87,3 +92,147 @@ def test_the_middle_of_a_file_counts(tmp_path, monkeypatch):
     before = files.fingerprint(str(path), files.find(str(path)))
     os.utime(path, ns=(1, 1))
     assert files.fingerprint(str(path), files.find(str(path))) != before
+
+
+def unlike_files(folder):
+    """What has a data file's name and is none."""
+    os.mkfifo(folder / "pipe.jsonl")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(os.path.relpath(folder / "socket.jsonl"))  # such a path must be short
+    listening.close()
+    (folder / "device.jsonl").symlink_to("/dev/zero")
+    (folder / "folder.jsonl").mkdir()
+    (folder / "nothing.jsonl").symlink_to(folder / "absent")
+    (folder / "circle.jsonl").symlink_to(folder / "circle.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe.jsonl", "is a pipe, which can be read once only; give '-' as the input"),
+        ("socket.jsonl", "is a socket, no file"),
+        ("device.jsonl", "is a device, no file"),
+        ("folder.jsonl", "no data files in this directory"),
+        ("nothing.jsonl", "no such file"),
+        ("circle.jsonl", "symbolic links"),
+    ],
+)
+async def test_what_is_no_file_is_refused_by_name(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    unlike_files(tmp_path)
+    with pytest.raises(InputError, match=rf"{name}: .*{message}") as error:
+        await open_source(tmp_path / name)
+    assert "\n" not in str(error.value)
+    if name != "folder.jsonl":
+        for other in tmp_path.iterdir():
+            if other.name != name and not other.is_dir():
+                other.unlink()
+        (tmp_path / "good.jsonl").write_text('{"a": 1}\n')
+        for pattern in (str(tmp_path), f"{tmp_path}/*.jsonl"):
+            with pytest.raises(InputError, match=name):
+                await open_source(pattern)
+
+
+def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path):
+    make(tmp_path, "a.jsonl")
+    (file,) = files.find(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").unlink()
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="is a pipe"):
+        file.open()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz"])
+@pytest.mark.parametrize("change", ["longer", "shorter", "gone", "other"])
+async def test_a_file_that_changes_is_not_two_data_sets(tmp_path, name, change):
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"a": range(1000)}), path, row_group_size=100)
+    else:
+        text = "".join(f'{{"a": {n}}}\n' for n in range(1000)).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    source = await open_source(path)
+    batches = source.batches()
+    next(batches)
+    data = path.read_bytes()
+    if change == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"longer": data + b"x", "shorter": data[:-9], "other": data}[change])
+        os.utime(path, ns=(1, 1))
+    with pytest.raises(InputError, match=name):
+        list(batches)
+
+
+async def test_names_that_are_no_text(tmp_path):
+    data = b'{"a": 1}\n'
+    for name in (b"caf\xe9.jsonl", b"two\nlines.jsonl", b"\xff/in.jsonl"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:  # noqa: ASYNC230
+            file.write(data)
+        source = await open_source(os.fsdecode(path))
+        assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}]
+        assert json.dumps(source.fingerprint, ensure_ascii=False).encode()
+    assert [row.values for batch in (await open_source(tmp_path)).batches() for row in batch] == [{"a": 1}] * 3
+    assert [file.path[-8:] for file in files.find(f"{tmp_path}/caf*")] == ["f\udce9.jsonl"]
+
+
+async def test_parquet_whose_name_is_no_text(tmp_path):
+    path = f"{tmp_path}/caf\udce9.parquet"
+    with open(path, "wb") as file:  # noqa: ASYNC230
+        pq.write_table(pa.table({"a": [1]}), file)
+    source = await open_source(path)
+    assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}]
+
+
+def test_links_to_directories_are_followed_once(tmp_path):
+    make(tmp_path, "data/a.jsonl", "elsewhere/b.jsonl")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    assert names(tmp_path, files.find(str(tmp_path / "data"))) == ["data/a.jsonl", "data/more/b.jsonl"]
+
+
+def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    make(tmp_path, "a.jsonl", "closed/b.jsonl")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="closed: Permission denied"):
+        files.find(str(tmp_path))
+
+
+def test_whatever_a_file_system_raises_names_the_url(monkeypatch):
+    class OddError(Exception):
+        pass
+
+    def fail(*_, **__):
+        raise OddError("odd")
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/odd/a.jsonl", b'{"a": 1}\n')
+    url = "memory://odd/a.jsonl"
+    calls = {
+        "isdir": files.find,
+        "exists": files.find,
+        "size": lambda url: files.DataFile(url).size(),
+        "info": lambda url: files.DataFile(url).changed(),
+        "cat_file": lambda url: files.DataFile(url).sample(9),
+        "open": lambda url: files.DataFile(url).open(),
+    }
+    for method, call in calls.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(type(memory), method, fail)
+            with pytest.raises(InputError, match=f"{url}: OddError: odd"):
+                call(url)
+
+
+def test_a_path_with_a_zero_byte():
+    with pytest.raises(InputError, match="zero byte"):
+        files.find("a\0.jsonl")

@@ -59,3 +59,15 @@ async def test_an_error_in_the_callers_code_says_so():
 async def test_what_is_no_data_set(thing):
     with pytest.raises(InputError, match="is no data set"):
         await open_source(thing)
+
+
+async def test_rows_that_are_too_deep_are_bad_rows():
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    circle: dict[str, object] = {"a": 1}
+    circle["b"] = circle
+    source = await open_source([{"a": 1}, {"a": deep}, circle, {"a": [[2]]}])
+    found = [row for batch in source.batches() for row in batch]
+    assert [row.values for row in found] == [{"a": 1}, None, None, {"a": [[2]]}]
+    assert found[1].fault == "row 1: it is nested more than 256 deep"

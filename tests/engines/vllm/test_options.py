@@ -49,6 +49,19 @@ def install(tmp_path, monkeypatch):
     return make
 
 
+def test_determinism_is_for_the_kernels_of_gpus(install):
+    options = check_options({"deterministic": True, "max_num_seqs": 2}, "m")
+    assert options.deterministic
+    assert "deterministic" not in {**options.engine, **options.frontend}
+    assert not check_options({"deterministic": False}, "m").deterministic
+    install(cpu=True)
+    assert not check_options({"deterministic": False}, "m").deterministic
+    with pytest.raises(ConfigError, match=r"^deterministic: .* for GPUs.*The openvino engine can"):
+        check_options({"deterministic": True}, "m")
+    with pytest.raises(ConfigError, match=r"engine_kwargs\.deterministic: must be true or false"):
+        check_options({"deterministic": "yes"}, "m")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

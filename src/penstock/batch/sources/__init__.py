@@ -41,17 +41,24 @@ async def open_source(source: Any) -> Source:
 
 
 def _open_path(path: str) -> Source:
-    from penstock.batch.sources import text
-
     if path == "-":
-        return text.stdin()
-    found = files.find(path)
-    form = found[0].form
-    if form == "parquet":
-        from penstock.batch.sources import arrow
+        from penstock.batch.sources import text
 
-        return arrow.Parquet(path, found)
-    return text.JsonLines(path, found) if form == "jsonl" else text.Csv(path, found)
+        return text.stdin()
+    with files.reading(path):
+        found = files.find(path)
+        form = found[0].form
+        if form == "parquet":
+            from penstock.batch.sources import arrow
+
+            return arrow.Parquet(path, found)
+        if form == "csv":
+            from penstock.batch.sources import delimited
+
+            return delimited.Csv(path, found)
+        from penstock.batch.sources import text
+
+        return text.JsonLines(path, found)
 
 
 def _is_frame(source: Any) -> bool:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from penstock.batch.arrow_values import python_rows, python_values
 from penstock.batch.rows import Row
-from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source
-from penstock.batch.sources.files import DataFile, contains, fingerprint, is_url
+from penstock.batch.sources import frames
+from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
+from penstock.batch.sources.damaged import Unreadable, rows_of
+from penstock.batch.sources.files import DataFile, contains, fingerprint, for_arrow, is_url
 from penstock.batch.tables import unify
-from penstock.errors import InputError
+from penstock.batch.to_arrow import build
+from penstock.errors import InputError, PenstockError
 
 _HASHED_ROWS = 65536
 
@@ -49,19 +55,18 @@ class Parquet(Source):
                 while groups and index + metadata.row_group(groups[0]).num_rows <= start:
                     index += metadata.row_group(groups.pop(0)).num_rows
                 if not groups:
+                    file.check_unchanged()
                     continue
                 stored = sum(metadata.row_group(group).total_byte_size for group in groups)
                 rows = sum(metadata.row_group(group).num_rows for group in groups)
                 size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
-                try:
-                    for batch in parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False):
-                        skip = min(max(start - index, 0), batch.num_rows)
-                        index += skip
-                        if skip < batch.num_rows:
-                            yield _rows(batch.slice(skip), index, columns)
-                            index += batch.num_rows - skip
-                except (pa.ArrowException, OSError) as error:
-                    raise InputError(f"{file.path}: damaged Parquet file: {_line(error)}") from error
+                for batch in _batches(parquet, size, groups, file.path):
+                    skip = min(max(start - index, 0), batch.num_rows)
+                    index += skip
+                    if skip < batch.num_rows:
+                        yield _rows(batch.slice(skip), index, columns, file.path)
+                        index += batch.num_rows - skip
+            file.check_unchanged()
 
 
 class Table(Source):
@@ -96,14 +101,19 @@ class Batches(Source):
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
+        while (batch := self._next()) is not None:
+            skip = min(max(start - index, 0), batch.num_rows)
+            if skip < batch.num_rows:
+                table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+                yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
+            index += batch.num_rows
+
+    def _next(self) -> pa.RecordBatch | None:
         try:
-            for batch in self._reader:
-                skip = min(max(start - index, 0), batch.num_rows)
-                if skip < batch.num_rows:
-                    table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
-                    yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
-                index += batch.num_rows
-        except (pa.ArrowException, OSError) as error:
+            return self._reader.read_next_batch()
+        except StopIteration:
+            return None
+        except Exception as error:  # the reader may be anybody's
             raise InputError(f"reading the record batches failed: {_line(error)}") from error
 
 
@@ -112,34 +122,49 @@ def from_object(source: Any) -> Source:
     try:
         if isinstance(source, pa.RecordBatchReader):
             return Batches(source)
-        if type(source).__module__.partition(".")[0] == "pandas":
-            return Table(pa.Table.from_pandas(source, preserve_index=False))
         if isinstance(source, pa.RecordBatch):
             return Table(pa.Table.from_batches([source]))
-        return Table(source if isinstance(source, pa.Table) else pa.table(source))
-    except (pa.ArrowException, TypeError, ValueError) as error:
+        if isinstance(source, pa.Table):
+            return Table(source)
+        library = type(source).__module__.partition(".")[0]
+        convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(library, pa.table)
+        return Table(convert(source))
+    except PenstockError:
+        raise
+    except Exception as error:
         raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
 
 
-def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """A batch's rows as Python values, times finer than a microsecond cut to one (Python has none)."""
+def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any] | Unreadable]:
+    """A batch's rows as Python values. A row with a damaged value is `Unreadable`."""
     if columns is not None:
         batch = batch.select([name for name in batch.schema.names if name in columns])
-    if not batch.num_columns:
-        return [{} for _ in range(batch.num_rows)]
-    for position, field in enumerate(batch.schema):
-        coarse = _coarse(field.type)
-        if coarse is not None:
-            batch = batch.set_column(position, field.name, batch.column(position).cast(coarse, safe=False))
-    rows: list[dict[str, Any]] = batch.to_pylist()
+    try:
+        rows: list[dict[str, Any] | Unreadable] = [*python_rows(batch)]
+    except Exception:  # of many kinds, for text that is no UTF-8 and the like
+        rows = rows_of(batch)
     return rows
 
 
-def _parquet(file: DataFile) -> pq.ParquetFile:
+@contextlib.contextmanager
+def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(file.open_stored() if is_url(file.path) else for_arrow(file.path))
+            parquet = stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+        yield parquet
+
+
+def _batches(parquet: pq.ParquetFile, size: int, groups: list[int], path: str) -> Iterator[pa.RecordBatch]:
+    # Only the reading, not what becomes of the batches: that a value is odd does not damage the file.
     try:
-        return pq.ParquetFile(file.open() if is_url(file.path) else file.path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+        yield from parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False)
+    except Exception as error:
+        raise InputError(f"{path}: damaged Parquet file: {_line(error)}") from error
 
 
 def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
@@ -150,10 +175,13 @@ def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | N
         index += batch.num_rows
 
 
-def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> list[Row]:
+def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "") -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
     rows = []
     for offset, values in enumerate(plain_values(batch, columns)):
+        if isinstance(values, Unreadable):
+            rows.append(Row(index + offset, None, f"{name or 'table'}: row {index + offset}: {values}", nbytes))
+            continue
         row = Row(index + offset, values, None, nbytes)
         row.batch = batch
         row.offset = offset
@@ -163,62 +191,85 @@ def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None) -> l
 
 def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
     batch = next(batches, None)
-    return batch[0].values if batch else None
+    return first_of(batch) if batch else None
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
-    if len(set(schema.names)) < len(schema.names):
-        raise InputError(f"{name}: two columns have the same name")
+    twice = twice_in(schema.names)
+    if twice is not None:
+        raise InputError(f"{name}: two columns have the same name, '{twice}'")
+    for field in schema:
+        if (twice := _twice_inside(field.type)) is not None:
+            raise InputError(f"{name}: two fields of column '{field.name}' have the same name, '{twice}'")
     return tuple(schema.names)
 
 
-def _coarse(kind: pa.DataType) -> pa.DataType | None:
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_duration(kind) and kind.unit == "ns":
-        return pa.duration("us")
-    if pa.types.is_time64(kind) and kind.unit == "ns":
-        return pa.time64("us")
-    return None
+def _twice_inside(kind: pa.DataType) -> str | None:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    twice = twice_in([field.name for field in fields]) if pa.types.is_struct(kind) else None
+    return twice or next(filter(None, (_twice_inside(field.type) for field in fields)), None)
 
 
 def _plain_layout(table: pa.Table) -> pa.Table:
-    """The same table without view layouts, which not every Arrow function takes yet."""
+    """The same table without layouts that not every Arrow function takes, such as views and dictionaries with nulls."""
     for position, field in enumerate(table.schema):
-        kind = _plain_type(field.type)
+        column = table.column(position)
+        kind = _plain_type(field.type, whole=True)
+        if pa.types.is_dictionary(kind) and any(chunk.dictionary.null_count for chunk in column.chunks):
+            kind = kind.value_type
         if kind != field.type:
-            column = table.column(position)
-            if pa.types.is_dictionary(field.type):  # which cast does not take from one kind of text to another
-                column = pa.chunked_array(
-                    [
-                        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(kind.value_type))
-                        for chunk in column.chunks
-                    ],
-                    kind,
-                )
-            else:
-                column = column.cast(kind)
+            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
             table = table.set_column(position, field.with_type(kind), column)
     return table
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
+def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_run_end_encoded(chunk.type):
+        chunk = pc.run_end_decode(chunk)
+    if pa.types.is_dictionary(chunk.type):  # which cast does not take from one kind of text to another
+        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+        values = chunk.dictionary if chunk.dictionary.type == value_type else chunk.dictionary.cast(value_type)
+        return (
+            pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
+        )
+    if chunk.type == kind:
+        return chunk
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of length 0 fails.
+    odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
+    return build(python_values(chunk), kind) if odd else chunk.cast(kind)
+
+
+def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
+    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
     if kind == pa.string_view():
         return pa.large_string()
     if kind == pa.binary_view():
         return pa.large_binary()
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
     if pa.types.is_dictionary(kind):
         # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
         plain = _plain_type(kind.value_type)
+        if not whole:
+            return plain
         return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
     if pa.types.is_struct(kind):
         return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    for is_list, make in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+    for is_list, make in _LISTS:
         if is_list(kind):
             return make(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
+        # Parquet takes those of length 0, and cannot be read then.
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1)
     return kind
+
+
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_),
+    (pa.types.is_large_list_view, pa.large_list),
+)
 
 
 def _table_digest(table: pa.Table) -> str:

@@ -29,8 +29,8 @@ class Source:
 
     `columns` are the columns known beforehand, from a schema or the first rows; empty if none are. `schema` is
     the Arrow schema where the data has one. `rows` is their number where it is known without reading. `first`
-    is the first good row. `fingerprint` tells one data set from another; None for streams, whose rows are
-    compared as they come again.
+    is the first good row. `json_values` says that rows hold only what JSON has. `fingerprint` tells one data set
+    from another; None for streams, whose rows are compared as they come again.
     """
 
     name: str = "rows"
@@ -39,6 +39,7 @@ class Source:
     rows: int | None = None
     first: dict[str, Any] | None = None
     fingerprint: dict[str, Any] | None = None
+    json_values: bool = False
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         """Rows from number `start` on, in lists of bounded size.
@@ -75,3 +76,9 @@ def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
 def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
     """The values of the first row that could be read."""
     return next((row.values for row in rows if row.values is not None), None)
+
+
+def twice_in(names: Sequence[str]) -> str | None:
+    """The first name that stands among `names` a second time."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import lzma
 import os
+import stat
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, BinaryIO, cast
 
-from penstock.errors import InputError, MissingExtraError
+from penstock.batch.sources.compression import COMPRESSED, decompressed
+from penstock.errors import InputError, MissingExtraError, PenstockError, printable, told
 
 FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _FILESYSTEMS = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
@@ -28,6 +31,7 @@ _FILESYSTEMS = {
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
 _HASHED_BYTES = 1 << 30
+_DAMAGE = zlib.error | lzma.LZMAError
 _MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id")
 
 
@@ -63,15 +67,37 @@ def filesystem(url: str) -> tuple[Any, str]:
         if module is None:
             raise InputError(f"{scheme}:// needs a package that is not installed: {error}") from error
         raise MissingExtraError(module, extra, f"Reading and writing {scheme}://") from error
-    except ValueError as error:
-        raise InputError(f"{url}: {error}") from error
+    except Exception as error:  # each file system has errors of its own
+        raise InputError(f"{url}: {told(error)}") from error
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+    """Turn whatever the reading of a file raises into an `InputError` that names it."""
+    try:
+        yield
+    except PenstockError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path}: {_reason(error, path)}") from error
+
+
+def _reason(error: Exception, path: str) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.strerror or told(error)
+    if path.lower().endswith(COMPRESSED) and isinstance(error, OSError | EOFError | ValueError | _DAMAGE):
+        return "the compressed data are damaged or cut off"
+    return told(error)
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set. `path` is local, or a URL."""
+    """One file of a data set. `path` is local, or a URL. `state` is a local file's size and time of change when it was
+    found.
+    """
 
     path: str
+    state: tuple[int, int] | None = None
 
     @property
     def form(self) -> str:
@@ -82,20 +108,27 @@ class DataFile:
 
     def open(self) -> BinaryIO:
         """Open for reading, decompressed. Raises `InputError`."""
-        try:
-            if is_url(self.path) or self.path.lower().endswith(COMPRESSED):
+        with reading(self.path):
+            return decompressed(self.open_stored(), self.path)
+
+    def open_stored(self) -> BinaryIO:
+        """Open for reading, as stored. Raises `InputError`."""
+        with reading(self.path):
+            if is_url(self.path):
                 import fsspec
 
-                if is_url(self.path):
-                    filesystem(self.path)  # for its error messages
-                return cast(BinaryIO, fsspec.open(self.path, "rb", compression="infer").open())
-            return open(self.path, "rb", buffering=1 << 18)
-        except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror or error}") from error
+                filesystem(self.path)  # for its error messages
+                return cast(BinaryIO, fsspec.open(self.path, "rb").open())
+            return open(self.path, "rb", buffering=1 << 18, opener=_open_regular)
+
+    def check_unchanged(self) -> None:
+        """Raise `InputError` if the file is not what it was when it was found: its rows would be of two data sets."""
+        if self.state is not None and self.state != _state(self.path):
+            raise InputError(f"{self.path}: was changed while it was read; --fresh begins again with what it holds now")
 
     def size(self) -> int:
         """The file's size in bytes, as stored."""
-        with self._readable():
+        with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
                 return int(fs.size(path) or 0)
@@ -103,7 +136,7 @@ class DataFile:
 
     def changed(self) -> str:
         """What changes when the file is written again: its time of change, or what the URL's file system has for it."""
-        with self._readable():
+        with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
                 info = fs.info(path)
@@ -112,34 +145,74 @@ class DataFile:
 
     def sample(self, size: int) -> bytes:
         """The first and last 64 KiB of the file, as stored."""
-        with self._readable():
+        with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
                 head: bytes = fs.cat_file(path, start=0, end=min(size, _SAMPLED_BYTES))
                 tail: bytes = fs.cat_file(path, start=max(0, size - _SAMPLED_BYTES), end=size)
                 return head + tail
-            with open(self.path, "rb") as file:
+            with self.open_stored() as file:
                 head = file.read(_SAMPLED_BYTES)
                 file.seek(max(0, size - _SAMPLED_BYTES))
                 return head + file.read(_SAMPLED_BYTES)
 
     def hash_into(self, digest: blake2b) -> None:
         """Add the whole of a local file to a digest."""
-        with self._readable(), open(self.path, "rb") as file:
+        with reading(self.path), self.open_stored() as file:
             while block := file.read(1 << 20):
                 digest.update(block)
 
-    @contextlib.contextmanager
-    def _readable(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"{self.path}: {error.strerror or error}") from error
+
+@contextlib.contextmanager
+def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
+    """What Arrow opens a local file by: its name, or an open file where that is no Unicode."""
+    name = os.fspath(path)
+    if printable(name) == name:
+        yield name
+    else:
+        with open(name, "rb") as file:
+            yield file
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open what is a file on a disk, as an opener for `open`. A pipe would wait for a writer, or be read twice."""
+    _check_regular(path, os.stat(path))
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # it can have become a pipe since
+    try:
+        _check_regular(path, os.fstat(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_regular(path: str, found: os.stat_result) -> None:
+    if stat.S_ISREG(found.st_mode):
+        return
+    if stat.S_ISFIFO(found.st_mode):
+        raise InputError(
+            f"{path}: is a pipe, which can be read once only; give '-' as the input and the pipe as standard input, "
+            "as JSON lines"
+        )
+    kind = "directory" if stat.S_ISDIR(found.st_mode) else "socket" if stat.S_ISSOCK(found.st_mode) else "device"
+    raise InputError(f"{path}: is a {kind}, no file")
+
+
+def _state(path: str) -> tuple[int, int]:
+    with reading(path):
+        found = os.stat(path)
+        _check_regular(path, found)
+        return found.st_size, found.st_mtime_ns
 
 
 def find(pattern: str) -> list[DataFile]:
     """The files that `pattern` names, sorted. Raises `InputError` if there are none, or several forms of them."""
-    files = [DataFile(path) for path in (_find_remote(pattern) if is_url(pattern) else _find_local(pattern))]
+    if "\0" in pattern:
+        raise InputError(f"{pattern!r}: a path holds no zero byte")
+    if is_url(pattern):
+        files = [DataFile(path) for path in _find_remote(pattern)]
+    else:
+        files = [DataFile(path, _state(path)) for path in _find_local(pattern)]
     forms = sorted({file.form for file in files})
     if len(forms) > 1:
         raise InputError(f"{pattern}: files of several forms ({', '.join(forms)}); name one form, such as *.{forms[0]}")
@@ -156,7 +229,7 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     sizes = [file.size() for file in files]
     total = sum(sizes)
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
-        digest.update(f"{os.path.basename(file.path)}\0{size}\0".encode())
+        digest.update(f"{os.path.basename(file.path)}\0{size}\0".encode(errors="surrogateescape"))
         if total <= _HASHED_BYTES and not is_url(file.path):
             file.hash_into(digest)
             continue
@@ -164,7 +237,7 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
         if number < _SAMPLED_FILES:
             digest.update(file.sample(size))
     return {
-        "input": os.path.basename(pattern.rstrip("/")) or pattern,
+        "input": printable(os.path.basename(pattern.rstrip("/")) or pattern),
         "input files": len(files),
         "input bytes": total,
         "input digest": digest.hexdigest(),
@@ -190,29 +263,44 @@ def _place(path: str) -> str:
 
 
 def _find_local(pattern: str) -> list[str]:
-    if os.path.isdir(pattern):
-        return _data_files(pattern, _walk(pattern))
-    if os.path.exists(pattern):
-        return [pattern]
-    if glob.has_magic(pattern):
-        found = sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
-        if found:
-            return found
+    try:
+        is_folder = stat.S_ISDIR(os.stat(pattern).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        if not glob.has_magic(pattern):
+            raise InputError(f"{pattern}: no such file or directory") from None
+    except OSError as error:
+        raise InputError(f"{pattern}: {error.strerror}") from error
+    else:
+        return _data_files(pattern, _walk(pattern)) if is_folder else [pattern]
+    found = sorted(path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path))
+    if not found:
         raise InputError(f"{pattern}: no file matches")
-    raise InputError(f"{pattern}: no such file or directory")
+    return found
 
 
 def _walk(directory: str) -> Iterator[str]:
-    for folder, folders, names in os.walk(directory):
+    """The files in a directory and those below. Links to directories are followed, each directory read once."""
+    known = {os.path.realpath(directory)}
+    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         # Left out: hidden folders, and the state that jobs keep beside their outputs.
-        folders[:] = sorted(n for n in folders if not n.startswith((".", "_")) and not n.endswith(".penstock"))
+        kept = sorted(n for n in folders if not n.startswith((".", "_")) and not n.endswith(".penstock"))
+        folders.clear()
+        for name in kept:
+            real = os.path.realpath(os.path.join(folder, name))
+            if real not in known:
+                known.add(real)
+                folders.append(name)
         for name in sorted(names):
             yield os.path.join(folder, name)
 
 
+def _raise(error: OSError) -> None:
+    raise InputError(f"{error.filename}: {error.strerror}") from error
+
+
 def _find_remote(url: str) -> list[str]:
     fs, path = filesystem(url)
-    try:
+    with reading(url):
         if glob.has_magic(path):
             found = sorted(fs.glob(path))
             if not found:
@@ -222,8 +310,6 @@ def _find_remote(url: str) -> list[str]:
             return _data_files(url, (fs.unstrip_protocol(name) for name in sorted(fs.find(path))))
         if not fs.exists(path):
             raise InputError(f"{url}: no such file or directory")
-    except OSError as error:
-        raise InputError(f"{url}: {error}") from error
     return [url]
 
 

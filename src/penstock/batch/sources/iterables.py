@@ -6,9 +6,13 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterab
 from itertools import chain, islice
 from typing import Any
 
-from penstock.batch.rows import FailedRow, Row, nbytes
+from penstock.batch.rows import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.user_code import ends_task
+from penstock.batch.values import UnstorableError, key_text
+from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
+
+_TEXT = frozenset({str})
 
 
 class Rows(Source):
@@ -99,6 +103,21 @@ async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = No
 def _row(index: int, value: Any) -> Row:
     if not isinstance(value, Mapping):
         return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
-    values = dict(value)
+    values = value if _TEXT.issuperset(map(type, value)) else _named(value)
+    if values is None:
+        return Row(index, None, f"row {index}: two columns have the same name as text")
+    values = dict(values)
     earlier = value.why if isinstance(value, FailedRow) else None
-    return Row(index, values, None, 64 + nbytes(values), earlier=earlier)
+    size = nbytes(values)
+    if (size > MAX_NESTING or size == UNKNOWN_BYTES) and is_too_deep(values):
+        return Row(index, None, f"row {index}: {TOO_DEEP}")
+    return Row(index, values, None, 64 + size, earlier=earlier)
+
+
+def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """The row with the text of names that are none, as outputs have it; None if two of them are equal then."""
+    try:
+        named = {key_text(name): part for name, part in value.items()}
+    except UnstorableError:
+        return None
+    return named if len(named) == len(value) else None

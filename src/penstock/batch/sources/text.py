@@ -1,38 +1,39 @@
-"""Rows from JSON lines and CSV, read as streams. A damaged line becomes a faulty row that names its file and line."""
+"""Rows from JSON lines, read as streams. A damaged line becomes a faulty row that names its file and line."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import lzma
-import zlib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, columns_of, first_of
-from penstock.batch.sources.files import DataFile, contains, fingerprint
+from penstock.batch.sources.files import DataFile, contains, fingerprint, reading
+from penstock.batch.sources.lines import MAX_LINE, lines_of
 from penstock.errors import InputError
 from penstock.json_faults import json_fault
+from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
 
 _PREVIEW_ROWS = 64
-_MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
 _BOM = b"\xef\xbb\xbf"
 _STDIN = 0
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)  # what files and their decompression raise
+_TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
 
 
 class JsonLines(Source):
     """Files of JSON objects, one a line. Empty lines do not count."""
+
+    json_values = True
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
         self.name = name
         self._files = files
         self.fingerprint = fingerprint(name, files)
         preview = list(itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS))
+        _refuse_array(preview, files)
         self.columns = columns_of(preview)
         self.first = first_of(preview)
 
@@ -40,15 +41,17 @@ class JsonLines(Source):
         return contains(self._files, path, self.name)
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        return _batched(_parsed(_lines(self._files), start))
+        return batched(_parsed(_lines(self._files), start))
 
 
 class JsonStream(Source):
     """JSON lines from an open stream such as stdin, which can be read once."""
 
+    json_values = True
+
     def __init__(self, name: str, stream: BinaryIO) -> None:
         self.name = name
-        self._rows = _parsed((name, number, line) for number, line in enumerate(stream, 1))
+        self._rows = _parsed(_read(stream, name))
         self._preview = list(itertools.islice(self._rows, 1))  # no more: the next line may be long in coming
         self.columns = columns_of(self._preview)
         self.first = first_of(self._preview)
@@ -61,112 +64,83 @@ class JsonStream(Source):
         return ([row] for row in itertools.islice(rows, start, None))
 
 
-class Csv(Source):
-    """CSV files with a header line each. Every value is text; fields that a row lacks are null."""
-
-    def __init__(self, name: str, files: list[DataFile]) -> None:
-        self.name = name
-        self._files = files
-        self.fingerprint = fingerprint(name, files)
-        with files[0].open() as file:
-            self.columns = tuple(next(_records(file, files[0].path), (0, [], None))[1])
-        preview = list(itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS))
-        self.first = first_of(preview)
-
-    def reads(self, path: str) -> bool:
-        return contains(self._files, path, self.name)
-
-    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
-        return _batched(itertools.islice(self._read(), start, None))
-
-    def _read(self) -> Iterator[Row]:
-        index = itertools.count()
-        for file in self._files:
-            with file.open() as stream:
-                records = _records(stream, file.path)
-                _, header, fault = next(records, (0, [], None))
-                if fault or len(set(header)) < len(header):
-                    raise InputError(f"{file.path}: {fault or 'two columns of its header have the same name'}")
-                blank = dict.fromkeys(header)
-                for line, fields, fault in records:
-                    if fault is None and len(fields) > len(header):
-                        fault = f"{len(fields)} fields where the header has {len(header)}"
-                    if fault is not None:
-                        yield Row(next(index), None, f"{file.path}:{line}: {fault}")
-                        continue
-                    values: dict[str, Any] = dict(zip(header, fields, strict=False))
-                    if len(fields) < len(header):
-                        values = {**blank, **values}
-                    yield Row(next(index), values, None, sum(map(len, fields)))
+_Lines = tuple[str, int, list[bytes | None]]  # path, number of the first line, lines
 
 
-def _lines(files: list[DataFile]) -> Iterator[tuple[str, int, bytes]]:
+def _lines(files: list[DataFile]) -> Iterator[_Lines]:
     for file in files:
         with file.open() as stream:
-            try:
-                for number, line in enumerate(stream, 1):
-                    yield file.path, number, line
-            except _DAMAGE as error:
-                raise InputError(f"{file.path}: {error}") from error
+            yield from _read(stream, file.path)
+        file.check_unchanged()
 
 
-def _parsed(lines: Iterable[tuple[str, int, bytes]], start: int = 0) -> Iterator[Row]:
+def _read(stream: BinaryIO, path: str) -> Iterator[_Lines]:
+    number = 1
+    with reading(path):
+        for lines in lines_of(stream, path):
+            if number == 1 and lines[0] is not None:
+                lines[0] = lines[0].removeprefix(_BOM)
+            yield path, number, lines
+            number += len(lines)
+
+
+def _parsed(blocks: Iterable[_Lines], start: int = 0) -> Iterator[Row]:
     decode = msgspec.json.Decoder().decode
+    short = 2 * MAX_NESTING  # an array or object takes two bytes at least
     index = 0
-    for path, number, line in lines:
-        if number == 1:
-            line = line.removeprefix(_BOM)
-        if line.isspace() or not line:
-            continue
-        if index >= start:
-            try:
-                values = decode(line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
-                yield Row(index, None, f"{path}:{number}: malformed JSON: {json_fault(line)}", len(line))
-            else:
-                if isinstance(values, dict):
-                    yield Row(index, values, None, len(line))
-                else:
-                    yield Row(index, None, f"{path}:{number}: not a JSON object", len(line))
-        index += 1
-
-
-def _records(stream: BinaryIO, path: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """Line number, fields and fault of each record, the header included."""
-    allow_long_fields()
-    # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the end of the file.
-    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        # Strict, so that a quote without end is an error and not one long field that swallows the rows after it.
-        reader = csv.reader(text, strict=True)
-        while True:
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield reader.line_num, [], f"malformed CSV: {error}"
+    for path, first, lines in blocks:
+        for number, line in enumerate(lines, first):
+            if line is None:
+                if index >= start:
+                    yield Row(index, None, f"{path}:{number}: {_TOO_LONG}")
+                index += 1
                 continue
-            except _DAMAGE as error:
-                raise InputError(f"{path}: {error}") from error
-            if fields:
-                yield reader.line_num, fields, None if _is_sound(fields) else "invalid UTF-8"
+            if not line or line.isspace():
+                continue
+            if index >= start:
+                try:
+                    values = decode(line)
+                except (msgspec.DecodeError, ValueError, RecursionError) as error:
+                    yield Row(index, None, f"{path}:{number}: {_fault(error, line)}", len(line))
+                else:
+                    size = len(line)
+                    if not isinstance(values, dict):
+                        yield Row(index, None, f"{path}:{number}: not a JSON object", size)
+                    elif size > short and _may_be_deep(line) and is_too_deep(values):
+                        yield Row(index, None, f"{path}:{number}: {TOO_DEEP}", size)
+                    else:
+                        yield Row(index, values, None, size)
+            index += 1
 
 
-def allow_long_fields() -> None:
-    """Let the csv module read fields as long as a document."""
-    if csv.field_size_limit() < _MAX_FIELD:
-        csv.field_size_limit(_MAX_FIELD)
+def _fault(error: Exception, line: bytes) -> str:
+    return TOO_DEEP if isinstance(error, RecursionError) else f"malformed JSON: {json_fault(line)}"
 
 
-def _is_sound(fields: list[str]) -> bool:
+def _may_be_deep(line: bytes) -> bool:
+    return line.count(b"[") + line.count(b"{") > MAX_NESTING
+
+
+def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
+    """Raise `InputError` if the first file holds one JSON array in the place of lines."""
+    if not preview or preview[0].values is not None:
+        return
+    path, _, lines = next(_lines(files))
+    first = next((line for line in lines if line and not line.isspace()), b"").strip()
+    if not first.startswith(b"["):
+        return
     try:
-        "".join(fields).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        msgspec.json.decode(first)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        pass  # it goes on in the next line
+    else:
+        if any(row.values is not None for row in preview):
+            return  # a bad row among good ones
+    raise InputError(f"{path}: is a JSON array, not JSON objects, one a line; jq -c '.[]' makes such lines")
 
 
-def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
+def batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows in lists of bounded size."""
     batch: list[Row] = []
     nbytes = 0
     for row in rows:
@@ -180,6 +154,11 @@ def _batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def stdin() -> JsonStream:
-    """JSON lines from standard input."""
-    # Not sys.stdin: the thread that waits for its next line holds its lock, on which the interpreter's end would fail.
-    return JsonStream("stdin", open(_STDIN, "rb", closefd=False))
+    """JSON lines from standard input. Raises `InputError` if it is closed."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    with reading("stdin"):
+        # Not sys.stdin: the thread that waits for its next line holds its lock, on which the interpreter's end would
+        # fail.
+        stream = open(_STDIN, "rb", closefd=False)  # noqa: SIM115
+    return JsonStream("stdin", stream)

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from penstock import private
 from penstock.engines.openvino.model_files import (
     POOLING_CONFIG,
     SENTENCE_TRANSFORMERS,
@@ -30,6 +31,7 @@ from penstock.engines.openvino.model_files import (
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
+from penstock.standard_error import is_terminal, say
 
 WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {
@@ -85,7 +87,7 @@ def convert(source: str, task: str | None = None) -> Path:
         what = f"'{source}'" if directory.exists() else f"'{source}' (no such path, so a model on Hugging Face's hub)"
         raise MissingExtraError("optimum", "convert", f"Converting {what}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        private.make_folder(target.parent)
         with _progress(source) as stage, _locked(target, stage):
             if not is_ir(target):
                 if not directory.exists():
@@ -148,7 +150,7 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
     for leftover in target.parent.glob(f"{target.name}.partial-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    partial.mkdir()
+    private.make_folder(partial)
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
     try:
@@ -191,7 +193,7 @@ def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
     """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it gives."""
     said = ""
-    with log.open("a") as file:
+    with open(log, "a", opener=private.opener) as file:
         # All files are local by now: offline, the exporter does not ask the hub for optional ones.
         exporter = subprocess.Popen(
             [sys.executable, *arguments],
@@ -201,6 +203,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
             text=True,
             errors="replace",
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            umask=0o077,
         )
         assert exporter.stdout is not None
         with exporter:
@@ -218,7 +221,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
 @contextmanager
 def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of `target`, so that two processes do not convert the same model."""
-    with target.with_name(f"{target.name}.lock").open("w") as file:
+    with open(target.with_name(f"{target.name}.lock"), "w", opener=private.opener) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -231,8 +234,8 @@ def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
 def _progress(source: str) -> Iterator[Callable[[str], None]]:
     """Show on stderr that `source` is being converted. Yields the function to name the stage with."""
     title = f"converting {source} (once)"
-    if not sys.stderr.isatty():
-        print(f"{title} …", file=sys.stderr, flush=True)
+    if not is_terminal():
+        say(f"{title} …")
         yield lambda stage: None
         return
     from rich.console import Console

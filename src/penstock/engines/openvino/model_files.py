@@ -28,10 +28,10 @@ def is_ir(path: Path) -> bool:
 def read_config(path: Path) -> dict[str, Any]:
     """The model's `config.json`; empty if there is none."""
     try:
-        config = json.loads((path / "config.json").read_text())
+        config = json.loads((path / "config.json").read_bytes())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineStartError(f"'{path / 'config.json'}' is not valid JSON: {error}") from None
     return config if isinstance(config, dict) else {}
 
@@ -127,10 +127,10 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
     Raises `EngineStartError` for a way that is not one of ours: vectors made another way would be quietly poor.
     """
     try:
-        modes = json.loads((path / POOLING_CONFIG).read_text())
+        modes = json.loads((path / POOLING_CONFIG).read_bytes())
     except FileNotFoundError:
         return "mean"
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineStartError(f"'{path / POOLING_CONFIG}' is not valid JSON: {error}") from None
     chosen = [name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True]
     if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:

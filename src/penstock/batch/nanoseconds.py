@@ -1,0 +1,163 @@
+"""Times finer than a microsecond, which Python's own classes cannot hold.
+
+Each is a value of Python's class with a number of nanoseconds beyond it, shown in its text. A time that is whole in
+microseconds is never one of these. Arithmetic is that of Python's class, without them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, SupportsIndex
+
+_EPOCH = datetime.datetime(1970, 1, 1)
+
+
+class NanoDatetime(datetime.datetime):
+    """A point in time; `nanosecond` (1 to 999) goes beyond its microsecond."""
+
+    nanosecond: int = 0
+
+    @classmethod
+    def of(cls, whole: datetime.datetime, nanosecond: int) -> datetime.datetime:
+        """`whole`, so many nanoseconds later."""
+        if not nanosecond:
+            return whole
+        made = cls.combine(whole.date(), whole.timetz())
+        made.nanosecond = nanosecond
+        return made
+
+    def isoformat(self, sep: str = "T", timespec: str = "auto") -> str:
+        if timespec not in ("auto", "nanoseconds") or not self.nanosecond:
+            return super().isoformat(sep, timespec)
+        text = super().isoformat(sep, "microseconds")
+        place = len(sep) + 25
+        return f"{text[:place]}{self.nanosecond:03}{text[place:]}"
+
+    def __str__(self) -> str:
+        return self.isoformat(" ")
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.nanosecond == getattr(other, "nanosecond", 0)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.nanosecond))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return NanoDatetime.of, (datetime.datetime.combine(self.date(), self.timetz()), self.nanosecond)
+
+
+class NanoTime(datetime.time):
+    """A time of day; `nanosecond` (1 to 999) goes beyond its microsecond."""
+
+    nanosecond: int = 0
+
+    @classmethod
+    def of(cls, whole: datetime.time, nanosecond: int) -> datetime.time:
+        """`whole`, so many nanoseconds later."""
+        if not nanosecond:
+            return whole
+        made = cls(whole.hour, whole.minute, whole.second, whole.microsecond, whole.tzinfo, fold=whole.fold)
+        made.nanosecond = nanosecond
+        return made
+
+    def isoformat(self, timespec: str = "auto") -> str:
+        if timespec not in ("auto", "nanoseconds") or not self.nanosecond:
+            return super().isoformat(timespec)
+        text = super().isoformat("microseconds")
+        return f"{text[:15]}{self.nanosecond:03}{text[15:]}"
+
+    __str__ = isoformat
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.nanosecond == getattr(other, "nanosecond", 0)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.nanosecond))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        whole = datetime.time(self.hour, self.minute, self.second, self.microsecond, self.tzinfo, fold=self.fold)
+        return NanoTime.of, (whole, self.nanosecond)
+
+
+class NanoTimedelta(datetime.timedelta):
+    """A length of time; `nanoseconds` (1 to 999) go beyond its microseconds."""
+
+    nanoseconds: int = 0
+
+    @classmethod
+    def of(cls, whole: datetime.timedelta, nanoseconds: int) -> datetime.timedelta:
+        """`whole` and so many nanoseconds."""
+        if not nanoseconds:
+            return whole
+        made = cls(whole.days, whole.seconds, whole.microseconds)
+        made.nanoseconds = nanoseconds
+        return made
+
+    def __str__(self) -> str:
+        return duration_text(total_nanoseconds(self))
+
+    def __eq__(self, other: object) -> bool:
+        return super().__eq__(other) and self.nanoseconds == getattr(other, "nanoseconds", 0)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), self.nanoseconds))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return NanoTimedelta.of, (datetime.timedelta(self.days, self.seconds, self.microseconds), self.nanoseconds)
+
+
+def total_nanoseconds(value: datetime.datetime | datetime.time | datetime.timedelta) -> int:
+    """A point in time since 1970 (in UTC where it has a zone), a time of day since midnight, or a length of time."""
+    if isinstance(value, datetime.time):
+        seconds = (value.hour * 60 + value.minute) * 60 + value.second
+        return (seconds * 1_000_000 + value.microsecond) * 1000 + getattr(value, "nanosecond", 0)
+    if isinstance(value, datetime.timedelta):
+        whole, beyond = value, getattr(value, "nanoseconds", 0)
+    else:
+        beyond = getattr(value, "nanosecond", 0)
+        whole = datetime.datetime.combine(value.date(), value.time()) - _EPOCH - (value.utcoffset() or _NONE)
+    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + int(beyond)
+
+
+_NONE = datetime.timedelta()
+
+
+def date_text(days: int) -> str:
+    """The date so many days after 1970-01-01, in the Gregorian calendar, of any year: -0044-03-15, 12000-01-01."""
+    era, day = divmod(days + 719468, 146097)  # eras of 400 years, which begin on a first of March
+    year = (day - day // 1460 + day // 36524 - day // 146096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    number = (month + 2) % 12 + 1
+    whole = year + era * 400 + (number <= 2)
+    return f"{'-' if whole < 0 else ''}{abs(whole):04}-{number:02}-{day - (153 * month + 2) // 5 + 1:02}"
+
+
+def datetime_text(ticks: int, per_second: int) -> str:
+    """The point in time so many ticks after 1970, of any year."""
+    seconds, ticks = divmod(ticks, per_second)
+    days, seconds = divmod(seconds, 86400)
+    clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return f"{date_text(days)}T{clock}{_fraction(ticks, per_second)}"
+
+
+def duration_text(ticks: int, per_second: int = 1_000_000_000) -> str:
+    """A length of time as ISO 8601 writes it, in days and seconds: P1DT0.5S."""
+    sign, ticks = ("-", -ticks) if ticks < 0 else ("", ticks)
+    seconds, ticks = divmod(ticks, per_second)
+    days, seconds = divmod(seconds, 86400)
+    clock = f"T{seconds}{_fraction(ticks, per_second)}S" if seconds or ticks else ""
+    return f"{sign}P{f'{days}D' if days or not clock else ''}{clock}"
+
+
+def _fraction(ticks: int, per_second: int) -> str:
+    return f".{str(per_second + ticks)[1:].rstrip('0')}" if ticks else ""

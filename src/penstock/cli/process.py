@@ -1,0 +1,119 @@
+"""The process around a command: its standard streams, its exit code, and what it says when it fails."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import click
+
+from penstock.cli import leave
+from penstock.errors import PenstockError
+from penstock.standard_error import say
+
+_UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
+
+
+def run() -> None:
+    """Run the command that the arguments name, and leave with its exit code."""
+    _fill_closed_streams()
+    code = _code_of_command()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        code = code or _told(f"the output cannot be written: {error.strerror}")
+        _drop_output()
+    if code:
+        raise SystemExit(code)
+
+
+def _code_of_command() -> int | str | None:
+    from penstock import env
+    from penstock.cli.commands import cli
+
+    debug = False
+    try:
+        debug = env.debug()
+        return cli.main(prog_name="penstock", standalone_mode=False)  # type: ignore[no-any-return]
+    except SystemExit as done:
+        return done.code
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        _say_usage(error)
+        return error.exit_code
+    except PenstockError as error:
+        if debug:
+            raise
+        return _told(str(error), 2 if error.status < 500 else 1)  # 4xx: what was asked for is wrong
+    except (KeyboardInterrupt, click.Abort):
+        signal.signal(signal.SIGINT, leave)
+        return 130
+    except MemoryError:
+        if debug:
+            raise
+        return _told("there is not enough memory")
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
+            return _told(f"the output cannot be written: {error.strerror}")
+        return _told(
+            f"{type(error).__name__}: {error}\n"
+            "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
+        )
+
+
+def _say_usage(error: click.UsageError) -> None:
+    from penstock.cli.usage_errors import usage_fault
+
+    if error.ctx is not None and len(sys.argv) == 1:
+        say(error.ctx.get_help())
+        return
+    usage = f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n" if error.ctx else ""
+    say(f"{usage}penstock: {usage_fault(error)}")
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """In here Ctrl-C raises `KeyboardInterrupt`, for what must be brought to an end."""
+    if signal.getsignal(signal.SIGINT) is not leave:  # not run from a command line
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, leave)
+
+
+def _told(text: str, code: int = 1) -> int:
+    say(f"penstock: {text}")
+    return code
+
+
+def _fill_closed_streams() -> None:
+    """Put something in the place of standard streams that are closed: the next file opened would become one of them,
+    and a process of the engine would write into it.
+    """
+    for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
+            os.set_inheritable(descriptor, True)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115 (as long as the process)
+
+
+def _drop_output() -> None:
+    """Let the interpreter's end not try once more to write what cannot be written."""
+    with contextlib.suppress(OSError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
