@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 
 models="${PENSTOCK_MODELS:-.models}"
 mkdir -p "$models"
+find "$models" -maxdepth 1 -name ".partial-*" -mmin +60 -exec rm -rf {} + # of runs that were killed
 temporary="$(mktemp -d -p "$models" .partial-XXXXXX)"
 trap 'rm -rf "$temporary"' EXIT
 

@@ -110,7 +110,11 @@ async def count_right(
 
 @pytest.mark.asyncio(loop_scope="module")
 class EngineContract:
-    """Inherit, and provide a started engine as the module-scoped fixture `engine`."""
+    """Inherit, and provide a started engine as the module-scoped fixture `engine`.
+
+    Greedy answers are compared with those of the same request among others, so start a real model in the
+    engine's deterministic mode, or, where it has none, with a model that has no near ties.
+    """
 
     adapters: ClassVar[dict[str, str]] = {}
     """Adapters to load, name to PEFT directory; each must change the answer to `prompt`."""

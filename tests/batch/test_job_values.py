@@ -67,6 +67,9 @@ async def test_polars_objects_are_refused_by_name(make_engine):
     frame = pl.DataFrame({"text": ["a"], "odd": pl.Series([object()], dtype=pl.Object)})
     with pytest.raises(InputError, match="column 'odd' holds Python objects"):
         await ask(frame, None, make_engine())
+    named = pl.DataFrame({"text": ["a"], "s": [{"Object": 1}], "e": pl.Series(["Object"], dtype=pl.Enum(["Object"]))})
+    (row,) = (await ask(named, None, make_engine())).rows()
+    assert (row["s"], row["e"]) == ({"Object": 1}, "Object")
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
@@ -267,3 +270,25 @@ def test_blocks_of_ray_do_not_make_values_alike():
     with pytest.raises(pa.ArrowInvalid):
         block([{"a": b"x"}, {"a": "y"}])
     assert block([{"a": 2**63}, {"a": None}])["a"].to_pylist() == [2**63, None]
+
+
+async def test_types_without_a_place_are_refused_before_the_engine_starts(tmp_path, make_engine):
+    engine = make_engine()
+    union = pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1]), pa.array(["a"])])
+    month = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
+    for column in (union, month, pa.array([[{"a": {}}]])):
+        table = pa.table({"text": ["a"], "odd": column})
+        with pytest.raises(OutputError, match="cannot be written as Parquet, which has no such type: 'odd'"):
+            await ask(table, tmp_path / "out.parquet", engine)
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
+    with pytest.raises(InputError, match="two fields of column 'odd' have the same name, 'a'"):
+        await ask(pa.table({"text": ["a"], "odd": [[]]}).set_column(1, "odd", twice), tmp_path / "out.jsonl", engine)
+    assert engine.starts == 0
+    (row,) = (await ask(pa.table({"text": ["a"], "odd": union}), tmp_path / "out.jsonl", engine)).rows()
+    assert row["odd"] == 1
+
+
+async def test_lists_of_length_0(tmp_path, make_engine):
+    table = pa.table({"text": ["a", "b"], "none": pa.array([[], None], pa.list_(pa.int32(), 0))})
+    await ask(table, tmp_path / "out.parquet", make_engine())
+    assert pq.read_table(tmp_path / "out.parquet")["none"].to_pylist() == [[], None]

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock import lazy
+from penstock.batch.values import for_json
 from penstock.config import masked, parse_options
 from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
@@ -163,7 +164,7 @@ class HttpRequests:
             return payload.encode() if isinstance(payload, str) else payload
         name = self.options.payload_column
         try:
-            return msgspec.json.encode(payload, enc_hook=_plain)
+            return msgspec.json.encode(for_json(payload))
         except UnicodeEncodeError:
             why = "it holds text that is no valid Unicode"
         except RecursionError:
@@ -250,11 +251,3 @@ class _Tokens(Struct):
 
 class _Charged(Struct):
     usage: _Tokens = field(default_factory=_Tokens)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and numbers of numpy and the like, as batches hand them over."""
-    convert: Callable[[], Any] | None = getattr(value, "tolist", None)
-    if convert is None:
-        raise TypeError(f"a value of type {type(value).__name__}")
-    return convert()

@@ -53,11 +53,13 @@ class Tables:
 
     def check_storable(self) -> None:
         """Raise `OutputError` if Parquet has no place for a type of the input."""
-        table = self.empty()
-        refused = refused_columns(table)
+        refused = [field for field in self._input or () if not _has_place(field)]
         if refused:
-            kinds = ", ".join(f"'{name}' ({table.schema.field(name).type})" for name in refused)
-            raise OutputError(f"columns cannot be written as Parquet, which has no such type: {kinds}")
+            kinds = ", ".join(f"'{field.name}' ({field.type})" for field in refused)
+            raise OutputError(
+                f"columns cannot be written as Parquet, which has no such type: {kinds}; "
+                "leave them out, or write .jsonl or .csv"
+            )
 
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
         batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
@@ -154,6 +156,13 @@ def storable(table: pa.Table) -> pa.Table:
         column = as_text(table.column(name))
         table = table.set_column(table.column_names.index(name), name, column)
     return table
+
+
+def _has_place(field: pa.Field) -> bool:
+    try:
+        return _can_be_written(pa.schema([field]).empty_table())
+    except pa.ArrowException:  # of a type that has no empty table either
+        return False
 
 
 def _can_be_written(table: pa.Table) -> bool:

@@ -19,8 +19,8 @@ _EXACT = 1 << 53
 """Integers up to this size are numbers of a float column too."""
 _TIMES = {_NONE, datetime.datetime, datetime.time, datetime.timedelta, NanoDatetime, NanoTime, NanoTimedelta}
 _MOST_FIELDS = 1000
-_DEEPEST = 24
-"""Lists and objects in each other; readers of Parquet take no more than 100 levels, three for a list."""
+_DEEPEST = 30
+"""Arrow reads Parquet only up to 100 levels, of which a list takes three."""
 _TEXT, _WHOLE, _FLOAT = {str}, {int}, {float}
 _SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({str}): pa.string(),
@@ -52,20 +52,18 @@ def texts(values: Sequence[Any]) -> pa.Array:
     return pa.array([text(value) for value in values], pa.string())
 
 
-def kind_of(values: Sequence[Any], depth: int = 0) -> pa.DataType | None:
+def kind_of(values: Sequence[Any]) -> pa.DataType | None:
     """The Arrow type that holds all of some plain values as they are; None if there is none, but text."""
-    if depth > _DEEPEST:
-        return None
     kinds = frozenset(map(type, values)) - {_NONE}
     if not kinds:
         return pa.null()
     if kinds in _SIMPLE:
         return _SIMPLE[kinds]
     if kinds == {list}:
-        inner = kind_of(list(chain.from_iterable(filter(None, values))), depth + 1)
+        inner = kind_of(list(chain.from_iterable(filter(None, values))))
         return None if inner is None else pa.list_(inner)
     if kinds == {dict}:
-        return _struct_of([value for value in values if value is not None], depth)
+        return _struct_of([value for value in values if value is not None])
     present = [value for value in values if value is not None]
     if kinds == {int}:
         least, most = min(present), max(present)
@@ -164,13 +162,13 @@ def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
     return bool((kinds == _WHOLE and kind == pa.int64()) or _SIMPLE.get(kinds) == kind)
 
 
-def _struct_of(values: list[dict[str, Any]], depth: int) -> pa.DataType | None:
+def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
     if not names or len(names) > _MOST_FIELDS:  # no fields at all have no place in Parquet; very many are data
         return None
     fields = []
     for name in names:
-        inner = kind_of([value.get(name) for value in values], depth + 1)
+        inner = kind_of([value.get(name) for value in values])
         if inner is None:
             return None
         fields.append((name, inner))

@@ -100,7 +100,7 @@ def _check_structured(structured: StructuredOutput, capabilities: Capabilities, 
         )
     if len(structured.spec) > LONGEST_CONSTRAINT:
         raise RequestError(
-            f"the constraint is too large: it has {len(structured.spec):,} characters, {LONGEST_CONSTRAINT:,} are taken",
+            f"the constraint has {len(structured.spec):,} characters; {LONGEST_CONSTRAINT:,} are taken",
             param="response_format",
         )
     if structured.kind == "regex":
@@ -110,7 +110,7 @@ def _check_structured(structured: StructuredOutput, capabilities: Capabilities, 
 
 
 def check_regex(pattern: str) -> None:
-    """Raise `RequestError` if the text is no regular expression. Long ones are left to the engine, as this takes time."""
+    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are left to the engine."""
     if len(pattern) > _CHECKED_REGEX:
         return
     try:

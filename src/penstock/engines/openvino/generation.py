@@ -53,7 +53,7 @@ class Generation:
         self._requests: dict[int, Request] = {}
         self._adapter_paths: dict[str, str] = {}
         self._compiling = Compiling(background=options.draft_model is None)
-        self._uncompiled: dict[Request, tuple[Lane, Future[None]]] = {}
+        self._uncompiled: dict[Request, tuple[Lane, Future[None] | None]] = {}
         pipeline = self._pipelines.first()
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
@@ -96,7 +96,8 @@ class Generation:
         if request is None:
             return
         if (uncompiled := self._uncompiled.pop(request, None)) is not None:
-            uncompiled[1].cancel()
+            if uncompiled[1] is not None:
+                uncompiled[1].cancel()
             return
         lane = self._lanes[request.adapter]
         if request.handle is not None:
@@ -289,17 +290,18 @@ class Generation:
         assert lane.grammars is not None
         if structured is None or lane.grammars.ready(structured.spec):
             lane.waiting.append(request)
-        else:
-            self._uncompiled[request] = lane, self._compiling.start(lane.grammars, structured.spec)
+        else:  # many are forgotten first, for which nothing may be under way
+            start = self._compiling.start
+            self._uncompiled[request] = lane, None if lane.grammars.many else start(lane.grammars, structured.spec)
 
     def _take_compiled(self) -> list[Failed]:
         """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be done."""
-        futures = [future for _, future in self._uncompiled.values()]
-        if not any(lane.busy for lane in self._lanes.values()):
+        futures = [future for _, future in self._uncompiled.values() if future is not None]
+        if futures and not any(lane.busy for lane in self._lanes.values()):
             wait(futures, _COMPILING_WAIT_SECONDS, "FIRST_COMPLETED")
         failures: list[Failed] = []
         for request, (lane, future) in list(self._uncompiled.items()):
-            if not future.done():
+            if future is None or not future.done():
                 continue
             del self._uncompiled[request]
             if (error := future.exception()) is None:
@@ -309,10 +311,21 @@ class Generation:
                 why = f"the constraint cannot be compiled: {reason_of(error)}"
                 failures.append(Failed(request.id, RequestError.kind, why))
         if self._compiling.idle:
-            for lane in self._lanes.values():
-                if lane.grammars is not None:
-                    lane.grammars.trim()
+            self._forget_many()
         return failures
+
+    def _forget_many(self) -> None:
+        """Forget the grammars of lanes that have many, and begin with those that waited for that."""
+        for lane in self._lanes.values():
+            if lane.grammars is not None and lane.grammars.many:
+                lane.grammars.forget()
+                for request in [r for r in lane.waiting if r.sampling.structured is not None]:
+                    lane.waiting.remove(request)
+                    self._queue(lane, request)
+        for request, (lane, future) in list(self._uncompiled.items()):
+            if future is None:
+                del self._uncompiled[request]
+                self._queue(lane, request)
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:

@@ -22,7 +22,7 @@ class Grammar:
     """Rules with bodies in EBNF; the same body makes the same rule.
 
     The engine makes a table of its vocabulary for each place in a grammar at which many tokens may stand. Tables take
-    time to compile, and what is counted without them takes time at each token: `tables` is how many are made for counts.
+    time to compile, and what is counted without them takes time at each token. `tables`: how many are made for counts.
     """
 
     def __init__(self, tables: int = TABLES) -> None:

@@ -42,9 +42,14 @@ class Grammars:
         self._pipeline.compile(grammar)
         self._ready.add(grammar)
 
-    def trim(self) -> None:
-        """Forget all of them if they are many. Only where nothing is being compiled."""
-        if len(self._ready) >= KEPT and self._pipeline is not None:
+    @property
+    def many(self) -> bool:
+        """Whether it is time to forget them."""
+        return len(self._ready) >= KEPT
+
+    def forget(self) -> None:
+        """Forget all of them. Only where nothing is being compiled; requests under way keep theirs."""
+        if self._pipeline is not None:
             self._ready.clear()
             self._pipeline.forget()
 
