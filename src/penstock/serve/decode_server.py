@@ -25,12 +25,12 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.remote.breaker import CircuitBreaker
 from penstock.errors import ConfigError, EngineError, OverloadedError, PenstockError, UnavailableError
 from penstock.kv.base import Identity, Role, mismatch
 from penstock.llm_config import LLMConfig
 from penstock.serve.handle import ModelHandle, ModelState
 from penstock.serve.local_model import LocalModel
-from penstock.serve.prefill_breaker import PrefillBreaker
 from penstock.serve.prefill_server import SENDER
 from penstock.serve.server import LLMServer
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
@@ -58,7 +58,7 @@ class DecodeServer(LLMServer):
             )
         self._prefill_config = llm_config.prefill_config
         self._prefill: ModelHandle | None = None
-        self._breaker = PrefillBreaker(TRIP_AFTER, COOLDOWN_S, time.monotonic)
+        self._breaker = CircuitBreaker(TRIP_AFTER, COOLDOWN_S, time.monotonic)
         self._waking: asyncio.Task[None] | None = None
         self._told: set[str] = set()
         self.handoffs: Counter[str] = Counter()
