@@ -14,4 +14,5 @@ fi
 venv="${CONVERT_VENV:-.venv-convert}"
 python3 -m venv "$venv"
 "$venv/bin/pip" install -q -c constraints.txt -e '.[convert,dev]'
-exec "$venv/bin/pytest" -m convert "$@"
+PYTHON="$venv/bin/python" scripts/fetch_models.sh
+exec "$venv/bin/pytest" -m convert -rs "$@"

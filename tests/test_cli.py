@@ -131,6 +131,14 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
     ("args", "code", "message"),
     [
         (("absent.jsonl", "-o", "out.jsonl", *SIMULATED), 2, "absent.jsonl: no such file"),
+        (
+            (
+                *("in.jsonl", "-o", "o.jsonl", "--prompt", "{text}", "--engine", "remote"),
+                *("--deterministic", "--engine-kwargs", '{"base_url": "http://127.0.0.1:9/v1"}'),
+            ),
+            2,
+            "deterministic: the remote engine cannot promise it",
+        ),
         (("in.txt", "-o", "out.jsonl", *SIMULATED), 2, "unknown extension; known are .jsonl"),
         (("in.jsonl", "-o", "out.txt", *SIMULATED), 2, "unknown extension; known are .jsonl"),
         (("in.jsonl", "-o", "absent/out.jsonl", *SIMULATED), 2, "there is no directory absent"),
@@ -219,6 +227,27 @@ def test_a_signal_drains_and_the_same_command_goes_on(folder, number, code):
     done = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, cwd=folder)
     assert f"{kept} from an earlier run" in done.stderr.decode()
     assert len(rows_of((folder / "out.jsonl").read_bytes())) == 20
+
+
+def test_damage_is_told_in_a_line(folder):
+    """What can be done again is done again, and what cannot is refused."""
+    kwargs = ("--engine-kwargs", '{"error_rate": 0.3, "max_num_seqs": 1}')
+    command = ("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *kwargs)
+    assert penstock(*command, "--on-error", "fail", cwd=folder).returncode == 1
+    state = folder / "out.jsonl.penstock"
+    (rows,) = state.glob("rows-*.jsonl")
+    rows.write_bytes(rows.read_bytes().replace(b'"stop"', b'"stap"', 1))
+    again = penstock(*command, cwd=folder)
+    assert again.returncode == 0
+    said = f"{rows.relative_to(folder)} is damaged (1 record); those rows run again"
+    assert [line for line in again.stderr.decode().splitlines() if "damaged" in line] == [said]
+    manifest = state / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"rows": 20', b'"rows": 21'))
+    refused = penstock(*command, cwd=folder)
+    assert refused.returncode == 1
+    assert b"manifest.json is damaged" in refused.stderr
+    assert b"--fresh" in refused.stderr
+    assert b"Traceback" not in refused.stderr
 
 
 def test_a_producer_that_holds_the_pipe_does_no_harm(folder):

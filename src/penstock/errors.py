@@ -272,11 +272,12 @@ class ReplicaLostError(EngineDeadError):
 
 
 class EngineTimeoutError(EngineError):
-    """The engine did not answer within the time allowed."""
+    """The engine did not answer within the time allowed. `reached` is false where there was no connection to it."""
 
     status = 504
     retryable = True
     kind = "engine_timeout"
+    reached: bool = True
 
 
 class AnswerFormError(EngineError):
@@ -335,11 +336,13 @@ class UpstreamError(EngineError):
     """Another server, asked over HTTP, refused or failed.
 
     `http_status` is what it answered with, None where no answer came; `body` is the beginning of that answer.
-    `retry_after` is in seconds, None where the server named no time.
+    `retry_after` is in seconds, None where the server named no time. `reached` is false where no connection could be
+    made.
     """
 
     status = 502
     kind = "upstream_error"
+    reached: bool = True
     http_status: int | None = None
     body: str = ""
     retry_after: float | None = None

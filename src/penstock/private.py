@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -11,8 +11,7 @@ def opener(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int:
     """Open a file, as `os.open` does; one that this makes or writes anew gets mode 0600. For `open(opener=...)`."""
     descriptor = os.open(path, flags, 0o600)
     if flags & os.O_CREAT:
-        with contextlib.suppress(PermissionError):  # a file system without modes
-            os.fchmod(descriptor, 0o600)
+        _set_mode(descriptor, 0o600)
     return descriptor
 
 
@@ -26,8 +25,7 @@ def make_folder(path: Path) -> bool:
         if not path.is_dir():
             raise
         return False
-    with contextlib.suppress(PermissionError):
-        path.chmod(0o700)  # the umask may have taken away more
+    _set_mode(path, 0o700)  # the umask may have taken away more
     return True
 
 
@@ -39,8 +37,7 @@ def close_to_others(path: Path) -> None:
             f"it belongs to another user (number {found.st_uid}), who could read or change what is in it"
         )
     if found.st_mode & 0o777 != 0o700:
-        with contextlib.suppress(PermissionError):
-            path.chmod(0o700)
+        _set_mode(path, 0o700)
 
 
 def usual_mode(folder: Path) -> int:
@@ -59,8 +56,15 @@ def open_to_usual(path: Path, folder: Path) -> None:
     """Give a file, or a directory and the files in it, the mode that the umask would have given them."""
     mode = usual_mode(folder)
     files = [path] if not path.is_dir() else list(path.iterdir())
-    with contextlib.suppress(PermissionError):
-        for file in files:
-            file.chmod(mode)
-        if path.is_dir():
-            path.chmod(mode | (mode & 0o444) >> 2)
+    for file in files:
+        _set_mode(file, mode)
+    if path.is_dir():
+        _set_mode(path, mode | (mode & 0o444) >> 2)
+
+
+def _set_mode(path: Path | int, mode: int) -> None:
+    try:
+        os.chmod(path, mode)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS):
+            raise  # else the file system has no modes

@@ -18,11 +18,14 @@ Message = dict[str, Any]
 class StructuredOutput(Struct, frozen=True):
     """A constraint on the generated text.
 
-    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for "json_object".
+    `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for "json_object"; a
+    "grammar" is what an engine makes of these. `checked`: who asked checks the answer too, so an engine may leave to
+    that what it cannot hold an answer to.
     """
 
-    kind: Literal["json_schema", "json_object", "regex"]
+    kind: Literal["json_schema", "json_object", "regex", "grammar"]
     spec: str = ""
+    checked: bool = False
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):

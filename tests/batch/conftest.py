@@ -74,12 +74,13 @@ class ScriptedEngine(LLMEngine):
                 event.set()
         self.requests.append(request)
         self.in_flight += 1
+        life = self.starts
         self.most = max(self.most, self.in_flight)
         try:
             await asyncio.sleep(0)
             if self.gate is not None and text in self.held:
                 await self.gate.wait()
-            if not self.alive:
+            if not self.alive or life != self.starts:  # nobody lives on in the next engine
                 raise EngineDeadError("died")
             answer = self.reply(text)
             if isinstance(answer, EngineDeadError):

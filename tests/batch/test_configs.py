@@ -11,10 +11,25 @@ from penstock.batch import (
     PrepareMultimodalStageConfig,
     ProcessorConfig,
     ServeDeploymentProcessorConfig,
+    build_processor,
     vLLMEngineProcessorConfig,
 )
 from penstock.batch.configs import shown, stage_config
+from penstock.engines.simulated import SimulatedEngine
 from penstock.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"engine": "shared"}, "^deterministic: say in model_source"),
+        ({"engine": SimulatedEngine()}, "^deterministic: has no meaning beside an engine object"),
+        ({"model_source": "demo", "engine_kwargs": {"deterministic": False}}, "engine_kwargs.deterministic: does not"),
+    ],
+)
+def test_determinism_where_it_cannot_be_had(given, told):
+    with pytest.raises(ConfigError, match=told):
+        build_processor(OpenVINOEngineProcessorConfig(deterministic=True, **given))
 
 
 def test_defaults_are_those_that_users_know():

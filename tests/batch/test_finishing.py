@@ -130,8 +130,7 @@ async def test_a_kill_at_each_step_of_the_end_leaves_nothing(home, tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize(("name", "code"), [*((name, errno.ENOSPC) for name in FORMS), ("out.jsonl", errno.EROFS)])
 async def test_a_disk_that_fails_at_any_call_stops_the_job(home, tmp_path, monkeypatch, caplog, name, code):
     """The same command goes on with it, and takes nothing for damaged."""
     await run(home, name, letters=True)

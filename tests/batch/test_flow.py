@@ -451,3 +451,18 @@ async def test_asynchronous_rows(make_engine):
 
     result = await ask(generate(), make_engine())
     assert [row["id"] for row in result.rows()] == list(range(100))
+
+
+async def test_a_rows_time_stands_still_while_others_are_suspected(make_engine):
+    engine = make_engine(lambda text: EngineDeadError("killed") if text == "text 2" else text, concurrency=8)
+    start_now = engine.start
+
+    async def start():
+        if engine.starts:
+            await asyncio.sleep(0.3)  # longer than a row may take
+        await start_now()
+
+    engine.start = start
+    result = await ask(numbered(20), engine, row_timeout=0.25)
+    assert {row["id"]: row["error"]["type"] for row in result.rows() if row["error"]} == {2: "quarantined"}
+    assert engine.starts >= 3

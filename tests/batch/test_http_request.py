@@ -176,6 +176,57 @@ async def test_an_answer_that_is_not_json_is_an_error(body, shown):
     assert caught.value.body == shown
 
 
+@pytest.mark.parametrize(
+    ("answer", "says", "asked"),
+    [
+        ({"error": {"message": "sk-12345 is down", "code": 502}}, r"an error: \*\*\* is down", 2),
+        ({"error": {"message": "slow down", "code": 429}}, "slow down", 11),
+        ({"error": "it broke"}, "it broke", 2),
+        ({"error": {"message": "no", "code": "insufficient_quota"}}, "an error: no", 1),
+        ({"error": {"message": "no", "code": 400}, "choices": None}, "an error: no", 1),
+    ],
+)
+async def test_an_error_with_status_200_is_one_and_retried_by_its_code(answer, says, asked):
+    calls = 0
+
+    async def serve(request):
+        nonlocal calls
+        calls += 1
+        return web.json_response(answer)
+
+    options = {"max_retries": 1, "base_retry_wait_time_in_s": 0}
+    async with worker(serve, headers={"Authorization": "Bearer sk-12345"}, **options) as made:
+        with pytest.raises(UpstreamError, match=says) as caught:
+            await made.process({"payload": {}})
+    assert "sk-12345" not in caught.value.body
+    assert calls == asked
+
+
+@pytest.mark.parametrize(
+    "answer", [{"error": 0.02}, {"error": None, "a": 1}, {"error": "x", "score": 1}, {"error": {"rate": 1}}, ["error"]]
+)
+async def test_an_answer_may_have_a_field_of_that_name(answer):
+    async def serve(request):
+        return web.json_response(answer)
+
+    async with worker(serve) as made:
+        assert await made.process({"payload": {}}) == {"http_response": answer}
+
+
+@pytest.mark.parametrize("pause", ["3600", "Fri, 31 Dec 9999 23:59:59 GMT"])
+async def test_a_long_pause_is_not_waited_and_holds_nobody_up(pause):
+    async def serve(request):
+        if (await request.json())["bad"]:
+            return web.Response(status=429, headers={"Retry-After": pause})
+        return web.json_response("fine")
+
+    async with worker(serve, max_retries=5) as made:
+        with pytest.raises(UpstreamError, match="asks for a pause of") as caught:
+            await made.process({"payload": {"bad": True}})
+        assert caught.value.retryable
+        assert await made.process({"payload": {"bad": False}}) == {"http_response": "fine"}
+
+
 async def test_after_the_stop_it_says_so():
     async with worker(echo) as made:
         await made.stop()

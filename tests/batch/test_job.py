@@ -90,6 +90,43 @@ def test_options_of_the_engine_are_part_of_the_job_unless_they_only_cost_time(so
         ask_simulated(output_tokens=4)
 
 
+@pytest.mark.parametrize(("begun", "resumed"), [(True, False), (False, True)])
+def test_determinism_is_part_of_the_job(source, tmp_path, begun, resumed):
+    def ask_simulated(deterministic):
+        return penstock.run(
+            source, tmp_path / "out.jsonl", model="simulated", prompt="{text}", deterministic=deterministic
+        )
+
+    ask_simulated(begun)
+    assert ask_simulated(begun).already_complete
+    with pytest.raises(JobMismatchError, match="deterministic"):
+        ask_simulated(resumed)
+
+
+def test_rows_that_sample_without_a_seed_are_answered_the_same_where_it_is_deterministic(source):
+    def answers(deterministic):
+        job = penstock.run(
+            source, model="simulated", prompt="{text}", temperature=1.0, limit=20, deterministic=deterministic
+        )
+        return [row["response"] for row in job.rows()]
+
+    assert answers(True) == answers(True)
+    assert answers(False) != answers(False)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"engine": "remote", "engine_kwargs": {"base_url": "http://127.0.0.1:9/v1"}}, "the remote engine cannot"),
+        ({"engine_kwargs": {"kv_cache_precision": "u8"}}, "engine_kwargs.kv_cache_precision: does not go together"),
+        ({"deterministic": 1}, "must be true or false"),
+    ],
+)
+def test_determinism_that_cannot_be_had_is_refused(options, told):
+    with pytest.raises(ConfigError, match=told):
+        penstock.run(numbered(1), prompt="{text}", **{"deterministic": True, **options})
+
+
 async def test_an_output_that_holds_its_input_or_lies_in_it_is_refused(tmp_path, make_engine):
     folder = tmp_path / "data"
     folder.mkdir()
@@ -101,7 +138,7 @@ async def test_an_output_that_holds_its_input_or_lies_in_it_is_refused(tmp_path,
     assert os.listdir(folder) == ["part-7.parquet"]
 
 
-@pytest.mark.parametrize("options", [{"model": "demo"}, {"engine_kwargs": {}}])
+@pytest.mark.parametrize("options", [{"model": "demo"}, {"engine_kwargs": {}}, {"deterministic": True}])
 async def test_an_engine_object_brings_its_own_model(make_engine, options):
     with pytest.raises(ConfigError, match="engine object"):
         await penstock.arun(numbered(1), engine=make_engine(), prompt="{text}", **options)

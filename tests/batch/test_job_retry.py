@@ -53,6 +53,17 @@ async def test_retry_failed_of_an_interrupted_job(source, tmp_path, make_engine,
         assert [row["response"] for row in result.rows()] == [f"TEXT {n}" for n in range(300)]
 
 
+@pytest.mark.parametrize("order", ["input", "done"])
+async def test_a_retry_of_nothing_but_failures_goes_on_too(source, tmp_path, make_engine, order):
+    output = tmp_path / "out.jsonl"
+    options = {"order": order, "dead_letter": tmp_path / "failed.jsonl"}
+    await ask(source, output, make_engine(lambda text: EngineError("no")), **options)
+    assert output.read_bytes() == b""
+    await interrupted(source, output, make_engine(), 100, retry_failed=True, **options)
+    result = await ask(source, output, make_engine(), **options)
+    assert (result.counts.ok, len(lines(output)), lines(tmp_path / "failed.jsonl")) == (300, 300, [])
+
+
 async def test_done_order_keeps_old_rows_where_they_were(source, tmp_path, make_engine):
     output = tmp_path / "out.jsonl"
     bad = make_engine(lambda text: EngineError("no") if text == "text 9" else text.upper())

@@ -4,7 +4,8 @@ import os
 import pytest
 
 from penstock.batch.durable import replace_file
-from penstock.batch.journal import Journal, Part, digest_key
+from penstock.batch.journal import Journal, digest_key
+from penstock.batch.parts import Part
 from penstock.batch.rows import Outcome, RowError, failed
 from penstock.batch.runs import size
 from penstock.errors import EngineError, OutputError

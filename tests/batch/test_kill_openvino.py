@@ -1,4 +1,6 @@
-"""A job on the embedded engine, ended by SIGKILL at five moments and started again: the output is that of one run."""
+"""A deterministic job on the embedded engine, ended by SIGKILL at five moments and started again with
+other neighbours: the output is that of one run.
+"""
 
 import json
 import random
@@ -14,9 +16,10 @@ from penstock.demo import tickets_path
 pytestmark = pytest.mark.slow
 
 
-def command(output):
-    options = ["--model", "demo", "--prompt", "{ticket}", "--max-tokens", "100", "--engine-kwargs"]
-    return [sys.executable, "-m", "penstock.cli", "run", tickets_path(), "-o", output, *options, '{"max_num_seqs": 16}']
+def command(output, together=16):
+    options = ["--model", "demo", "--prompt", "{ticket}", "--max-tokens", "100", "--deterministic"]
+    engine = ["--engine-kwargs", json.dumps({"max_num_seqs": together})]
+    return [sys.executable, "-m", "penstock.cli", "run", tickets_path(), "-o", output, *options, *engine]
 
 
 def settled(output):
@@ -44,7 +47,7 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, whole, seed):
     done_before = journaled(output)
     assert done_before >= fatal
 
-    resumed = subprocess.run(command(output), capture_output=True, text=True, timeout=300, check=True)
+    resumed = subprocess.run(command(output, together=5), capture_output=True, text=True, timeout=300, check=True)
     assert f"{done_before} from an earlier run" in resumed.stderr
     assert settled(output) == whole
 

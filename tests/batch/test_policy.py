@@ -155,7 +155,7 @@ async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
     (row,) = (await ask(numbered(1), None, engine, **options)).rows()
     assert (row["status"], row["a"]) == ("ok", 1)
     assert [message["role"] for message in engine.requests[1].messages] == ["user", "assistant", "user"]
-    assert "is not of type 'integer'" in engine.asked[1]
+    assert 'a: must be an integer, not "x"' in engine.asked[1]
     stubborn = make_engine(lambda text: "no json")
     (row,) = (await ask(numbered(1), None, stubborn, max_attempts=2, **options)).rows()
     assert (row["error"]["type"], len(stubborn.asked)) == ("invalid_json", 2)

@@ -12,7 +12,7 @@ from penstock.runtimes.engines import engines
 
 pytestmark = pytest.mark.slow
 
-KWARGS = {"inference_precision": "f32", "kv_cache_memory_bytes": 1 << 28}
+KWARGS = {"deterministic": True, "kv_cache_memory_bytes": 1 << 28}
 
 
 def tickets(count):

@@ -37,6 +37,24 @@ def test_a_summary_tells_all():
     ]
 
 
+def test_a_summary_tells_of_pauses():
+    counts = Counts(rows=1)
+    counts.pauses.note("http://there", 30, is_kept=True)
+    counts.pauses.note("http://there", 3600, is_kept=False)
+    assert "Pauses for servers: 2, up to 1 h for http://there; 1 too long to wait for" in summary(RunResult(counts))
+
+
+def test_the_line_tells_of_a_pause():
+    from rich.console import Console
+
+    counts = Counts(rows=1, total=2)
+    counts.pauses.note("http://there", 3600, is_kept=False)
+    console = Console(width=160, no_color=True)
+    with console.capture() as capture:
+        console.print(Progress(counts, shown=True)._line())
+    assert "a pause of 1 h for http://there" in capture.get()
+
+
 def test_the_line_shows_where_the_job_is():
     from rich.console import Console
 

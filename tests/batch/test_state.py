@@ -11,8 +11,8 @@ import pytest
 from jobs import ask, interrupted, lines, numbered, settled
 from penstock.batch import manifest as manifests
 from penstock.batch.durable import remove, replace_file
-from penstock.batch.journal import Part
 from penstock.batch.manifest import Manifest
+from penstock.batch.parts import Part
 from penstock.batch.records import Records
 from penstock.batch.sinks import DurableSink
 from penstock.batch.state import State

@@ -153,7 +153,7 @@ async def test_newcomers_wait_until_the_suspects_are_through():
     first = [asyncio.create_task(ask(quarantine, engine, name)) for name in ("a", "b", "bad")]
     await engine.died.wait()
     late = asyncio.create_task(ask(quarantine, engine, "late"))
-    assert await asyncio.gather(*first, late) == ["ok", "ok", "refused", "ok"]
+    assert list(await asyncio.gather(*first, late)) == ["ok", "ok", "refused", "ok"]
     assert all("late" not in inside for inside in engine.together)
 
 
@@ -197,10 +197,8 @@ async def test_a_suspect_that_ends_in_another_way_holds_nobody_up(error):
 
 async def test_a_suspect_that_is_not_asked_again_holds_nobody_up():
     engine, quarantine = Engine({"bad"}), Quarantine()
-    found = await asyncio.gather(
-        ask(quarantine, engine, "a"), ask(quarantine, engine, "bad", stop=True), ask(quarantine, engine, "b")
-    )
-    assert found == ["ok", "given up", "ok"]
+    asking = [ask(quarantine, engine, name, stop=name == "bad") for name in ("a", "bad", "b")]
+    assert await asyncio.gather(*asking) == ["ok", "given up", "ok"]
     assert await ask(quarantine, engine, "c") == "ok"
 
 
@@ -212,9 +210,24 @@ async def test_one_that_was_there_at_two_deaths_is_alone_the_next_time():
             *(ask(quarantine, engine, name, stop=name == "bad") for name in ("a", "bad")),
         )
     deaths = engine.deaths
-    results = [ask(quarantine, engine, "b"), ask(quarantine, engine, "bad"), ask(quarantine, engine, "c")]
-    assert await asyncio.gather(*results) == ["ok", "refused", "ok"]
-    assert engine.together[deaths:] == [{"bad"}] * len(engine.together[deaths:])
+    assert await ask_all(quarantine, engine, ["b", "bad", "c"], 3) == ["ok", "refused", "ok"]
+    assert all(inside == {"bad"} for inside in engine.together[deaths:])
+
+
+async def test_requests_that_survive_a_death_hold_nobody_up(monkeypatch):
+    """As those on other replicas than the one that died."""
+    monkeypatch.setattr(module, "HARMLESS_S", 0.0)
+    quarantine = Quarantine()
+    with quarantine.visit(lambda: b"long") as survivor, quarantine.visit(lambda: b"x") as visit:
+        async with survivor:
+            with pytest.raises(EngineDeadError):
+                async with visit:
+                    raise EngineDeadError("died")
+            quarantine.reopen()
+            async with asyncio.timeout(5):
+                async with visit:
+                    pass
+    assert not quarantine.troubled
 
 
 async def test_a_suspect_that_outlives_its_time_lets_others_in(monkeypatch):

@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, UpstreamError
-from penstock.http.client import HttpClient, Timeouts, complaint, endpoint, form, multipart
+from penstock.http.client import HttpClient, Timeouts, endpoint, form, multipart
 from penstock.http.headers import Headers
 from penstock.http.limiter import Limiter, Limits
 
@@ -251,19 +251,3 @@ def test_addresses_are_checked(url):
 
 def test_addresses_show_no_user_and_no_query():
     assert endpoint("post", "http://user:pass@host/a?key=1#x").shown == "http://host/a"
-
-
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ('{"error": {"message": "m", "type": "t"}}', "m"),
-        ('{"error": "m"}', "m"),
-        ('{"message": "m"}', "m"),
-        ('{"detail": "m"}', "m"),
-        ('{"detail": [{"msg": "m"}]}', '{"detail": [{"msg": "m"}]}'),
-        ("plain", "plain"),
-        ("[" * 100_000, "[" * 100_000),
-    ],
-)
-def test_complaints_are_found(body, said):
-    assert complaint(body) == said

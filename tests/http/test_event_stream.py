@@ -33,3 +33,34 @@ def test_an_event_without_end_is_refused():
         reader.feed(b"0123456789")
     with pytest.raises(ValueError, match="100 bytes"):
         EventReader(limit=100).feed(b"data: x\n" * 101)
+
+
+def test_events_without_data_are_none():
+    assert EventReader().feed(b"data: \n\ndata:\n\ndata\n\nevent: a\n\nid: 1\n\n: x\n\ndata: y\n\n") == [b"y"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_a_byte_order_mark_is_none(size):
+    stream, reader, events = b"\xef\xbb\xbfdata: x\n\n", EventReader(), []
+    for start in range(0, len(stream), size):
+        events += reader.feed(stream[start : start + size])
+    assert events == [b"x"]
+
+
+@pytest.mark.parametrize(
+    ("stream", "rest"),
+    [(b"data: a\n\ndata: b", b"b"), (b"data: b\r\n", b"b"), (b"data: a\n\n", b""), (b"\n", b""), (b": x", b"")],
+)
+def test_the_rest_is_an_event_that_was_not_ended(stream, rest):
+    reader = EventReader()
+    reader.feed(stream)
+    assert reader.rest() == rest
+    assert not reader.is_json
+
+
+def test_json_is_no_stream_of_events():
+    reader = EventReader()
+    for part in (b"\n ", b'{"a":\n\n', b"1}\n\n"):
+        assert reader.feed(part) == []
+    assert reader.is_json
+    assert reader.rest().strip() == b'{"a":\n\n1}'

@@ -3,7 +3,7 @@ from datetime import UTC, datetime
 import pytest
 
 from penstock.errors import EngineTimeoutError, RequestError, UpstreamError
-from penstock.http.retries import RetryPolicy, is_retryable, retry_after
+from penstock.http.retries import RetryPolicy, is_retryable, is_throttling, retry_after
 
 AT_ONCE = RetryPolicy(max_retries=2, max_throttled=3, base_wait_s=0)
 
@@ -78,6 +78,13 @@ def test_a_named_pause_is_kept_or_the_request_given_up():
         ({"retry-after": "soon"}, None),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None),
+        ({"retry-after": "1e300"}, 365 * 86400.0),
+        ({"retry-after": "Fri, 31 Dec 99999 23:59:59 GMT"}, None),
+        ({"retry-after": "Fri, 31 Dec 9999 23:59:59 -1400"}, 365 * 86400.0),
+        ({"retry-after": "Mon, 01 Jan 0001 00:00:00 +1400"}, 0.0),
+        ({"retry-after": "Sat, 21 Nov 2026 12:00:10 +99999999"}, None),
+        ({"retry-after": "Sat, 99 Xyz 2026"}, None),
+        ({"retry-after": ""}, None),
         ({"retry-after-ms": "250", "retry-after": "1"}, 0.25),
         ({"retry-after-ms": "-250"}, 0.0),
         ({"retry-after-ms": "inf"}, None),
@@ -86,3 +93,8 @@ def test_a_named_pause_is_kept_or_the_request_given_up():
 )
 def test_retry_after_is_read_in_its_forms(headers, seconds):
     assert retry_after(headers, datetime(2026, 11, 21, 12, tzinfo=UTC)) == seconds
+
+
+def test_a_used_up_quota_is_no_throttling():
+    assert is_throttling(UpstreamError("x", http_status=429, retryable=True))
+    assert not is_throttling(UpstreamError("x", http_status=429))

@@ -18,7 +18,7 @@ from penstock.serve.app import build_app
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = {"inference_precision": "f32", "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16}
+OPTIONS = {"deterministic": True, "kv_cache_memory_bytes": 64 << 20, "max_num_seqs": 16}
 
 
 class Client(NamedTuple):

@@ -22,7 +22,7 @@ GREEDY = Sampling(temperature=0, max_tokens=24)
 
 def config():
     loading = {"model_id": "m", "model_source": "demo"}
-    options = {"data_parallel_size": 2, "kv_cache_memory_bytes": 64 << 20, "inference_precision": "f32"}
+    options = {"data_parallel_size": 2, "kv_cache_memory_bytes": 64 << 20, "deterministic": True}
     return LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options})
 
 

@@ -70,6 +70,15 @@ def test_the_local_runtime_has_one_replica_and_says_what_it_passes_over():
     assert "passes over deployment_config.num_replicas" in found.warnings[0]
 
 
+def test_a_deterministic_model_is_told_so_and_keeps_its_cache_in_full():
+    given = {"loading": {"model_source": "demo"}}
+    plain, exact = one(given), one({"deterministic": True, **given})
+    assert (plain.deterministic, exact.deterministic) == (False, True)
+    assert exact.memory.kv_token == 2 * plain.memory.kv_token
+    with pytest.raises(ConfigError, match=r"engine_kwargs\.draft_model: does not go together"):
+        one({"deterministic": True, "engine_kwargs": {"draft_model": "small"}, **given})
+
+
 def test_groups_multiply_their_ranks():
     grouping = {"llm_engine": "simulated", "engine_kwargs": {"data_parallel_size": 3}}
     (found,) = explain(grouped(args(grouping)), "ray").models

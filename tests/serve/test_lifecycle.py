@@ -15,7 +15,7 @@ from penstock.errors import (
     QuarantinedError,
 )
 from penstock.serve import lifecycle
-from penstock.serve.server import LLMServer
+from penstock.serve.server import LLMServer, make_engine
 from penstock.types import ChatRequest, EmbeddingRequest
 from scripted_server import ASK, Scripted, begun, config, limits, settle, texts
 
@@ -174,3 +174,13 @@ async def test_what_the_engine_counts_is_told_if_it_is_wanted(started, wanted):
     assert await server.engine_metrics() == (counts if wanted else {})
     await server.sleep()
     assert await server.engine_metrics() == {}
+
+
+def test_determinism_reaches_the_engine_or_is_refused_by_name():
+    assert make_engine(config(deterministic=True)).deterministic
+    assert not make_engine(config()).deterministic
+    remote = {"llm_engine": "remote", "engine_kwargs": {"base_url": "http://127.0.0.1:9/v1"}}
+    with pytest.raises(ConfigError, match=r"^deterministic: the remote engine cannot promise it"):
+        make_engine(config(deterministic=True, **remote))
+    with pytest.raises(ConfigError, match=r"engine_kwargs\.deterministic: does not go together"):
+        make_engine(config(deterministic=True, engine_kwargs={"deterministic": False}))

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.feather
 import pyarrow.parquet
+from mutations import DAMAGES
 from promises import Promise
 
 import penstock
-from mutations import DAMAGES
 from penstock.errors import PenstockError
 
 

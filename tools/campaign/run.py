@@ -23,10 +23,9 @@ import disconnects
 import fatal
 import files
 import kills
+import mutations
 import random_requests
 from promises import Promise, table
-
-import mutations
 
 CAMPAIGNS: dict[str, tuple[Callable[[int, float, Path], list[Promise]], float]] = {
     "kills": (kills.campaign, 0.3),

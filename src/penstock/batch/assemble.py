@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 import msgspec
 
 from penstock import private
-from penstock.batch.journal import Part
+from penstock.batch.parts import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.delimited import allow_long_fields
 from penstock.errors import OutputError

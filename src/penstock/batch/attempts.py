@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 from penstock.backoff import backoff
@@ -17,6 +18,10 @@ from penstock.engines.base import Capabilities
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, QuarantinedError, told
 
 LONGEST_PAUSE = 5.0
+ROW_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("row_limit", default=None)
+"""The limit on the row's time, if it has one. It stands still while the row waits for an engine that others killed."""
+PATIENCE = 60.0
+"""In seconds. A failure that names a longer pause is not waited out: the row is an error row that can be retried."""
 
 T = TypeVar("T")
 
@@ -59,13 +64,17 @@ class Attempts:
         that is beyond help. A death of the engine spends no attempt: `Quarantine` finds out whose fault it was.
         """
         keeper = self._keeper
+        clock = _RowClock(ROW_LIMIT.get())
         attempts = 0
         with keeper.quarantine.visit(key) as visit:
             while True:
                 generation = keeper.generation
                 failure: PenstockError
+                if keeper.quarantine.troubled:
+                    clock.stop()
                 try:
                     async with visit:
+                        clock.go_on()
                         generation = keeper.generation
                         tries.count += 1
                         return await self._ask(ask, adapter)
@@ -73,6 +82,7 @@ class Attempts:
                     if self._is_ending():
                         keeper.quarantine.reopen()  # those that wait end too
                         raise
+                    clock.stop()
                     await keeper.revive(generation)
                     continue
                 except QuarantinedError:
@@ -83,7 +93,8 @@ class Attempts:
                     failure = EngineError(told(error))
                 attempts += 1
                 keeper.progressed()  # it lives
-                if self._is_ending() or not self._policy.retries(failure) or attempts >= self._most:
+                given_up = attempts >= self._most or (failure.retry_after or 0.0) > PATIENCE
+                if given_up or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(self._pause_after(attempts, failure))
 
@@ -97,6 +108,28 @@ class Attempts:
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
         pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
         return max(pause, failure.retry_after or 0.0)
+
+
+class _RowClock:
+    """Stops a row's limit while the row waits for what is not its own fault."""
+
+    def __init__(self, limit: asyncio.Timeout | None) -> None:
+        self._limit = limit
+        self._left: float | None = None
+
+    def stop(self) -> None:
+        limit = self._limit
+        if limit is None or self._left is not None or limit.expired():
+            return
+        when = limit.when()
+        if when is not None:
+            self._left = when - asyncio.get_running_loop().time()
+            limit.reschedule(None)
+
+    def go_on(self) -> None:
+        if self._limit is not None and self._left is not None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + self._left)
+            self._left = None
 
 
 class Asker(Protocol):

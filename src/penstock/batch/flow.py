@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, in_order
-from penstock.batch.attempts import Asker
+from penstock.batch.attempts import ROW_LIMIT, Asker
 from penstock.batch.counts import Counts
 from penstock.batch.dedupe import Answers
 from penstock.batch.feed import read_ahead
@@ -314,6 +314,7 @@ class Flow:
     async def _answer_in_time(self, row: Row) -> Outcome | None:
         try:
             async with asyncio.timeout(self._row_timeout) as limit:
+                ROW_LIMIT.set(limit)
                 return await self._asker.outcome(row)
         except TimeoutError:
             if not limit.expired():

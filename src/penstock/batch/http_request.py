@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,8 +11,9 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock import lazy
+from penstock.batch.values import for_json
 from penstock.config import masked, parse_options
-from penstock.errors import ConfigError, EngineDeadError, RequestError
+from penstock.errors import ConfigError, EngineDeadError, RequestError, UpstreamError
 
 if TYPE_CHECKING:
     from penstock.http.client import HttpClient, Reply
@@ -139,12 +140,17 @@ class HttpRequests:
         if client is not None:
             await client.close()
 
-    def _send(self, body: Body, tokens: float) -> Awaitable[Reply]:
+    async def _send(self, body: Body, tokens: float) -> Reply:
         client, limiter = self._client, self._limiter
         if client is None or limiter is None:
             raise _stopped()
         data = body if isinstance(body, bytes) else body()
-        return client.send(self._endpoint, limiter, data=data, tokens=tokens)
+        reply = await client.send(self._endpoint, limiter, data=data, tokens=tokens)
+        if b'"error"' in reply.body:
+            failure = _error_in(reply.body, self._endpoint.shown)
+            if failure is not None:
+                raise client.without_keys(failure, self._endpoint)
+        return reply
 
     def _payload(self, row: Mapping[str, Any]) -> Any:
         name = self.options.payload_column
@@ -158,7 +164,7 @@ class HttpRequests:
             return payload.encode() if isinstance(payload, str) else payload
         name = self.options.payload_column
         try:
-            return msgspec.json.encode(payload, enc_hook=_plain)
+            return msgspec.json.encode(for_json(payload))
         except UnicodeEncodeError:
             why = "it holds text that is no valid Unicode"
         except RecursionError:
@@ -186,6 +192,24 @@ class HttpRequests:
             if self._client is None:
                 raise _stopped() from None
             raise self._client.not_json(reply, self._endpoint) from None
+
+
+def _error_in(body: bytes, where: str) -> UpstreamError | None:
+    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an answer may well
+    have a field of that name.
+    """
+    from penstock.http.complaints import as_error
+
+    try:
+        parsed = msgspec.json.decode(body)
+    except (ValueError, RecursionError):
+        return None
+    error = parsed.get("error") if isinstance(parsed, dict) else None
+    if (isinstance(error, dict) and {"message", "code"} & error.keys()) or (
+        isinstance(error, str) and error and len(parsed) == 1
+    ):
+        return as_error(parsed, where, body)
+    return None
 
 
 def _stopped() -> EngineDeadError:
@@ -216,7 +240,7 @@ def _estimated(payload: Any, body: Body) -> float:
 
 def _charge(limiter: Limiter, body: bytes, estimate: float) -> None:
     """Correct the estimate where the answer tells its tokens, as OpenAI's do."""
-    with suppress(msgspec.DecodeError, UnicodeDecodeError):
+    with suppress(ValueError, RecursionError):
         if used := msgspec.json.decode(body, type=_Charged).usage.total_tokens:
             limiter.charge(used - estimate)
 
@@ -227,11 +251,3 @@ class _Tokens(Struct):
 
 class _Charged(Struct):
     usage: _Tokens = field(default_factory=_Tokens)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays and numbers of numpy and the like, as batches hand them over."""
-    convert: Callable[[], Any] | None = getattr(value, "tolist", None)
-    if convert is None:
-        raise TypeError(f"a value of type {type(value).__name__}")
-    return convert()

@@ -71,7 +71,7 @@ class Job:
         deterministic: the same row gets the same answer whatever runs beside it, in any order, also
             in a resumed job. It costs speed. Engines that cannot promise it refuse it.
         runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on a Ray cluster: the
-            one that RAY_ADDRESS names, or that of this machine, or one of its own. The output is the same, so what was
+            one that RAY_ADDRESS names, or that of this machine, or one of its own. The job is the same, so what was
             interrupted on one goes on on the other.
 
         processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
@@ -416,7 +416,7 @@ class Job:
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            structured=StructuredOutput("json_schema", schema.text) if schema is not None else None,
+            structured=StructuredOutput("json_schema", schema.text, checked=True) if schema is not None else None,
         )
 
     def _identity(

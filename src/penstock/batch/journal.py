@@ -33,38 +33,15 @@ from msgspec import Struct
 
 from penstock import private
 from penstock.batch.durable import guarded, remove, replace_file, sync_folder, write_all
-from penstock.batch.records import Records, checksum_of
+from penstock.batch.parts import Part, PartList
+from penstock.batch.records import Records
 from penstock.batch.rows import Outcome
-from penstock.batch.runs import RowSet, Run, size, union, without
+from penstock.batch.runs import RowSet, size, union, without
 from penstock.errors import JobError, OutputError
 
 _CHECK_SECONDS = 1.0
 _OURS = re.compile(r"(part|parts|rows|base)-.*|(final|failed|download|answers|mode)(\..*)?|.*\.tmp")
 """Names of what a job leaves in its folder. Anything else there is not touched."""
-
-
-class Part(Struct, omit_defaults=True):
-    """One committed part: `runs` are its rows in written order, `at` the place of the first of them in `file`.
-
-    `failed` are its error rows, `errors` their number by type, `skipped` those of them that are left out of the
-    output, `dropped` rows that are no longer done. `check` is the sum of its rows' request digests, which tells
-    whether a stream that is read again is the same; None if it is not known. `checksum` is of the file.
-    """
-
-    file: str
-    runs: list[Run]
-    at: int = 0
-    failed: list[Run] = []
-    errors: dict[str, int] = {}
-    dropped: list[Run] = []
-    check: int | None = 0
-    skipped: list[Run] = []
-    checksum: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Rows in the file, dropped ones included."""
-        return size(self.runs)
 
 
 class Record(Struct, array_like=True):
@@ -77,8 +54,6 @@ class Record(Struct, array_like=True):
 
 _encode_record = msgspec.json.Encoder().encode
 _decode_record = msgspec.json.Decoder(Record).decode
-_encode_part = msgspec.json.Encoder().encode
-_decode_part = msgspec.json.Decoder(Part).decode
 
 
 def digest_key(digest: bytes) -> int:
@@ -118,7 +93,7 @@ class Journal:
         self._descriptor = -1
         self._broken = False
         self._buffer: list[bytes] = []
-        self._list = Records(folder / f"parts-{generation}.jsonl", key)
+        self._list = PartList(folder, generation, key, write)
         self._rows = Records(folder, key)
 
     def load(self) -> None:
@@ -129,9 +104,8 @@ class Journal:
         self._clean()
         self.pending.clear()
         self.damage.clear()
-        self._take_parts(self.read_parts())
-        if self._list.path.exists():
-            self._list.cut()
+        self._take_parts(self._list.read())
+        self._list.cut()
         if self._list.lost:
             self.damage.append(
                 f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of those parts run again"
@@ -151,8 +125,8 @@ class Journal:
 
         Removes what no part needs any more. Raises `JobError` if it is the output of a finished job that is damaged.
         """
-        parts = self.read_parts()
-        bad = self.damaged_files(parts)
+        parts = self._list.read()
+        bad = self._list.damaged_files(parts)
         lost = sorted({part.file for part in parts if part.file in bad})
         bases = [path.name for path in self.folder.glob("base-*")]
         named = {part.file for part in parts}
@@ -166,34 +140,20 @@ class Journal:
                 for part in parts
                 if part.file in bad
             ]
-            self._replace_list(sound)
+            self._list.replace(sound)
             self.load()
             self.damage = told
         self.sweep({part.file for part in sound})
 
     def check_parts(self) -> None:
         """Raises `JobError` if a committed part is damaged."""
-        parts = self.read_parts()
-        bad = self.damaged_files(parts)
+        parts = self._list.read()
+        bad = self._list.damaged_files(parts)
         if bad or self._list.lost:
             name, why = next(iter(bad.items()), (self._list.path.name, "is damaged"))
             if name.startswith("base-"):
                 raise _no_base(self.folder / name)
             raise JobError(f"{self.folder / name} {why}. Start the job again: it runs the rows again that were in it")
-
-    def damaged_files(self, parts: Iterable[Part]) -> dict[str, str]:
-        """The parts' files that are not as they were written, and what is wrong with each."""
-        bad: dict[str, str] = {}
-        for part in {part.file: part for part in parts}.values():
-            path = self.folder / part.file
-            try:
-                if checksum_of(path) != part.checksum:
-                    bad[part.file] = "is damaged"
-            except FileNotFoundError:
-                bad[part.file] = "is gone"
-            except OSError as error:
-                bad[part.file] = f"cannot be read ({error.strerror or error})"
-        return bad
 
     @property
     def is_empty(self) -> bool:
@@ -201,15 +161,13 @@ class Journal:
         return not self.done.runs and not self.pending
 
     @property
-    def mark(self) -> int:
+    def parts_mark(self) -> int:
         """The checksum of the list of parts: a complete job's does not change any more."""
-        path = self._list.path
-        found: int = guarded(checksum_of, path) if path.exists() else 0
-        return found
+        return self._list.mark
 
     def read_parts(self) -> list[Part]:
         """The committed parts whose records are sound, first to last."""
-        return [_decode_part(line) for line in self._list.read()] if self._list.path.exists() else []
+        return self._list.read()
 
     # Rows
     def add(self, index: int, digest: bytes, outcome: Outcome) -> bool:
@@ -256,7 +214,7 @@ class Journal:
             guarded(os.fsync, descriptor)
             sync_folder(self.folder)  # the part has its name, before a record says so
             self._check_held()
-            self._append_part(part)
+            self._list.append(part)
             for path in old:
                 guarded(remove, path)
             if previous >= 0:
@@ -281,7 +239,7 @@ class Journal:
         """
         following = Journal(self.folder, self.generation + 1, self._write, key=self._key, check=self._check_held)
         following._clean(own=True)
-        following._replace_list(parts)
+        following._list.replace(parts)
         kept = [record for record in self.pending.values() if record.outcome.error is None]
         if kept:
             rows = Records(self.folder / f"rows-{following.generation}-0.jsonl", self._key)
@@ -345,23 +303,6 @@ class Journal:
         except OutputError:
             self._broken = True  # what came after a torn record would look damaged
             raise
-
-    def _append_part(self, part: Part) -> None:
-        path = self._list.path
-        new = not path.exists()
-        descriptor = guarded(private.opener, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            write_all(descriptor, self._list.seal(_encode_part(part)), self._write)
-            guarded(os.fsync, descriptor)
-        finally:
-            os.close(descriptor)
-        if new:
-            sync_folder(self.folder)
-
-    def _replace_list(self, parts: Iterable[Part]) -> None:
-        fresh = Records(self._list.path, self._key)
-        replace_file(fresh.path, b"".join(fresh.seal(_encode_part(part)) for part in parts), self._write)
-        self._list = fresh
 
 
 def _no_base(path: Path) -> JobError:

@@ -39,6 +39,9 @@ class NanoDatetime(datetime.datetime):
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other) and self.nanosecond == getattr(other, "nanosecond", 0)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((super().__hash__(), self.nanosecond))
 
@@ -71,6 +74,9 @@ class NanoTime(datetime.time):
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other) and self.nanosecond == getattr(other, "nanosecond", 0)
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
     def __hash__(self) -> int:
         return hash((super().__hash__(), self.nanosecond))
 
@@ -98,6 +104,9 @@ class NanoTimedelta(datetime.timedelta):
 
     def __eq__(self, other: object) -> bool:
         return super().__eq__(other) and self.nanoseconds == getattr(other, "nanoseconds", 0)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
 
     def __hash__(self) -> int:
         return hash((super().__hash__(), self.nanoseconds))

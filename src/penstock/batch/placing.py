@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
+import shutil
 from pathlib import Path
 
 from penstock import private
@@ -28,7 +30,7 @@ def is_own(path: str | Path, known: Stamp | None) -> bool:
 
 
 def place(made: Path, target: str, known: Stamp | None) -> None:
-    """Move what was made to its place, from a folder of the same file system.
+    """Move what was made to its place.
 
     Raises `OutputError` if there is something that `known` does not list, `OSError`.
     """
@@ -46,17 +48,20 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
             os.rename(made, target)  # fails where a file or a directory with files has come meanwhile
         except (FileExistsError, NotADirectoryError):
             raise in_the_way(target) from None
-        except OSError:
+        except OSError as error:
             if not is_own(target, known):
                 raise in_the_way(target) from None
-            raise
-        sync_folder(Path(target).absolute().parent)
-        return
+            if error.errno != errno.EXDEV:
+                raise
+            os.mkdir(target)  # on another file system: file by file
+        else:
+            sync_folder(Path(target).absolute().parent)
+            return
     names = sorted(path.name for path in made.iterdir())
     for name in names:
         _place_file(made / name, os.path.join(target, name), known, name)
     for path in Path(target).glob("part-*.parquet"):
-        if path.name not in names:
+        if path.name not in names and [path.name, *_stat(path)] in (known or ()):
             path.unlink()
     made.rmdir()
     sync_folder(Path(target))
@@ -73,15 +78,26 @@ def in_the_way(path: str) -> OutputError:
 def _place_file(made: Path, target: str, known: Stamp | None, name: str = "") -> None:
     try:
         os.link(made, target)  # never over what is there
-    except FileExistsError:
-        if known is None or [name, *_stat(target)] not in known:
-            raise in_the_way(target) from None
-        os.replace(made, target)
-    except OSError:  # a file system without links
+    except OSError:  # there is something, or this file system has no links, or it is another one
         if os.path.lexists(target) and (known is None or [name, *_stat(target)] not in known):
             raise in_the_way(target) from None
-        os.replace(made, target)
+        _replace(made, target)
     else:
+        made.unlink()
+
+
+def _replace(made: Path, target: str) -> None:
+    try:
+        os.replace(made, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = Path(f"{target}.penstock-tmp")  # on the target's file system, with the same times
+        copy.unlink(missing_ok=True)
+        shutil.copy2(made, copy)
+        with open(copy, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(copy, target)
         made.unlink()
 
 

@@ -29,7 +29,8 @@ def identity(processor: Processor) -> dict[str, Any]:
     if isinstance(engine, LLMEngine):
         said["engine"] = {"engine": engine.name, "model": engine.model_source, **engine.deciding_kwargs}
     if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in said:
-        said["engine_kwargs"] = engine_class(config.engine_name).deciding_options(said["engine_kwargs"])
+        deciding = engine_class(config.engine_name).deciding_options(said.pop("engine_kwargs"))
+        said |= {"engine_kwargs": deciding} if deciding else {}
     does = {
         name: [f"{stage.fn.__module__}.{stage.fn.__qualname__}", plain_value(_deciding_arguments(stage))]
         for name, stage in processor.stages.items()

@@ -9,6 +9,7 @@ from typing import Any
 
 from penstock.batch.counts import Counts
 from penstock.batch.result import RunResult
+from penstock.http.pauses import span
 from penstock.standard_error import is_terminal
 
 _INTERVAL = 0.2
@@ -66,6 +67,8 @@ class Progress:
                 parts.append(f"{duration((counts.total - counts.rows) / rate)} left")
         if counts.failed:
             parts.append(f"{counts.failed:,} errors")
+        if counts.pauses.is_now:
+            parts.append(f"a pause of {span(counts.pauses.last_s)} for {counts.pauses.server}")
         bar = ProgressBar(total=counts.total, completed=counts.rows, width=24, pulse=counts.total is None)
         line.add_row(bar, rows, "·", " · ".join(parts))
         return line
@@ -92,6 +95,12 @@ def summary(result: RunResult) -> str:
         f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached), {counts.completion_tokens:,} out, "
         f"{duration(counts.seconds)}, {counts.tokens_per_second:,.0f} tokens/s"
     )
+    pauses = counts.pauses
+    if pauses.count:
+        given_up = f"; {pauses.given_up:,} too long to wait for" if pauses.given_up else ""
+        lines.append(
+            f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for {pauses.server}{given_up}"
+        )
     if result.output not in (None, "-"):
         lines.append(f"Output: {result.output}")
     return "\n".join(lines)

@@ -47,14 +47,18 @@ class Repair:
         )
 
     async def answer(
-        self, request: Request, ask: Ask, context_length: int, read: Callable[[Outcome], Outcome] | None = None
+        self,
+        request: Request,
+        ask: Ask,
+        context_length: int,
+        read: Callable[[Outcome], Awaitable[Outcome]] | None = None,
     ) -> Outcome:
         """The last answer, as `read` finds it, with the tokens of all of them. Raises what `ask` raises."""
         usages: list[Usage] = []
         fitting = partial(self._fitting, ask, context_length, usages)
         request, outcome = await fitting(request)
         if read is not None:
-            outcome = read(outcome)
+            outcome = await read(outcome)
             for _ in range(self.json_attempts - 1):
                 if (again := _told(request, outcome)) is None:
                     break
@@ -62,7 +66,7 @@ class Repair:
                     _, answer = await fitting(again)
                 except ContextLengthError:
                     break  # the conversation has no room for another answer
-                outcome = read(answer)
+                outcome = await read(answer)
         if len(usages) > 1:
             outcome.usage = Usage(
                 sum(usage.prompt_tokens for usage in usages),
@@ -119,12 +123,12 @@ def invalid_json(why: str, finish_reason: str | None, usage: Usage | None) -> Ro
     return RowError(AnswerFormError.kind, "parse", False, why)
 
 
-def misfit(structured: StructuredOutput | None, text: str) -> str | None:
+async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
     """Why an answer does not fit its constraint, if that is JSON. Raises `RequestError` for what is no schema."""
     if structured is None or structured.kind == "regex":
         return None
     try:
-        _schema(structured.spec).parse(text)
+        await _schema(structured.spec).read(text)
     except ValueError as error:
         return str(error)
     except ConfigError as error:

@@ -186,11 +186,11 @@ class ColumnRequests:
         context = engine.capabilities.context_length
         return await self.repair.answer(row.request, partial(collect, engine), context, self._read)
 
-    def _read(self, answer: Outcome) -> Outcome:
+    async def _read(self, answer: Outcome) -> Outcome:
         """The answer with its fields, or with what is wrong with it."""
         if self.schema is not None:
             try:
-                answer.parsed = self.schema.parse(answer.response or "")
+                answer.parsed = await self.schema.read(answer.response or "")
             except ValueError as error:
                 answer.error = invalid_json(str(error), answer.finish_reason, answer.usage)
         return answer

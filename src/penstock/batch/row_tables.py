@@ -61,7 +61,7 @@ def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _block_column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    if kind is None and len(set(map(type, values)) - {type(None)}) > 1 and LEAVES.issuperset(map(type, values)):
+    if kind is None and LEAVES.issuperset(map(type, values)):
         kind = kind_of(values)
         if kind is None:  # Arrow would make some of them like the others
             raise pa.ArrowInvalid("values of kinds that no column holds together")

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from penstock.batch.journal import Journal, Part, digest_key
+from penstock.batch.journal import Journal, digest_key
+from penstock.batch.parts import Part
 from penstock.batch.records import checksum_of
 from penstock.batch.reorder import Reorder
 from penstock.batch.requests import RequestForm

@@ -13,10 +13,11 @@ from penstock.batch import manifest as manifests, placing
 from penstock.batch.assemble import Segment, failed_segments, segments
 from penstock.batch.counts import Counts
 from penstock.batch.durable import remove
-from penstock.batch.journal import Journal, Part
+from penstock.batch.journal import Journal
 from penstock.batch.lock import FILE as LOCK_FILE, Lock
 from penstock.batch.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.outputs import Output
+from penstock.batch.parts import Part
 from penstock.batch.records import checksum_of
 from penstock.batch.runs import union, without
 from penstock.errors import JobError, OutputError
@@ -49,8 +50,9 @@ class State:
         """
         folder = output.folder
         job = manifests.normal(job)
-        if not fresh and manifests.load(folder) is None:
-            _check_new(output)
+        with _told(folder):
+            if not fresh and manifests.load(folder) is None:
+                _check_new(output)
         output.prepare()
         with _told(folder):
             lock = Lock(folder)
@@ -108,7 +110,7 @@ class State:
             manifest.published = _standing(self.output)
             manifest.placing = {which: output.stamp_of(path) for which, path in made.items()}
             manifest.output_checksum = checksum_of(made["output"])
-            manifest.parts_checksum = self.journal.mark
+            manifest.parts_checksum = self.journal.parts_mark
             manifest.result = {"rows": counts.rows, "errors": counts.errors}
             manifest.stream = stream
             manifest.status = "placing"
@@ -158,7 +160,7 @@ class State:
             raise placing.in_the_way(letters)
 
     def _strike_failed(self) -> None:
-        if self.complete and self.journal.mark != self.manifest.parts_checksum:
+        if self.complete and self.journal.parts_mark != self.manifest.parts_checksum:
             raise JobError(
                 f"the list of parts in {self.output.folder} is damaged, so the failed rows cannot be told apart; "
                 "--fresh computes all of them again"
@@ -173,6 +175,8 @@ class State:
             base = self.output.take_back(f"base-{manifest.generation + 1}", manifest.output_checksum)
             found = checksum_of(self.output.folder / base)
             parts = _as_base(parts, base, found, keep_order=self.keep_order, without_failed=self.dead_letter)
+            if not parts:
+                remove(self.output.folder / base)  # all rows failed and stand elsewhere
             manifest.published["output"] = self.output.stamp()
             self._check_place()
         struck = [_struck(part) for part in parts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -27,15 +27,20 @@ _ANNOTATIONS = {"title", "description", "$schema", "$id", "$comment", "default",
 _UNDERSTOOD = {"type", "enum", "const", "properties", "required", "additionalProperties", "items"}
 
 
+SLOW_STEPS = 50_000_000
+"""An answer whose check may take more steps than this is checked in a process of its own: a second, perhaps."""
+
+
 class Schema:
     """A JSON Schema for answers.
 
     `text` is the schema in canonical form. `fields` are the columns that a parsed answer fills: the properties
-    of an object, or the one column `parsed` for anything else. Raises `ConfigError` if it is no valid schema.
+    of an object, or the one column `parsed` for anything else. Raises `ConfigError` if it is no valid schema, or has a
+    pattern that cannot be matched in linear time.
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        import jsonschema
+        from penstock.batch.schema_validator import Validator
 
         if is_too_deep(schema):
             raise ConfigError(TOO_DEEP, field="schema")
@@ -47,13 +52,7 @@ class Schema:
             raise ConfigError("holds text that is no valid Unicode", field="schema") from None
         except (TypeError, ValueError):
             raise ConfigError("holds a value that JSON has not", field="schema") from None
-        validator = jsonschema.validators.validator_for(self.schema)
-        try:
-            validator.check_schema(self.schema)
-        except jsonschema.SchemaError as error:
-            raise ConfigError(f"not a valid JSON Schema: {error.message}", field="schema") from None
-        _check_references(self.schema)
-        self._validator = validator(self.schema)
+        self._validator = Validator(self.schema)
         self._accepts = _quick_check(self.schema)
         properties = self.resolve(self.schema).get("properties")
         self._is_object = bool(properties)
@@ -62,17 +61,23 @@ class Schema:
 
     def parse(self, text: str) -> dict[str, Any]:
         """The fields of an answer. Raises `ValueError`, with a message for a person, if it does not fit."""
-        try:
-            value = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeEncodeError):
-            raise ValueError(f"the answer is no JSON: {json_fault(text)}") from None
+        value = _decoded(text)
         if self._accepts is None or not self._accepts(value):
-            misfit = next(self._validator.iter_errors(value), None)
+            misfit = self._validator.misfit(value)
             if misfit is not None:
-                where = misfit.json_path.removeprefix("$").lstrip(".")
-                place = f"{where}: " if where else ""
-                raise ValueError(f"the answer does not fit the schema: {place}{misfit.message}")
+                raise ValueError(f"the answer does not fit the schema: {misfit}")
         return value if self._is_object else {"parsed": value}
+
+    async def read(self, text: str) -> dict[str, Any]:
+        """As `parse`, and where that may take long in a process of its own, so that nobody else is held up."""
+        if self._validator.cost * len(text) > SLOW_STEPS:
+            from penstock.batch.schema_apart import check_apart
+
+            if (why := await check_apart(self.text, text)) is not None:
+                raise ValueError(why)
+            value = _decoded(text)
+            return value if self._is_object else {"parsed": value}
+        return self.parse(text)
 
     def resolve(self, schema: Any) -> dict[str, Any]:
         """The part that a local `$ref` points to; any other schema as it is."""
@@ -87,34 +92,14 @@ class Schema:
         return schema if isinstance(schema, dict) else {}
 
 
-def _check_references(schema: dict[str, Any]) -> None:
-    """Raise `ConfigError` for a `$ref` that leads nowhere. Nothing is fetched from elsewhere."""
-    references = list(_references(schema))
-    if not references:
-        return
-    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
-    from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import DRAFT202012
-
-    root = DRAFT202012.create_resource(schema)
-    resolver = REGISTRY.with_resource(root.id() or "", root).resolver(root.id() or "")
-    for reference in references:
-        try:
-            resolver.lookup(reference)
-        except Unresolvable:
-            raise ConfigError(f"the $ref '{reference}' leads nowhere in this schema", field="schema") from None
-
-
-def _references(part: Any) -> Iterator[str]:
-    if isinstance(part, dict):
-        for key, value in part.items():
-            if key == "$ref" and isinstance(value, str):
-                yield value
-            elif key not in ("const", "enum", "default", "examples"):
-                yield from _references(value)
-    elif isinstance(part, list):
-        for value in part:
-            yield from _references(value)
+def _decoded(text: str) -> Any:
+    """The JSON of an answer. Raises `ValueError`."""
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError:
+        raise ValueError("the answer is nested too deeply to be read") from None
+    except ValueError:
+        raise ValueError(f"the answer is no JSON: {json_fault(text)}") from None
 
 
 def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | None:

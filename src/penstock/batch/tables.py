@@ -53,11 +53,13 @@ class Tables:
 
     def check_storable(self) -> None:
         """Raise `OutputError` if Parquet has no place for a type of the input."""
-        table = self.empty()
-        refused = refused_columns(table)
+        refused = [field for field in self._input or () if not _has_place(field)]
         if refused:
-            kinds = ", ".join(f"'{name}' ({table.schema.field(name).type})" for name in refused)
-            raise OutputError(f"columns cannot be written as Parquet, which has no such type: {kinds}")
+            kinds = ", ".join(f"'{field.name}' ({field.type})" for field in refused)
+            raise OutputError(
+                f"columns cannot be written as Parquet, which has no such type: {kinds}; "
+                "leave them out, or write .jsonl or .csv"
+            )
 
     def _input_table(self, rows: Sequence[Row]) -> pa.Table:
         batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
@@ -156,14 +158,21 @@ def storable(table: pa.Table) -> pa.Table:
     return table
 
 
+def _has_place(field: pa.Field) -> bool:
+    try:
+        return _can_be_written(pa.schema([field]).empty_table())
+    except pa.ArrowException:  # of a type that has no empty table either
+        return False
+
+
 def _can_be_written(table: pa.Table) -> bool:
     import pyarrow.parquet as pq
 
-    sink = pa.BufferOutputStream()
+    written = pa.BufferOutputStream()
     try:
-        pq.write_table(table, sink)
-        pq.read_schema(pa.BufferReader(sink.getvalue()))
-    except (pa.ArrowException, OSError):  # OSError: nested more deeply than it can be read
+        pq.write_table(table, written)
+        pq.read_schema(pa.BufferReader(written.getvalue()))  # which has a limit of its own
+    except (pa.ArrowException, OSError):
         return False
     return True
 

@@ -17,6 +17,7 @@ from penstock.batch.values import LEAVES, plain, sound, text
 _NONE = type(None)
 _EXACT = 1 << 53
 """Integers up to this size are numbers of a float column too."""
+_TIMES = {_NONE, datetime.datetime, datetime.time, datetime.timedelta, NanoDatetime, NanoTime, NanoTimedelta}
 _MOST_FIELDS = 1000
 _DEEPEST = 30
 """Arrow reads Parquet only up to 100 levels, of which a list takes three."""
@@ -140,6 +141,8 @@ def build(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         starts = [None if value is None else end for value, end in zip(values, ends, strict=False)]
         return pa.ListArray.from_arrays(pa.array([*starts, ends[-1]], pa.int32()), parts, type=kind)
     if pa.types.is_temporal(kind):
+        if not set(map(type, values)) <= _TIMES:  # a far year is text
+            raise TypeError("a value that is no time")
         ticks = [None if value is None else total_nanoseconds(value) for value in values]
         return pa.array(ticks, pa.int64()).cast(kind)
     return pa.array(values, kind)

@@ -65,6 +65,8 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
     rows += [("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens"))]
     if model.max_num_seqs is not None:
         rows += [("requests", f"{model.max_num_seqs} at once" + (" on each rank" if sizes.data > 1 else ""))]
+    if model.deterministic:
+        rows += [("answers", "deterministic: of the request alone")]
     rows += _memory_rows(model)
     if model.connector is not None:
         rows += [("KV caches", f"exchanged by the {model.connector}")]

@@ -41,4 +41,4 @@ def _kind(kind: Any) -> str:
         return " and ".join(filter(None, [f"{number}, {least}" if least else number, most]))
     if isinstance(kind, click.Path):
         return "the path of a file"
-    return {"integer": "a whole number", "float": "a number"}.get(kind.name, kind.name)
+    return {"integer": "a whole number", "float": "a number"}.get(str(kind.name), "of another kind")

@@ -17,7 +17,6 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from functools import partial
 from queue import SimpleQueue
 from typing import cast
 
@@ -89,14 +88,12 @@ class EngineProcess(asyncio.Protocol):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with theirs:
             # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ == "__main__"` guard.
-            spawn = partial(
-                subprocess.Popen,
-                [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            fds = (theirs.fileno(),)
+            spawned = _spawned(
+                lambda: subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment)
             )
-            spawned = _spawned(spawn)
             try:
                 self._child = await asyncio.wrap_future(spawned)
             except asyncio.CancelledError:

@@ -1,11 +1,13 @@
 """Finds the requests that kill an engine, and refuses them from then on, without harm to the others.
 
 Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody else in the engine,
-those that came last first, as most killers kill at once. A group that kills it again is halved. Being alone in the
+those that came last first, as most killers kill at once. A group that kills it again is taken apart. Being alone in the
 engine at its death twice, while the engine answered others in between, is the proof. A suspect that ends in any other
 way is one no more, and neither is one that has run for twice as long as the engine had lived with it.
 
-To find one killer among n requests takes at most log2(n) + 3 deaths, and mostly 3.
+To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns and small ones fewer
+deaths, so the size follows from what a turn and a death have taken so far: where answers are short and starts are long,
+suspects are asked one by one.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
+from math import log
 from typing import Any
 
 import msgspec
@@ -28,8 +31,8 @@ REMEMBERED = 4096
 """Requests of which deaths are remembered; the oldest are forgotten."""
 HARMLESS_S = 5.0
 """How long a suspect has the engine to its group at least, in seconds, before others are let in beside it."""
-_FIRST_GROUPS = 4
-"""After a death the groups grow by this factor: 1, 4, 16 …"""
+_GROWTH = 4
+"""Groups grow at most by this factor, beginning with one: 1, 4, 16 …"""
 _NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks": False, "kv_transfer_params": None}
 
 
@@ -89,6 +92,19 @@ class _Record:
         self.last = -1
 
 
+class _Pool:
+    """Suspects that wait for their turn, `most` of them at a time at most. `kills`: they have killed as a group."""
+
+    __slots__ = ("kills", "most", "visits")
+
+    def __init__(self, visits: list[Visit], *, most: int, kills: bool = False) -> None:
+        self.visits = visits
+        self.most = most
+        self.kills = kills
+        for visit in visits:
+            visit.group = visits
+
+
 class Quarantine:
     """That of one engine, for all that ask it. It does not start the engine again: after a death nobody enters until
     whoever does calls `reopen`.
@@ -98,8 +114,13 @@ class Quarantine:
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
         self._dead: list[Visit] = []  # while some are inside that have not told yet
-        self._halve = False
-        self._groups: list[list[Visit]] = []  # the last has its turn
+        self._examined = False  # whether some of them are suspects already
+        self._pools: list[_Pool] = []  # the last is taken next
+        self._turn: list[Visit] = []
+        self._turn_began = 0.0
+        self._turn_s: float | None = None
+        self._down_since = 0.0
+        self._start_s = 0.0
         self._entries = 0
         self._answers = 0
         self._down = False
@@ -109,12 +130,12 @@ class Quarantine:
     @property
     def troubled(self) -> bool:
         """Whether entering takes more than a step: there are suspects, or memories of deaths."""
-        return self._down or bool(self._records or self._groups or self._dead)
+        return self._down or bool(self._records or self._turn or self._pools or self._dead)
 
     @property
     def suspects(self) -> int:
         """How many requests are under suspicion now."""
-        return sum(map(len, self._groups)) + len(self._dead)
+        return sum(len(pool.visits) for pool in self._pools) + len(self._turn) + len(self._dead)
 
     @property
     def wants_probe(self) -> bool:
@@ -137,7 +158,12 @@ class Quarantine:
 
     def reopen(self) -> None:
         """After a death: the engine runs again, or does not for a reason that whoever asks it will be told."""
-        self._down = False
+        if self._down:
+            self._down = False
+            loop = asyncio.get_running_loop()
+            self._start_s = loop.time() - self._down_since
+            if self._dead:
+                loop.call_later(HARMLESS_S, self._leave_behind, self._dead)
         self._wake()
 
     def visit(self, key: Callable[[], bytes]) -> Visit:
@@ -148,8 +174,9 @@ class Quarantine:
         """Wait until the request may enter. Raises `QuarantinedError`."""
         record = self._records.get(visit.digest)
         if record is not None and visit.group is None and (record.alone or record.deaths >= NOTED):
-            visit.group = [visit]
-            self._groups.insert(0, visit.group)
+            self._pools.insert(0, _Pool([visit], most=1))
+            if not self._turn:
+                self._next_turn()
         while True:
             if record is not None and record.alone >= PROOF:  # also one that an equal request has proved meanwhile
                 self.forget(visit)
@@ -171,6 +198,7 @@ class Quarantine:
         loop = asyncio.get_running_loop()
         visit.entered = loop.time()
         if visit.group is not None:
+            self._turn_began = self._turn_began or visit.entered
             visit.timer = loop.call_later(max(HARMLESS_S, 2 * visit.lived), self._trust, visit)
 
     def leave(self, visit: Visit, error: BaseException | None) -> None:
@@ -180,7 +208,8 @@ class Quarantine:
             visit.timer.cancel()
             visit.timer = None
         if isinstance(error, EngineDeadError):
-            self._down = True
+            if not self._down:
+                self._down, self._down_since = True, asyncio.get_running_loop().time()
             # Of a stream that had begun when somebody killed the process, its next try, if there is one, can tell more.
             if error.suspects and not (error.killed and visit.begun):
                 self._died(visit)
@@ -195,19 +224,47 @@ class Quarantine:
     def forget(self, visit: Visit) -> None:
         """The request is no suspect any more: it is answered, or nobody asks for it any longer."""
         group, visit.group = visit.group, None
-        if group is not None:
-            group.remove(visit)
+        if group is None:
+            return
+        group.remove(visit)
+        if group is self._turn:
             if not group:
-                self._groups = [other for other in self._groups if other]
-                self._wake()
+                if self._turn_began and not self._down:
+                    self._turn_s = asyncio.get_running_loop().time() - self._turn_began
+                self._next_turn()
+        elif not group:
+            self._pools = [pool for pool in self._pools if pool.visits]
+            self._wake()
 
     def _may_enter(self, visit: Visit) -> bool:
         if self._down or self._dead:
             return False
-        if not self._groups:
+        turn = self._turn
+        if not turn:
             return True
-        turn = self._groups[-1]
         return visit.group is turn and all(other.group is turn or other.trusted for other in self._inside)
+
+    def _next_turn(self) -> None:
+        """The next group has the engine, or, where there are no more suspects, everybody."""
+        self._turn, self._turn_began = [], 0.0
+        if self._pools:
+            pool = self._pools[-1]
+            size = max(1, min(pool.most, self._best_size(len(pool.visits))))
+            pool.most *= 1 if pool.kills else _GROWTH
+            self._turn, pool.visits[:size] = pool.visits[:size], []
+            for visit in self._turn:
+                visit.group = self._turn
+            if not pool.visits:
+                self._pools.pop()
+        self._wake()
+
+    def _best_size(self, suspects: int) -> int:
+        """The size of groups with which the turns and the deaths until a killer is found take the least time: of so
+        many, `suspects / size` turns and log2(size) deaths.
+        """
+        if self._turn_s is None or self._start_s <= 0.0:
+            return suspects
+        return int(suspects * self._turn_s * log(2) / self._start_s)
 
     def _died(self, visit: Visit) -> None:
         """The engine has died with this request in it."""
@@ -222,30 +279,33 @@ class Quarantine:
                 record.last = self._answers
             self._unproved = True
         visit.lived = max(visit.lived, asyncio.get_running_loop().time() - visit.entered)
-        self._halve = self._halve or visit.group is not None
+        self._examined = self._examined or visit.group is not None
         self.forget(visit)
         if record.alone < PROOF:
             visit.group = self._dead
         self._dead.append(visit)
 
     def _regroup(self) -> None:
-        """The engine is empty: those that died with it are put into groups, the latest on top."""
+        """The engine is empty: those that died with it are the next suspects, the latest first."""
         dead = sorted((visit for visit in self._dead if visit.group is self._dead), key=lambda visit: -visit.number)
-        halve, self._halve = self._halve, False
+        kills, self._examined = self._examined, False
         self._dead = []
-        size = (len(dead) + 1) // 2 if halve else 1
-        groups: list[list[Visit]] = []
-        while dead:
-            group, dead = dead[:size], dead[size:]
-            for visit in group:
-                visit.group = group
-            groups.append(group)
-            size = size if halve else size * _FIRST_GROUPS
-        if len(groups) == 1 and len(groups[0]) == 1 and self._records[groups[0][0].digest].alone:
-            self._groups[:0] = groups  # time passes until it is alone again, for whatever else may have been the cause
-        else:
-            self._groups += reversed(groups)
+        if dead:
+            alone = len(dead) == 1 and (record := self._records.get(dead[0].digest)) is not None and record.alone
+            # One that was alone has its next turn last: time passes, in which whatever else killed the engine goes by.
+            self._pools.insert(
+                0 if alone else len(self._pools), _Pool(dead, most=(len(dead) + 1) // 2 if kills else 1, kills=kills)
+            )
+        if not self._turn:
+            self._next_turn()
         self._wake()
+
+    def _leave_behind(self, dead: list[Visit]) -> None:
+        """An engine of several processes has died in part, and some requests go on in it: they hold nobody up."""
+        if self._dead is dead and dead:
+            for visit in self._inside:
+                visit.trusted = True
+            self._regroup()
 
     def _trust(self, visit: Visit) -> None:
         visit.trusted = True

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError
+from penstock.json_faults import json_fault
 from penstock.types import Sampling, StructuredOutput
 
 MAX_N = 128
 MAX_STOPS, LONGEST_STOP = 128, 4096
 """Stop strings of a request, and the characters of each: all are looked for at every token."""
+LONGEST_CONSTRAINT = 262_144
+"""Characters of a JSON schema or a regular expression."""
+_CHECKED_REGEX = 10_000
 LEAST = 2.0**-126
 """The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of what is far below."""
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -69,7 +73,7 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
 def _check_stops(stops: tuple[str, ...]) -> None:
     if len(stops) > MAX_STOPS:
         raise RequestError(f"at most {MAX_STOPS} stop strings may be given, not {len(stops)}", param="stop")
-    if not all(isinstance(stop, str) and stop for stop in stops):
+    if not all(type(stop) is str and stop for stop in stops):
         raise RequestError("stop strings must be texts, and not empty", param="stop")
     if max(map(len, stops)) > LONGEST_STOP:
         raise RequestError(f"stop strings must have at most {LONGEST_STOP} characters", param="stop")
@@ -94,29 +98,49 @@ def _check_structured(structured: StructuredOutput, capabilities: Capabilities, 
         raise UnsupportedError(
             f"the {engine} engine does not support {structured.kind} output", param="response_format"
         )
+    if len(structured.spec) > LONGEST_CONSTRAINT:
+        raise RequestError(
+            f"the constraint has {len(structured.spec):,} characters; {LONGEST_CONSTRAINT:,} are taken",
+            param="response_format",
+        )
     if structured.kind == "regex":
-        try:
-            re.compile(structured.spec)
-        except re.error as error:
-            raise RequestError(f"not a valid regular expression: {error}", param="response_format") from None
+        check_regex(structured.spec)
     elif structured.kind == "json_schema":
         check_json_schema(structured.spec)
 
 
+def check_regex(pattern: str) -> None:
+    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are left to the engine."""
+    if len(pattern) > _CHECKED_REGEX:
+        return
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        place = getattr(error, "pos", None)
+        where = "" if place is None else f": see character {place + 1}"
+        raise RequestError(f"not a valid regular expression{where}", param="response_format") from None
+
+
 def check_json_schema(spec: str) -> None:
     """Raise `RequestError` if the text is not a valid JSON Schema."""
-    from jsonschema.exceptions import SchemaError  # only where a schema is given: it is slow to import
-    from jsonschema.validators import validator_for
+    import jsonschema_rs  # only where a schema is given
 
     try:
         schema = json.loads(spec)
-        validator_for(schema).check_schema(schema)
-    except ValueError as error:
-        raise RequestError(f"the JSON schema is not valid JSON: {error}", param="response_format") from None
-    except SchemaError as error:
-        where = ".".join(str(p) for p in error.absolute_path) or "the top level"
+    except RecursionError:
+        raise RequestError("the JSON schema is nested too deep", param="response_format") from None
+    except ValueError:
+        raise RequestError(f"the JSON schema is not valid JSON: {json_fault(spec)}", param="response_format") from None
+    if not isinstance(schema, (dict, bool)):
+        raise RequestError("the JSON schema must be an object", param="response_format")
+    try:
+        jsonschema_rs.meta.validate(schema)
+    except jsonschema_rs.ValidationError as error:
+        where = ".".join(map(str, error.instance_path)) or "its top level"
+        raise RequestError(f"the JSON schema is not valid at {where}", param="response_format") from None
+    except Exception:  # of what it names in '$schema'
         raise RequestError(
-            f"the JSON schema is not valid at {where}: {error.message}", param="response_format"
+            "the JSON schema's '$schema' is no draft of JSON Schema that is known here", param="response_format"
         ) from None
 
 

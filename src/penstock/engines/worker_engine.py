@@ -21,7 +21,7 @@ from penstock.engines.process import EngineProcess
 from penstock.engines.stuck import StuckWatch
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, RequestError, by_kind, told
-from penstock.types import Delta, EmbeddingRequest, Embeddings
+from penstock.types import Delta, EmbeddingRequest, Embeddings, StructuredOutput
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -131,14 +131,15 @@ class WorkerEngine(TokenEngine):
         return BatchedDeltas(self._generate(request))
 
     async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+        sampling = request.sampling
+        if sampling.structured is not None:
+            sampling = msgspec.structs.replace(sampling, structured=await self._constraint(sampling.structured))
         number = next(self._ids)
         mailbox = self._mailboxes[number] = Mailbox()
         finished = False
         try:
             self._send(
-                Submit(
-                    number, request.prompt, request.sampling, request.adapter, request.stream, request.special_tokens
-                )
+                Submit(number, request.prompt, sampling, request.adapter, request.stream, request.special_tokens)
             )
             while not finished:
                 batch = await mailbox.take()
@@ -148,6 +149,10 @@ class WorkerEngine(TokenEngine):
             del self._mailboxes[number]
             if not finished and not mailbox.failed and self._process is not None:
                 self._send(Abort(number))
+
+    async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
+        """A constraint as the worker takes it. Raises `RequestError` for one that the engine had better not see."""
+        return structured
 
     async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
         self._check_task("embeddings")

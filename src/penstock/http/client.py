@@ -9,15 +9,16 @@ from io import BytesIO
 from typing import Annotated, Any, NamedTuple
 
 import aiohttp
-import msgspec
 from msgspec import Meta, Struct
 from yarl import URL
 
 from penstock.config import masked, tells_a_secret
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
+from penstock.http.complaints import KEPT_CHARS, complaint
 from penstock.http.deadline import Deadline
 from penstock.http.headers import SHORTEST_SECRET, Headers
 from penstock.http.limiter import Limiter, Verdict
+from penstock.http.pauses import WORTH_TELLING_S, span
 from penstock.http.proxies import proxy_for
 from penstock.http.retries import is_retryable, is_throttling, retry_after
 
@@ -29,7 +30,6 @@ _JSON = "application/json"
 LARGE_BYTES = 1 << 20
 """Bodies of this size are written in pieces, so that one request does not hold up the others."""
 SHOWN_CHARS = 500
-KEPT_CHARS = 4096
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -164,7 +164,7 @@ class HttpClient:
             raise
         except Exception as error:
             if isinstance(error, TimeoutError):
-                verdict = "throttled"
+                verdict = "late"
             raise self._failure(error, to) from None
         finally:
             limiter.release(ticket, verdict, pause)
@@ -174,6 +174,12 @@ class HttpClient:
         kind = reply.headers.get("content-type", "an unnamed type")
         why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
         return UpstreamError(why, http_status=reply.status, body=self._text(reply.body, to)[:KEPT_CHARS])
+
+    def without_keys(self, error: UpstreamError, to: Endpoint) -> UpstreamError:
+        """The error, with the keys taken out of what the server said in an answer that was read elsewhere."""
+        error.args = (self._headers.scrub(str(error), to.secrets),)
+        error.body = self._headers.scrub(error.body, to.secrets)
+        return error
 
     @asynccontextmanager
     async def stream(
@@ -211,7 +217,7 @@ class HttpClient:
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as caught:
             if isinstance(caught, TimeoutError):
-                verdict = "throttled"
+                verdict = "late"
             raise self._failure(caught, to) from None
         finally:
             limiter.release(ticket, verdict, pause)
@@ -219,7 +225,7 @@ class HttpClient:
     def _open(self, to: Endpoint, data: Any, headers: Mapping[str, str] | None, timeout: aiohttp.ClientTimeout) -> Any:
         session = self._session
         if session is None:
-            raise EngineDeadError(f"{to.shown}: the connection was closed")
+            raise EngineDeadError(f"{to.shown}: the connection was closed", suspects=False)
         if self._each_time is not None:
             headers = self._each_time if headers is None else {**self._each_time, **headers}
         if isinstance(data, bytes):
@@ -280,47 +286,67 @@ class HttpClient:
     def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
         status = response.status
         text = self._text(body, to)
-        why = " ".join(complaint(text).split())[:SHOWN_CHARS] or response.reason or ""
+        said = complaint(text)
+        why = " ".join(said.message.split())[:SHOWN_CHARS] or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
             with suppress(ValueError):
                 target = URL(response.headers.get("location", ""))
                 why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)), to.secrets)}"
+        pause = retry_after(response.headers)
+        if pause is not None and pause >= WORTH_TELLING_S:
+            why += f" (it asks for a pause of {span(pause)})"
         return UpstreamError(
             f"{to.shown} answered {status}: {why}",
             http_status=status,
             body=text[:KEPT_CHARS],
-            retryable=is_retryable(status),
-            retry_after=retry_after(response.headers),
+            retryable=is_retryable(status) and not said.is_final,
+            retry_after=pause,
         )
 
     def _failure(self, error: BaseException, to: Endpoint) -> PenstockError:
         if self._session is None:
-            return EngineDeadError(f"{to.shown}: the connection was closed")
+            return EngineDeadError(f"{to.shown}: the connection was closed", suspects=False)
+        found: UpstreamError | EngineTimeoutError
         if isinstance(error, TimeoutError):
             limits = self._timeout
-            if isinstance(error, aiohttp.ConnectionTimeoutError):
-                return EngineTimeoutError(f"{to.shown}: no connection within {limits.sock_connect:g} s")
-            known = [seconds for seconds in (limits.sock_read, limits.total) if seconds is not None]
-            within = f" within {min(known):g} s" if known else ""
-            return EngineTimeoutError(f"{to.shown}: no answer{within}")
-        if isinstance(error, aiohttp.ClientConnectorError):
-            number = error.os_error.errno or 0  # negative where a name cannot be resolved
-            reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
-            what = "its proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
-            why, passing = (
-                f"{what}cannot be reached: {reason}",
-                not isinstance(error, aiohttp.ClientConnectorCertificateError),
-            )
-        elif isinstance(error, aiohttp.ClientHttpProxyError):
-            why, passing = f"its proxy answered {error.status}: {error.message}", is_retryable(error.status)
-        elif isinstance(error, aiohttp.ClientResponseError):  # its text would show the whole address
-            why, passing = f"the answer is not HTTP: {' '.join(error.message.split())[:SHOWN_CHARS]}", False
-        elif isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
-            why, passing = "the connection was lost", True
+            reached = not isinstance(error, aiohttp.ConnectionTimeoutError)
+            known = [limits.sock_read, limits.total] if reached else [limits.sock_connect]
+            seconds = min((one for one in known if one is not None), default=None)
+            within = "" if seconds is None else f" within {seconds:g} s"
+            found = EngineTimeoutError(f"{to.shown}: no {'answer' if reached else 'connection'}{within}")
         else:
-            why, passing = f"{type(error).__name__}: {error}", False
-        return UpstreamError(f"{to.shown}: {self._headers.scrub(why, to.secrets)}", retryable=passing)
+            why, passing, reached = _what_broke(error)
+            found = UpstreamError(f"{to.shown}: {self._headers.scrub(why, to.secrets)}", retryable=passing)
+        found.reached = reached
+        return found
+
+
+def _what_broke(error: BaseException) -> tuple[str, bool, bool]:
+    """What is told of an error, whether it may pass, and whether there was a connection."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0  # negative where a name cannot be resolved
+        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+        what = "its proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
+        passing = not isinstance(error, aiohttp.ClientConnectorCertificateError)
+        return f"{what}cannot be reached: {reason}", passing, False
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        return f"its proxy answered {error.status}: {error.message}", is_retryable(error.status), False
+    if _undecodable(error):
+        return "the answer is not in the encoding that its headers name", False, True
+    if isinstance(error, aiohttp.ClientResponseError):  # its text would show the whole address
+        return f"the answer is not HTTP: {' '.join(error.message.split())[:SHOWN_CHARS]}", False, True
+    if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
+        return "the connection was lost", True, True
+    return f"{type(error).__name__}: {error}", False, True
+
+
+def _undecodable(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, aiohttp.http_exceptions.ContentEncodingError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
@@ -345,15 +371,3 @@ def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
         kind = file.get("content_type") or "application/octet-stream"
         data.add_field(name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind)
     return data
-
-
-def complaint(text: str) -> str:
-    """What a body of an error says, in the forms that are common: OpenAI's, FastAPI's, plain text."""
-    try:
-        body = msgspec.json.decode(text)
-    except (ValueError, RecursionError):
-        return text
-    for key in ("error", "message", "detail", "msg"):
-        while isinstance(body, dict) and key in body:
-            body = body[key]
-    return body if isinstance(body, str) else text

@@ -1,8 +1,9 @@
 """When the next request may leave: rates, concurrency, and what the server says of them.
 
 Concurrency follows the server by additive increase and multiplicative decrease, as TCP's window does: an answer widens
-it by a fraction of a request, a 429, 503 or timeout halves it. No library does that, and none takes back an estimate of
-tokens when the true number is known; both need the same small state, so the rates are here as well.
+it by a fraction of a request, a 429, a 503, or a timeout while nobody else is answered halves it. No library does
+that, and none takes back an estimate of tokens when the true number is known; both need the same small state, so the
+rates are here as well.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import msgspec
 from msgspec import Meta, Struct
 
+from penstock.http.pauses import note_pause
+
 Rate = Annotated[float, Meta(gt=0)]
-Verdict = Literal["answered", "throttled", "unknown"]
-"""What a request taught of the server's limits. "unknown" is a failure that says nothing of them."""
+Verdict = Literal["answered", "throttled", "late", "unknown"]
+"""What a request taught of the server's limits. "late" is one that was not answered in time, "unknown" a failure that
+says nothing of them.
+"""
 
 FIRST_COOLDOWN_S = 0.5
 LONGEST_COOLDOWN_S = 30.0
@@ -27,12 +32,17 @@ _NEVER = float("-inf")
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound."""
+    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound.
+
+    `longest_pause_s` is the patience with a pause that the server asks for: a longer one holds nobody up, since the
+    request that met it is given up.
+    """
 
     concurrency: Annotated[int, Meta(ge=1)] = 64
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
     adaptive: bool = True
+    longest_pause_s: float = 60.0
 
     def shared_by(self, processes: int) -> Limits:
         """The part of one of so many processes that ask the same server without knowing of each other: each has its
@@ -69,17 +79,19 @@ class Pace:
 class Limiter:
     """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one event loop.
 
-    `clock` (seconds) and `jitter` (0 to 1) are for tests.
+    `server` names it where its pauses are told. `clock` (seconds) and `jitter` (0 to 1) are for tests.
     """
 
     def __init__(
         self,
         limits: Limits,
         *,
+        server: str = "the server",
         clock: Callable[[], float] | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.limits = limits
+        self._server = server
         self.running = 0
         self._clock = clock or asyncio.get_running_loop().time
         self._jitter = jitter
@@ -88,6 +100,7 @@ class Limiter:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._tickets = 0
         self._last_cut = 0
+        self._left_before_answer = 0
         self._held_until = _NEVER
         self._cooldown = FIRST_COOLDOWN_S
         per_minute = limits.requests_per_minute, limits.tokens_per_minute
@@ -131,12 +144,21 @@ class Limiter:
         self.running -= 1
         if verdict == "answered":
             self._cooldown = FIRST_COOLDOWN_S
+            self._left_before_answer = self._tickets
             if self._window < self._most:
                 self._window = min(self._window + 1 / self._window, float(self._most))
         elif verdict == "throttled":
             self._throttle(ticket, retry_after)
+        elif verdict == "late" and ticket > self._left_before_answer:
+            self._cut(ticket)  # else others were answered while it waited: it is slow by itself
         if self._waiting:
             self._admit()
+
+    def proven(self) -> None:
+        """The server has answered what was asked to find out: those that were late before are slow by themselves."""
+        self._left_before_answer = self._tickets
+        self._window = float(self._most)
+        self._admit()
 
     def join(self, concurrency: int) -> None:
         """One more asks through this limiter, with so many requests at once. The rates stay as they are."""
@@ -191,18 +213,28 @@ class Limiter:
 
     def _throttle(self, ticket: int, retry_after: float | None) -> None:
         """Requests that left before the last cut say nothing new, so one burst of refusals is one cut."""
-        fresh = ticket > self._last_cut
         narrow = self._window < 2 or not self.limits.adaptive
-        if fresh:
-            self._last_cut = self._tickets
-            if self.limits.adaptive:
-                self._window = max(self._window / 2, 1.0)
-        if retry_after is None and narrow and fresh:
+        fresh = self._cut(ticket)
+        if retry_after is not None:
+            note_pause(self._server, retry_after, is_kept=retry_after <= self.limits.longest_pause_s)
+            if retry_after > self.limits.longest_pause_s:
+                return
+        elif narrow and fresh:
             # One at a time is still too much, and nobody says how long to wait.
             retry_after = self._cooldown
             self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN_S)
+            note_pause(self._server, retry_after, is_named=False)
         if retry_after is not None:
             self._held_until = max(self._held_until, self._clock() + retry_after)
+
+    def _cut(self, ticket: int) -> bool:
+        """Halve the concurrency, and say so; not where that was done since the request left."""
+        if ticket <= self._last_cut:
+            return False
+        self._last_cut = self._tickets
+        if self.limits.adaptive:
+            self._window = max(self._window / 2, 1.0)
+        return True
 
 
 _Key = tuple[str, float | None, float | None, bool]
@@ -219,7 +251,7 @@ def shared_limiter(server: str, limits: Limits) -> Limiter:
     key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)
     limiter = limiters.get(key)
     if limiter is None:
-        limiter = limiters[key] = Limiter(limits)
+        limiter = limiters[key] = Limiter(limits, server=server.split(" ")[0])
     else:
         limiter.join(limits.concurrency)
     return limiter

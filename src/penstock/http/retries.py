@@ -20,6 +20,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 THROTTLING = frozenset({429, 503, 529})
 """Statuses by which a server says that it has too much to do. It has not begun the request."""
+LONGEST_NAMED_S = 365 * 86400.0
 _PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
 
 
@@ -29,13 +30,14 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
     `max_retries` counts failures: lost connections, timeouts, statuses such as 500. `max_throttled` counts refusals for
     load (429, 503): those are safe to repeat, whatever the request does. Pauses begin at `base_wait_s` and double up to
     `longest_wait_s`, with jitter; a pause that the server names is kept, and if it is longer than `longest_wait_s` the
-    request is given up.
+    request is given up. `pause` is awaited with the failure and the seconds, in place of a sleep.
     """
 
     max_retries: Count = 2
     max_throttled: Count = 10
     base_wait_s: Seconds = 1.0
     longest_wait_s: Seconds = 60.0
+    pause: Callable[[Exception, float], Awaitable[None]] | None = None
 
     def wait(self, error: Exception, failures: int, throttled: int) -> float | None:
         """Seconds until the next try after so many failures and refusals, this one included; None for no more."""
@@ -70,7 +72,8 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
                 wait = self.wait(error, failures, throttled)
                 if wait is None:
                     raise
-            await asyncio.sleep(wait)
+                failure = error
+            await (asyncio.sleep(wait) if self.pause is None else self.pause(failure, wait))
 
 
 def is_retryable(status: int) -> bool:
@@ -79,14 +82,14 @@ def is_retryable(status: int) -> bool:
 
 
 def is_throttling(error: Exception) -> bool:
-    """Whether the server refused for load."""
-    return isinstance(error, UpstreamError) and error.http_status in THROTTLING
+    """Whether the server refused for load. A used-up quota comes with the same status, and is none."""
+    return isinstance(error, UpstreamError) and error.http_status in THROTTLING and error.retryable
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
     """The pause in seconds that an answer asks for: `Retry-After` in seconds or as a date, or `retry-after-ms`.
 
-    None where there is none, or none that can be read.
+    None where there is none, or none that can be read. A longer one than a year is a year.
     """
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
@@ -100,6 +103,6 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
                 date = parsedate_to_datetime(text)
                 until = date if date.tzinfo else date.replace(tzinfo=UTC)
                 seconds = (until - (now or datetime.now(UTC))).total_seconds()
-        return max(seconds, 0.0) if seconds < float("inf") else None
-    except ValueError:
+    except (ValueError, OverflowError, TypeError, IndexError):  # a date may be out of all range
         return None
+    return min(max(seconds, 0.0), LONGEST_NAMED_S) if seconds < float("inf") else None

@@ -51,7 +51,8 @@ def model_size(config: LLMConfig) -> ModelSize:
     try:
         said = json.loads((folder / "config.json").read_bytes())
         described = said.get("text_config", said)
-        token = _token_bytes(described, config.engine_kwargs)
+        full = config.deterministic and config.engine_name == "openvino"
+        token = _token_bytes(described, {**config.engine_kwargs, **({"kv_cache_precision": "f32"} if full else {})})
         length, heads = (described.get(name) for name in ("max_position_embeddings", "num_attention_heads"))
     except (OSError, ValueError, AttributeError, RecursionError):
         return ModelSize(weights or None)

@@ -163,23 +163,31 @@ class DecodeServer(LLMServer):
             return "local", request
         if not self._reachable():
             return "unavailable", request
+        breaker, well = self._breaker, None
+        if probing := not breaker.closed:
+            breaker.begin_probe()
         try:
             params = await self._ask_prefill(request, ids)
+            well = True
         except TimeoutError:
-            self._breaker.failed()
+            well = False
             self._say(f"the prefill side took longer than {self.llm_config.prefill_timeout_s:g} s")
             return "slow", request
         except (UnavailableError, OverloadedError):
-            self._breaker.abandoned()
             return "unavailable", request
         except PenstockError as error:
-            self._breaker.failed()
+            well = False
             self._say(f"the prefill side failed: {error}")
             return "failed", request
-        except BaseException:
-            self._breaker.abandoned()
-            raise
-        self._breaker.succeeded()
+        finally:
+            if probing:
+                breaker.probed(well)
+            elif well:
+                breaker.answered()
+            elif well is False:
+                breaker.failed(request.request_id)
+                if breaker.suspected:  # another request is as good as a probe, and costs nobody more than this one
+                    breaker.trip()
         if wrong := self._wrong(request, params):
             self._say(f"what the prefill side handed over is of no use: {wrong}")
             return "mismatch", request
@@ -188,8 +196,7 @@ class DecodeServer(LLMServer):
     def _reachable(self) -> bool:
         """Whether the prefill side is worth asking. One that is absent is told that it is wanted."""
         state = self.prefill.state().state
-        if state == "ready" and self._breaker.wait_s == 0.0:
-            self._breaker.begin()
+        if state == "ready" and (self._breaker.closed or self._breaker.probe_due):
             return True
         if state in ("cold", "failed") and (self._waking is None or self._waking.done()):
             self._waking = asyncio.create_task(self._wake())

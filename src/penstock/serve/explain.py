@@ -66,6 +66,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
 
     `bundles` are those of one replica, the first with the replica's own process; none where the engine reserves for
     itself. `needs` is their sum. `connector` is what exchanges KV caches with other engines, if anything does.
+    `deterministic`: the same request gets the same answer, whatever runs beside it.
     """
 
     model: str
@@ -76,6 +77,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
     context_length: int | None
     max_num_seqs: int | None
     adapters: int
+    deterministic: bool
     connector: str | None
     min_replicas: int
     max_replicas: int
@@ -136,6 +138,7 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
         context_length=context,
         max_num_seqs=slots if isinstance(slots, int) else None,
         adapters=0 if lora is None else lora.max_num_adapters_per_replica,
+        deterministic=engine.deterministic if engine is not None else config.deterministic,
         connector=None if connector is None else connector.name,
         min_replicas=fewest,
         max_replicas=most,

@@ -392,7 +392,7 @@ async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
     (row,) = await all_of(processor(engine, on_invalid_json="retry")(rows))
     assert row["generated_text"] == '{"a": 1}'
     assert [message["role"] for message in engine.requests[-1].messages] == ["user", "assistant", "user"]
-    assert "is not of type 'integer'" in engine.asked[-1]
+    assert "a: must be an integer" in engine.asked[-1]
     stubborn = make_engine(lambda text: "no json")
     config = {"max_attempts": 2, "should_continue_on_error": True, "on_invalid_json": "retry"}
     (row,) = await all_of(processor(stubborn, **config)(rows))

@@ -16,7 +16,7 @@ from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import CompletionRequest, Sampling
 from random_model import TINY, write_random_model
 
-OPTIONS = {"max_num_seqs": 16, "inference_precision": "f32", "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
+OPTIONS = {"max_num_seqs": 16, "deterministic": True, "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
 
 
 @pytest.fixture(scope="module")

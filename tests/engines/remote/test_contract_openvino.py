@@ -32,7 +32,7 @@ class Server:
 
     def start(self):
         argv = [sys.executable, "-c", SERVE, "demo", "--port", str(self.port), "--log-level", "warning"]
-        argv += ["--engine-kwargs", '{"inference_precision": "f32", "max_num_seqs": 16}']
+        argv += ["--deterministic", "--engine-kwargs", '{"max_num_seqs": 16}']
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
         assert self.process.stdout is not None

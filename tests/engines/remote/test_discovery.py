@@ -122,3 +122,35 @@ async def test_what_a_server_tells_only_when_it_has_loaded_is_learned_then(scrip
         assert engine.capabilities.tasks == {"chat"}
         assert engine.capabilities.structured == {"regex"}
         assert engine.capabilities.max_top_logprobs == 0
+
+
+@pytest.mark.parametrize(
+    "models",
+    [
+        {
+            "data": [
+                {"id": "m", "created": "x", "owned_by": 5, "max_model_len": "4096", "parent": [], "metadata": "none"}
+            ]
+        },
+        {"data": [{"id": "m", "max_model_len": 4096.0}], "object": None},
+        [{"id": "m", "max_model_len": 4096}],
+    ],
+)
+async def test_what_is_not_needed_of_a_model_may_be_odd(script, models):
+    script.models = models
+    async with remote(script) as engine:
+        assert engine.capabilities.context_length == 4096
+
+
+@pytest.mark.parametrize("models", [{"data": [{"name": "m"}]}, {"data": "m"}, {}, "m"])
+async def test_but_its_name_is_needed(script, models):
+    script.models = models
+    with pytest.raises(EngineStartError, match="not answer in OpenAI's form"):
+        async with remote(script):
+            pass
+
+
+async def test_a_server_that_lists_nothing_is_taken_at_ones_word(script):
+    script.models = {"object": "list", "data": None}
+    async with remote(script) as engine:
+        assert "chat" in engine.capabilities.tasks

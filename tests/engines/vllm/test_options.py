@@ -19,6 +19,7 @@ class EngineArgs:
     kv_cache_memory_bytes: int | None = None
     gpu_memory_utilization: float = 0.9
     profiler_config: dict | None = None
+    structured_outputs_config: dict | None = None
     _private: int = 0
     def method(self): ...
 class AsyncEngineArgs(EngineArgs):
@@ -48,6 +49,19 @@ def install(tmp_path, monkeypatch):
     return make
 
 
+def test_determinism_is_for_the_kernels_of_gpus(install):
+    options = check_options({"deterministic": True, "max_num_seqs": 2}, "m")
+    assert options.deterministic
+    assert "deterministic" not in {**options.engine, **options.frontend}
+    assert not check_options({"deterministic": False}, "m").deterministic
+    install(cpu=True)
+    assert not check_options({"deterministic": False}, "m").deterministic
+    with pytest.raises(ConfigError, match=r"^deterministic: .* for GPUs.*The openvino engine can"):
+        check_options({"deterministic": True}, "m")
+    with pytest.raises(ConfigError, match=r"engine_kwargs\.deterministic: must be true or false"):
+        check_options({"deterministic": "yes"}, "m")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
@@ -66,7 +80,18 @@ def test_a_wrong_key_is_known_before_anything_starts(install, given, told):
 def test_arguments_go_where_they_belong(install):
     made = check_options({"max_num_seqs": 4, "tool_call_parser": "hermes", "enable_log_requests": True}, "model")
     assert made.frontend == {"tool_call_parser": "hermes"}
-    assert made.engine == {"disable_log_stats": True, "max_num_seqs": 4, "enable_log_requests": True}
+    compact = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+    assert made.engine == {"disable_log_stats": True, "max_num_seqs": 4, "enable_log_requests": True, **compact}
+
+
+def test_json_has_no_white_space_unless_it_is_asked_for(install):
+    compact = {"backend": "xgrammar", "disable_any_whitespace": True}
+    assert check_options({}, "model").engine["structured_outputs_config"] == compact
+    assert "structured_outputs_config" not in check_options({}, "demo").engine
+    for asked in ({"backend": "auto"}, {"backend": "outlines"}):
+        assert check_options({"structured_outputs_config": asked}, "model").engine["structured_outputs_config"] == asked
+    spaced = {"backend": "guidance", "disable_any_whitespace": False}
+    assert check_options({"structured_outputs_config": spaced}, "model").engine["structured_outputs_config"] == spaced
 
 
 def test_a_cpu_build_takes_a_bounded_cache_and_keeps_one_adapter_slot_empty(install):

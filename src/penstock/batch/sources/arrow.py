@@ -11,13 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from penstock.batch.arrow_values import python_rows
+from penstock.batch.arrow_values import python_rows, python_values
 from penstock.batch.rows import Row
 from penstock.batch.sources import frames
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
 from penstock.batch.sources.damaged import Unreadable, rows_of
 from penstock.batch.sources.files import DataFile, contains, fingerprint, for_arrow, is_url
 from penstock.batch.tables import unify
+from penstock.batch.to_arrow import build
 from penstock.errors import InputError, PenstockError
 
 _HASHED_ROWS = 65536
@@ -197,7 +198,16 @@ def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
     twice = twice_in(schema.names)
     if twice is not None:
         raise InputError(f"{name}: two columns have the same name, '{twice}'")
+    for field in schema:
+        if (twice := _twice_inside(field.type)) is not None:
+            raise InputError(f"{name}: two fields of column '{field.name}' have the same name, '{twice}'")
     return tuple(schema.names)
+
+
+def _twice_inside(kind: pa.DataType) -> str | None:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    twice = twice_in([field.name for field in fields]) if pa.types.is_struct(kind) else None
+    return twice or next(filter(None, (_twice_inside(field.type) for field in fields)), None)
 
 
 def _plain_layout(table: pa.Table) -> pa.Table:
@@ -222,7 +232,11 @@ def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
         return (
             pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
         )
-    return chunk if chunk.type == kind else chunk.cast(kind)
+    if chunk.type == kind:
+        return chunk
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of length 0 fails.
+    odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
+    return build(python_values(chunk), kind) if odd else chunk.cast(kind)
 
 
 def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
@@ -245,7 +259,8 @@ def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
         if is_list(kind):
             return make(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_fixed_size_list(kind):
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size)
+        # Parquet takes those of length 0, and cannot be read then.
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1)
     return kind
 
 

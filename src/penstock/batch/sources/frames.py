@@ -31,7 +31,7 @@ def from_polars(frame: Any) -> pa.Table:
     """A Polars frame. Raises `InputError` for a column of Python objects, which has no Arrow form."""
     columns = {}
     for series in frame.get_columns():
-        if "Object" in str(series.dtype):
+        if _holds_objects(series.dtype):
             raise InputError(
                 f"column '{series.name}' holds Python objects ({series.dtype}), which Polars cannot hand over; "
                 "convert it, or give an iterable of dicts"
@@ -52,6 +52,14 @@ def _from_series(series: Any, name: str) -> pa.Array | pa.ChunkedArray:
             pass
     values = [None if gone else value for value, gone in zip(series.tolist(), series.isna().tolist(), strict=True)]
     return _of(values, name)
+
+
+def _holds_objects(kind: Any) -> bool:
+    if kind.base_type().__name__ == "Object":
+        return True
+    inner = [field.dtype for field in getattr(kind, "fields", ())]
+    inner += [kind.inner] if kind.is_nested() and getattr(kind, "inner", None) is not None else []
+    return any(map(_holds_objects, inner))
 
 
 def _of(values: list[Any], name: str) -> pa.Array:

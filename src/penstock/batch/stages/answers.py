@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from penstock.batch.repair import Request, deltas_of, invalid_json, misfit
@@ -29,13 +29,13 @@ async def ask(engine: LLMEngine, request: Request) -> Outcome:
     return Outcome(None, None, reason, found.usage, parsed=outputs)
 
 
-def checked(structured: StructuredOutput | None) -> Callable[[Outcome], Outcome]:
+def checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitable[Outcome]]:
     """What notes in an outcome that an answer is not the JSON that was asked for. A tool call need not be."""
 
-    def check(outcome: Outcome) -> Outcome:
+    async def check(outcome: Outcome) -> Outcome:
         for output in outcome.parsed:
             text = output["generated_text"]
-            if not output["tool_calls"] and (why := misfit(structured, text)) is not None:
+            if not output["tool_calls"] and (why := await misfit(structured, text)) is not None:
                 outcome.response = text
                 outcome.error = invalid_json(why, output["finish_reason"], outcome.usage)
                 break

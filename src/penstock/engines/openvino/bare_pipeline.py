@@ -31,9 +31,9 @@ class BarePipeline:
         self._pipeline = _pipeline(tokenizer, vocabulary)
         self._other: Any = None
 
-    def compile(self, grammar: str, tokens: int = 1) -> list[int]:
-        """Compile a grammar and write `tokens` random tokens by it. Raises what the engine raises."""
-        return self._write(self._pipeline, grammar, tokens)
+    def compile(self, grammar: str, tokens: int = 1, seed: int = 0) -> list[int]:
+        """Compile a grammar and write up to `tokens` random tokens by it. Raises what the engine raises."""
+        return self._write(self._pipeline, grammar, tokens, seed)
 
     def forget(self) -> None:
         """Drop what was compiled. Requests under way keep theirs. Not while anything else uses the tokenizer."""
@@ -42,9 +42,9 @@ class BarePipeline:
         for pipeline in (self._other, self._pipeline):
             self._write(pipeline, _NEARLY_NOTHING, 1)
 
-    def _write(self, pipeline: Any, grammar: str, tokens: int) -> list[int]:
+    def _write(self, pipeline: Any, grammar: str, tokens: int, seed: int = 0) -> list[int]:
         config = genai.GenerationConfig(max_new_tokens=tokens, apply_chat_template=False, do_sample=True)
-        config.rng_seed = 0
+        config.rng_seed = seed
         end = self._tokenizer.get_eos_token_id()
         if end >= 0:
             config.set_eos_token_id(end)

@@ -15,7 +15,17 @@ from typing import Any
 
 import jsonschema_rs
 
-from penstock.engines.openvino.grammar import ALL, WIDE, Grammar, char_class, choice, literal, too_large, without
+from penstock.engines.openvino.grammar import (
+    ALL,
+    TABLES,
+    WIDE,
+    Grammar,
+    char_class,
+    choice,
+    literal,
+    too_large,
+    without,
+)
 from penstock.engines.openvino.json_numbers import FRACTION_DIGITS, Bounds, integer, number
 from penstock.engines.openvino.json_objects import Member, object_body
 from penstock.engines.openvino.json_schemas import (
@@ -46,27 +56,32 @@ _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
 _NOT_MERGED = {"$defs", "definitions", "$schema", "$id", "title", "description", "default", "examples", "$comment"}
 
 
-def json_grammar(schema: Any, checked: bool = False) -> str:
-    """The grammar of a schema's values. `checked`: the answers are checked against the schema later, so keywords that
-    no grammar can hold may be left to that. Raises `RequestError`.
+def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES, spaces: bool = False) -> str:
+    """The grammar of a schema's values. Raises `RequestError` for what cannot be held.
+
+    `checked`: the answers are checked against the schema later, so keywords that no grammar can hold may be left to
+    that. `tables` as `Grammar` has it. `spaces`: one stands behind each comma and colon, as some models are trained.
     """
-    grammar = Grammar()
+    grammar = Grammar(tables)
     try:
-        return grammar.text(_Values(grammar, schema, checked).body(schema, 0))
+        return grammar.text(_Values(grammar, schema, checked, spaces).body(schema, 0))
     except Impossible:
         raise RequestError("no value fits the JSON schema", param="response_format") from None
 
 
 class _Values:
-    def __init__(self, grammar: Grammar, root: Any, checked: bool) -> None:
+    def __init__(self, grammar: Grammar, root: Any, checked: bool, spaces: bool) -> None:
         self._grammar = grammar
         self._root = root
         self._checked = checked
+        self._separators = (", ", ": ") if spaces else (",", ":")
+        self._comma, self._colon = map(literal, self._separators)
         self._pattern = RegexWriter(grammar, in_json=True)
         self._references: dict[str, str] = {}
         self._entered: list[str] = []
         """References that are being followed and have written nothing yet."""
         self._properties = 0
+        self._rest: str | None = None
         self._any: str | None = None
 
     def body(self, schema: Any, depth: int) -> str:
@@ -102,6 +117,9 @@ class _Values:
         if not options:
             raise Impossible
         return choice(options)
+
+    def _text(self, value: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, separators=self._separators)
 
     def _rule(self, schema: Any, depth: int) -> str:
         return self._grammar.rule(self.body(schema, depth))
@@ -173,8 +191,8 @@ class _Values:
             for at, option in enumerate(options):
                 if not all(disjoint(self._root, option, other) for other in options[:at]):
                     raise RequestError(
-                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use 'anyOf', or tell the parts "
-                        "apart by a property with a 'const'",
+                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use 'anyOf', or tell the "
+                        "parts apart by a property with a 'const'",
                         param="response_format",
                     )
         bodies = []
@@ -198,7 +216,7 @@ class _Values:
         if len(values) > MAX_VALUES:
             raise too_large(f"an enum has {len(values):,} values; {MAX_VALUES:,} are taken")
         fits = _validator({name: value for name, value in schema.items() if name not in _NOT_MERGED})
-        texts = [_compact(value) for value in values if fits.is_valid(value)]
+        texts = [self._text(value) for value in values if fits.is_valid(value)]
         if not texts:
             raise Impossible
         return choice(map(literal, texts))
@@ -252,7 +270,14 @@ class _Values:
             return self._grammar.rule(f"{_QUOTE} {self._pattern.body(self._cut(parse(pattern), low, high))} {_QUOTE}")
         if low == 0 and high is None:
             return self._any_string()
-        return self._grammar.rule(f"{_QUOTE} {self._grammar.repeat(self._char(), low, high)} {_QUOTE}")
+        return self._grammar.rule(f"{_QUOTE} {self._grammar.characters(self._forms(), low, high, self._end())}")
+
+    def _forms(self) -> tuple[str, str]:
+        """How one character is written in a string."""
+        return _PLAIN, f"{_BACKSLASH} {self._grammar.rule(_ESCAPE)}"
+
+    def _end(self) -> str:
+        return self._grammar.rule(_QUOTE)
 
     def _cut(self, node: Node, low: int, high: int | None) -> Node:
         """The part of a pattern's texts that have the right length."""
@@ -274,22 +299,19 @@ class _Values:
         if self._checked:
             return node
         raise RequestError(
-            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write the length into the "
-            "pattern",
+            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write the length into "
+            "the pattern",
             param="response_format",
         )
 
-    def _char(self) -> str:
-        """One character as it stands in a string."""
-        return self._grammar.rule(f"{_PLAIN} | {_BACKSLASH} {self._grammar.rule(_ESCAPE)}")
-
     def _any_string(self) -> str:
-        escape = self._grammar.rule(_ESCAPE)
-        rest = self._references.get("string")
-        if rest is None:
-            rest = self._references["string"] = self._grammar.reserve()
-            self._grammar.rule(f"{_QUOTE} | {_PLAIN} {rest} | {_BACKSLASH} {escape} {rest}", rest)
-        return self._grammar.rule(f"{_QUOTE} {rest}")
+        return self._grammar.rule(f"{_QUOTE} {self._rest_of_string()}")
+
+    def _rest_of_string(self) -> str:
+        """What stands behind a string's first quotation mark."""
+        if self._rest is None:
+            self._rest = self._grammar.characters(self._forms(), 0, None, self._end())
+        return self._rest
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
         first = schema.get("prefixItems", [])
@@ -309,11 +331,11 @@ class _Values:
         if item is None:
             if least:
                 raise Impossible
-            inside = ' "," '.join(parts)
+            inside = f" {self._comma} ".join(parts)
         else:
-            more = self._grammar.rule(f'"," {item}')
+            more = self._grammar.rule(f"{self._comma} {item}")
             if parts:
-                inside = ' "," '.join(parts) + " " + self._grammar.repeat(more, least, most)
+                inside = f" {self._comma} ".join(parts) + " " + self._grammar.repeat(more, least, most)
             else:
                 after = self._grammar.repeat(more, max(least - 1, 0), None if most is None else most - 1)
                 inside = f"{item} {after}" if least else f"({item} {after})?"
@@ -346,7 +368,9 @@ class _Values:
         members = []
         for name, part in given.items():
             try:
-                members.append(Member(literal(_compact(name) + ":"), self._rule(part, depth), name in required))
+                members.append(
+                    Member(literal(self._text(name) + self._separators[1]), self._rule(part, depth), name in required)
+                )
             except Impossible:
                 if name in required:
                     raise
@@ -356,7 +380,7 @@ class _Values:
         low, high = schema.get("minProperties", 0), schema.get("maxProperties")
         if extra and low > max(1, len(required)) and not self._checked:
             raise unheld("minProperties")
-        return object_body(self._grammar, members, extra, low, high)
+        return object_body(self._grammar, members, extra, self._comma, low, high)
 
     def _by_pattern(self, name: str, patterns: Mapping[str, Any], others: Any) -> Any:
         fitting = [part for pattern, part in patterns.items() if _validator({"pattern": pattern}).is_valid(name)]
@@ -383,21 +407,20 @@ class _Values:
             if patterns and names is True:
                 value = self._rule(next(iter(patterns.values())), depth)
                 for pattern in patterns:
-                    options.append(f'{_QUOTE} {self._pattern.body(parse(pattern))} "\\":" {value}')
+                    options.append(f"{_QUOTE} {self._pattern.body(parse(pattern))} {_QUOTE} {self._colon} {value}")
             elif names is not True and not patterns and not given:
                 key = self.body({"allOf": [{"type": "string"}, names]}, depth)
-                options.append(f'{key} ":" {self._rule(others, depth)}')
+                options.append(f"{key} {self._colon} {self._rule(others, depth)}")
             elif names is True and not patterns:
-                options.append(f'{_QUOTE} {self._key_but(sorted(given))} ":" {self._rule(others, depth)}')
+                options.append(f"{_QUOTE} {self._key_but(sorted(given))} {self._colon} {self._rule(others, depth)}")
         except Impossible:
             return None
         return self._grammar.rule(choice(options)) if options else None
 
     def _key_but(self, names: list[str]) -> str:
         """The rest of a string behind its first quotation mark, where the whole is none of some names."""
-        self._any_string()
-        rest = self._references["string"]
-        return self._tails([_compact(name)[1:][:_NAME_PART] for name in names], rest) if names else rest
+        rest = self._rest_of_string()
+        return self._tails([self._text(name)[1:][:_NAME_PART] for name in names], rest) if names else rest
 
     def _tails(self, texts: list[str], rest: str) -> str:
         """What begins none of some texts, which end in a quotation mark, and then goes on as `rest`."""
@@ -417,8 +440,11 @@ class _Values:
         if self._any is None:
             self._any = self._grammar.reserve()
             text, value = self._any_string(), self._any
-            member = self._grammar.rule(f'{text} ":" {value}')
-            more, next_member = self._grammar.rule(f'"," {value}'), self._grammar.rule(f'"," {member}')
+            member = self._grammar.rule(f"{text} {self._colon} {value}")
+            more, next_member = (
+                self._grammar.rule(f"{self._comma} {value}"),
+                self._grammar.rule(f"{self._comma} {member}"),
+            )
             kinds = [
                 f'"{{" ({member} {next_member}*)? "}}"',
                 f'"[" ({value} {more}*)? "]"',
@@ -433,10 +459,6 @@ class _Values:
 _QUOTE, _BACKSLASH = literal('"'), literal("\\")
 _NAME_PART = 200
 """Characters of a name by which other names are told from it."""
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _validator(schema: Any) -> Any:

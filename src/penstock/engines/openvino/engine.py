@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
+from penstock.demo import MODEL_NAME
 from penstock.engines.adapter_files import check_adapter
+from penstock.engines.openvino.constraints import Constraints
 from penstock.engines.openvino.find_model import check_tokenizer, find_model, stated_context_length
 from penstock.engines.openvino.messages import Load
 from penstock.engines.openvino.model_files import MODEL_KINDS
@@ -21,7 +23,8 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
 )
 from penstock.engines.worker_engine import WorkerEngine
-from penstock.types import RerankRequest, Scores, Transcription, TranscriptionRequest
+from penstock.errors import EngineDeadError
+from penstock.types import RerankRequest, Scores, StructuredOutput, Transcription, TranscriptionRequest
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -38,6 +41,7 @@ class OpenVINOEngine(WorkerEngine):
         for name, path in self.adapters.items():
             check_adapter(name, path)
         self._asleep = False
+        self._constraints: Constraints | None = None
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -61,7 +65,19 @@ class OpenVINOEngine(WorkerEngine):
         if self.options.tokenizer is not None:
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
+        if self._constraints is None:
+            self._constraints = Constraints(self.options.tokenizer or str(files.path), self._json_spaces)
         return Load(str(files.path), files.task, files.context_length, self.options)
+
+    @property
+    def _json_spaces(self) -> bool:
+        return self.model_source == MODEL_NAME if self.options.json_spaces is None else self.options.json_spaces
+
+    async def stop(self) -> None:
+        await super().stop()
+        constraints, self._constraints = self._constraints, None
+        if constraints is not None:
+            await constraints.stop()
 
     @property
     def watched(self) -> bool:
@@ -72,6 +88,11 @@ class OpenVINOEngine(WorkerEngine):
             await super().check_health()
 
     # Requests
+    async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
+        if self._constraints is None:
+            raise EngineDeadError(self._why_dead)
+        return await self._constraints.grammar(structured)
+
     async def rerank(self, request: RerankRequest) -> Scores:
         self._check_task("rerank")
         return msgspec.convert(await self._call("rerank", request.query, request.documents), Scores)

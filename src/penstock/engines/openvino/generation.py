@@ -12,6 +12,7 @@ is stepped in turn.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, wait
 from itertools import count
 from typing import Any
 
@@ -21,6 +22,7 @@ import openvino_genai as genai
 
 from penstock.engines.messages import Failed, Submit
 from penstock.engines.openvino.companions import sequences_wanted
+from penstock.engines.openvino.grammars import Compiling, Grammars
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
@@ -29,6 +31,8 @@ from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, TokenLogprob, Usage
 
+_COMPILING_WAIT_SECONDS = 0.002
+"""How long a turn waits for a grammar where there is nothing else to do."""
 RUNNING = genai.GenerationStatus.RUNNING
 _TOGETHER_CHARS = 16384
 """Texts of more characters are encoded one by one."""
@@ -48,6 +52,8 @@ class Generation:
         self._steps = 0
         self._requests: dict[int, Request] = {}
         self._adapter_paths: dict[str, str] = {}
+        self._compiling = Compiling(background=options.draft_model is None)
+        self._uncompiled: dict[Request, tuple[Lane, Future[None] | None]] = {}
         pipeline = self._pipelines.first()
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
@@ -60,7 +66,7 @@ class Generation:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        return any(lane.busy for lane in self._lanes.values())
+        return bool(self._uncompiled) or any(lane.busy for lane in self._lanes.values())
 
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
         """Queue requests; returns those that are refused."""
@@ -76,7 +82,7 @@ class Generation:
             try:
                 request = Request(submit, prompt)
                 self._check(request)
-                self._lane(request.adapter).waiting.append(request)
+                self._queue(self._lane(request.adapter), request)
                 self._requests[request.id] = request
             except PenstockError as error:
                 refused.append(Failed(submit.id, error.kind, str(error)))
@@ -89,6 +95,10 @@ class Generation:
         request = self._requests.pop(request_id, None)
         if request is None:
             return
+        if (uncompiled := self._uncompiled.pop(request, None)) is not None:
+            if uncompiled[1] is not None:
+                uncompiled[1].cancel()
+            return
         lane = self._lanes[request.adapter]
         if request.handle is not None:
             request.handle.cancel()
@@ -98,7 +108,7 @@ class Generation:
     def step(self) -> tuple[list[tuple[int, Delta]], list[Failed]]:
         """Give every running request of every lane its next token."""
         deltas: list[tuple[int, Delta]] = []
-        failures: list[Failed] = []
+        failures = self._take_compiled() if self._uncompiled else []
         self._steps += 1
         for lane in list(self._lanes.values()):
             if not lane.busy:
@@ -164,8 +174,10 @@ class Generation:
         lane = self._lanes.pop(name, None)
         self._adapter_paths.pop(name, None)
         if lane is not None:
-            for request in [*lane.active.values(), *lane.waiting]:
+            compiling = [request for request, (its, _) in self._uncompiled.items() if its is lane]
+            for request in [*lane.active.values(), *lane.waiting, *compiling]:
                 self._requests.pop(request.id, None)
+                self._uncompiled.pop(request, None)
 
     def reset_prefix_cache(self) -> None:
         """Reload every pipeline, the only way to empty their caches. Adapters come back when they are next used."""
@@ -254,7 +266,8 @@ class Generation:
     def _adapter_lane(self, path: str) -> Lane:
         names = [name for name in self._lanes if name is not None]
         if len(names) >= self.options.max_loras:
-            idle = next((name for name in names if not self._lanes[name].busy), None)
+            waited_for = {lane for lane, _ in self._uncompiled.values()}
+            idle = next((n for n in names if not self._lanes[n].busy and self._lanes[n] not in waited_for), None)
             if idle is not None:
                 del self._lanes[idle]
         return self._new_lane(self._pipelines.with_adapter(path))
@@ -267,7 +280,52 @@ class Generation:
             options.max_num_seqs,
             options.enable_prefix_caching,
             sequences_wanted(options.deterministic, options.num_threads),
+            Grammars(pipeline.get_tokenizer(), lambda: self._pipelines.logits() or self._vocabulary),
         )
+
+    # Grammars
+    def _queue(self, lane: Lane, request: Request) -> None:
+        """Let a request wait for a slot; one with a new grammar waits for that first."""
+        structured = request.sampling.structured
+        assert lane.grammars is not None
+        if structured is None or lane.grammars.ready(structured.spec):
+            lane.waiting.append(request)
+        else:  # many are forgotten first, for which nothing may be under way
+            start = self._compiling.start
+            self._uncompiled[request] = lane, None if lane.grammars.many else start(lane.grammars, structured.spec)
+
+    def _take_compiled(self) -> list[Failed]:
+        """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be done."""
+        futures = [future for _, future in self._uncompiled.values() if future is not None]
+        if futures and not any(lane.busy for lane in self._lanes.values()):
+            wait(futures, _COMPILING_WAIT_SECONDS, "FIRST_COMPLETED")
+        failures: list[Failed] = []
+        for request, (lane, future) in list(self._uncompiled.items()):
+            if future is None or not future.done():
+                continue
+            del self._uncompiled[request]
+            if (error := future.exception()) is None:
+                lane.waiting.append(request)
+            else:
+                self._requests.pop(request.id, None)
+                why = f"the constraint cannot be compiled: {reason_of(error)}"
+                failures.append(Failed(request.id, RequestError.kind, why))
+        if self._compiling.idle:
+            self._forget_many()
+        return failures
+
+    def _forget_many(self) -> None:
+        """Forget the grammars of lanes that have many, and begin with those that waited for that."""
+        for lane in self._lanes.values():
+            if lane.grammars is not None and lane.grammars.many:
+                lane.grammars.forget()
+                for request in [r for r in lane.waiting if r.sampling.structured is not None]:
+                    lane.waiting.remove(request)
+                    self._queue(lane, request)
+        for request, (lane, future) in list(self._uncompiled.items()):
+            if future is None:
+                del self._uncompiled[request]
+                self._queue(lane, request)
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from penstock.errors import RequestError
 
 MAX_GRAMMAR = 400_000
 """Characters of a grammar."""
+TABLES = 128
 MAX_COUNT = 100_000
 """Counts beyond this stand for "without end": no answer gets that far."""
+_SHORTEST_CHAIN, _LONGEST_CHAIN = 8, 512
+"""Characters that are counted by rules of their own."""
+_BASE = 16
+"""Repetitions are counted as digits of this base."""
 Ranges = list[tuple[int, int]]
 
 
 class Grammar:
-    """Rules with bodies in EBNF; the same body makes the same rule."""
+    """Rules with bodies in EBNF; the same body makes the same rule.
 
-    def __init__(self) -> None:
+    The engine makes a table of its vocabulary for each place in a grammar at which many tokens may stand. Tables take
+    time to compile, and what is counted without them takes time at each token. `tables`: how many are made for counts.
+    """
+
+    def __init__(self, tables: int = TABLES) -> None:
+        self._tables = tables
+        self._chains: dict[tuple[str, ...], int] = {}
+        """The longest chain of rules, by its character and its end."""
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._size = 0
@@ -40,21 +52,77 @@ class Grammar:
         self._rules[name] = ""
         return name
 
+    def characters(self, one: Sequence[str], low: int, high: int | None, end: str) -> str:
+        """`low` to `high` characters and then the rule `end`. `one` are the forms of a single character."""
+        if high is None or high > MAX_COUNT:
+            star = self.reserve()
+            self.rule(" | ".join([end, *(f"{form} {star}" for form in one)]), star)
+            return f"{self._so_many(one, low)} {star}" if low else star
+        key = (*one, end)
+        built = self._chains.get(key, 0)
+        wanted = max(high - built, 0) + (low if low != high else 0)
+        if high <= _LONGEST_CHAIN and wanted <= self._tables:
+            self._tables -= wanted
+            self._chains[key] = max(high, built)
+            return self._chain(one, low, high, end)
+        size = max(self._tables // 2, _SHORTEST_CHAIN)
+        several = self._chain(one, size, size, self.rule('""'))
+        sets, rest = divmod(high - low, size)
+        full = f"{self.times(several, sets)} {self._chain(one, 0, rest, end)}"
+        fewer = f"{self.repeat(several, 0, sets - 1)} {self._chain(one, 0, size - 1, end)}" if sets else full
+        return f"{self._so_many(one, low)} {choice([fewer, full])}"
+
+    def _so_many(self, one: Sequence[str], count: int) -> str:
+        if count > MAX_COUNT:
+            raise too_large(f"it asks for {count:,} characters, more than any answer can have")
+        size = max(self._tables // 2, _SHORTEST_CHAIN)
+        nothing = self.rule('""')
+        several = self.times(self._chain(one, size, size, nothing), count // size)
+        return f"{several} {self._chain(one, count % size, count % size, nothing)}"
+
+    def _chain(self, one: Sequence[str], low: int, high: int, end: str) -> str:
+        """A rule for each character. Chains to the same end have their last rules in common."""
+        rule = end
+        for place in range(high - 1, -1, -1):
+            stop = [end] if low <= place and low != high else []
+            rule = self.rule(" | ".join([*stop, *(f"{form} {rule}" for form in one)]))
+        return rule
+
     def repeat(self, item: str, low: int, high: int | None) -> str:
         """`item`, a rule's name, so many times; `high` None is without end."""
         if low > MAX_COUNT:
             raise too_large(f"it asks for {low:,} repetitions, more than any answer can have")
         if high is not None and high > MAX_COUNT:
             high = None
-        if high == 0:
-            return '""'
-        if (low, high) == (1, 1):
-            return item
-        if (low, high) == (0, 1):
-            return f"{item}?"
-        if high is None and low < 2:
-            return f"{item}{'*+'[low]}"
-        return f"{item}{{{low},{'' if high is None else high}}}"
+        if high is None:
+            if low < 2:
+                return f"{item}{'*+'[low]}"
+            return f"{self.times(item, low)} {item}*"
+        if low == high:
+            return self.times(item, low)
+        if low == 0:
+            return self._up_to(item, high)
+        return f"{self.times(item, low)} {self._up_to(item, high - low)}"
+
+    def times(self, item: str, count: int) -> str:
+        """`item` exactly so often. The engine takes long for each token where one repetition counts far."""
+        if count < _BASE:
+            return f"{item}{{{count}}}" if count > 1 else item if count else '""'
+        sets, rest = divmod(count, _BASE)
+        several = self.times(self._set(item), sets)
+        return f"{several} {self.times(item, rest)}" if rest else several
+
+    def _up_to(self, item: str, count: int) -> str:
+        if count < _BASE:
+            return f"{item}{{0,{count}}}" if count > 1 else f"{item}?"
+        sets, rest = divmod(count, _BASE)
+        several = self._set(item)
+        full = f"{self.times(several, sets)} {self._up_to(item, rest)}" if rest else self.times(several, sets)
+        fewer = self._up_to(several, sets - 1) if sets > 1 else '""'
+        return self.rule(f"{fewer} {self._up_to(item, _BASE - 1)} | {full}")
+
+    def _set(self, item: str) -> str:
+        return self.rule(f"{item}{{{_BASE}}}")
 
     def text(self, root: str) -> str:
         """The whole grammar, beginning at the body `root`."""

@@ -11,8 +11,10 @@ from penstock.errors import RequestError
 Schema = Mapping[str, Any]
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _BY_KEYWORD = {
-    "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames", "minProperties")
-    + ("maxProperties",),
+    "object": (
+        *("properties", "required", "additionalProperties", "patternProperties", "propertyNames"),
+        *("minProperties", "maxProperties"),
+    ),
     "array": ("items", "prefixItems", "minItems", "maxItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),

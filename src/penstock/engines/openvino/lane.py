@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penstock.engines.messages import Submit
 from penstock.engines.openvino.companions import Companions
@@ -12,8 +12,13 @@ from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.stop_strings import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 
+if TYPE_CHECKING:
+    from penstock.engines.openvino.grammars import Grammars
+
 _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""
+_PROVEN = 256
+"""Constraints that are known to work."""
 _PATIENCE = 64
 """Turns in which a request may be passed by others."""
 _HARMLESS = 8
@@ -62,9 +67,16 @@ class Lane:
     """One pipeline with its queue, its running requests and an index of its prefix cache."""
 
     def __init__(
-        self, pipeline: Any, cache_blocks: int, max_num_seqs: int, prefix_caching: bool, company: int = 0
+        self,
+        pipeline: Any,
+        cache_blocks: int,
+        max_num_seqs: int,
+        prefix_caching: bool,
+        company: int = 0,
+        grammars: Grammars | None = None,
     ) -> None:
         self.pipeline = pipeline
+        self.grammars = grammars
         self.companions = Companions(pipeline, company)
         self.waiting: deque[Request] = deque()
         self.active: dict[int, Request] = {}
@@ -143,6 +155,8 @@ class Lane:
         self._release(request, tried=not request.suspect)
         self.index.insert(request.blocks)
         if request.sampling.structured is not None:
+            if len(self._proven) >= _PROVEN:
+                self._proven.clear()
             self._proven.add(request.sampling.structured)
 
     def remove(self, request: Request) -> None:

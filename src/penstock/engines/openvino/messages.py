@@ -18,6 +18,18 @@ class Load(Struct, tag="load", array_like=True):
     options: OpenVINOOptions
 
 
+class LoadTokenizer(Struct, tag="load_tokenizer", array_like=True):
+    """First message to a process that tries constraints: the directory or GGUF file of the tokenizer, and for each
+    constraint the seconds of processor time and the bytes of memory it may take. `json_spaces` as in the options.
+    """
+
+    path: str
+    seconds: int
+    memory_bytes: int
+    json_spaces: bool
+
+
 ToWorker = Load | Submit | Abort | Call
 
 decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_to_constraint_worker = msgspec.msgpack.Decoder(LoadTokenizer | Call).decode

@@ -16,11 +16,10 @@ import openvino_genai as genai
 from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.options import GIB, OpenVINOOptions
 from penstock.errors import UnsupportedError
-from penstock.types import Sampling, StructuredOutput
+from penstock.types import Sampling
 
 _LARGEST_MIN_P = 1.0 - 2.0**-24
 """GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
-_ANY_JSON_OBJECT = '{"type": "object"}'
 
 
 class Pipelines:
@@ -47,6 +46,14 @@ class Pipelines:
             del pipeline
             pipeline = self._load()
         return pipeline
+
+    def logits(self) -> int | None:
+        """The size of the model's logits, often more than the tokenizer's vocabulary; None where no file tells."""
+        file = Path(self._path) / "openvino_model.xml"
+        if not file.is_file():
+            return None
+        size = ov.Core().read_model(file).output("logits").get_partial_shape()[-1]
+        return int(size.get_length()) if size.is_static else None
 
     def base(self) -> Any:
         """One more pipeline of the bare model."""
@@ -118,7 +125,7 @@ def generation_config(
             config.top_k = sampling.top_k
         config.rng_seed = random.getrandbits(31) if sampling.seed is None else sampling.seed % 2**31
     if sampling.structured is not None:
-        config.structured_output_config = _structured_config(sampling.structured)
+        config.structured_output_config = genai.StructuredOutputConfig(grammar=sampling.structured.spec)
     _speculate(config, options)
     return config
 
@@ -129,12 +136,6 @@ def _speculate(config: Any, options: OpenVINOOptions) -> None:
         config.num_assistant_tokens = options.num_speculative_tokens
     if options.prompt_lookup:
         config.max_ngram_size = options.prompt_lookup_max
-
-
-def _structured_config(structured: StructuredOutput) -> Any:
-    if structured.kind == "regex":
-        return genai.StructuredOutputConfig(regex=structured.spec)
-    return genai.StructuredOutputConfig(json_schema=structured.spec or _ANY_JSON_OBJECT)
 
 
 def _measure_cache(pipeline: Any, options: OpenVINOOptions) -> tuple[int, int]:

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.engines.openvino.grammar import ALL, MAX_COUNT, Grammar, Ranges, char_class, normal, too_large, without
+from penstock.engines.openvino.grammar import (
+    ALL,
+    MAX_COUNT,
+    TABLES,
+    Grammar,
+    Ranges,
+    char_class,
+    choice,
+    normal,
+    too_large,
+    without,
+)
 from penstock.errors import RequestError
 
 MAX_DEPTH = 50
 MAX_REPEATS = 20_000
 """Product of the counts of repetitions in one another."""
+_FEW = 16
+"""Characters that so few tokens begin with that a table of them costs nothing."""
 _DIGITS: Ranges = [(48, 57)]
 _WORD: Ranges = [(48, 57), (65, 90), (95, 95), (97, 122)]
 _SPACE: Ranges = [(9, 13), (32, 32), (0xA0, 0xA0)]
@@ -98,7 +111,7 @@ class RegexWriter:
         """The expression as a body."""
         match node:
             case Chars(ranges):
-                return self._chars(list(ranges))
+                return choice(self._forms(list(ranges)))
             case Sequence(parts):
                 return " ".join(self.body(part) for part in parts) or '""'
             case Choice(options):
@@ -107,12 +120,18 @@ class RegexWriter:
                 return self._repeat(item, low, high)
 
     def _repeat(self, item: Node, low: int, high: int | None) -> str:
-        body = self.body(item)
-        if isinstance(item, Chars) and high is None and low < 2 and body.startswith("["):
-            return f"{body}{'*+'[low]}"
-        return self._grammar.repeat(self.counted(body), low, high)
+        if not isinstance(item, Chars):
+            return self._grammar.repeat(self._own_rule(self.body(item)), low, high)
+        forms = self._forms(list(item.ranges))
+        if len(forms) == 1 and high is None and low < 2:
+            return f"{forms[0]}{'*+'[low]}"
+        few = sum(last - first + 1 for first, last in item.ranges) <= _FEW
+        if len(forms) == 1 and few and high is not None and high <= TABLES:
+            return f"{forms[0]}{{{low},{high}}}"
+        nothing = self._grammar.rule('""')
+        return self._grammar.characters(forms, low, high, nothing)
 
-    def counted(self, body: str) -> str:
+    def _own_rule(self, body: str) -> str:
         """A rule to be repeated.
 
         The engine copies a plain body for each count, and makes a table of the whole vocabulary for each copy. The
@@ -121,15 +140,13 @@ class RegexWriter:
         empty = self._grammar.rule('""')
         return self._grammar.rule(f"{body} {empty}")
 
-    def _chars(self, ranges: Ranges) -> str:
+    def _forms(self, ranges: Ranges) -> list[str]:
+        """How one of these characters may be written."""
         if not self._in_json:
-            return char_class(ranges)
+            return [char_class(ranges)]
         plain = without(ranges, [(0, 0x1F), (34, 34), (92, 92)])
-        options = [char_class(plain)] if plain else []
-        for point in _ESCAPES:
-            if any(low <= point <= high for low, high in ranges):
-                options.append(_ESCAPES[point])
-        return options[0] if len(options) == 1 else "(" + " | ".join(options) + ")"
+        escapes = [text for point, text in _ESCAPES.items() if any(low <= point <= high for low, high in ranges)]
+        return [char_class(plain), *escapes] if plain else escapes
 
 
 def _escape(point: int) -> str:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
+from penstock.engines.remote import lenient
+from penstock.engines.remote.lenient import as_text
 from penstock.errors import UpstreamError
+from penstock.http.complaints import as_error, error_inside
 from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usage
 
 DONE = b"[DONE]"
@@ -26,47 +29,49 @@ _REASONS: dict[str, FinishReason] = {
 }
 
 
-class _Details(Struct):
-    cached_tokens: int | None = None
-
-
 class UsageBody(Struct):
-    """`usage`, as far as the server tells it."""
+    """`usage`, as far as the server tells it, in whatever form."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    prompt_tokens_details: Any = None
 
     def neutral(self) -> Usage:
         """As the engine's."""
-        details = self.prompt_tokens_details or _Details()
-        return Usage(self.prompt_tokens or 0, self.completion_tokens or 0, details.cached_tokens or 0)
+        details = self.prompt_tokens_details
+        cached = details.get("cached_tokens") if isinstance(details, dict) else None
+        return Usage(_tokens(self.prompt_tokens), _tokens(self.completion_tokens), _tokens(cached))
 
 
 class _Function(Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: Any = None
+
+    @property
+    def text(self) -> str:
+        return as_text(self.arguments)
 
 
 class _Call(Struct):
     index: int | None = None
     id: str | None = None
     function: _Function | None = None
+    needed: ClassVar = ("function",)
 
 
 class _Message(Struct):
-    content: str | list[Any] | None = None
+    content: Any = None
     refusal: str | None = None
     reasoning: str | None = None
     reasoning_content: str | None = None  # DeepSeek's name, and once vLLM's
     tool_calls: list[_Call] | None = None
+    needed: ClassVar = ("tool_calls",)
 
     @property
     def text(self) -> str:
         content = self.content
-        if isinstance(content, list):
-            parts = [part.get("text") for part in content if isinstance(part, dict)]
-            return "".join(part for part in parts if isinstance(part, str))
+        if content.__class__ is not str:
+            content = as_text(content)
         return content or self.refusal or ""
 
 
@@ -108,42 +113,54 @@ class _Logprobs(Struct):
 
 
 class _Choice(Struct):
-    index: int = 0
+    index: int | None = None
     delta: _Message | None = None
     message: _Message | None = None
-    text: str | None = None
+    text: Any = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
     stop_reason: Any = None  # vLLM's; it may be a token id
     matched_stop: Any = None  # SGLang's name for it
+    error: Any = None  # OpenRouter's, where the answer failed on its way
+    needed: ClassVar = ("delta", "message")
 
 
 class _Completion(Struct):
     """A body, or a chunk."""
 
-    choices: list[_Choice] = field(default_factory=list)
+    choices: list[_Choice] | None = None
     usage: UsageBody | None = None
     error: Any = None
     kv_transfer_params: dict[str, Any] | None = None
+    needed: ClassVar = ("choices",)
 
 
 _decode = msgspec.json.Decoder(_Completion).decode
 
 
-def whole(body: bytes, where: str) -> list[Delta]:
-    """The answers of an unstreamed request, one delta each. The first one's usage is that of all."""
+def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
+    """The `n` answers of an unstreamed request, one delta each. The first one's usage is that of all.
+
+    Raises `UpstreamError`.
+    """
     parsed = _parsed(body, where)
     if parsed.error or not parsed.choices:
+        if (failure := error_inside(body, where)) is not None:
+            raise failure
         shown = body[:4096].decode(errors="replace")
         raise UpstreamError(f"{where} answered without choices", http_status=200, body=shown)
     usage = parsed.usage.neutral() if parsed.usage is not None else Usage()
     deltas = []
-    for choice in sorted(parsed.choices, key=lambda choice: choice.index):
-        delta = _delta(choice)
+    ordered = parsed.choices
+    if len(ordered) > 1:
+        ordered = sorted(ordered, key=lambda choice: choice.index or 0)
+    for index, choice in enumerate(ordered[:n]):  # some count from 1, some do not count
+        if choice.error:
+            raise as_error(choice.error, where, body)
         reason = _reason(choice.finish_reason) or "stop"
         deltas.append(
             msgspec.structs.replace(
-                delta, finish_reason=reason, usage=usage, kv_transfer_params=parsed.kv_transfer_params
+                _delta(choice, index), finish_reason=reason, usage=usage, kv_transfer_params=parsed.kv_transfer_params
             )
         )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
@@ -160,6 +177,10 @@ class StreamReader:
 
     def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
         self._missing = n
+        self._n = n
+        self._only: int | None = None  # what the server calls the answer, where it is one
+        self._open: set[int] = set()  # answers that have begun and not ended
+        self._ended: set[int] = set()
         self._where = where
         self._forward = forward and n == 1
         self._head = self._unfinished = b""
@@ -178,24 +199,37 @@ class StreamReader:
             if forwarded:
                 found.append(Delta(chunks=tuple(forwarded)))
                 forwarded = []
-            if event == DONE:
+            if event == DONE or (len(event) < 16 and event.strip() == DONE):
                 self.ended = True
-                return found + self._finish()
+                return found + self._finish(done=True)
             chunk = _parsed(event, self._where)
-            if chunk.error:
-                raise self._failure(chunk.error, event)
+            if chunk.error or not chunk.choices:
+                failure = error_inside(event, self._where, "broke off")
+                if failure is not None:
+                    raise failure
             if chunk.usage is not None:
                 self._usage = chunk.usage.neutral()
-            for choice in chunk.choices:
-                delta = _delta(choice)
+            for number, choice in enumerate(chunk.choices or ()):
+                if choice.error:
+                    raise as_error(choice.error, self._where, event, "broke off")
+                index = self._index(choice.index, number)
+                if index is None:
+                    continue
+                if index not in self._ended:
+                    self._open.add(index)
+                delta = _delta(choice, index)
                 reason = _reason(choice.finish_reason)
                 if reason is not None:
+                    if index in self._ended:
+                        continue
+                    self._ended.add(index)
+                    self._open.discard(index)
                     self._missing -= 1
                     told = chunk.kv_transfer_params
                     self._finishing.append(
                         msgspec.structs.replace(delta, finish_reason=reason, kv_transfer_params=told)
                     )
-                elif self._forward and not self._head and self._learn_head(event):
+                elif self._forward and not self._head and choice.index == 0 and self._learn_head(event):
                     if _says(delta):
                         forwarded.append(event[len(self._head) :])
                 elif _says(delta):
@@ -204,6 +238,15 @@ class StreamReader:
         if forwarded:
             found.append(Delta(chunks=tuple(forwarded)))
         return found
+
+    def _index(self, given: int | None, number: int) -> int | None:
+        """Which answer a choice belongs to, the `number`th of its chunk; None for one that nobody asked for."""
+        index = number if given is None else given
+        if self._n == 1:
+            if self._only is None:
+                self._only = index
+            return 0 if index == self._only else None
+        return index if 0 <= index < self._n else None
 
     def _continues(self, event: bytes) -> bool:
         """Whether a chunk has the stream's head, and does nothing but continue the answer."""
@@ -224,6 +267,11 @@ class StreamReader:
             self._forward = self._continues(event)
         return self._forward
 
+    def whole(self, body: bytes) -> list[Delta]:
+        """The deltas of an answer that came in one piece after all. Raises `UpstreamError`."""
+        self.ended = True
+        return whole(body, self._where, self._n)
+
     def close(self) -> list[Delta]:
         """What is left when the connection has ended. Raises `UpstreamError` if that was too early."""
         if self.ended:
@@ -231,7 +279,10 @@ class StreamReader:
         self.ended = True
         return self._finish()
 
-    def _finish(self) -> list[Delta]:
+    def _finish(self, *, done: bool = False) -> list[Delta]:
+        if done:  # the server is through, whether it has told reasons or not
+            self._finishing += [Delta(index, "", finish_reason="stop") for index in sorted(self._open)]
+            self._missing -= len(self._open)
         if self._missing > 0:
             raise UpstreamError(f"{self._where}: the answer broke off", retryable=True)
         usage, deltas = self._usage, []
@@ -240,18 +291,6 @@ class StreamReader:
             usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
         self._finishing = []
         return deltas
-
-    def _failure(self, error: Any, event: bytes) -> UpstreamError:
-        said = error if isinstance(error, dict) else {"message": str(error)}
-        code = said.get("code")
-        status: int | None = code if isinstance(code, int) else None
-        theirs = said.get("type") == "invalid_request_error" or (status is not None and 400 <= status < 500)
-        return UpstreamError(
-            f"{self._where} broke off: {str(said.get('message'))[:500]}",
-            http_status=status or (400 if theirs else 500),
-            body=event[:4096].decode(errors="replace"),
-            retryable=not theirs,
-        )
 
 
 def _add(found: list[Delta], delta: Delta) -> None:
@@ -272,16 +311,19 @@ def _says(delta: Delta) -> bool:
     return bool(delta.text or delta.tool_calls or delta.logprobs or delta.reasoning)
 
 
-def _delta(choice: _Choice) -> Delta:
+def _delta(choice: _Choice, index: int) -> Delta:
     message = choice.delta or choice.message
-    text = choice.text if choice.text is not None else message.text if message is not None else ""
+    if choice.text is not None:
+        text = choice.text if choice.text.__class__ is str else as_text(choice.text)
+    else:
+        text = message.text if message is not None else ""
     logprobs = choice.logprobs.neutral() if choice.logprobs is not None else None
     calls: tuple[ToolCallPart, ...] = ()
     if message is not None and message.tool_calls:
         calls = tuple(
             ToolCallPart(
                 number if call.index is None else call.index,
-                (call.function.arguments if call.function else None) or "",
+                call.function.text if call.function else "",
                 call.id or None,
                 (call.function.name if call.function else None) or None,
             )
@@ -289,18 +331,27 @@ def _delta(choice: _Choice) -> Delta:
         )
     stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
     reasoning = (message.reasoning or message.reasoning_content or "") if message is not None else ""
-    return Delta(choice.index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
+    return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 
 
 def _reason(given: str | None) -> FinishReason | None:
-    return None if given is None else _REASONS.get(given, "stop")
+    return _REASONS.get(given, "stop") if given else None  # some say "" while there is more to come
+
+
+def _tokens(value: Any) -> int:
+    return value if value.__class__ is int and value >= 0 else lenient.count(value)
 
 
 def _parsed(body: bytes, where: str) -> _Completion:
     try:
         return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        found: _Completion = lenient.read(body, _Completion)
+    except ValueError as error:
         raise not_openai(body, where, error) from None
+    return found
 
 
 def not_openai(body: bytes, where: str, error: Exception) -> UpstreamError:

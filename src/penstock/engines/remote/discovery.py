@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import msgspec
 from msgspec import Struct, field
 
 from penstock.engines.base import Capabilities
+from penstock.engines.remote import lenient
 from penstock.engines.remote.dialects import adapter_name, dialect_of
 from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
@@ -38,7 +39,8 @@ class Card(Struct):
 
 
 class _Cards(Struct):
-    data: list[Card]
+    data: list[Card] | None
+    needed: ClassVar = ("data",)
 
 
 class Found(Struct):
@@ -91,8 +93,8 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
     try:
         async with asyncio.timeout(patience_s):
             reply = await one.client.send(one.to("/models", "GET"), one.limiter)
-        return msgspec.json.decode(reply.body, type=_Cards).data
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _read(reply.body)
+    except ValueError:
         raise EngineStartError(f"{one.shown}/models did not answer in OpenAI's form; is this the API's base?") from None
     except UpstreamError as error:
         if error.http_status in (401, 403):
@@ -106,6 +108,15 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
         return error
     except TimeoutError:
         return EngineTimeoutError(f"{one.shown}/models: no answer within {patience_s:g} s")
+
+
+def _read(body: bytes) -> list[Card] | None:
+    """The models of a server; None if it does not say. Raises `ValueError`."""
+    try:
+        return msgspec.json.decode(body, type=_Cards).data
+    except (ValueError, RecursionError):
+        cards = lenient.read(body, _Cards | list[Card])
+        return cards if isinstance(cards, list) else cards.data
 
 
 def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:

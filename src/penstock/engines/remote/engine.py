@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -17,7 +18,7 @@ from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
-from penstock.engines.remote.upstreams import Upstream, Upstreams
+from penstock.engines.remote.upstreams import LONGEST_PAUSE_S, Upstream, Upstreams
 from penstock.engines.remote.wire import chat_body, completion_body
 from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import (
@@ -53,7 +54,6 @@ _NOTHING = Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1)
 Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
-LONGEST_PAUSE_S = 30.0
 
 
 class RemoteEngine(LLMEngine):
@@ -76,9 +76,12 @@ class RemoteEngine(LLMEngine):
             max_retries=self.options.max_retries,
             base_wait_s=self.options.base_retry_wait_s,
             longest_wait_s=LONGEST_PAUSE_S,
+            pause=self._pause,
         )
         self._upstreams: Upstreams | None = None
         self._found = Found(_NOTHING)
+        self._answered: set[str] = set()  # tasks
+        self._doubted: str | None = None
         self._learning: asyncio.Task[None] | None = None
         self._encode = msgspec.json.Encoder().encode
 
@@ -88,7 +91,12 @@ class RemoteEngine(LLMEngine):
             return
         try:
             members = [
-                Upstream(server, self.options, "engine_kwargs" if self.options.base_url else f"upstreams[{number}]")
+                Upstream(
+                    server,
+                    self.options,
+                    "engine_kwargs" if self.options.base_url else f"upstreams[{number}]",
+                    self.model_source,
+                )
                 for number, server in enumerate(self._servers)
             ]
         except ConfigError as error:
@@ -97,6 +105,8 @@ class RemoteEngine(LLMEngine):
         await upstreams.open()
         try:
             self._know(await discover(self.model_source, members, self.options))
+            if self._doubted is not None:  # that a server lists its models says little of how it runs them
+                await upstreams.prove(self._doubted)
         except BaseException:
             await upstreams.close()
             raise
@@ -111,6 +121,7 @@ class RemoteEngine(LLMEngine):
             learning.cancel()
             await asyncio.gather(learning, return_exceptions=True)
         if upstreams is not None:
+            self._doubted = upstreams.doubted_path
             await upstreams.close()
 
     async def check_health(self) -> None:
@@ -198,11 +209,12 @@ class RemoteEngine(LLMEngine):
         upstreams = self._running()
         self._check(task, request)
         if not request.stream:
-            yield await self._call(task, path, body, answers.whole, request.request_id)
+            read = partial(answers.whole, n=request.n)
+            yield await self._call(task, path, body, read, request.request_id)
             return
-        with self._refusals(task):
+        with _refusals():
             stream = await self._first(
-                upstreams, lambda upstream: self._open(upstreams, upstream, path, body(upstream), request)
+                upstreams, task, path, lambda upstream: self._open(upstreams, upstream, path, body(upstream), request)
             )
             async with aclosing(stream):
                 async for batch in stream.batches():
@@ -222,7 +234,7 @@ class RemoteEngine(LLMEngine):
         data = self._encode(body)
         to = upstream.to(path)
         async with AsyncExitStack() as held:
-            held.enter_context(upstreams.watch(upstream))
+            held.enter_context(upstreams.watch(upstream, path, data))
             headers = _headers(request.request_id)
             tokens = self._estimate(data, request.sampling.max_tokens)
             pieces = await held.enter_async_context(
@@ -262,17 +274,17 @@ class RemoteEngine(LLMEngine):
             else:
                 data = form(given, file)
             to = upstream.to(path)
-            with upstreams.watch(upstream):
+            with upstreams.watch(upstream, path, data if file is None else file):
                 reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
                 result = read(reply.body, to.shown)
             if tokens:
                 charge(upstream, result[0] if isinstance(result, list) else result, tokens)
             return result
 
-        with self._refusals(task):
-            return await self._first(upstreams, ask)
+        with _refusals():
+            return await self._first(upstreams, task, path, ask)
 
-    async def _first(self, upstreams: Upstreams, ask: Callable[[Upstream], Awaitable[T]]) -> T:
+    async def _first(self, upstreams: Upstreams, task: str, path: str, ask: Callable[[Upstream], Awaitable[T]]) -> T:
         """The first success: of the servers that are well one after the other, and after a pause once more."""
 
         async def sweep() -> T:
@@ -283,13 +295,34 @@ class RemoteEngine(LLMEngine):
                 try:
                     return await ask(upstream)
                 except (UpstreamError, EngineTimeoutError) as error:
+                    if isinstance(error, UpstreamError) and is_no_route(error):
+                        raise await self._without_route(upstreams, upstream, task, path, error) from None
                     if not error.retryable or not upstreams.others_ready(tried):
                         raise
 
         result = await self._policy.run(sweep)
+        self._answered.add(task)
         if not self._found.complete and self._learning is None:
             self._learning = asyncio.create_task(self._learn_more(upstreams))
         return result
+
+    async def _pause(self, error: Exception, seconds: float) -> None:
+        await self._running().pause(error, seconds)
+
+    async def _without_route(
+        self, upstreams: Upstreams, upstream: Upstream, task: str, path: str, error: UpstreamError
+    ) -> PenstockError:
+        """What it means that a server says that it has no such path. Proxies say that now and then of any path, so it
+        is believed only where the path has never answered, and does not answer the smallest request either.
+        """
+        has_route = task in self._answered or await upstreams.has_route(upstream, path)
+        if has_route:
+            error.retryable = True
+            return error
+        if has_route is False:
+            capabilities = self.capabilities
+            self.capabilities = msgspec.structs.replace(capabilities, tasks=capabilities.tasks - {task})
+        return self._unsupported(f"{task}: its server has no such route")
 
     async def _learn_more(self, upstreams: Upstreams) -> None:
         """A model that loads on demand is loaded now: its server knows what it can do."""
@@ -300,18 +333,6 @@ class RemoteEngine(LLMEngine):
         self._found = found
         self.capabilities = found.capabilities
         self.adapters.update(found.adapters)
-
-    @contextmanager
-    def _refusals(self, task: str) -> Iterator[None]:
-        """Inside, what the servers say against a request becomes the caller's error."""
-        try:
-            yield
-        except UpstreamError as error:
-            if is_no_route(error):
-                capabilities = self.capabilities
-                self.capabilities = msgspec.structs.replace(capabilities, tasks=capabilities.tasks - {task})
-                raise self._unsupported(f"{task}: its server has no such route") from None
-            raise as_refusal(error, task) from None
 
     async def _scores(self, task: str, path: str, request: RerankRequest, body: Body) -> Scores:
         def read(reply: bytes, where: str) -> Scores:
@@ -349,6 +370,15 @@ class RemoteEngine(LLMEngine):
         if self.options.tokens_per_minute is None:
             return 0.0
         return len(data) / CHARS_A_TOKEN + (max_tokens or 0)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Inside, what the servers say against a request becomes the caller's error."""
+    try:
+        yield
+    except UpstreamError as error:
+        raise as_refusal(error) from None
 
 
 def _headers(request_id: str) -> dict[str, str] | None:

@@ -47,7 +47,8 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     `requests_per_minute` and `tokens_per_minute`. A new connection may take `connect_timeout_s`, the wait for the next
     piece of an answer (all of it, where it is not streamed) `timeout_s`. A failure that may pass is tried again up to
     `max_retries` times, on another server at once where there is one, until the first token has come. After
-    `trip_after` failures in a row a server is left alone for `cooldown_s`, then twice that, and so on; while all are,
+    `trip_after` different requests that fail, or connections that cannot be made, with no answer between, a server is
+    probed, and if it does not answer that, left alone for `cooldown_s`, then twice that, and so on; while all are,
     requests wait up to `patience_s`; then the engine counts as dead.
 
     What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`, `structured`. With

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
-
 import msgspec
 
+from penstock.engines.remote.too_long import says_too_long
 from penstock.errors import (
     ContextLengthError,
     ModelNotFoundError,
@@ -16,13 +14,11 @@ from penstock.errors import (
     UnsupportedError,
     UpstreamError,
 )
-from penstock.http.client import complaint
+from penstock.http.complaints import complaint
 from penstock.http.retries import is_throttling
 
-_TOO_LONG = re.compile(r"context.{0,20}length|maximum context|longer than the (model|maximum)|max_model_len", re.I)
 
-
-def as_refusal(error: UpstreamError, task: str) -> PenstockError:
+def as_refusal(error: UpstreamError) -> PenstockError:
     """The error that the caller of the engine gets.
 
     What is wrong with the request is the caller's; a wrong key is not, as the caller has none to give.
@@ -32,38 +28,43 @@ def as_refusal(error: UpstreamError, task: str) -> PenstockError:
         return OverloadedError(str(error), error.retry_after if error.retry_after is not None else 1.0)
     if status is None or error.retryable:
         return error
-    said = _said(error.body)
-    message = complaint(error.body) or str(error)
-    message = " ".join(message.split())[:1000]
-    code, param = str(said.get("code") or ""), said.get("param")
-    param = param if isinstance(param, str) else None
-    if is_no_route(error) or status == 501:
-        return UnsupportedError(f"the server of the remote engine does not support this {task} request: {message}")
+    said = complaint(error.body)
+    message = " ".join((said.message or str(error)).split())[:1000]
+    if is_too_long(error):
+        return ContextLengthError(message, param=said.param or "messages")
+    if status == 501 and not _is_page(error.body):
+        return UnsupportedError(f"the server of the remote engine does not support this request: {message}")
     if status == 404:
         return ModelNotFoundError(message, param="model")
-    if code == ContextLengthError.kind or (status in (400, 413, 422) and _TOO_LONG.search(message)):
-        return ContextLengthError(message, param=param or "messages")
     if status in (400, 413, 415, 422):
-        return RequestError(message, param=param)
+        return RequestError(message, param=said.param)
     return error
 
 
 def is_no_route(error: UpstreamError) -> bool:
-    """Whether the server has no such path at all. A 404 about a model says which model, in OpenAI's form."""
+    """Whether an answer says that there is no such path. A 404 about a model says which, in OpenAI's form."""
     if error.http_status == 405:
         return True
+    if error.http_status == 501:
+        return _is_page(error.body)
     if error.http_status != 404:
         return False
-    said = _said(error.body)
-    return said.get("code") == "not_found" or not (said.get("code") or said.get("type"))
+    said = complaint(error.body)
+    return said.code == "not_found" or not (said.code or said.kind or said.status)
 
 
-def _said(body: str) -> dict[str, Any]:
+def is_too_long(error: UpstreamError) -> bool:
+    """Whether the prompt, or prompt and answer together, are too long for the server's model."""
+    if error.http_status not in (400, 413, 422, 500) or not error.body:
+        return False
+    said = complaint(error.body)
+    return says_too_long(said.message, said.code, said.kind)
+
+
+def _is_page(body: str) -> bool:
+    """Whether it is no JSON: what speaks is no API, but something in front of it."""
     try:
-        parsed = msgspec.json.decode(body)
+        msgspec.json.decode(body)
     except (ValueError, RecursionError):
-        return {}
-    if not isinstance(parsed, dict):
-        return {}
-    inner = parsed.get("error")
-    return inner if isinstance(inner, dict) else parsed
+        return True
+    return False

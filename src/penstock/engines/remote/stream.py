@@ -80,11 +80,21 @@ class AnswerStream:
     async def _more(self) -> list[Delta]:
         piece = await anext(self._pieces, None)
         if piece is None:
-            return self._reader.close()
+            return self._last()
         try:
             return self._reader.feed(self._events.feed(piece))
         except ValueError as error:
             raise UpstreamError(f"{self._upstream.shown} sent {error}") from None
+
+    def _last(self) -> list[Delta]:
+        """What the connection's end leaves: an event without an end, or an answer that is no stream."""
+        rest, found = self._events.rest(), []
+        if rest and not self._reader.ended:
+            if self._events.is_json:
+                return self._reader.whole(rest)
+            with suppress(UpstreamError):  # it is half an event
+                found = self._reader.feed([rest])
+        return found + self._reader.close()
 
 
 def charge(upstream: Upstream, answer: Any, estimate: float) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from penstock.engines.remote import lenient
 from penstock.engines.remote.answers import UsageBody, not_openai
 from penstock.errors import UpstreamError
+from penstock.http.complaints import error_inside
 from penstock.types import (
     Classification,
     Classifications,
@@ -135,7 +137,13 @@ def prompt(body: bytes, where: str) -> str:
 
 
 def _as(form: Any, body: bytes, where: str) -> Any:
+    if (failure := error_inside(body, where)) is not None:
+        raise failure
     try:
         return msgspec.json.decode(body, type=form, strict=False)  # OpenAI's API has sent a number as text
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass
+    try:
+        return lenient.read(body, form)
+    except ValueError as error:
         raise not_openai(body, where, error) from None

@@ -33,6 +33,7 @@ _NOT_HERE = {
     "reasoning_parser": "is read by SGLang's server alone; start that, and use the remote engine",
 }
 _QUIET = {"log_level": "error"}
+_COMPACT_JSON = "constrained_json_disable_any_whitespace"
 
 COSTS_ONLY = frozenset(
     {
@@ -105,7 +106,8 @@ def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if known and name not in known:
             hint = nearest(name, known - _NOT_HERE.keys())
             raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=hint)
-    return {**_QUIET, **given}
+    compact = {_COMPACT_JSON: True} if _COMPACT_JSON in known else {}
+    return {**_QUIET, **compact, **given}
 
 
 @cache

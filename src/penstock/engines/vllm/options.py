@@ -119,6 +119,9 @@ def version_note() -> str:
     return VERSIONS.note(installed().version)
 
 
+_STRUCTURED = "structured_outputs_config"
+
+
 def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
     """Sort and complete `engine_kwargs`: vLLM's, and `deterministic`. Raises `ConfigError` for an unknown key,
     `MissingExtraError` without vLLM.
@@ -135,6 +138,8 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         if known and name not in known:
             raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=nearest(name, known))
     defaults: dict[str, Any] = {"disable_log_stats": True}
+    if source != demo.MODEL_NAME:  # which was trained to write JSON with spaces
+        given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():
         defaults["kv_cache_memory_bytes"] = GIB  # vLLM itself would take most of the machine's memory
     if source == demo.MODEL_NAME:
@@ -152,6 +157,16 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         engine["profiler_config"] = {"ignore_frontend": True, **profiler}
     frontend = {name: value for name, value in given.items() if name in frontend_names}
     return VLLMOptions(engine, frontend, found.cpu, deterministic)
+
+
+def _with_compact_json(given: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
+    """White space between the parts of JSON is off, where the backend is one that can do without."""
+    if _STRUCTURED not in known:
+        return given
+    asked = given.get(_STRUCTURED, {})
+    if not isinstance(asked, Mapping) or asked.get("backend", "xgrammar") not in ("xgrammar", "guidance"):
+        return given
+    return {**given, _STRUCTURED: {"backend": "xgrammar", "disable_any_whitespace": True, **asked}}
 
 
 def _deterministic(given: Any, found: Installed) -> bool:

@@ -20,6 +20,7 @@ class Serving(msgspec.Struct):
     is_embedding: bool = False
     max_running_requests: int | None = None
     grammar_backend: str | None = None
+    constrained_json_disable_any_whitespace: bool = False
     disable_radix_cache: bool = False
     enable_memory_saver: bool = False
     enable_weights_cpu_backup: bool = False

@@ -1,0 +1,114 @@
+"""Reads answers that are not quite in their form: what is not needed may be odd.
+
+Nearly all answers are read at once into their structs. This is the way of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import Struct
+
+BOM = b"\xef\xbb\xbf"
+
+
+def read(body: bytes, form: Any) -> Any:
+    """A body in a form: a struct, or a union or list of them.
+
+    A field that does not fit has its default. One without a default, and one that its struct names as `needed` and
+    that is there, must fit. Raises `ValueError` where they do not, and for what is no JSON.
+    """
+    return _as(parsed(body), form)
+
+
+def parsed(body: bytes) -> Any:
+    """The JSON that a body begins with: bytes that are no UTF-8 and halves of surrogate pairs are replaced, numbers may
+    be NaN or out of range, and more may follow. Raises `ValueError`.
+    """
+    text = body.removeprefix(BOM).decode(errors="replace").lstrip()
+    try:
+        value, _ = json.JSONDecoder().raw_decode(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except json.JSONDecodeError:
+        raise ValueError("it is no JSON") from None
+    if "\\u" in text:  # else there is no way for half a pair to come in
+        value = _whole(value)
+    return value
+
+
+def count(value: Any) -> int:
+    """A number of tokens, however it is told; 0 where it is not."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return max(int(number), 0) if math.isfinite(number) and not isinstance(value, bool) else 0
+
+
+def as_text(value: Any) -> str:
+    """The text of an answer: a text, a list of parts, or JSON that a server has parsed already."""
+    if isinstance(value, str):
+        return value
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        parts = [part.get("text", part.get("content")) if isinstance(part, dict) else part for part in value]
+        return "".join(part for part in parts if isinstance(part, str))
+    return msgspec.json.encode(value).decode()
+
+
+def _as(value: Any, form: Any) -> Any:
+    if isinstance(form, type) and issubclass(form, Struct):
+        return _struct(value, form)
+    if get_origin(form) in (Union, types.UnionType):
+        arms = get_args(form)
+        if value is None and type(None) in arms:
+            return None
+        for arm in arms:
+            try:
+                return _as(value, arm)
+            except ValueError:
+                continue
+        raise ValueError("it has another form")
+    if get_origin(form) is list and isinstance(value, list):
+        return [_as(item, get_args(form)[0]) for item in value]
+    try:
+        return msgspec.convert(value, form, strict=False)
+    except (msgspec.ValidationError, RecursionError):
+        raise ValueError("it has another form") from None
+
+
+def _struct(value: Any, form: type[Struct]) -> Struct:
+    if not isinstance(value, dict):
+        raise ValueError("it has another form")
+    needed = getattr(form, "needed", ())
+    found = {}
+    for field in msgspec.structs.fields(form):
+        if field.encode_name not in value:
+            if field.required:
+                raise ValueError(f"it has no '{field.encode_name}'")
+            continue
+        given = value[field.encode_name]
+        try:
+            found[field.name] = _as(given, field.type)
+        except ValueError:
+            if field.required or (given and field.name in needed):
+                raise ValueError(f"its '{field.encode_name}' has another form") from None
+    return form(**found)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value):
+            return value
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(key): _whole(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,31 @@
+"""Writes random answers by a grammar, as the engine would, without a model."""
+
+import openvino_genai as genai
+import pytest
+
+from penstock.demo import MODEL_NAME
+from penstock.engines.openvino.bare_pipeline import BarePipeline
+from penstock.engines.openvino.find_model import find_model
+
+
+class Writer:
+    """Texts of random tokens that a grammar allows. `None` for one that did not come to its end."""
+
+    def __init__(self):
+        self._tokenizer = genai.Tokenizer(str(find_model(MODEL_NAME, None, None).path))
+        self.vocabulary = max(self._tokenizer.get_vocab().values()) + 1
+        self._pipeline = BarePipeline(self._tokenizer, self.vocabulary)
+
+    def texts(self, grammar, count=8, tokens=200):
+        """Different ones that came to their end."""
+        found = set()
+        for seed in range(count):
+            ids = self._pipeline.compile(grammar, tokens, seed)
+            if ids[-1] == self._tokenizer.get_eos_token_id():
+                found.add(self._tokenizer.decode(ids))
+        return sorted(found)
+
+
+@pytest.fixture(scope="session")
+def writer():
+    return Writer()
