@@ -29,6 +29,10 @@ def grammar_of(pattern):
         "{x}",
         r"[\]^-]{1,3}",
         "a.c",
+        "éAb",
+        "[é]A",
+        r"\x01f[\x02a-f]c",
+        "(ÿ0){2}",
     ],
 )
 def test_what_the_grammar_allows_matches(writer, pattern):

@@ -45,6 +45,7 @@ class _Trial:
         self.key = key
         self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.waiting = 0
+        self.tries = 0
 
 
 class _Process:
@@ -65,6 +66,7 @@ class _Process:
 
     def take(self, trial: _Trial) -> None:
         self.trial = trial
+        trial.tries += 1
         structured = trial.structured
         self._process.send(encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked])))
         self._after(PATIENCE_SECONDS, f"it took more than {PATIENCE_SECONDS:g} s")
@@ -110,7 +112,9 @@ class _Process:
     def _on_death(self, why: str) -> None:
         self._cancel()
         self.ended = True
-        if self.trial is not None:
+        if self.trial is not None and self._why is None and "SIGKILL" in why and self.trial.tries == 1:
+            self._pool.try_again(self.trial)  # whoever killed it may have meant another
+        elif self.trial is not None:
             self._pool.settle(self.trial, _refusal(why, self._why), remember=self._why is None)
         elif not self.ready:
             self._pool.give_up(self._why or why)
@@ -209,6 +213,11 @@ class Constraints:
         except OSError as error:
             self.forget(process)
             self.give_up(str(error))
+
+    def try_again(self, trial: _Trial) -> None:
+        """Its process ended, and not by it."""
+        if trial.waiting:
+            self._queue.appendleft(trial)
 
     def settle(self, trial: _Trial, outcome: Outcome, remember: bool = True) -> None:
         """A trial has an outcome."""

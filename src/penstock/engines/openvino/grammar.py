@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
+from string import hexdigits
 
 from penstock.errors import RequestError
 
@@ -130,6 +132,10 @@ class Grammar:
         return "\n".join([f"root ::= {root}", *rules, ""])
 
 
+_BEFORE_HEX = re.compile("(?<=[\x00-\x1f\x7f-\xff])(?=[0-9a-fA-F])")
+"""Places between a character that the engine writes as a number and one that it would take for a digit of that."""
+
+
 def too_large(why: str) -> RequestError:
     """The error of a constraint that is beyond a limit."""
     return RequestError(f"the constraint is too large: {why}; make it simpler", param="response_format")
@@ -137,7 +143,7 @@ def too_large(why: str) -> RequestError:
 
 def literal(text: str) -> str:
     """A fixed text."""
-    return '"' + "".join(map(_in_literal, text)) + '"'
+    return " ".join(f'"{"".join(map(_in_literal, part))}"' for part in _BEFORE_HEX.split(text))
 
 
 def _in_literal(char: str) -> str:
@@ -155,6 +161,7 @@ def choice(options: Iterable[str]) -> str:
 def char_class(ranges: Ranges) -> str:
     """One character out of sorted ranges of code points."""
     pieces = [piece for low, high in ranges for piece in _in_utf8(low, high)]
+    pieces.sort(key=lambda piece: (chr(piece[0]) not in hexdigits, piece))  # see _BEFORE_HEX
     return "[" + "".join(_in_class(a) if a == b else f"{_in_class(a)}-{_in_class(b)}" for a, b in pieces) + "]"
 
 
