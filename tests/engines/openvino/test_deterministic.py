@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.openvino.companions import sequences_wanted
 from penstock.errors import ConfigError
 from penstock.types import CompletionRequest, Sampling
 
@@ -50,6 +51,12 @@ def test_what_does_not_go_together_with_it_is_refused(options, named):
 )
 def test_what_says_the_same_is_taken(options):
     OpenVINOEngine("demo", engine_kwargs={"deterministic": True, **options})
+
+
+@pytest.mark.parametrize(("threads", "wanted"), [(1, 2), (2, 2), (5, 5), (99, 16)])
+def test_a_step_has_as_many_sequences_as_threads(threads, wanted):
+    assert sequences_wanted(True, threads) == wanted
+    assert sequences_wanted(False, threads) == 0
 
 
 PROMPTS = [f"{'The cable of my Solara 77 broke again. ' * (number % 9)}Order {number}" for number in range(24)]
