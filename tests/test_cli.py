@@ -132,8 +132,10 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
     [
         (("absent.jsonl", "-o", "out.jsonl", *SIMULATED), 2, "absent.jsonl: no such file"),
         (
-            ("in.jsonl", "-o", "o.jsonl", "--prompt", "{text}", "--engine", "remote", "--deterministic")
-            + ("--engine-kwargs", '{"base_url": "http://127.0.0.1:9/v1"}'),
+            (
+                *("in.jsonl", "-o", "o.jsonl", "--prompt", "{text}", "--engine", "remote"),
+                *("--deterministic", "--engine-kwargs", '{"base_url": "http://127.0.0.1:9/v1"}'),
+            ),
             2,
             "deterministic: the remote engine cannot promise it",
         ),

@@ -73,13 +73,13 @@ def test_names_and_prompts_that_are_no_text(folder):
 
 STARTED = """
 import os, sys
-ready, module = int(sys.argv.pop(1)), sys.argv.pop(1)
+ready, gate, module = int(sys.argv.pop(1)), int(sys.argv.pop(1)), sys.argv.pop(1)
 class Watch:
     def find_spec(self, name, path=None, target=None):
         if name == module:
             os.write(ready, b"x")
             sys.meta_path.remove(self)
-            for _ in range(10**9): pass  # where the signals find it
+            os.read(gate, 1)  # where the signals find it
 sys.meta_path.insert(0, Watch())
 from penstock.cli import main
 main()
@@ -97,15 +97,18 @@ main()
 )
 def test_ctrl_c_while_it_starts(folder, module, told):
     reading, writing = os.pipe()
+    gate, opener = os.pipe()
     job = subprocess.Popen(
-        [sys.executable, "-c", STARTED, str(writing), module, *RUN, "-o", "-"],
-        cwd=folder, pass_fds=[writing], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-c", STARTED, str(writing), str(gate), module, *RUN, "-o", "-"],
+        cwd=folder, pass_fds=[writing, gate], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     os.close(writing)
+    os.close(gate)
     assert os.read(reading, 1) == b"x"
     os.close(reading)
     job.send_signal(signal.SIGINT)
     job.send_signal(signal.SIGINT)
+    os.close(opener)
     assert job.communicate(timeout=60) == (b"", told)
     assert job.returncode == 130
 

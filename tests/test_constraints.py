@@ -38,6 +38,8 @@ def test_scripts_and_documents_install_with_them():
         *(ROOT / "scripts").glob("test_*.sh"),
     ]
     for file in files:
+        if file.name == "test_versions.sh":  # it is about other versions
+            continue
         for line in file.read_text().splitlines():
             if re.search(r"pip\"? install .*(-e|-q) ?['\"]?\.", line):
                 assert "-c constraints.txt" in line, f"{file.name}: {line}"

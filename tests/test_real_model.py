@@ -17,7 +17,7 @@ from serve_process import serving
 
 pytestmark = pytest.mark.slow
 
-ROWS = 24
+ROWS = 16
 CONTEXT = 8192  # of the model
 PREFIX = "You are the clerk of a small shop that sells fruit, tea and paper. Answer in a few plain words. " * 6
 SCHEMA = {
@@ -48,20 +48,20 @@ def source(tmp_path):
 
 def test_a_job_resumed_after_a_kill_has_every_row_once(source, tmp_path, smollm2):
     output = tmp_path / "out.jsonl"
-    with run(source, output, smollm2, "--max-tokens", "12", stderr=subprocess.DEVNULL) as job:
+    with run(source, output, smollm2, "--max-tokens", "8", stderr=subprocess.DEVNULL) as job:
         while (
             not any(part.stat().st_size for part in tmp_path.glob("out.jsonl.penstock/rows-*")) and job.poll() is None
         ):
             time.sleep(0.01)
         job.kill()
     assert not output.exists()
-    with run(source, output, smollm2, "--max-tokens", "12", stderr=subprocess.PIPE, text=True) as job:
+    with run(source, output, smollm2, "--max-tokens", "8", stderr=subprocess.PIPE, text=True) as job:
         told = job.communicate(timeout=300)[1]
     assert "from an earlier run" in told
     rows = lines(output)
     assert [(row["id"], row["status"]) for row in rows] == [(number, "ok") for number in range(ROWS)]
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
-    assert all(row["response"] and 0 < row["usage"]["completion_tokens"] <= 12 for row in rows)
+    assert all(row["response"] and 0 < row["usage"]["completion_tokens"] <= 8 for row in rows)
     # The same beginning was computed once for all that came after.
     assert max(row["usage"]["cached_tokens"] for row in rows) > 64
 
@@ -69,11 +69,11 @@ def test_a_job_resumed_after_a_kill_has_every_row_once(source, tmp_path, smollm2
 def test_structured_answers_fit_their_schema(source, tmp_path, smollm2):
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     output = tmp_path / "out.jsonl"
-    more = ["--schema", str(tmp_path / "schema.json"), "--max-tokens", "120", "--limit", "12"]
+    more = ["--schema", str(tmp_path / "schema.json"), "--max-tokens", "120", "--limit", "6"]
     with run(source, output, smollm2, *more, stderr=subprocess.DEVNULL) as job:
         assert job.wait(300) == 0
     rows = lines(output)
-    assert [(row["id"], row["status"], row["finish_reason"]) for row in rows] == [(n, "ok", "stop") for n in range(12)]
+    assert [(row["id"], row["status"], row["finish_reason"]) for row in rows] == [(n, "ok", "stop") for n in range(6)]
     fits = jsonschema_rs.validator_for(SCHEMA)
     for row in rows:
         answer = json.loads(row["response"])
@@ -120,8 +120,9 @@ def test_chat_streamed_and_not(client):
 def test_log_probabilities(client):
     answer = client.post("/v1/chat/completions", json=chat(logprobs=True)).json()
     told = answer["choices"][0]["logprobs"]["content"]
-    assert len(told) in (answer["usage"]["completion_tokens"], answer["usage"]["completion_tokens"] - 1)  # the end's
-    assert "".join(token["token"] for token in told) == answer["choices"][0]["message"]["content"]
+    assert len(told) in (answer["usage"]["completion_tokens"], answer["usage"]["completion_tokens"] - 1)
+    # With the end's own token, where there is one.
+    assert "".join(token["token"] for token in told).startswith(answer["choices"][0]["message"]["content"])
     # It is greedy: every token is the likeliest of 49,152.
     assert all(math.log(1 / 49_152) < token["logprob"] <= 1e-3 for token in told)
 

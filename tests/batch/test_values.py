@@ -49,6 +49,7 @@ class Modelled:
 
 BERLIN = zoneinfo.ZoneInfo("Europe/Berlin")
 RECORD = np.array([(1, 2.5, "x")], dtype=[("a", "i4"), ("b", "f8"), ("c", "U3")])
+MASK = np.array([(True, False, False)], [("a", bool), ("b", bool), ("c", bool)])
 NS = np.datetime64("2024-01-02T03:04:05.000000006")
 
 
@@ -98,8 +99,11 @@ NS = np.datetime64("2024-01-02T03:04:05.000000006")
         (np.ones((2, 1)), [[1.0], [1.0]]),
         (np.array([np.nan, 1]), ["NaN", 1.0]),
         (np.array([NS]), ["2024-01-02T03:04:05.000000006"]),
-        (np.ma.array([1, 2], mask=[0, 1]), [1, None]),
-        (np.ma.array(RECORD, mask=[(1, 0, 0)]), [{"a": None, "b": 2.5, "c": "x"}]),
+        (np.ma.array([1, 2], mask=[False, True]), [1, None]),
+        (
+            np.ma.array(RECORD, mask=MASK),
+            [{"a": None, "b": 2.5, "c": "x"}],
+        ),
         (RECORD, [{"a": 1, "b": 2.5, "c": "x"}]),
         (pd.NA, None),
         (pd.NaT, None),

@@ -214,6 +214,22 @@ async def test_one_that_was_there_at_two_deaths_is_alone_the_next_time():
     assert all(inside == {"bad"} for inside in engine.together[deaths:])
 
 
+async def test_requests_that_survive_a_death_hold_nobody_up(monkeypatch):
+    """As those on other replicas than the one that died."""
+    monkeypatch.setattr(module, "HARMLESS_S", 0.0)
+    quarantine = Quarantine()
+    with quarantine.visit(lambda: b"long") as survivor, quarantine.visit(lambda: b"x") as visit:
+        async with survivor:
+            with pytest.raises(EngineDeadError):
+                async with visit:
+                    raise EngineDeadError("died")
+            quarantine.reopen()
+            async with asyncio.timeout(5):
+                async with visit:
+                    pass
+    assert not quarantine.troubled
+
+
 async def test_a_suspect_that_outlives_its_time_lets_others_in(monkeypatch):
     monkeypatch.setattr(module, "HARMLESS_S", 0.0)
     quarantine = Quarantine()

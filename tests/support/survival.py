@@ -103,26 +103,28 @@ def ticks(found: Any, kind: str) -> Ticks | None:
     if not isinstance(found, str):
         return simple(found) if found is not None else None
     if kind == "length":
-        sign, days, seconds = re.fullmatch(r"(-?)P(?:(\d+)D)?(?:T([\d.]+)S)?", found).groups()  # type: ignore[union-attr]
-        count = Fraction(days or 0) * 86400 + Fraction(seconds or 0)
-        return Ticks(kind, int((-count if sign else count) * 10**9))
+        sign, days, seconds = _parts(r"(-?)P(?:(\d+)D)?(?:T([\d.]+)S)?", found)
+        length = Fraction(days or 0) * 86400 + Fraction(seconds or 0)
+        return Ticks(kind, int((-length if sign else length) * 10**9))
     if kind == "time":
         hour, minute, second = found.split(":")
         return Ticks(kind, int((Fraction(hour) * 3600 + Fraction(minute) * 60 + Fraction(second)) * 10**9))
-    stamp, zone = (
-        re.fullmatch(r"(.*?)(Z|[+-]\d\d:\d\d(?::[\d.]+)?)?", found).groups() if kind == "instant" else (found, "")
-    )  # type: ignore[union-attr]
-    if kind == "day" and "T" in stamp:
+    stamp, zone = _parts(r"(.*?)(Z|[+-]\d\d:\d\d(?::[\d.]+)?)?", found) if kind == "instant" else (found, "")
+    if (kind == "day" and "T" in stamp) or (kind == "instant" and not zone):
         return None
     whole, _, fraction = stamp.partition(".")
     count = int(np.datetime64(whole, "s").astype("int64")) * 10**9 + int(fraction.ljust(9, "0") or 0)
-    if kind == "instant":
-        if not zone:
-            return None
-        parts = [Fraction(part) for part in re.findall(r"[\d.]+", zone)] or [Fraction(0)]
-        offset = sum(part * size for part, size in zip(parts, (3600, 60, 1), strict=False))
+    if zone and zone != "Z":
+        sizes = zip(zone[1:].split(":"), (3600, 60, 1), strict=False)
+        offset = sum((Fraction(part) * size for part, size in sizes), Fraction(0))
         count -= int((-offset if zone[0] == "-" else offset) * 10**9)
     return Ticks(kind, count)
+
+
+def _parts(pattern: str, text: str) -> tuple[Any, ...]:
+    found = re.fullmatch(pattern, text)
+    assert found is not None, text
+    return found.groups()
 
 
 def _of_python(value: datetime.date | datetime.time | datetime.timedelta) -> Ticks:

@@ -29,15 +29,20 @@ TaskType = Literal["generate", "embed", "classify", "score", "transcribe"]
 
 COSTS_ONLY = frozenset(
     {
-        *("batch_size", "concurrency", "accelerator_type", "resources_per_bundle", "experimental", "runtime_env"),
-        *("placement_group_config", "max_pending_requests", "max_concurrent_batches", "max_attempts"),
-        *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error", "num_cpus", "memory"),
-        *("headers", "session_factory", "qps", "requests_per_minute", "tokens_per_minute", "adaptive"),
-        *("max_retries", "base_retry_wait_time_in_s", "timeout_s", "request_timeout_s", "rows_per_call"),
+        *("batch_size", "concurrency", "accelerator_type"),
+        *("resources_per_bundle", "experimental", "runtime_env"),
+        *("placement_group_config", "max_pending_requests"),
+        *("max_concurrent_batches", "max_attempts"),
+        *("max_tasks_in_flight_per_actor", "log_engine_metrics", "should_continue_on_error"),
+        *("num_cpus", "memory"),
+        *("headers", "session_factory", "qps"),
+        *("requests_per_minute", "tokens_per_minute", "adaptive"),
+        *("max_retries", "base_retry_wait_time_in_s", "timeout_s"),
+        *("request_timeout_s", "rows_per_call"),
     }
 )
-"""Fields of processors and of stages that cost memory or time, or say where, and decide no row of the output: a job
-that is taken up again may have others. What decides of `engine_kwargs`, the engine says.
+"""Fields of processors and of stages that cost memory or time, or say where, and decide no row of the
+output: a job that is taken up again may have others. What decides of `engine_kwargs`, the engine says.
 """
 
 

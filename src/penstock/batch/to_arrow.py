@@ -37,9 +37,11 @@ def array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
 
     Raises `UnstorableError` for a value that no output can hold.
     """
-    if not LEAVES.issuperset(map(type, values)):
+    found = _kind_at_once(values)
+    if found is None and not LEAVES.issuperset(map(type, values)):
         values = [plain(value) for value in values]
-    for tried in (kind, kind_of(values)) if kind is not None else (kind_of(values),):
+        found = kind_of(values)
+    for tried in (kind, found):
         if tried is not None:
             made = _exactly(values, tried, check=tried is kind)
             if made is not None:
@@ -52,6 +54,14 @@ def texts(values: Sequence[Any]) -> pa.Array:
     return pa.array([text(value) for value in values], pa.string())
 
 
+def _kind_at_once(values: Sequence[Any]) -> pa.DataType | None:
+    """The type of values that are all plain already, as most are: long lists are not walked through twice."""
+    try:
+        return kind_of(values)
+    except RecursionError:
+        return None
+
+
 def kind_of(values: Sequence[Any]) -> pa.DataType | None:
     """The Arrow type that holds all of some plain values as they are; None if there is none, but text."""
     kinds = frozenset(map(type, values)) - {_NONE}
@@ -60,7 +70,8 @@ def kind_of(values: Sequence[Any]) -> pa.DataType | None:
     if kinds in _SIMPLE:
         return _SIMPLE[kinds]
     if kinds == {list}:
-        inner = kind_of(list(chain.from_iterable(filter(None, values))))
+        inside = frozenset(map(type, chain.from_iterable(filter(None, values)))) - {_NONE}
+        inner = _SIMPLE.get(inside) or kind_of(list(chain.from_iterable(filter(None, values))))
         return None if inner is None else pa.list_(inner)
     if kinds == {dict}:
         return _struct_of([value for value in values if value is not None])
@@ -164,6 +175,8 @@ def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
 
 def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
+    if not _TEXT.issuperset(map(type, names)):
+        return None
     if not names or len(names) > _MOST_FIELDS:  # no fields at all have no place in Parquet; very many are data
         return None
     fields = []

@@ -75,8 +75,8 @@ class LLMEngine:
 
     name: ClassVar[str]
     costs_only: ClassVar[frozenset[str]] = frozenset()
-    """The names of options that cost memory or time, or stage faults, and decide no answer: a job that is taken up
-    again may have others. Options that are not named here decide.
+    """The names of options that cost memory or time, or stage faults, and decide no answer: a job that
+    is taken up again may have others. Options that are not named here decide.
     """
     makes_ranks: ClassVar[bool] = False
     """Whether data-parallel ranks are an option of this engine, which starts them and balances between them."""
@@ -120,8 +120,8 @@ class LLMEngine:
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
-        """`engine_kwargs` with which an answer depends on its request alone: not on what else runs, on the cache, or
-        on a restart. Raises `ConfigError` where the engine has no such mode.
+        """`engine_kwargs` with which an answer depends on its request alone: not on what else runs, on
+        the cache, or on a restart. Raises `ConfigError` where the engine has no such mode.
         """
         raise ConfigError(f"the {cls.name} engine cannot promise it", field="deterministic", value=True)
 
@@ -261,8 +261,8 @@ class LLMEngine:
 
 
 def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`engine_kwargs` with those that make the engine deterministic. Raises `ConfigError` where they say the opposite,
-    or the engine has no such mode.
+    """`engine_kwargs` with those that make the engine deterministic. Raises `ConfigError` where they
+    say the opposite, or the engine has no such mode.
     """
     needed = cls.deterministic_options()
     for name, value in needed.items():

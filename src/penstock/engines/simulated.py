@@ -86,9 +86,12 @@ class SimulatedOptions(Struct, frozen=True):
 
 COSTS_ONLY = frozenset(
     {
-        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown", "prefill_ms_per_token", "start_ms"),
-        *("steps_per_turn", "max_num_seqs", "kv_cache_blocks", "kv_transfer_config", "kv_transfer_ms"),
-        *("error_rate", "slow_rate", "slow_factor", "hang_rate", "die_after", "die_times", "die_on"),
+        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown"),
+        *("prefill_ms_per_token", "start_ms"),
+        *("steps_per_turn", "max_num_seqs", "kv_cache_blocks"),
+        *("kv_transfer_config", "kv_transfer_ms"),
+        *("error_rate", "slow_rate", "slow_factor", "hang_rate"),
+        *("die_after", "die_times", "die_on"),
     }
 )
 

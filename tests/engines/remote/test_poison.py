@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections import Counter
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -13,7 +14,7 @@ from penstock.testing import answer, chat_request
 from penstock.types import EmbeddingRequest, Sampling
 from scripted_api import refusal, remote
 
-QUICK = {"base_retry_wait_s": 0.01, "cooldown_s": 0.05}
+QUICK: dict[str, Any] = {"base_retry_wait_s": 0.01, "cooldown_s": 0.05}
 SAID = {"choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}]}
 STREAMED = (
     b'data: {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'

@@ -1,8 +1,8 @@
 """Sequences that run beside a deterministic lane's requests while it has few.
 
-The CPU's kernels for a batch give each row what it would get in any other batch, bit for bit. A row that is alone, or
-among fewer sequences than there are threads, goes through kernels of another order of sums. So a few sequences of no
-meaning keep it company.
+The CPU's kernels for a batch give each row what it would get in any other batch, bit for bit. A row
+that is alone, or among fewer sequences than there are threads, goes through kernels of another order
+of sums. So a few sequences of no meaning keep it company.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _RUNNING = genai.GenerationStatus.RUNNING
 
 
 def sequences_wanted(deterministic: bool, num_threads: int) -> int:
-    """How many sequences a step should have at least; 0 where nothing is promised. `num_threads` 0: all cores."""
+    """How many sequences a step should have at least; 0 where nothing is promised. `num_threads` 0: all
+    cores.
+    """
     if not deterministic:
         return 0
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,7 +41,7 @@ class Companions:
         self._handles: list[Any] = []
 
     def join(self, running: int) -> None:
-        """Make them and `running` requests as many as are wanted. Those that are too many end by themselves."""
+        """Make them and `running` requests as many as are wanted. Those too many end by themselves."""
         if not self._wanted:
             return
         self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
@@ -49,7 +51,7 @@ class Companions:
             self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
 
     def leave(self) -> bool:
-        """Cancel them all; the pipeline forgets them in its next step. Returns whether there were any."""
+        """Cancel them all; the pipeline forgets them in its next step. Tells whether there were any."""
         handles, self._handles = self._handles, []
         for handle in handles:
             handle.cancel()

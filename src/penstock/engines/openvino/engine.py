@@ -120,8 +120,8 @@ class OpenVINOEngine(WorkerEngine):
 
 
 def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
-    """What `deterministic` needs. And bf16 on one thread ends in SIGFPE when the model is loaded on a CPU with AMX, so
-    f32 is taken there.
+    """What `deterministic` needs. And bf16 on one thread ends in SIGFPE when the model is loaded on a CPU
+    with AMX, so f32 is taken there.
     """
     if options.deterministic:
         return msgspec.structs.replace(options, **DETERMINISTIC_OPTIONS)

@@ -83,7 +83,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 DETERMINISTIC_OPTIONS: Mapping[str, Any] = {"inference_precision": "f32", "kv_cache_precision": "f32"}
-"""Of full precision, so that what the order of sums changes is far below what separates two tokens."""
+"""In f32, what the order of sums changes is far below what separates two tokens."""
 _WITHOUT: Mapping[str, Any] = {"device": "CPU", "prompt_lookup": False, "draft_model": None}
 DETERMINISTIC_PROPERTIES: Mapping[str, str] = {
     "INFERENCE_PRECISION_HINT": "f32",
@@ -95,16 +95,20 @@ DETERMINISTIC_PROPERTIES: Mapping[str, str] = {
 
 COSTS_ONLY = frozenset(
     {
-        *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes", "enable_prefix_caching", "num_threads"),
+        *("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes"),
+        *("enable_prefix_caching", "num_threads"),
         "max_loras",
     }
 )
 COSTS_ONLY_PROPERTIES = frozenset(
     {
-        *("NUM_STREAMS", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT", "PERFORMANCE_HINT_NUM_REQUESTS", "LOG_LEVEL"),
-        *("ENABLE_CPU_PINNING", "ENABLE_CPU_RESERVATION", "ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
+        *("NUM_STREAMS", "INFERENCE_NUM_THREADS", "PERFORMANCE_HINT"),
+        *("PERFORMANCE_HINT_NUM_REQUESTS", "LOG_LEVEL"),
+        *("ENABLE_CPU_PINNING", "ENABLE_CPU_RESERVATION"),
+        *("ENABLE_HYPER_THREADING", "SCHEDULING_CORE_TYPE"),
         *("MODEL_DISTRIBUTION_POLICY", "CACHE_DIR", "CACHE_MODE", "PERF_COUNT", "TBB_PARTITIONER"),
-        *("ENABLE_TENSOR_PARALLEL", "ENABLE_MMAP", "ENABLE_SAVE_OV_MODEL", "ENABLE_WEIGHTLESS", "WEIGHTS_PATH"),
+        *("ENABLE_TENSOR_PARALLEL", "ENABLE_MMAP", "ENABLE_SAVE_OV_MODEL"),
+        *("ENABLE_WEIGHTLESS", "WEIGHTS_PATH"),
         "COMPILATION_NUM_THREADS",
     }
 )

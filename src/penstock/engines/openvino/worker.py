@@ -67,8 +67,8 @@ def _decoded(data: bytearray) -> ToWorker | Failed:
     try:
         message: ToWorker = decode_to_worker(data)
         return message
-    except msgspec.ValidationError as error:
-        return refusal_of(data, error)
+    except msgspec.ValidationError:
+        return refusal_of(data)
 
 
 def main(fd: int, parent: int) -> None:

@@ -89,9 +89,12 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
 COSTS_ONLY = frozenset(
     {
         # Where the model is and how it is reached; the keys that headers may hold belong in no manifest anyway.
-        *("base_url", "upstreams", "headers", "api_key_env", "discover", "max_tokens_field", "stream_usage"),
-        *("concurrency", "adaptive", "requests_per_minute", "tokens_per_minute", "max_response_bytes"),
-        *("connect_timeout_s", "timeout_s", "max_retries", "base_retry_wait_s", "trip_after", "cooldown_s"),
+        *("base_url", "upstreams", "headers", "api_key_env"),
+        *("discover", "max_tokens_field", "stream_usage"),
+        *("concurrency", "adaptive", "requests_per_minute"),
+        *("tokens_per_minute", "max_response_bytes"),
+        *("connect_timeout_s", "timeout_s", "max_retries"),
+        *("base_retry_wait_s", "trip_after", "cooldown_s"),
         "patience_s",
     }
 )

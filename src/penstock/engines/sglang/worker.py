@@ -87,8 +87,8 @@ async def read(reader: asyncio.StreamReader) -> ToWorker | Failed | None:
     try:
         message: ToWorker = decode_to_worker(data)
         return message
-    except msgspec.ValidationError as error:
-        return refusal_of(data, error)
+    except msgspec.ValidationError:
+        return refusal_of(data)
 
 
 def framed(message: ToParent) -> bytes:
