@@ -3,9 +3,9 @@
 import pytest
 
 from penstock.engines.base import Capabilities
-from penstock.engines.sampling_checks import LONGEST_STOP, MAX_STOPS, check_sampling, check_token_ids
+from penstock.engines.sampling_checks import LONGEST_STOP, MAX_STOPS, check_json_schema, check_sampling, check_token_ids
 from penstock.errors import RequestError
-from penstock.types import Sampling
+from penstock.types import Sampling, StructuredOutput
 
 ANY = Capabilities(tasks=frozenset({"chat"}), context_length=100, max_concurrency=1, max_top_logprobs=5)
 NAN, INF = float("nan"), float("inf")
@@ -59,3 +59,26 @@ def test_token_ids_are_whole_numbers(ids):
         check_token_ids(ids, "prompt")
     check_token_ids([0, 2**31 - 1], "prompt")
     check_token_ids([], "prompt")
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ('{"type": "objet"}', "not valid at type"),
+        ("{", "not valid JSON"),
+        ("3", "must be an object"),
+        ('{"items": ' * 300 + "{}" + "}" * 300, "nested too deep"),
+        ("[" * 100_000, "nested too deep"),
+        ('{"$schema": "https://example.org/none"}', "no draft"),
+    ],
+)
+def test_a_schema_that_is_none_is_refused_in_words_of_our_own(spec, told):
+    with pytest.raises(RequestError, match=told):
+        check_json_schema(spec)
+
+
+def test_an_endless_constraint_is_refused_by_its_size():
+    capabilities = Capabilities(frozenset(), 0, 1, frozenset({"regex"}))
+    sampling = Sampling(structured=StructuredOutput("regex", "a" * 300_000))
+    with pytest.raises(RequestError, match="300,000 characters"):
+        check_sampling(sampling, 1, capabilities, "any")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError
@@ -17,6 +17,7 @@ MAX_STOPS, LONGEST_STOP = 128, 4096
 LONGEST_CONSTRAINT = 262_144
 """Characters of a JSON schema or a regular expression."""
 _CHECKED_REGEX = 10_000
+_DEEPEST_SCHEMA = 200
 LEAST = 2.0**-126
 """The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of what is far below."""
 _LIMITS: dict[str, tuple[float, float]] = {
@@ -133,6 +134,8 @@ def check_json_schema(spec: str) -> None:
         raise RequestError(f"the JSON schema is not valid JSON: {json_fault(spec)}", param="response_format") from None
     if not isinstance(schema, (dict, bool)):
         raise RequestError("the JSON schema must be an object", param="response_format")
+    if _is_deep(schema):
+        raise RequestError("the JSON schema is nested too deep", param="response_format")
     try:
         jsonschema_rs.meta.validate(schema)
     except jsonschema_rs.ValidationError as error:
@@ -142,6 +145,20 @@ def check_json_schema(spec: str) -> None:
         raise RequestError(
             "the JSON schema's '$schema' is no draft of JSON Schema that is known here", param="response_format"
         ) from None
+
+
+def _is_deep(value: object) -> bool:
+    """Whether it has more levels than `_DEEPEST_SCHEMA`."""
+    level = [value]
+    for _ in range(_DEEPEST_SCHEMA):
+        level = [part for whole in level for part in _parts(whole)]
+        if not level:
+            return False
+    return True
+
+
+def _parts(value: object) -> Iterable[object]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _is_number(value: object) -> bool:

@@ -115,7 +115,7 @@ def test_what_is_checked_later_may_be_left_to_that(writer):
 
 
 def nested(depth):
-    schema = {}
+    schema: dict[str, object] = {}
     for _ in range(depth):
         schema = {"type": "array", "items": schema}
     return schema

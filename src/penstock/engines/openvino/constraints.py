@@ -156,8 +156,10 @@ class Constraints:
             outcome = await self._tried(structured, key)
         else:
             self._known.move_to_end(key)
+        if isinstance(outcome, OverloadedError):
+            raise OverloadedError(str(outcome))
         if isinstance(outcome, PenstockError):
-            raise by_kind(outcome.kind, str(outcome))
+            raise RequestError(str(outcome), param="response_format")
         return StructuredOutput("grammar", outcome)
 
     async def stop(self) -> None:

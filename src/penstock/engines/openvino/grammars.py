@@ -17,7 +17,8 @@ from penstock.engines.openvino.bare_pipeline import BarePipeline
 
 KEPT = 256
 """Grammars that are kept; 30 to 300 kB each."""
-_LOWEST_PRIORITY = 19
+_LOW_PRIORITY = 10
+"""Not the lowest: for moments the thread holds the interpreter lock, for which the steps wait."""
 
 
 class Grammars:
@@ -87,4 +88,4 @@ class Compiling:
 def _give_way() -> None:
     """Threads that this one starts inherit its priority; on Linux it is a thread's own."""
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
