@@ -49,7 +49,7 @@ def test_help_loads_no_library_but_click(tmp_path):
         "from penstock.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "print(sorted({'pyarrow', 'msgspec', 'rich', 'fsspec', 'jsonschema', 'asyncio'} & set(sys.modules)), "
+        "print(sorted({'pyarrow', 'msgspec', 'tqdm', 'fsspec', 'jsonschema_rs', 'asyncio'} & set(sys.modules)), "
         "file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, timeout=60)
@@ -62,7 +62,7 @@ def test_lines_in_lines_out_without_arrow(folder):
         f"sys.argv = ['penstock', 'run', 'in.jsonl', '-o', 'out.jsonl', *{SIMULATED!r}]\n"
         "from penstock.cli import main\n"
         "main()\n"
-        "print(sorted({'pyarrow', 'rich', 'fsspec', 'jsonschema', 'sqlite3', 'numpy'} & set(sys.modules)))"
+        "print(sorted({'pyarrow', 'tqdm', 'fsspec', 'jsonschema_rs', 'sqlite3', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=folder, timeout=60)
     assert done.stdout.strip() == b"[]", done.stderr

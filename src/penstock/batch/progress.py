@@ -24,18 +24,19 @@ class Progress:
     def __init__(self, counts: Counts, shown: bool | None) -> None:
         self._counts = counts
         self._shown = is_terminal() if shown is None else shown
-        self._live: Any = None
+        self._bar: Any = None
         self._task: asyncio.Task[None] | None = None
         self._began = time.monotonic()
         self._rows_before = counts.rows
 
     async def __aenter__(self) -> Progress:
         if self._shown:
-            from rich.console import Console
-            from rich.live import Live
+            from tqdm import tqdm
 
-            self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
-            self._live.start()
+            tqdm.monitor_interval = 0  # else it would start a thread
+            total = self._counts.total
+            shape = "{desc}" if total is None else "{bar:24} {desc}"
+            self._bar = tqdm(total=total, bar_format=shape, leave=False, dynamic_ncols=True)
             self._task = asyncio.create_task(self._refresh())
         return self
 
@@ -44,23 +45,20 @@ class Progress:
     ) -> None:
         if self._task is not None:
             self._task.cancel()
-            self._live.stop()
+            self._bar.close()
 
     async def _refresh(self) -> None:
         while True:
-            self._live.update(self._line(), refresh=True)
+            self._bar.n = self._counts.rows
+            self._bar.set_description_str(self._line())
             await asyncio.sleep(_INTERVAL)
 
-    def _line(self) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
+    def _line(self) -> str:
         counts = self._counts
         seconds = max(time.monotonic() - self._began, 1e-9)
         rate = (counts.rows - self._rows_before) / seconds
         parts = [f"{rate:,.0f} rows/s", f"{counts.completion_tokens / seconds:,.0f} tokens/s"]
         rows = f"{counts.rows:,} rows"
-        line = Table.grid(padding=(0, 1))
         if counts.total is not None:
             rows = f"{counts.rows:,}/{counts.total:,} rows"
             if rate > 0:
@@ -69,9 +67,7 @@ class Progress:
             parts.append(f"{counts.failed:,} errors")
         if counts.pauses.is_now:
             parts.append(f"a pause of {span(counts.pauses.last_s)} for {counts.pauses.server}")
-        bar = ProgressBar(total=counts.total, completed=counts.rows, width=24, pulse=counts.total is None)
-        line.add_row(bar, rows, "·", " · ".join(parts))
-        return line
+        return " · ".join([rows, *parts])
 
 
 def summary(result: RunResult) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.plain_table import plain_table
 from penstock.cli.process import interruptible
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _SHOWN_ROWS = 5
 _SHOWN_TEXT = 44
-_LEAST_WIDTH = 110
 
 
 @click.command(short_help="Run the shipped model over the shipped tickets, and serve it.")
@@ -67,23 +67,16 @@ async def _demo(output: str) -> None:
 
 
 def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     from penstock.batch.progress import summary
     from penstock.demo import FIELDS
 
     rows = list(result.rows())
     wrong = [_wrong_fields(row, wanted, FIELDS) for row, wanted in zip(rows, gold, strict=True)]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("ticket", *FIELDS, "right"):
-        table.add_column(name, no_wrap=True)
+    table = [("TICKET", *(name.upper() for name in FIELDS), "RIGHT")]
     for row, fields in list(zip(rows, wrong, strict=True))[:_SHOWN_ROWS]:
         text = shorten(row["ticket"], _SHOWN_TEXT, placeholder=" …")
-        table.add_row(text, *(str(row[name]) for name in FIELDS), f"no: {', '.join(fields)}" if fields else "yes")
-    # A pipe has no width, and cells of a narrow terminal had better be cut at the right than wrapped.
-    Console(width=max(Console().width, _LEAST_WIDTH), soft_wrap=True).print(table)
+        table.append((text, *(str(row[name]) for name in FIELDS), f"no: {', '.join(fields)}" if fields else "yes"))
+    click.echo(f"\n{plain_table(table)}\n")
     right = wrong.count([])
     click.echo(f"Exact match with the gold labels: {right} of {len(gold)} tickets ({right / len(gold):.1%})")
     click.echo(summary(result))

@@ -12,6 +12,7 @@ import click
 
 from penstock import env
 from penstock.cli.job_options import json_object
+from penstock.cli.plain_table import plain_table
 from penstock.cli.process import interruptible
 from penstock.standard_error import say
 
@@ -159,9 +160,7 @@ def models(url: str, api_key: str | None) -> None:
     for card in _client(url, api_key).models():
         cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
         rows.append(tuple("-" if cell is None else str(cell) for cell in cells))  # type: ignore[arg-type]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    click.echo(plain_table(rows))
 
 
 # serve

@@ -238,10 +238,8 @@ def _progress(source: str) -> Iterator[Callable[[str], None]]:
         say(f"{title} …")
         yield lambda stage: None
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from tqdm import tqdm
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        line = progress.add_task(title, total=None)
-        yield lambda stage: progress.update(line, description=f"{title}: {stage}")
+    with tqdm(bar_format="{desc} ({elapsed})", leave=False) as line:
+        line.set_description_str(title)
+        yield lambda stage: line.set_description_str(f"{title}: {stage}")
