@@ -6,6 +6,7 @@ time. It may die of one: then that one is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -37,6 +38,9 @@ def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` until it closes."""
     end_with_parent(fd, parent)
     os.nice(_LOWEST_PRIORITY)
+    if hasattr(os, "SCHED_IDLE"):  # whatever else is awake goes first
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=fd) as pipe, pipe.makefile("rb") as reader:
         load = _message(reader)
