@@ -12,7 +12,7 @@ HEAVY = (
     "aiohttp",
     "fastapi",
     "jinja2",
-    "jsonschema",
+    "jsonschema_rs",
     "nixl",
     "numpy",
     "openvino",
@@ -22,13 +22,14 @@ HEAVY = (
     "polars",
     "pyarrow",
     "ray",
-    "rich",
     "sglang",
     "starlette",
     "torch",
+    "tqdm",
     "transformers",
     "uvicorn",
     "vllm",
+    "xxhash",
 )
 """Packages that no light name may load."""
 

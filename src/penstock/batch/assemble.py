@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 
 import msgspec
 
-from penstock import private
+from penstock import private_files
 from penstock.batch.parts import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.delimited import allow_long_fields
@@ -57,7 +57,7 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
     lines = _Lines(folder)
-    with open(target, "wb", buffering=1 << 18, opener=private.opener) as out, contextlib.closing(lines):
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out, contextlib.closing(lines):
         for segment in rows:
             lines.copy(segment, out.writelines)
         _to_disk(out)
@@ -73,7 +73,7 @@ def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]],
     if clashing:
         whole = clashing
         names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
-    with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
+    with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
@@ -190,7 +190,7 @@ def csv_to_jsonl(source: Path, target: Path) -> None:
     allow_long_fields()
     with (
         open(source, encoding="utf-8", newline="") as rows,
-        open(target, "wb", buffering=1 << 18, opener=private.opener) as out,
+        open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
     ):
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")

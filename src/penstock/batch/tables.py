@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock.batch.one_type import as_text, common_type, convert
+from penstock.batch.common_type import as_text, common_type, convert
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.structured import Schema

@@ -12,7 +12,7 @@ from penstock.errors import UpstreamError
 from penstock.http.retries import is_retryable
 
 KEPT_CHARS = 4096
-_SHOWN_CHARS = 500
+SHOWN_CHARS = 500
 
 _FINAL = frozenset(
     {
@@ -58,6 +58,11 @@ class Complaint(Struct, frozen=True):
     kind: str = ""
     param: str | None = None
     status: int | None = None
+
+    @property
+    def line(self) -> str:
+        """The message on one line, cut where it is long."""
+        return " ".join(self.message.split())[:SHOWN_CHARS]
 
     @property
     def is_final(self) -> bool:
@@ -132,7 +137,7 @@ def as_error(said: Any, where: str, body: bytes, what: str = WHAT) -> UpstreamEr
     told = of(said)
     status = told.status or (401 if told.is_final else 500)
     return UpstreamError(
-        f"{where} {what}: {' '.join(told.message.split())[:_SHOWN_CHARS]}",
+        f"{where} {what}: {told.line}",
         http_status=status,
         body=body[:KEPT_CHARS].decode(errors="replace"),
         retryable=is_retryable(status) and not told.is_final,
@@ -154,4 +159,4 @@ def _shown(body: Any) -> str:
     try:
         return msgspec.json.encode(body).decode()
     except (ValueError, TypeError, RecursionError):
-        return str(body)[:_SHOWN_CHARS]
+        return str(body)[:SHOWN_CHARS]

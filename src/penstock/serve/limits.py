@@ -49,13 +49,13 @@ def decode_json(body: bytes, form: Any) -> Any:
 
 def _body_fault(body: bytes, form: Any) -> str:
     from penstock.json_faults import json_fault  # only on the way to an error
-    from penstock.misfits import misfit
+    from penstock.validation_errors import mismatch
 
     try:
         value = msgspec.json.decode(body)
     except (ValueError, OverflowError):
         return f"the request body is not valid JSON: {json_fault(body)}"
-    return f"the request body has a wrong form: {misfit(form, value)}"
+    return f"the request body has a wrong form: {mismatch(form, value)}"
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

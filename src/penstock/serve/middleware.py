@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock.errors import ShuttingDownError
 from penstock.observability import Span, request_id, span
 from penstock.serve.auth import check_user, is_admin
+from penstock.serve.cross_site import check_not_cross_site
 from penstock.serve.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange
 from penstock.serve.http_errors import error_response
 from penstock.serve.ingress import Ingress
-from penstock.serve.web_pages import check_no_web_page
 
 _access = logging.getLogger("penstock.access")
 
@@ -64,7 +64,7 @@ class ExchangeMiddleware:
         try:
             if scope["path"] not in self._public:
                 check_user(headers, settings)
-                check_no_web_page(scope, headers, settings)
+                check_not_cross_site(scope, headers, settings)
                 if self._ingress.draining:
                     raise ShuttingDownError("the server is shutting down")
             await self._app(scope, receive, send)

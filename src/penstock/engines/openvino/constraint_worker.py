@@ -22,7 +22,7 @@ from penstock.engines.openvino.grammar import TABLES, Grammar, too_large
 from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.openvino.regex import RegexWriter, parse
-from penstock.engines.parent import end_with_parent
+from penstock.engines.parent_death import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
