@@ -29,7 +29,6 @@ HEAVY = (
     "transformers",
     "uvicorn",
     "vllm",
-    "xxhash",
 )
 """Packages that no light name may load."""
 

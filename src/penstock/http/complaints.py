@@ -76,10 +76,10 @@ def complaint(text: str) -> Complaint:
         body = msgspec.json.decode(text)
     except (ValueError, RecursionError):
         return Complaint(text)
-    return of(body, text)
+    return complaint_in(body, text)
 
 
-def of(body: Any, otherwise: str = "") -> Complaint:
+def complaint_in(body: Any, otherwise: str = "") -> Complaint:
     """What an error says that is decoded already: a text, an object, or a list of one. `otherwise` is the message of
     one that has none.
     """
@@ -106,10 +106,10 @@ def of(body: Any, otherwise: str = "") -> Complaint:
     return Complaint(message, code, kind, param, status)
 
 
-WHAT = "answered with an error"
+_WHAT = "answered with an error"
 
 
-def error_inside(body: bytes, where: str, what: str = WHAT) -> UpstreamError | None:
+def error_inside(body: bytes, where: str, what: str = _WHAT) -> UpstreamError | None:
     """The error that a body of status 200 holds, where it is one and nothing else."""
     if b'"error"' not in body and b'"object"' not in body:
         return None
@@ -132,9 +132,9 @@ def said_error(parsed: Any) -> Any:
     return parsed if "error" in (parsed.get("object"), parsed.get("type")) else None
 
 
-def as_error(said: Any, where: str, body: bytes, what: str = WHAT) -> UpstreamError:
+def as_error(said: Any, where: str, body: bytes, what: str = _WHAT) -> UpstreamError:
     """What an error that came with status 200 is: one of the status that it names, else of the server's own."""
-    told = of(said)
+    told = complaint_in(said)
     status = told.status or (401 if told.is_final else 500)
     return UpstreamError(
         f"{where} {what}: {told.line}",

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 from penstock.engines.base import Capabilities
 from penstock.engines.messages import Call, Failed, Ready, Reply, ToParent, encode
-from penstock.engines.openvino.compact_json import json_grammar
 from penstock.engines.openvino.grammar import TABLES, Grammar, too_large
+from penstock.engines.openvino.json_grammar import json_grammar
 from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.openvino.regex import RegexWriter, parse
