@@ -37,7 +37,7 @@ def check_json(request: Request, *, stated: bool) -> None:
         raise ContentTypeError("compressed bodies are not supported")
 
 
-def decode_json(body: bytes, form: Any) -> Any:
+def decode_body(body: bytes, form: Any) -> Any:
     """A JSON body in its form. Raises `RequestError`."""
     try:
         return msgspec.json.decode(body, type=form)
