@@ -6,14 +6,14 @@ import contextlib
 import csv
 import io
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from penstock import private_files
+from penstock.batch.durable import to_disk
 from penstock.batch.parts import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.delimited import allow_long_fields
@@ -60,7 +60,7 @@ def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out, contextlib.closing(lines):
         for segment in rows:
             lines.copy(segment, out.writelines)
-        _to_disk(out)
+        to_disk(out)
 
 
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
@@ -79,7 +79,7 @@ def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]],
         for values in _objects(folder, rows()):
             flat = dict(_flat(values, whole))
             writer.writerow([_cell(flat.get(name)) for name in names])
-        _to_disk(out)
+        to_disk(out)
 
 
 def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
@@ -179,11 +179,6 @@ class _Lines:
             file.close()
 
 
-def _to_disk(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def csv_to_jsonl(source: Path, target: Path) -> None:
     """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
     encode = msgspec.json.Encoder().encode
@@ -194,4 +189,4 @@ def csv_to_jsonl(source: Path, target: Path) -> None:
     ):
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
-        _to_disk(out)
+        to_disk(out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq
 from penstock import private_files
 from penstock.batch.arrow_values import python_rows
 from penstock.batch.assemble import Segment
+from penstock.batch.durable import to_disk
 from penstock.batch.sources.files import for_arrow
 from penstock.batch.tables import conform, unify
 from penstock.batch.values import json_line
@@ -31,8 +31,7 @@ def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
             writer.write_table(first)
             for table in tables:
                 writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
+        to_disk(file)
 
 
 def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
@@ -49,8 +48,7 @@ def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
                     writer.write_table(table)
                     written += table.nbytes
                     table = next(tables, None)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
         number += 1
 
 
@@ -60,8 +58,7 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
         for table in _conformed(folder, lambda: rows, pa.table({})):
             for values in python_rows(table):
                 file.write(json_line(values))
-        file.flush()
-        os.fsync(file.fileno())
+        to_disk(file)
 
 
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:

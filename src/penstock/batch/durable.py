@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from penstock import private_files
 from penstock.errors import OutputError
@@ -30,6 +30,12 @@ def write_all(descriptor: int, data: bytes, write: Callable[[int, bytes], int] =
     view = memoryview(data)
     while view:
         view = view[guarded(write, descriptor, view) :]
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Force what was written to an open file to disk. Raises `OSError`."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:

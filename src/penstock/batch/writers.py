@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from penstock import private_files
+from penstock.batch.durable import to_disk
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.values import UnstorableError, json_line
@@ -61,8 +62,7 @@ class JsonlWriter:
 
     def finish(self) -> None:
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            to_disk(self._file)
             self._file.close()
             os.replace(_temporary(self._path), self._path)
         except OSError as error:
@@ -119,8 +119,7 @@ class ParquetWriter:
             with pq.ParquetWriter(file, schema) as writer:
                 for table in tables:
                     writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
 
     def abandon(self) -> None:
         _discard(self._path)
