@@ -125,7 +125,7 @@ def test_references_in_a_tools_parameters_lead_where_they_did() -> None:
             arguments = call["properties"]["arguments"]
             assert arguments["properties"]["text"] == parameters["properties"]["text"]
 
-            def at(reference: Any) -> Any:
+            def at(reference: Any, schema: Any = schema) -> Any:
                 whole = schema
                 for name in reference.removeprefix("#/").split("/"):
                     whole = whole[int(name)] if isinstance(whole, list) else whole[name]
