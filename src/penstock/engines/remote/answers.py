@@ -24,6 +24,9 @@ _SHOWN_CHARS = 200
 _CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
 _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
+_TEXT, _CALLS = b'"content":"', b'"tool_calls"'
+_NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
+"""Where clients expect text, and some servers send an object or a list: such chunks are not forwarded but read."""
 _REASONS: dict[str, FinishReason] = {
     **{"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
     **{"abort": "abort", "error": "error", "function_call": "tool_calls", "max_tokens": "length", "refusal": "stop"},
@@ -255,6 +258,7 @@ class StreamReader:
             and self._unfinished in event
             and event.count(_REASON) == 1
             and b"\n" not in event  # which would end the event where it is written again
+            and ((_TEXT in event and _CALLS not in event) or _NO_TEXT.search(event) is None)
         )
 
     def _learn_head(self, event: bytes) -> bool:
