@@ -82,6 +82,12 @@ def test_a_run_and_its_summary(folder):
     assert penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder).stderr == b""
 
 
+def test_a_quiet_run_says_why_it_fails(folder):
+    (folder / "bad.jsonl").write_text("{\n}\n")
+    done = penstock("run", "bad.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder)
+    assert (done.returncode, done.stderr) == (1, b"penstock: all rows failed: 2 \xc3\x97 input_error\n")
+
+
 def test_a_pipe(folder):
     data = (folder / "in.jsonl").read_bytes()
     done = penstock("run", "-", "-o", "-", *SIMULATED, cwd=folder, input=data)

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import datetime
 import decimal
+import json
 
 import numpy as np
 import pandas as pd
@@ -198,6 +199,22 @@ async def test_values_of_two_runs_meet(tmp_path, make_engine, name):
     result = await ask(iter(source), tmp_path / name, make_engine(), retry_failed=True)
     assert result.counts.errors == {}
     check()
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
+async def test_objects_with_other_keys_in_each_row_stay_json(tmp_path, make_engine, name):
+    source = [{"text": "a", "counts": {f"user {number}": number}, "few": {"one": number}} for number in range(1200)]
+    await ask(iter(source), tmp_path / name, make_engine())
+    if name == "out.csv":
+        written = list(csv.DictReader((tmp_path / name).read_text().splitlines(keepends=True)))
+        assert [row["few.one"] for row in written] == [str(number) for number in range(1200)]
+    else:
+        written = pq.read_table(tmp_path / name).to_pylist()
+        assert [row["few"] for row in written] == [{"one": number} for number in range(1200)]
+    found = [json.loads(row["counts"]) for row in written]
+    assert [{name: count for name, count in counts.items() if count is not None} for counts in found] == [
+        row["counts"] for row in source
+    ]
 
 
 async def test_objects_of_a_csv_whose_names_would_clash_stay_json(tmp_path, make_engine):

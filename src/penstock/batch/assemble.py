@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from penstock.batch.sources.delimited import allow_long_fields
 from penstock.errors import OutputError
 
 _AT_ONCE = 256
+_MOST_COLUMNS = 1000
+"""Of one object. More keys than that are data, and a table of rows × keys would be their product."""
 
 
 class Segment(NamedTuple):
@@ -66,12 +69,13 @@ def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
     """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows.
 
-    An object stays JSON where one of those names would be that of another column of its row.
+    An object stays JSON where one of those names would be that of another column of its row, and where it has more
+    than 1,000 of them in all rows.
     """
     whole: frozenset[str] = frozenset()
-    names, clashing = _csv_columns(_objects(folder, rows()), columns, whole)
-    if clashing:
-        whole = clashing
+    names, unfit = _csv_columns(_objects(folder, rows()), columns, whole)
+    if unfit:
+        whole = unfit
         names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
     with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
@@ -95,21 +99,24 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
 def _csv_columns(
     rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
 ) -> tuple[list[str], frozenset[str]]:
-    """The columns of the CSV, and those of the rows whose objects cannot be taken apart as the names would clash."""
+    """The columns of the CSV, and those of the rows whose objects stay whole: the names would clash, or be too many."""
     filled = dict.fromkeys(columns, False)
-    clashing: set[str] = set()
+    unfit: set[str] = set()
     for values in rows:
         flat = list(_flat(values, whole))
         for name, value in flat:
             filled[name] = filled.get(name, False) or value is not None
         if len(dict(flat)) < len(flat):
-            clashing.update(_clashing(values))
+            unfit.update(_clashing(values))
+    if len(filled) > _MOST_COLUMNS:
+        counts = Counter(name.partition(".")[0] for name in filled if "." in name)
+        unfit.update(name for name, count in counts.items() if count > _MOST_COLUMNS and name not in whole)
     # A name that was only ever null is that of an object that other rows have: its fields are the columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
     places = {name: place for place, name in enumerate(filled)}
     names = [name for name, has_value in filled.items() if has_value or name not in objects]
     names.sort(key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
-    return names, frozenset(clashing)
+    return names, frozenset(unfit)
 
 
 def _clashing(values: dict[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from penstock.batch.arrow_values import python_values
-from penstock.batch.to_arrow import FAILURES, build, holds
+from penstock.batch.to_arrow import FAILURES, MOST_FIELDS, build, holds
 from penstock.batch.values import text
 
 _UNITS = ("s", "ms", "us", "ns")
@@ -213,4 +213,6 @@ def _struct(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataTyp
         if found is None:
             return None
         fields[field.name] = found
+    if len(fields) > max(MOST_FIELDS, one.num_fields, other.num_fields):
+        return None  # a table of rows × keys would be their product
     return pa.struct(list(fields.items()))

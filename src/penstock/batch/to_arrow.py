@@ -18,7 +18,8 @@ _NONE = type(None)
 _EXACT = 1 << 53
 """Integers up to this size are numbers of a float column too."""
 _TIMES = {_NONE, datetime.datetime, datetime.time, datetime.timedelta, NanoDatetime, NanoTime, NanoTimedelta}
-_MOST_FIELDS = 1000
+MOST_FIELDS = 1000
+"""Of an object that is no text: keys that are other ones in each row are data."""
 _DEEPEST = 30
 """Arrow reads Parquet only up to 100 levels, of which a list takes three."""
 _TEXT, _WHOLE, _FLOAT = {str}, {int}, {float}
@@ -177,7 +178,7 @@ def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
     if not _TEXT.issuperset(map(type, names)):
         return None
-    if not names or len(names) > _MOST_FIELDS:  # no fields at all have no place in Parquet; very many are data
+    if not names or len(names) > MOST_FIELDS:  # no fields at all have no place in Parquet; very many are data
         return None
     fields = []
     for name in names:

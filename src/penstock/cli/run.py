@@ -73,7 +73,7 @@ Examples:
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard what an earlier run did.")
 @click.option("--result-prefix", default="", metavar="TEXT", help="Goes before the names of result columns.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and failures.")
 def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **options: Any) -> None:
     """Run a model over every row of INPUT.
 
@@ -97,6 +97,9 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     if not quiet:
         say(summary(result))
     if result.counts.rows and not result.counts.ok:
+        if quiet:  # a failure says why
+            kinds = ", ".join(f"{number:,} × {kind}" for kind, number in sorted(result.counts.errors.items()))
+            say(f"penstock: all rows failed: {kinds}")
         raise SystemExit(1)
 
 

@@ -38,9 +38,9 @@ TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 class StreamOptions(Struct, forbid_unknown_fields=True):
     """`stream_options`: whether the last chunk carries the usage."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class StructuredOutputs(Struct, forbid_unknown_fields=True):
@@ -80,7 +80,7 @@ class SamplingBody(Struct, kw_only=True):
     @property
     def include_usage(self) -> bool:
         """Whether the stream's last chunk shall carry the usage."""
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """The sampling parameters; values left out take OpenAI's defaults."""
@@ -244,10 +244,14 @@ class EmbeddingBody(Struct, kw_only=True):
 
 
 def parse_body(form: type[Body], body: Any) -> Body:
-    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter."""
+    """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter.
+
+    Null is absence, for unknown names too: clients with typed bodies send all fields of all servers' APIs.
+    """
     if not isinstance(body, Mapping):
         raise RequestError("the request body must be a JSON object")
     known = _names(form)
+    body = {name: value for name, value in body.items() if value is not None or known.get(name)}
     for name in body:
         if name not in known:
             hint = nearest(str(name), known)
@@ -262,9 +266,9 @@ def parse_body(form: type[Body], body: Any) -> Body:
 
 
 @cache
-def _names(form: type[Struct]) -> frozenset[str]:
-    """The names of a form's fields: milliseconds to find out."""
-    return frozenset(f.encode_name for f in msgspec.structs.fields(form))
+def _names(form: type[Struct]) -> dict[str, bool]:
+    """The names of a form's fields, and whether they must be given: milliseconds to find out."""
+    return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
 
 
 def parse_chat(body: Any) -> ChatRequest:

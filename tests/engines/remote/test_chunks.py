@@ -52,6 +52,27 @@ async def test_chunks_of_another_form_are_read(script, events):
     assert read.endswith("b")
 
 
+async def test_a_list_where_clients_expect_text_is_read(script):
+    parts = b'{"index":0,"delta":{"content":[{"type":"text","text":"b"}]},"finish_reason":null}]}'
+    script.answers = [sse(HEAD + piece(b"a"), HEAD + parts, HEAD + piece(b"", b'"stop"'))]
+    async with remote(script) as engine:
+        deltas = await deltas_of(engine, chat_request("hi", forward_chunks=True))
+    assert forwarded(deltas) == [piece(b"a")]
+    assert "".join(delta.text for delta in deltas) == "b"
+
+
+async def test_arguments_that_are_an_object_are_read(script):
+    call = (
+        b'{"index":0,"delta":{"tool_calls":[{"index":0,"id":"c","function":{"name":"f","arguments":{"a":1}}}]},'
+        b'"finish_reason":null}]}'
+    )
+    script.answers = [sse(HEAD + call, HEAD + piece(b"", b'"tool_calls"'))]
+    async with remote(script) as engine:
+        deltas = await deltas_of(engine, chat_request("hi", forward_chunks=True))
+    assert not forwarded(deltas)
+    assert [part.arguments for delta in deltas for part in delta.tool_calls] == ['{"a":1}']
+
+
 @pytest.mark.parametrize("fields", [{"n": 2}, {}], ids=["several answers", "not asked for"])
 async def test_chunks_are_read_where_somebody_needs_to_know(script, fields):
     end = [chunk(index, reason="stop") for index in range(fields.get("n", 1))]

@@ -45,6 +45,7 @@ TOO_LONG = {
     "anthropic": "prompt is too long: 209353 tokens > 199999 maximum",
     "anthropic both": "input length and `max_tokens` exceed context limit: 143653 + 64000 > 200000, decrease input "
     "length or `max_tokens` and try again",
+    "groq size": "Request too large for model `m`: Limit 6000, Requested 9000, please reduce your message size.",
     "bedrock": "Input is too long for requested model.",
     "bedrock many": "Too many input tokens. Max input tokens: 8192, request input token count: 9000",
     "gemini": "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",

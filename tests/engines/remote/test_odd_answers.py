@@ -164,6 +164,12 @@ async def test_what_is_needed_must_be_there(script, given):
         await said(script, given)
 
 
+@pytest.mark.parametrize("given", [{"detail": "Not signed in"}, {"choices": ["Not signed in"]}])
+async def test_what_an_unreadable_answer_said_is_told(script, given):
+    with pytest.raises(UpstreamError, match="Not signed in"):
+        await said(script, given)
+
+
 # Errors with status 200
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize(
@@ -176,6 +182,7 @@ async def test_what_is_needed_must_be_there(script, given):
         ({"error": {"message": "top_k is bad", "code": 400}}, RequestError, "top_k is bad"),
         ({"error": {"message": "the prompt is too long", "code": 400}}, ContextLengthError, "too long"),
         ({"object": "error", "message": "bad", "type": "BadRequestError", "code": 400}, RequestError, "bad"),
+        ([{"error": {"message": "used up", "code": 429, "status": "RESOURCE_EXHAUSTED"}}], OverloadedError, "used up"),
         ({"choices": [{**CHOICE, "error": {"message": "lost it", "code": 502}}]}, UpstreamError, "lost it"),
     ],
 )

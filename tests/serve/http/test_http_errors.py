@@ -96,6 +96,39 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
 
 
 @pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            {
+                **dict.fromkeys(("functions", "function_call", "continue_final_message", "add_generation_prompt")),
+                **dict.fromkeys(("skip_special_tokens", "chat_template_kwargs", "audio", "metadata")),
+                "messages": [{"role": "user", "content": "hi", "name": None, "tool_calls": None}],
+            },
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "hi"}],
+                "stream": True,
+                "stream_options": {"include_usage": None, "include_obfuscation": None},
+            },
+        ),
+        ("/v1/completions", {"prompt": "hi", "add_special_tokens": None, "use_beam_search": None}),
+        ("/v1/embeddings", {"input": "hi", "encoding_format": None, "truncate_prompt_tokens": None}),
+    ],
+)
+async def test_null_is_absence(client: Any, path: str, body: Any) -> None:
+    answer = await client.post(path, json={"model": "sim", **body})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_null_is_no_value_of_what_must_be_given(client: Any) -> None:
+    answer = await client.post("/v1/chat/completions", json={"model": "sim", "messages": None})
+    assert check_shape(answer, 400)["param"] == "messages"
+
+
+@pytest.mark.parametrize(
     ("path", "body", "status"),
     [
         ("/v1/completions", {"prompt": []}, 400),

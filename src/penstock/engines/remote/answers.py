@@ -19,10 +19,14 @@ from penstock.http.complaints import as_error, error_inside
 from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usage
 
 DONE = b"[DONE]"
+_SHOWN_CHARS = 200
 # In the text of an answer the quotes would be escaped, so these find nothing there.
 _CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
 _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
+_TEXT, _CALLS = b'"content":"', b'"tool_calls"'
+_NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
+"""Where clients expect text, and some servers send an object or a list: such chunks are not forwarded but read."""
 _REASONS: dict[str, FinishReason] = {
     **{"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
     **{"abort": "abort", "error": "error", "function_call": "tool_calls", "max_tokens": "length", "refusal": "stop"},
@@ -147,8 +151,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     if parsed.error or not parsed.choices:
         if (failure := error_inside(body, where)) is not None:
             raise failure
-        shown = body[:4096].decode(errors="replace")
-        raise UpstreamError(f"{where} answered without choices", http_status=200, body=shown)
+        raise _unreadable(f"{where} answered without choices", body)
     usage = parsed.usage.neutral() if parsed.usage is not None else Usage()
     deltas = []
     ordered = parsed.choices
@@ -255,6 +258,7 @@ class StreamReader:
             and self._unfinished in event
             and event.count(_REASON) == 1
             and b"\n" not in event  # which would end the event where it is written again
+            and ((_TEXT in event and _CALLS not in event) or _NO_TEXT.search(event) is None)
         )
 
     def _learn_head(self, event: bytes) -> bool:
@@ -350,12 +354,17 @@ def _parsed(body: bytes, where: str) -> _Completion:
     try:
         found: _Completion = lenient.read(body, _Completion)
     except ValueError as error:
-        raise not_openai(body, where, error) from None
+        raise error_inside(body, where) or not_openai(body, where, error) from None
     return found
 
 
 def not_openai(body: bytes, where: str, error: Exception) -> UpstreamError:
     """The error for an answer that cannot be read."""
-    return UpstreamError(
-        f"{where} did not answer in OpenAI's form: {error}", http_status=200, body=body[:4096].decode(errors="replace")
-    )
+    return _unreadable(f"{where} did not answer in OpenAI's form, {error}", body)
+
+
+def _unreadable(what: str, body: bytes) -> UpstreamError:
+    """The error, with what the server said: it may have been an error in words of its own."""
+    text = body[:4096].decode(errors="replace")
+    said = " ".join(text.split())[:_SHOWN_CHARS]
+    return UpstreamError(f"{what}: {said or 'nothing'}", http_status=200, body=text)

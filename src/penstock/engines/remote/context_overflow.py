@@ -35,7 +35,7 @@ _WORDS = re.compile(
             r"prompt exceeds max",
             # Groq and others: what to do
             r"reduce (the |your )?(length|size) of (the |your )?(input|messages|prompt)",
-            r"reduce your (prompt|input|messages)",
+            r"reduce your (prompt|input|message)",
             # OpenAI: one text is too long in characters
             r"(content|prompt|input)[\]'\". ].{0,20}string too long",
             # vLLM: what the prompt leaves of the context, for an answer

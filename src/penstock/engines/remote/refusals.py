@@ -36,7 +36,7 @@ def as_refusal(error: UpstreamError) -> PenstockError:
         return UnsupportedError(f"the server of the remote engine does not support this request: {message}")
     if status == 404:
         return ModelNotFoundError(message, param="model")
-    if status in (400, 413, 415, 422):
+    if status in (400, 412, 413, 415, 422):
         return RequestError(message, param=said.param)
     return error
 
@@ -55,7 +55,7 @@ def is_no_route(error: UpstreamError) -> bool:
 
 def is_too_long(error: UpstreamError) -> bool:
     """Whether the prompt, or prompt and answer together, are too long for the server's model."""
-    if error.http_status not in (400, 413, 422, 500) or not error.body:
+    if error.http_status not in (400, 412, 413, 422, 500) or not error.body:
         return False
     said = complaint(error.body)
     return says_too_long(said.message, said.code, said.kind)
