@@ -41,6 +41,8 @@ SCHEMAS = [
     {"type": "string", "pattern": "^(foo|ba[rz])-[0-9]{2,3}$"},
     {"type": "string", "pattern": "^[a-c]+$", "maxLength": 4},
     {"type": "string", "pattern": '["\\\\\n]{3}'},
+    {"type": "string", "format": "uuid", "maxLength": 36},
+    {"type": "string", "format": "ipv4", "minLength": 1, "maxLength": 200},
     *[{"type": "string", "format": name} for name in ("date", "time", "date-time", "uuid", "ipv4", "ipv6", "hostname")],
     {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "integer"}]},
     {

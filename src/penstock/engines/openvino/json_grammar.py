@@ -264,8 +264,10 @@ class _Values:
         if high is not None and high < low:
             raise Impossible
         pattern = schema.get("pattern")
-        if pattern is None and low == 0 and high is None:
-            pattern = FORMATS.get(schema.get("format", ""))
+        if pattern is None and (known := FORMATS.get(schema.get("format", ""))) is not None:
+            least, most = lengths(parse(known))
+            if least >= low and (high is None or (most is not None and most <= high)):
+                pattern = known  # else the length counts: a format is a remark, a length a rule
         if pattern is not None:
             return self._grammar.rule(f"{_QUOTE} {self._pattern.body(self._cut(parse(pattern), low, high))} {_QUOTE}")
         if low == 0 and high is None:
