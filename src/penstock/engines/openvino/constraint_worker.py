@@ -124,7 +124,10 @@ def _message(reader: Any) -> Any:
 
 def _send(pipe: socket.socket, message: ToParent) -> None:
     data = encode(message)
-    pipe.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+    try:
+        pipe.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+    except BrokenPipeError:  # nobody asks any more
+        raise SystemExit from None
 
 
 def _yield(to_all: bool) -> None:
