@@ -85,7 +85,7 @@ async def test_a_child_that_ignores_the_closed_pipe_is_killed(module, monkeypatc
 
 BUSY = """
 import ctypes, socket, sys
-from penstock.engines.parent import end_with_parent
+from penstock.engines.parent_death import end_with_parent
 end_with_parent(int(sys.argv[1]), int(sys.argv[2]))
 socket.socket(fileno=int(sys.argv[1])).sendall(b"\\1\\0\\0\\0x")
 ctypes.{library}(None).sleep(600)

@@ -5,7 +5,7 @@ import pytest
 
 from penstock.http import pauses
 from penstock.http.limiter import Limiter, Limits
-from penstock.http.pauses import Pauses, note_pause, of_job, span
+from penstock.http.pauses import Pauses, job_pauses, note_pause, span
 
 
 @pytest.fixture(autouse=True)
@@ -44,10 +44,10 @@ def test_a_pause_is_told_once_a_minute_for_each_server(caplog):
 def test_a_job_counts_its_own():
     mine = Pauses()
     note_pause("a", 10)
-    token = of_job.set(mine)
+    token = job_pauses.set(mine)
     note_pause("a", 10)
     note_pause("b", 7200, is_kept=False)
-    of_job.reset(token)
+    job_pauses.reset(token)
     note_pause("a", 10)
     assert (mine.count, mine.given_up, mine.longest_s, mine.server) == (2, 1, 7200, "b")
     assert mine.is_now

@@ -105,6 +105,52 @@ def test_the_constraint_allows_just_the_tools_that_may_be_called() -> None:
     assert json.loads(one.spec)["properties"]["name"]["enum"] == ["b"]
 
 
+def arguments_schema(*parameters: Any) -> Any:
+    tools = [{"type": "function", "function": {"name": f"f{at}", **given}} for at, given in enumerate(parameters)]
+    constraint = call_constraint(tools, "required")
+    assert constraint is not None
+    return json.loads(constraint.spec)
+
+
+def test_references_in_a_tools_parameters_lead_where_they_did() -> None:
+    point: Any = {"type": "object", "properties": {"$ref": {"$ref": "#/$defs/const"}, "default": {"$ref": "#"}}}
+    parameters: Any = {
+        "type": "object",
+        "properties": {"to": {"$ref": "#/$defs/point"}, "text": {"const": {"$ref": "#/$defs/point"}}},
+        "$defs": {"point": point, "const": {"type": "integer"}},
+    }
+    for given in ([{"parameters": parameters}], [{"parameters": parameters}, {"parameters": parameters}]):
+        schema = arguments_schema(*given)
+        for call in schema.get("anyOf", [schema]):
+            arguments = call["properties"]["arguments"]
+            assert arguments["properties"]["text"] == parameters["properties"]["text"]
+
+            def at(reference: Any, schema: Any = schema) -> Any:
+                whole = schema
+                for name in reference.removeprefix("#/").split("/"):
+                    whole = whole[int(name)] if isinstance(whole, list) else whole[name]
+                return whole
+
+            moved = at(arguments["properties"]["to"]["$ref"])
+            assert moved is arguments["$defs"]["point"]
+            assert at(moved["properties"]["$ref"]["$ref"]) == {"type": "integer"}
+            assert at(moved["properties"]["default"]["$ref"]) is arguments
+
+
+@pytest.mark.parametrize("given", [{}, {"parameters": None}, {"parameters": {"type": "object", "properties": {}}}])
+def test_a_tool_without_parameters_gets_no_arguments(given: Any) -> None:
+    assert arguments_schema(given)["properties"]["arguments"] == {
+        "type": "object",
+        "properties": {},
+        "additionalProperties": False,
+    }
+
+
+@pytest.mark.parametrize("given", [{"type": "object"}, {"type": "object", "additionalProperties": {"type": "integer"}}])
+def test_a_tool_with_free_arguments_keeps_them(given: Any) -> None:
+    assert arguments_schema({"parameters": given})["properties"]["arguments"] == given
+
+
 @pytest.mark.parametrize("choice", ["sometimes", {"type": "function"}, {"type": "function", "function": {"name": "c"}}])
 def test_a_choice_without_a_tool_is_refused(choice: Any) -> None:
     with pytest.raises(RequestError) as caught:

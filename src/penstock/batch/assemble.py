@@ -6,15 +6,15 @@ import contextlib
 import csv
 import io
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
-from penstock import private
+from penstock import private_files
+from penstock.batch.durable import to_disk
 from penstock.batch.parts import Part
 from penstock.batch.runs import Run, union, without
 from penstock.batch.sources.delimited import allow_long_fields
@@ -60,10 +60,10 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
     lines = _Lines(folder)
-    with open(target, "wb", buffering=1 << 18, opener=private.opener) as out, contextlib.closing(lines):
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out, contextlib.closing(lines):
         for segment in rows:
             lines.copy(segment, out.writelines)
-        _to_disk(out)
+        to_disk(out)
 
 
 def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
@@ -77,13 +77,13 @@ def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]],
     if unfit:
         whole = unfit
         names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
-    with open(target, "w", encoding="utf-8", newline="", opener=private.opener) as out:
+    with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(names)
         for values in _objects(folder, rows()):
             flat = dict(_flat(values, whole))
             writer.writerow([_cell(flat.get(name)) for name in names])
-        _to_disk(out)
+        to_disk(out)
 
 
 def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
@@ -186,19 +186,14 @@ class _Lines:
             file.close()
 
 
-def _to_disk(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
 def csv_to_jsonl(source: Path, target: Path) -> None:
     """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
     encode = msgspec.json.Encoder().encode
     allow_long_fields()
     with (
         open(source, encoding="utf-8", newline="") as rows,
-        open(target, "wb", buffering=1 << 18, opener=private.opener) as out,
+        open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
     ):
         for values in csv.DictReader(rows):
             out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
-        _to_disk(out)
+        to_disk(out)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from penstock import private
+from penstock import private_files
 from penstock.batch.arrow_values import python_rows
 from penstock.batch.assemble import Segment
+from penstock.batch.durable import to_disk
 from penstock.batch.sources.files import for_arrow
 from penstock.batch.tables import conform, unify
 from penstock.batch.values import json_line
@@ -26,42 +26,39 @@ def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
     """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no rows."""
     tables = _conformed(folder, rows, empty)
     first = next(tables)
-    with open(target, "wb", opener=private.opener) as file:
+    with open(target, "wb", opener=private_files.opener) as file:
         with pq.ParquetWriter(file, first.schema) as writer:
             writer.write_table(first)
             for table in tables:
                 writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
+        to_disk(file)
 
 
 def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
     """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
-    private.make_folder(target)
+    private_files.make_folder(target)
     tables = _conformed(folder, rows, empty)
     table: pa.Table | None = next(tables)
     number = 0
     while table is not None:
         written = 0
-        with open(target / f"part-{number:05}.parquet", "wb", opener=private.opener) as file:
+        with open(target / f"part-{number:05}.parquet", "wb", opener=private_files.opener) as file:
             with pq.ParquetWriter(file, table.schema) as writer:
                 while table is not None and written < _FILE_BYTES:
                     writer.write_table(table)
                     written += table.nbytes
                     table = next(tables, None)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
         number += 1
 
 
 def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
     """JSON lines of these rows."""
-    with open(target, "wb", buffering=1 << 18, opener=private.opener) as file:
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as file:
         for table in _conformed(folder, lambda: rows, pa.table({})):
             for values in python_rows(table):
                 file.write(json_line(values))
-        file.flush()
-        os.fsync(file.fileno())
+        to_disk(file)
 
 
 def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:

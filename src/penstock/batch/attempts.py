@@ -68,7 +68,6 @@ class Attempts:
         attempts = 0
         with keeper.quarantine.visit(key) as visit:
             while True:
-                generation = keeper.generation
                 failure: PenstockError
                 if keeper.quarantine.troubled:
                     clock.stop()

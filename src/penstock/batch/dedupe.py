@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import msgspec
 
-from penstock import private
+from penstock import private_files
 from penstock.batch.records import checksum
 from penstock.batch.rows import Outcome
 from penstock.errors import OutputError
@@ -94,7 +94,7 @@ class _Spill:
         self._end = 0
         with self._failing():
             self._index = _new_index(folder / self.INDEX)
-            self._file: BinaryIO = open(self._path, "a+b", buffering=0, opener=private.opener)  # noqa: SIM115
+            self._file: BinaryIO = open(self._path, "a+b", buffering=0, opener=private_files.opener)  # noqa: SIM115
             self._recover()
 
     def get(self, digest: bytes) -> bytes | None:
@@ -177,7 +177,7 @@ def _new_index(path: Path) -> sqlite3.Connection:
     import sqlite3
 
     path.unlink(missing_ok=True)
-    os.close(private.opener(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    os.close(private_files.opener(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     index = sqlite3.connect(path, isolation_level=None)
     index.executescript(
         "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE; PRAGMA cache_size=-8192;"

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from penstock import private
+from penstock import private_files
 from penstock.errors import OutputError
 
 
 def replace_file(path: Path, data: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
     """Write a whole file so that at any moment either the old or the new one is there. Raises `OutputError`."""
     temporary = path.with_name(path.name + ".tmp")
-    descriptor = guarded(private.opener, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    descriptor = guarded(private_files.opener, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         write_all(descriptor, data, write)
         guarded(os.fsync, descriptor)
@@ -29,6 +30,12 @@ def write_all(descriptor: int, data: bytes, write: Callable[[int, bytes], int] =
     view = memoryview(data)
     while view:
         view = view[guarded(write, descriptor, view) :]
+
+
+def to_disk(file: IO[Any]) -> None:
+    """Force what was written to an open file to disk. Raises `OSError`."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -48,6 +55,15 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, an `OSError` becomes an `OutputError` that names the file: its own, else `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{error.filename or os.fspath(path)}: {error.strerror or error}") from error
 
 
 def guarded(call: Callable[..., Any], *arguments: Any) -> Any:

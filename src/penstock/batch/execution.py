@@ -37,7 +37,7 @@ from penstock.batch.writers import JsonlWriter, ParquetWriter, PartWriter
 from penstock.engines.base import LLMEngine
 from penstock.engines.sampling_checks import check_sampling
 from penstock.errors import JobError, OutputError
-from penstock.http.pauses import of_job
+from penstock.http.pauses import job_pauses
 
 if TYPE_CHECKING:
     from penstock.batch.row_tables import RowTables
@@ -173,7 +173,7 @@ async def _move(
     plan: Plan, sink: Sink, counts: Counts, answers: Answers, journal: Journal | None, interrupts: Interrupts
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
-    told = of_job.set(counts.pauses)
+    told = job_pauses.set(counts.pauses)
     try:
         async with asking(plan, counts) as asker:
             flow = Flow(
@@ -199,7 +199,7 @@ async def _move(
             counts.row_seconds = time.perf_counter() - began
             return finished, flow.stream
     finally:
-        of_job.reset(told)
+        job_pauses.reset(told)
         interrupts.on_first = None
         with contextlib.suppress(OutputError):  # that is already on its way up
             await sink.close()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from penstock.standard_error import say
+from penstock.stderr import say
 
 
 class JobInterrupted(KeyboardInterrupt):

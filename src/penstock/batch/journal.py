@@ -31,7 +31,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from penstock import private
+from penstock import private_files
 from penstock.batch.durable import guarded, remove, replace_file, sync_folder, write_all
 from penstock.batch.parts import Part, PartList
 from penstock.batch.records import Records
@@ -292,7 +292,7 @@ class Journal:
     def _open(self) -> int:
         rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_EXCL
-        descriptor: int = guarded(private.opener, rows.path, flags)
+        descriptor: int = guarded(private_files.opener, rows.path, flags)
         self._number += 1
         self._rows = rows
         return descriptor

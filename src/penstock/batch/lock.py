@@ -7,7 +7,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from penstock import private
+from penstock import private_files
 from penstock.errors import JobError, OutputError
 
 FILE = "lock"
@@ -23,7 +23,7 @@ class Lock:
         self._path = folder / FILE
         self._held: list[int] = []
         try:
-            self._take(private.opener(self._path, os.O_RDWR | os.O_CREAT))
+            self._take(private_files.opener(self._path, os.O_RDWR | os.O_CREAT))
             found = os.fstat(self._held[0])
             self._identity = (found.st_dev, found.st_ino)
             with contextlib.suppress(OSError):  # some network file systems lock no folders

@@ -10,9 +10,29 @@ import datetime
 from typing import Any, SupportsIndex
 
 _EPOCH = datetime.datetime(1970, 1, 1)
+_NONE = datetime.timedelta()
 
 
-class NanoDatetime(datetime.datetime):
+class _Finer:
+    """Equal only where the nanoseconds are equal too."""
+
+    def __eq__(self, other: object) -> bool:
+        equal = super().__eq__(other)
+        return equal if equal is NotImplemented else equal and _beyond(self) == _beyond(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((super().__hash__(), _beyond(self)))
+
+
+def _beyond(value: object) -> int:
+    """The nanoseconds beyond the microsecond, as pandas names them too."""
+    return int(getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0))
+
+
+class NanoDatetime(_Finer, datetime.datetime):
     """A point in time; `nanosecond` (1 to 999) goes beyond its microsecond."""
 
     nanosecond: int = 0
@@ -36,20 +56,11 @@ class NanoDatetime(datetime.datetime):
     def __str__(self) -> str:
         return self.isoformat(" ")
 
-    def __eq__(self, other: object) -> bool:
-        return super().__eq__(other) and self.nanosecond == getattr(other, "nanosecond", 0)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((super().__hash__(), self.nanosecond))
-
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return NanoDatetime.of, (datetime.datetime.combine(self.date(), self.timetz()), self.nanosecond)
 
 
-class NanoTime(datetime.time):
+class NanoTime(_Finer, datetime.time):
     """A time of day; `nanosecond` (1 to 999) goes beyond its microsecond."""
 
     nanosecond: int = 0
@@ -71,21 +82,12 @@ class NanoTime(datetime.time):
 
     __str__ = isoformat
 
-    def __eq__(self, other: object) -> bool:
-        return super().__eq__(other) and self.nanosecond == getattr(other, "nanosecond", 0)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((super().__hash__(), self.nanosecond))
-
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         whole = datetime.time(self.hour, self.minute, self.second, self.microsecond, self.tzinfo, fold=self.fold)
         return NanoTime.of, (whole, self.nanosecond)
 
 
-class NanoTimedelta(datetime.timedelta):
+class NanoTimedelta(_Finer, datetime.timedelta):
     """A length of time; `nanoseconds` (1 to 999) go beyond its microseconds."""
 
     nanoseconds: int = 0
@@ -102,15 +104,6 @@ class NanoTimedelta(datetime.timedelta):
     def __str__(self) -> str:
         return duration_text(total_nanoseconds(self))
 
-    def __eq__(self, other: object) -> bool:
-        return super().__eq__(other) and self.nanoseconds == getattr(other, "nanoseconds", 0)
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((super().__hash__(), self.nanoseconds))
-
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         return NanoTimedelta.of, (datetime.timedelta(self.days, self.seconds, self.microseconds), self.nanoseconds)
 
@@ -119,16 +112,12 @@ def total_nanoseconds(value: datetime.datetime | datetime.time | datetime.timede
     """A point in time since 1970 (in UTC where it has a zone), a time of day since midnight, or a length of time."""
     if isinstance(value, datetime.time):
         seconds = (value.hour * 60 + value.minute) * 60 + value.second
-        return (seconds * 1_000_000 + value.microsecond) * 1000 + getattr(value, "nanosecond", 0)
+        return (seconds * 1_000_000 + value.microsecond) * 1000 + _beyond(value)
     if isinstance(value, datetime.timedelta):
-        whole, beyond = value, getattr(value, "nanoseconds", 0)
+        whole = value
     else:
-        beyond = getattr(value, "nanosecond", 0)
         whole = datetime.datetime.combine(value.date(), value.time()) - _EPOCH - (value.utcoffset() or _NONE)
-    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + int(beyond)
-
-
-_NONE = datetime.timedelta()
+    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + _beyond(value)
 
 
 def date_text(days: int) -> str:

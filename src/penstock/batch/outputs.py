@@ -11,12 +11,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
-from penstock import env, private
+from penstock import env, private_files
 from penstock.batch import assemble
 from penstock.batch.assemble import Segment
-from penstock.batch.durable import remove
+from penstock.batch.durable import remove, writing
 from penstock.batch.manifest import Stamp
-from penstock.batch.placing import is_own, place, stamp_of
+from penstock.batch.publishing import is_own, place, stamp_of
 from penstock.batch.records import checksum_of
 from penstock.batch.sources.files import filesystem, is_url
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
@@ -112,8 +112,8 @@ class Output:
         if self.dead_letter is not None:
             _check_place(self.dead_letter, "dead_letter")
         try:
-            if not private.make_folder(self.folder):
-                private.close_to_others(self.folder)
+            if not private_files.make_folder(self.folder):
+                private_files.close_to_others(self.folder)
         except OSError as error:
             raise OutputError(f"{self.folder}: {error.strerror or error}") from error
 
@@ -188,7 +188,7 @@ class Output:
                     "--fresh computes all of them again"
                 )
             if self.form == "dataset":
-                private.make_folder(target)
+                private_files.make_folder(target)
                 for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
                     _link(file, target / os.path.basename(file))
             elif self.form == "csv":
@@ -201,16 +201,15 @@ class Output:
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        try:
-            yield
-        except PenstockError:
-            raise
-        except OSError as error:
-            raise OutputError(f"{error.filename or self.path}: {error.strerror or error}") from error
-        except Exception as error:
-            if not self.remote:
+        with writing(self.path):
+            try:
+                yield
+            except (PenstockError, OSError):
                 raise
-            raise OutputError(f"{self.path}: {error}") from error  # each file system has errors of its own
+            except Exception as error:
+                if not self.remote:
+                    raise
+                raise OutputError(f"{self.path}: {error}") from error  # each file system has its own
 
     def _upload(self, made: Path) -> None:
         fs, path = filesystem(self.path)
@@ -239,7 +238,7 @@ def _link(source: str, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # not every file system has links
-        with open(source, "rb") as copied, open(target, "wb", opener=private.opener) as copy:
+        with open(source, "rb") as copied, open(target, "wb", opener=private_files.opener) as copy:
             shutil.copyfileobj(copied, copy, 1 << 20)
 
 

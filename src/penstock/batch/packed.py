@@ -11,7 +11,8 @@ import msgspec
 from msgspec.msgpack import Ext
 
 from penstock.batch.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta
-from penstock.batch.values import plain_row, sound
+from penstock.batch.values import plain_row
+from penstock.errors import printable
 
 _AS_THEY_ARE = frozenset({type(None), bool, int, float, str, bytes})
 
@@ -48,11 +49,11 @@ def _marked(value: Any) -> Any:
 
 def _checked(value: Any) -> Any:
     if isinstance(value, str):
-        return sound(value)
+        return printable(value)
     if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
         return Ext(8, _encode(hex(value)))
     if isinstance(value, dict):
-        return {sound(name): _checked(part) for name, part in value.items()}
+        return {printable(name): _checked(part) for name, part in value.items()}
     return [_checked(part) for part in value] if isinstance(value, list) else value
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from penstock import private
+from penstock import private_files
 from penstock.batch.durable import guarded, replace_file, sync_folder, write_all
 from penstock.batch.records import Records, checksum_of
 from penstock.batch.runs import Run, size
@@ -79,7 +79,7 @@ class PartList:
     def append(self, part: Part) -> None:
         """Commit a part. Its file must be on disk."""
         new = not self.path.exists()
-        descriptor = guarded(private.opener, self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = guarded(private_files.opener, self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
             write_all(descriptor, self._records.seal(_encode(part)), self._write)
             guarded(os.fsync, descriptor)

@@ -10,7 +10,7 @@ from typing import Any
 from penstock.batch.counts import Counts
 from penstock.batch.result import RunResult
 from penstock.http.pauses import span
-from penstock.standard_error import is_terminal
+from penstock.stderr import is_terminal
 
 _INTERVAL = 0.2
 

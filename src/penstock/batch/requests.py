@@ -14,11 +14,11 @@ from penstock.batch.rows import Outcome, Row, Stage, failed
 from penstock.batch.structured import Schema
 from penstock.batch.template import Template, as_text
 from penstock.batch.values import plain_row
+from penstock.decoding import decode_json
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError, PenstockError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.types import ChatRequest, Message, Sampling, Usage
-from penstock.user_text import decode_json
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")

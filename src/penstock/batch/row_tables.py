@@ -9,10 +9,9 @@ import pyarrow as pa
 
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
-from penstock.batch.tables import ERROR
-from penstock.batch.to_arrow import array, kind_of
-from penstock.batch.values import LEAVES, UnstorableError
-from penstock.errors import OutputError
+from penstock.batch.tables import ERROR, table_of
+from penstock.batch.to_arrow import kind_of
+from penstock.batch.values import LEAVES
 
 _ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])
 _KEPT = {"status": pa.string(), "error": _ERROR}
@@ -32,9 +31,8 @@ class RowTables:
         """The output rows of these rows, in this order."""
         made = [self._form.output(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
         names = dict.fromkeys(name for values in made for name in values)
-        if not names:  # a table cannot count rows without columns
-            return pa.table({"": pa.nulls(len(made))}).select([])
-        return pa.table({name: self._column(name, [values.get(name) for values in made]) for name in names})
+        columns = {name: [values.get(name) for values in made] for name in names}
+        return table_of(columns, len(made), self._kinds)
 
     def empty(self) -> pa.Table:
         """An output without rows, which has the columns of the input."""
@@ -42,12 +40,6 @@ class RowTables:
 
     def check_storable(self) -> None:
         """What cannot be stored shows in the rows, and becomes text."""
-
-    def _column(self, name: str, values: list[Any]) -> pa.Array:
-        try:
-            return array(values, self._kinds.get(name))
-        except UnstorableError as error:
-            raise OutputError(f"column '{name}' cannot be stored: {error}") from error
 
 
 def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

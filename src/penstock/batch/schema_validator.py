@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
-from penstock.batch.patterns import translated
+from penstock.batch.ecma_patterns import translated
 from penstock.errors import ConfigError
 
 _MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})

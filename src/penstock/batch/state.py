@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from penstock.batch import manifest as manifests, placing
+from penstock.batch import manifest as manifests, publishing
 from penstock.batch.assemble import Segment, failed_segments, segments
 from penstock.batch.counts import Counts
-from penstock.batch.durable import remove
+from penstock.batch.durable import remove, writing
 from penstock.batch.journal import Journal
 from penstock.batch.lock import FILE as LOCK_FILE, Lock
 from penstock.batch.manifest import Manifest, Stamp, StreamSum
@@ -50,11 +49,11 @@ class State:
         """
         folder = output.folder
         job = manifests.normal(job)
-        with _told(folder):
+        with writing(folder):
             if not fresh and manifests.load(folder) is None:
                 _check_new(output)
         output.prepare()
-        with _told(folder):
+        with writing(folder):
             lock = Lock(folder)
             try:
                 found = None if fresh else manifests.load(folder)
@@ -93,7 +92,7 @@ class State:
         `stream` tells which rows a stream gave, `empty` and `columns` are as for `Output.assemble`.
         Whatever moment a crash chooses, the manifest tells the next run which files are the job's.
         """
-        with _told(self.output.folder):
+        with writing(self.output.folder):
             self._lock.check()
             self.journal.check_parts()
             parts = self.journal.read_parts()
@@ -154,10 +153,10 @@ class State:
         """Raises `OutputError` if there is something in the place of an output that is not this job's."""
         manifest = self.manifest
         if not self.output.is_own(manifest.known("output"), placing=manifest.status == "placing"):
-            raise placing.in_the_way(self.output.path)
+            raise publishing.in_the_way(self.output.path)
         letters = self.output.dead_letter
-        if letters is not None and not placing.is_own(letters, manifest.known("dead letter")):
-            raise placing.in_the_way(letters)
+        if letters is not None and not publishing.is_own(letters, manifest.known("dead letter")):
+            raise publishing.in_the_way(letters)
 
     def _strike_failed(self) -> None:
         if self.complete and self.journal.parts_mark != self.manifest.parts_checksum:
@@ -203,14 +202,6 @@ def _check_new(output: Output) -> None:
 
 def _listed(folder: Path) -> Iterable[Path]:
     return folder.iterdir() if folder.is_dir() else ()
-
-
-@contextlib.contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"{error.filename or folder}: {error.strerror or error}") from error
 
 
 def _as_base(parts: list[Part], file: str, checksum: int, *, keep_order: bool, without_failed: bool) -> list[Part]:
@@ -264,5 +255,5 @@ def _standing(output: Output) -> dict[str, Stamp]:
     if output.exists():
         found["output"] = output.stamp()
     if output.dead_letter is not None and os.path.lexists(output.dead_letter):
-        found["dead letter"] = placing.stamp_of(output.dead_letter)
+        found["dead letter"] = publishing.stamp_of(output.dead_letter)
     return found

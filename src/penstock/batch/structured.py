@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from penstock.decoding import TOO_DEEP, decode_json, is_too_deep, read_file
 from penstock.errors import ConfigError
 from penstock.json_faults import json_fault
-from penstock.user_text import TOO_DEEP, decode_json, is_too_deep, read_file
 
 Check = Callable[[Any], bool]
 _TYPES: dict[str, Check] = {
@@ -66,18 +66,20 @@ class Schema:
             misfit = self._validator.misfit(value)
             if misfit is not None:
                 raise ValueError(f"the answer does not fit the schema: {misfit}")
-        return value if self._is_object else {"parsed": value}
+        return self._fields_of(value)
 
     async def read(self, text: str) -> dict[str, Any]:
         """As `parse`, and where that may take long in a process of its own, so that nobody else is held up."""
-        if self._validator.cost * len(text) > SLOW_STEPS:
-            from penstock.batch.schema_apart import check_apart
+        if self._validator.cost * len(text) <= SLOW_STEPS:
+            return self.parse(text)
+        from penstock.batch.schema_subprocess import check_in_subprocess
 
-            if (why := await check_apart(self.text, text)) is not None:
-                raise ValueError(why)
-            value = _decoded(text)
-            return value if self._is_object else {"parsed": value}
-        return self.parse(text)
+        if (why := await check_in_subprocess(self.text, text)) is not None:
+            raise ValueError(why)
+        return self._fields_of(_decoded(text))
+
+    def _fields_of(self, value: Any) -> dict[str, Any]:
+        return value if self._is_object else {"parsed": value}
 
     def resolve(self, schema: Any) -> dict[str, Any]:
         """The part that a local `$ref` points to; any other schema as it is."""

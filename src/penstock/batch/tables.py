@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock.batch.one_type import as_text, common_type, convert
+from penstock.batch.common_type import as_text, common_type, convert
 from penstock.batch.requests import ColumnRequests
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.structured import Schema
@@ -77,7 +77,7 @@ class Tables:
             names.update(dict.fromkeys(row.values or ()))
         taken = set(self._result.names)
         values = {name: [(row.values or {}).get(name) for row in rows] for name in names if name not in taken}
-        return _table(values, len(rows))
+        return table_of(values, len(rows))
 
 
 def _field(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -93,13 +93,16 @@ def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return array(values, kind)
 
 
-def _table(values: Mapping[str, Sequence[Any]], rows: int) -> pa.Table:
+def table_of(
+    values: Mapping[str, Sequence[Any]], rows: int, kinds: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
+    """A table of columns, of these types where they hold the values. Raises `OutputError`, which names the column."""
     if not values:  # a table cannot count rows without columns
         return pa.table({"": pa.nulls(rows)}).select([])
     columns = {}
     for name, column in values.items():
         try:
-            columns[name] = array(column)
+            columns[name] = array(column, (kinds or {}).get(name))
         except UnstorableError as error:
             raise OutputError(f"column '{name}' cannot be stored: {error}") from error
     return pa.table(columns)
@@ -211,4 +214,4 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no table can hold."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return _table({name: [row.get(name) for row in rows] for name in names}, len(rows))
+    return table_of({name: [row.get(name) for row in rows] for name in names}, len(rows))

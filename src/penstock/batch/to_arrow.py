@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from penstock.batch.arrow_values import python_values
 from penstock.batch.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta, total_nanoseconds
-from penstock.batch.values import LEAVES, plain, sound, text
+from penstock.batch.values import LEAVES, encodable, plain, text
 
 _NONE = type(None)
 _EXACT = 1 << 53
@@ -129,7 +129,7 @@ def _exactly(values: Sequence[Any], kind: pa.DataType, *, check: bool) -> pa.Arr
     try:
         made = build(values, kind)
     except UnicodeEncodeError:
-        return _exactly(_sound(values), kind, check=check)
+        return _exactly(encodable(list(values)), kind, check=check)
     except FAILURES:
         return None
     if check and not _obviously(values, kind) and not holds(values, made):
@@ -206,16 +206,6 @@ def _storable(kind: pa.DataType, depth: int = 0) -> bool:
     if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
     return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))
-
-
-def _sound(value: Any) -> Any:
-    if isinstance(value, str):
-        return sound(value)
-    if isinstance(value, dict):
-        return {sound(key): _sound(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_sound(part) for part in value]
-    return value
 
 
 def _number(value: Any) -> bool:

@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 from penstock.batch.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta, duration_text, total_nanoseconds
+from penstock.errors import printable
 
 Plain = Any
 
@@ -62,14 +63,14 @@ def text(value: Any) -> str | None:
     Raises `UnstorableError`.
     """
     if value is None or type(value) is str:
-        return value if value is None else sound(value)
+        return value if value is None else printable(value)
     ready = for_json(value)
     if ready is None or type(ready) is str:
-        return ready if ready is None else sound(ready)
+        return ready if ready is None else printable(ready)
     try:
         made = _encode(ready).decode()
     except ValueError:
-        made = _encode(_sound(ready)).decode()
+        made = _encode(encodable(ready)).decode()
     return made[1:-1] if made.startswith('"') else made
 
 
@@ -84,7 +85,7 @@ def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
     try:
         return _encode(made) + b"\n"
     except (ValueError, TypeError):  # a lone surrogate, a very long number, or a name that is no text
-        return _encode(_sound(for_json(made))) + b"\n"
+        return _encode(encodable(for_json(made))) + b"\n"
 
 
 def plain_row(values: Mapping[Any, Any], *, json: bool = False) -> tuple[dict[str, Plain], str | None]:
@@ -105,11 +106,6 @@ def plain_row(values: Mapping[Any, Any], *, json: bool = False) -> tuple[dict[st
             wrong = wrong or f"column '{name}' cannot be stored: {error}"
             row.setdefault(str(name), None)
     return row, wrong
-
-
-def sound(value: str) -> str:
-    """The text with lone surrogates, which no encoding can hold, written as escapes such as \\ud800."""
-    return value.encode(errors="backslashreplace").decode()
 
 
 def is_missing(value: Any) -> bool:
@@ -357,13 +353,14 @@ def _in_order(values: Iterable[Any]) -> list[Any]:
     return sorted(listed, key=lambda value: (type(value).__qualname__, text(value) or ""))
 
 
-def _sound(value: Any) -> Any:
+def encodable(value: Any) -> Any:
+    """What `for_json` made, with lone surrogates and integers too long for a decimal text as text."""
     if isinstance(value, str):
-        return sound(value)
+        return printable(value)
     if isinstance(value, dict):
-        return {sound(key): _sound(part) for key, part in value.items()}
+        return {printable(key): encodable(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_sound(part) for part in value]
+        return [encodable(part) for part in value]
     if isinstance(value, int) and value.bit_length() > _LONG:
         return hex(value)
     return value

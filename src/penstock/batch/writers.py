@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from penstock import private
+from penstock import private_files
+from penstock.batch.durable import to_disk
 from penstock.batch.requests import RequestForm
 from penstock.batch.rows import Outcome, Row
 from penstock.batch.values import UnstorableError, json_line
@@ -47,7 +48,7 @@ class JsonlWriter:
         self._form = form
         try:
             # closed in finish
-            self._file = open(_temporary(path), "wb", buffering=1 << 18, opener=private.opener)  # noqa: SIM115
+            self._file = open(_temporary(path), "wb", buffering=1 << 18, opener=private_files.opener)  # noqa: SIM115
         except OSError as error:
             raise _failure(error) from error
 
@@ -61,8 +62,7 @@ class JsonlWriter:
 
     def finish(self) -> None:
         try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            to_disk(self._file)
             self._file.close()
             os.replace(_temporary(self._path), self._path)
         except OSError as error:
@@ -115,12 +115,11 @@ class ParquetWriter:
     def _write(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
         import pyarrow.parquet as pq
 
-        with open(_temporary(self._path), "wb", opener=private.opener) as file:
+        with open(_temporary(self._path), "wb", opener=private_files.opener) as file:
             with pq.ParquetWriter(file, schema) as writer:
                 for table in tables:
                     writer.write_table(table)
-            file.flush()
-            os.fsync(file.fileno())
+            to_disk(file)
 
     def abandon(self) -> None:
         _discard(self._path)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from penstock.cli.job_options import json_object, what_is_asked
-from penstock.standard_error import say
+from penstock.stderr import say
 
 _EXAMPLES = """
 \b

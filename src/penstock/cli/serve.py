@@ -14,7 +14,7 @@ from penstock import env
 from penstock.cli.job_options import json_object
 from penstock.cli.plain_table import plain_table
 from penstock.cli.process import interruptible
-from penstock.standard_error import say
+from penstock.stderr import say
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig

@@ -267,10 +267,13 @@ def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -
     needed = cls.deterministic_options()
     for name, value in needed.items():
         if engine_kwargs.get(name, value) != value:
-            raise ConfigError(
-                "does not go together with deterministic", field=f"engine_kwargs.{name}", value=engine_kwargs[name]
-            )
+            raise not_deterministic(name, engine_kwargs[name])
     return {**engine_kwargs, **needed}
+
+
+def not_deterministic(name: str, value: Any) -> ConfigError:
+    """The error of an option of `engine_kwargs` that says the opposite of `deterministic`."""
+    return ConfigError("does not go together with deterministic", field=f"engine_kwargs.{name}", value=value)
 
 
 def engine_class(name: str) -> type[LLMEngine]:

@@ -2,7 +2,7 @@
 
 The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is everything one engine
 step produced, so that one wake-up of the event loop carries every request's new tokens. The child ends when the pipe
-closes, and is killed with its parent (`parent.py`), so it cannot outlive that, whatever happens.
+closes, and is killed with its parent (`parent_death.py`), so it cannot outlive that, whatever happens.
 """
 
 from __future__ import annotations

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from penstock.decoding import is_too_deep
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError
 from penstock.json_faults import json_fault
@@ -134,7 +135,7 @@ def check_json_schema(spec: str) -> None:
         raise RequestError(f"the JSON schema is not valid JSON: {json_fault(spec)}", param="response_format") from None
     if not isinstance(schema, (dict, bool)):
         raise RequestError("the JSON schema must be an object", param="response_format")
-    if _is_deep(schema):
+    if is_too_deep(schema, _DEEPEST_SCHEMA):
         raise RequestError("the JSON schema is nested too deep", param="response_format")
     try:
         jsonschema_rs.meta.validate(schema)
@@ -145,20 +146,6 @@ def check_json_schema(spec: str) -> None:
         raise RequestError(
             "the JSON schema's '$schema' is no draft of JSON Schema that is known here", param="response_format"
         ) from None
-
-
-def _is_deep(value: object) -> bool:
-    """Whether it has more levels than `_DEEPEST_SCHEMA`."""
-    level = [value]
-    for _ in range(_DEEPEST_SCHEMA):
-        level = [part for whole in level for part in _parts(whole)]
-        if not level:
-            return False
-    return True
-
-
-def _parts(value: object) -> Iterable[object]:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def _is_number(value: object) -> bool:

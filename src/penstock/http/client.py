@@ -14,7 +14,7 @@ from yarl import URL
 
 from penstock.config import masked, tells_a_secret
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
-from penstock.http.complaints import KEPT_CHARS, complaint
+from penstock.http.complaints import KEPT_CHARS, SHOWN_CHARS, complaint
 from penstock.http.deadline import Deadline
 from penstock.http.headers import SHORTEST_SECRET, Headers
 from penstock.http.limiter import Limiter, Verdict
@@ -29,7 +29,6 @@ KEPT_ALIVE_S = 4.0
 _JSON = "application/json"
 LARGE_BYTES = 1 << 20
 """Bodies of this size are written in pieces, so that one request does not hold up the others."""
-SHOWN_CHARS = 500
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
@@ -287,7 +286,7 @@ class HttpClient:
         status = response.status
         text = self._text(body, to)
         said = complaint(text)
-        why = " ".join(said.message.split())[:SHOWN_CHARS] or response.reason or ""
+        why = said.line or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
             with suppress(ValueError):

@@ -12,7 +12,7 @@ from penstock.errors import UpstreamError
 from penstock.http.retries import is_retryable
 
 KEPT_CHARS = 4096
-_SHOWN_CHARS = 500
+SHOWN_CHARS = 500
 
 _FINAL = frozenset(
     {
@@ -62,6 +62,11 @@ class Complaint(Struct, frozen=True):
     status: int | None = None
 
     @property
+    def line(self) -> str:
+        """The message on one line, cut where it is long."""
+        return " ".join(self.message.split())[:SHOWN_CHARS]
+
+    @property
     def is_final(self) -> bool:
         """Whether the same request will get the same answer until a person has done something about it."""
         return not _FINAL.isdisjoint((self.code, self.kind)) or bool(_FINAL_TEXT.search(self.message))
@@ -73,10 +78,10 @@ def complaint(text: str) -> Complaint:
         body = msgspec.json.decode(text)
     except (ValueError, RecursionError):
         return Complaint(text)
-    return of(body, text)
+    return complaint_in(body, text)
 
 
-def of(body: Any, otherwise: str = "") -> Complaint:
+def complaint_in(body: Any, otherwise: str = "") -> Complaint:
     """What an error says that is decoded already: a text, an object, or a list of one. `otherwise` is the message of
     one that has none.
     """
@@ -103,10 +108,10 @@ def of(body: Any, otherwise: str = "") -> Complaint:
     return Complaint(message, code, kind, param, status)
 
 
-WHAT = "answered with an error"
+_WHAT = "answered with an error"
 
 
-def error_inside(body: bytes, where: str, what: str = WHAT) -> UpstreamError | None:
+def error_inside(body: bytes, where: str, what: str = _WHAT) -> UpstreamError | None:
     """The error that a body of status 200 holds, where it is one and nothing else."""
     if b'"error"' not in body and b'"object"' not in body:
         return None
@@ -129,12 +134,12 @@ def said_error(parsed: Any) -> Any:
     return parsed if "error" in (parsed.get("object"), parsed.get("type")) else None
 
 
-def as_error(said: Any, where: str, body: bytes, what: str = WHAT) -> UpstreamError:
+def as_error(said: Any, where: str, body: bytes, what: str = _WHAT) -> UpstreamError:
     """What an error that came with status 200 is: one of the status that it names, else of the server's own."""
-    told = of(said)
+    told = complaint_in(said)
     status = told.status or (401 if told.is_final else 500)
     return UpstreamError(
-        f"{where} {what}: {' '.join(told.message.split())[:_SHOWN_CHARS]}",
+        f"{where} {what}: {told.line}",
         http_status=status,
         body=body[:KEPT_CHARS].decode(errors="replace"),
         retryable=is_retryable(status) and not told.is_final,
@@ -156,4 +161,4 @@ def _shown(body: Any) -> str:
     try:
         return msgspec.json.encode(body).decode()
     except (ValueError, TypeError, RecursionError):
-        return str(body)[:_SHOWN_CHARS]
+        return str(body)[:SHOWN_CHARS]

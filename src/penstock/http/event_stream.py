@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_BOM = b"\xef\xbb\xbf"
+import codecs
 
 
 class EventReader:
@@ -48,9 +48,9 @@ class EventReader:
         return rest if self.is_json else _data(rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
 
     def _begin(self, text: bytes) -> bytes:
-        if len(text) < len(_BOM) and _BOM.startswith(text):
+        if len(text) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(text):
             return text
-        text = text.removeprefix(_BOM)
+        text = text.removeprefix(codecs.BOM_UTF8)
         if first := text.lstrip()[:1]:
             self._begun, self.is_json = True, first == b"{"
         return text

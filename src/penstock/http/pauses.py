@@ -43,7 +43,7 @@ class Pauses(Struct):
         return time.monotonic() < self.shown_until
 
 
-of_job: ContextVar[Pauses | None] = ContextVar("penstock_pauses", default=None)
+job_pauses: ContextVar[Pauses | None] = ContextVar("penstock_pauses", default=None)
 """Those of the job that the current task belongs to."""
 
 
@@ -60,7 +60,7 @@ def note_pause(
     """
     if seconds < WORTH_TELLING_S:
         return
-    if (pauses := of_job.get()) is not None:
+    if (pauses := job_pauses.get()) is not None:
         pauses.note(server, seconds, is_kept=is_kept)
     now = clock()
     if now >= _told.get(server, now):  # one refusal speaks for all of a burst
@@ -73,7 +73,7 @@ def note_pause(
 
 
 def span(seconds: float) -> str:
-    """A time in its two largest units."""
+    """A time in its two largest units, for a person: "1 h 30 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     for unit, size, part, name in (("min", 60, 1, "s"), ("h", 3600, 60, "min"), ("d", 86400, 3600, "h")):

@@ -259,9 +259,9 @@ def parse_body(form: type[Body], body: Any) -> Body:
     try:
         return msgspec.convert(body, form, strict=True)
     except msgspec.ValidationError:
-        from penstock.misfits import misfit  # only on the way to an error
+        from penstock.validation_errors import mismatch  # only on the way to an error
 
-        found = misfit(form, body)
+        found = mismatch(form, body)
         raise RequestError(str(found), param=found.place or None) from None
 
 

@@ -55,6 +55,14 @@ def chosen_name(choice: Mapping[str, Any]) -> str:
     return name
 
 
+_NO_ARGUMENTS = {"type", "properties", "required", "title", "description", "$schema"}
+"""What the schema of a function without arguments may say."""
+_VALUES = {"const", "enum", "default", "examples"}
+"""What holds values in a schema, no schemas."""
+_NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
+"""What holds schemas by names, which can be any."""
+
+
 def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutput | None:
     """The constraint for "required" or a named tool; None where the model is free to answer."""
     if choice in (None, "none", "auto"):
@@ -68,15 +76,43 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
             "type": "object",
             "properties": {
                 "name": {"type": "string", "enum": [function["name"]]},
-                "arguments": function.get("parameters") or {"type": "object"},
+                "arguments": _arguments(
+                    function, f"#/anyOf/{at}/properties/arguments" if len(functions) > 1 else "#/properties/arguments"
+                ),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
         }
-        for function in functions
+        for at, function in enumerate(functions)
     ]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
     return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False))
+
+
+def _arguments(function: Mapping[str, Any], place: str) -> Any:
+    """The schema of a function's arguments as it must be written at `place` in another."""
+    parameters = function.get("parameters") or {"properties": {}}
+    if parameters.get("properties") == {} and parameters.keys() <= _NO_ARGUMENTS:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    return _moved(parameters, place)
+
+
+def _moved(part: Any, place: str) -> Any:
+    """A schema whose references to itself still lead where they did, now that it stands at `place`."""
+    if isinstance(part, list):
+        return [_moved(item, place) for item in part]
+    if not isinstance(part, Mapping):
+        return part
+    return {
+        name: place + value[1:]
+        if name == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/"))
+        else value
+        if name in _VALUES
+        else {key: _moved(inner, place) for key, inner in value.items()}
+        if name in _NAMED and isinstance(value, Mapping)
+        else _moved(value, place)
+        for name, value in part.items()
+    }
 
 
 def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:

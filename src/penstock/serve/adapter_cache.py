@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from penstock import private
+from penstock import private_files
 
 KEEP_S = 3600.0
 """An adapter used within this time stays, whatever the limit: an engine may read it again."""
@@ -31,7 +31,7 @@ class AdapterCache:
 
     def take_in(self, fs: Any, files: Iterable[str]) -> tuple[str, str]:
         """Copy an adapter's files from an fsspec file system; returns the digest and the directory here."""
-        private.make_folder(self.folder)
+        private_files.make_folder(self.folder)
         arriving = tempfile.mkdtemp(prefix=_ARRIVING, dir=self.folder)
         try:
             content = hashlib.sha256()

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from starlette.datastructures import Headers
 
+from penstock.decoding import decode_text, read_file
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.serve.settings import HttpSettings
-from penstock.user_text import decode_text, read_file
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:

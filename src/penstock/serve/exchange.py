@@ -19,7 +19,7 @@ from penstock.openai.requests import parse_body
 from penstock.serve.http_errors import as_penstock_error, log_unforeseen
 from penstock.serve.ingress import Ingress
 from penstock.serve.interrupt import Interrupt
-from penstock.serve.limits import check_inflight, check_json, decode_json, read_body
+from penstock.serve.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.model_names import Target
 from penstock.serve.public_errors import public
 from penstock.types import Usage
@@ -58,11 +58,11 @@ class Exchange:
 
     async def body(self, form: type[Body]) -> Body:
         """The request's JSON body, checked."""
-        return parse_body(form, decode_json(await self.read_json(), Any))
+        return parse_body(form, decode_body(await self.read_json(), Any))
 
     async def read_json(self) -> bytes:
-        """The request's body, which its sender says is JSON."""
-        check_json(self.request, stated=not self.ingress.settings.api_keys)
+        """The request's body, which is to be JSON."""
+        check_json(self.request)
         return await self.read()
 
     async def read(self) -> bytes:

@@ -26,18 +26,16 @@ SLOWEST_BODY_BYTES_S = 8192
 """A body that keeps this pace is never too slow."""
 
 
-def check_json(request: Request, *, stated: bool) -> None:
-    """Refuse a body of another type than JSON. `stated`: its sender must say that it is JSON."""
-    kind = request.headers.get("content-type", "" if stated else "application/json")
-    kind = kind.partition(";")[0].strip().lower()
+def check_json(request: Request) -> None:
+    """Refuse a body that its sender says is something else than JSON."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
-        given = f"not '{kind[:100]}'" if kind else "and the request names none"
-        raise ContentTypeError(f"the content type must be application/json, {given}")
+        raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise ContentTypeError("compressed bodies are not supported")
 
 
-def decode_json(body: bytes, form: Any) -> Any:
+def decode_body(body: bytes, form: Any) -> Any:
     """A JSON body in its form. Raises `RequestError`."""
     try:
         return msgspec.json.decode(body, type=form)
@@ -49,13 +47,13 @@ def decode_json(body: bytes, form: Any) -> Any:
 
 def _body_fault(body: bytes, form: Any) -> str:
     from penstock.json_faults import json_fault  # only on the way to an error
-    from penstock.misfits import misfit
+    from penstock.validation_errors import mismatch
 
     try:
         value = msgspec.json.decode(body)
     except (ValueError, OverflowError):
         return f"the request body is not valid JSON: {json_fault(body)}"
-    return f"the request body has a wrong form: {misfit(form, value)}"
+    return f"the request body has a wrong form: {mismatch(form, value)}"
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:

@@ -7,14 +7,15 @@ import logging
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.errors import ShuttingDownError
+from penstock.errors import RequestError, ShuttingDownError
 from penstock.observability import Span, request_id, span
 from penstock.serve.auth import check_user, is_admin
+from penstock.serve.cross_site import check_not_cross_site
 from penstock.serve.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange
 from penstock.serve.http_errors import error_response
 from penstock.serve.ingress import Ingress
-from penstock.serve.web_pages import check_no_web_page
 
+_TWO_LENGTHS = "a request has a Content-Length or a Transfer-Encoding, not both"
 _access = logging.getLogger("penstock.access")
 
 
@@ -61,10 +62,16 @@ class ExchangeMiddleware:
     async def _answer(self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._ingress.settings
         exchange.trusted = is_admin(headers, settings) and headers.get(UNTRUSTED) is None
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # A proxy may take the end of its body for the next request, and that for another caller's.
+            refusal = error_response(scope["path"], exchange.failed(RequestError(_TWO_LENGTHS)))
+            refusal.headers["connection"] = "close"
+            await refusal(scope, receive, send)
+            return
         try:
             if scope["path"] not in self._public:
                 check_user(headers, settings)
-                check_no_web_page(scope, headers, settings)
+                check_not_cross_site(scope, headers, settings)
                 if self._ingress.draining:
                     raise ShuttingDownError("the server is shutting down")
             await self._app(scope, receive, send)

@@ -48,7 +48,8 @@ class Endpoint(Struct, frozen=True):
     public: bool = False
 
     def __post_init__(self) -> None:
-        if self.public if self.admin else self.answer.__module__ == control.__name__:
+        controls = self.answer.__module__ == control.__name__
+        if (controls and not self.admin) or (self.admin and self.public):
             raise ValueError(f"{self.method} {self.path}: what controls a model needs admin=True, and is not public")
 
 

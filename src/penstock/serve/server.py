@@ -256,7 +256,6 @@ class LLMServer(ControlPlane):
         """
         with self.quarantine.visit(partial(digest_of, request)) as visit:
             while True:
-                generation = self.lifecycle.generation
                 try:
                     async with visit:
                         generation = self.lifecycle.generation
@@ -292,7 +291,6 @@ class LLMServer(ControlPlane):
             self._check_task(task)
             with self.quarantine.visit(partial(digest_of, (task, asked))) as visit:
                 while True:
-                    generation = self.lifecycle.generation
                     try:
                         async with visit:
                             generation = self.lifecycle.generation

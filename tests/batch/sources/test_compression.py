@@ -102,7 +102,7 @@ async def test_what_is_compressed_behind_another_name_is_told(tmp_path, monkeypa
         with pytest.raises(InputError, match=rf"{name}: is compressed, as \*{extension} files are"):
             await values(tmp_path / name)
     reading = os.open(tmp_path / "rows.jsonl", os.O_RDONLY)
-    monkeypatch.setattr("penstock.batch.sources.text._STDIN", reading)
+    monkeypatch.setattr("penstock.batch.sources.json_lines._STDIN", reading)
     with pytest.raises(InputError, match=rf"stdin: is compressed, as \*{extension} files are"):
         await open_source("-")
     os.close(reading)

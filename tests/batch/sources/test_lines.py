@@ -86,7 +86,7 @@ async def test_parquet_behind_another_name(tmp_path):
 
 async def test_a_stream_gives_its_lines_as_they_come(monkeypatch):
     reading, writing = os.pipe()
-    monkeypatch.setattr("penstock.batch.sources.text._STDIN", reading)
+    monkeypatch.setattr("penstock.batch.sources.json_lines._STDIN", reading)
     os.write(writing, b'{"a": 1}\n{"a"')
     source = await open_source("-")
     assert source.first == {"a": 1}

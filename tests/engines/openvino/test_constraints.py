@@ -113,3 +113,19 @@ async def test_what_is_remembered_is_bounded(monkeypatch):
     for n in range(10):
         pool._remember(bytes([n]), "grammar")
     assert list(pool._known) == [bytes([n]) for n in (7, 8, 9)]
+
+
+async def test_a_process_that_others_leave_no_time_is_replaced_by_one_that_takes_a_share(tried, monkeypatch):
+    monkeypatch.setattr(constraints, "STARVED_SECONDS", 0.05)
+    monkeypatch.setattr(constraints, "processor_seconds", lambda _: 1.0)  # as if it never got any
+    assert (await tried.grammar(GOOD)).kind == "grammar"
+    assert [process._yields for process in tried._processes] == [False]
+
+
+async def test_a_busy_machine_is_no_fault_of_the_constraint(tried, monkeypatch):
+    monkeypatch.setattr(constraints, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(OverloadedError, match="too busy"):
+        await tried.grammar(GOOD)
+    assert not tried._known
+    monkeypatch.undo()
+    assert (await tried.grammar(GOOD)).kind == "grammar"

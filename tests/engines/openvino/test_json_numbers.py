@@ -5,7 +5,7 @@ import jsonschema_rs
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from penstock.engines.openvino.compact_json import json_grammar
+from penstock.engines.openvino.json_grammar import json_grammar
 from penstock.engines.openvino.json_numbers import Bounds, integer, number
 from penstock.errors import RequestError
 

@@ -104,7 +104,7 @@ def leave(url: str, number: int, body: dict[str, Any]) -> None:
     or by a reset.
     """
     data = json.dumps(body).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     request = f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
     with connect(url) as connection:
         if number % 2:
@@ -182,6 +182,6 @@ def test_a_thousand_leave_nothing_behind(running: Any, served: Any, handle: Any,
     # The slots are free: a whole answer comes.
     with connect(url) as connection:
         body = json.dumps({**ASK, "stream": False, "max_tokens": 3}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")

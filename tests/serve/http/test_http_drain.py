@@ -20,7 +20,7 @@ STREAMS = 64
 def begin(connection: socket.socket, **body: Any) -> None:
     """Ask for a stream."""
     data = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True, **body}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
     connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
 
 

@@ -16,7 +16,7 @@ hypothesis = pytest.importorskip("hypothesis")
 def test_no_generated_request_is_a_500(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     settings = hypothesis.settings(
-        max_examples=25,
+        max_examples=60,
         derandomize=True,
         database=None,
         deadline=None,

@@ -86,6 +86,14 @@ class TestSlowClients:
         assert client.socket.recv(65536).startswith(b"HTTP/1.1 200 ")
         assert b"HTTP/1.1 408 " in client.send(HEAD).rest()
 
+    def test_a_request_of_two_lengths_is_refused_and_ends_the_connection(self, serve: Any) -> None:
+        second = b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"
+        head = HEAD + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n"
+        answer = Raw(serve()).send(head + b"0\r\n\r\n" + second).rest()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"connection: close" in answer
+
     def test_many_unfinished_heads_end_and_harm_nobody(self, serve: Any) -> None:
         url = serve(head_timeout_s=0.2)
         stalled = [Raw(url).send(b"GET /health HTTP/1.1\r\nx-a: ") for _ in range(100)]
@@ -224,7 +232,6 @@ class TestWebPages:
     async def test_a_body_that_a_page_may_send_without_asking_is_refused(self, client: Any) -> None:
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
             assert await self.ask(client, {"content-type": kind}) == 415
-        assert (await client.post("/v1/chat/completions", content=BODY)).status_code == 415
 
     async def test_an_operator_may_let_others_in(self, served: Any, handle: Any, ingress: Any) -> None:
         (model,) = ingress.handles.values()

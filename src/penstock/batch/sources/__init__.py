@@ -42,9 +42,9 @@ async def open_source(source: Any) -> Source:
 
 def _open_path(path: str) -> Source:
     if path == "-":
-        from penstock.batch.sources import text
+        from penstock.batch.sources import json_lines
 
-        return text.stdin()
+        return json_lines.stdin()
     with files.reading(path):
         found = files.find(path)
         form = found[0].form
@@ -56,9 +56,9 @@ def _open_path(path: str) -> Source:
             from penstock.batch.sources import delimited
 
             return delimited.Csv(path, found)
-        from penstock.batch.sources import text
+        from penstock.batch.sources import json_lines
 
-        return text.JsonLines(path, found)
+        return json_lines.JsonLines(path, found)
 
 
 def _is_frame(source: Any) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, TextIO, cast
 from penstock.batch.rows import Row
 from penstock.batch.sources.base import Source, first_of, twice_in
 from penstock.batch.sources.files import DataFile, contains, fingerprint, reading
+from penstock.batch.sources.json_lines import batched
 from penstock.batch.sources.lines import MAX_LINE, check_text
-from penstock.batch.sources.text import batched
 from penstock.errors import InputError
 
 _PREVIEW_ROWS = 64

@@ -10,7 +10,7 @@ from penstock.batch.rows import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.sources.base import BATCH_ROWS, Source, columns_of, unreadable
 from penstock.batch.user_code import ends_task
 from penstock.batch.values import UnstorableError, key_text
-from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
+from penstock.decoding import MAX_NESTING, TOO_DEEP, is_too_deep
 
 _TEXT = frozenset({str})
 

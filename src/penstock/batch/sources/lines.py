@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from penstock.batch.sources.compression import MAGIC
+from penstock.decoding import other_encoding
 from penstock.errors import InputError
-from penstock.user_text import other_encoding
 
 MAX_LINE = 1 << 27
 """The longest line in bytes, a thing to bound memory by. A longer one is one bad row."""

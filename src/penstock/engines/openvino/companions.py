@@ -7,13 +7,14 @@ of sums. So a few sequences of no meaning keep it company.
 
 from __future__ import annotations
 
-import os
 from itertools import count
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import openvino_genai as genai
+
+from penstock.engines.openvino.options import usable_cpus
 
 _MOST = 16
 _TOKENS = 24
@@ -22,13 +23,13 @@ _RUNNING = genai.GenerationStatus.RUNNING
 
 
 def sequences_wanted(deterministic: bool, num_threads: int) -> int:
-    """How many sequences a step should have at least; 0 where nothing is promised. `num_threads` 0: all
-    cores.
+    """How many sequences a step should have at least; 0 where nothing is promised.
+
+    `num_threads` 0: all cores.
     """
     if not deterministic:
         return 0
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(min(num_threads or cpus, _MOST), 2)
+    return max(min(num_threads or usable_cpus(), _MOST), 2)
 
 
 class Companions:

@@ -17,16 +17,16 @@ from typing import Any, NoReturn
 
 from penstock.engines.base import Capabilities
 from penstock.engines.messages import Call, Failed, Ready, Reply, ToParent, encode
-from penstock.engines.openvino.compact_json import json_grammar
 from penstock.engines.openvino.grammar import TABLES, Grammar, too_large
+from penstock.engines.openvino.json_grammar import json_grammar
 from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.openvino.regex import RegexWriter, parse
-from penstock.engines.parent import end_with_parent
+from penstock.engines.parent_death import end_with_parent
 from penstock.engines.process import LENGTH_BYTES
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
-_LOWEST_PRIORITY = 19
+_NICE, _NICE_IF_STARVED = 19, 5
 _TRIED_TOKENS = 40
 _TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
 """Entries of all tables that are made for counts: about a second of work."""
@@ -37,14 +37,11 @@ _KEPT = 100
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` until it closes."""
     end_with_parent(fd, parent)
-    os.nice(_LOWEST_PRIORITY)
-    if hasattr(os, "SCHED_IDLE"):  # whatever else is awake goes first
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with socket.socket(fileno=fd) as pipe, pipe.makefile("rb") as reader:
         load = _message(reader)
         assert isinstance(load, LoadTokenizer)
+        _yield(load.yields)
         try:
             prover = Prover(load)
         except Exception as error:
@@ -128,6 +125,14 @@ def _message(reader: Any) -> Any:
 def _send(pipe: socket.socket, message: ToParent) -> None:
     data = encode(message)
     pipe.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+
+
+def _yield(to_all: bool) -> None:
+    """Let whatever else is awake go first, or, where that has left this process nothing, take a small share."""
+    os.nice(_NICE if to_all else _NICE_IF_STARVED)
+    if to_all and hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def _limit_memory(more: int) -> None:

@@ -3,14 +3,21 @@
 A constraint can take minutes and gigabytes to compile. So it is given to a process with limits; what that makes of it,
 a grammar or the reason why not, is remembered. A process that dies of one is replaced, and so is one that tries what
 nobody waits for any more.
+
+The processes run when nothing else wants to. On a machine that is busy for long they would never run: one that got too
+little of the processors is replaced by one that takes a share, and so are those started in the next minute.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
 from collections import OrderedDict, deque
 from hashlib import blake2b
+
+import msgspec
 
 from penstock.engines.messages import Call, Failed, Ready, Reply, decode_to_parent, encode
 from penstock.engines.openvino.messages import LoadTokenizer
@@ -24,6 +31,11 @@ SECONDS = 3
 """Processor time for one constraint."""
 PATIENCE_SECONDS = 30.0
 """Time on the clock for one constraint, for what waits rather than works."""
+STARVED_SECONDS = 2.0
+"""Time on the clock after which a process must have worked for a part of it, `_FAIR_SHARE`."""
+_FAIR_SHARE = 0.1
+_HURRY_SECONDS = 60.0
+"""How long processes that start after a starved one take a share of the processors."""
 MEMORY_BYTES = 1 << 30
 QUEUE = 64
 IDLE_SECONDS = 300.0
@@ -32,6 +44,8 @@ ABANDONED_SECONDS = 0.5
 """How long a constraint that nobody waits for may still be tried."""
 _REMEMBERED = 1_000
 _REMEMBERED_CHARS = 32 << 20
+
+_TOO_BUSY = f"the machine was too busy for it for {PATIENCE_SECONDS:g} s"
 
 _log = logging.getLogger(__name__)
 Outcome = str | PenstockError
@@ -56,20 +70,27 @@ class _Process:
         self._process = EngineProcess(WORKER, self._on_message, self._on_death)
         self._timer: asyncio.TimerHandle | None = None
         self._why: str | None = None
+        self._yields = not pool.hurries
+        self._worked = 0.0
+        self._starvation: asyncio.TimerHandle | None = None
+        self.starved = False
         self.ready = False
         self.trial: _Trial | None = None
         self.ended = False
 
     async def start(self, load: LoadTokenizer) -> None:
         await self._process.start()
-        self._process.send(encode(load))
+        self._process.send(encode(msgspec.structs.replace(load, yields=self._yields)))
+        self._after(PATIENCE_SECONDS, _TOO_BUSY)
+        self._watch()
 
     def take(self, trial: _Trial) -> None:
         self.trial = trial
         trial.tries += 1
         structured = trial.structured
         self._process.send(encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked])))
-        self._after(PATIENCE_SECONDS, f"it took more than {PATIENCE_SECONDS:g} s")
+        self._after(PATIENCE_SECONDS, _TOO_BUSY)
+        self._watch()
 
     def abandon(self) -> None:
         """Nobody waits for its trial any more."""
@@ -85,14 +106,40 @@ class _Process:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._kill, why)
 
     def _cancel(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._starvation):
+            if timer is not None:
+                timer.cancel()
+
+    def _watch(self) -> None:
+        """See to it that a process that yields to others is not starved by them."""
+        if self._yields:
+            self._worked = processor_seconds(self._process.pid)
+            self._starvation = asyncio.get_running_loop().call_later(STARVED_SECONDS, self._check_share)
+
+    def _check_share(self) -> None:
+        if processor_seconds(self._process.pid) - self._worked < _FAIR_SHARE * STARVED_SECONDS:
+            self._replace()
+        elif self.trial is not None or not self.ready:
+            self._watch()
+
+    def _replace(self) -> None:
+        """Make room for a process that takes a share. This one may take long to end too."""
+        self._cancel()
+        self.starved = self.ended = True
+        self._process.kill()
+        trial, self.trial = self.trial, None
+        self._pool.hurry()
+        if trial is not None:
+            self._pool.try_again(trial)
+        self._pool.forget(self)
 
     def _kill(self, why: str) -> None:
         self._why = why
         self._process.kill()
 
     def _on_message(self, data: bytes) -> None:
+        if self.starved:
+            return  # it is too late: another tries it
         message = decode_to_parent(data)
         self._cancel()
         trial, self.trial = self.trial, None
@@ -110,6 +157,8 @@ class _Process:
         self._pool.dispatch()
 
     def _on_death(self, why: str) -> None:
+        if self.starved:
+            return
         self._cancel()
         self.ended = True
         if self.trial is not None and self._why is None and "SIGKILL" in why and self.trial.tries == 1:
@@ -121,7 +170,19 @@ class _Process:
         self._pool.forget(self)
 
 
+def processor_seconds(pid: int | None) -> float:
+    """What a process has used of its processors; infinite where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _refusal(why: str, killed_because: str | None) -> PenstockError:
+    if killed_because == _TOO_BUSY:  # the limit on its processor time would have ended one that got it
+        return OverloadedError(f"a constraint could not be compiled: {_TOO_BUSY}; try again")
     if killed_because is None and "SIGXCPU" in why:
         killed_because = f"it takes more than {SECONDS} s of processor time to compile"
     elif killed_because is None:
@@ -146,6 +207,16 @@ class Constraints:
         self._queue: deque[_Trial] = deque()
         self._processes: list[_Process] = []
         self._starting: set[asyncio.Task[None]] = set()
+        self._hurried_until = 0.0
+
+    @property
+    def hurries(self) -> bool:
+        """Whether a process that starts now takes a share of the processors, whoever else wants them."""
+        return asyncio.get_running_loop().time() < self._hurried_until
+
+    def hurry(self) -> None:
+        """A process was starved."""
+        self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
 
     async def grammar(self, structured: StructuredOutput) -> StructuredOutput:
         """The grammar of a constraint. Raises `RequestError` for one that is damaged or too large."""

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from penstock import private
+from penstock import private_files
 from penstock.engines.openvino.model_files import (
     POOLING_CONFIG,
     SENTENCE_TRANSFORMERS,
@@ -31,7 +31,7 @@ from penstock.engines.openvino.model_files import (
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
-from penstock.standard_error import is_terminal, say
+from penstock.stderr import is_terminal, say
 
 WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {
@@ -87,7 +87,7 @@ def convert(source: str, task: str | None = None) -> Path:
         what = f"'{source}'" if directory.exists() else f"'{source}' (no such path, so a model on Hugging Face's hub)"
         raise MissingExtraError("optimum", "convert", f"Converting {what}")
     try:
-        private.make_folder(target.parent)
+        private_files.make_folder(target.parent)
         with _progress(source) as stage, _locked(target, stage):
             if not is_ir(target):
                 if not directory.exists():
@@ -150,7 +150,7 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
     for leftover in target.parent.glob(f"{target.name}.partial-*"):  # of a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-    private.make_folder(partial)
+    private_files.make_folder(partial)
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
     try:
@@ -193,7 +193,7 @@ def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
     """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it gives."""
     said = ""
-    with open(log, "a", opener=private.opener) as file:
+    with open(log, "a", opener=private_files.opener) as file:
         # All files are local by now: offline, the exporter does not ask the hub for optional ones.
         exporter = subprocess.Popen(
             [sys.executable, *arguments],
@@ -221,7 +221,7 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
 @contextmanager
 def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
     """Hold the lock of `target`, so that two processes do not convert the same model."""
-    with open(target.with_name(f"{target.name}.lock"), "w", opener=private.opener) as file:
+    with open(target.with_name(f"{target.name}.lock"), "w", opener=private_files.opener) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -21,6 +20,7 @@ from penstock.engines.openvino.options import (
     COSTS_ONLY_PROPERTIES,
     DETERMINISTIC_OPTIONS,
     OpenVINOOptions,
+    usable_cpus,
 )
 from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError
@@ -125,7 +125,6 @@ def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
     """
     if options.deterministic:
         return msgspec.structs.replace(options, **DETERMINISTIC_OPTIONS)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if options.inference_precision is None and options.device == "CPU" and 1 in (cpus, options.num_threads):
+    if options.inference_precision is None and options.device == "CPU" and 1 in (usable_cpus(), options.num_threads):
         return msgspec.structs.replace(options, inference_precision="f32")
     return options

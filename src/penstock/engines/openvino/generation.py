@@ -22,7 +22,7 @@ import openvino_genai as genai
 
 from penstock.engines.messages import Failed, Submit
 from penstock.engines.openvino.companions import sequences_wanted
-from penstock.engines.openvino.grammars import Compiling, Grammars
+from penstock.engines.openvino.compiled_grammars import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
@@ -280,10 +280,10 @@ class Generation:
             options.max_num_seqs,
             options.enable_prefix_caching,
             sequences_wanted(options.deterministic, options.num_threads),
-            Grammars(pipeline.get_tokenizer(), lambda: self._pipelines.logits() or self._vocabulary),
+            CompiledGrammars(pipeline.get_tokenizer(), lambda: self._pipelines.logits() or self._vocabulary),
         )
 
-    # Grammars
+    # CompiledGrammars
     def _queue(self, lane: Lane, request: Request) -> None:
         """Let a request wait for a slot; one with a new grammar waits for that first."""
         structured = request.sampling.structured

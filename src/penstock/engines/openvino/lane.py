@@ -13,7 +13,7 @@ from penstock.engines.stop_strings import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 
 if TYPE_CHECKING:
-    from penstock.engines.openvino.grammars import Grammars
+    from penstock.engines.openvino.compiled_grammars import CompiledGrammars
 
 _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""
@@ -73,7 +73,7 @@ class Lane:
         max_num_seqs: int,
         prefix_caching: bool,
         company: int = 0,
-        grammars: Grammars | None = None,
+        grammars: CompiledGrammars | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.grammars = grammars

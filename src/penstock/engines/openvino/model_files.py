@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from penstock.errors import EngineStartError
+from penstock.json_faults import json_fault
 
 FALLBACK_CONTEXT = 4096
 SENTENCE_TRANSFORMERS = "modules.json"
@@ -28,11 +29,9 @@ def is_ir(path: Path) -> bool:
 def read_config(path: Path) -> dict[str, Any]:
     """The model's `config.json`; empty if there is none."""
     try:
-        config = json.loads((path / "config.json").read_bytes())
+        config = _read_json(path / "config.json")
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError) as error:
-        raise EngineStartError(f"'{path / 'config.json'}' is not valid JSON: {error}") from None
     return config if isinstance(config, dict) else {}
 
 
@@ -127,13 +126,19 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
     Raises `EngineStartError` for a way that is not one of ours: vectors made another way would be quietly poor.
     """
     try:
-        modes = json.loads((path / POOLING_CONFIG).read_bytes())
+        modes = _read_json(path / POOLING_CONFIG)
     except FileNotFoundError:
         return "mean"
-    except (ValueError, RecursionError) as error:
-        raise EngineStartError(f"'{path / POOLING_CONFIG}' is not valid JSON: {error}") from None
     chosen = [name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True]
     if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
         ways = ", ".join(chosen) or "none"
         raise EngineStartError(f"the model pools by {ways}; set embedding_pooling to mean, cls or last_token")
     return _POOLING_MODES[chosen[0]]
+
+
+def _read_json(file: Path) -> Any:
+    content = file.read_bytes()
+    try:
+        return json.loads(content)  # which takes the infinities that Hugging Face writes
+    except (ValueError, RecursionError):
+        raise EngineStartError(f"'{file}' is not valid JSON: {json_fault(content)}") from None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
+from penstock.engines.base import not_deterministic
 from penstock.errors import ConfigError
 
 GIB = 1 << 30
@@ -75,11 +77,11 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
         needed: dict[str, Any] = {**DETERMINISTIC_OPTIONS, **_WITHOUT}
         for name, value in needed.items():
             if getattr(self, name) not in (None, value):
-                raise _conflict(name, getattr(self, name))
+                raise not_deterministic(name, getattr(self, name))
         for name, value in self.properties.items():
             wanted = DETERMINISTIC_PROPERTIES.get(name.upper())
             if wanted is not None and str(value).lower() != wanted:
-                raise _conflict(f"properties.{name}", value)
+                raise not_deterministic(f"properties.{name}", value)
 
 
 DETERMINISTIC_OPTIONS: Mapping[str, Any] = {"inference_precision": "f32", "kv_cache_precision": "f32"}
@@ -114,5 +116,8 @@ COSTS_ONLY_PROPERTIES = frozenset(
 )
 
 
-def _conflict(name: str, value: Any) -> ConfigError:
-    return ConfigError("does not go together with deterministic", field=f"engine_kwargs.{name}", value=value)
+def usable_cpus() -> int:
+    """The processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

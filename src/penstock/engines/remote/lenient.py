@@ -5,6 +5,7 @@ Nearly all answers are read at once into their structs. This is the way of the o
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import types
@@ -12,8 +13,6 @@ from typing import Any, Union, get_args, get_origin
 
 import msgspec
 from msgspec import Struct
-
-BOM = b"\xef\xbb\xbf"
 
 
 def read(body: bytes, form: Any) -> Any:
@@ -29,7 +28,7 @@ def parsed(body: bytes) -> Any:
     """The JSON that a body begins with: bytes that are no UTF-8 and halves of surrogate pairs are replaced, numbers may
     be NaN or out of range, and more may follow. Raises `ValueError`.
     """
-    text = body.removeprefix(BOM).decode(errors="replace").lstrip()
+    text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace").lstrip()
     try:
         value, _ = json.JSONDecoder().raw_decode(text)
     except RecursionError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from penstock.engines.remote.too_long import says_too_long
+from penstock.engines.remote.context_overflow import says_too_long
 from penstock.errors import (
     ContextLengthError,
     ModelNotFoundError,

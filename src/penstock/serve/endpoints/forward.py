@@ -18,7 +18,7 @@ from penstock.openai.message_events import message_error_events
 from penstock.openai.response_events import response_error_events
 from penstock.serve.exchange import UNTRUSTED, Exchange
 from penstock.serve.http_errors import error_response
-from penstock.serve.limits import decode_json
+from penstock.serve.limits import decode_body
 from penstock.serve.remote_model import RemoteModel
 from penstock.serve.wire import Reply
 
@@ -48,7 +48,7 @@ async def forward(exchange: Exchange) -> Response:
         model, prompt = found[1].decode(errors="replace") if found else "", b""
     else:
         body = await exchange.read_json()
-        head = decode_json(body, _Head)
+        head = decode_body(body, _Head)
         model = head.model
         text = next((raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b"")
         prompt = bytes(text)

@@ -3,7 +3,7 @@ import stat
 
 import pytest
 
-from penstock import private
+from penstock import private_files
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077, 0o777])
@@ -19,9 +19,9 @@ def mode(path):
 
 def test_what_is_made_is_for_this_user_alone_whatever_the_umask(tmp_path, umask):
     folder = tmp_path / "above" / "state"
-    assert private.make_folder(folder) is True
-    assert private.make_folder(folder) is False
-    with open(folder / "file", "w", opener=private.opener) as file:
+    assert private_files.make_folder(folder) is True
+    assert private_files.make_folder(folder) is False
+    with open(folder / "file", "w", opener=private_files.opener) as file:
         file.write("prompt")
     assert (mode(folder.parent), mode(folder), mode(folder / "file")) == (0o700, 0o700, 0o600)
 
@@ -30,31 +30,31 @@ def test_a_file_that_was_open_to_others_is_closed_when_it_is_written_anew(tmp_pa
     path = tmp_path / "file"
     path.touch()
     path.chmod(0o644)
-    with open(path, "rb", opener=private.opener):
+    with open(path, "rb", opener=private_files.opener):
         assert mode(path) == 0o644
-    with open(path, "wb", opener=private.opener):
+    with open(path, "wb", opener=private_files.opener):
         assert mode(path) == 0o600
 
 
 def test_a_folder_that_was_there_is_closed_to_others(tmp_path):
     tmp_path.chmod(0o755)
-    private.close_to_others(tmp_path)
+    private_files.close_to_others(tmp_path)
     assert mode(tmp_path) == 0o700
 
 
 def test_a_folder_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(PermissionError, match="belongs to another user"):
-        private.close_to_others(tmp_path)
+        private_files.close_to_others(tmp_path)
 
 
 def test_a_result_gets_the_mode_that_the_umask_gives(tmp_path, umask):
     for path in (tmp_path / "file", tmp_path / "folder" / "file"):
-        private.make_folder(path.parent)
-        with open(path, "w", opener=private.opener):
+        private_files.make_folder(path.parent)
+        with open(path, "w", opener=private_files.opener):
             pass
-    private.open_to_usual(tmp_path / "file", tmp_path)
-    private.open_to_usual(tmp_path / "folder", tmp_path)
+    private_files.open_to_usual(tmp_path / "file", tmp_path)
+    private_files.open_to_usual(tmp_path / "folder", tmp_path)
     assert mode(tmp_path / "file") == 0o666 & ~umask
     assert mode(tmp_path / "folder") == 0o777 & ~umask & ~(0o111 & umask >> 2)
     tmp_path.joinpath("folder").chmod(0o700)

@@ -23,7 +23,7 @@ _NAMES: tuple[tuple[Any, str], ...] = (
 )
 
 
-class Misfit(NamedTuple):
+class Mismatch(NamedTuple):
     """A value that is refused.
 
     `place` is its path ("messages[0].role"), empty for the whole; `why` what is wrong ("must be an integer"); `choices`
@@ -40,9 +40,9 @@ class Misfit(NamedTuple):
         return f"{self.place or 'it'} {self.why}{given}"
 
 
-def misfit(form: Any, value: Any) -> Misfit:
+def mismatch(form: Any, value: Any) -> Mismatch:
     """The first part of `value` that keeps msgspec from turning it into `form`. For errors only: it is slow."""
-    return _search(inspect.type_info(form), value, "") or Misfit("", "does not have the right form", value)
+    return _search(inspect.type_info(form), value, "") or Mismatch("", "does not have the right form", value)
 
 
 def _shown(value: Any) -> str:
@@ -56,20 +56,20 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _search(kind: Any, value: Any, place: str) -> Misfit | None:
+def _search(kind: Any, value: Any, place: str) -> Mismatch | None:
     fitting = [part for part in _either(kind) if _is(part, value)]
     if not fitting:
-        return Misfit(place, f"must be {_name(kind)}", value, tuple(_choices(kind)))
+        return Mismatch(place, f"must be {_name(kind)}", value, tuple(_choices(kind)))
     found = [_broken_bound(part, value, place) or _search_inside(part, value, place) for part in fitting]
     return None if None in found else found[0]
 
 
-def _search_inside(kind: Any, value: Any, place: str) -> Misfit | None:
+def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
     if isinstance(kind, inspect.StructType) and isinstance(value, Mapping):
         for field in kind.fields:
             where = f"{place}.{field.encode_name}".lstrip(".")
             if field.required and field.encode_name not in value:
-                return Misfit(where, "is missing", None)
+                return Mismatch(where, "is missing", None)
         given = [field for field in kind.fields if field.encode_name in value]
         parts = [(field.type, value[field.encode_name], f".{field.encode_name}") for field in given]
     elif isinstance(kind, inspect.DictType):
@@ -106,7 +106,7 @@ def _is(kind: Any, value: Any) -> bool:
     return True  # nothing is known of it
 
 
-def _broken_bound(kind: Any, value: Any, place: str) -> Misfit | None:
+def _broken_bound(kind: Any, value: Any, place: str) -> Mismatch | None:
     for name, breaks, words in (
         ("ge", operator.lt, "must be at least {}"),
         ("gt", operator.le, "must be more than {}"),
@@ -117,7 +117,7 @@ def _broken_bound(kind: Any, value: Any, place: str) -> Misfit | None:
     ):
         bound = getattr(kind, name, None)
         if bound is not None and breaks(len(value) if "length" in name else value, bound):
-            return Misfit(place, words.format(bound), value)
+            return Mismatch(place, words.format(bound), value)
     return None
 
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 
-def opener(path: str | os.PathLike[str], flags: int, mode: int = 0o600) -> int:
-    """Open a file, as `os.open` does; one that this makes or writes anew gets mode 0600. For `open(opener=...)`."""
+def opener(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a file, as `os.open` does; one that may be made here gets mode 0600. For `open(opener=...)`."""
     descriptor = os.open(path, flags, 0o600)
     if flags & os.O_CREAT:
         _set_mode(descriptor, 0o600)

@@ -60,7 +60,7 @@ async def test_standard_input(monkeypatch):
     reading, writing = os.pipe()
     os.write(writing, b'{"a": 1}\n{\n{"a": 3}\n')
     os.close(writing)
-    monkeypatch.setattr("penstock.batch.sources.text._STDIN", reading)
+    monkeypatch.setattr("penstock.batch.sources.json_lines._STDIN", reading)
     source = await open_source("-")
     assert (source.columns, source.fingerprint) == (("a",), None)
     assert [(row.values, row.fault) for row in rows(source)] == [
@@ -78,7 +78,7 @@ async def test_numbers_that_json_does_not_know_are_named(tmp_path):
 
 async def test_a_pipe_without_a_line_can_be_left(monkeypatch):
     reading, writing = os.pipe()
-    monkeypatch.setattr("penstock.batch.sources.text._STDIN", reading)
+    monkeypatch.setattr("penstock.batch.sources.json_lines._STDIN", reading)
     opening = asyncio.create_task(open_source("-"))
     await asyncio.sleep(0.01)
     opening.cancel()

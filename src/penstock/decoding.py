@@ -55,10 +55,10 @@ def decode_text(data: bytes) -> str:
         raise ValueError(f"invalid UTF-8 in line {data.count(10, 0, error.start) + 1}") from None
 
 
-def is_too_deep(value: Any) -> bool:
-    """Whether a value has lists or dicts within each other more than `MAX_NESTING` deep, as a circle of them has."""
+def is_too_deep(value: Any, most: int = MAX_NESTING) -> bool:
+    """Whether lists or dicts lie within each other more than `most` deep, as a circle of them does."""
     level: dict[int, Any] = {id(value): value}
-    for _ in range(MAX_NESTING):
+    for _ in range(most):
         # By identity, so that a part that stands in many places is looked at once.
         level = {id(inner): inner for outer in level.values() for inner in _containers_in(outer)}
         if not level:

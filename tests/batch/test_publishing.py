@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from penstock.batch.placing import is_own, place, stamp_of
+from penstock.batch.publishing import is_own, place, stamp_of
 from penstock.errors import OutputError
 
 
@@ -101,7 +101,7 @@ def test_a_directory_is_replaced_file_by_file(made, tmp_path):
 
 def test_what_comes_between_the_look_and_the_move_stays(made, tmp_path, monkeypatch):
     target = tmp_path / "out.jsonl"
-    monkeypatch.setattr("penstock.private.open_to_usual", lambda path, folder: target.write_text("mine"))
+    monkeypatch.setattr("penstock.private_files.open_to_usual", lambda path, folder: target.write_text("mine"))
     with pytest.raises(OutputError, match="not overwritten"):
         place(made / "final.jsonl", str(target), None)
     assert target.read_text() == "mine"

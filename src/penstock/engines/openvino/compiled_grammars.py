@@ -16,12 +16,12 @@ from typing import Any
 from penstock.engines.openvino.bare_pipeline import BarePipeline
 
 KEPT = 256
-"""Grammars that are kept; 30 to 300 kB each."""
+"""CompiledGrammars that are kept; 30 to 300 kB each."""
 _LOW_PRIORITY = 10
 """Not the lowest: for moments the thread holds the interpreter lock, for which the steps wait."""
 
 
-class Grammars:
+class CompiledGrammars:
     """Those of one tokenizer. `logits` tells the size of the model's logits, and is asked when it is needed."""
 
     def __init__(self, tokenizer: Any, logits: Callable[[], int]) -> None:
@@ -68,7 +68,7 @@ class Compiling:
         """Whether nothing is being compiled, nor waits for it."""
         return self._last is None or self._last.done()
 
-    def start(self, grammars: Grammars, grammar: str) -> Future[None]:
+    def start(self, grammars: CompiledGrammars, grammar: str) -> Future[None]:
         """Begin to compile; the future tells how it went. They are compiled in this order."""
         if self._background:
             if self._thread is None:

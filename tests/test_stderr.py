@@ -1,7 +1,7 @@
 import io
 import sys
 
-from penstock import standard_error
+from penstock import stderr
 
 
 class Full(io.StringIO):
@@ -14,11 +14,11 @@ def test_nothing_is_said_where_nobody_hears(monkeypatch, capsys):
     closed.close()
     for stream in (None, closed, Full()):
         monkeypatch.setattr(sys, "stderr", stream)
-        standard_error.say("hello")
-        assert not standard_error.is_terminal()
+        stderr.say("hello")
+        assert not stderr.is_terminal()
     assert capsys.readouterr().out == ""
 
 
 def test_what_is_said_stands_on_standard_error(capsys):
-    standard_error.say("hello")
+    stderr.say("hello")
     assert capsys.readouterr() == ("", "hello\n")

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
-from penstock.misfits import misfit
+from penstock.validation_errors import mismatch
 
 
 class Inner(Struct):
@@ -57,9 +57,9 @@ class Outer(Struct):
 def test_misfits(value, told):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(value, Outer, strict=True)
-    assert str(misfit(Outer, value)) == told
+    assert str(mismatch(Outer, value)) == told
 
 
 def test_choices_come_with_it():
-    found = misfit(Outer, {"name": "x", "inner": {"kind": "bag"}})
+    found = mismatch(Outer, {"name": "x", "inner": {"kind": "bag"}})
     assert (found.place, found.value, sorted(found.choices)) == ("inner.kind", "bag", ["big", "small"])

@@ -8,7 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
-from penstock import private
+from penstock import private_files
 from penstock.batch.durable import sync_folder
 from penstock.batch.manifest import Stamp
 from penstock.errors import OutputError, printable
@@ -37,7 +37,7 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
     target = target.rstrip("/")
     if not is_own(target, known):
         raise in_the_way(target)
-    private.open_to_usual(made, made.parent)
+    private_files.open_to_usual(made, made.parent)
     if not made.is_dir():
         _place_file(made, target, known)
         sync_folder(Path(target).absolute().parent)

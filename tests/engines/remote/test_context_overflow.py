@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.engines.remote.too_long import says_too_long
+from penstock.engines.remote.context_overflow import says_too_long
 
 TOO_LONG = {
     "vllm": "This model's maximum context length is 4096 tokens. However, you requested 4242 tokens (4142 in the "

@@ -18,7 +18,7 @@ from penstock.serve.settings import HttpSettings
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-def check_no_web_page(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
+def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
     """Raise `ForbiddenError` for a request that changes something and may come from a foreign web page."""
     if scope["method"] in _READING or settings.api_keys:
         return

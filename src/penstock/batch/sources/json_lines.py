@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,12 +14,11 @@ from penstock.batch.rows import Row
 from penstock.batch.sources.base import BATCH_BYTES, BATCH_ROWS, Source, columns_of, first_of
 from penstock.batch.sources.files import DataFile, contains, fingerprint, reading
 from penstock.batch.sources.lines import MAX_LINE, lines_of
+from penstock.decoding import MAX_NESTING, TOO_DEEP, is_too_deep
 from penstock.errors import InputError
 from penstock.json_faults import json_fault
-from penstock.user_text import MAX_NESTING, TOO_DEEP, is_too_deep
 
 _PREVIEW_ROWS = 64
-_BOM = b"\xef\xbb\xbf"
 _STDIN = 0
 _TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
 
@@ -79,7 +79,7 @@ def _read(stream: BinaryIO, path: str) -> Iterator[_Lines]:
     with reading(path):
         for lines in lines_of(stream, path):
             if number == 1 and lines[0] is not None:
-                lines[0] = lines[0].removeprefix(_BOM)
+                lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
             yield path, number, lines
             number += len(lines)
 

@@ -14,7 +14,7 @@ _AT_ONCE = 2
 _places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
-async def check_apart(schema: str, text: str) -> str | None:
+async def check_in_subprocess(schema: str, text: str) -> str | None:
     """What is wrong with an answer, None for nothing. A caller who leaves ends the process."""
     loop = asyncio.get_running_loop()
     for other in [one for one in _places if one.is_closed()]:
@@ -22,7 +22,7 @@ async def check_apart(schema: str, text: str) -> str | None:
     async with _places.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
         root = os.path.dirname(os.path.dirname(penstock.__file__))
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "penstock.batch.schema_apart"),
+            *(sys.executable, "-P", "-m", "penstock.batch.schema_subprocess"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))},
