@@ -165,6 +165,14 @@ async def test_refusals_for_load_are_waited_out_whatever_max_retries_says():
     assert calls == 4
 
 
+async def test_a_byte_order_mark_before_the_answer_is_no_fault():
+    async def marked(request):
+        return web.Response(body=b'\xef\xbb\xbf{"a": 1}', content_type="application/json")
+
+    async with worker(marked) as made:
+        assert await made.process({"payload": {}}) == {"http_response": {"a": 1}}
+
+
 @pytest.mark.parametrize(("body", "shown"), [(b"<html>", "<html>"), (b"\xff", "\ufffd"), (b"a sk-12345 b", "a *** b")])
 async def test_an_answer_that_is_not_json_is_an_error(body, shown):
     async def page(request):

@@ -104,6 +104,11 @@ def test_bad_schemas_are_configuration_errors(tmp_path):
     assert load(None) is None
 
 
+def test_properties_keep_their_order():
+    schema = Schema({"type": "object", "properties": {"why": {"type": "string"}, "answer": {"type": "boolean"}}})
+    assert list(json.loads(schema.text)["properties"]) == ["why", "answer"]
+
+
 def test_a_schema_file_with_a_byte_order_mark(tmp_path):
     (tmp_path / "s.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(TICKET).encode())
     loaded = load(tmp_path / "s.json")

@@ -34,6 +34,7 @@ def test_complaints_are_found(body, said):
         {"code": "invalid_api_key"},
         {"type": "exceeded_current_quota_error"},
         {"code": "429", "message": "RateLimitError: OpenAIException - insufficient_quota"},
+        {"code": "rate_limit_exceeded", "message": "Request too large for m (TPM): Limit 10000, Requested 200000."},
     ],
 )
 def test_what_only_a_person_can_mend_is_final(error):

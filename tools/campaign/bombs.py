@@ -29,8 +29,7 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
             quiet = _first_tokens(server, 60)
             bombs = sorted(_bombs())
             chance.shuffle(bombs)
-            stop = threading.Event()
-            thread = threading.Thread(target=_throw, args=(server, bombs, refused, memory, stop))
+            thread = threading.Thread(target=_throw, args=(server, bombs, refused, memory))
             thread.start()
             loud = []
             while thread.is_alive():
@@ -41,7 +40,7 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
     return [refused, memory, pace]
 
 
-def _throw(server: Server, names: list[str], refused: Promise, memory: Promise, stop: threading.Event) -> None:
+def _throw(server: Server, names: list[str], refused: Promise, memory: Promise) -> None:
     bombs = _bombs()
     for name in names:
         began = time.monotonic()
@@ -66,9 +65,9 @@ def _first_tokens(server: Server, count: int) -> list[float]:
         for number in range(count):
             began = time.perf_counter()
             with client.stream("POST", CHAT, json=chat(f"Ticket {number}.", max_tokens=4, stream=True)) as answer:
-                next(answer.iter_bytes())
-                times.append(time.perf_counter() - began)
-                answer.read()
+                for part, _ in enumerate(answer.iter_bytes()):
+                    if not part:
+                        times.append(time.perf_counter() - began)
     return times
 
 

@@ -26,7 +26,7 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
         result = penstock.run(
             [{"text": text} for text in texts],
             model="simulated",
-            engine_kwargs={"max_num_seqs": concurrency, "fatal_text": "FATAL"},
+            engine_kwargs={"max_num_seqs": concurrency, "die_on": "FATAL"},
             prompt="{text}",
             progress=False,
         )

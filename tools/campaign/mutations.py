@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
 import shutil
 import time
@@ -35,7 +36,8 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
         shutil.copytree(home, work)
         what = _damage(work, chance)
         try:
-            _run(source, work / f"out.{form}")
+            with contextlib.redirect_stderr(io.StringIO()):  # which tells of the damage
+                _run(source, work / f"out.{form}")
         except PenstockError as error:
             promise.held(f"refused ({type(error).__name__})")
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -187,7 +188,7 @@ class HttpRequests:
         if not reply.body:
             return None
         try:
-            return msgspec.json.decode(reply.body)
+            return msgspec.json.decode(reply.body.removeprefix(codecs.BOM_UTF8))
         except (ValueError, RecursionError):
             if self._client is None:
                 raise _stopped() from None
@@ -201,7 +202,7 @@ def _error_in(body: bytes, where: str) -> UpstreamError | None:
     from penstock.http.complaints import as_error
 
     try:
-        parsed = msgspec.json.decode(body)
+        parsed = msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError):
         return None
     error = parsed.get("error") if isinstance(parsed, dict) else None

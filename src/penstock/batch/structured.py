@@ -34,8 +34,9 @@ SLOW_STEPS = 50_000_000
 class Schema:
     """A JSON Schema for answers.
 
-    `text` is the schema in canonical form. `fields` are the columns that a parsed answer fills: the properties
-    of an object, or the one column `parsed` for anything else. Raises `ConfigError` if it is no valid schema, or has a
+    `text` is the schema as JSON, its properties in their order: that is the order of an answer.
+    `fields` are the columns that a parsed answer fills: the properties of an object, or the one
+    column `parsed` for anything else. Raises `ConfigError` if it is no valid schema, or has a
     pattern that cannot be matched in linear time.
     """
 
@@ -46,7 +47,7 @@ class Schema:
             raise ConfigError(TOO_DEEP, field="schema")
         self.schema = dict(schema)
         try:
-            self.text = json.dumps(self.schema, sort_keys=True, ensure_ascii=False)
+            self.text = json.dumps(self.schema, ensure_ascii=False)
             self.text.encode()
         except UnicodeEncodeError:
             raise ConfigError("holds text that is no valid Unicode", field="schema") from None

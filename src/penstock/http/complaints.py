@@ -33,7 +33,9 @@ _FINAL = frozenset(
 )
 """What only a person can mend: no use to ask again, whatever the status."""
 _FINAL_TEXT = re.compile(
-    r"insufficient_quota|billing_hard_limit_reached|account_deactivated|budget has been exceeded", re.I
+    r"insufficient_quota|billing_hard_limit_reached|account_deactivated|budget has been exceeded"
+    r"|request too large for",  # than what the account gets in a whole minute
+    re.I,
 )
 _STATUSES = {
     **dict.fromkeys(("invalid_request_error", "badrequesterror", "bad_request", "validation_error"), 400),

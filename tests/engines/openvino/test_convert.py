@@ -275,4 +275,4 @@ class TestProgress:
         out, err = capsys.readouterr()
         assert out == ""
         assert "(once): exporting" in err
-        assert "0:00:00" in err
+        assert "(00:00)" in err

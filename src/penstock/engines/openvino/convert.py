@@ -240,6 +240,5 @@ def _progress(source: str) -> Iterator[Callable[[str], None]]:
         return
     from tqdm import tqdm
 
-    with tqdm(bar_format="{desc} ({elapsed})", leave=False) as line:
-        line.set_description_str(title)
+    with tqdm(desc=title, bar_format="{desc} ({elapsed})", leave=False) as line:
         yield lambda stage: line.set_description_str(f"{title}: {stage}")
