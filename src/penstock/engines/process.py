@@ -158,18 +158,26 @@ class EngineProcess(asyncio.Protocol):
         self._outgoing.clear()
         self._closed.set()
         if not self._stopping:  # else nobody asks for the cause, and the child may take a while to end
-            self._on_death(self._cause_of_death())
+            # The pipe closes a moment before the child can be reaped: the event loop does not wait for that.
+            cause = asyncio.get_running_loop().run_in_executor(None, self._cause_of_death)
+            cause.add_done_callback(self._tell_death)
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if self._transport is not None and outgoing:
             self._transport.write(b"".join(outgoing))
 
+    def _tell_death(self, cause: asyncio.Future[str]) -> None:
+        if not self._stopping and not cause.cancelled():
+            self._on_death(cause.result())
+
     def _cause_of_death(self) -> str:
-        assert self._child is not None
+        child = self._child
+        if child is None:  # it was stopped meanwhile
+            return "the engine process ended"
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._child.wait(0.2)  # the pipe closes a moment before the child can be reaped
-        code = self._child.returncode
+            child.wait(0.2)
+        code = child.returncode
         if code is None or code == 0:
             return "the engine process ended"
         if code < 0:

@@ -15,10 +15,13 @@ from penstock.types import Message, StructuredOutput
 
 Tool = Mapping[str, Any]
 ToolChoice = str | Mapping[str, Any] | None
+MAX_TOOLS = 1024
 
 
 def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> None:
-    """Raise `RequestError` for a tool without a name, or a choice that no tool answers to."""
+    """Raise `RequestError` for too many tools, one without a name, or a choice that no tool answers to."""
+    if tools is not None and len(tools) > MAX_TOOLS:
+        raise RequestError(f"at most {MAX_TOOLS:,} tools may be given, not {len(tools):,}", param="tools")
     names = []
     for number, tool in enumerate(tools or ()):
         where = f"tools[{number}]"
