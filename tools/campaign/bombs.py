@@ -18,13 +18,23 @@ from server import CHAT, Server, chat, serving
 
 PACE = 1.3
 MEMORY = 4 << 30
+_IDLE = """
+import os
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+while True:
+    sum(range(100_000))
+"""
+"""A process that computes when nobody else wants to. On a virtual machine it costs others something all the same."""
 
 
 def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
     """All bombs in turn from a process of its own, while another client asks; again until the time is over."""
     refused = Promise("A constraint that is a bomb is answered, or refused with a 400, within 30 s")
     memory = Promise("The server and its children stay below 4 GiB")
-    pace = Promise(f"p95 of others' time to first token: at most {PACE} of the undisturbed one (ratio a phase)")
+    pace = Promise(
+        f"p95 of others' time to first token: at most {PACE} of that beside any process of idle priority "
+        "(over the undisturbed one, a phase each)"
+    )
     chance = random.Random(seed)
     bodies = []
     for name, bomb in sorted(_bombs().items()):
@@ -34,7 +44,10 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
     with serving() as server:
         _first_tokens(server, 20)
         while time.monotonic() < deadline:
-            quiet = _first_tokens(server, 200)
+            quiet = _p95(_first_tokens(server, 200))
+            with subprocess.Popen([sys.executable, "-c", _IDLE]) as idle:
+                beside = _p95(_first_tokens(server, 200))
+                idle.kill()
             chance.shuffle(bodies)
             argv = [sys.executable, __file__, f"{server.url}{CHAT}", *map(str, bodies)]
             with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as thrower:
@@ -50,8 +63,9 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
                         refused.held("answered" if status == "200" else "refused")
                     else:
                         refused.broke(f"{name}: {status} after {took} s")
-            ratio = _p95(loud) / _p95(quiet)
-            pace.held(f"at {ratio:.2f}") if ratio <= PACE else pace.broke(f"{ratio:.2f}")
+            slow = _p95(loud)
+            told = f"{slow / quiet:.2f} (beside an idle process {beside / quiet:.2f})"
+            pace.held(told) if slow <= PACE * max(beside, quiet) else pace.broke(told)
     return [refused, memory, pace]
 
 
