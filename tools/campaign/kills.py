@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -85,7 +86,8 @@ def _kill_engine(
     for _ in range(2):
         time.sleep(chance.uniform(0.8, 2.0))
         for child in _children(process.pid):
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(child, signal.SIGKILL)
     last = _children(process.pid)
     process.kill()
     process.communicate()
