@@ -101,15 +101,11 @@ class Exchange:
 
     def failed(self, caught: Exception, told: PenstockError | None = None) -> PenstockError:
         """Note what went wrong, in the log too where the client is not told. Gives the error to answer with: `told`, or
-        what `caught` is to the client.
+        what `caught` is to the client, without paths of files where the caller may not read them.
         """
         error = told if told is not None else as_penstock_error(caught)
         log_unforeseen(error, caught, self.id)
         self.error = error.kind
-        return self.shown(error)
-
-    def shown(self, error: PenstockError) -> PenstockError:
-        """The error as this caller may read it; the log has what was left out."""
         if self.trusted:
             return error
         shown = public(error, self.ingress.sources)
