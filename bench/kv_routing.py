@@ -20,12 +20,12 @@ import harness
 from harness import Bar, Comparison, Series
 from penstock.demo import model_path
 from penstock.llm_config import LLMConfig
-from penstock.serve import calls
-from penstock.serve.desired import InMemoryStore
-from penstock.serve.remote_model import RemoteModel
-from penstock.serve.replica import ReplicaServer
-from penstock.serve.replicas import ReplicaInfo
-from penstock.serve.settings import HttpSettings
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.replicas.desired_state import InMemoryStore
+from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.replicas.replica import ReplicaServer
+from penstock.serve.rpc import calls
 from penstock.types import CompletionRequest, Sampling
 
 POLICIES = ("round_robin", "prefix_aware", "kv_aware")
@@ -70,7 +70,7 @@ def config(policy: str, blocks: int) -> LLMConfig:
 
 
 class Listed:
-    """Two replicas, always the same. Keeps `penstock.serve.replicas.Replicas`."""
+    """Two replicas, always the same. Keeps `penstock.serve.replicas.info.Replicas`."""
 
     def __init__(self, infos: Sequence[ReplicaInfo]) -> None:
         self._infos = tuple(infos)

@@ -71,7 +71,7 @@ def minimal_app(tokens: int) -> Any:
 def serve(name: str, tokens: int) -> None:
     """Serve one of the contestants on a free port, and print the port."""
     from penstock.garbage import collect_seldom_from_now
-    from penstock.serve.http_server import HttpServer, listen
+    from penstock.serve.http.server import HttpServer, listen
 
     listening = listen("127.0.0.1", 0)
     print(listening.getsockname()[1], flush=True)
@@ -85,8 +85,8 @@ def serve(name: str, tokens: int) -> None:
         return
 
     from penstock.llm_config import LLMConfig
-    from penstock.runtimes.local import build_local_handles
-    from penstock.serve.app import build_app
+    from penstock.serve.api.ingress import build_app
+    from penstock.serve.models.local_runtime import build_local_handles
 
     async def run() -> None:
         options = {"output_tokens": tokens, "max_num_seqs": 256, "steps_per_turn": STEPS_PER_TURN}

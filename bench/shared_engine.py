@@ -55,7 +55,7 @@ async def side(shared: bool, count: int, model: str) -> dict[str, float]:
     """Run the two processors; gives rows/s, MB, and the share of the second prompts' tokens that was cached."""
     from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
     from penstock.demo import tickets_path
-    from penstock.runtimes.engines import engines
+    from penstock.engines.registry import engines
 
     def config(name: str) -> Any:
         return OpenVINOEngineProcessorConfig(model_source=model, engine=name, engine_kwargs=KWARGS)

@@ -20,13 +20,13 @@ from itertools import count, islice
 
 import harness
 from harness import Bar
-from penstock.serve.routing.base import RouteRequest, RoutingPolicy
-from penstock.serve.routing.kv_aware import KVAware
-from penstock.serve.routing.least_busy import LeastBusy
-from penstock.serve.routing.policies import POLICIES
-from penstock.serve.routing.prefix_aware import PrefixAware
-from penstock.serve.routing.round_robin import RoundRobin
-from penstock.serve.routing.session_affinity import SessionAffinity
+from penstock.balance.policies.base import RouteRequest, RoutingPolicy
+from penstock.balance.policies.kv_aware import KVAware
+from penstock.balance.policies.least_busy import LeastBusy
+from penstock.balance.policies.prefix_aware import PrefixAware
+from penstock.balance.policies.round_robin import RoundRobin
+from penstock.balance.policies.session_affinity import SessionAffinity
+from penstock.balance.policies.table import POLICIES
 
 BLOCK = 64
 """Tokens of a block, of the policies and of the replicas' caches."""

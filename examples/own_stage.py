@@ -6,7 +6,7 @@ from typing import Any
 
 from penstock.batch import OpenVINOEngineProcessorConfig, Processor, ProcessorConfig, StatefulStage, build_processor
 from penstock.demo import SCHEMA, tickets_path
-from penstock.runtimes.engines import stop_engines
+from penstock.engines.registry import stop_engines
 
 
 class Directory:

@@ -9,8 +9,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this package
 if TYPE_CHECKING:
-    from penstock.batch.job import Job as Job
-    from penstock.batch.run import arun as arun, run as run
+    from penstock.batch.job.job import Job as Job
+    from penstock.batch.job.run import arun as arun, run as run
     from penstock.errors import (
         ConfigError as ConfigError,
         MissingExtraError as MissingExtraError,
@@ -20,8 +20,8 @@ else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
-            "penstock.batch.job": ("Job",),
-            "penstock.batch.run": ("arun", "run"),
+            "penstock.batch.job.job": ("Job",),
+            "penstock.batch.job.run": ("arun", "run"),
             "penstock.errors": ("ConfigError", "MissingExtraError", "PenstockError"),
         },
         eager=("__version__",),

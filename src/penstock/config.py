@@ -13,8 +13,8 @@ import msgspec
 import msgspec.structs
 
 from penstock import lazy
-from penstock.decoding import TOO_DEEP, decode_text, is_too_deep, read_file
 from penstock.errors import ConfigError, nearest
+from penstock.parsing.text import TOO_DEEP, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -40,7 +40,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError:
-        from penstock.validation_errors import mismatch  # only on the way to an error
+        from penstock.parsing.validation import mismatch  # only on the way to an error
 
         place, why, value, choices = mismatch(options, given)
         field = _joined(where, place)

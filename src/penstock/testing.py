@@ -12,7 +12,7 @@
 
 Tests of abilities that the engine does not declare are skipped. Give `adapters` to have adapters tested, and `kill` to
 have the engine's death tested. For faults and latencies without a model, see
-`penstock.engines.simulated.SimulatedOptions`.
+`penstock.engines.simulated.engine.SimulatedOptions`.
 """
 
 from __future__ import annotations

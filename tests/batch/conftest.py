@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 
 from jobs import numbered
-from penstock.batch import sinks
+from penstock.batch.write import sinks
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.errors import EngineDeadError
 from penstock.types import ChatRequest, Delta, Usage
@@ -113,7 +113,7 @@ def ctrl_c():
 def small_parts(monkeypatch):
     """Output in several parts, and no pauses before another try."""
     monkeypatch.setattr(sinks, "PART_ROWS", 40)
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from penstock.batch import sinks
-from penstock.batch.state import State
+from penstock.batch.state.directory import State
+from penstock.batch.write import sinks
 from penstock.errors import OutputError
 
 CALLS = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "chmod", "truncate")
@@ -23,8 +23,8 @@ FORMS = ("out.jsonl", "out.csv", "out.parquet", "out/")
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
     monkeypatch.setattr(sinks, "PART_ROWS", 8)
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
-    monkeypatch.setattr("penstock.batch.attempts.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.rows.retry.time", SimpleNamespace(perf_counter=lambda: 0.0))
 
 
 @pytest.fixture

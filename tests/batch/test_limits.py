@@ -8,8 +8,8 @@ import pytest
 import penstock
 from jobs import ask, lines, numbered
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.batch.policy import seconds_until
-from penstock.engines.simulated import SimulatedEngine
+from penstock.batch.job.policy import seconds_until
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineError, JobLimitError
 
 pytestmark = pytest.mark.usefixtures("small_parts")

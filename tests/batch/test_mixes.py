@@ -5,7 +5,7 @@ import random
 import selectors
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
 
 
 class _NoWaiting(selectors.DefaultSelector):

@@ -12,10 +12,10 @@ import pytest
 
 import penstock
 from damage import mutate
-from penstock.batch import sinks
-from penstock.batch.dedupe import Answers
-from penstock.batch.outputs import Output
-from penstock.batch.state import State
+from penstock.batch.rows.dedupe import Answers
+from penstock.batch.state.directory import State
+from penstock.batch.write import sinks
+from penstock.batch.write.outputs import Output
 from penstock.errors import JobError, OutputError, PenstockError
 
 ROWS = 300
@@ -44,8 +44,8 @@ def _exact(monkeypatch):
 def make_exact(patch):
     """Several parts, a spill file, and nothing in the output that differs between two runs."""
     patch.setattr(sinks, "PART_ROWS", 40)
-    patch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
-    patch.setattr("penstock.batch.attempts.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    patch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
+    patch.setattr("penstock.batch.rows.retry.time", SimpleNamespace(perf_counter=lambda: 0.0))
     patch.setattr(Answers.__init__, "__kwdefaults__", {"in_memory": 16, "key": 0})
     patch.setattr(asyncio.BaseEventLoop, "run_in_executor", at_once)
 

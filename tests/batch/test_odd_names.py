@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.batch.job import Job
+from penstock.batch.job.job import Job
 from penstock.errors import ConfigError
 
 ODD = os.fsdecode(b"caf\xe9")

@@ -7,7 +7,7 @@ import pytest
 
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
 
 PARAMS = {"temperature": 0.0, "max_tokens": 8}
 POISONS = {

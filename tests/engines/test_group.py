@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 
 from penstock.engines.group import EngineGroup
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineDeadError, EngineStartError
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import EmbeddingRequest, Sampling

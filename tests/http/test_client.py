@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
+from penstock.balance.limiter import Limiter, Limits
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, UpstreamError
 from penstock.http.client import HttpClient, Timeouts, endpoint, form, multipart
 from penstock.http.headers import Headers
-from penstock.http.limiter import Limiter, Limits
 
 KEY = "sk-very-secret-1234"
 

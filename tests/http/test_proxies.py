@@ -7,10 +7,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import RawTestServer, unused_port
 
+from penstock.balance.limiter import Limiter, Limits
 from penstock.errors import ConfigError, UpstreamError
 from penstock.http.client import HttpClient, endpoint
 from penstock.http.headers import Headers
-from penstock.http.limiter import Limiter, Limits
 from penstock.http.proxies import proxy_for
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")

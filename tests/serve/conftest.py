@@ -3,8 +3,8 @@ import asyncio
 import pytest
 
 import serve_process
-from penstock.serve import lifecycle
-from penstock.serve.server import LLMServer
+from penstock.serve.models import lifecycle
+from penstock.serve.models.server import LLMServer
 from replica_cluster import cluster  # noqa: F401
 from scripted_server import Scripted, config
 

@@ -9,14 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
+from penstock.balance.policies.round_robin import RoundRobin
 from penstock.llm_config import LLMConfig
-from penstock.serve.app import build_app
-from penstock.serve.desired import InMemoryStore
-from penstock.serve.remote_model import RemoteModel
-from penstock.serve.replica import ReplicaServer
-from penstock.serve.replicas import ReplicaInfo
-from penstock.serve.routing.round_robin import RoundRobin
-from penstock.serve.settings import HttpSettings
+from penstock.serve.api.ingress import build_app
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.replicas.desired_state import InMemoryStore
+from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.replicas.replica import ReplicaServer
 
 KEY = "secret"
 

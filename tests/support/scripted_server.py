@@ -8,11 +8,11 @@ from contextlib import aclosing
 from typing import Any
 
 from penstock.engines.deltas import Deltas
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineDeadError
 from penstock.llm_config import LLMConfig
-from penstock.serve.server import LLMServer
+from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, Delta, Usage
 
 ASK = ChatRequest([{"role": "user", "content": "Hello"}])

@@ -12,8 +12,8 @@ import httpx
 from penstock.engines.base import LLMEngine
 from penstock.engines.vllm.options import installed
 from penstock.llm_config import LLMConfig
-from penstock.serve.app import build_app
-from penstock.serve.local_model import LocalModel
+from penstock.serve.api.ingress import build_app
+from penstock.serve.models.local import LocalModel
 
 MARKS = ("<think>", "</think>")
 

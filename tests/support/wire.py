@@ -6,7 +6,7 @@ import asyncio
 import json
 from typing import Any
 
-from penstock.serve.app import IngressApp
+from penstock.serve.api.ingress import IngressApp
 
 
 class Wire:

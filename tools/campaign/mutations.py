@@ -14,7 +14,7 @@ from promises import Promise
 
 import penstock
 from jobs import FORMS, settled, tickets
-from penstock.batch import sinks
+from penstock.batch.write import sinks
 from penstock.errors import PenstockError
 
 ROWS = 300

@@ -4,8 +4,13 @@ from penstock import lazy
 
 TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this face
 if TYPE_CHECKING:
-    from penstock.batch.builder import ProcessorBuilder as ProcessorBuilder, build_processor as build_processor
-    from penstock.batch.configs import (
+    from penstock.batch.job.counts import Counts as Counts
+    from penstock.batch.job.forecast import Forecast as Forecast
+    from penstock.batch.job.interrupts import JobInterrupted as JobInterrupted
+    from penstock.batch.job.job import Job as Job
+    from penstock.batch.job.result import RunResult as RunResult
+    from penstock.batch.pipeline.builder import ProcessorBuilder as ProcessorBuilder, build_processor as build_processor
+    from penstock.batch.pipeline.configs import (
         ChatTemplateStageConfig as ChatTemplateStageConfig,
         DetokenizeStageConfig as DetokenizeStageConfig,
         HttpRequestProcessorConfig as HttpRequestProcessorConfig,
@@ -18,20 +23,15 @@ if TYPE_CHECKING:
         TokenizerStageConfig as TokenizerStageConfig,
         vLLMEngineProcessorConfig as vLLMEngineProcessorConfig,
     )
-    from penstock.batch.counts import Counts as Counts
-    from penstock.batch.interrupts import JobInterrupted as JobInterrupted
-    from penstock.batch.job import Job as Job
-    from penstock.batch.preflight import Forecast as Forecast
-    from penstock.batch.processor import Processor as Processor
-    from penstock.batch.result import RunResult as RunResult
+    from penstock.batch.pipeline.processor import Processor as Processor
+    from penstock.batch.pipeline.stream import RowStream as RowStream
     from penstock.batch.stages.base import StatefulStage as StatefulStage
-    from penstock.batch.stream import RowStream as RowStream
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
-            "penstock.batch.builder": ("ProcessorBuilder", "build_processor"),
-            "penstock.batch.configs": (
+            "penstock.batch.pipeline.builder": ("ProcessorBuilder", "build_processor"),
+            "penstock.batch.pipeline.configs": (
                 "ChatTemplateStageConfig",
                 "DetokenizeStageConfig",
                 "HttpRequestProcessorConfig",
@@ -44,13 +44,13 @@ else:
                 "TokenizerStageConfig",
                 "vLLMEngineProcessorConfig",
             ),
-            "penstock.batch.counts": ("Counts",),
-            "penstock.batch.interrupts": ("JobInterrupted",),
-            "penstock.batch.job": ("Job",),
-            "penstock.batch.preflight": ("Forecast",),
-            "penstock.batch.processor": ("Processor",),
-            "penstock.batch.result": ("RunResult",),
+            "penstock.batch.job.counts": ("Counts",),
+            "penstock.batch.job.interrupts": ("JobInterrupted",),
+            "penstock.batch.job.job": ("Job",),
+            "penstock.batch.job.forecast": ("Forecast",),
+            "penstock.batch.pipeline.processor": ("Processor",),
+            "penstock.batch.job.result": ("RunResult",),
             "penstock.batch.stages.base": ("StatefulStage",),
-            "penstock.batch.stream": ("RowStream",),
+            "penstock.batch.pipeline.stream": ("RowStream",),
         },
     )

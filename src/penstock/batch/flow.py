@@ -17,21 +17,21 @@ import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-from penstock.batch.admission import FIRST_WINDOW, LARGEST_WINDOW, in_order
-from penstock.batch.attempts import ROW_LIMIT, Asker
-from penstock.batch.counts import Counts
-from penstock.batch.dedupe import Answers
-from penstock.batch.feed import read_ahead
-from penstock.batch.journal import Journal, digest_key
-from penstock.batch.manifest import StreamSum
-from penstock.batch.policy import ErrorPolicy, Limits
-from penstock.batch.replay import Replay, add_row, other_rows
-from penstock.batch.requests import RequestForm
-from penstock.batch.rows import Outcome, Row, nbytes
-from penstock.batch.runs import RowSet
-from penstock.batch.sinks import Sink
-from penstock.batch.sources.base import Source
-from penstock.batch.user_code import ends_task
+from penstock.batch.job.counts import Counts
+from penstock.batch.job.policy import ErrorPolicy, Limits
+from penstock.batch.read.base import Source
+from penstock.batch.read.feed import read_ahead
+from penstock.batch.rows.dedupe import Answers
+from penstock.batch.rows.replay import Replay, add_row, other_rows
+from penstock.batch.rows.requests import RequestForm
+from penstock.batch.rows.retry import ROW_LIMIT, Asker
+from penstock.batch.rows.row import Outcome, Row, nbytes
+from penstock.batch.rows.user_code import ends_task
+from penstock.batch.rows.window import FIRST_WINDOW, LARGEST_WINDOW, in_order
+from penstock.batch.state.journal import Journal, digest_key
+from penstock.batch.state.manifest import StreamSum
+from penstock.batch.state.ranges import RowSet
+from penstock.batch.write.sinks import Sink
 from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError, told
 from penstock.garbage import collected_seldom
 

@@ -14,7 +14,7 @@ from penstock.cli.plain_table import plain_table
 from penstock.cli.process import interruptible
 
 if TYPE_CHECKING:
-    from penstock.batch.result import RunResult
+    from penstock.batch.job.result import RunResult
     from penstock.engines.base import LLMEngine
 
 _SHOWN_ROWS = 5
@@ -42,7 +42,7 @@ def demo(output: str) -> None:
 
 
 async def _demo(output: str) -> None:
-    from penstock.batch.job import Job
+    from penstock.batch.job.job import Job
     from penstock.demo import MODEL_NAME, SCHEMA, tickets_path
     from penstock.engines.openvino import OpenVINOEngine
 
@@ -67,7 +67,7 @@ async def _demo(output: str) -> None:
 
 
 def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
-    from penstock.batch.progress import summary
+    from penstock.batch.job.progress import summary
     from penstock.demo import FIELDS
 
     rows = list(result.rows())
@@ -93,10 +93,10 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
 
     from penstock.demo import MODEL_NAME
     from penstock.llm_config import LLMConfig
-    from penstock.serve.app import build_app
-    from penstock.serve.client import Client
-    from penstock.serve.http_server import HttpServer, address, listen
-    from penstock.serve.local_model import LocalModel
+    from penstock.serve.api.ingress import build_app
+    from penstock.serve.http.client import Client
+    from penstock.serve.http.server import HttpServer, address, listen
+    from penstock.serve.models.local import LocalModel
 
     config = LLMConfig.from_dict({"model_loading_config": {"model_id": MODEL_NAME, "model_source": MODEL_NAME}})
     model = LocalModel(config, engine=engine)

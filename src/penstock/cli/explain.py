@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from penstock.runtimes.placement import Bundle
-    from penstock.serve.explain import Explanation, ModelPlan, Runtime
+    from penstock.serve.config.explain import Explanation, ModelPlan, Runtime
+    from penstock.serve.config.placement import Bundle
 
 _EPILOG = """\b
 Examples:
@@ -27,8 +27,8 @@ def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
     """Say what `penstock serve CONFIG.yaml` would place where: replicas, bundles, ranks, ports, memory, and what in the
     configuration looks wrong. Starts, loads and downloads nothing.
     """
-    from penstock.serve.explain import explain as explained
-    from penstock.serve.serving_files import load_serving_args
+    from penstock.serve.config.explain import explain as explained
+    from penstock.serve.config.serving_files import load_serving_args
 
     found = explained(load_serving_args(config), runtime, port)
     if as_json:

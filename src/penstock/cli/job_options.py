@@ -48,8 +48,8 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     """The JSON object in an option; None if it was not given. Raises `ConfigError`."""
     if text is None:
         return None
-    from penstock.decoding import decode_json
     from penstock.errors import ConfigError
+    from penstock.parsing.text import decode_json
 
     try:
         value = decode_json(text)

@@ -20,8 +20,8 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
     asked, duplicates, rows that are too long for the model, tokens, and the time at the speed that was measured.
     Writes nothing.
     """
-    from penstock.batch.job import Job
-    from penstock.batch.preflight import described
+    from penstock.batch.job.forecast import described
+    from penstock.batch.job.job import Job
 
     job = Job(source, engine_kwargs=json_object(engine_kwargs, "engine_kwargs"), **options)
     with interruptible():

@@ -18,9 +18,9 @@ from penstock.stderr import say
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig
-    from penstock.serve.client import Client
-    from penstock.serve.serving_args import LLMServingArgs
-    from penstock.serve.settings import HttpSettings
+    from penstock.serve.config.serving_args import LLMServingArgs
+    from penstock.serve.config.settings import HttpSettings
+    from penstock.serve.http.client import Client
 
 _log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
@@ -97,7 +97,7 @@ def serve(
 
     from penstock.errors import ConfigError
     from penstock.observability import configure_logging, enable_tracing
-    from penstock.serve.http_server import listen
+    from penstock.serve.http.server import listen
 
     if runtime == "ray" and memory_budget_gb is not None:
         raise ConfigError(
@@ -166,9 +166,9 @@ def models(url: str, api_key: str | None) -> None:
 # serve
 async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None) -> None:
     from penstock.garbage import collect_seldom_from_now
-    from penstock.runtimes.local import build_local_handles
-    from penstock.serve.app import build_app
-    from penstock.serve.http_server import HttpServer, address
+    from penstock.serve.api.ingress import build_app
+    from penstock.serve.http.server import HttpServer, address
+    from penstock.serve.models.local_runtime import build_local_handles
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
@@ -183,9 +183,9 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
     from msgspec import structs
 
     from penstock import lazy
-    from penstock.serve.http_server import address
+    from penstock.serve.http.server import address
 
-    cluster = lazy.require("penstock.runtimes.ray_cluster", needed_by="The Ray runtime")
+    cluster = lazy.require("penstock.ray.cluster", needed_by="The Ray runtime")
     url = address(listening)
     listening.close()  # it has told that the port is free; the ingress takes it
     args = structs.replace(args, listen=url.removeprefix("http://"), http=settings)
@@ -203,8 +203,8 @@ def _args(
     model: str, engine: str | None, engine_kwargs: str | None, deterministic: bool, name: str | None, runtime: str
 ) -> LLMServingArgs:
     from penstock.errors import ConfigError
-    from penstock.serve.serving_args import LLMServingArgs
-    from penstock.serve.serving_files import load_serving_args
+    from penstock.serve.config.serving_args import LLMServingArgs
+    from penstock.serve.config.serving_files import load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name or deterministic:
@@ -235,8 +235,8 @@ def _args(
 
 
 def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings:
-    from penstock.serve.auth import load_keys
-    from penstock.serve.settings import HttpSettings, Limits
+    from penstock.serve.api.auth import load_keys
+    from penstock.serve.config.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
     given = {**options, "head_timeout_s": options["head_timeout"], "body_timeout_s": options["body_timeout"]}
@@ -261,7 +261,7 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
 
 # chat and models
 def _client(url: str, api_key: str | None) -> Client:
-    from penstock.serve.client import Client
+    from penstock.serve.http.client import Client
 
     return Client(url, api_key)
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from penstock.errors import ModelNotFoundError
-from penstock.json_faults import json_fault
+from penstock.parsing.json_errors import json_fault
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -35,7 +35,7 @@ ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
     "remote": "penstock.engines.remote:RemoteEngine",
     "sglang": "penstock.engines.sglang:SGLangEngine",
-    "simulated": "penstock.engines.simulated:SimulatedEngine",
+    "simulated": "penstock.engines.simulated.engine:SimulatedEngine",
     "vllm": "penstock.engines.vllm:VLLMEngine",
 }
 

@@ -12,13 +12,13 @@ import aiohttp
 from msgspec import Meta, Struct
 from yarl import URL
 
+from penstock.balance.limiter import Limiter, Verdict
+from penstock.balance.pauses import WORTH_TELLING_S, span
 from penstock.config import masked, tells_a_secret
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
 from penstock.http.complaints import KEPT_CHARS, SHOWN_CHARS, complaint
 from penstock.http.deadline import Deadline
 from penstock.http.headers import SHORTEST_SECRET, Headers
-from penstock.http.limiter import Limiter, Verdict
-from penstock.http.pauses import WORTH_TELLING_S, span
 from penstock.http.proxies import proxy_for
 from penstock.http.retries import is_retryable, is_throttling, retry_after
 

@@ -1,7 +1,7 @@
 """Streamed answers as server-sent events: each delta becomes the bytes of its event, once.
 
 What all chunks of a stream have in common is encoded when the stream opens, so a token costs the JSON of its text and
-one join. A framer has no clock and no socket; `penstock.serve.streaming` sends what it makes.
+one join. A framer has no clock and no socket; `penstock.serve.api.sse` sends what it makes.
 """
 
 from __future__ import annotations

@@ -259,7 +259,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
     try:
         return msgspec.convert(body, form, strict=True)
     except msgspec.ValidationError:
-        from penstock.validation_errors import mismatch  # only on the way to an error
+        from penstock.parsing.validation import mismatch  # only on the way to an error
 
         found = mismatch(form, body)
         raise RequestError(str(found), param=found.place or None) from None

@@ -10,8 +10,8 @@ if TYPE_CHECKING:
         LoraConfig as LoraConfig,
         ModelLoadingConfig as ModelLoadingConfig,
     )
-    from penstock.serve.app import OpenAiIngress as OpenAiIngress
-    from penstock.serve.builders import (
+    from penstock.serve.api.ingress import OpenAiIngress as OpenAiIngress
+    from penstock.serve.config.builders import (
         build_dev_openai_app as build_dev_openai_app,
         build_dp_deployment as build_dp_deployment,
         build_dp_openai_app as build_dp_openai_app,
@@ -20,19 +20,23 @@ if TYPE_CHECKING:
         build_pd_openai_app as build_pd_openai_app,
         served_model as served_model,
     )
-    from penstock.serve.data_parallel import DPServer as DPServer
-    from penstock.serve.handle import ModelCard as ModelCard, ModelHandle as ModelHandle, ModelState as ModelState
-    from penstock.serve.pd_serving_args import PDServingArgs as PDServingArgs
-    from penstock.serve.server import LLMServer as LLMServer
-    from penstock.serve.serving_args import LLMServingArgs as LLMServingArgs
-    from penstock.serve.serving_files import load_serving_args as load_serving_args
+    from penstock.serve.config.pd_serving_args import PDServingArgs as PDServingArgs
+    from penstock.serve.config.serving_args import LLMServingArgs as LLMServingArgs
+    from penstock.serve.config.serving_files import load_serving_args as load_serving_args
+    from penstock.serve.models.data_parallel import DPServer as DPServer
+    from penstock.serve.models.handle import (
+        ModelCard as ModelCard,
+        ModelHandle as ModelHandle,
+        ModelState as ModelState,
+    )
+    from penstock.serve.models.server import LLMServer as LLMServer
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
             "penstock.llm_config": ("CloudMirrorConfig", "LLMConfig", "LoraConfig", "ModelLoadingConfig"),
-            "penstock.serve.app": ("OpenAiIngress",),
-            "penstock.serve.builders": (
+            "penstock.serve.api.ingress": ("OpenAiIngress",),
+            "penstock.serve.config.builders": (
                 "build_dev_openai_app",
                 "build_dp_deployment",
                 "build_dp_openai_app",
@@ -41,11 +45,11 @@ else:
                 "build_pd_openai_app",
                 "served_model",
             ),
-            "penstock.serve.data_parallel": ("DPServer",),
-            "penstock.serve.handle": ("ModelCard", "ModelHandle", "ModelState"),
-            "penstock.serve.pd_serving_args": ("PDServingArgs",),
-            "penstock.serve.server": ("LLMServer",),
-            "penstock.serve.serving_args": ("LLMServingArgs",),
-            "penstock.serve.serving_files": ("load_serving_args",),
+            "penstock.serve.models.data_parallel": ("DPServer",),
+            "penstock.serve.models.handle": ("ModelCard", "ModelHandle", "ModelState"),
+            "penstock.serve.config.pd_serving_args": ("PDServingArgs",),
+            "penstock.serve.models.server": ("LLMServer",),
+            "penstock.serve.config.serving_args": ("LLMServingArgs",),
+            "penstock.serve.config.serving_files": ("load_serving_args",),
         },
     )

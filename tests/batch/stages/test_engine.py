@@ -9,14 +9,14 @@ import pytest
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.base import Capabilities
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineTimeoutError, JobError
 from penstock.types import Classification, Classifications, Delta, Embeddings, ToolCallPart, Transcription, Usage
 
 
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch):
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
 
 
 def processor(engine, preprocess=None, postprocess=None, **config):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from penstock.batch import PrepareMultimodalStageConfig, Processor, ProcessorConfig
-from penstock.batch.rows import nbytes
+from penstock.batch.rows.row import nbytes
 from penstock.batch.stages.images import FORMS, prepared as prepared_image
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.multimodal import PrepareMultimodalStage

@@ -4,9 +4,9 @@ import msgspec
 import pytest
 
 from penstock.batch import ServeDeploymentProcessorConfig, build_processor
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.registry import engines
+from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import JobError, ModelNotFoundError
-from penstock.runtimes.engines import engines
 
 
 class ChatRequest(msgspec.Struct, omit_defaults=True):
@@ -111,7 +111,7 @@ async def test_cancellation_frees_the_model():
 
 
 async def test_an_engine_that_dies_is_started_and_asked_again(monkeypatch):
-    monkeypatch.setattr("penstock.batch.attempts.LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
     engine = SimulatedEngine(engine_kwargs={"die_after": 5})
     await engine.start()
     engines().put("llm", engine, "app")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.simulated import SimulatedEngine
+from penstock.engines.simulated.engine import SimulatedEngine
 
 NAMES = ["ChatTemplateStage", "TokenizeStage", "OpenVINOEngineStage", "DetokenizeStage"]
 OWN: dict[str, Any] = {

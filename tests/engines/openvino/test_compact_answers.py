@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.json_grammar import json_grammar
+from penstock.engines.openvino.grammar.json_grammar import json_grammar
 from penstock.errors import RequestError
 from penstock.types import ChatRequest, Sampling, StructuredOutput
 

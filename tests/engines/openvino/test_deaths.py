@@ -10,11 +10,11 @@ import pytest
 
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
-from penstock.engines.messages import Submit
 from penstock.engines.openvino import OpenVINOEngine
+from penstock.engines.process.messages import Submit
 from penstock.errors import QuarantinedError
 from penstock.llm_config import LLMConfig
-from penstock.serve.local_model import LocalModel
+from penstock.serve.models.local import LocalModel
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling
 

@@ -3,8 +3,8 @@
 import pytest
 
 from penstock import demo
-from penstock.engines.messages import Failed, Submit
 from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.process.messages import Failed, Submit
 from penstock.types import Sampling
 
 pytestmark = pytest.mark.slow

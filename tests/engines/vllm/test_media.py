@@ -9,8 +9,8 @@ import pytest
 from penstock.engines.vllm import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.llm_config import LLMConfig
-from penstock.serve.app import build_app
-from penstock.serve.local_model import LocalModel
+from penstock.serve.api.ingress import build_app
+from penstock.serve.models.local import LocalModel
 from penstock.testing import answer, chat_request
 from penstock.types import ChatRequest, EmbeddingRequest, Sampling, TranscriptionRequest
 from torch_models import END, SPEECH_COMMANDS, picture, recording, speech_model, vision_model

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from penstock.batch.repair import Request, deltas_of, invalid_json, misfit
-from penstock.batch.rows import Outcome
+from penstock.batch.rows.repair import Request, deltas_of, invalid_json, misfit
+from penstock.batch.rows.row import Outcome
 from penstock.batch.stages.tasks import without_reasoning
 from penstock.engines.base import LLMEngine
 from penstock.errors import AnswerFormError, EngineError

@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.batch.attempts import Attempts, Tries, rolling
-from penstock.batch.engine_source import EngineSource
-from penstock.batch.keeper import EngineKeeper
-from penstock.batch.repair import Repair, Request
+from penstock.batch.pipeline.engine_source import EngineSource
+from penstock.batch.rows.repair import Repair, Request
+from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.stages import answers, sampling_params, tasks
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.base import LLMEngine
-from penstock.engines.quarantine import digest_of
+from penstock.engines.supervision.keeper import EngineKeeper
+from penstock.engines.supervision.quarantine import digest_of
 from penstock.errors import ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
 from penstock.types import ChatRequest, CompletionRequest

@@ -13,7 +13,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import unquote, unquote_to_bytes
 
-from penstock.batch.offload import Offload
+from penstock.batch.pipeline.offload import Offload
 from penstock.errors import RequestError
 
 

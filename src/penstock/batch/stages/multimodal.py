@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penstock import lazy
-from penstock.batch.offload import Offload
+from penstock.batch.pipeline.offload import Offload
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stages.media import Loader
 from penstock.errors import RequestError

@@ -12,15 +12,15 @@ from typing import Any
 
 import msgspec
 
-from penstock.batch.attempts import Attempts, Tries
-from penstock.batch.keeper import keeper_of
+from penstock.batch.rows.retry import Attempts, Tries
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
-from penstock.engines.quarantine import digest_of
+from penstock.engines.registry import DEFAULT_APP, engines
+from penstock.engines.supervision.keeper import keeper_of
+from penstock.engines.supervision.quarantine import digest_of
 from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
-from penstock.runtimes.engines import DEFAULT_APP, engines
 
 METHODS = ("chat", "completions", "embeddings")
 MOST_IN_FLIGHT = 256

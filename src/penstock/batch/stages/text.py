@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.batch.engine_source import EngineSource
-from penstock.batch.offload import Offload
+from penstock.batch.pipeline.engine_source import EngineSource
+from penstock.batch.pipeline.offload import Offload
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.errors import RequestError

@@ -11,10 +11,10 @@ import msgspec
 from penstock.config import parse_options
 from penstock.demo import MODEL_NAME
 from penstock.engines.adapter_files import check_adapter
-from penstock.engines.openvino.constraints import Constraints
-from penstock.engines.openvino.find_model import check_tokenizer, find_model, stated_context_length
+from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.messages import Load
-from penstock.engines.openvino.model_files import MODEL_KINDS
+from penstock.engines.openvino.model.files import MODEL_KINDS
+from penstock.engines.openvino.model.find import check_tokenizer, find_model, stated_context_length
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
     COSTS_ONLY_PROPERTIES,
@@ -22,7 +22,7 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
     usable_cpus,
 )
-from penstock.engines.worker_engine import WorkerEngine
+from penstock.engines.process.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError
 from penstock.types import RerankRequest, Scores, StructuredOutput, Transcription, TranscriptionRequest
 

@@ -20,14 +20,14 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.messages import Failed, Submit
 from penstock.engines.openvino.companions import sequences_wanted
-from penstock.engines.openvino.compiled_grammars import CompiledGrammars, Compiling
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
 from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.prefix_index import BLOCK_SIZE
+from penstock.engines.process.messages import Failed, Submit
+from penstock.engines.text.prefix_index import BLOCK_SIZE
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, TokenLogprob, Usage
 

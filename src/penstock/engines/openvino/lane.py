@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from penstock.engines.messages import Submit
 from penstock.engines.openvino.companions import Companions
 from penstock.engines.openvino.text_stream import TextStream
-from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.stop_strings import StopStrings
+from penstock.engines.process.messages import Submit
+from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.text.stop_strings import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 
 if TYPE_CHECKING:
-    from penstock.engines.openvino.compiled_grammars import CompiledGrammars
+    from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 
 _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from penstock.engines.messages import Abort, Call, Submit
 from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.process.messages import Abort, Call, Submit
 
 
 class Load(Struct, tag="load", array_like=True):

@@ -15,12 +15,12 @@ import numpy as np
 import openvino_genai as genai
 
 from penstock.engines.base import Capabilities
-from penstock.engines.messages import Call, Failed, Ready, Reply, Submit
 from penstock.engines.openvino.messages import Load
-from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
+from penstock.engines.openvino.model.files import MODEL_KINDS, lacks_token_types, pooling_of
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.openvino.wav import SAMPLE_RATE, read_wav
+from penstock.engines.process.messages import Call, Failed, Ready, Reply, Submit
 from penstock.errors import (
     ContextLengthError,
     EngineError,

@@ -15,11 +15,22 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, ToParent, encode, refusal_of
 from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
 from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.parent_death import end_with_parent
-from penstock.engines.process import LENGTH_BYTES
+from penstock.engines.process.child import LENGTH_BYTES
+from penstock.engines.process.messages import (
+    Abort,
+    Call,
+    Failed,
+    Ready,
+    Reply,
+    Step,
+    Submit,
+    ToParent,
+    encode,
+    refusal_of,
+)
+from penstock.engines.process.parent_death import end_with_parent
 from penstock.errors import EngineStartError, PenstockError
 
 _READ_SIZE = 1 << 20

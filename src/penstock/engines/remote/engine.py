@@ -13,14 +13,14 @@ import msgspec
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.remote import answers, task_answers
+from penstock.engines.remote.bodies import chat_body, completion_body
 from penstock.engines.remote.dialects import score_body, spoken
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
 from penstock.engines.remote.upstreams import LONGEST_PAUSE_S, Upstream, Upstreams
-from penstock.engines.remote.wire import chat_body, completion_body
-from penstock.engines.sampling_checks import check_sampling
+from penstock.engines.text.sampling_checks import check_sampling
 from penstock.errors import (
     ConfigError,
     ContextLengthError,

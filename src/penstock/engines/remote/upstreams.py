@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.remote.breaker import CircuitBreaker
+from penstock.balance.breaker import CircuitBreaker
+from penstock.balance.limiter import Limiter, Limits, shared_limiter
 from penstock.engines.remote.dialects import PATHS, Dialect
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.probes import probe_body
@@ -18,7 +19,6 @@ from penstock.errors import EngineDeadError, EngineStartError, EngineTimeoutErro
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
 from penstock.http.complaints import error_inside
 from penstock.http.headers import Headers, bearer
-from penstock.http.limiter import Limiter, Limits, shared_limiter
 from penstock.http.retries import is_throttling
 
 LONGEST_PAUSE_S = 30.0

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import check_adapter
+from penstock.engines.process.worker_engine import WorkerEngine
 from penstock.engines.sglang import options
 from penstock.engines.sglang.messages import Load
-from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
 
 _LORA_RANK = 64

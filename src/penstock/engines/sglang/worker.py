@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode, refusal_of
-from penstock.engines.parent_death import end_with_parent
-from penstock.engines.process import LENGTH_BYTES
+from penstock.engines.process.child import LENGTH_BYTES
+from penstock.engines.process.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode, refusal_of
+from penstock.engines.process.parent_death import end_with_parent
 from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
 from penstock.errors import EngineError, EngineStartError, PenstockError
 from penstock.types import Delta

@@ -15,12 +15,12 @@ import msgspec
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import check_adapter
 from penstock.engines.deltas import BatchedDeltas, Deltas
-from penstock.engines.derived_seed import with_seed
-from penstock.engines.sampling_checks import check_sampling
+from penstock.engines.text.default_seed import with_seed
+from penstock.engines.text.sampling_checks import check_sampling
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.engines.vllm import environment, kv_cache, options
 from penstock.engines.vllm.counts import Counts
-from penstock.engines.vllm.outputs import DeltaMaker
+from penstock.engines.vllm.translation.outputs import DeltaMaker
 from penstock.errors import (
     EngineDeadError,
     EngineError,

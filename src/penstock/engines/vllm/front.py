@@ -19,7 +19,7 @@ from penstock.engines.vllm.guard import Guard
 from penstock.engines.vllm.kv_cache import events_config, with_engine
 from penstock.engines.vllm.library import AsyncEngineArgs, AsyncLLM, EngineDeadError, UsageContext
 from penstock.engines.vllm.options import VLLMOptions, version_note
-from penstock.engines.vllm.parsers import load_parsers
+from penstock.engines.vllm.translation.parsers import load_parsers
 from penstock.errors import ConfigError, EngineStartError, PenstockError
 
 _TASKS = {

@@ -10,7 +10,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from penstock.engines.prefix_index import block_hashes
+from penstock.engines.text.prefix_index import block_hashes
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.faults import as_penstock_error, one_line
 from penstock.engines.vllm.front import Front, Starting
@@ -18,10 +18,10 @@ from penstock.engines.vllm.kv_cache import ranks
 from penstock.engines.vllm.kv_events import KVEvents, local_endpoints, token_root
 from penstock.engines.vllm.library import LoRARequest
 from penstock.engines.vllm.native import NativeApp
-from penstock.engines.vllm.parsed_chat import ParsedChats
-from penstock.engines.vllm.pooling import classify, embed
-from penstock.engines.vllm.prompts import Prompts
-from penstock.engines.vllm.sampling import sampling_params
+from penstock.engines.vllm.translation.parsed_chat import ParsedChats
+from penstock.engines.vllm.translation.pooling import classify, embed
+from penstock.engines.vllm.translation.prompts import Prompts
+from penstock.engines.vllm.translation.sampling import sampling_params
 from penstock.errors import ModelNotFoundError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling

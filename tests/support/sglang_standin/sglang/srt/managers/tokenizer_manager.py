@@ -16,7 +16,7 @@ from operator import eq
 from pathlib import Path
 from typing import Any, ClassVar
 
-from penstock.engines.simulated_answers import instance, seeded
+from penstock.engines.simulated.answers import instance, seeded
 from sglang.srt.managers.io_struct import (
     ContinueGenerationReqInput,
     FlushCacheReqOutput,

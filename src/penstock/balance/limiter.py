@@ -1,0 +1,257 @@
+"""When the next request may leave: rates, concurrency, and what the server says of them.
+
+Concurrency follows the server by additive increase and multiplicative decrease, as TCP's window does: an answer widens
+it by a fraction of a request, a 429, a 503, or a timeout while nobody else is answered halves it. No library does
+that, and none takes back an estimate of tokens when the true number is known; both need the same small state, so the
+rates are here as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import Annotated, Literal
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+import msgspec
+from msgspec import Meta, Struct
+
+from penstock.balance.pauses import note_pause
+
+Rate = Annotated[float, Meta(gt=0)]
+Verdict = Literal["answered", "throttled", "late", "unknown"]
+"""What a request taught of the server's limits. "late" is one that was not answered in time, "unknown" a failure that
+says nothing of them.
+"""
+
+FIRST_COOLDOWN_S = 0.5
+LONGEST_COOLDOWN_S = 30.0
+_NEVER = float("-inf")
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound.
+
+    `longest_pause_s` is the patience with a pause that the server asks for: a longer one holds nobody up, since the
+    request that met it is given up.
+    """
+
+    concurrency: Annotated[int, Meta(ge=1)] = 64
+    requests_per_minute: Rate | None = None
+    tokens_per_minute: Rate | None = None
+    adaptive: bool = True
+    longest_pause_s: float = 60.0
+
+    def shared_by(self, processes: int) -> Limits:
+        """The part of one of so many processes that ask the same server without knowing of each other: each has its
+        own concurrency, and an equal share of the rates.
+        """
+        return msgspec.structs.replace(
+            self,
+            requests_per_minute=self.requests_per_minute and self.requests_per_minute / processes,
+            tokens_per_minute=self.tokens_per_minute and self.tokens_per_minute / processes,
+        )
+
+
+class Pace:
+    """Spaces amounts evenly at `per_second` (the generic cell rate algorithm, without burst).
+
+    The whole state is one time, and `reserve` never waits, so that it can also live where others ask it over a wire.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._seconds_each = 1 / per_second
+        self._free_at = _NEVER
+
+    def reserve(self, amount: float, now: float) -> float:
+        """Seconds until the amount may go. It counts from then on, whether it goes or not."""
+        start = max(self._free_at, now)
+        self._free_at = start + amount * self._seconds_each
+        return start - now
+
+    def charge(self, amount: float) -> None:
+        """Count an amount after the fact; a negative one gives back."""
+        self._free_at += amount * self._seconds_each
+
+
+class Limiter:
+    """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one event loop.
+
+    `server` names it where its pauses are told. `clock` (seconds) and `jitter` (0 to 1) are for tests.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        server: str = "the server",
+        clock: Callable[[], float] | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.limits = limits
+        self._server = server
+        self.running = 0
+        self._clock = clock or asyncio.get_running_loop().time
+        self._jitter = jitter
+        self._most = limits.concurrency
+        self._window = float(limits.concurrency)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._tickets = 0
+        self._last_cut = 0
+        self._left_before_answer = 0
+        self._held_until = _NEVER
+        self._cooldown = FIRST_COOLDOWN_S
+        per_minute = limits.requests_per_minute, limits.tokens_per_minute
+        self._requests, self._tokens = (None if rate is None else Pace(rate / 60) for rate in per_minute)
+        self._paced = self._requests is not None or self._tokens is not None
+
+    @property
+    def window(self) -> int:
+        """How many requests may be under way now."""
+        return int(self._window)
+
+    async def acquire(self, tokens: float = 0.0) -> int:
+        """Wait for a place, for the rates, and for what the server asked for. Gives the ticket for `release`.
+
+        `tokens` is an estimate, which `charge` corrects.
+        """
+        if self.running >= int(self._window) or self._waiting:
+            await self._queue()
+        else:
+            self.running += 1
+        self._tickets += 1
+        ticket = self._tickets
+        if self._paced or self._held_until > _NEVER:
+            try:
+                await self._wait(tokens)
+            except BaseException:
+                self.release(ticket, "unknown")
+                raise
+        return ticket
+
+    def try_acquire(self) -> int | None:
+        """What `acquire` gives, where there is nothing to wait for; else None."""
+        if self._paced or self._waiting or self._held_until > _NEVER or self.running + 1 > self._window:
+            return None
+        self.running += 1
+        self._tickets += 1
+        return self._tickets
+
+    def release(self, ticket: int, verdict: Verdict, retry_after: float | None = None) -> None:
+        """Give the place back. `retry_after` is the pause in seconds that a throttling server named."""
+        self.running -= 1
+        if verdict == "answered":
+            self._cooldown = FIRST_COOLDOWN_S
+            self._left_before_answer = self._tickets
+            if self._window < self._most:
+                self._window = min(self._window + 1 / self._window, float(self._most))
+        elif verdict == "throttled":
+            self._throttle(ticket, retry_after)
+        elif verdict == "late" and ticket > self._left_before_answer:
+            self._cut(ticket)  # else others were answered while it waited: it is slow by itself
+        if self._waiting:
+            self._admit()
+
+    def proven(self) -> None:
+        """The server has answered what was asked to find out: those that were late before are slow by themselves."""
+        self._left_before_answer = self._tickets
+        self._window = float(self._most)
+        self._admit()
+
+    def join(self, concurrency: int) -> None:
+        """One more asks through this limiter, with so many requests at once. The rates stay as they are."""
+        self._most += concurrency
+        self._window += concurrency
+        self._admit()
+
+    def leave(self, concurrency: int) -> None:
+        """Undo `join`, or what the limiter began with."""
+        self._most = max(self._most - concurrency, 1)
+        self._window = min(self._window, float(self._most))
+
+    def charge(self, tokens: float) -> None:
+        """Count tokens beyond the estimate; negative for less than that."""
+        if self._tokens is not None:
+            self._tokens.charge(tokens)
+
+    def _admit(self) -> None:
+        while self._waiting and self.running < int(self._window):
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                self.running += 1
+                waiter.set_result(None)
+
+    async def _queue(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():  # it had been given the place already
+                self._tickets += 1
+                self.release(self._tickets, "unknown")
+            raise
+
+    async def _wait(self, tokens: float) -> None:
+        while True:
+            await self._hold()
+            now = self._clock()
+            wait = self._requests.reserve(1, now) if self._requests is not None else 0.0
+            if self._tokens is not None and tokens:
+                wait = max(wait, self._tokens.reserve(tokens, now))
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if self._held_until <= self._clock():
+                return
+            # Its time came during a pause. All to whom that happened would go in one burst when the pause ends.
+
+    async def _hold(self) -> None:
+        while (pause := self._held_until - self._clock()) > 0:  # noqa: ASYNC110 - it is a time, no event
+            await asyncio.sleep(pause * (1 + 0.1 * self._jitter()))  # not all in the same instant
+
+    def _throttle(self, ticket: int, retry_after: float | None) -> None:
+        """Requests that left before the last cut say nothing new, so one burst of refusals is one cut."""
+        narrow = self._window < 2 or not self.limits.adaptive
+        fresh = self._cut(ticket)
+        if retry_after is not None:
+            note_pause(self._server, retry_after, is_kept=retry_after <= self.limits.longest_pause_s)
+            if retry_after > self.limits.longest_pause_s:
+                return
+        elif narrow and fresh:
+            # One at a time is still too much, and nobody says how long to wait.
+            retry_after = self._cooldown
+            self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN_S)
+            note_pause(self._server, retry_after, is_named=False)
+        if retry_after is not None:
+            self._held_until = max(self._held_until, self._clock() + retry_after)
+
+    def _cut(self, ticket: int) -> bool:
+        """Halve the concurrency, and say so; not where that was done since the request left."""
+        if ticket <= self._last_cut:
+            return False
+        self._last_cut = self._tickets
+        if self.limits.adaptive:
+            self._window = max(self._window / 2, 1.0)
+        return True
+
+
+_Key = tuple[str, float | None, float | None, bool]
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, Limiter]] = WeakKeyDictionary()
+
+
+def shared_limiter(server: str, limits: Limits) -> Limiter:
+    """The one limiter of this event loop for `server` at these rates, for workers that ask the same server.
+
+    They share the rates, and what the server says of its load; the concurrency of each is added. Each calls
+    `leave(limits.concurrency)` when it stops.
+    """
+    limiters = _shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)
+    limiter = limiters.get(key)
+    if limiter is None:
+        limiter = limiters[key] = Limiter(limits, server=server.split(" ")[0])
+    else:
+        limiter.join(limits.concurrency)
+    return limiter

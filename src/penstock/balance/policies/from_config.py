@@ -1,0 +1,44 @@
+"""The policy that a configuration asks for, by our name or by that of Ray's router of the same kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.balance.policies.base import RoutingPolicy
+from penstock.balance.policies.table import DEFAULT_POLICY, make_policy
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+
+RAY_NAMES = {
+    "PowerOfTwoChoicesRequestRouter": "least_busy",
+    "RoundRobinRouter": "round_robin",
+    "ConsistentHashRouter": "session_affinity",
+    "PrefixCacheAffinityRouter": "prefix_aware",
+    "KVAwareRouter": "kv_aware",
+}
+FIELD = "deployment_config.request_router_config"
+
+
+def configured_policy(config: LLMConfig) -> RoutingPolicy:
+    """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
+    name = _name(config)
+    try:
+        return make_policy(name)
+    except ConfigError as error:
+        raise ConfigError(str(error), field=f"{FIELD}.request_router_class", value=name) from None
+
+
+def reads_caches(config: LLMConfig) -> bool:
+    """Whether the policy wants to be told what engines have cached."""
+    return _name(config) == "kv_aware"
+
+
+def _name(config: LLMConfig) -> str:
+    given = config.deployment_config.request_router_config or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError("must be a mapping", field=FIELD, value=given)
+    name = given.get("request_router_class") or DEFAULT_POLICY
+    if not isinstance(name, str):
+        name = getattr(name, "__name__", repr(name))
+    name = name.replace(":", ".").rpartition(".")[2]
+    return RAY_NAMES.get(name, name)

@@ -1,0 +1,205 @@
+"""Looks at a job before it runs: reads its rows, asks for a few of them, and predicts the whole."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct, field
+
+from penstock.batch.job.counts import Counts
+from penstock.batch.job.execution import Plan, asking
+from penstock.batch.job.progress import duration
+from penstock.batch.read.feed import read_ahead
+from penstock.batch.rows.retry import Asker
+from penstock.batch.rows.row import Row
+from penstock.errors import PenstockError
+
+if TYPE_CHECKING:
+    from penstock.batch.job.prompt_lengths import PromptLength
+
+READ_ROWS = 200_000
+_READ_SECONDS = 20.0
+_SAMPLE = 256
+
+
+class Forecast(Struct, kw_only=True):
+    """What a job will be like.
+
+    `rows` is their number, None where they were not all read and the data does not say; `read` how many were read.
+    Among these are `unreadable` rows, which fail before they are asked, by kind of error, and `duplicates`, rows with
+    the request of another row, which is asked once. The rest is estimated: `tried` rows were asked, `counted` had their
+    tokens counted. `over_long` rows do not fit the model. Tokens are those that the whole job computes: none for rows
+    that fail, and of a prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
+    that was measured; None where nothing was tried. `failed` are tried rows that failed, by kind.
+    """
+
+    rows: int | None
+    read: int
+    unreadable: dict[str, int] = field(default_factory=dict)
+    duplicates: int = 0
+    counted: int = 0
+    tried: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    over_long: int | None = None
+    longest_prompt: int | None = None
+    context_length: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    rows_per_second: float | None = None
+    tokens_per_second: float | None = None
+    seconds: float | None = None
+
+
+async def forecast(plan: Plan, trial: int) -> Forecast:
+    """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the job would."""
+    found = Forecast(rows=plan.total, read=0)
+    sample, complete = await _read(plan, found)
+    random.Random(0).shuffle(sample)  # its first rows are those tried, and data may be sorted by length
+    if complete:
+        found.rows = found.read
+    counts = Counts()
+    async with asking(plan, counts) as asker:
+        await _count_tokens(asker, sample, found)
+        await _try(plan, asker, sample[:trial], found)
+    return found
+
+
+async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
+    """Read and prepare the rows; returns some of them, and whether all were read."""
+    draw = random.Random(0)
+    sample: list[Row] = []
+    seen: set[bytes] = set()
+    good = 0
+    began = time.monotonic()
+    async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit, plan.form.columns)) as batches:
+        async for batch in batches:
+            async for rows in plan.form.ready(batch):
+                for row in rows:
+                    found.read += 1
+                    kind = _fault_of(plan, row)
+                    if kind is not None:
+                        found.unreadable[kind] = found.unreadable.get(kind, 0) + 1
+                        continue
+                    if row.shareable and row.digest in seen:
+                        found.duplicates += 1
+                        continue
+                    seen.add(row.digest)
+                    good += 1
+                    if len(sample) < _SAMPLE:
+                        sample.append(row)
+                    elif (place := draw.randrange(good)) < _SAMPLE:
+                        sample[place] = row
+            if found.read >= READ_ROWS or time.monotonic() - began > _READ_SECONDS:
+                return sample, False
+    return sample, True
+
+
+def _fault_of(plan: Plan, row: Row) -> str | None:
+    if row.values is None:
+        return "input_error"
+    if row.earlier is not None:
+        return row.earlier.type
+    try:
+        if row.failure is not None:
+            raise row.failure
+        plan.form.prepare(row)
+    except PenstockError as error:
+        return error.kind
+    except Exception:
+        return "invalid_request_error"
+    return None
+
+
+async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> None:
+    """Count the prompts' tokens, where it shows what is asked, and the engine's template and tokenizer are at hand."""
+    from penstock.batch.job.prompt_lengths import prompt_length
+
+    lengths: list[PromptLength] = []
+    for row in sample:
+        try:
+            length = await prompt_length(asker, row)
+        except PenstockError:  # the row fails, as its trial will show
+            continue
+        if length is None:
+            return
+        lengths.append(length)
+    if not lengths:
+        return
+    distinct = _distinct(found)
+    found.context_length = lengths[0].context
+    found.counted = len(lengths)
+    found.longest_prompt = max(length.tokens for length in lengths)
+    found.over_long = round(distinct * sum(length.is_over_long for length in lengths) / len(lengths))
+    found.prompt_tokens = round(distinct * sum(length.computed for length in lengths) / len(lengths))
+
+
+async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:
+    """Ask for some rows, as many at a time as the job would, and see how long it takes."""
+    if not sample:
+        return
+    slots = asyncio.Semaphore(max(asker.most_in_flight, 1))
+
+    async def ask(row: Row) -> Any:
+        async with slots:
+            try:
+                async with asyncio.timeout(plan.row_timeout):
+                    return await asker.outcome(row)
+            except TimeoutError:
+                return None
+
+    await ask(sample[0])  # the first pays for what is made on first use
+    began = time.perf_counter()
+    outcomes = await asyncio.gather(*(ask(row) for row in sample))
+    took = max(time.perf_counter() - began, 1e-6)
+    usages = [outcome.usage for outcome in outcomes if outcome is not None and outcome.usage is not None]
+    for outcome in outcomes:
+        if outcome is None or outcome.error is not None:
+            kind = outcome.error.type if outcome is not None else "engine_timeout"
+            found.failed[kind] = found.failed.get(kind, 0) + 1
+    distinct = _distinct(found)
+    found.tried = len(outcomes)
+    found.rows_per_second = len(outcomes) / took
+    found.seconds = distinct / found.rows_per_second
+    if usages:
+        completed = sum(usage.completion_tokens for usage in usages)
+        found.tokens_per_second = completed / took
+        found.completion_tokens = round(distinct * completed / len(outcomes))
+        if found.prompt_tokens is None:
+            found.prompt_tokens = round(distinct * sum(usage.prompt_tokens for usage in usages) / len(outcomes))
+
+
+def _distinct(found: Forecast) -> int:
+    """The rows that will be asked for, the share of duplicates and bad rows being as among those that were read."""
+    if not found.read:
+        return 0
+    asked = found.read - found.duplicates - sum(found.unreadable.values())
+    return math.ceil((found.rows if found.rows is not None else found.read) * asked / found.read)
+
+
+def described(found: Forecast) -> str:
+    """The forecast for a person, a line a finding."""
+    whole = "" if found.rows == found.read else f", {found.read:,} of them read"
+    lines = [f"{'at least ' if found.rows is None else ''}{found.rows or found.read:,} rows{whole}"]
+    lines += [f"  {number:,} × {kind}: error rows, never asked" for kind, number in sorted(found.unreadable.items())]
+    if found.duplicates:
+        lines.append(f"  {found.duplicates:,} with the request of another row, asked once")
+    if found.over_long:
+        lines.append(
+            f"  about {found.over_long:,} too long for the model's context of {found.context_length:,} tokens"
+            f" (longest prompt seen: {found.longest_prompt:,})"
+        )
+    if found.prompt_tokens is not None:
+        out = f", {found.completion_tokens:,} out" if found.completion_tokens is not None else ""
+        lines.append(f"about {found.prompt_tokens:,} tokens in{out}")
+    if found.seconds is not None:
+        speed = f"{found.rows_per_second:,.1f} rows/s"
+        if found.tokens_per_second is not None:
+            speed += f", {found.tokens_per_second:,.0f} tokens/s"
+        lines.append(f"about {duration(found.seconds)} ({speed}, as {found.tried:,} rows showed)")
+    lines += [f"  {number:,} × {kind} among the rows tried" for kind, number in sorted(found.failed.items())]
+    return "\n".join(lines)

@@ -1,0 +1,135 @@
+"""What becomes of rows that fail, and when a job has had enough."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any, Literal
+
+from penstock import errors
+from penstock.batch.job.counts import Counts
+from penstock.errors import ConfigError, JobLimitError, PenstockError, nearest
+
+Action = Literal["keep", "fail", "skip", "retry"]
+ACTIONS = ("keep", "fail", "skip", "retry")
+OTHERS = "*"
+_ENOUGH_ROWS = 50
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|h|d)?")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+class ErrorPolicy:
+    """What to do with rows that fail, by the kind of their error.
+
+    "keep" makes an error row of them, "skip" leaves them out of the output, "fail" ends the job, "retry" asks again,
+    where that would not be done of itself, and keeps what fails nevertheless. `given` is one action for all, or a
+    mapping of kinds to actions, in which "*" stands for the others. Raises `ConfigError`.
+    """
+
+    def __init__(self, given: str | Mapping[str, str]) -> None:
+        actions = {OTHERS: given} if isinstance(given, str) else dict(given)
+        for kind, action in actions.items():
+            if action not in ACTIONS:
+                said = f"{kind}: " if kind != OTHERS else ""
+                raise ConfigError(
+                    f"{said}must be keep, fail, skip or retry, not {action!r}", field="on_error", value=action
+                )
+            if kind != OTHERS and kind not in _kinds():
+                raise ConfigError(f"no error is called '{kind}'", field="on_error", hint=nearest(kind, _kinds()))
+        self._actions = actions
+        self._default = actions.get(OTHERS, "keep")
+
+    def action(self, kind: str) -> str:
+        """What to do with a row whose error is of this kind."""
+        return self._actions.get(kind, self._default)
+
+    def retries(self, error: PenstockError) -> bool:
+        """Whether a row is asked for again after this error."""
+        return error.retryable or self.action(error.kind) == "retry"
+
+
+@cache
+def _kinds() -> frozenset[str]:
+    """The kinds of all errors."""
+    found: set[str] = set()
+    pending: list[type[PenstockError]] = [errors.PenstockError]
+    while pending:
+        kind = pending.pop()
+        found.add(kind.kind)
+        pending.extend(kind.__subclasses__())
+    return frozenset(found)
+
+
+class Limits:
+    """When a job stops, cleanly and to be resumed.
+
+    `tokens` is the most of prompts and answers together, computed in this run; `error_rate` the largest share of rows
+    that may fail, seen from 50 rows on; `seconds` the time that is left, also for what is done before the first row.
+    """
+
+    def __init__(
+        self, *, tokens: int | None = None, error_rate: float | None = None, seconds: float | None = None
+    ) -> None:
+        self._ends = None if seconds is None else time.monotonic() + seconds
+        self._tokens = tokens
+        self._error_rate = error_rate
+
+    @property
+    def seconds(self) -> float | None:
+        """The time that is left now."""
+        return None if self._ends is None else self._ends - time.monotonic()
+
+    def exceeded(self, counts: Counts, *, end: bool = False) -> JobLimitError | None:
+        """The limit that these counts have reached, if any. `end`: there are no more rows to come."""
+        tokens = counts.prompt_tokens + counts.completion_tokens
+        if self._tokens is not None and tokens >= self._tokens and not end:
+            return JobLimitError(f"{tokens:,} tokens were computed, and max_tokens_total is {self._tokens:,}")
+        rate = self._error_rate
+        if rate is not None and counts.failed > rate * counts.rows and (end or counts.rows >= _ENOUGH_ROWS):
+            share = counts.failed / counts.rows
+            return JobLimitError(
+                f"{counts.failed:,} of {counts.rows:,} rows failed ({share:.1%}), and max_error_rate is {rate:.1%}"
+            )
+        return None
+
+    def late(self) -> JobLimitError:
+        """The error that says that time is up."""
+        return JobLimitError("the deadline is reached")
+
+
+def seconds_until(deadline: Any) -> float | None:
+    """The seconds from now to a deadline: a number of them, a `timedelta`, text such as "90s", "30m" or "2h", or a
+    point in time (a `datetime`, or as ISO 8601 text). Raises `ConfigError`.
+    """
+    if deadline is None:
+        return None
+    seconds = _seconds(deadline)
+    if seconds is None or not math.isfinite(seconds):
+        raise ConfigError(
+            f"must be seconds, a duration such as '30m', or a time, not {deadline!r}", field="deadline", value=deadline
+        )
+    if seconds <= 0:
+        raise ConfigError(f"has passed: {deadline}", field="deadline", value=deadline)
+    return seconds
+
+
+def _seconds(deadline: Any) -> float | None:
+    if isinstance(deadline, timedelta):
+        return deadline.total_seconds()
+    if isinstance(deadline, int | float) and not isinstance(deadline, bool):
+        return float(deadline)
+    if isinstance(deadline, str):
+        match = _DURATION.fullmatch(deadline.strip())
+        if match:
+            return float(match[1]) * _UNITS[match[2] or "s"]
+        try:
+            deadline = datetime.fromisoformat(deadline)
+        except ValueError:
+            return None
+    if isinstance(deadline, datetime):
+        return deadline.timestamp() - time.time()
+    return None

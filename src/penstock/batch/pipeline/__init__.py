@@ -1,0 +1,1 @@
+"""Processors: their configurations, their stages' workers, and their rows."""

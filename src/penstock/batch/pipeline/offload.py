@@ -1,0 +1,133 @@
+"""Calls that may take long, kept off the event loop; those that prove quick are made in place, which is cheaper."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from penstock.batch.rows.user_code import is_ctrl_c, user_error
+
+QUICK_SECONDS = 0.0002
+"""A call that takes no longer may be made on the event loop: changing threads would cost as much."""
+_TRIAL = 32
+_QUICK_OF_TRIAL = 24
+"""Not all: on a busy machine a call also waits for the interpreter's lock."""
+_MEAN_SECONDS = 0.001
+_STALL_SECONDS = 0.05
+_DELIVER_SECONDS = 0.005
+
+Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
+Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
+"""A call that was made: its future, its result or error, and the seconds it took."""
+
+
+class Offload:
+    """Makes calls in `threads` threads at a time. Make it inside a running event loop.
+
+    Calls are judged 32 at a time: while most of them are quick, they are made in place, if they may be (`in_place`).
+    """
+
+    def __init__(self, threads: int = 1, *, in_place: bool = True) -> None:
+        self._threads = threads
+        self._may_be_in_place = in_place
+        self._loop = asyncio.get_running_loop()
+        self._waiting: SimpleQueue[Call | None] = SimpleQueue()
+        self._started = 0
+        self._pending = 0
+        self._in_place = False
+        self._judged = self._quick = 0
+        self._seconds = 0.0
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the next call will be made on the event loop."""
+        return self._in_place and not self._pending
+
+    def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
+        """The future of what `call` returns or raises. Cancelling it lets a call that has begun run on, unheard."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if self.in_place:
+            self._settle(_made(call, future))
+            return future
+        self._pending += 1
+        self._waiting.put((call, future))
+        if self._started < min(self._threads, self._pending):
+            self._started += 1
+            # A daemon, as the call may never return.
+            threading.Thread(target=self._work, name="penstock-offload", daemon=True).start()
+        return future
+
+    def close(self) -> None:
+        """Make no more calls."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._waiting.get_nowait()
+        for _ in range(self._started):
+            self._waiting.put(None)
+
+    def _settle(self, made: Made) -> None:
+        future, result, error, seconds = made
+        self._judge(seconds)
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+
+    def _judge(self, seconds: float) -> None:
+        self._judged += 1
+        self._quick += seconds <= QUICK_SECONDS
+        self._seconds += seconds
+        stalled = self._in_place and seconds > _STALL_SECONDS
+        if self._judged >= _TRIAL or stalled:
+            quick = self._quick >= _QUICK_OF_TRIAL and self._seconds <= _MEAN_SECONDS * self._judged
+            self._in_place = quick and not stalled and self._may_be_in_place
+            self._judged = self._quick = 0
+            self._seconds = 0.0
+
+    # In the threads
+    def _work(self) -> None:
+        while (item := self._waiting.get()) is not None:
+            done = [_made(*item)]
+            began = time.perf_counter()
+            # Calls that are there already are made too before the loop is told, which costs it a wake-up.
+            with contextlib.suppress(Empty):
+                while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
+                    item = self._waiting.get_nowait()
+                    if item is not None:
+                        done.append(_made(*item))
+            try:
+                self._loop.call_soon_threadsafe(self._deliver, done)
+            except RuntimeError:  # the loop has closed: nobody waits any more
+                return
+            if item is None:
+                return
+
+    # On the loop again
+    def _deliver(self, done: list[Made]) -> None:
+        self._pending -= len(done)
+        for made in done:
+            self._settle(made)
+
+
+def _made(call: Callable[[], Any], future: asyncio.Future[Any]) -> Made:
+    began = time.perf_counter()
+    error: Exception | None = None
+    result = None
+    try:
+        result = call()
+    except StopIteration as caught:  # no future can hold it
+        error = user_error(caught)
+    except Exception as caught:
+        error = caught
+    except BaseException as caught:  # it would end the thread, or the task that waits
+        if is_ctrl_c(caught):
+            raise
+        error = user_error(caught)
+    return future, result, error, time.perf_counter() - began

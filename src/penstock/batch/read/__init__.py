@@ -1,0 +1,70 @@
+"""Readers: one for each kind of thing that rows can come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterable, Iterable, Mapping
+from typing import Any
+
+from penstock.batch.read import files
+from penstock.batch.read.base import HasRows, Source
+from penstock.batch.read.iterables import AsyncRows, Rows
+from penstock.batch.read.waiting import in_daemon_thread
+from penstock.errors import InputError
+
+
+async def open_source(source: Any) -> Source:
+    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, (async) iterable of dicts, job, or
+    result of a job.
+
+    Looks at the first rows. Raises `InputError` if there is no such thing to read, or it is of an unknown form.
+    """
+    if isinstance(source, HasRows):
+        source = await source.rows_to_read()
+    if isinstance(source, str | os.PathLike):
+        # Reading is never done on the event loop: a disk, a network or a pipe may be slow.
+        path = os.fspath(source)
+        return await in_daemon_thread(lambda: _open_path(path))
+    if type(source).__name__ == "LazyFrame":
+        raise InputError("a LazyFrame has no rows yet; give its .collect()")
+    if isinstance(source, Mapping | bytes) or (_module(source) == "pandas" and not hasattr(source, "columns")):
+        raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
+    if isinstance(source, AsyncIterable):
+        return await AsyncRows.open(source)
+    if hasattr(source, "__arrow_c_stream__") or _is_frame(source):
+        from penstock.batch.read import arrow
+
+        return await in_daemon_thread(lambda: arrow.from_object(source))
+    if isinstance(source, Iterable):
+        return await in_daemon_thread(lambda: Rows(source))
+    raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
+
+
+def _open_path(path: str) -> Source:
+    if path == "-":
+        from penstock.batch.read import json_lines
+
+        return json_lines.stdin()
+    with files.reading(path):
+        found = files.find(path)
+        form = found[0].form
+        if form == "parquet":
+            from penstock.batch.read import arrow
+
+            return arrow.Parquet(path, found)
+        if form == "csv":
+            from penstock.batch.read import delimited
+
+            return delimited.Csv(path, found)
+        from penstock.batch.read import json_lines
+
+        return json_lines.JsonLines(path, found)
+
+
+def _is_frame(source: Any) -> bool:
+    """A record batch, or a frame of a pandas too old to speak Arrow."""
+    return hasattr(source, "__arrow_c_array__") or (_module(source) == "pandas" and hasattr(source, "columns"))
+
+
+def _module(source: Any) -> str:
+    return type(source).__module__.partition(".")[0]

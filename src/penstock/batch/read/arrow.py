@@ -1,0 +1,296 @@
+"""Rows from Arrow data: Parquet files, tables, record batch readers, and frames that speak Arrow."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from penstock.batch.read import frames
+from penstock.batch.read.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
+from penstock.batch.read.damaged import Unreadable, rows_of
+from penstock.batch.read.files import DataFile, contains, fingerprint, for_arrow, is_url
+from penstock.batch.rows.row import Row
+from penstock.batch.values.from_arrow import python_rows, python_values
+from penstock.batch.values.to_arrow import build
+from penstock.batch.write.tables import unify
+from penstock.errors import InputError, PenstockError
+
+_HASHED_ROWS = 65536
+
+
+class Parquet(Source):
+    """Parquet files, read a row group at a time."""
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        self.name = name
+        self._files = files
+        self.fingerprint = fingerprint(name, files)
+        self.rows = 0
+        schemas: list[pa.Schema] = []
+        for file in files:
+            with _parquet(file) as parquet:
+                self.rows += parquet.metadata.num_rows
+                _names(parquet.schema_arrow, file.path)
+                if not any(parquet.schema_arrow.equals(known) for known in schemas):
+                    schemas.append(parquet.schema_arrow)
+        self.schema = schemas[0] if len(schemas) == 1 else unify(schemas)
+        self.columns = _names(self.schema, name)
+        self.first = _first(self.batches())
+
+    def reads(self, path: str) -> bool:
+        return contains(self._files, path, self.name)
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        index = 0
+        for file in self._files:
+            with _parquet(file) as parquet:
+                metadata = parquet.metadata
+                groups = list(range(metadata.num_row_groups))
+                while groups and index + metadata.row_group(groups[0]).num_rows <= start:
+                    index += metadata.row_group(groups.pop(0)).num_rows
+                if not groups:
+                    file.check_unchanged()
+                    continue
+                stored = sum(metadata.row_group(group).total_byte_size for group in groups)
+                rows = sum(metadata.row_group(group).num_rows for group in groups)
+                size = max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(stored, 1)))
+                for batch in _batches(parquet, size, groups, file.path):
+                    skip = min(max(start - index, 0), batch.num_rows)
+                    index += skip
+                    if skip < batch.num_rows:
+                        yield _rows(batch.slice(skip), index, columns, file.path)
+                        index += batch.num_rows - skip
+            file.check_unchanged()
+
+
+class Table(Source):
+    """A table or frame in memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.name = "table"
+        self._table = _plain_layout(table)
+        self.schema = self._table.schema
+        self.rows = self._table.num_rows
+        self.columns = _names(self.schema, "the table")
+        self.fingerprint = {
+            "input": "table",
+            "input schema": self.schema.remove_metadata().to_string(),
+            "input rows": self.rows,
+            "input digest": _table_digest(self._table),
+        }
+        self.first = _first(self.batches())
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return _split(self._table.slice(start).to_batches(max_chunksize=BATCH_ROWS), start, columns)
+
+
+class Batches(Source):
+    """A record batch reader, which can be read once."""
+
+    def __init__(self, reader: pa.RecordBatchReader) -> None:
+        self.name = "record batches"
+        self.schema = reader.schema
+        self.columns = _names(reader.schema, "the record batches")
+        self._reader = reader
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        index = 0
+        while (batch := self._next()) is not None:
+            skip = min(max(start - index, 0), batch.num_rows)
+            if skip < batch.num_rows:
+                table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+                yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
+            index += batch.num_rows
+
+    def _next(self) -> pa.RecordBatch | None:
+        try:
+            return self._reader.read_next_batch()
+        except StopIteration:
+            return None
+        except Exception as error:  # the reader may be anybody's
+            raise InputError(f"reading the record batches failed: {_line(error)}") from error
+
+
+def from_object(source: Any) -> Source:
+    """The source for an object that speaks Arrow: a pyarrow table or reader, a pandas or Polars frame, and others."""
+    try:
+        if isinstance(source, pa.RecordBatchReader):
+            return Batches(source)
+        if isinstance(source, pa.RecordBatch):
+            return Table(pa.Table.from_batches([source]))
+        if isinstance(source, pa.Table):
+            return Table(source)
+        library = type(source).__module__.partition(".")[0]
+        convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(library, pa.table)
+        return Table(convert(source))
+    except PenstockError:
+        raise
+    except Exception as error:
+        raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
+
+
+def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any] | Unreadable]:
+    """A batch's rows as Python values. A row with a damaged value is `Unreadable`."""
+    if columns is not None:
+        batch = batch.select([name for name in batch.schema.names if name in columns])
+    try:
+        rows: list[dict[str, Any] | Unreadable] = [*python_rows(batch)]
+    except Exception:  # of many kinds, for text that is no UTF-8 and the like
+        rows = rows_of(batch)
+    return rows
+
+
+@contextlib.contextmanager
+def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
+    with contextlib.ExitStack() as stack:
+        try:
+            opened = stack.enter_context(file.open_stored() if is_url(file.path) else for_arrow(file.path))
+            parquet = stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise InputError(f"{file.path}: not a readable Parquet file: {_line(error)}") from error
+        yield parquet
+
+
+def _batches(parquet: pq.ParquetFile, size: int, groups: list[int], path: str) -> Iterator[pa.RecordBatch]:
+    # Only the reading, not what becomes of the batches: that a value is odd does not damage the file.
+    try:
+        yield from parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False)
+    except Exception as error:
+        raise InputError(f"{path}: damaged Parquet file: {_line(error)}") from error
+
+
+def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+    for batch in batches:
+        size = max(1, BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1))
+        for start in range(0, batch.num_rows, size):
+            yield _rows(batch.slice(start, size), index + start, columns)
+        index += batch.num_rows
+
+
+def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "") -> list[Row]:
+    nbytes = batch.nbytes // max(batch.num_rows, 1)
+    rows = []
+    for offset, values in enumerate(plain_values(batch, columns)):
+        if isinstance(values, Unreadable):
+            rows.append(Row(index + offset, None, f"{name or 'table'}: row {index + offset}: {values}", nbytes))
+            continue
+        row = Row(index + offset, values, None, nbytes)
+        row.batch = batch
+        row.offset = offset
+        rows.append(row)
+    return rows
+
+
+def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
+    batch = next(batches, None)
+    return first_of(batch) if batch else None
+
+
+def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
+    twice = twice_in(schema.names)
+    if twice is not None:
+        raise InputError(f"{name}: two columns have the same name, '{twice}'")
+    for field in schema:
+        if (twice := _twice_inside(field.type)) is not None:
+            raise InputError(f"{name}: two fields of column '{field.name}' have the same name, '{twice}'")
+    return tuple(schema.names)
+
+
+def _twice_inside(kind: pa.DataType) -> str | None:
+    fields = [kind.field(place) for place in range(kind.num_fields)]
+    twice = twice_in([field.name for field in fields]) if pa.types.is_struct(kind) else None
+    return twice or next(filter(None, (_twice_inside(field.type) for field in fields)), None)
+
+
+def _plain_layout(table: pa.Table) -> pa.Table:
+    """The same table without layouts that not every Arrow function takes, such as views and dictionaries with nulls."""
+    for position, field in enumerate(table.schema):
+        column = table.column(position)
+        kind = _plain_type(field.type, whole=True)
+        if pa.types.is_dictionary(kind) and any(chunk.dictionary.null_count for chunk in column.chunks):
+            kind = kind.value_type
+        if kind != field.type:
+            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
+            table = table.set_column(position, field.with_type(kind), column)
+    return table
+
+
+def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_run_end_encoded(chunk.type):
+        chunk = pc.run_end_decode(chunk)
+    if pa.types.is_dictionary(chunk.type):  # which cast does not take from one kind of text to another
+        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+        values = chunk.dictionary if chunk.dictionary.type == value_type else chunk.dictionary.cast(value_type)
+        return (
+            pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
+        )
+    if chunk.type == kind:
+        return chunk
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of length 0 fails.
+    odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
+    return build(python_values(chunk), kind) if odd else chunk.cast(kind)
+
+
+def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
+    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
+    if kind == pa.string_view():
+        return pa.large_string()
+    if kind == pa.binary_view():
+        return pa.large_binary()
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
+        plain = _plain_type(kind.value_type)
+        if not whole:
+            return plain
+        return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    for is_list, make in _LISTS:
+        if is_list(kind):
+            return make(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        # Parquet takes those of length 0, and cannot be read then.
+        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1)
+    return kind
+
+
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_),
+    (pa.types.is_large_list_view, pa.large_list),
+)
+
+
+def _table_digest(table: pa.Table) -> str:
+    digest = blake2b(digest_size=16)
+    # Slices of one size, so that the same rows in other chunks have the same digest.
+    for start in range(0, max(table.num_rows, 1), _HASHED_ROWS):
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table.slice(start, _HASHED_ROWS).combine_chunks())
+        digest.update(sink.getvalue())
+    return digest.hexdigest()
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def read_parquet(paths: Sequence[str]) -> pa.Table:
+    """Parquet files as one table."""
+    tables = []
+    for path in paths:
+        with _parquet(DataFile(path)) as parquet:
+            tables.append(parquet.read())
+    return pa.concat_tables(tables)

@@ -1,0 +1,1 @@
+"""A row on its way through a job."""

@@ -1,0 +1,188 @@
+"""Jobs whose input is OpenAI's batch form: a request a line in, a response a line out.
+
+Lines are `{custom_id, method, url, body}`; answers `{id, custom_id, response{status_code, request_id, body},
+error}` (https://platform.openai.com/docs/guides/batch). Ids are made from the request and its place, so that a
+job that was interrupted gives the same lines as one that was not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgspec
+
+from penstock.batch.rows.requests import conversation_text
+from penstock.batch.rows.row import Outcome, Row, Stage, failed
+from penstock.engines.base import LLMEngine
+from penstock.errors import (
+    DuplicateIdError,
+    EngineError,
+    LineError,
+    PenstockError,
+    RequestError,
+    UnsupportedError,
+    by_kind,
+    nearest,
+)
+from penstock.openai import responses
+from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
+from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Usage
+
+KEYS = frozenset({"custom_id", "method", "url", "body"})
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+
+
+class _Request(NamedTuple):
+    model: str
+    asks: list[ChatRequest] | list[CompletionRequest] | list[EmbeddingRequest]
+    adapter: str | None
+    base64: bool = False
+
+
+class OpenAILines:
+    """The form of such a job. `model` names the job's model; `model:adapter` in a body asks for an adapter.
+
+    Any other `model` in a body is answered by the job's model, and named in the answer as it was asked for.
+    `created` is the time that answers carry, in Unix seconds. Holds about 70 bytes for each `custom_id` seen.
+    """
+
+    columns: tuple[str, ...] | None = None
+    flat_columns: tuple[str, ...] = ("id", "custom_id", "response", "error")
+    preparing: Stage = "prompt"
+    concludes: bool = False
+    json_ready: bool = True
+    every_row: bool = True  # an id can repeat one from before the interruption
+
+    def __init__(self, *, model: str, created: int) -> None:
+        self._model = model
+        self.created = created
+        self._seen: set[int] = set()
+        self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        yield rows
+
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome:
+        return outcome
+
+    def prepare(self, row: Row) -> None:
+        values = row.values
+        assert values is not None
+        self._check_line(values)
+        url, body = values["url"], values["body"]
+        model = body.get("model") if isinstance(body, Mapping) else None
+        adapter = None
+        if isinstance(model, str) and model.startswith(f"{self._model}:"):
+            adapter = model[len(self._model) + 1 :]
+        text = ""
+        if url == URLS[0]:
+            chat = parse_body(ChatBody, body).request(adapter=adapter, stream=False)
+            row.request = _Request(model or self._model, [chat], adapter)
+            row.shareable = chat.sampling.is_deterministic
+            row.longest = chat.sampling.max_tokens or 0
+            text = conversation_text(chat.messages)
+        elif url == URLS[1]:
+            plain = parse_body(CompletionBody, body).requests(adapter=adapter, stream=False)
+            row.request = _Request(model or self._model, plain, adapter)
+            row.shareable = plain[0].sampling.is_deterministic
+            row.longest = plain[0].sampling.max_tokens or 0
+            text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
+        else:
+            if adapter is not None:
+                raise UnsupportedError(f"embeddings take no adapter, as '{model}' asks for", param="model")
+            embedding = parse_body(EmbeddingBody, body)
+            base64 = embedding.encoding_format == "base64"
+            row.request = _Request(model or self._model, [embedding.request()], None, base64)
+            row.shareable = True
+        row.prefix = text if adapter is None else f"{adapter}\0{text}"
+        try:
+            row.digest = blake2b(self._encode((url, row.request)), digest_size=16).digest()
+        except OverflowError:
+            raise RequestError("the body holds an integer of more than 64 bits") from None
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        model, asks, _, base64 = row.request
+        collected: list[responses.Answers] = []
+        body: dict[str, Any] = {}
+        for request in asks:
+            if isinstance(request, EmbeddingRequest):
+                vectors = await engine.embeddings(request)
+                body = responses.embedding_list(vectors, model=model, base64=base64)
+                return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
+            answers = responses.Answers()
+            deltas = engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
+            async for delta in deltas:
+                answers.add(delta)
+            if len(answers.reasons) < request.n:
+                raise EngineError("the engine ended the request before its answer was complete")
+            collected.append(answers)
+        # Equal requests that share one computation share its id; others must not.
+        name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
+        if isinstance(asks[0], ChatRequest):
+            body = responses.chat_completion(collected[0], id=f"chatcmpl-{name}", created=self.created, model=model)
+        else:
+            body = responses.completion(collected, id=f"cmpl-{name}", created=self.created, model=model)
+        usages = [answers.usage for answers in collected]
+        usage = Usage(
+            sum(u.prompt_tokens for u in usages),
+            sum(u.completion_tokens for u in usages),
+            sum(u.cached_tokens for u in usages),
+        )
+        return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        outcome = failed(error, stage, attempts)
+        if stage != "read" and not isinstance(error, LineError):
+            outcome.response = msgspec.json.encode(responses.error_body(error)).decode()
+        return outcome
+
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
+        custom_id = (row.values or {}).get("custom_id")
+        name = _hash(custom_id, row.index)
+        response = error = None
+        if outcome.response is not None:
+            response = {
+                "status_code": 200 if outcome.error is None else _status(outcome.error.type),
+                "request_id": f"req_{name}",
+                "body": msgspec.json.decode(outcome.response),
+            }
+        elif outcome.error is not None:
+            error = {"code": outcome.error.type, "message": outcome.error.message}
+        return {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response, "error": error}
+
+    def _check_line(self, values: Mapping[str, Any]) -> None:
+        custom_id = values.get("custom_id")
+        if not isinstance(custom_id, str) or not custom_id:
+            raise LineError("the line has no custom_id", param="custom_id")
+        key = hash_key(custom_id)
+        if key in self._seen:
+            raise DuplicateIdError(f"custom_id '{custom_id}' stands in an earlier line", param="custom_id")
+        self._seen.add(key)
+        if values.get("method") != "POST":
+            raise LineError(f"method must be POST, not {values.get('method')!r}", param="method")
+        if values.get("url") not in URLS:
+            raise LineError(f"unknown url. {nearest(str(values.get('url')), URLS)}", param="url")
+        if "body" not in values:
+            raise LineError("the line has no body", param="body")
+
+
+def are_lines(first: Mapping[str, Any] | None) -> bool:
+    """Whether a data set that begins with this row is in OpenAI's batch form."""
+    return first is not None and first.keys() >= KEYS
+
+
+def hash_key(text: str) -> int:
+    """A number that stands for an id: two ids in ten million share one with a chance of one in 400,000."""
+    return int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
+
+
+def _hash(*parts: object) -> str:
+    return blake2b(repr(parts).encode(errors="replace"), digest_size=12).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _status(kind: str) -> int:
+    return by_kind(kind, "").status

@@ -1,0 +1,176 @@
+"""Asks for one answer, and asks again otherwise where it was cut off, too long to be asked, or not in its form."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+
+import msgspec
+
+from penstock.batch.rows.row import Outcome, RowError
+from penstock.batch.schemas.structured import Schema
+from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Deltas
+from penstock.errors import AnswerFormError, ConfigError, ContextLengthError, EngineError, RequestError
+from penstock.types import ChatRequest, CompletionRequest, Message, StructuredOutput, Usage
+
+_CUTS = 8
+_KEPT_EACH_CUT = 0.75
+_AGAIN = "That answer cannot be used: {why}. Answer again, with nothing but JSON that follows the schema."
+
+Request = ChatRequest | CompletionRequest
+Ask = Callable[[Request], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What may be done. `raise_limit`: twice the tokens for an answer that was cut off; `truncate`: a shorter prompt
+    where it is too long for the model; `json_attempts`: answers until one is in its form.
+    """
+
+    raise_limit: bool = False
+    truncate: bool = False
+    json_attempts: int = 1
+
+    @classmethod
+    def of(cls, on_length: str, on_invalid_json: str, attempts: int) -> Repair:
+        """What the options of these names ask for. Raises `ConfigError`."""
+        wanted = [part.strip() for part in on_length.split(",")]
+        for part in wanted:
+            if part not in ("keep", "raise", "truncate"):
+                raise ConfigError(f"must be keep, raise or truncate, not {part!r}", field="on_length", value=part)
+        return cls(
+            raise_limit="raise" in wanted,
+            truncate="truncate" in wanted,
+            json_attempts=attempts if on_invalid_json == "retry" else 1,
+        )
+
+    async def answer(
+        self,
+        request: Request,
+        ask: Ask,
+        context_length: int,
+        read: Callable[[Outcome], Awaitable[Outcome]] | None = None,
+    ) -> Outcome:
+        """The last answer, as `read` finds it, with the tokens of all of them. Raises what `ask` raises."""
+        usages: list[Usage] = []
+        fitting = partial(self._fitting, ask, context_length, usages)
+        request, outcome = await fitting(request)
+        if read is not None:
+            outcome = await read(outcome)
+            for _ in range(self.json_attempts - 1):
+                if (again := _told(request, outcome)) is None:
+                    break
+                try:
+                    _, answer = await fitting(again)
+                except ContextLengthError:
+                    break  # the conversation has no room for another answer
+                outcome = await read(answer)
+        if len(usages) > 1:
+            outcome.usage = Usage(
+                sum(usage.prompt_tokens for usage in usages),
+                sum(usage.completion_tokens for usage in usages),
+                sum(usage.cached_tokens for usage in usages),
+            )
+        return outcome
+
+    async def _fitting(
+        self, ask: Ask, context_length: int, usages: list[Usage], request: Request
+    ) -> tuple[Request, Outcome]:
+        """An answer, the prompt made shorter or the limit higher as need be; and the request that brought it."""
+        cuts = 0
+        while True:
+            try:
+                outcome = await ask(request)
+            except ContextLengthError:
+                if not self.truncate or cuts >= _CUTS:
+                    raise
+                cuts += 1
+                request = shortened(request)
+                continue
+            if outcome.usage is not None:
+                usages.append(outcome.usage)
+            limit = request.sampling.max_tokens
+            room = context_length - (outcome.usage.prompt_tokens if outcome.usage else 0)
+            if not self.raise_limit or outcome.finish_reason != "length" or limit is None or limit >= room:
+                return request, outcome
+            wider = msgspec.structs.replace(request.sampling, max_tokens=min(2 * limit, room))
+            request = msgspec.structs.replace(request, sampling=wider)
+
+
+def shortened(request: Request) -> Request:
+    """The request with its prompt, or the longest text of its conversation, cut to three quarters. The end goes: what
+    is asked often comes first.
+    """
+    if isinstance(request, CompletionRequest):
+        return msgspec.structs.replace(request, prompt=request.prompt[: int(len(request.prompt) * _KEPT_EACH_CUT)])
+    messages = request.messages
+    lengths = [len(text) if isinstance(text := message.get("content"), str) else 0 for message in messages]
+    longest = max(range(len(messages)), key=lengths.__getitem__)
+    if not lengths[longest]:
+        return request
+    text = messages[longest]["content"]
+    cut = {**messages[longest], "content": text[: int(len(text) * _KEPT_EACH_CUT)]}
+    return msgspec.structs.replace(request, messages=[*messages[:longest], cut, *messages[longest + 1 :]])
+
+
+def invalid_json(why: str, finish_reason: str | None, usage: Usage | None) -> RowError:
+    """The error of an answer that is not in its form, or was cut off before it could be."""
+    if finish_reason == "length":
+        count = usage.completion_tokens if usage else 0
+        why = f"the answer was cut off after {count} tokens, before its JSON ended; raise max_tokens"
+    return RowError(AnswerFormError.kind, "parse", False, why)
+
+
+async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
+    """Why an answer does not fit its constraint, if that is JSON. Raises `RequestError` for what is no schema."""
+    if structured is None or structured.kind == "regex":
+        return None
+    try:
+        await _schema(structured.spec).read(text)
+    except ValueError as error:
+        return str(error)
+    except ConfigError as error:
+        raise RequestError(str(error), param="structured_outputs") from None
+    return None
+
+
+@lru_cache(maxsize=64)
+def _schema(spec: str) -> Schema:
+    try:
+        return Schema(msgspec.json.decode(spec or '{"type": "object"}', type=dict))
+    except msgspec.DecodeError:
+        raise ConfigError("not a JSON object", field="schema") from None
+
+
+def _told(request: Request, outcome: Outcome) -> Request | None:
+    """The request that asks again, saying what was wrong; None where nothing was, or it would get the same answer."""
+    if outcome.error is None:
+        return None
+    if isinstance(request, CompletionRequest):
+        return None if request.sampling.is_deterministic else request
+    turns: list[Message] = [
+        {"role": "assistant", "content": outcome.response},
+        {"role": "user", "content": _AGAIN.format(why=outcome.error.message)},
+    ]
+    return msgspec.structs.replace(request, messages=[*request.messages, *turns])
+
+
+def deltas_of(engine: LLMEngine, request: Request) -> Deltas:
+    """What an engine says to a request of either kind."""
+    return engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
+
+
+async def collect(engine: LLMEngine, request: Request) -> Outcome:
+    """The whole of one answer."""
+    text = ""
+    reason: str | None = None
+    usage: Usage | None = None
+    async for delta in deltas_of(engine, request):
+        text += delta.text
+        if delta.finish_reason is not None:
+            reason, usage = delta.finish_reason, delta.usage
+    if reason in (None, "abort", "error"):
+        raise EngineError("the engine ended the request before its answer was complete")
+    return Outcome(text, None, reason, usage)

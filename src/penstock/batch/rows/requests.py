@@ -1,0 +1,248 @@
+"""From a row to a chat request, and from its answer to an output row: jobs with a prompt or a messages column."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from penstock.batch.rows.repair import Repair, collect, invalid_json
+from penstock.batch.rows.row import Outcome, Row, Stage, failed
+from penstock.batch.rows.template import Template, as_text
+from penstock.batch.schemas.structured import Schema
+from penstock.batch.values.plain import plain_row
+from penstock.engines.base import LLMEngine
+from penstock.errors import ConfigError, PenstockError, RequestError, nearest
+from penstock.openai.requests import check_messages
+from penstock.parsing.text import decode_json
+from penstock.types import ChatRequest, Message, Sampling, Usage
+
+RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
+ERROR_FIELDS = ("type", "stage", "retryable", "message")
+_OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (("error", ERROR_FIELDS), ("usage", Usage.__struct_fields__))
+
+
+class RequestForm(Protocol):
+    """How a job's rows ask, and how their answers stand in the output.
+
+    `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
+    prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
+    objects taken apart. `preparing` names the stage of rows that cannot be prepared. `concludes` says that a row's
+    outcome is more than that of its request. `json_ready` says that output rows hold what `values.for_json` makes.
+    """
+
+    columns: tuple[str, ...] | None
+    every_row: bool
+    preparing: Stage
+    concludes: bool
+    json_ready: bool
+    flat_columns: tuple[str, ...]
+
+    def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        """The rows in lists, each as soon as it can be prepared: what would hold up the event loop is done here."""
+
+    def prepare(self, row: Row) -> None:
+        """Set the row's request, digest and prefix. Raises `RequestError`."""
+
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
+        """What the row's outcome is, given that of its request, which equal requests of other rows share."""
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        """The outcome of a row that failed for good."""
+
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
+        """The output row."""
+
+
+class EngineForm(RequestForm, Protocol):
+    """A form whose rows are one request each to one engine."""
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        """Have the row answered. Raises what the engine raises."""
+
+
+class ColumnRequests:
+    """Chat requests from a prompt template or a column of messages; answers become columns beside the input's.
+
+    `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for all rows.
+    `prefix` goes before the name of each result column. `values_for`: the output that
+    rows go to, where their values may be other ones than those of JSON; a row with one that it cannot hold fails.
+    """
+
+    every_row: bool = False
+    preparing: Stage = "prompt"
+    concludes: bool = False
+    json_ready: bool = True
+
+    def __init__(
+        self,
+        *,
+        template: Template | None = None,
+        messages: str | None = None,
+        system: str | None = None,
+        sampling: Sampling,
+        schema: Schema | None = None,
+        adapter: str | None = None,
+        adapter_column: str | None = None,
+        prefix: str = "",
+        repair: Repair | None = None,
+        values_for: Literal["json", "parquet"] | None = None,
+    ) -> None:
+        self._values_for = values_for
+        self.repair = repair or Repair()
+        self._template = template
+        self._messages = messages
+        self._system: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+        self.sampling = sampling
+        self.schema = schema
+        self._adapter = adapter
+        self._adapter_column = adapter_column
+        self._deterministic = sampling.is_deterministic
+        self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
+        self._digest = blake2b(self._encode((sampling, self._system)), digest_size=16)
+        asked = template.columns if template is not None else (messages or "",)
+        self.columns: tuple[str, ...] | None = (*asked, *([adapter_column] if adapter_column else []))
+        self.fields = schema.fields if schema else ()
+        for name in self.fields:
+            if name in ("response", *RESULT_COLUMNS):
+                raise ConfigError(
+                    f"the field '{name}' has the name of a result column",
+                    field="schema",
+                    hint="Rename the field",
+                )
+        self.result_columns = tuple(prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS))
+        self._results = frozenset(self.result_columns)
+        parts = {prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS}
+        self.flat_columns = tuple(flat for name in self.result_columns for flat in parts.get(name, [name]))
+        self._blank: dict[str, Any] = {}
+
+    def check(self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False) -> None:
+        """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's name.
+
+        `every` are all columns that rows may have, None if unknown: then a row that lacks one is an error row. `flat`
+        says that the output takes objects apart, and so has result columns such as `error.type`.
+        """
+        self._blank = dict.fromkeys(columns)
+        if self._template is not None:
+            self._template.check(columns if every is None else every, complete=every is not None)
+        elif every is not None and self._messages not in every:
+            raise ConfigError(
+                f"the data has no column '{self._messages}'",
+                field="messages",
+                hint=nearest(self._messages or "", every),
+            )
+        results = self._results.union(self.flat_columns) if flat else self._results
+        taken = [name for name in columns if name in results]
+        if taken:
+            raise ConfigError(
+                f"the data has columns with the names of result columns: {', '.join(taken)}",
+                field="result_prefix",
+                hint="Set one with --result-prefix, such as 'out_'",
+            )
+
+    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
+        if self._values_for is not None:
+            for row in rows:
+                if row.values is not None:
+                    row.values, wrong = plain_row(row.values, json=self._values_for == "json")
+                    row.failure = None if wrong is None else RequestError(wrong)
+        yield rows
+
+    def conclude(self, row: Row, outcome: Outcome) -> Outcome:
+        return outcome
+
+    def prepare(self, row: Row) -> None:
+        values = row.values
+        assert values is not None
+        if not self._results.isdisjoint(values):
+            taken = ", ".join(sorted(self._results.intersection(values)))
+            raise RequestError(f"the row has columns with the names of result columns: {taken}")
+        adapter = self._adapter
+        if self._adapter_column is not None:
+            adapter = as_text(values.get(self._adapter_column)) or None
+        content: Any
+        if self._template is not None:
+            content = text = self._template.render(values)
+            messages = [*self._system, {"role": "user", "content": text}]
+        else:
+            messages = content = self._conversation(values)
+            text = conversation_text(messages)
+        digest = self._digest.copy()
+        try:
+            digest.update(self._encode((content, adapter)))
+        except UnicodeEncodeError:
+            raise RequestError("the prompt holds text that is no valid Unicode") from None
+        except OverflowError:
+            raise RequestError("the prompt holds an integer of more than 64 bits") from None
+        row.request = ChatRequest(messages=messages, sampling=self.sampling, adapter=adapter, stream=False)
+        row.digest = digest.digest()
+        row.shareable = self._deterministic
+        row.prefix = text if adapter is None else f"{adapter}\0{text}"
+
+    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
+        context = engine.capabilities.context_length
+        return await self.repair.answer(row.request, partial(collect, engine), context, self._read)
+
+    async def _read(self, answer: Outcome) -> Outcome:
+        """The answer with its fields, or with what is wrong with it."""
+        if self.schema is not None:
+            try:
+                answer.parsed = await self.schema.read(answer.response or "")
+            except ValueError as error:
+                answer.error = invalid_json(str(error), answer.finish_reason, answer.usage)
+        return answer
+
+    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
+        return failed(error, stage, attempts)
+
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
+        values = dict(row.values) if row.values is not None else dict(self._blank)
+        values.update(zip(self.result_columns, self.results(outcome), strict=True))
+        return values
+
+    def results(self, outcome: Outcome) -> list[Any]:
+        """The values of the result columns."""
+        error, usage = outcome.error, outcome.usage
+        fields = outcome.parsed or {}
+        return [
+            outcome.response,
+            *[fields.get(name) for name in self.fields],
+            "ok" if error is None else "error",
+            None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
+            outcome.finish_reason,
+            None if usage is None else msgspec.structs.asdict(usage),
+            outcome.attempts,
+            outcome.latency_ms,
+        ]
+
+    def _conversation(self, values: Mapping[str, Any]) -> list[Message]:
+        try:
+            value = values[self._messages or ""]
+        except KeyError:
+            raise RequestError(f"the row has no column '{self._messages}'", param=self._messages) from None
+        if isinstance(value, str):
+            try:
+                value = decode_json(value)
+            except ValueError:
+                raise RequestError(f"column '{self._messages}' holds text that is no JSON list of messages") from None
+        if not isinstance(value, list) or not value:
+            raise RequestError(f"column '{self._messages}' holds no list of messages", param="messages")
+        messages: list[Message] = []
+        for item in value:
+            if not isinstance(item, dict) or not isinstance(item.get("role"), str):
+                raise RequestError(f"column '{self._messages}' holds a message without a role", param="messages")
+            # Columnar data gives every message every key; the empty ones were never there.
+            messages.append({key: part for key, part in item.items() if part is not None})
+        check_messages(messages)
+        for message in messages:
+            if isinstance(message.get("content"), list) and any(part["type"] != "text" for part in message["content"]):
+                raise RequestError(f"column '{self._messages}' holds a message with other parts than text")
+        return messages if messages[0]["role"] == "system" else self._system + messages
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """The contents of a conversation in order: conversations that begin alike sort together by it."""
+    return "\n".join(as_text(message.get("content")) for message in messages)

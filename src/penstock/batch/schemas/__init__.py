@@ -1,0 +1,1 @@
+"""JSON Schemas of answers: columns, and checks in linear time."""

@@ -1,0 +1,1 @@
+"""Values: what each becomes in an output, and back."""

@@ -1,0 +1,81 @@
+"""A processor's results as bytes, for the journal: plain values as they are, whatever msgpack has a kind for."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+from msgspec.msgpack import Ext
+
+from penstock.batch.values.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta
+from penstock.batch.values.plain import plain_row
+from penstock.errors import printable
+
+_AS_THEY_ARE = frozenset({type(None), bool, int, float, str, bytes})
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))).decode
+
+
+def pack(values: Mapping[Any, Any]) -> tuple[bytes, str | None]:
+    """A row's values, and what is wrong with those that no output can hold, None in their place."""
+    row, wrong = plain_row(values)
+    try:
+        return _encode(_marked(row)), wrong
+    except (OverflowError, UnicodeEncodeError):  # an integer of more than 64 bits, or a lone surrogate
+        return _encode(_checked(_marked(row))), wrong
+
+
+def unpack(data: bytes) -> dict[str, Any]:
+    """The row that was packed."""
+    row: dict[str, Any] = _decode(data)
+    return row
+
+
+def _marked(value: Any) -> Any:
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind is dict:
+        return {name: part if type(part) in _AS_THEY_ARE else _marked(part) for name, part in value.items()}
+    if kind is list:
+        return value if _AS_THEY_ARE.issuperset(map(type, value)) else [_marked(part) for part in value]
+    code, said = _WRITE[kind]
+    return Ext(code, _encode(said(value)))
+
+
+def _checked(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
+        return Ext(8, _encode(hex(value)))
+    if isinstance(value, dict):
+        return {printable(name): _checked(part) for name, part in value.items()}
+    return [_checked(part) for part in value] if isinstance(value, list) else value
+
+
+_Said = Callable[[Any], Any]
+_WRITE: dict[type, tuple[int, _Said]] = {
+    decimal.Decimal: (0, str),
+    datetime.date: (1, datetime.date.isoformat),
+    datetime.datetime: (2, datetime.datetime.isoformat),
+    datetime.time: (3, datetime.time.isoformat),
+    datetime.timedelta: (4, lambda value: (value.days, value.seconds, value.microseconds)),
+    NanoDatetime: (5, lambda value: (value.isoformat(timespec="microseconds"), value.nanosecond)),
+    NanoTime: (6, lambda value: (value.isoformat("microseconds"), value.nanosecond)),
+    NanoTimedelta: (7, lambda value: (value.days, value.seconds, value.microseconds, value.nanoseconds)),
+}
+_READ: dict[int, _Said] = {
+    0: decimal.Decimal,
+    1: datetime.date.fromisoformat,
+    2: datetime.datetime.fromisoformat,
+    3: datetime.time.fromisoformat,
+    4: lambda said: datetime.timedelta(*said),
+    5: lambda said: NanoDatetime.of(datetime.datetime.fromisoformat(said[0]), said[1]),
+    6: lambda said: NanoTime.of(datetime.time.fromisoformat(said[0]), said[1]),
+    7: lambda said: NanoTimedelta.of(datetime.timedelta(*said[:3]), said[3]),
+    8: lambda said: int(said, 16),
+}

@@ -1,0 +1,371 @@
+"""What a Python value becomes in an output, whatever its form.
+
+First it becomes a *plain* value (`plain`): None, bool, int, float, text, bytes, Decimal, date, datetime, time or
+timedelta (or one with nanoseconds), a list of such, or a dict of such by names. That is what Arrow holds. JSON and CSV
+hold fewer kinds (`for_json`): there a number that is not finite and a time are text. `text` is the one text form of any
+value. `docs/batch.md` has the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import decimal
+import enum
+import math
+import os
+import re
+import sys
+import types
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence, Set as AbstractSet, ValuesView
+from typing import Any
+
+import msgspec
+
+from penstock.batch.values.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta, duration_text, total_nanoseconds
+from penstock.errors import printable
+
+Plain = Any
+
+_JSON = frozenset({type(None), bool, int, str})
+_NANO = (NanoDatetime, NanoTime, NanoTimedelta)
+LEAVES = _JSON | {float, bytes, decimal.Decimal, *_NANO}
+LEAVES |= {datetime.date, datetime.datetime, datetime.time, datetime.timedelta}
+_TIMES = frozenset({*_NANO, datetime.datetime, datetime.time})
+_ONLY_TEXT = frozenset({str})
+_ONLY_FLOAT = frozenset({float})
+_LONG = 14_000
+"""Bits of the longest integer that is written in decimal, which takes a time that grows with the square."""
+_ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
+_LISTS = (Sequence, AbstractSet, deque, ValuesView)
+
+_encode = msgspec.json.Encoder().encode
+
+
+class UnstorableError(ValueError):
+    """A value that no output can hold: one that holds itself, or has no content that could be written down."""
+
+
+def plain(value: Any) -> Plain:
+    """The plain value. Raises `UnstorableError`."""
+    return _whole(value, json=False)
+
+
+def for_json(value: Any) -> Any:
+    """What msgspec's JSON encoder writes without loss. Raises `UnstorableError`."""
+    return _whole(value, json=True)
+
+
+def text(value: Any) -> str | None:
+    """Text as it is, anything else as the JSON that stands for it; a text in JSON without its quotes. None stays None.
+
+    Raises `UnstorableError`.
+    """
+    if value is None or type(value) is str:
+        return value if value is None else printable(value)
+    ready = for_json(value)
+    if ready is None or type(ready) is str:
+        return ready if ready is None else printable(ready)
+    try:
+        made = _encode(ready).decode()
+    except ValueError:
+        made = _encode(encodable(ready)).decode()
+    return made[1:-1] if made.startswith('"') else made
+
+
+def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
+    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them. Raises `UnstorableError`."""
+    if ready:
+        try:
+            return _encode(values) + b"\n"
+        except (ValueError, TypeError):
+            pass
+    made = {name: value if type(value) in _JSON else for_json(value) for name, value in values.items()}
+    try:
+        return _encode(made) + b"\n"
+    except (ValueError, TypeError):  # a lone surrogate, a very long number, or a name that is no text
+        return _encode(encodable(for_json(made))) + b"\n"
+
+
+def plain_row(values: Mapping[Any, Any], *, json: bool = False) -> tuple[dict[str, Plain], str | None]:
+    """A row's plain values, and what is wrong with those that no output can hold: in their place stands None.
+
+    `json`: as `for_json` makes them.
+    """
+    done = _JSON if json else LEAVES
+    row: dict[str, Plain] = {}
+    wrong = None
+    for name, value in values.items():
+        try:
+            key = name if type(name) is str else key_text(name)
+            if key in row:
+                raise UnstorableError("another column has the same name as text")
+            row[key] = value if type(value) in done else _whole(value, json=json)
+        except UnstorableError as error:
+            wrong = wrong or f"column '{name}' cannot be stored: {error}"
+            row.setdefault(str(name), None)
+    return row, wrong
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is a missing value of pandas or NumPy: NA, NaT, or a masked one."""
+    kind = type(value)
+    return kind.__name__ in ("NAType", "NaTType", "MaskedConstant") and kind.__module__.startswith(("pandas", "numpy"))
+
+
+def _whole(value: Any, *, json: bool) -> Any:
+    try:
+        return _walk(value, json)
+    except UnstorableError:
+        raise
+    except RecursionError:
+        raise UnstorableError("it holds itself, or is nested too deeply") from None
+    except Exception as error:  # values of the caller's own types can fail in any way
+        raise UnstorableError(f"looking into it failed with {type(error).__name__}") from None
+
+
+def _walk(value: Any, json: bool) -> Any:
+    kind = type(value)
+    if kind in _JSON:
+        return value
+    if kind is float:
+        return value if not json or math.isfinite(value) else _unlimited(value)
+    if kind is dict:
+        if _ONLY_TEXT.issuperset(map(type, value)):
+            return {name: part if type(part) in _JSON else _walk(part, json) for name, part in value.items()}
+        made: dict[str, Any] = {}
+        for name, part in value.items():
+            key = key_text(name)
+            if key in made:
+                raise UnstorableError(f"two of its keys read '{key}' as text")
+            made[key] = _walk(part, json)
+        return made
+    if kind is list:
+        kinds = set(map(type, value))
+        if _JSON.issuperset(kinds) or (kinds <= _ONLY_FLOAT and (not json or all(map(math.isfinite, value)))):
+            return value
+        return [_walk(part, json) for part in value]
+    if kind in LEAVES:
+        return _time_text(value) if json and kind in _TIMES else value
+    return _walk(_known(value), json)
+
+
+def _known(value: Any) -> Any:
+    """A value of some other class as one that is plain, or nearer to it."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if is_missing(value):
+        return None
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+        return _time(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return _in_order(value)
+    if isinstance(value, _LISTS):
+        return list(value)
+    if isinstance(value, decimal.Decimal):
+        return decimal.Decimal(value)
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, complex):
+        return str(complex(value)).strip("()")
+    fields = _fields(value)
+    return fields if fields is not None else _foreign(value)
+
+
+def _time_text(value: Any) -> Any:
+    """The ISO text of a time where the JSON encoder's would lose something of it."""
+    if isinstance(value, NanoTimedelta):
+        return duration_text(total_nanoseconds(value))
+    if value.tzinfo is not None:
+        offset = value.utcoffset()
+        if offset is None:  # a time of day, in a zone whose offset depends on the day
+            return f"{value.isoformat()}[{value.tzinfo}]"
+        if offset.seconds % 60 or offset.microseconds:
+            return value.isoformat()
+    return value.isoformat() if type(value) in _NANO else value
+
+
+def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
+    """A time of a subclass, such as one of pandas, as Python's own, with its nanoseconds if it has some."""
+    if isinstance(value, datetime.datetime):
+        zone, beyond = value.tzinfo, getattr(value, "nanosecond", 0)
+        parts = (value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
+        return NanoDatetime.of(datetime.datetime(*parts, tzinfo=zone, fold=value.fold), beyond)
+    if isinstance(value, datetime.date):
+        return datetime.date(value.year, value.month, value.day)
+    if isinstance(value, datetime.time):
+        return datetime.time(value.hour, value.minute, value.second, value.microsecond, value.tzinfo, fold=value.fold)
+    whole = datetime.timedelta(value.days, value.seconds, value.microseconds)
+    return NanoTimedelta.of(whole, getattr(value, "nanoseconds", 0))
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """The fields of an object that is made of named ones."""
+    if isinstance(value, type):
+        return None
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, msgspec.Struct):
+        return {name: getattr(value, name) for name in value.__struct_fields__}
+    if hasattr(type(value), "__attrs_attrs__"):
+        return {field.name: getattr(value, field.name) for field in type(value).__attrs_attrs__}
+    if hasattr(type(value), "model_dump"):
+        fields: Mapping[str, Any] = value.model_dump()
+        return dict(fields)
+    if isinstance(value, types.SimpleNamespace):
+        return dict(vars(value))
+    return None
+
+
+def _foreign(value: Any) -> Any:
+    """Values of NumPy, pandas, Polars, Arrow and whoever else has arrays; at last the text that a value has."""
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
+        return _numpy(numpy, value)
+    library = type(value).__module__.partition(".")[0]
+    if library == "pyarrow":
+        from penstock.batch.values.from_arrow import of_arrow
+
+        return of_arrow(value)
+    if library in ("pandas", "polars") and hasattr(value, "columns"):
+        return value.to_dict("records") if library == "pandas" else value.to_dicts()
+    for name in ("tolist", "to_list"):
+        if callable(getattr(value, name, None)):
+            made = getattr(value, name)()
+            if made is not value:
+                return made
+    try:
+        said = str(value)
+    except Exception as error:
+        raise UnstorableError(
+            f"the text of a value of type {_class(value)} fails with {type(error).__name__}"
+        ) from None
+    if _ADDRESS.search(said):
+        raise UnstorableError(f"a value of type {_class(value)} has no text that tells its content")
+    return said
+
+
+def _numpy(numpy: Any, value: Any) -> Any:
+    """A scalar or array of NumPy. Masked elements are None, records dicts."""
+    kind = value.dtype.kind
+    if isinstance(value, numpy.ma.MaskedArray):
+        return _unmasked(numpy.asarray(value.data), numpy.asarray(numpy.ma.getmaskarray(value)))
+    if isinstance(value, numpy.ndarray):
+        if value.ndim == 0:
+            return value[()]
+        quick = kind in "USOT" or (kind in "biuf" and value.dtype.itemsize <= 8)
+        return value.tolist() if quick else list(value)
+    if value.dtype.names is not None:
+        return {name: value[name] for name in value.dtype.names}
+    if kind in "mM":
+        return _numpy_time(numpy, value)
+    if kind == "V":
+        return bytes(value)
+    made = value.item()
+    if not isinstance(made, numpy.generic):
+        return made
+    near = complex(made) if kind == "c" else float(made)  # a number longer than Python's
+    return near if near == made or near != near else str(made).strip("()")
+
+
+def _unmasked(part: Any, hidden: Any) -> Any:
+    if part.ndim:
+        return [_unmasked(*pair) for pair in zip(part, hidden, strict=True)]
+    if part.dtype.names is not None:
+        return {name: _unmasked(part[name], hidden[name]) for name in part.dtype.names}
+    return None if hidden else part
+
+
+def _numpy_time(numpy: Any, value: Any) -> Any:
+    if numpy.isnat(value):
+        return None
+    unit, step = numpy.datetime_data(value.dtype)
+    if value.dtype.kind == "m":
+        if unit == "generic":
+            return int(value.astype("int64"))
+        if unit in ("Y", "M"):  # which have no one length
+            return f"P{int(value.astype('int64')) * step}{unit}"
+        exact = _ticks(numpy, value, unit, step)
+        if exact is None:
+            return str(value)
+        whole, beyond = divmod(exact, 1000)
+        try:
+            return NanoTimedelta.of(datetime.timedelta(microseconds=whole), beyond)
+        except OverflowError:
+            return duration_text(exact)
+    made = value.item()
+    if isinstance(made, datetime.date):
+        return made
+    if unit in ("ns", "ps", "fs", "as"):
+        exact = _ticks(numpy, value, unit, step)
+        if exact is not None:
+            whole, beyond = divmod(exact, 1000)
+            try:
+                return NanoDatetime.of(datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=whole), beyond)
+            except OverflowError:
+                pass
+    return str(value)
+
+
+_NANOSECONDS = {"W": 604800 * 10**9, "D": 86400 * 10**9, "h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9}
+_NANOSECONDS |= {"ms": 10**6, "us": 1000, "ns": 1}
+_FINER = {"ps": 1000, "fs": 10**6, "as": 10**9}
+
+
+def _ticks(numpy: Any, value: Any, unit: str, step: int) -> int | None:
+    """The nanoseconds of a time, None if they are not whole."""
+    count = int(value.astype("int64")) * step
+    if unit in _NANOSECONDS:
+        return count * _NANOSECONDS[unit]
+    whole, rest = divmod(count, _FINER[unit])
+    return whole if not rest else None
+
+
+def _unlimited(value: float) -> str:
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def key_text(value: Any) -> str:
+    """The text of a key, or of the name of a column: None is null and True true, as in JSON."""
+    if type(value) is str:
+        return value
+    said = text(value)
+    return "null" if said is None else said
+
+
+def _in_order(values: Iterable[Any]) -> list[Any]:
+    """The elements of a set in an order that is the same in each process."""
+    listed = list(values)
+    kinds = set(map(type, listed))
+    if len(kinds) == 1 and kinds <= LEAVES:
+        return sorted(listed)
+    return sorted(listed, key=lambda value: (type(value).__qualname__, text(value) or ""))
+
+
+def encodable(value: Any) -> Any:
+    """What `for_json` made, with lone surrogates and integers too long for a decimal text as text."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {printable(key): encodable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [encodable(part) for part in value]
+    if isinstance(value, int) and value.bit_length() > _LONG:
+        return hex(value)
+    return value
+
+
+def _class(value: Any) -> str:
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

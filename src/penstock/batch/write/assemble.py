@@ -1,0 +1,199 @@
+"""Puts the parts of a finished job together: which rows stand where, and in which order they go to the output."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from penstock import private_files
+from penstock.batch.read.delimited import allow_long_fields
+from penstock.batch.state.durable_files import to_disk
+from penstock.batch.state.parts import Part
+from penstock.batch.state.ranges import Run, union, without
+from penstock.errors import OutputError
+
+_AT_ONCE = 256
+_MOST_COLUMNS = 1000
+"""Of one object. More keys than that are data, and a table of rows × keys would be their product."""
+
+
+class Segment(NamedTuple):
+    """`length` rows of `file` from place `at` on; the first is row number `start` of the input."""
+
+    start: int
+    length: int
+    file: str
+    at: int
+
+
+def segments(parts: Iterable[Part], *, keep_order: bool, without_failed: bool = False) -> Iterable[Segment]:
+    """The rows of the output in their order: that of the input, or that of the parts.
+
+    `without_failed`: only those that did not fail.
+    """
+    found = (
+        segment
+        for part in parts
+        for segment in _segments(part, union(part.dropped, part.failed if without_failed else part.skipped))
+    )
+    return sorted(found) if keep_order else found
+
+
+def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segment]:
+    """The rows that failed, in the same order, those that are skipped left out."""
+    found = (
+        segment
+        for part in parts
+        for segment in _segments(part, union(without(part.runs, part.failed), part.dropped, part.skipped))
+    )
+    return sorted(found) if keep_order else found
+
+
+def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
+    """JSON lines, copied as they are."""
+    lines = _Lines(folder)
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out, contextlib.closing(lines):
+        for segment in rows:
+            lines.copy(segment, out.writelines)
+        to_disk(out)
+
+
+def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows.
+
+    An object stays JSON where one of those names would be that of another column of its row, and where it has more
+    than 1,000 of them in all rows.
+    """
+    whole: frozenset[str] = frozenset()
+    names, unfit = _csv_columns(_objects(folder, rows()), columns, whole)
+    if unfit:
+        whole = unfit
+        names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
+    with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(names)
+        for values in _objects(folder, rows()):
+            flat = dict(_flat(values, whole))
+            writer.writerow([_cell(flat.get(name)) for name in names])
+        to_disk(out)
+
+
+def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
+    batch: list[bytes] = []
+    with contextlib.closing(_Lines(folder)) as lines:
+        for segment in rows:
+            lines.copy(segment, batch.extend)
+            for line in batch:
+                yield msgspec.json.decode(line)
+            batch.clear()
+
+
+def _csv_columns(
+    rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
+) -> tuple[list[str], frozenset[str]]:
+    """The columns of the CSV, and those of the rows whose objects stay whole: the names would clash, or be too many."""
+    filled = dict.fromkeys(columns, False)
+    unfit: set[str] = set()
+    for values in rows:
+        flat = list(_flat(values, whole))
+        for name, value in flat:
+            filled[name] = filled.get(name, False) or value is not None
+        if len(dict(flat)) < len(flat):
+            unfit.update(_clashing(values))
+    if len(filled) > _MOST_COLUMNS:
+        counts = Counter(name.partition(".")[0] for name in filled if "." in name)
+        unfit.update(name for name, count in counts.items() if count > _MOST_COLUMNS and name not in whole)
+    # A name that was only ever null is that of an object that other rows have: its fields are the columns.
+    objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
+    places = {name: place for place, name in enumerate(filled)}
+    names = [name for name, has_value in filled.items() if has_value or name not in objects]
+    names.sort(key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    return names, frozenset(unfit)
+
+
+def _clashing(values: dict[str, Any]) -> Iterator[str]:
+    """The columns with objects whose flat names are those of others in the row."""
+    owners: dict[str, str] = {}
+    for column, value in values.items():
+        for name, _ in _flat({column: value}):
+            if name in owners:
+                yield from (each for each in (column, owners[name]) if isinstance(values[each], dict))
+            owners[name] = column
+
+
+def _dots(name: str) -> list[int]:
+    return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
+
+
+def _flat(values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value and name not in whole:
+            yield from _flat(value, prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _segments(part: Part, absent: list[Run]) -> Iterator[Segment]:
+    at = part.at
+    for start, stop in part.runs:
+        for first, last in without([(start, stop)], absent):
+            yield Segment(first, last - first, part.file, at + first - start)
+        at += stop - start
+
+
+class _Lines:
+    """Reads part files from first line to last, each only as far as asked."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, tuple[io.BufferedReader, int]] = {}
+
+    def copy(self, segment: Segment, take: Callable[[list[bytes]], Any]) -> None:
+        """Give the segment's lines to `take`, some at a time. Segments of one file must come in ascending order."""
+        if segment.file not in self._open:
+            self._open[segment.file] = open(self._folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
+        file, place = self._open.pop(segment.file)
+        for _ in range(segment.at - place):
+            file.readline()
+        left = segment.length
+        while left:
+            lines = list(itertools.islice(file, min(left, _AT_ONCE)))
+            if not lines:
+                raise OutputError(f"{segment.file}: the file ends before row {segment.start + segment.length}")
+            take(lines)
+            left -= len(lines)
+        if file.peek(1):
+            self._open[segment.file] = file, segment.at + segment.length
+        else:
+            file.close()  # a job may have more parts than a process may have open files
+
+    def close(self) -> None:
+        for file, _ in self._open.values():
+            file.close()
+
+
+def csv_to_jsonl(source: Path, target: Path) -> None:
+    """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
+    encode = msgspec.json.Encoder().encode
+    allow_long_fields()
+    with (
+        open(source, encoding="utf-8", newline="") as rows,
+        open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
+    ):
+        for values in csv.DictReader(rows):
+            out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
+        to_disk(out)

@@ -1,0 +1,145 @@
+"""Puts the parts of a finished job together as Parquet: one file, or a directory of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from penstock import private_files
+from penstock.batch.read.files import for_arrow
+from penstock.batch.state.durable_files import to_disk
+from penstock.batch.values.from_arrow import python_rows
+from penstock.batch.values.plain import json_line
+from penstock.batch.write.assemble import Segment
+from penstock.batch.write.tables import conform, unify
+
+_GROUP_ROWS = 65536
+_GROUP_BYTES = 32 << 20
+_FILE_BYTES = 256 << 20
+_READ_ROWS = 4096
+
+
+def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
+    """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no rows."""
+    tables = _conformed(folder, rows, empty)
+    first = next(tables)
+    with open(target, "wb", opener=private_files.opener) as file:
+        with pq.ParquetWriter(file, first.schema) as writer:
+            writer.write_table(first)
+            for table in tables:
+                writer.write_table(table)
+        to_disk(file)
+
+
+def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
+    """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
+    private_files.make_folder(target)
+    tables = _conformed(folder, rows, empty)
+    table: pa.Table | None = next(tables)
+    number = 0
+    while table is not None:
+        written = 0
+        with open(target / f"part-{number:05}.parquet", "wb", opener=private_files.opener) as file:
+            with pq.ParquetWriter(file, table.schema) as writer:
+                while table is not None and written < _FILE_BYTES:
+                    writer.write_table(table)
+                    written += table.nbytes
+                    table = next(tables, None)
+            to_disk(file)
+        number += 1
+
+
+def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
+    """JSON lines of these rows."""
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as file:
+        for table in _conformed(folder, lambda: rows, pa.table({})):
+            for values in python_rows(table):
+                file.write(json_line(values))
+        to_disk(file)
+
+
+def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
+    """The output in tables of one schema, at least one of them."""
+    files = dict.fromkeys(segment.file for segment in rows())
+    paths = [path for file in files for path in files_of(folder / file)]
+    if not paths:
+        yield empty
+        return
+    schema = unify([_metadata(path).schema.to_arrow_schema() for path in paths], lambda name: _column(paths, name))
+    gathered: list[pa.Table] = []
+    count = size = 0
+    readers: dict[str, _Reader] = {}
+    for segment in rows():
+        reader = readers.pop(segment.file, None) or _Reader(folder / segment.file)
+        for piece in reader.read(segment.at, segment.length):
+            gathered.append(conform(piece, schema))
+            count += piece.num_rows
+            size += piece.nbytes
+            if count >= _GROUP_ROWS or size >= _GROUP_BYTES:
+                yield pa.concat_tables(gathered)
+                gathered, count, size = [], 0, 0
+        if not reader.exhausted:  # a job may have more parts than a process may have open files
+            readers[segment.file] = reader
+    if gathered:
+        yield pa.concat_tables(gathered)
+
+
+def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
+    """A column's values in all parts."""
+    for path in paths:
+        with for_arrow(path) as opened, pq.ParquetFile(opened) as parquet:
+            if name in parquet.schema_arrow.names:
+                for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=[name], use_threads=False):
+                    yield batch.column(name)
+
+
+class _Reader:
+    """Reads a part from its first row to its last."""
+
+    def __init__(self, path: Path) -> None:
+        files = files_of(path)
+        self._left: int = sum(_metadata(file).num_rows for file in files)
+        self._batches = _batches(files)
+        self._held: pa.Table | None = None
+        self._place = 0
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._left
+
+    def read(self, at: int, count: int) -> Iterator[pa.Table]:
+        """`count` rows from row `at` on, which must not lie before what was read already."""
+        for _ in self._take(at - self._place):
+            pass
+        yield from self._take(count)
+
+    def _take(self, count: int) -> Iterator[pa.Table]:
+        while count > 0:
+            if self._held is None or not self._held.num_rows:
+                self._held = next(self._batches)
+            piece = self._held.slice(0, count)
+            self._held = self._held.slice(piece.num_rows)
+            self._place += piece.num_rows
+            self._left -= piece.num_rows
+            count -= piece.num_rows
+            yield piece
+
+
+def files_of(path: Path) -> list[Path]:
+    """A part's file, or the files of a part that is a directory, sorted."""
+    return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+
+
+def _metadata(path: Path) -> pq.FileMetaData:
+    with for_arrow(path) as file:
+        return pq.read_metadata(file)
+
+
+def _batches(files: list[Path]) -> Iterator[pa.Table]:
+    for file in files:
+        with for_arrow(file) as opened, pq.ParquetFile(opened) as parquet:
+            for batch in parquet.iter_batches(batch_size=_READ_ROWS, use_threads=False):
+                yield pa.Table.from_batches([batch])

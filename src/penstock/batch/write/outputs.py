@@ -1,0 +1,246 @@
+"""Where a job's results go: a file, a directory of Parquet, a URL, standard output, or memory."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Literal
+
+from penstock import env, private_files
+from penstock.batch.read.files import filesystem, is_url
+from penstock.batch.state.durable_files import remove, writing
+from penstock.batch.state.manifest import Stamp
+from penstock.batch.state.records import checksum_of
+from penstock.batch.write import assemble
+from penstock.batch.write.assemble import Segment
+from penstock.batch.write.publish import is_own, place, stamp_of
+from penstock.errors import ConfigError, OutputError, PenstockError, printable
+
+Form = Literal["jsonl", "csv", "parquet", "dataset"]
+_FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+class Output:
+    """A file, directory or URL that a job writes. `folder` holds the job's state until it is complete, and
+    after. Rows that failed go to `dead_letter`, a file of JSON lines, where one is given.
+
+    Raises `ConfigError` for an unknown extension.
+    """
+
+    def __init__(self, path: str, dead_letter: str | None = None) -> None:
+        if not path:
+            raise ConfigError("must not be empty", field="output")
+        if dead_letter is not None and (is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))):
+            raise ConfigError("must be a local path ending in .jsonl", field="dead_letter", value=dead_letter)
+        if dead_letter is not None and os.path.realpath(dead_letter) == os.path.realpath(path):
+            raise ConfigError(f"{dead_letter} is the output", field="dead_letter", value=dead_letter)
+        self.path = path
+        self.dead_letter = dead_letter
+        self.remote = is_url(path)
+        self.form: Form
+        if path.endswith("/") or (not self.remote and os.path.isdir(path)):
+            self.form = "dataset"
+        else:
+            extension = os.path.splitext(path.lower())[1]
+            if extension not in _FORMS:
+                raise ConfigError(
+                    f"{path}: unknown extension; known are {', '.join(_FORMS)}, "
+                    "'/' at the end for a directory of Parquet files, and '-' for standard output",
+                    field="output",
+                    value=path,
+                )
+            self.form = _FORMS[extension]
+        if self.remote:
+            name = blake2b(path.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+            self.folder = _state_root() / name
+        else:
+            self.folder = Path(f"{path.rstrip('/')}.penstock")
+
+    @property
+    def columnar(self) -> bool:
+        """Whether parts are Parquet; else they are JSON lines."""
+        return self.form in ("parquet", "dataset")
+
+    def part_name(self, stem: str) -> str:
+        """The file name of a part."""
+        return f"{stem}.{'parquet' if self.columnar else 'jsonl'}"
+
+    def exists(self) -> bool:
+        """Whether there is something at the place of the output. An empty directory is nothing."""
+        with self._failing():
+            if not self.remote:
+                return not is_own(self.path.rstrip("/"), None)
+            fs, path = filesystem(self.path)
+            fs.invalidate_cache()
+            return bool(fs.find(path) if self.form == "dataset" else fs.exists(path))
+
+    def stamp(self) -> Stamp:
+        """What the files of the output are like: whoever edits one changes that.
+
+        At a URL only their sizes are known.
+        """
+        with self._failing():
+            if not self.remote:
+                return stamp_of(self.path.rstrip("/"))
+            fs, path = filesystem(self.path)
+            fs.invalidate_cache()
+            if self.form == "dataset":
+                found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
+                return [[printable(name.rpartition("/")[2]), int(fs.size(name) or 0), 0] for name in found]
+            return [["", int(fs.size(path) or 0), 0]] if fs.exists(path) else []
+
+    def is_own(self, known: Stamp | None, *, placing: bool = False) -> bool:
+        """Whether nothing is at the place of the output but what `known` lists.
+
+        What is at a URL is taken for the job's own once it is `placing` its output there.
+        """
+        if known is None:
+            return not self.exists()
+        return (placing and self.remote) or all(entry in known for entry in self.stamp())
+
+    def prepare(self) -> None:
+        """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be written."""
+        if self.remote:
+            filesystem(self.path)  # a missing package shows here
+        else:
+            _check_place(self.path, "output")
+        if self.dead_letter is not None:
+            _check_place(self.dead_letter, "dead_letter")
+        try:
+            if not private_files.make_folder(self.folder):
+                private_files.close_to_others(self.folder)
+        except OSError as error:
+            raise OutputError(f"{self.folder}: {error.strerror or error}") from error
+
+    def assemble(self, rows: Callable[[], Iterable[Segment]], empty: Callable[[], Any], columns: list[str]) -> Path:
+        """Write the final output from the parts, in the state directory. Returns its path there.
+
+        `empty` makes an Arrow table and `columns` name the columns for an output without rows. Raises
+        `OutputError`.
+        """
+        target = self.folder / self.part_name("final") if self.form != "dataset" else self.folder / "final"
+        with self._failing():
+            remove(target)
+            if self.form == "jsonl":
+                assemble.write_jsonl(target, self.folder, rows())
+            elif self.form == "csv":
+                assemble.write_csv(target, self.folder, rows, columns)
+            else:
+                from penstock.batch.write import assemble_parquet
+
+                write = assemble_parquet.write_dataset if self.form == "dataset" else assemble_parquet.write_parquet
+                write(target, self.folder, rows, empty())
+        return target
+
+    def assemble_failed(self, rows: Iterable[Segment]) -> Path:
+        """Write the rows that failed, in the state directory. Returns the file's path. Raises `OutputError`."""
+        target = self.folder / "failed.jsonl"
+        with self._failing():
+            if self.columnar:
+                from penstock.batch.write import assemble_parquet
+
+                assemble_parquet.write_lines(target, self.folder, list(rows))
+            else:
+                assemble.write_jsonl(target, self.folder, rows)
+        return target
+
+    def stamp_of(self, made: Path) -> Stamp:
+        """What `stamp` will say when `made` is in its place."""
+        stamp = stamp_of(made)
+        return [[name, size, 0] for name, size, _ in stamp] if self.remote else stamp
+
+    def place(self, made: Path, known: Stamp | None) -> None:
+        """Put the final output in its place: at once, at a URL file by file. Raises `OutputError`."""
+        with self._failing():
+            if self.remote:
+                self._upload(made)
+            else:
+                place(made, self.path, known)
+
+    def place_failed(self, made: Path, known: Stamp | None) -> None:
+        """Put the rows that failed in their place. Raises `OutputError`."""
+        assert self.dead_letter is not None
+        with self._failing():
+            place(made, self.dead_letter, known)
+
+    def take_back(self, name: str, checksum: int) -> str:
+        """Make the final output a part of its job again, called `name`. Returns the part's file name.
+
+        Raises `OutputError` if it is not the one of this checksum.
+        """
+        target = self.folder / (name if self.form == "dataset" else self.part_name(name))
+        source = self.path
+        with self._failing():
+            remove(target)
+            if self.remote:
+                fs, path = filesystem(self.path)
+                source = str(self.folder / "download")
+                remove(Path(source))
+                fs.get(path, source, recursive=self.form == "dataset")
+            if checksum_of(Path(source)) != checksum:
+                raise OutputError(
+                    f"{self.path} was changed since the job wrote it, so its rows cannot be told apart; "
+                    "--fresh computes all of them again"
+                )
+            if self.form == "dataset":
+                private_files.make_folder(target)
+                for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
+                    _link(file, target / os.path.basename(file))
+            elif self.form == "csv":
+                assemble.csv_to_jsonl(Path(source), target)
+            else:
+                _link(source, target)
+            if self.remote:
+                remove(Path(source))
+        return target.name
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        with writing(self.path):
+            try:
+                yield
+            except (PenstockError, OSError):
+                raise
+            except Exception as error:
+                if not self.remote:
+                    raise
+                raise OutputError(f"{self.path}: {error}") from error  # each file system has its own
+
+    def _upload(self, made: Path) -> None:
+        fs, path = filesystem(self.path)
+        if self.form == "dataset":
+            fs.makedirs(path, exist_ok=True)
+            names = sorted(file.name for file in made.iterdir())
+            for name in names:
+                fs.put_file(str(made / name), f"{path.rstrip('/')}/{name}")
+            for old in fs.glob(f"{path.rstrip('/')}/part-*.parquet"):
+                if old.rpartition("/")[2] not in names:
+                    fs.rm_file(old)
+        else:
+            fs.put_file(str(made), path)
+        remove(made)
+
+
+def _check_place(path: str, field: str) -> None:
+    parent = os.path.dirname(path.rstrip("/")) or "."
+    if not os.path.isdir(parent):
+        raise ConfigError(f"{path}: there is no directory {parent}", field=field, value=path)
+    if not os.access(parent, os.W_OK):
+        raise OutputError(f"{path}: no permission to write in {parent}")
+
+
+def _link(source: str, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        with open(source, "rb") as copied, open(target, "wb", opener=private_files.opener) as copy:
+            shutil.copyfileobj(copied, copy, 1 << 20)
+
+
+def _state_root() -> Path:
+    return Path(env.state_dir())

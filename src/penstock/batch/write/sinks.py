@@ -1,0 +1,247 @@
+"""Where finished rows go while a job runs: into memory, to standard output, or into a journal and part files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from penstock.batch.rows.requests import RequestForm
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.state.journal import Journal, digest_key
+from penstock.batch.state.parts import Part
+from penstock.batch.state.ranges import RowSet, in_order, union
+from penstock.batch.state.records import checksum_of
+from penstock.batch.write.part_writers import MakeWriter, PartWriter, output_line
+from penstock.batch.write.reorder import Reorder
+from penstock.errors import OutputError, PenstockError
+
+PART_ROWS = 8192
+PART_BYTES = 16 << 20
+
+
+Fail = Callable[[PenstockError], None]
+
+
+class Sink(Protocol):
+    """Takes finished rows in any order. All its methods raise `OutputError`.
+
+    `fail`, set before the first row, is told of errors that arise between calls. While `full`, no further row may be
+    asked for; `on_room`, set before the first row too, is called when it is so no more.
+    """
+
+    fail: Fail
+    full: bool
+    on_room: Callable[[], None]
+
+    def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
+        """Take a row; returns the rows that have left for good. `journaled`: the row comes from the journal."""
+
+    async def finish(self) -> None:
+        """All rows have come: write what is left."""
+
+    async def close(self) -> None:
+        """No more rows will come, though some may be missing: keep what is done."""
+
+
+class MemorySink:
+    """Keeps everything, in order. `items` are the rows with their outcomes."""
+
+    fail: Fail
+    full = False
+    on_room: Callable[[], None]
+
+    def __init__(self, *, keep_order: bool) -> None:
+        self.items: list[tuple[Row, Outcome]] = []
+        self._reorder: Reorder[tuple[Row, Outcome]] = Reorder(RowSet(), keep_order=keep_order)
+
+    def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
+        ready = self._reorder.put(row.index, (row, outcome))
+        self.items += [(row, outcome) for row, outcome in ready if not outcome.skipped]
+        return [row for row, _ in ready]
+
+    async def finish(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+
+class StreamSink:
+    """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are some."""
+
+    fail: Fail
+    full = False
+    on_room: Callable[[], None]
+
+    def __init__(self, stream: BinaryIO, form: RequestForm, *, keep_order: bool) -> None:
+        self._stream = stream
+        self._form = form
+        self._reorder: Reorder[tuple[Row, Outcome]] = Reorder(RowSet(), keep_order=keep_order)
+        self._lines: list[bytes] = []
+
+    def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
+        ready = self._reorder.put(row.index, (row, outcome))
+        if ready and not self._lines:
+            asyncio.get_running_loop().call_soon(self._flush_or_fail)
+        self._lines += [output_line(self._form, *item) for item in ready if not item[1].skipped]
+        return [row for row, _ in ready]
+
+    async def finish(self) -> None:
+        self._flush()
+
+    async def close(self) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        try:
+            if lines:
+                self._stream.write(b"".join(lines))
+                self._stream.flush()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            raise OutputError(f"standard output cannot be written: {error}") from error
+
+    def _flush_or_fail(self) -> None:
+        try:
+            self._flush()
+        except OutputError as error:
+            self.fail(error)
+
+
+class DurableSink:
+    """Journals each row, and writes rows whose turn has come into part files.
+
+    `make_writer` opens a part; `part_name` makes a file name from a stem. A part is committed in another thread
+    while rows go on into the next.
+    """
+
+    fail: Fail
+    full = False
+    on_room: Callable[[], None]
+
+    def __init__(
+        self,
+        journal: Journal,
+        make_writer: MakeWriter,
+        part_name: Callable[[str], str],
+        *,
+        keep_order: bool,
+    ) -> None:
+        self.columnar = part_name("").endswith(".parquet")
+        self._journal = journal
+        self._make_writer = make_writer
+        self._part_name = part_name
+        self._reorder: Reorder[tuple[Row, Outcome]] = Reorder(journal.done, keep_order=keep_order)
+        self._number = journal.parts
+        self._part: _OpenPart | None = None
+        self._committing: asyncio.Future[None] | None = None
+        self._failure: PenstockError | None = None
+
+    def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
+        if not journaled and self._journal.add(row.index, row.digest, outcome):
+            asyncio.get_running_loop().call_soon(self._flush_or_fail)
+        ready = self._reorder.put(row.index, (row, outcome))
+        for item in ready:
+            part = self._part
+            if part is None:
+                part = self._part = self._open_part()
+            part.add(*item)
+        part = self._part
+        if part is not None and self._committing is None and self._failure is None and self._is_full(part):
+            self._commit(part)  # while one is being committed rows go on into the next, however slow the disk
+        return [row for row, _ in ready]
+
+    async def finish(self) -> None:
+        await self._wait()
+        if self._part is not None and self._failure is None:
+            self._commit(self._part)
+            await self._wait()
+        if self._failure is not None:  # it came after the last row, when nobody listened any more
+            raise self._failure
+
+    async def close(self) -> None:
+        await self._wait()
+        if self._part is not None:
+            self._part.writer.abandon()  # its rows are journaled
+            self._part = None
+        self._journal.sync()
+        self._journal.close()
+
+    async def _wait(self) -> None:
+        """Let a commit that is under way end, well or not."""
+        if self._committing is not None:
+            await asyncio.wait([self._committing])
+
+    def _is_full(self, part: _OpenPart) -> bool:
+        return len(part.rows) >= PART_ROWS or part.writer.nbytes >= PART_BYTES
+
+    def _open_part(self) -> _OpenPart:
+        file = self._part_name(f"part-{self._journal.generation}-{self._number}")
+        self._number += 1
+        return _OpenPart(file, self._make_writer(self._journal.folder / file))
+
+    def _commit(self, part: _OpenPart) -> None:
+        held = ((row.index, row.digest, outcome) for row, outcome in self._reorder.held())
+        commit = self._journal.rotate(held)
+        self._part = None
+
+        def work() -> None:
+            part.writer.finish()
+            commit(part.record(self._journal.folder))
+
+        self._committing = asyncio.get_running_loop().run_in_executor(None, work)
+        self._committing.add_done_callback(self._committed)
+
+    def _committed(self, done: asyncio.Future[None]) -> None:
+        self._committing = None
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._failure = (
+                error if isinstance(error, PenstockError) else OutputError(f"a part cannot be written: {error}")
+            )
+            self.fail(self._failure)
+
+    def _flush_or_fail(self) -> None:
+        try:
+            self._journal.flush()
+        except OutputError as error:
+            self.fail(error)
+
+
+class _OpenPart:
+    """A part that still grows, and what its journal entry will say."""
+
+    def __init__(self, file: str, writer: PartWriter) -> None:
+        self.file = file
+        self.writer = writer
+        self.rows: list[int] = []
+        self._failed: list[int] = []
+        self._skipped: list[int] = []
+        self._errors: dict[str, int] = {}
+        self._check = 0
+
+    def add(self, row: Row, outcome: Outcome) -> None:
+        self.writer.add(row, outcome)
+        self.rows.append(row.index)
+        self._check += digest_key(row.digest)
+        if outcome.error is not None:
+            self._failed.append(row.index)
+            if outcome.skipped:
+                self._skipped.append(row.index)
+            kind = outcome.error.type
+            self._errors[kind] = self._errors.get(kind, 0) + 1
+
+    def record(self, folder: Path) -> Part:
+        """What its journal entry says. The file is read for it, so it must be finished."""
+        path = folder / self.file
+        return Part(
+            file=self.file,
+            checksum=checksum_of(path),
+            runs=in_order(self.rows),
+            failed=union(in_order(self._failed)),
+            skipped=union(in_order(self._skipped)),
+            errors=self._errors,
+            check=self._check % (1 << 64),
+        )

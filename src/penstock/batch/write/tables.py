@@ -1,0 +1,217 @@
+"""Output rows as Arrow tables.
+
+Input columns keep their Arrow types, parsed fields have those of the JSON Schema, the rest is fixed. A column whose
+values have no common type becomes text: strings as they are, anything else as `values.text` says.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from penstock.batch.rows.requests import ColumnRequests
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.schemas.structured import Schema
+from penstock.batch.values.common_type import as_text, common_type, convert
+from penstock.batch.values.plain import UnstorableError
+from penstock.batch.values.to_arrow import array, texts
+from penstock.errors import OutputError
+
+ERROR = pa.struct([("type", pa.string()), ("stage", pa.string()), ("retryable", pa.bool_()), ("message", pa.string())])
+USAGE = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64()), ("cached_tokens", pa.int64())])
+_DEEPEST = 8
+
+
+class Tables:
+    """Makes the output tables of one job. `schema` and `columns` describe its input, as far as they are known."""
+
+    def __init__(self, form: ColumnRequests, schema: pa.Schema | None, columns: Sequence[str]) -> None:
+        self._form = form
+        self._input = schema.remove_metadata() if schema is not None else None
+        self._columns = columns
+        types = [pa.string(), *_field_types(form.schema)]
+        types += [pa.string(), ERROR, pa.string(), USAGE, pa.int64(), pa.float64()]
+        self._result = pa.schema(list(zip(form.result_columns, types, strict=True)))
+        self._fields = range(1, 1 + len(form.fields))
+
+    def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
+        """The output rows of these rows, in this order."""
+        table = self._input_table(rows)
+        results = zip(*(self._form.results(outcome) for outcome in outcomes), strict=True)
+        for place, (field, values) in enumerate(zip(self._result, results, strict=True)):
+            column = _field(values, field.type) if place in self._fields else _own(values, field.type)
+            table = table.append_column(field.with_type(column.type), column)
+        return table
+
+    def empty(self) -> pa.Table:
+        """An output without rows; input columns of unknown type are text."""
+        fields = list(self._input or [pa.field(name, pa.string()) for name in self._columns])
+        return unify([pa.schema([*fields, *self._result])]).empty_table()
+
+    def check_storable(self) -> None:
+        """Raise `OutputError` if Parquet has no place for a type of the input."""
+        refused = [field for field in self._input or () if not _has_place(field)]
+        if refused:
+            kinds = ", ".join(f"'{field.name}' ({field.type})" for field in refused)
+            raise OutputError(
+                f"columns cannot be written as Parquet, which has no such type: {kinds}; "
+                "leave them out, or write .jsonl or .csv"
+            )
+
+    def _input_table(self, rows: Sequence[Row]) -> pa.Table:
+        batches = {id(row.batch): row.batch for row in rows if row.batch is not None}
+        if batches:
+            sizes = [batch.num_rows for batch in batches.values()]
+            starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
+            whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
+            # A row that could not be read has no place there, and is null in each column.
+            places = [None if row.batch is None else starts[id(row.batch)] + row.offset for row in rows]
+            if places[0] is not None and places == list(range(places[0], places[0] + len(places))):
+                return whole.slice(places[0], len(places))
+            return whole.unify_dictionaries().take(pa.array(places, pa.int64()))
+        names = dict.fromkeys(self._columns)
+        for row in rows:
+            names.update(dict.fromkeys(row.values or ()))
+        taken = set(self._result.names)
+        values = {name: [(row.values or {}).get(name) for row in rows] for name in names if name not in taken}
+        return table_of(values, len(rows))
+
+
+def _field(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A field of the answers. One whose type the schema leaves open is text."""
+    return texts(values) if kind == pa.string() else array(values, kind)
+
+
+def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """A result column, whose values have this type."""
+    try:
+        return pa.array(values, kind)
+    except (UnicodeEncodeError, OverflowError):
+        return array(values, kind)
+
+
+def table_of(
+    values: Mapping[str, Sequence[Any]], rows: int, kinds: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
+    """A table of columns, of these types where they hold the values. Raises `OutputError`, which names the column."""
+    if not values:  # a table cannot count rows without columns
+        return pa.table({"": pa.nulls(rows)}).select([])
+    columns = {}
+    for name, column in values.items():
+        try:
+            columns[name] = array(column, (kinds or {}).get(name))
+        except UnstorableError as error:
+            raise OutputError(f"column '{name}' cannot be stored: {error}") from error
+    return pa.table(columns)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    tables = [table.replace_schema_metadata(None) for table in tables]
+    if all(table.schema.equals(tables[0].schema) for table in tables):
+        return pa.concat_tables(tables)
+    schema = unify_tables(tables)
+    return pa.concat_tables([conform(table, schema) for table in tables])
+
+
+def unify(schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()) -> pa.Schema:
+    """One schema that tables of all these schemas can take, columns in order of first appearance.
+
+    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds that as it is.
+    """
+    kinds: dict[str, list[pa.DataType]] = {}
+    for schema in schemas:
+        for field in schema:
+            kinds.setdefault(field.name, []).append(field.type)
+    return pa.schema([(name, common_type(known, lambda name=name: values(name))) for name, known in kinds.items()])  # type: ignore[misc]
+
+
+def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
+    """One schema that all these tables can take."""
+
+    def values(name: str) -> Iterable[Any]:
+        return (table.column(name) for table in tables if name in table.column_names)
+
+    return unify([table.schema for table in tables], values)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly these columns: missing ones null, others converted."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            columns.append(convert(table.column(field.name), field.type))
+    return pa.table(columns, schema=schema)
+
+
+def refused_columns(table: pa.Table) -> list[str]:
+    """The columns that Parquet cannot hold."""
+    return [name for name in table.column_names if not _can_be_written(table.select([name]))]
+
+
+def storable(table: pa.Table) -> pa.Table:
+    """The table, those of its columns that Parquet cannot hold as text."""
+    for name in refused_columns(table):
+        column = as_text(table.column(name))
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _has_place(field: pa.Field) -> bool:
+    try:
+        return _can_be_written(pa.schema([field]).empty_table())
+    except pa.ArrowException:  # of a type that has no empty table either
+        return False
+
+
+def _can_be_written(table: pa.Table) -> bool:
+    import pyarrow.parquet as pq
+
+    written = pa.BufferOutputStream()
+    try:
+        pq.write_table(table, written)
+        pq.read_schema(pa.BufferReader(written.getvalue()))  # which has a limit of its own
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+def _field_types(schema: Schema | None) -> list[pa.DataType]:
+    return [_field_type(schema, part) for part in schema.properties.values()] if schema is not None else []
+
+
+def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
+    part = schema.resolve(part)
+    if depth > _DEEPEST:
+        return pa.string()  # a schema that contains itself has no end
+    choices = [schema.resolve(choice) for choice in part.get("anyOf") or part.get("oneOf") or ()]
+    present = [choice for choice in choices if choice.get("type") != "null"]
+    if len(present) == 1:
+        return _field_type(schema, present[0], depth + 1)
+    kinds = part.get("type")
+    names = [name for name in (kinds if isinstance(kinds, list) else [kinds]) if name != "null"]
+    name = names[0] if len(names) == 1 else None
+    simple: Mapping[str | None, pa.DataType] = {
+        "string": pa.string(),
+        "integer": pa.int64(),
+        "number": pa.float64(),
+        "boolean": pa.bool_(),
+    }
+    if name in simple:
+        return simple[name]
+    if name == "array" and isinstance(part.get("items"), dict):
+        return pa.list_(_field_type(schema, part["items"], depth + 1))
+    properties = part.get("properties")
+    if name == "object" and properties:
+        return pa.struct([(key, _field_type(schema, inner, depth + 1)) for key, inner in properties.items()])
+    return pa.string()  # an enumeration, or anything whose type the schema leaves open: text, or JSON
+
+
+def from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no table can hold."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return table_of({name: [row.get(name) for row in rows] for name in names}, len(rows))

@@ -1,0 +1,1 @@
+"""Constraints, compiled beside the engine and within limits."""

@@ -1,0 +1,322 @@
+"""Tries constraints before the engine sees them, in processes that are beside the engine's own and expendable.
+
+A constraint can take minutes and gigabytes to compile. So it is given to a process with limits; what that makes of it,
+a grammar or the reason why not, is remembered. A process that dies of one is replaced, and so is one that tries what
+nobody waits for any more.
+
+The processes run when nothing else wants to. On a machine that is busy for long they would never run: one that got too
+little of the processors is replaced by one that takes a share, and so are those started in the next minute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+from collections import OrderedDict, deque
+from hashlib import blake2b
+
+import msgspec
+
+from penstock.engines.openvino.messages import LoadTokenizer
+from penstock.engines.process.child import EngineProcess
+from penstock.engines.process.messages import Call, Failed, Ready, Reply, decode_to_parent, encode
+from penstock.errors import OverloadedError, PenstockError, RequestError, by_kind
+from penstock.types import StructuredOutput
+
+WORKER = "penstock.engines.openvino.constraints.worker"
+PROCESSES = 2
+SECONDS = 3
+"""Processor time for one constraint."""
+PATIENCE_SECONDS = 30.0
+"""Time on the clock for one constraint, for what waits rather than works."""
+STARVED_SECONDS = 2.0
+"""Time on the clock after which a process must have worked for a part of it, `_FAIR_SHARE`."""
+_FAIR_SHARE = 0.1
+_HURRY_SECONDS = 60.0
+"""How long processes that start after a starved one take a share of the processors."""
+MEMORY_BYTES = 1 << 30
+QUEUE = 64
+IDLE_SECONDS = 300.0
+"""A process that has had nothing to do for so long ends."""
+ABANDONED_SECONDS = 0.5
+"""How long a constraint that nobody waits for may still be tried."""
+_REMEMBERED = 1_000
+_REMEMBERED_CHARS = 32 << 20
+
+_TOO_BUSY = f"the machine was too busy for it for {PATIENCE_SECONDS:g} s"
+
+_log = logging.getLogger(__name__)
+Outcome = str | PenstockError
+
+
+class _Trial:
+    """One constraint that is being tried or waits for it."""
+
+    def __init__(self, structured: StructuredOutput, key: bytes) -> None:
+        self.structured = structured
+        self.key = key
+        self.outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.waiting = 0
+        self.tries = 0
+
+
+class _Process:
+    """One process, which tries one constraint at a time."""
+
+    def __init__(self, pool: Constraints) -> None:
+        self._pool = pool
+        self._process = EngineProcess(WORKER, self._on_message, self._on_death)
+        self._timer: asyncio.TimerHandle | None = None
+        self._why: str | None = None
+        self._yields = not pool.hurries
+        self._worked = 0.0
+        self._starvation: asyncio.TimerHandle | None = None
+        self.starved = False
+        self.ready = False
+        self.trial: _Trial | None = None
+        self.ended = False
+
+    async def start(self, load: LoadTokenizer) -> None:
+        await self._process.start()
+        self._process.send(encode(msgspec.structs.replace(load, yields=self._yields)))
+        self._after(PATIENCE_SECONDS, _TOO_BUSY)
+        self._watch()
+
+    def take(self, trial: _Trial) -> None:
+        self.trial = trial
+        trial.tries += 1
+        structured = trial.structured
+        self._process.send(encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked])))
+        self._after(PATIENCE_SECONDS, _TOO_BUSY)
+        self._watch()
+
+    def abandon(self) -> None:
+        """Nobody waits for its trial any more."""
+        self._after(ABANDONED_SECONDS, "nobody waited for it")
+
+    async def stop(self) -> None:
+        self._cancel()
+        self.ended = True
+        await self._process.stop()
+
+    def _after(self, seconds: float, why: str) -> None:
+        self._cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._kill, why)
+
+    def _cancel(self) -> None:
+        for timer in (self._timer, self._starvation):
+            if timer is not None:
+                timer.cancel()
+
+    def _watch(self) -> None:
+        """See to it that a process that yields to others is not starved by them."""
+        if self._yields:
+            self._worked = processor_seconds(self._process.pid)
+            self._starvation = asyncio.get_running_loop().call_later(STARVED_SECONDS, self._check_share)
+
+    def _check_share(self) -> None:
+        if processor_seconds(self._process.pid) - self._worked < _FAIR_SHARE * STARVED_SECONDS:
+            self._replace()
+        elif self.trial is not None or not self.ready:
+            self._watch()
+
+    def _replace(self) -> None:
+        """Make room for a process that takes a share. This one may take long to end too."""
+        self._cancel()
+        self.starved = self.ended = True
+        self._process.kill()
+        trial, self.trial = self.trial, None
+        self._pool.hurry()
+        if trial is not None:
+            self._pool.try_again(trial)
+        self._pool.forget(self)
+
+    def _kill(self, why: str) -> None:
+        self._why = why
+        self._process.kill()
+
+    def _on_message(self, data: bytes) -> None:
+        if self.starved:
+            return  # it is too late: another tries it
+        message = decode_to_parent(data)
+        self._cancel()
+        trial, self.trial = self.trial, None
+        match message:
+            case Ready():
+                self.ready = True
+            case Reply(value=grammar) if trial is not None:
+                self._pool.settle(trial, str(grammar))
+            case Failed(kind=kind, message=why) if trial is not None:
+                self._pool.settle(trial, by_kind(kind, why))
+            case Failed(message=why):
+                self._why = why
+                self._pool.give_up(why)
+        self._after(IDLE_SECONDS, "it was idle")
+        self._pool.dispatch()
+
+    def _on_death(self, why: str) -> None:
+        if self.starved:
+            return
+        self._cancel()
+        self.ended = True
+        if self.trial is not None and self._why is None and "SIGKILL" in why and self.trial.tries == 1:
+            self._pool.try_again(self.trial)  # whoever killed it may have meant another
+        elif self.trial is not None:
+            self._pool.settle(self.trial, _refusal(why, self._why), remember=self._why is None)
+        elif not self.ready:
+            self._pool.give_up(self._why or why)
+        self._pool.forget(self)
+
+
+def processor_seconds(pid: int | None) -> float:
+    """What a process has used of its processors; infinite where that cannot be told."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except OSError:
+        return math.inf
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _refusal(why: str, killed_because: str | None) -> PenstockError:
+    if killed_because == _TOO_BUSY:  # the limit on its processor time would have ended one that got it
+        return OverloadedError(f"a constraint could not be compiled: {_TOO_BUSY}; try again")
+    if killed_because is None and "SIGXCPU" in why:
+        killed_because = f"it takes more than {SECONDS} s of processor time to compile"
+    elif killed_because is None:
+        killed_because = f"it takes more than {MEMORY_BYTES >> 30} GiB of memory to compile"
+    return RequestError(
+        f"the constraint is too large: {killed_because}; make it simpler: fewer alternatives, smaller counts",
+        param="response_format",
+    )
+
+
+class Constraints:
+    """Makes grammars of constraints.
+
+    `tokenizer` is the model's directory or GGUF file, `json_spaces` as in the options.
+    """
+
+    def __init__(self, tokenizer: str, json_spaces: bool) -> None:
+        self._load = LoadTokenizer(tokenizer, SECONDS, MEMORY_BYTES, json_spaces)
+        self._known: OrderedDict[bytes, Outcome] = OrderedDict()
+        self._known_chars = 0
+        self._trials: dict[bytes, _Trial] = {}
+        self._queue: deque[_Trial] = deque()
+        self._processes: list[_Process] = []
+        self._starting: set[asyncio.Task[None]] = set()
+        self._hurried_until = 0.0
+
+    @property
+    def hurries(self) -> bool:
+        """Whether a process that starts now takes a share of the processors, whoever else wants them."""
+        return asyncio.get_running_loop().time() < self._hurried_until
+
+    def hurry(self) -> None:
+        """A process was starved."""
+        self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
+
+    async def grammar(self, structured: StructuredOutput) -> StructuredOutput:
+        """The grammar of a constraint. Raises `RequestError` for one that is damaged or too large."""
+        spec = f"{structured.kind} {structured.checked} {structured.spec}"
+        key = blake2b(spec.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        outcome = self._known.get(key)
+        if outcome is None:
+            outcome = await self._tried(structured, key)
+        else:
+            self._known.move_to_end(key)
+        if isinstance(outcome, OverloadedError):
+            raise OverloadedError(str(outcome))
+        if isinstance(outcome, PenstockError):
+            raise RequestError(str(outcome), param="response_format")
+        return StructuredOutput("grammar", outcome)
+
+    async def stop(self) -> None:
+        """End the processes."""
+        for task in list(self._starting):
+            task.cancel()
+        self.give_up("the engine stops")
+        processes, self._processes = self._processes, []
+        await asyncio.gather(*(process.stop() for process in processes))
+
+    async def _tried(self, structured: StructuredOutput, key: bytes) -> Outcome:
+        trial = self._trials.get(key)
+        if trial is None:
+            if len(self._queue) >= QUEUE:
+                raise OverloadedError(f"{QUEUE} new constraints wait to be compiled; try again")
+            trial = self._trials[key] = _Trial(structured, key)
+            self._queue.append(trial)
+            self.dispatch()
+        trial.waiting += 1
+        try:
+            return await asyncio.shield(trial.outcome)
+        finally:
+            trial.waiting -= 1
+            if not trial.waiting and not trial.outcome.done():
+                self._abandon(trial)
+
+    def _abandon(self, trial: _Trial) -> None:
+        self._trials.pop(trial.key, None)
+        if trial in self._queue:
+            self._queue.remove(trial)
+        for process in self._processes:
+            if process.trial is trial:
+                process.abandon()
+
+    def dispatch(self) -> None:
+        """Give what waits to the processes; start another where all are at work."""
+        for process in self._processes:
+            if not self._queue:
+                return
+            if process.ready and process.trial is None and not process.ended:
+                process.take(self._queue.popleft())
+        coming = sum(not process.ready for process in self._processes)
+        if len(self._queue) > coming and len(self._processes) < PROCESSES:
+            process = _Process(self)
+            self._processes.append(process)
+            task = asyncio.create_task(self._start(process))
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def _start(self, process: _Process) -> None:
+        try:
+            await process.start(self._load)
+        except OSError as error:
+            self.forget(process)
+            self.give_up(str(error))
+
+    def try_again(self, trial: _Trial) -> None:
+        """Its process ended, and not by it."""
+        if trial.waiting:
+            self._queue.appendleft(trial)
+
+    def settle(self, trial: _Trial, outcome: Outcome, remember: bool = True) -> None:
+        """A trial has an outcome."""
+        if self._trials.get(trial.key) is trial:
+            del self._trials[trial.key]
+        if remember:
+            self._remember(trial.key, outcome)
+        if not trial.outcome.done():
+            trial.outcome.set_result(outcome)
+
+    def give_up(self, why: str) -> None:
+        """No process can be had: everyone who waits is told."""
+        if self._trials:
+            _log.error("constraints cannot be compiled: %s", why)
+        for trial in list(self._trials.values()):
+            self.settle(trial, OverloadedError(f"constraints cannot be compiled for now: {why}"), remember=False)
+        self._queue.clear()
+
+    def forget(self, process: _Process) -> None:
+        """A process ended."""
+        if process in self._processes:
+            self._processes.remove(process)
+            self.dispatch()
+
+    def _remember(self, key: bytes, outcome: Outcome) -> None:
+        self._known[key] = outcome
+        self._known_chars += len(str(outcome))
+        while len(self._known) > _REMEMBERED or self._known_chars > _REMEMBERED_CHARS:
+            self._known_chars -= len(str(self._known.popitem(last=False)[1]))

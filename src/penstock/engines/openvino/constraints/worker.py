@@ -1,0 +1,156 @@
+"""A process that tries constraints, `python -m penstock.engines.openvino.constraints.worker FD PARENT`.
+
+It makes grammars of them, compiles these and writes some tokens by them, within limits on its memory and its processor
+time. It may die of one: then that one is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import resource
+import socket
+import sys
+from typing import Any, NoReturn
+
+from penstock.engines.base import Capabilities
+from penstock.engines.openvino.grammar.json_grammar import json_grammar
+from penstock.engines.openvino.grammar.regex import RegexWriter, parse
+from penstock.engines.openvino.grammar.writer import TABLES, Grammar, too_large
+from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
+from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.process.child import LENGTH_BYTES
+from penstock.engines.process.messages import Call, Failed, Ready, Reply, ToParent, encode
+from penstock.engines.process.parent_death import end_with_parent
+from penstock.errors import EngineStartError, PenstockError, RequestError
+
+_NICE, _NICE_IF_STARVED = 19, 5
+_TRIED_TOKENS = 40
+_TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
+"""Entries of all tables that are made for counts: about a second of work."""
+_KEPT = 100
+"""Compiled grammars after which those are dropped."""
+
+
+def main(fd: int, parent: int) -> None:
+    """Serve the pipe `fd` until it closes."""
+    end_with_parent(fd, parent)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with socket.socket(fileno=fd) as pipe, pipe.makefile("rb") as reader:
+        load = _message(reader)
+        assert isinstance(load, LoadTokenizer)
+        _yield(load.yields)
+        try:
+            prover = Prover(load)
+        except Exception as error:
+            _send(pipe, Failed(0, EngineStartError.kind, reason_of(error)))
+            return
+        _send(pipe, Ready(Capabilities(frozenset(), 0, 1), None, {}))
+        _limit_memory(load.memory_bytes)
+        while True:
+            call = _message(reader)
+            assert isinstance(call, Call)
+            _limit_time(load.seconds)
+            _send(pipe, _answer(prover, call))
+
+
+class Prover:
+    """A tokenizer with what tries grammars on it."""
+
+    def __init__(self, load: LoadTokenizer) -> None:
+        import openvino_genai as genai
+
+        from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
+
+        tokenizer = genai.Tokenizer(load.path)
+        vocabulary = max(tokenizer.get_vocab().values()) + 1
+        self._pipeline = BarePipeline(tokenizer, vocabulary)
+        self._tables = max(_FEWEST_TABLES, min(TABLES, _TABLE_ENTRIES // vocabulary))
+        self._spaces = load.json_spaces
+        self._tried = 0
+
+    def prove(self, kind: str, spec: str, checked: bool) -> str:
+        """The grammar of a constraint, which compiles and can be written by. Raises `RequestError`."""
+        grammar = grammar_of(kind, spec, checked, self._tables, self._spaces)
+        try:
+            self._pipeline.compile(grammar, _TRIED_TOKENS)
+        except MemoryError:
+            raise
+        except Exception as error:
+            if "bad_alloc" in str(error):
+                raise MemoryError from None
+            raise RequestError(
+                f"the constraint cannot be compiled: {reason_of(error)}", param="response_format"
+            ) from None
+        self._tried += 1
+        if self._tried % _KEPT == 0:
+            self._pipeline.forget()
+        return grammar
+
+
+def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES, spaces: bool = False) -> str:
+    """The grammar of a constraint of `types.StructuredOutput`'s kinds. Raises `RequestError`."""
+    try:
+        if kind == "regex":
+            grammar = Grammar(tables)
+            return grammar.text(RegexWriter(grammar, in_json=False).body(parse(spec)))
+        return json_grammar(json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables, spaces)
+    except RecursionError:
+        raise too_large("it is nested too deep") from None
+
+
+def _answer(prover: Prover, call: Call) -> ToParent:
+    try:
+        return Reply(call.id, prover.prove(*call.args))
+    except PenstockError as error:
+        return Failed(call.id, error.kind, str(error))
+    except MemoryError:
+        _die()
+
+
+def _die() -> NoReturn:
+    """End as one that had too little memory: what is left of it cannot be trusted."""
+    os.abort()
+
+
+def _message(reader: Any) -> Any:
+    head = reader.read(LENGTH_BYTES)
+    if len(head) < LENGTH_BYTES:
+        raise SystemExit
+    return decode_to_constraint_worker(reader.read(int.from_bytes(head, "little")))
+
+
+def _send(pipe: socket.socket, message: ToParent) -> None:
+    data = encode(message)
+    try:
+        pipe.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
+    except BrokenPipeError:  # nobody asks any more
+        raise SystemExit from None
+
+
+def _yield(to_all: bool) -> None:
+    """Let whatever else is awake go first, or, where that has left this process nothing, take a small share."""
+    os.nice(_NICE if to_all else _NICE_IF_STARVED)
+    if to_all and hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def _limit_memory(more: int) -> None:
+    """Let the process grow by so many bytes from now on."""
+    with open("/proc/self/status") as status:
+        held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + more, resource.RLIM_INFINITY))
+
+
+def _limit_time(seconds: int) -> None:
+    """Let the process use so many seconds of its processors from now on, all its threads taken together."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = math.ceil(usage.ru_utime + usage.ru_stime)
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

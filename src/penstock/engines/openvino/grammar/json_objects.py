@@ -1,0 +1,77 @@
+"""The grammar of one JSON object: its properties in order, some of them optional, and how many there may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.engines.openvino.grammar.json_schemas import Impossible
+from penstock.engines.openvino.grammar.writer import Grammar, choice, too_large
+
+MAX_STATES = 20_000
+"""Places in an object times numbers of properties that have to be counted."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One property: its key with the colon, and the rule of its value."""
+
+    key: str
+    value: str
+    required: bool
+
+
+def object_body(
+    grammar: Grammar, members: list[Member], extra: str | None, comma: str, low: int, high: int | None
+) -> str:
+    """An object of the members, and of `extra`, a rule of further ones, with `low` to `high` properties in all.
+
+    Raises `Impossible` where there is none.
+    """
+    needed = sum(member.required for member in members)
+    if high is not None and high >= len(members) and extra is None:
+        high = None
+    if low <= needed:
+        low = 0
+    counted = max(low, 0 if high is None else high, 1)
+    if counted * (len(members) + 1) > MAX_STATES:
+        raise too_large("its minProperties or maxProperties are too large to be counted")
+    # From the last place on: what may follow so many properties. Counts beyond `counted` are equal.
+    follow = [_further(grammar, extra, comma, count, low, high) for count in range(counted + 1)]
+    for member in reversed(members):
+        before: list[str | None] = []
+        for count in range(counted + 1):
+            options: list[str | None] = []
+            tail = follow[min(count + 1, counted)]
+            if tail is not None and (high is None or count < high):
+                before_it = f"{comma} " if count else ""
+                options.append(f"{before_it}{member.key} {member.value} {tail}".rstrip())
+            if not member.required and follow[count] is not None:
+                options.append(follow[count])
+            bodies = [option for option in options if option is not None]
+            before.append(_place(grammar, bodies, member.required))
+        follow = before
+    if follow[0] is None:
+        raise Impossible
+    return grammar.rule(f'"{{" {follow[0]} "}}"')
+
+
+def _place(grammar: Grammar, options: list[str], required: bool) -> str | None:
+    if not options:
+        return None
+    if required:
+        return options[0]  # a sequence goes on within its rule
+    return grammar.rule(" | ".join(option or '""' for option in options))
+
+
+def _further(grammar: Grammar, extra: str | None, comma: str, count: int, low: int, high: int | None) -> str | None:
+    """The properties beyond the named ones."""
+    if high is not None and count > high:
+        return None
+    least, most = max(0, low - count), None if high is None else high - count
+    if extra is None or most == 0:
+        return "" if least == 0 else None
+    more = grammar.rule(f"{comma} {extra}")
+    if count:
+        return grammar.repeat(more, least, most)
+    after = grammar.repeat(more, max(least - 1, 0), None if most is None else most - 1)
+    return f"{extra} {after}" if least else choice([f"({extra} {after})?"])

@@ -1,0 +1,244 @@
+"""Converts Hugging Face models to OpenVINO's form, once each, into a cache.
+
+The exporter is optimum-intel, which brings torch; it runs in a process of its own, so that torch never enters this one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from penstock import private_files
+from penstock.engines.openvino.model.files import (
+    POOLING_CONFIG,
+    SENTENCE_TRANSFORMERS,
+    is_ir,
+    lacks_token_types,
+    read_config,
+    task_of,
+)
+from penstock.env import cache_dir
+from penstock.errors import EngineStartError, MissingExtraError
+from penstock.lazy import require
+from penstock.stderr import is_terminal, say
+
+WEIGHT_FORMAT = "fp16"
+EXPORT_TASKS = {
+    "generate": "text-generation-with-past",
+    "embed": "feature-extraction",
+    "score": "text-classification",
+    "transcribe": "automatic-speech-recognition-with-past",
+}
+
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+
+# The tokenizer's own settings may leave token types out where the model wants them.
+_ADD_TOKEN_TYPES = """
+import sys
+from openvino import save_model
+from openvino_tokenizers import convert_tokenizer
+from transformers import AutoTokenizer
+names = ["input_ids", "token_type_ids", "attention_mask"]
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], model_input_names=names)
+save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml")
+"""
+
+
+def convert(source: str, task: str | None = None) -> Path:
+    """The converted form of a Hugging Face model: a directory, or a hub id such as "org/name" or "org/name@revision".
+
+    The first call converts it, shows its progress on stderr, and keeps the result in the cache; later ones find it
+    there, also after the extra was removed. A changed directory is converted anew; a hub id without a revision stays
+    what it was when it was converted. `task` None: what the model's files say.
+
+    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for anything else in the way.
+    """
+    directory = Path(source).expanduser()
+    if directory.exists():
+        _check_directory(directory)
+        directory = directory.resolve()
+        name, identity = directory.name, _fingerprint(directory)
+    elif _HUB_ID.fullmatch(source):
+        name, identity = source.replace("/", "--"), [source]
+    else:
+        raise EngineStartError(
+            f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face form, a .gguf file, "
+            "or a hub id such as 'org/name'"
+        )
+    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
+    target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
+    if is_ir(target):
+        return target
+    if find_spec("optimum") is None:
+        what = f"'{source}'" if directory.exists() else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+        raise MissingExtraError("optimum", "convert", f"Converting {what}")
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, _locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                _convert(source, directory, target, task, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise EngineStartError(f"'{path}' is a file, but no .gguf file; for other models give their directory")
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+        missing.append("weights (*.safetensors, or pytorch_model*.bin)")
+    if missing:
+        raise EngineStartError(
+            f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging Face's; "
+            f"for those it lacks {' and '.join(missing)}"
+        )
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    files = sorted(file for file in (*path.iterdir(), path / POOLING_CONFIG) if file.is_file())
+    return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
+
+
+def _download(source: str) -> Path:
+    """A local snapshot of a hub id, weights in one form only."""
+    hub_id = _HUB_ID.fullmatch(source)
+    assert hub_id is not None
+    hub = require("huggingface_hub", "convert")
+
+    def snapshot(patterns: list[str], ignored: str | None = "*/*") -> Path:
+        return Path(
+            hub.snapshot_download(
+                hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns, ignore_patterns=ignored
+            )
+        )
+
+    try:
+        snapshot([POOLING_CONFIG], ignored=None)
+        path = snapshot(_HUB_FILES)
+        if not any(path.glob("*.safetensors")):
+            path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
+    except Exception as error:  # of the hub's client, of its HTTP library, or of the network
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineStartError(f"there is no path '{source}', and the hub does not give it: {reason[0]}") from None
+    _check_directory(path)
+    return path
+
+
+def _convert(source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]) -> None:
+    """Export into a directory beside `target` and rename that, so that `target` is whole whenever it exists."""
+    config = read_config(directory)
+    task = task or task_of(directory, config)
+    _check_kind(source, task, config)
+    for leftover in target.parent.glob(f"{target.name}.partial-*"):  # of a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    private_files.make_folder(partial)
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    try:
+        command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--library", "transformers"]
+        command += ["--model", str(directory), "--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT]
+        stage("starting the exporter")
+        _run(source, [*command, str(partial)], log, stage)
+        if lacks_token_types(partial):
+            stage("converting the tokenizer")
+            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+        if not (partial / "openvino_tokenizer.xml").is_file():
+            raise EngineStartError(
+                f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing? (the log: {log})"
+            )
+        if (directory / SENTENCE_TRANSFORMERS).is_file():
+            shutil.copy(directory / SENTENCE_TRANSFORMERS, partial)
+        if (directory / POOLING_CONFIG).is_file():
+            (partial / POOLING_CONFIG).parent.mkdir(exist_ok=True)
+            shutil.copy(directory / POOLING_CONFIG, partial / POOLING_CONFIG)
+        partial.rename(target)
+        log.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
+    """Refuse models that the exporter takes and the engine does not."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = ""
+    if task == "generate" and "vision_config" in config:
+        kind = "vision"
+    elif task == "generate" and config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif task == "score" and architecture.endswith("ForCausalLM"):
+        kind = "generative rerank"
+    if kind:
+        raise EngineStartError(f"'{source}': the openvino engine has no support for {kind} models ({architecture})")
+
+
+def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
+    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it gives."""
+    said = ""
+    with open(log, "a", opener=private_files.opener) as file:
+        # All files are local by now: offline, the exporter does not ask the hub for optional ones.
+        exporter = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            umask=0o077,
+        )
+        assert exporter.stdout is not None
+        with exporter:
+            for line in exporter.stdout:
+                file.write(line)
+                if line.startswith("Loading weights"):
+                    stage("exporting" if "100%" in line else "loading weights")
+                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(said)):
+                    said = line.strip()
+    if exporter.returncode:
+        reason = said or f"the exporter ended with exit code {exporter.returncode}"
+        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
+
+
+@contextmanager
+def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of `target`, so that two processes do not convert the same model."""
+    with open(target.with_name(f"{target.name}.lock"), "w", opener=private_files.opener) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stage("waiting for another process that converts it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _progress(source: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr that `source` is being converted. Yields the function to name the stage with."""
+    title = f"converting {source} (once)"
+    if not is_terminal():
+        say(f"{title} …")
+        yield lambda stage: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=title, bar_format="{desc} ({elapsed})", leave=False) as line:
+        yield lambda stage: line.set_description_str(f"{title}: {stage}")

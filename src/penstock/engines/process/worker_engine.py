@@ -1,0 +1,244 @@
+"""The parent's side of an engine whose model runs in a worker process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from itertools import count
+from typing import Any, ClassVar
+
+import msgspec
+
+from penstock.engines.adapter_files import check_adapter
+from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.mailbox import Mailbox
+from penstock.engines.process.child import EngineProcess
+from penstock.engines.process.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, decode_to_parent, encode
+from penstock.engines.process.stuck import StuckWatch
+from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, RequestError, by_kind, told
+from penstock.types import Delta, EmbeddingRequest, Embeddings, StructuredOutput
+
+LOOK_SECONDS = 10.0
+LOOKS = 6
+"""After so many in a row a process that should work, and sleeps, is taken to hang."""
+
+STARTS = 3
+"""How often a process is started that ends while it loads: somebody may have killed it."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerEngine(TokenEngine):
+    """An engine in front of the process `python -m WORKER`, which speaks `penstock.engines.process.messages`.
+
+    The worker has the methods `ping`, `tokenize`, `detokenize`, `embed`, `add_adapter`, `remove_adapter`, `metrics` and
+    `reset_prefix_cache`, as far as its model has the abilities.
+    """
+
+    worker: ClassVar[str]
+
+    def __init__(self, model_source: str, **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self._process: EngineProcess | None = None
+        self._changing = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
+        self._ids = count(1)
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._why_dead = f"the {self.name} engine is not running"
+
+    # Life
+    @abstractmethod
+    async def _load_message(self) -> msgspec.Struct:
+        """The worker's first message, which says what to load. Raises `EngineStartError` for what cannot be."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that works on another device
+        than the CPU may just wait for that.
+        """
+        return False
+
+    async def start(self) -> None:
+        async with self._changing:  # who comes second finds it running, and not on its way
+            for left in reversed(range(STARTS)):
+                if self._process is not None:
+                    return
+                try:
+                    await self._start()
+                except EngineDeadError as error:
+                    if not left or not error.suspects:  # or it was stopped
+                        tries = f" in {STARTS} tries" if not left else ""
+                        raise EngineStartError(f"'{self.model_source}' could not be loaded{tries}: {error}") from None
+                    _log.warning("'%s': %s while it loaded; it is started again", self.model_source, error)
+
+    async def _start(self) -> None:
+        load = await self._load_message()
+        process = EngineProcess(self.worker, self._on_message, lambda why: self._on_death(process, why))
+        ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self._calls[0] = ready
+        await process.start()
+        self._process = process
+        self.loop = asyncio.get_running_loop()
+        try:
+            process.send(encode(load))
+            answer = await ready
+            self.capabilities = answer.capabilities
+            self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
+            for name, path in self.adapters.items():
+                await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
+            if self._watching is not None:
+                self._watching.cancel()  # that of a process that died
+            if self.watched and process.pid is not None:
+                self._watching = asyncio.create_task(self._watch(process, process.pid))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        self.loop = None
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+        if process is not None:
+            self._fail_all(suspects=False)
+            await process.stop()
+
+    async def check_health(self) -> None:
+        await self._call("ping")
+
+    async def _watch(self, process: EngineProcess, pid: int) -> None:
+        watch = StuckWatch(pid, LOOKS)
+        while self._process is process:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not self._mailboxes and not self._calls:
+                watch.forget()
+            elif watch.is_stuck() and self._process is process:
+                why = f"the engine process hung: it slept for {LOOKS * LOOK_SECONDS:g} s while requests waited"
+                _log.error("%s; it is ended", why)
+                self._on_death(process, why)
+                process.kill()
+                await process.stop()
+
+    # Requests
+    def generate(self, request: GenerateRequest) -> Deltas:
+        return BatchedDeltas(self._generate(request))
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+        sampling = request.sampling
+        if sampling.structured is not None:
+            sampling = msgspec.structs.replace(sampling, structured=await self._constraint(sampling.structured))
+        number = next(self._ids)
+        mailbox = self._mailboxes[number] = Mailbox()
+        finished = False
+        try:
+            self._send(
+                Submit(number, request.prompt, sampling, request.adapter, request.stream, request.special_tokens)
+            )
+            while not finished:
+                batch = await mailbox.take()
+                finished = batch[-1].finish_reason is not None
+                yield batch
+        finally:
+            del self._mailboxes[number]
+            if not finished and not mailbox.failed and self._process is not None:
+                self._send(Abort(number))
+
+    async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
+        """A constraint as the worker takes it. Raises `RequestError` for one that the engine had better not see."""
+        return structured
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        self._check_task("embeddings")
+        return msgspec.convert(await self._call("embed", request.inputs, request.dimensions), Embeddings)
+
+    async def tokenize(self, text: str) -> list[int]:
+        ids: list[int] = await self._call("tokenize", text)
+        return ids
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return str(await self._call("detokenize", list(token_ids)))
+
+    # Adapters
+    async def resolve_lora(self, name: str, path: str) -> None:
+        check_adapter(name, path)
+        await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
+        self.adapters[name] = path
+
+    async def remove_lora(self, name: str) -> None:
+        if self.adapters.pop(name, None) is None:
+            raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
+        await self._call("remove_adapter", name)
+
+    async def metrics(self) -> dict[str, float]:
+        counts: dict[str, float] = await self._call("metrics")
+        return counts
+
+    async def reset_prefix_cache(self) -> None:
+        await self._call("reset_prefix_cache")
+
+    # Messages
+    def _send(self, message: msgspec.Struct) -> None:
+        if self._process is None:
+            raise EngineDeadError(self._why_dead, suspects=False)
+        try:
+            data = encode(message)
+        except (TypeError, ValueError, OverflowError) as error:  # lone surrogates, integers of more than 64 bits
+            raise RequestError(f"the request holds a value that cannot be sent to the engine: {told(error)}") from None
+        self._process.send(data)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        number = next(self._ids)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._calls[number] = future
+        try:
+            self._send(Call(number, method, list(args)))
+            return await future
+        finally:
+            self._calls.pop(number, None)
+
+    def _on_message(self, data: bytes) -> None:
+        message = decode_to_parent(data)
+        if isinstance(message, Step):
+            mailboxes = self._mailboxes
+            for number, delta in message.deltas:
+                if (mailbox := mailboxes.get(number)) is not None:
+                    mailbox.put(delta)
+        elif isinstance(message, Failed):
+            error = by_kind(message.kind, message.message)
+            if (mailbox := self._mailboxes.get(message.id)) is not None:
+                mailbox.fail(error)
+            else:
+                self._settle(message.id, error=error)
+        elif isinstance(message, Reply):
+            self._settle(message.id, value=message.value)
+        else:
+            self._settle(0, value=message)
+
+    def _settle(self, number: int, *, value: Any = None, error: Exception | None = None) -> None:
+        future = self._calls.pop(number, None)
+        if future is None or future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def _on_death(self, process: EngineProcess, why: str) -> None:
+        if self._process is process:  # else it was stopped, and another may run already
+            self._why_dead = why
+            self._process = None
+            self.loop = None
+            self._fail_all(killed=process.killed)
+
+    def _fail_all(self, **about: bool) -> None:
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(EngineDeadError(self._why_dead, **about))
+        for number in list(self._calls):
+            self._settle(number, error=EngineDeadError(self._why_dead, **about))

@@ -1,0 +1,471 @@
+"""An engine without a model: deterministic answers at a speed you set, and faults on demand.
+
+For latency studies, fault injection and fast tests. Answers depend on the prompt and the seed alone, so two runs
+agree. Time passes in steps as in a continuous-batching engine: each step gives every running request one token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from codecs import getincrementaldecoder
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, ClassVar
+
+from msgspec import Meta, Struct
+
+from penstock.config import parse_options
+from penstock.engines.base import Capabilities
+from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.mailbox import Mailbox
+from penstock.engines.simulated.answers import answer_bytes, seeded
+from penstock.engines.text.chat_template import PLAIN, ChatTemplate
+from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.text.stop_strings import StopStrings
+from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.errors import ContextLengthError, EngineDeadError, EngineError, ModelNotFoundError, RequestError
+from penstock.kv.base import make_connector
+from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
+from penstock.kv.simulated import HELD
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    FinishReason,
+    RerankRequest,
+    Scores,
+    TokenLogprob,
+    Usage,
+)
+
+Positive = Annotated[int, Meta(ge=1)]
+Milliseconds = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+
+
+class SimulatedOptions(Struct, frozen=True):
+    """`engine_kwargs` of the simulated engine. Times are in milliseconds; rates are shares of requests, 0 to 1.
+
+    A step takes `time_per_token_ms` × (1 + `batch_slowdown` × (running - 1)); a new request's first token comes
+    `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it was admitted. Which requests are
+    hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
+    `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
+    dies, `die_times` times in all; a prompt that holds the text `die_on` kills it each time, when its first token is
+    due. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
+    with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time,
+    `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its own does not wait for the
+    loop either. With `deterministic` requests that sample without a seed get one made from what they ask.
+    """
+
+    seed: int = 0
+    time_to_first_token_ms: Milliseconds = 0.0
+    time_per_token_ms: Milliseconds = 0.0
+    batch_slowdown: Annotated[float, Meta(ge=0)] = 0.0
+    prefill_ms_per_token: Milliseconds = 0.0
+    start_ms: Milliseconds = 0.0
+    steps_per_turn: Positive = 1
+    output_tokens: Positive = 16
+    max_num_seqs: Positive = 64
+    max_model_len: Positive = 32768
+    kv_cache_blocks: Positive = 65536
+    error_rate: Share = 0.0
+    slow_rate: Share = 0.0
+    slow_factor: Annotated[float, Meta(ge=1)] = 10.0
+    hang_rate: Share = 0.0
+    die_after: Annotated[int, Meta(ge=0)] = 0
+    die_times: Annotated[int, Meta(ge=0)] = 1
+    die_on: Annotated[str, Meta(min_length=1)] | None = None
+    kv_transfer_config: dict[str, Any] | None = None
+    kv_transfer_ms: Milliseconds = 0.0
+    deterministic: bool = False
+
+
+COSTS_ONLY = frozenset(
+    {
+        *("time_to_first_token_ms", "time_per_token_ms", "batch_slowdown"),
+        *("prefill_ms_per_token", "start_ms"),
+        *("steps_per_turn", "max_num_seqs", "kv_cache_blocks"),
+        *("kv_transfer_config", "kv_transfer_ms"),
+        *("error_rate", "slow_rate", "slow_factor", "hang_rate"),
+        *("die_after", "die_times", "die_on"),
+    }
+)
+
+
+TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
+_EMBEDDING_WIDTH = 16
+
+
+class _Running:
+    """One request inside the step loop."""
+
+    def __init__(
+        self, request: GenerateRequest, prompt: list[int], answer: bytes, total: int, reason: FinishReason
+    ) -> None:
+        self.request = request
+        self.prompt_tokens = len(prompt)
+        self.blocks = block_hashes(prompt)
+        self.answer = answer[:total]
+        self.texts = _text_of_each(self.answer)
+        self.total = total
+        self.reason = reason
+        self.emitted = 0
+        self.cached = 0
+        self.kv = request.kv_transfer_params or {}
+        self.slowness = 1.0
+        self.hangs = False
+        self.kills = False
+        self.ready_at = 0.0
+        self.stop = StopStrings(request.sampling.stop)
+        self.mailbox = Mailbox()
+
+
+class SimulatedEngine(TokenEngine):
+    """Stands in for a model. Tokens are UTF-8 bytes, so text and token ids convert without loss."""
+
+    name: ClassVar[str] = "simulated"
+    costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
+
+    def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self.options = parse_options(SimulatedOptions, self.engine_kwargs, "engine_kwargs")
+        self.deterministic = self.options.deterministic
+        self.template = ChatTemplate(TEMPLATE)
+        self.capabilities = Capabilities(
+            tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
+            context_length=self.options.max_model_len,
+            max_concurrency=self.options.max_num_seqs,
+            structured=frozenset({"json_schema", "json_object"}),
+            max_top_logprobs=5,
+            adapters=True,
+            prefix_caching=True,
+        )
+        self.requests_served = 0
+        self.kv_transfers = self.kv_transfer_failures = 0
+        given = self.options.kv_transfer_config
+        self.connector = None if given is None else make_connector(given)
+        self._steps = 0
+        self._prefixes = PrefixIndex(self.options.kv_cache_blocks)
+        self._waiting: deque[_Running] = deque()
+        self._running: dict[_Running, None] = {}  # in the order of their admission
+        self._loop_task: asyncio.Task[None] | None = None
+        self._alive = False
+        self._deaths = 0
+        self._served_since_start = 0
+
+    @classmethod
+    def deterministic_options(cls) -> dict[str, Any]:
+        return {"deterministic": True}
+
+    # Life
+    async def start(self) -> None:
+        if self._alive:
+            return
+        await asyncio.sleep(self.options.start_ms / 1000)
+        if self.connector is not None:
+            self.identity = self.connector.setup(self.site, "simulated").identity
+            HELD[self.identity.engine_id] = set()
+        self._alive = True
+        self.loop = asyncio.get_running_loop()
+        self._served_since_start = 0
+
+    async def stop(self) -> None:
+        self._die("the simulated engine was stopped", suspects=False)
+
+    async def check_health(self) -> None:
+        if not self._alive:
+            raise EngineDeadError("the simulated engine is not running", suspects=False)
+
+    # Requests
+    def generate(self, request: GenerateRequest) -> Deltas:
+        return BatchedDeltas(self._generate(request))
+
+    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+        await self.check_health()
+        item = self._admit(request)
+        if self.cached_blocks is not None and (names := PROMPT_BLOCKS.get()):
+            self.cached_blocks.asked(names, item.blocks)
+        if self._instant and not request.stream and not item.hangs and not item.kills:
+            self._prefill(item)
+            while (delta := self._emit(item)) is None or delta.finish_reason is None:
+                pass
+            yield [delta]
+            return
+        self._waiting.append(item)
+        if self._loop_task is None or self._loop_task.done():
+            self._loop_task = asyncio.create_task(self._step_loop())
+        mailbox = item.mailbox
+        try:
+            while True:
+                batch = await mailbox.take()
+                yield batch
+                if batch[-1].finish_reason is not None:
+                    return
+        finally:
+            self._forget(item)
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        await self.check_health()
+        width = request.dimensions or _EMBEDDING_WIDTH
+        vectors = [
+            [seeded(self.options.seed, "embed", text).gauss(0, 1) for _ in range(width)] for text in request.inputs
+        ]
+        return Embeddings(vectors, Usage(prompt_tokens=sum(len(t.encode()) for t in request.inputs)))
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        await self.check_health()
+        asked = set(request.query.lower().split())
+        scores = [len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents]
+        return Scores(scores, Usage(prompt_tokens=sum(len(d.encode()) for d in request.documents)))
+
+    async def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        self._check_ids(token_ids, "tokens")
+        return bytes(token_ids).decode(errors="replace")
+
+    async def resolve_lora(self, name: str, path: str) -> None:
+        self.adapters[name] = path
+
+    async def remove_lora(self, name: str) -> None:
+        if self.adapters.pop(name, None) is None:
+            raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
+
+    async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
+        if isinstance(request, ChatRequest):
+            tools = None if request.tool_choice == "none" else request.tools
+            return list(self._rendered(request, tools).encode())
+        return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+
+    def tell_cached_blocks(self) -> bool:
+        self.cached_blocks = CachedBlocks()
+        return True
+
+    async def reset_prefix_cache(self) -> None:
+        self._forget_prefixes()
+
+    async def metrics(self) -> dict[str, float]:
+        return {
+            "steps": self._steps,
+            "requests_running": len(self._running),
+            "requests_waiting": len(self._waiting),
+            **(
+                {"kv_transfers": self.kv_transfers, "kv_transfer_failures": self.kv_transfer_failures}
+                if self.connector is not None
+                else {}
+            ),
+        }
+
+    @property
+    def running(self) -> int:
+        """Requests that hold a slot or wait for one."""
+        return len(self._running) + len(self._waiting)
+
+    # One request
+    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 256:
+            raise RequestError("token ids must be from 0 to 255", param=param)
+
+    def _admit(self, request: GenerateRequest) -> _Running:
+        sampling, options = request.sampling, self.options
+        prompt = list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+        if not prompt:
+            raise RequestError("the prompt is empty", param="prompt")
+        self._check_ids(prompt, "prompt")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
+        room = options.max_model_len - len(prompt)
+        if room < 1 or (sampling.max_tokens or 0) > room:
+            raise ContextLengthError(
+                f"this model's context is {options.max_model_len} tokens; the prompt has {len(prompt)}"
+                f" and {sampling.max_tokens or 1} more were asked for",
+                param="messages",
+            )
+        draw = seeded(options.seed, "fault", prompt)
+        if draw.random() < options.error_rate:
+            raise EngineError("simulated fault")
+        answer = answer_bytes(request, prompt, options.seed, options.output_tokens)
+        limit = min(sampling.max_tokens or room, room)
+        natural = len(answer)
+        if sampling.ignore_eos or sampling.min_tokens > natural:
+            natural = limit if sampling.ignore_eos else sampling.min_tokens
+            answer = (answer * (natural // max(len(answer), 1) + 1))[:natural]
+        total = min(natural, limit)
+        by_length = sampling.ignore_eos or natural > limit
+        item = _Running(request, prompt, answer, total, "length" if by_length else "stop")
+        if draw.random() < options.slow_rate:
+            item.slowness = options.slow_factor
+        item.hangs = draw.random() < options.hang_rate
+        item.kills = options.die_on is not None and options.die_on.encode() in bytes(prompt)
+        return item
+
+    def _prefill(self, item: _Running) -> float:
+        """Look the prompt up in the prefix cache; returns the milliseconds until the first token."""
+        item.cached = min(self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0))
+        gone = self._prefixes.insert(item.blocks)
+        if self.cached_blocks is not None:
+            self.cached_blocks.stored(item.blocks)
+            self.cached_blocks.removed(gone)
+        options = self.options
+        if item.kv.get("do_remote_prefill") and self._fetched(item):
+            return options.kv_transfer_ms
+        return options.time_to_first_token_ms + options.prefill_ms_per_token * (item.prompt_tokens - item.cached)
+
+    def _fetched(self, item: _Running) -> bool:
+        """Whether the prompt's cache was to be had from the engine that computed it. Then that engine is rid of it."""
+        item.kv = {**item.kv, "do_remote_prefill": False}
+        if item.kv.get("remote_process") == os.getpid():
+            held = HELD.get(item.kv.get("remote_engine_id", ""), set())
+            if item.kv.get("remote_request_id") not in held:
+                self.kv_transfer_failures += 1
+                return False
+            held.discard(item.kv["remote_request_id"])
+        self.kv_transfers += 1
+        return True
+
+    def _hold(self, item: _Running) -> dict[str, Any] | None:
+        """Keep a prompt's cache for another engine, and tell where it is."""
+        if self.identity is None or not item.kv.get("do_remote_decode"):
+            return None
+        request_id = uuid.uuid4().hex
+        HELD[self.identity.engine_id].add(request_id)
+        return {
+            "do_remote_prefill": True,
+            "do_remote_decode": False,
+            "remote_engine_id": self.identity.engine_id,
+            "remote_request_id": request_id,
+            "remote_process": os.getpid(),
+        }
+
+    def _emit(self, item: _Running) -> Delta | None:
+        """One token of progress; None where there is nothing to show."""
+        text = item.texts[item.emitted]
+        ids: tuple[int, ...] = (item.answer[item.emitted],)
+        item.emitted += 1
+        text = item.stop.push(text)
+        done = item.stop.stopped or item.emitted >= item.total
+        if not item.request.stream:
+            if not done:
+                return None
+            whole = StopStrings(item.request.sampling.stop)
+            ids = tuple(item.answer[: item.emitted])
+            text = whole.push(bytes(ids).decode(errors="replace"))
+            if not whole.stopped:
+                text += whole.flush()
+        elif done and not item.stop.stopped:
+            text += item.stop.flush()
+        logprobs = None
+        if item.request.sampling.logprobs is not None:
+            logprobs = tuple(self._logprob(t, item.request.sampling.logprobs) for t in ids)
+        if not done:
+            usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
+            return Delta(text=text, token_ids=ids, logprobs=logprobs, usage=usage)
+        self._finished()
+        reason: FinishReason = "stop" if item.stop.stopped else item.reason
+        usage = Usage(item.prompt_tokens, item.emitted, item.cached)
+        return Delta(
+            text=text,
+            token_ids=ids,
+            logprobs=logprobs,
+            finish_reason=reason,
+            usage=usage,
+            stop=item.stop.found,
+            kv_transfer_params=self._hold(item),
+        )
+
+    def _logprob(self, token: int, top: int) -> TokenLogprob:
+        text = bytes([token]).decode(errors="replace")
+        others = tuple((chr(97 + k), -2.0 - k) for k in range(max(top - 1, 0)))
+        return TokenLogprob(text, -0.1, ((text, -0.1), *others) if top else ())
+
+    def _finished(self) -> None:
+        self.requests_served += 1
+        self._served_since_start += 1
+        options = self.options
+        if options.die_after and self._deaths < options.die_times and self._served_since_start >= options.die_after:
+            self._deaths += 1
+            self._die("the simulated engine died, as it was told to")
+
+    # Time
+    @property
+    def _instant(self) -> bool:
+        options = self.options
+        return not (options.time_to_first_token_ms or options.time_per_token_ms or options.prefill_ms_per_token)
+
+    async def _step_loop(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while self._running or self._waiting:
+            while self._waiting and len(self._running) < self.options.max_num_seqs:
+                item = self._waiting.popleft()
+                item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
+                self._running[item] = None
+            busy = len(self._running)
+            step = self.options.time_per_token_ms / 1000 * (1 + self.options.batch_slowdown * (busy - 1))
+            ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
+            if not ready:
+                upcoming = [i.ready_at for i in self._running if not i.hangs]
+                # All that run hang: look again now and then, a caller may give up or a new request come.
+                await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
+                continue
+            if step:
+                await asyncio.sleep(step)
+                self._step(ready, step, clock())
+            else:
+                for _ in range(self.options.steps_per_turn):
+                    self._step(ready, step, clock())
+                await asyncio.sleep(0)
+
+    def _step(self, ready: list[_Running], seconds: float, now: float) -> None:
+        self._steps += 1
+        for item in ready:
+            if item not in self._running:
+                continue  # it has finished, or its caller went away
+            if item.slowness > 1:
+                item.ready_at = now + seconds * (item.slowness - 1)
+            if item.kills:
+                self._die("the simulated engine died of a request, as it was told to")
+                return
+            delta = self._emit(item)
+            if delta is not None:
+                item.mailbox.put(delta)
+                if delta.finish_reason is not None:
+                    self._forget(item)
+
+    def _forget(self, item: _Running) -> None:
+        if item in self._running:
+            del self._running[item]
+        elif item in self._waiting:
+            self._waiting.remove(item)
+            if item.kv.get("do_remote_prefill"):
+                self._fetched(item)  # nobody else will, and it takes room there
+
+    def _forget_prefixes(self) -> None:
+        self._prefixes.clear()
+        if self.cached_blocks is not None:
+            self.cached_blocks.clear()
+
+    def _die(self, why: str, *, suspects: bool = True) -> None:
+        self._alive = False
+        self.loop = None
+        if self.identity is not None:
+            HELD.pop(self.identity.engine_id, None)
+            self.identity = None
+        for item in [*self._running, *self._waiting]:
+            item.mailbox.fail(EngineDeadError(why, suspects=suspects))
+        self._running.clear()
+        self._waiting.clear()
+        self._forget_prefixes()
+
+
+def _text_of_each(answer: bytes) -> Sequence[str]:
+    """The text that each token adds: a character comes with its last byte, one cut short with the last token."""
+    if answer.isascii():
+        return answer.decode()
+    decoder = getincrementaldecoder("utf-8")("replace")
+    texts = [decoder.decode(answer[at : at + 1]) for at in range(len(answer))]
+    texts[-1] += decoder.decode(b"", final=True)
+    return texts

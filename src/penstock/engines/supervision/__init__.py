@@ -1,0 +1,1 @@
+"""Keeping engines alive: starts, restarts, and requests that kill them."""

@@ -1,0 +1,1 @@
+"""Requests and answers between our types and vLLM's."""

@@ -1,0 +1,1 @@
+"""Reading what users give, with errors in words of our own."""

@@ -1,0 +1,182 @@
+"""The Ray runtime: models and their ingress as a Ray Serve application."""
+
+from __future__ import annotations
+
+import inspect
+import secrets
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import asdict, replace
+from ray import serve
+from ray.serve import Application
+
+from penstock.config import import_object, parse_options
+from penstock.errors import ConfigError, nearest
+from penstock.llm_config import DeploymentConfig, LLMConfig
+from penstock.ray.ingress import LLMIngress
+from penstock.ray.replica import LLMReplica
+from penstock.serve.config.placement import deployment_options, parallelism
+
+if TYPE_CHECKING:
+    from penstock.serve.config.serving_args import LLMServingArgs
+    from penstock.serve.config.settings import HttpSettings
+
+ROUTER = "penstock.ray.router:ModelRequestRouter"
+INGRESS = "penstock.serve.api.ingress:OpenAiIngress"
+POLICY = "penstock.balance.policies.from_config:configured_policy"
+CARD = "penstock.serve.models.handle:ModelCard"
+NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
+UNLIMITED = 1_000_000
+"""Requests that Ray may send to a replica at once: the replica's own queue knows better how many it takes."""
+DEFAULT_TARGET = 32.0
+"""Requests a replica that autoscaling aims at, where neither the configuration nor the engine's options say it."""
+
+
+_OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
+    *("name", "placement_group_bundles", "placement_group_strategy")
+}
+"""What stands in `deployment_config` as well, where the replica reads it too."""
+
+
+def build_deployment(
+    config: LLMConfig,
+    *,
+    settings: HttpSettings,
+    mark: str | None = None,
+    name_prefix: str | None = None,
+    bind_kwargs: Mapping[str, Any] | None = None,
+    override_serve_options: Mapping[str, Any] | None = None,
+    deployment_cls: type | None = None,
+    replica_host: str | None = None,
+    front: tuple[str, int] | None = None,
+) -> Application:
+    """One model as a Ray Serve application. Raises `ConfigError`. A prefill side is a deployment of its own beside it.
+
+    Replicas listen on `replica_host`, or on the address that their node has in the cluster; for clients too on the host
+    and port of `front`, if given.
+    """
+    config, beside = overridden(config, override_serve_options or {})
+    options = {**serve_options(config), **beside}
+    name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
+    options["name"] = beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
+    deployment = _deployment(
+        deployment_cls or LLMReplica, options, "override_serve_options" if beside else "deployment_config"
+    )
+    mark = mark or new_mark()
+    about: dict[str, Any] = {"mark": mark, "settings": settings, "host": replica_host, "front": front}
+    if config.prefill_config is not None:
+        about["prefill"] = build_deployment(
+            config.prefill_config,
+            settings=settings,
+            mark=mark,
+            name_prefix=PREFILL_PREFIX,
+            replica_host=replica_host,
+        )
+    return deployment.bind(llm_config=config, **{**about, **(bind_kwargs or {})})
+
+
+def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
+    """All models behind one ingress. Raises `ConfigError`."""
+    mark = new_mark()
+    front = args.listen_address if args.front == "replica" else None
+    if args.front == "replica" and front is None:
+        raise ConfigError("the replica is the front of a port, and none is given", field="listen")
+    deployments: dict[str, Application] = {}
+    for config in args.llm_configs:
+        if config.model_id in deployments:
+            raise ConfigError(
+                f"two models are called '{config.model_id}'",
+                field="model_loading_config.model_id",
+                value=config.model_id,
+            )
+        deployments[config.model_id] = build_deployment(
+            config, settings=args.http, mark=mark, replica_host=replica_host, front=front
+        )
+    card: Any = import_object(CARD, "the model's card")
+    cards = {
+        config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
+        for config in args.llm_configs
+    }
+    ingress = dict(args.ingress_cls_config)
+    cls, extra = ingress.pop("ingress_cls", INGRESS), ingress.pop("ingress_extra_kwargs", {})
+    if ingress:
+        raise ConfigError(
+            f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs", field="ingress_cls_config"
+        )
+    options = {
+        "name": "OpenAiIngress",
+        "max_ongoing_requests": UNLIMITED,
+        "ray_actor_options": {"num_cpus": 0},  # it waits for others nearly all of its time
+        "max_surge_percent": 100,  # a new one listens before the one that it replaces goes
+        **args.ingress_deployment_config,
+    }
+    return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
+        deployments,
+        cards,
+        args.lora_paths,
+        llm_configs=args.llm_configs,
+        ingress_cls=cls,
+        ingress_extra_kwargs=extra,
+        mark=mark,
+        settings=args.http,
+        listen=args.listen_address if front is None else None,
+    )
+
+
+def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:
+    """The model with what `overrides` say of its `deployment_config`, and what else they say. Raises `ConfigError`."""
+    own = {key: value for key, value in overrides.items() if key in _OVERRIDDEN}
+    for count, other in (("num_replicas", "autoscaling_config"), ("autoscaling_config", "num_replicas")):
+        if count in own:  # Ray takes one of them
+            own.setdefault(other, None)
+    given = {**asdict(config.deployment_config), **own}
+    deployment = parse_options(DeploymentConfig, given, "override_serve_options")
+    beside = {key: value for key, value in overrides.items() if key not in _OVERRIDDEN}
+    return replace(config, deployment_config=deployment), beside
+
+
+def serve_options(config: LLMConfig) -> dict[str, Any]:
+    """What `serve.deployment` is given for a model."""
+    cls: Any = config.server_cls
+    cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
+    options: dict[str, Any] = deployment_options(config) if cls is None else cls.get_deployment_options(config)
+    if options.get("autoscaling_config") is not None:
+        scaling = {name: value for name, value in options["autoscaling_config"].items() if value is not None}
+        per_replica = scaling.pop("target_num_ongoing_requests_per_replica", None)
+        scaling.setdefault("target_ongoing_requests", per_replica or _target(config))
+        options["autoscaling_config"] = scaling
+    elif options.get("num_replicas") == "auto":
+        options["autoscaling_config"] = {"target_ongoing_requests": _target(config)}
+    options["max_ongoing_requests"] = UNLIMITED
+    import_object(POLICY, "request_router_config")(config)  # refuses an unknown one now rather than in the ingress
+    router = dict(options.get("request_router_config") or {})
+    router.pop("request_router_kwargs", None)
+    options["request_router_config"] = {**router, "request_router_class": ROUTER}
+    return options
+
+
+def new_mark() -> str:
+    """What tells the parts of one application from those of another, or of the same one when it is deployed again."""
+    return secrets.token_hex(8)
+
+
+def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
+    """A deployment with Ray's options. Raises `ConfigError` for what Ray does not take."""
+    known = [name for name in inspect.signature(serve.deployment).parameters if not name.startswith("_")]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"unknown key '{name}'", field=where, value=options[name], hint=nearest(name, known))
+    try:
+        return serve.deployment(cls, **options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"Ray refuses these options: {' '.join(str(error).split())}", field=where) from None
+
+
+def _target(config: LLMConfig) -> float:
+    """Requests a replica: what it works on at once, with some room for the next."""
+    most, slots = config.deployment_config.max_ongoing_requests, config.engine_kwargs.get("max_num_seqs")
+    if most is None and isinstance(slots, int):
+        most = slots * parallelism(config.engine_kwargs).data  # each rank has so many
+    return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

@@ -1,0 +1,168 @@
+"""Serves an application on Ray in the foreground: on the cluster that is there, or on one of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import ray
+import ray.util
+from msgspec.structs import replace
+from ray import serve
+from ray._private import state
+from ray.serve.exceptions import RayServeException
+
+from penstock.errors import EngineStartError
+from penstock.ray.application import build_application
+from penstock.serve.config.placement import cpus
+
+if TYPE_CHECKING:
+    from penstock.serve.config.serving_args import LLMServingArgs
+
+APP_PREFIX = "penstock-serve-"
+INGRESS_TIMEOUT_S = 120.0
+KNOCK_TIMEOUT_S = 10.0
+NODE_SHARE = 0.001
+"""How much of a machine's own resource a process asks for that must be there."""
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Of a cluster of our own: nothing big passes through it."""
+
+
+def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
+    """Serve until a SIGTERM or SIGINT; then requests under way may finish, and the application goes. A cluster that was
+    started for it goes too. Raises `EngineStartError` if the ingress cannot be deployed.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    told = threading.Event()
+    previous = _take_signals(told)
+    own = not connect(cpus(args.llm_configs))
+    _take_signals(told)  # Ray has put a handler of its own in the place of ours, which would end all at once
+    try:
+        # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
+        application = build_application(here(args), replica_host="127.0.0.1" if own else None)
+        serve.start(proxy_location="Disabled")  # clients come to the ingress itself
+        app = new_application(APP_PREFIX)
+        try:
+            # Without a route: it must not take that of an application which others run behind Ray's proxy.
+            serve.run_many([serve.RunTarget(application, app, route_prefix=None)], wait_for_applications_running=False)
+            _wait_for_ingress(app, told)
+            if args.front == "replica":
+                _wait_for_replica(app, told)
+            if not told.is_set():
+                on_listening()
+            told.wait()
+        finally:
+            serve.delete(app)
+    finally:
+        if own:
+            serve.shutdown()
+        ray.shutdown()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _take_signals(told: threading.Event) -> dict[signal.Signals, Any]:
+    """Let SIGTERM and SIGINT set the event. Gives the handlers that they had."""
+    return {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def connect(cpus: int) -> bool:
+    """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there is none, or where
+    `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our own reckons to have, whatever the
+    machine has: as on the local runtime, models share it.
+    """
+    if ray.is_initialized():
+        return True
+    address = os.environ.get("RAY_ADDRESS", "auto")
+    if address.startswith("ray://"):
+        raise EngineStartError(
+            f"Ray Client ({address}) cannot serve: run this on a machine of the cluster, with RAY_ADDRESS=HOST:6379"
+        )
+    if address != "local":
+        try:
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return True
+        except OSError:
+            if address != "auto":
+                raise EngineStartError(f"there is no Ray cluster at {address} (RAY_ADDRESS)") from None
+        except (RuntimeError, ValueError) as error:  # of another version, or one that does not know us
+            why = " ".join(str(error).split())
+            raise EngineStartError(f"the Ray cluster at {address} (RAY_ADDRESS) cannot be joined: {why}") from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for background work, and engines would inherit it
+    ray.init(
+        address="local",
+        num_cpus=max(cpus, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+    return False
+
+
+def _knock(address: str) -> None:
+    """Raise an `OSError` if nobody listens at HOST:PORT, for which Ray would wait long."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIMEOUT_S).close()
+
+
+def new_application(prefix: str) -> str:
+    """A name for an application of this process alone. Those with that prefix whose process was killed are removed."""
+    dead = {job["JobID"] for job in state.jobs() if job["IsDead"]}
+    for name in serve.status().applications:
+        if name.startswith(prefix) and name.removeprefix(prefix).partition("-")[0] in dead:
+            serve.delete(name)
+    return f"{prefix}{ray.get_runtime_context().get_job_id()}-{secrets.token_hex(4)}"
+
+
+def here(args: LLMServingArgs) -> LLMServingArgs:
+    """With what listens for clients on this machine, as that is where they are told to come."""
+    node = {f"node:{ray.util.get_node_ip_address()}": NODE_SHARE}
+    if args.front == "replica":
+        (config,) = args.llm_configs
+        deployment = config.deployment_config
+        deployment = replace(deployment, ray_actor_options=_with(deployment.ray_actor_options, node))
+        return replace(args, llm_configs=[replace(config, deployment_config=deployment)])
+    ingress = args.ingress_deployment_config
+    actor = _with(ingress.get("ray_actor_options") or {"num_cpus": 0}, node)
+    return replace(args, ingress_deployment_config={**ingress, "ray_actor_options": actor})
+
+
+def _with(actor_options: Mapping[str, Any], resources: Mapping[str, float]) -> dict[str, Any]:
+    return {**actor_options, "resources": {**(actor_options.get("resources") or {}), **resources}}
+
+
+def _wait_for_ingress(app: str, told: threading.Event) -> None:
+    asked = serve.get_app_handle(app).url.remote()
+    waited = 0.0
+    while not told.is_set():
+        try:
+            asked.result(timeout_s=0.5)
+            return
+        except TimeoutError:
+            waited += 0.5
+            if waited < INGRESS_TIMEOUT_S:
+                continue
+            raise EngineStartError(f"the ingress did not start in {INGRESS_TIMEOUT_S:g} s; {_message(app)}") from None
+        except RayServeException:
+            raise EngineStartError(f"the ingress could not be deployed; {_message(app)}") from None
+
+
+def _wait_for_replica(app: str, told: threading.Event) -> None:
+    while (status := serve.status().applications[app].status) != "RUNNING" and not told.wait(0.2):
+        if status == "DEPLOY_FAILED":
+            raise EngineStartError(f"the replica could not be deployed; {_message(app)}")
+
+
+def _message(app: str) -> str:
+    application = serve.status().applications.get(app)
+    return "Ray says: " + " ".join((application.message if application else "nothing").split())

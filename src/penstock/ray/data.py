@@ -1,0 +1,126 @@
+"""Processors over Ray data sets: each stage is a pool of actors, and a row never waits for more than its own batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+from ray import serve
+
+from penstock.config import import_object
+from penstock.engines.registry import DEFAULT_APP, engines
+from penstock.errors import ConfigError, nearest
+from penstock.ray.data_placement import stage_options
+from penstock.ray.replicas import served_model
+
+PARTS = "penstock.batch.pipeline.row_transport"
+BLOCK = "penstock.batch.write.row_tables:block"
+DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
+GROUPED = "penstock.serve.rpc.grouped_calls:GroupedModel"
+COLUMN = "__penstock"
+"""The one column between the stages."""
+
+
+def process_dataset(processor: Any, dataset: Any) -> Any:
+    """The processor's output as a Ray data set, computed when it is read. Raises `ConfigError`."""
+    config = processor.config
+    keep = config.should_continue_on_error
+    beginning = _part("Beginning")(processor.preprocess, keep=keep)
+    ending = _part("Ending")(processor.postprocess, keep=keep)
+    dataset = dataset.map_batches(
+        _begin, fn_kwargs={"beginning": beginning}, batch_format="pyarrow", **processor.preprocess_map_kwargs
+    )
+    for name, stage in processor.stages.items():
+        if stage.fn is None:
+            continue
+        _check_deployment(stage)
+        about = {
+            "name": name,
+            "stage": stage,
+            "batch_size": config.batch_size,
+            "keep": keep,
+            "rows_per_call": getattr(config, "rows_per_call", 1),
+        }
+        dataset = dataset.map_batches(
+            StageActor, fn_constructor_kwargs=about, batch_format="pyarrow", **stage_options(config, stage)
+        )
+    return dataset.map_batches(
+        _end, fn_kwargs={"ending": ending}, batch_format="pyarrow", **processor.postprocess_map_kwargs
+    )
+
+
+class StageActor:
+    """One worker of a stage. Ray may call it several times at once."""
+
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int) -> None:
+        self._stage = stage
+        self._rows_per_call = rows_per_call
+        self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
+        self._connecting: asyncio.Task[None] | None = None
+
+    async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
+        """The batch with the columns that the stage adds."""
+        if _is_deployment(self._stage):
+            if self._connecting is None:  # once, however many batches come at a time
+                self._connecting = asyncio.create_task(_connect(**_names(self._stage), most=self._rows_per_call))
+            await asyncio.shield(self._connecting)
+        yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
+
+
+def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
+    return _carried(beginning(batch.to_pylist()))
+
+
+def _end(batch: pa.Table, ending: Any) -> Any:
+    rows = ending(batch.column(COLUMN).to_pylist())
+    try:
+        return import_object(BLOCK, "the Ray Data runtime")(rows)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        # Ray has a way of its own with what Arrow cannot hold.
+        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+
+
+def _carried(rows: list[bytes]) -> pa.Table:
+    return pa.table({COLUMN: pa.array(rows, pa.large_binary())})
+
+
+# Models that Ray Serve serves
+def _is_deployment(stage: Any) -> bool:
+    return isinstance(stage, import_object(DEPLOYMENT_STAGE, "the serve deployment stage"))
+
+
+def _names(stage: Any) -> dict[str, str]:
+    given: Mapping[str, Any] = stage.fn_constructor_kwargs
+    return {"deployment": given["deployment_name"], "app": given.get("app_name") or DEFAULT_APP}
+
+
+def _check_deployment(stage: Any) -> None:
+    """Refuse an application or deployment that does not exist before anything runs."""
+    if not _is_deployment(stage):
+        return
+    names = _names(stage)
+    applications = serve.status().applications
+    if names["app"] not in applications:
+        hint = nearest(names["app"], applications) or "Ray Serve runs none"
+        raise ConfigError("there is no such Ray Serve application", field="app_name", value=names["app"], hint=hint)
+    deployments = applications[names["app"]].deployments
+    if names["deployment"] not in deployments:
+        raise ConfigError(
+            f"application '{names['app']}' has no such deployment",
+            field="deployment_name",
+            value=names["deployment"],
+            hint=nearest(names["deployment"], deployments),
+        )
+
+
+async def _connect(deployment: str, app: str, most: int) -> None:
+    """Make the served model known in this process by its names, for the stage to find."""
+    served = await served_model(serve.get_deployment_handle(deployment, app))
+    grouped: Any = import_object(GROUPED, "the Ray runtime's handle")
+    engines().put(deployment, grouped(served, most=most), app)
+
+
+def _part(name: str) -> Any:
+    return import_object(f"{PARTS}:{name}", "the Ray Data runtime")

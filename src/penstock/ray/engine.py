@@ -1,0 +1,166 @@
+"""Replicas on a Ray cluster as one engine: what a batch job asks when it runs on Ray. Its rows, journal and output stay
+with the job's own process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import ray
+from ray import serve
+
+from penstock.config import import_object
+from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Deltas
+from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
+from penstock.llm_config import LLMConfig
+from penstock.ray.application import NAME_PREFIX, build_deployment
+from penstock.ray.cluster import connect, new_application
+from penstock.ray.replicas import served_model
+from penstock.serve.config.placement import cpus
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+)
+
+SETTINGS = "penstock.serve.config.settings:HttpSettings"
+MODEL_ID = "model"
+APP_PREFIX = "penstock-job-"
+POLL_S = 0.2
+
+
+class RayEngine(LLMEngine):
+    """So many replicas of `engine`, which itself is not started. They are deployed for it and go with it, as does a
+    cluster that had to be started.
+
+    A replica that dies is replaced by Ray Serve; its requests raise `EngineDeadError` and may be asked again at once.
+    """
+
+    def __init__(self, engine: LLMEngine, replicas: int) -> None:
+        super().__init__(engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters)
+        self.name = engine.name  # type: ignore[misc]  # its rows are those of that engine
+        self.deterministic = engine.deterministic
+        self._deciding_kwargs = engine.deciding_kwargs
+        self._config = LLMConfig.from_dict(
+            {
+                "model_loading_config": {"model_id": MODEL_ID, "model_source": engine.model_source},
+                "llm_engine": engine.name,
+                "engine_kwargs": dict(engine.engine_kwargs),
+                "lora_config": {"adapters": dict(engine.adapters)},
+                "deployment_config": {"num_replicas": replicas, "max_queued_requests": -1},
+            }
+        )
+        self._replicas = replicas
+        self._app = ""
+        self._model: Any = None
+        self._own_cluster = False
+
+    @property
+    def deciding_kwargs(self) -> dict[str, Any]:
+        return self._deciding_kwargs
+
+    # Life
+    async def start(self) -> None:
+        self._own_cluster = not await asyncio.to_thread(connect, cpus([self._config]))
+        try:
+            handle = await asyncio.to_thread(self._deploy)
+            while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110 - nobody announces it
+                await asyncio.sleep(POLL_S)
+            capabilities = await handle.capabilities.remote()
+            self._model = await served_model(handle)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(self._remove))
+            raise
+        self.capabilities = msgspec.structs.replace(
+            capabilities, max_concurrency=capabilities.max_concurrency * self._replicas
+        )
+
+    async def stop(self) -> None:
+        model, self._model = self._model, None
+        if model is not None:
+            await model.stop()
+            await asyncio.to_thread(self._remove)
+
+    async def restart(self) -> None:
+        """Nothing, as Ray Serve starts replicas again: who asks next waits for one."""
+
+    async def check_health(self) -> None:
+        self._started()
+
+    def _deploy(self) -> Any:
+        host = "127.0.0.1" if self._own_cluster else None
+        settings: Any = import_object(SETTINGS, "the replicas' limits")
+        application = build_deployment(self._config, settings=settings(), replica_host=host)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(proxy_location="Disabled")
+        self._app = new_application(APP_PREFIX)
+        serve.run_many(
+            [serve.RunTarget(application, self._app, route_prefix=None)], wait_for_applications_running=False
+        )
+        return serve.get_deployment_handle(f"{NAME_PREFIX}{MODEL_ID}", self._app)
+
+    def _is_deployed(self) -> bool:
+        """Raises `EngineStartError` if the replicas cannot be started."""
+        application = serve.status().applications.get(self._app)
+        if application is None:
+            return False
+        for deployment in application.deployments.values():
+            if deployment.status == "DEPLOY_FAILED":  # an unhealthy one may recover
+                said = [line.strip() for line in deployment.message.splitlines() if "Error:" in line]
+                why = said[-1].partition("Error: ")[2] if said else " ".join(deployment.message.split())
+                raise EngineStartError(f"Ray Serve could not start the replicas: {why}")
+        return bool(application.status == "RUNNING")
+
+    def _remove(self) -> None:
+        with contextlib.suppress(Exception):  # the cluster may be gone, and all with it
+            serve.delete(self._app)
+        if self._own_cluster:
+            ray.shutdown()
+
+    def _started(self) -> Any:
+        if self._model is None:
+            raise EngineDeadError("no replicas are deployed")
+        return self._model
+
+    # Requests
+    def chat(self, request: ChatRequest) -> Deltas:
+        return self._started().chat(request)  # type: ignore[no-any-return]
+
+    def completions(self, request: CompletionRequest) -> Deltas:
+        return self._started().completions(request)  # type: ignore[no-any-return]
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        return await self._started().embeddings(request)  # type: ignore[no-any-return]
+
+    async def score(self, request: RerankRequest) -> Scores:
+        return await self._started().score(request)  # type: ignore[no-any-return]
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        return await self._started().rerank(request)  # type: ignore[no-any-return]
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        return await self._started().classify(request)  # type: ignore[no-any-return]
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self._started().tokenize(text)  # type: ignore[no-any-return]
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self._started().detokenize(token_ids)  # type: ignore[no-any-return]
+
+    async def resolve_lora(self, name: str, path: str) -> None:
+        """See whether the replicas have it: they are told which adapters there are when they are deployed."""
+        if name not in await self._started().adapters():
+            raise UnsupportedError(
+                f"on Ray the adapters are known before the replicas start, and '{name}' was not", param="adapter"
+            )

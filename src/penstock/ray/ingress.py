@@ -1,0 +1,95 @@
+"""The ingress as a Ray Serve deployment: the application in front of the models, behind Ray's proxy and, where it was
+given one, behind a port of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from penstock.config import import_object
+from penstock.garbage import collect_seldom_from_now
+from penstock.llm_config import LLMConfig
+from penstock.ray.replicas import RayReplicas
+from penstock.ray.state import ClusterStore, cluster_secret
+
+MODEL = "penstock.serve.replicas.model:RemoteModel"
+SERVER = "penstock.serve.http.server:HttpServer"
+LISTEN = "penstock.serve.http.server:listen"
+ADDRESS = "penstock.serve.http.server:address"
+
+
+class AtRoot:
+    """An application that knows no route prefix, behind one: its paths are what follows the prefix."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        prefix = scope.get("root_path", "").rstrip("/")
+        if prefix and scope["path"].startswith(f"{prefix}/"):
+            scope = {**scope, "path": scope["path"][len(prefix) :], "root_path": ""}
+        await self._app(scope, receive, send)
+
+
+@serve.ingress()
+class LLMIngress:
+    """One replica of the ingress. It is built from what the configuration says, and asks no model anything at start.
+
+    `listen` is the host and port that it opens itself: what comes in there passes no other process on its way to the
+    replica that answers it.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self,
+        llm_deployments: Mapping[str, DeploymentHandle[Any]],
+        model_cards: Mapping[str, Any],
+        lora_paths: Mapping[str, str],
+        *,
+        llm_configs: list[LLMConfig],
+        ingress_cls: Any,
+        ingress_extra_kwargs: Mapping[str, Any],
+        mark: str,
+        settings: Any,
+        listen: tuple[str, int] | None,
+    ) -> None:
+        model: Any = import_object(MODEL, "the Ray runtime's handle")
+        secret = await cluster_secret()
+        models = {
+            config.model_id: model(
+                config,
+                RayReplicas(llm_deployments[config.model_id], config.model_id),
+                key=secret,
+                desired=ClusterStore(mark, config.model_id),
+            )
+            for config in llm_configs
+        }
+        cls: Any = import_object(ingress_cls, "ingress_cls") if isinstance(ingress_cls, str) else ingress_cls
+        self._own_app = cls(models, model_cards, lora_paths, settings=settings, **ingress_extra_kwargs)
+        self._front: Any = None
+        self._serving: asyncio.Task[None] | None = None
+        self._url = ""
+        if listen is not None:
+            listening = import_object(LISTEN, "listen")(*listen, shared=True)
+            self._url = import_object(ADDRESS, "listen")(listening)
+            self._front = import_object(SERVER, "listen")(self._own_app, listening)
+            self._serving = asyncio.create_task(self._front.run([], signals=False))
+        collect_seldom_from_now()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return AtRoot(self._own_app)
+
+    async def url(self) -> str:
+        """Where the ingress listens itself; empty if it does not."""
+        return self._url
+
+    async def __del__(self) -> None:
+        """Ray awaits this when it stops the ingress."""
+        serving, self._serving = getattr(self, "_serving", None), None
+        if serving is not None:
+            self._front.stop()
+            await asyncio.wait([serving])

@@ -1,0 +1,89 @@
+"""A model's replica as a Ray Serve deployment: Ray places it, watches it, scales it; requests reach it over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray.util
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from penstock.config import import_object
+from penstock.engines.base import Capabilities
+from penstock.garbage import collect_seldom_from_now
+from penstock.llm_config import LLMConfig
+from penstock.ray.replicas import METADATA, RayReplicas
+from penstock.ray.state import ClusterStore, cluster_secret
+
+SERVER = "penstock.serve.replicas.replica:ReplicaServer"
+"""What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
+
+MODEL = "penstock.serve.replicas.model:RemoteModel"
+ONGOING = "running_requests"
+"""The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
+
+
+class LLMReplica:
+    """One replica. `mark` tells this deployment of the application from those before and after it; `settings` are the
+    ingress's; `host` is where it listens (default: the node's address), `front` where it listens for clients, if they
+    do not come through an ingress; `prefill` is the deployment of the model's prefill side.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self,
+        llm_config: LLMConfig,
+        *,
+        mark: str,
+        settings: Any,
+        host: str | None = None,
+        front: tuple[str, int] | None = None,
+        prefill: DeploymentHandle[Any] | None = None,
+    ) -> None:
+        self._llm_config, self._mark = llm_config, mark
+        secret = await cluster_secret()
+        server: Any = import_object(SERVER, "the Ray runtime's server")
+        self._server = server(
+            llm_config,
+            replica_id=serve.get_replica_context().replica_tag,
+            host=host or ray.util.get_node_ip_address(),
+            key=secret,
+            settings=settings,
+            desired=ClusterStore(mark, llm_config.model_id),
+            front=front,
+        )
+        if prefill is not None:
+            model: Any = import_object(MODEL, "the Ray runtime's prefill side")
+            replicas = RayReplicas(prefill, llm_config.model_id)
+            # Both sides are one model to operators, so what is asked of it is kept once.
+            store = ClusterStore(mark, llm_config.model_id)
+            self._server.server.prefill = model(llm_config.prefill_config, replicas, key=secret, desired=store)
+        await self._server.start()
+        collect_seldom_from_now()
+
+    async def record_replica_metadata(self) -> dict[str, Any]:
+        """Where the replica is, for every handle's router."""
+        info = self._server.info
+        return {METADATA: {"host": info.host, "port": info.port, "context_length": info.context_length}}
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """The true number of requests here."""
+        return {ONGOING: float(self._server.ongoing)}
+
+    async def connection(self) -> tuple[LLMConfig, str]:
+        """What a handle elsewhere in the cluster needs to put requests to the replicas itself: the model, and the mark
+        of its deployment.
+        """
+        return self._llm_config, self._mark
+
+    async def capabilities(self) -> Capabilities:
+        """What the engine can do."""
+        return self._server.server.engine.capabilities  # type: ignore[no-any-return]
+
+    async def check_health(self) -> None:
+        """Raise if Ray should replace the replica."""
+        await self._server.check_health()
+
+    async def __del__(self) -> None:
+        """Ray awaits this when it stops the replica, for `graceful_shutdown_timeout_s` at most."""
+        if hasattr(self, "_server"):
+            await self._server.stop()

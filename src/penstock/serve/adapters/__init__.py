@@ -1,0 +1,1 @@
+"""LoRA adapters: found, copied, loaded."""

@@ -1,0 +1,235 @@
+"""Where adapters come from: which there are, and which version of each is the current one.
+
+Every adapter is copied into the cache under the digest of its content, also one from a local directory: what the engine
+holds under a digest stays what it was, whatever happens to the original.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from msgspec import Struct
+
+from penstock import demo, env, lazy
+from penstock.balance.backoff import backoff
+from penstock.config import masked
+from penstock.errors import (
+    ConfigError,
+    EngineStartError,
+    EngineTimeoutError,
+    MissingExtraError,
+    ModelNotFoundError,
+    PenstockError,
+    nearest,
+)
+from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve.adapters.cache import AdapterCache
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+RECHECK_S = 5.0
+"""Seconds for which what was seen at the source is believed."""
+MARK = "adapter_config.json"
+"""A directory with this file is an adapter."""
+RETRY_DELAY_S = 0.5
+LONGEST_RETRY_S = 30.0
+LIST_TIMEOUT_S = 5.0
+_FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_STAMPS = ("size", "mtime", "created", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash", "blob_id")
+
+
+class AdapterVersion(Struct, frozen=True):
+    """One adapter's content: `digest` names it, `path` is the directory with its files."""
+
+    name: str
+    digest: str
+    path: str
+
+
+class _Known:
+    """What was last seen of one adapter."""
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+        self.checked_at = float("-inf")
+        self.stamp: object = None
+        self.version: AdapterVersion | None = None
+
+
+class AdapterStore:
+    """The adapters of one model. `given` maps further names to directories. `clock` is in seconds.
+
+    Raises `MissingExtraError` if a URL needs a package that is not installed, `ConfigError` for an unknown kind of URL.
+    """
+
+    def __init__(
+        self,
+        config: LoraConfig | None,
+        cache: AdapterCache,
+        given: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config or LoraConfig()
+        self._given = {**(given or {}), **self._config.adapters}
+        self._root = self._config.dynamic_lora_loading_path
+        self._cache = cache
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+        self._listed: list[str] = []
+        self._listed_at = float("-inf")
+        self._listing = asyncio.Lock()
+        for url in filter(None, (self._root, *self._given.values())):
+            _check_backend(url)
+
+    async def names(self) -> list[str]:
+        """The names of all adapters, sorted. Looks at the source at most every few seconds, and downloads nothing.
+
+        While the source does not answer, what it last told stands: a list of models must not fail for one of them.
+        """
+        async with self._listing:
+            if self._root is not None and self._clock() - self._listed_at >= RECHECK_S:
+                try:
+                    async with asyncio.timeout(LIST_TIMEOUT_S):
+                        self._listed = await asyncio.to_thread(self._list)
+                except Exception as error:
+                    _log.warning("the adapters in %s cannot be listed: %r", masked(self._root), error)
+                self._listed_at = self._clock()
+        return sorted({*self._given, *self._listed})
+
+    async def fetch(self, name: str) -> AdapterVersion:
+        """The adapter's current version, downloaded if it is new.
+
+        Raises `ModelNotFoundError` if there is no such adapter, `EngineTimeoutError` or `EngineStartError` if it cannot
+        be had.
+        """
+        location = self._location(name)
+        if location is None:
+            raise await self._unknown(name)
+        known = self._known.setdefault(name, _Known())
+        async with known.lock:
+            if known.version is None or self._clock() - known.checked_at >= RECHECK_S:
+                try:
+                    await self._check(name, location, known)
+                except FileNotFoundError:
+                    self._known.pop(name, None)  # whoever asks for names that do not exist fills no memory
+                    raise await self._unknown(name) from None
+                except PenstockError:
+                    if known.version is None:
+                        self._known.pop(name, None)
+                        raise
+                    # What is here already serves on until the source answers again.
+                known.checked_at = self._clock()
+            assert known.version is not None
+            return known.version
+
+    def _location(self, name: str) -> str | None:
+        if name in self._given:
+            return self._given[name]
+        if self._root is None or not _NAME.fullmatch(name):
+            return None
+        return f"{self._root.rstrip('/')}/{name}"
+
+    async def _unknown(self, name: str) -> ModelNotFoundError:
+        hint = nearest(name, await self.names())
+        return ModelNotFoundError(f"no adapter '{name}'. {hint or 'This model has no adapters.'}", param="model")
+
+    async def _check(self, name: str, location: str, known: _Known) -> None:
+        what, version = f"adapter '{name}'", known.version
+        stamp = await self._patiently(lambda: _stamp(location), what)
+        if stamp == known.stamp and version is not None and self._cache.touch(version.path):
+            return
+        digest, path = await self._patiently(lambda: self._download(location), what)
+        known.stamp, known.version = stamp, AdapterVersion(name, digest, path)
+
+    def _download(self, location: str) -> tuple[str, str]:
+        fs, _, files = _files(location)
+        return self._cache.take_in(fs, files)
+
+    async def _patiently(self, work: Callable[[], T], what: str) -> T:
+        """Run blocking `work` in a thread, within the time and the number of tries that the configuration allows."""
+        tries = self._config.max_download_tries
+        for number in range(1, tries + 1):
+            try:
+                async with asyncio.timeout(self._config.download_timeout_s):
+                    return await asyncio.to_thread(work)
+            except (FileNotFoundError, PenstockError):
+                raise
+            except TimeoutError:
+                failure: PenstockError = EngineTimeoutError(
+                    f"{what} did not come within {self._config.download_timeout_s:g} s, {tries} times"
+                )
+            except Exception as error:
+                failure = EngineStartError(f"{what} cannot be read: {type(error).__name__}: {error}")
+            if number < tries:
+                await asyncio.sleep(backoff(number, first=RETRY_DELAY_S, longest=LONGEST_RETRY_S))
+        raise failure
+
+    def _list(self) -> list[str]:
+        assert self._root is not None
+        fs, root = _filesystem(self._root)
+        try:
+            found = fs.find(root, maxdepth=2)
+        except FileNotFoundError:
+            return []
+        marked = (path.rsplit("/", 2) for path in found if path.endswith(f"/{MARK}"))
+        return [parts[1] for parts in marked if parts[0].rstrip("/") == root.rstrip("/") and _NAME.fullmatch(parts[1])]
+
+
+def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
+    """The adapters of a configured model; the demo model brings its own."""
+    given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if model_source == demo.MODEL_NAME else {}
+    cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
+    return AdapterStore(config.lora_config, cache, given)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec  # only where adapters are used
+
+    fs, path = fsspec.core.url_to_fs(os.path.expanduser(url))
+    fs.invalidate_cache()  # a listing that fsspec remembers would hide a change
+    return fs, path
+
+
+def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
+    """The file system, the adapter's root, and its files with their details. Raises `FileNotFoundError`."""
+    fs, root = _filesystem(location)
+    found = fs.find(root, maxdepth=1, detail=True)
+    files = {path: info for path, info in found.items() if path.endswith(_FILES)}
+    if not any(path.endswith(f"/{MARK}") for path in files):
+        raise FileNotFoundError(location)
+    return fs, root, dict(sorted(files.items()))
+
+
+def _stamp(location: str) -> list[tuple[str, ...]]:
+    """What changes when the adapter does, had without reading its files."""
+    _, _, files = _files(location)
+    return [(path, *(str(info.get(name)) for name in _STAMPS)) for path, info in files.items()]
+
+
+def _check_backend(url: str) -> None:
+    scheme, separator, _ = url.partition("://")
+    if not separator:
+        return
+    from fsspec.registry import get_filesystem_class, known_implementations, registry
+
+    if scheme in registry:
+        return
+    if scheme not in known_implementations:
+        raise ConfigError(
+            f"unknown kind of URL '{scheme}://'", field="lora_config", hint=nearest(scheme, ("s3", "gs", "abfss", "hf"))
+        )
+    module = known_implementations[scheme]["class"].partition(".")[0]
+    if find_spec(module) is None:
+        raise MissingExtraError(module, lazy.EXTRAS.get(module), f"An adapter path {scheme}://")
+    if module == "fsspec":
+        get_filesystem_class(scheme)  # its own ones are small, and may still lack a package

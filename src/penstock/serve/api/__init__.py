@@ -1,0 +1,1 @@
+"""The HTTP API: routes, limits, errors and streams."""

@@ -1,0 +1,46 @@
+"""What is about the server itself: `/health`, `/ready`, `/metrics`, `/openapi.json`, `/docs`."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from starlette.responses import HTMLResponse, Response
+
+from penstock.errors import ShuttingDownError, UnavailableError
+from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.metrics import CONTENT_TYPE
+
+
+async def health(exchange: Exchange) -> Response:
+    """Whether the server takes requests. Says nothing of the models: one that cannot load is no reason to restart."""
+    if exchange.ingress.draining:
+        raise ShuttingDownError("the server is shutting down")
+    return exchange.json({"status": "ok"})
+
+
+async def ready(exchange: Exchange) -> Response:
+    """Whether some model can answer, or the one that `?model=` names. A 503 if not."""
+    ingress, name = exchange.ingress, exchange.request.query_params.get("model", "")
+    if ingress.draining:
+        raise ShuttingDownError("the server is shutting down")
+    handles = [(await ingress.models.find(name)).handle] if name else ingress.models.handles.values()
+    states = [handle.state() for handle in handles]
+    if not any(state.can_answer for state in states):
+        which = f"'{name}' is {states[0].state}" if name else "no model can answer"
+        raise UnavailableError(which, retry_after=1.0)
+    return exchange.json({"status": "ready"})
+
+
+async def metrics(exchange: Exchange) -> Response:
+    """Metrics in the text form of Prometheus."""
+    return Response(await exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+
+async def openapi(exchange: Exchange) -> Response:
+    """The description of this API."""
+    return exchange.json(exchange.ingress.openapi)
+
+
+async def docs(exchange: Exchange) -> Response:
+    """A page that shows the description of this API."""
+    return HTMLResponse(files("penstock.serve").joinpath("docs.html").read_text())

@@ -1,0 +1,121 @@
+"""`POST /v1/audio/transcriptions`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.datastructures import FormData, UploadFile
+from starlette.responses import PlainTextResponse, Response
+
+from penstock.errors import ContentTypeError, RequestError, UnsupportedError, nearest
+from penstock.openai.transcripts import FORMATS, TIMED_FORMATS, subtitles, verbose
+from penstock.serve.api.exchange import Exchange
+from penstock.types import TranscriptionRequest
+
+_GRANULARITIES = "timestamp_granularities[]"
+_MOST_FIELDS = 20
+_FIELDS = frozenset(
+    {"file", "model", "language", "response_format", "temperature", "prompt", "stream", "max_tokens", _GRANULARITIES}
+)
+
+
+async def transcriptions(exchange: Exchange) -> Response:
+    """Write down speech from an uploaded file."""
+    async with _form(exchange) as form:
+        return await _answer(exchange, form)
+
+
+async def _answer(exchange: Exchange, form: FormData) -> Response:
+    for name in form:
+        if name not in _FIELDS:
+            raise RequestError(f"unknown parameter '{name[:100]}'", param=name[:100])
+    upload = form.get("file")
+    if not isinstance(upload, UploadFile):
+        raise RequestError("file is missing", param="file")
+    target = await exchange.target(_text(form, "model"))
+    shape = _text(form, "response_format") or "json"
+    if shape not in FORMATS:
+        hint = nearest(shape[:50], FORMATS)
+        raise RequestError(f"unknown response_format '{shape[:50]}'. {hint}", param="response_format")
+    _check_unsupported(form)
+    timed = shape in TIMED_FORMATS
+    request = TranscriptionRequest(
+        await upload.read(),
+        language=_text(form, "language") or None,
+        max_tokens=_max_tokens(form),
+        request_id=exchange.id,
+        timestamps=timed,
+    )
+    result = await exchange.wait(target.handle.transcriptions(request))
+    exchange.usage = result.usage
+    if shape == "text":
+        return PlainTextResponse(result.text)
+    if not timed:
+        return exchange.json({"text": result.text})
+    if result.segments is None:
+        raise RequestError(
+            f"response_format '{shape}' needs timestamps, which the {target.handle.engine_name} engine does not give "
+            "with this model: use json or text",
+            param="response_format",
+        )
+    if shape == "verbose_json":
+        return exchange.json(verbose(result, result.segments))
+    return PlainTextResponse(subtitles(result.segments, shape))
+
+
+def _check_unsupported(form: FormData) -> None:
+    """Refuse what would be passed over in silence."""
+    if _text(form, "stream").lower() in ("true", "1"):
+        raise UnsupportedError("streamed transcriptions are not supported", param="stream")
+    if _text(form, "prompt"):
+        raise UnsupportedError("a prompt for a transcription is not supported", param="prompt")
+    if _text(form, "temperature") not in ("", "0", "0.0"):
+        raise UnsupportedError("transcriptions are greedy: temperature can only be 0", param="temperature")
+    if any(wanted != "segment" for wanted in form.getlist(_GRANULARITIES)):
+        raise UnsupportedError("timestamps are given for segments only", param=_GRANULARITIES)
+
+
+@asynccontextmanager
+async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
+    """The multipart form, its size bounded before it is parsed."""
+    from starlette.formparsers import MultiPartException, MultiPartParser  # needs python-multipart
+
+    request = exchange.request
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        raise ContentTypeError("the content type must be multipart/form-data")
+    limits = exchange.ingress.settings.limits
+    body = await exchange.read()
+
+    async def once() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, once(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=limits.max_body_bytes
+    )
+    try:
+        form = await parser.parse()
+    except (MultiPartException, UnicodeDecodeError, KeyError, ValueError):
+        raise RequestError(
+            f"the multipart form cannot be read: it must be whole, with at most one file and {_MOST_FIELDS} fields"
+        ) from None
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+def _text(form: FormData, name: str) -> str:
+    value = form.get(name, "")
+    if not isinstance(value, str):
+        raise RequestError(f"{name} must be a text", param=name)
+    return value
+
+
+def _max_tokens(form: FormData) -> int | None:
+    text = _text(form, "max_tokens")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text[:12]) < 2**31:
+        raise RequestError("max_tokens must be a positive whole number", param="max_tokens")
+    return int(text[:12])

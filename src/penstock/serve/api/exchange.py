@@ -1,0 +1,140 @@
+"""One HTTP request being answered: who asked for what, and what it has cost so far."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.errors import PenstockError
+from penstock.observability import gather_queue_times
+from penstock.openai.requests import parse_body
+from penstock.serve.api.errors import as_penstock_error, log_unforeseen
+from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
+from penstock.serve.api.public_errors import public
+from penstock.serve.api.state import Ingress
+from penstock.serve.http.interrupt import Interrupt
+from penstock.serve.models.names import Target
+from penstock.types import Usage
+
+_log = logging.getLogger("penstock.serve")
+Body = TypeVar("Body", bound=msgspec.Struct)
+T = TypeVar("T")
+UNKNOWN_ENDPOINT = "other"
+UNTRUSTED = "x-penstock-untrusted"
+"""The header by which an ingress tells a replica that its caller holds a user's key."""
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class Exchange:
+    """Made by the middleware, filled by the endpoint, read by the log and the metrics when the request ends."""
+
+    def __init__(self, ingress: Ingress, given_id: str | None) -> None:
+        self.ingress = ingress
+        self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
+        self.created = int(time.time())
+        self.endpoint = UNKNOWN_ENDPOINT
+        self.model = ""
+        self.runs = False
+        self.trusted = False
+        """Whether the caller may see how the server is set up: an operator, or anybody where there are no keys."""
+        self.status = 0
+        self.error: str | None = None
+        self.usage = Usage()
+        self.started = time.perf_counter()
+        self.first_token_at: float | None = None
+        self.ended = self.started
+        self.engine_seconds = 0.0
+        self.queue_times = gather_queue_times()
+        self.request: Request
+        self._counted = False
+
+    async def body(self, form: type[Body]) -> Body:
+        """The request's JSON body, checked."""
+        return parse_body(form, decode_body(await self.read_json(), Any))
+
+    async def read_json(self) -> bytes:
+        """The request's body, which is to be JSON."""
+        check_json(self.request)
+        return await self.read()
+
+    async def read(self) -> bytes:
+        """The request's body. From now on the request counts as one that is being answered."""
+        limits = self.ingress.settings.limits
+        async with Interrupt(None, self.ingress.live):  # a client that stalls must not keep the server from its end
+            body = await read_body(self.request, limits)
+        if self.runs and not self._counted:
+            self._counted = True
+            self.ingress.answering += 1
+            check_inflight(self.ingress.answering, limits)
+        return body
+
+    async def target(self, model: str) -> Target:
+        """What answers for `model`."""
+        found = await self.ingress.models.find(model)
+        self.model = found.handle.model_id
+        return found
+
+    def interrupt(self) -> Interrupt:
+        """The context in which an engine may be waited for."""
+        return Interrupt(self.request.receive, self.ingress.live)
+
+    async def wait(self, answer: Awaitable[T]) -> T:
+        """The engine's answer; given up if the client leaves or the server goes down."""
+        async with self.interrupt():
+            start = time.perf_counter()
+            try:
+                return await answer
+            finally:
+                self.engine_seconds += time.perf_counter() - start
+
+    def json(self, body: Any) -> Response:
+        """A successful answer."""
+        return Response(msgspec.json.encode(body), media_type="application/json")
+
+    def failed(self, caught: Exception, told: PenstockError | None = None) -> PenstockError:
+        """Note what went wrong, in the log too where the client is not told. Gives the error to answer with: `told`, or
+        what `caught` is to the client, without paths of files where the caller may not read them.
+        """
+        error = told if told is not None else as_penstock_error(caught)
+        log_unforeseen(error, caught, self.id)
+        self.error = error.kind
+        if self.trusted:
+            return error
+        shown = public(error, self.ingress.sources)
+        if shown is not error:
+            _log.warning("request %s: %s", self.id, error)
+        return shown
+
+    def finish(self) -> None:
+        """Report to the metrics, and count the request out."""
+        if self._counted:
+            self.ingress.answering -= 1
+        self.ended = time.perf_counter()
+        self.ingress.metrics.requests.labels(self.model, self.endpoint, str(self.status)).inc()
+        if not self.model or not self.runs:
+            return
+        metrics, usage = self.ingress.metrics.of(self.model), self.usage
+        metrics.prompt_tokens.inc(usage.prompt_tokens)
+        metrics.cached_tokens.inc(usage.cached_tokens)
+        metrics.generation_tokens.inc(usage.completion_tokens)
+        if self.status != 200:  # how fast a request is refused says nothing of the model
+            return
+        total = self.ended - self.started
+        metrics.latency.observe(total)
+        if self.queue_times:
+            metrics.queue_time.observe(max(self.queue_times))
+        metrics.engine_time.observe(self.engine_seconds)
+        metrics.framework_time.observe(max(total - self.engine_seconds, 0.0))
+        if self.first_token_at is not None:
+            metrics.first_token.observe(self.first_token_at - self.started)
+            between = usage.completion_tokens - 1
+            if between > 0:
+                metrics.per_token.observe((self.ended - self.first_token_at) / between)

@@ -1,0 +1,132 @@
+"""Reads request bodies and holds requests to the operator's limits, before any engine sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import ClientDisconnect, Request
+
+from penstock.errors import (
+    BodyTooLargeError,
+    ClientGoneError,
+    ContentTypeError,
+    ContextLengthError,
+    RequestError,
+    SlowRequestError,
+    TooManyRequestsError,
+)
+from penstock.serve.config.settings import Limits
+from penstock.types import ChatRequest, CompletionRequest, Sampling
+
+Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
+SLOWEST_BODY_BYTES_S = 8192
+"""A body that keeps this pace is never too slow."""
+
+
+def check_json(request: Request) -> None:
+    """Refuse a body that its sender says is something else than JSON."""
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise ContentTypeError("compressed bodies are not supported")
+
+
+def decode_body(body: bytes, form: Any) -> Any:
+    """A JSON body in its form. Raises `RequestError`."""
+    try:
+        return msgspec.json.decode(body, type=form)
+    except RecursionError:
+        raise RequestError("the request body is nested too deeply") from None
+    except (ValueError, OverflowError):  # msgspec's errors and bad UTF-8 are ValueErrors
+        raise RequestError(_body_fault(body, form)) from None
+
+
+def _body_fault(body: bytes, form: Any) -> str:
+    from penstock.parsing.json_errors import json_fault  # only on the way to an error
+    from penstock.parsing.validation import mismatch
+
+    try:
+        value = msgspec.json.decode(body)
+    except (ValueError, OverflowError):
+        return f"the request body is not valid JSON: {json_fault(body)}"
+    return f"the request body has a wrong form: {mismatch(form, value)}"
+
+
+async def read_body(request: Request, limits: Limits) -> bytes:
+    """The body's bytes, refused as soon as they are too many or come too slowly."""
+    most = limits.max_body_bytes
+    check_declared_size(request, limits)
+    parts: list[bytes] = []
+    size = 0
+    began = asyncio.get_running_loop().time()
+    try:
+        async with asyncio.timeout(limits.body_timeout_s) as patience:
+            async for part in request.stream():
+                size += len(part)
+                if size > most:
+                    raise BodyTooLargeError(f"the request body is larger than {most} bytes")
+                parts.append(part)
+                if part:
+                    patience.reschedule(began + limits.body_timeout_s + size / SLOWEST_BODY_BYTES_S)
+    except ClientDisconnect:
+        raise ClientGoneError("the client closed the connection") from None
+    except TimeoutError:
+        raise SlowRequestError(f"the request body came too slowly: {size} bytes so far") from None
+    return b"".join(parts)
+
+
+def check_declared_size(request: Request, limits: Limits) -> None:
+    """Refuse a body by the length that its header tells."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > limits.max_body_bytes:
+        raise BodyTooLargeError(f"the request body is larger than {limits.max_body_bytes} bytes")
+
+
+def check_inflight(answering: int, limits: Limits) -> None:
+    """Refuse a request beyond those that the server answers at once."""
+    if limits.max_inflight is not None and answering > limits.max_inflight:
+        raise TooManyRequestsError(f"the server is answering {limits.max_inflight} requests, as many as it may")
+
+
+def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
+    """Refuse texts that are, together, longer than any model takes. `param` is where they stand in the request."""
+    chars = sum(map(len, texts))
+    if chars > limits.max_prompt_chars:
+        raise ContextLengthError(
+            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}", param=param
+        )
+
+
+def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
+    """The request, its answer's length bounded. `prompts` is how many such requests come together."""
+    if isinstance(request, ChatRequest):
+        check_texts(_texts(request), limits, "messages")
+    elif isinstance(request.prompt, str):
+        check_texts([request.prompt], limits, "prompt")
+    if request.n * prompts > limits.max_choices:
+        raise RequestError(f"at most {limits.max_choices} answers may be asked for at once", param="n")
+    sampling = _bounded(request.sampling, limits.max_tokens)
+    return request if sampling is request.sampling else msgspec.structs.replace(request, sampling=sampling)
+
+
+def _bounded(sampling: Sampling, most: int | None) -> Sampling:
+    if most is None:
+        return sampling
+    if sampling.max_tokens is None:
+        return msgspec.structs.replace(sampling, max_tokens=most)
+    if sampling.max_tokens > most:
+        raise RequestError(f"max_tokens must be at most {most}, not {sampling.max_tokens}", param="max_tokens")
+    return sampling
+
+
+def _texts(request: ChatRequest) -> Iterable[str]:
+    for message in request.messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, list):
+            yield from (part["text"] for part in content if isinstance(part.get("text"), str))

@@ -1,0 +1,157 @@
+"""Carries an engine's deltas to the client: as events while they come, or collected into one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from penstock.engines.deltas import Deltas, in_batches
+from penstock.errors import ClientGoneError, PenstockError
+from penstock.openai.framing import Framer
+from penstock.openai.responses import Answers, UsageTotal
+from penstock.serve.api.errors import error_response
+from penstock.serve.api.exchange import Exchange
+from penstock.types import Delta, Usage
+
+_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # asks nginx not to hold events back
+]
+
+
+class EventStream(Response):
+    """Sends deltas as server-sent events.
+
+    The response starts with the first delta, so that what fails before it fails with a status of its own; what fails
+    later ends the stream with an error event. What the engine has ready goes out in one write. `n` is how many answers
+    share a prompt, of which there are `prompts`.
+    """
+
+    def __init__(self, exchange: Exchange, deltas: Deltas, framer: Framer, *, n: int = 1, prompts: int = 1) -> None:
+        self._exchange = exchange
+        self._deltas = deltas
+        self._framer = framer
+        self._n = n
+        self._open = n * prompts
+        self._begun = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._exchange
+        try:
+            await self._run(send)
+        except ClientGoneError as gone:
+            exchange.status, exchange.error = gone.status, gone.kind
+        except Exception as caught:
+            error = exchange.failed(caught)
+            if not self._begun:
+                await error_response(scope["path"], error)(scope, receive, send)
+            else:
+                await send({"type": "http.response.body", "body": self._framer.error(error), "more_body": False})
+
+    async def _run(self, send: Send) -> None:
+        exchange, framer, clock = self._exchange, self._framer, time.perf_counter
+        total = UsageTotal(self._n)
+        async with exchange.interrupt() as interrupt, aclosing(in_batches(self._deltas)) as batches:
+            more = True
+            while more:
+                asked = clock()
+                batch: list[Delta] = await anext(batches, [])
+                now = clock()
+                exchange.engine_seconds += now - asked
+                for delta in batch:
+                    if delta.finish_reason is not None:
+                        self._open -= 1
+                        total.add(delta)
+                chunk = b"".join([framer.frame(delta) for delta in batch])
+                more = bool(batch) and self._open > 0
+                if not more:
+                    async for (
+                        _
+                    ) in batches:  # to its end: a client that knows its answer to be complete finds a free slot
+                        pass
+                    exchange.usage = total.usage
+                    chunk += framer.close()
+                    interrupt.finished()
+                if not self._begun:
+                    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+                    self._begun = True
+                    exchange.first_token_at = now
+                    chunk = framer.open() + chunk
+                if chunk:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": more})
+
+
+async def collect(exchange: Exchange, requests: Sequence[Deltas]) -> list[Answers]:
+    """The finished answers of requests that run side by side. If one fails, the others are given up."""
+    answers = await exchange.wait(_collect_all(requests))
+    usages = [one.usage for one in answers]
+    exchange.usage = Usage(
+        sum(usage.prompt_tokens for usage in usages),
+        sum(usage.completion_tokens for usage in usages),
+        sum(usage.cached_tokens for usage in usages),
+    )
+    return answers
+
+
+async def _collect_all(requests: Sequence[Deltas]) -> list[Answers]:
+    if len(requests) == 1:
+        return [await _collect_one(requests[0])]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_collect_one(request)) for request in requests]
+    except BaseExceptionGroup as failures:
+        raise _first_of(failures) from None
+    return [task.result() for task in tasks]
+
+
+async def _collect_one(request: Deltas) -> Answers:
+    answers = Answers()
+    async with aclosing(request):
+        async for delta in request:
+            answers.add(delta)
+    return answers
+
+
+async def merged(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, None]:
+    """The deltas of several requests of `n` answers each as one stream; the answers are numbered through."""
+    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+
+    async def forward(number: int, request: Deltas) -> None:
+        async with aclosing(request):
+            async for delta in request:
+                queue.put_nowait(msgspec.structs.replace(delta, index=number * n + delta.index))
+
+    async def run() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, request in enumerate(requests):
+                    group.create_task(forward(number, request))
+        finally:
+            queue.put_nowait(None)
+
+    running = asyncio.create_task(run())
+    try:
+        while (delta := await queue.get()) is not None:
+            yield delta
+        await running
+    except BaseExceptionGroup as failures:
+        raise _first_of(failures) from None
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure to tell the client: one raised on purpose, if there is one."""
+    told, _ = failures.split(PenstockError)
+    first: BaseException = told or failures
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first

@@ -1,0 +1,1 @@
+"""Serving configurations, and what is built and placed by them."""

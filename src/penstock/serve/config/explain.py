@@ -1,0 +1,225 @@
+"""What a serving configuration would place where, by the arithmetic that the runtimes use. Starts and loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Literal
+
+from msgspec import Struct
+
+from penstock.engines.base import LLMEngine
+from penstock.errors import MissingExtraError
+from penstock.kv.base import Role, configured_connector
+from penstock.llm_config import LLMConfig
+from penstock.serve.config.placement import (
+    Bundle,
+    Parallelism,
+    engine_bundles,
+    merged,
+    parallelism,
+    places_itself,
+    replica_bundle,
+    replica_bundles,
+    replica_counts,
+    sides,
+    times,
+)
+from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.models.local import server_class
+from penstock.serve.models.local_runtime import passed_over
+from penstock.serve.models.memory import ModelSize, kv_cache_bytes, model_size
+from penstock.serve.models.server import engine_site
+
+Runtime = Literal["local", "ray"]
+
+
+class Rank(Struct, frozen=True):
+    """One worker of an engine: its place in each kind of parallelism, and the bundle it is in."""
+
+    data: int
+    pipeline: int
+    tensor: int
+    bundle: int | None
+
+
+class Memory(Struct, frozen=True):
+    """Bytes of one replica, all its workers together; None where nothing tells. `kv_token` is one token's part of the
+    cache, and `kv_tokens` how many the cache holds.
+    """
+
+    weights: int | None
+    kv_cache: int | None
+    kv_token: int | None
+    kv_tokens: int | None
+
+
+class Port(Struct, frozen=True):
+    """What listens where; None is a free port, which the system chooses."""
+
+    what: str
+    port: int | None
+
+
+class ModelPlan(Struct, frozen=True, kw_only=True):
+    """One model, or one side of a model whose prompts are computed by engines of their own: `role` says which.
+
+    `bundles` are those of one replica, the first with the replica's own process; none where the engine reserves for
+    itself. `needs` is their sum. `connector` is what exchanges KV caches with other engines, if anything does.
+    `deterministic`: the same request gets the same answer, whatever runs beside it.
+    """
+
+    model: str
+    role: Role
+    source: str
+    engine: str
+    server: str
+    context_length: int | None
+    max_num_seqs: int | None
+    adapters: int
+    deterministic: bool
+    connector: str | None
+    min_replicas: int
+    max_replicas: int
+    parallelism: Parallelism
+    ranks: list[Rank]
+    bundles: list[Bundle]
+    strategy: str
+    needs: Bundle
+    memory: Memory
+    ports: list[Port]
+    warnings: list[str]
+
+
+class Explanation(Struct, frozen=True):
+    """All models, and what they need in sum with the fewest and with the most replicas."""
+
+    runtime: Runtime
+    models: list[ModelPlan]
+    least: Bundle
+    most: Bundle
+
+
+def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) -> Explanation:
+    """What serving this would place where. Raises `ConfigError` for what `penstock serve` would refuse."""
+    where = args.listen_address
+    ingress = Port("ingress", where[1] if where is not None else port)
+    models = [_model(side, runtime, ingress) for config in args.llm_configs for side in sides(config)]
+    return Explanation(
+        runtime,
+        models,
+        merged(times(model.needs, model.min_replicas) for model in models),
+        merged(times(model.needs, model.max_replicas) for model in models),
+    )
+
+
+def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
+    server = server_class(config)
+    engine, warnings = _engine(config)
+    size, sizes = model_size(config), parallelism(config.engine_kwargs)
+    fewest, most = replica_counts(config)
+    if runtime == "local":
+        fewest, most = min(fewest, 1), 1
+        if ignored := passed_over(config):
+            warnings.append(f"the local runtime has one replica, in this process; it passes over {', '.join(ignored)}")
+    own = places_itself(config)
+    bundles = [] if own else replica_bundles(config)
+    options = server.get_deployment_options(config)
+    context = (engine.stated_context_length() if engine is not None else None) or size.context_length
+    memory = _memory(config, size, sizes)
+    slots = config.engine_kwargs.get("max_num_seqs", config.engine_kwargs.get("max_running_requests"))
+    lora, connector = config.lora_config, configured_connector(config.engine_kwargs)
+    plan = ModelPlan(
+        model=config.model_id,
+        role=server.role,
+        source=config.model_source,
+        engine=config.engine_name,
+        server=server.__name__,
+        context_length=context,
+        max_num_seqs=slots if isinstance(slots, int) else None,
+        adapters=0 if lora is None else lora.max_num_adapters_per_replica,
+        deterministic=engine.deterministic if engine is not None else config.deterministic,
+        connector=None if connector is None else connector.name,
+        min_replicas=fewest,
+        max_replicas=most,
+        parallelism=sizes,
+        ranks=_ranks(sizes, len(bundles)),
+        bundles=bundles,
+        strategy="" if own else options.get("placement_group_strategy", "PACK"),
+        needs=merged(bundles) if bundles else merged([replica_bundle(config), *engine_bundles(config)]),
+        memory=memory,
+        ports=list(_ports(config, server.role, runtime, ingress)),
+        warnings=warnings,
+    )
+    warnings.extend(_doubts(config, plan, size))
+    return plan
+
+
+def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
+    """The engine, not started, which checks its options; None with a warning where its package is not here."""
+    try:
+        return server_class(config).make_engine(config), []
+    except MissingExtraError as error:
+        return None, [f"engine_kwargs were not checked: {error}"]
+
+
+def _ranks(sizes: Parallelism, bundles: int) -> list[Rank]:
+    places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
+    # Bundles that were given one by one may be fewer than the workers, who then share them as the engine decides.
+    known = bundles == sizes.workers
+    return [Rank(*place, bundle=number if known else None) for number, place in enumerate(places)]
+
+
+def _memory(config: LLMConfig, size: ModelSize, sizes: Parallelism) -> Memory:
+    cache = kv_cache_bytes(config)
+    # The shards of a rank divide a token's keys and values between them, and so do the pipeline's stages.
+    tokens = cache // size.token if cache and size.token else None
+    weights = None if size.weights is None else size.weights * sizes.data
+    return Memory(weights, cache, size.token, tokens)
+
+
+def _connector_ports(config: LLMConfig, role: Role) -> dict[str, int]:
+    connector = configured_connector(config.engine_kwargs)
+    return {} if connector is None else connector.ports(engine_site(config, role))
+
+
+def _ports(config: LLMConfig, role: Role, runtime: Runtime, ingress: Port) -> Iterator[Port]:
+    if role != "prefill":
+        yield ingress
+    if runtime == "ray":
+        yield Port(f"each replica, for the {'decode side' if role == 'prefill' else 'ingress'}", None)
+    ranks = parallelism(config.engine_kwargs).data
+    for name, base in _connector_ports(config, role).items():
+        yield Port(f"{name}, {ranks} a replica, the first free from", base)
+    rpc = config.engine_kwargs.get("data_parallel_rpc_port")
+    if isinstance(rpc, int):
+        yield Port("data-parallel ranks among themselves", rpc)
+
+
+def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str]:
+    """What is allowed, and probably not meant."""
+    sizes, most = plan.parallelism, config.deployment_config.max_ongoing_requests
+    slots = plan.max_num_seqs and plan.max_num_seqs * sizes.data
+    if most is not None and slots and most < slots:
+        yield f"max_ongoing_requests ({most}) is less than the engine works on at once ({slots}), so it is never full"
+    scaling = config.deployment_config.autoscaling_config
+    target = scaling and (scaling.target_ongoing_requests or scaling.target_num_ongoing_requests_per_replica)
+    if target and slots and target > 2 * slots:
+        yield f"target_ongoing_requests ({target:g}) is far above the {slots} that a replica works on: it scales late"
+    if scaling is not None and config.deployment_config.num_replicas not in (None, "auto"):
+        yield "num_replicas and autoscaling_config are both given; the latter counts"
+    for name in engine_site(config, plan.role).port_bases.keys() - _connector_ports(config, plan.role).keys():
+        yield f"experimental_configs.{name} is set, and no KV connector takes ports from there"
+    given = config.placement_group_config and config.placement_group_config.bundles
+    if given and len(given) != sizes.workers:
+        yield f"{len(given)} bundles are given for {sizes.workers} workers"
+    if plan.memory.weights is None:
+        yield f"what '{plan.source}' takes is not known: its files are not on this machine"
+    if size.heads and size.heads % sizes.tensor:
+        yield f"the model's {size.heads} attention heads cannot be shared by {sizes.tensor} tensor-parallel workers"
+    tokens, length = plan.memory.kv_tokens, plan.context_length
+    if tokens is not None and length and tokens // sizes.data < length:
+        yield f"the KV cache of a rank holds {tokens // sizes.data:,} tokens, and the context has {length:,}"
+    slots_given = config.engine_kwargs.get("max_loras")
+    if isinstance(slots_given, int) and plan.adapters > slots_given:
+        yield f"lora_config allows {plan.adapters} adapters, and engine_kwargs.max_loras {slots_given} at once"

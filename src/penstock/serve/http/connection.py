@@ -1,0 +1,69 @@
+"""One connection of a client, which has limited time for the head of each request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from penstock.errors import PenstockError, SlowRequestError
+from penstock.openai.responses import error_body
+from penstock.serve.config.settings import Limits
+
+
+class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class at import
+    """Uvicorn's connection. One that has begun a request and does not finish its head within `head_timeout_s`, or
+    begins none after it was opened, is closed.
+    """
+
+    def __init__(self, *args: Any, head_timeout_s: float = Limits().head_timeout_s, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._begun = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The first request may begin."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nobody is waited for."""
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """A part of a head, or of the body after it."""
+        self._begun = True
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head_is_there()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._await_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._head_timeout_s, self._too_slow)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if self._begun and (self.cycle is None or self.cycle.response_complete):
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
+
+def _answer(error: PenstockError) -> bytes:
+    body = msgspec.json.encode(error_body(error))
+    head = f"HTTP/1.1 {error.status} Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
+
+
+_TOO_SLOW = _answer(SlowRequestError("the head of the request came too slowly"))

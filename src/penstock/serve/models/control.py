@@ -1,0 +1,233 @@
+"""The control plane of one server: putting to sleep, pausing, caches, profiles, and calls into the engine's workers.
+
+What an operator asked for (`asleep`, `paused`) is kept here, apart from the engine, and holds for every engine that is
+started later. Pausing is done by the engine where it can, and by the server where it cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from penstock.config import parse_options
+from penstock.engines.base import LLMEngine
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    PenstockError,
+    RequestError,
+    UnavailableError,
+    UnsupportedError,
+    nearest,
+)
+from penstock.llm_config import LLMConfig
+from penstock.serve.models.admission import Admission
+from penstock.serve.models.lifecycle import Lifecycle
+from penstock.serve.models.pacing import DeltaStream
+
+PauseMode = Literal["wait", "abort", "keep"]
+
+
+class NoOptions(Struct, frozen=True):
+    """A method without options."""
+
+
+class SleepOptions(Struct, frozen=True):
+    """`level` is the engine's (default 1). `mode`: "wait" (default) lets requests under way finish, "abort" ends
+    them.
+    """
+
+    level: Annotated[int, Meta(ge=0)] = 1
+    mode: Literal["wait", "abort"] = "wait"
+
+
+class PauseOptions(Struct, frozen=True):
+    """`mode`: "wait" (default) lets requests under way finish, "abort" ends them, "keep" holds them."""
+
+    mode: PauseMode = "wait"
+
+
+class RpcOptions(Struct, frozen=True):
+    """`method` of every worker, with `args` and `kwargs`."""
+
+    method: str
+    args: list[Any] = field(default_factory=list)
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+METHODS: dict[str, type[Struct]] = {
+    "check_health": NoOptions,
+    "sleep": SleepOptions,
+    "wakeup": NoOptions,
+    "is_sleeping": NoOptions,
+    "pause": PauseOptions,
+    "resume": NoOptions,
+    "is_paused": NoOptions,
+    "reset_prefix_cache": NoOptions,
+    "start_profile": NoOptions,
+    "stop_profile": NoOptions,
+    "collective_rpc": RpcOptions,
+}
+"""The methods that `ModelHandle.control` takes, with their options."""
+
+
+class ControlPlane:
+    """The control methods of a server. Requests for a sleeping model are refused with a 503, those for a paused one
+    wait in its queue.
+    """
+
+    llm_config: LLMConfig
+    engine: LLMEngine
+    admission: Admission
+    lifecycle: Lifecycle
+
+    def __init__(self) -> None:
+        self.asleep = False
+        self.paused: PauseMode | None = None
+        self.streams: set[DeltaStream] = set()
+
+    async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
+        """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not load for a request."""
+        self.asleep = True
+        self.admission.close()
+        self.admission.refuse_waiting(self.asleep_error)
+        if self.paused == "keep":
+            # They are held, so they will not leave. An engine that does not hold them itself must be done with them.
+            if not self.has("pause"):
+                await asyncio.gather(*(stream.read_out() for stream in self.streams))
+        else:
+            if mode == "abort":
+                self._abort()
+            await self.admission.drained()
+        if self.asleep:  # not woken meanwhile
+            await self.lifecycle.sleep(level)
+
+    async def wakeup(self) -> None:
+        """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""
+        if not self.asleep:
+            return
+        self.asleep = False
+        if self.lifecycle.phase == "asleep":
+            self.lifecycle.load()
+            await self.lifecycle.ready()
+        else:  # perhaps it was still waiting for requests to finish
+            self.reopen()
+
+    async def is_sleeping(self) -> bool:
+        """Whether the model was put to sleep."""
+        return self.asleep
+
+    async def pause(self, mode: PauseMode = "wait") -> None:
+        """Let new requests wait. Returns when none is under way any more, with "keep" at once."""
+        self.paused = mode
+        self.admission.close()
+        if self.lifecycle.phase == "ready" and self.has("pause"):
+            with contextlib.suppress(EngineDeadError):  # it runs nothing, and the next one is told when it starts
+                await self.engine.pause(mode)
+        elif mode == "abort":
+            self._abort()
+        elif mode == "keep":
+            for stream in self.streams:
+                stream.hold()
+        if mode != "keep":
+            await self.admission.drained()
+
+    async def resume(self) -> None:
+        """Undo `pause`."""
+        self.paused = None
+        if self.lifecycle.phase == "ready" and self.has("pause"):
+            with contextlib.suppress(EngineDeadError):  # the next request, which must be let in, starts another
+                await self.engine.resume()
+        for stream in self.streams:
+            stream.release()
+        self.reopen()
+
+    async def is_paused(self) -> bool:
+        """Whether the model was paused."""
+        return self.paused is not None
+
+    async def reset_prefix_cache(self) -> None:
+        """Forget every cached prefix; there is none where no engine runs."""
+        self._need("reset_prefix_cache")
+        if self.lifecycle.phase == "ready":
+            await self.engine.reset_prefix_cache()
+
+    async def start_profile(self) -> None:
+        """Begin a profile."""
+        self._need("start_profile")
+        self._need_running()
+        await self.engine.start_profile()
+
+    async def stop_profile(self) -> None:
+        """End a profile and write it."""
+        self._need("stop_profile")
+        self._need_running()
+        await self.engine.stop_profile()
+
+    async def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a method on every worker of the engine."""
+        self._need("collective_rpc")
+        self._need_running()
+        return await self.engine.collective_rpc(method, args, kwargs)
+
+    async def reapply(self) -> None:
+        """Bring a fresh engine into the state that was asked for."""
+        if self.paused is not None and self.has("pause"):
+            await self.engine.pause("keep")
+
+    def reopen(self) -> None:
+        """Let requests in, unless something that was asked for forbids it."""
+        if self.paused is None and not self.asleep and self.lifecycle.phase == "ready":
+            self.admission.open()
+
+    def has(self, method: str) -> bool:
+        """Whether the engine brings this method itself."""
+        return self.engine.brings(method)
+
+    def asleep_error(self) -> UnavailableError:
+        """What a request for a sleeping model is told."""
+        return UnavailableError(f"'{self.llm_config.model_id}' is asleep until it is woken")
+
+    def _abort(self) -> None:
+        for stream in list(self.streams):
+            stream.abort()
+
+    def _need(self, method: str) -> None:
+        if not self.has(method):
+            raise UnsupportedError(f"the {self.engine.name} engine does not support {method}")
+
+    def _need_running(self) -> None:
+        if self.asleep:
+            raise self.asleep_error()
+        if self.lifecycle.phase != "ready":
+            raise self.lifecycle.failure()
+
+
+def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The checked options of a control method. Raises `RequestError`."""
+    form = METHODS.get(method)
+    if form is None:
+        raise RequestError(f"unknown control method '{method}'. {nearest(method, METHODS)}", param="method")
+    try:
+        return msgspec.structs.asdict(parse_options(form, options))
+    except ConfigError as error:
+        raise RequestError(str(error), param=f"options.{error.field}" if error.field else "options") from None
+
+
+async def control_result(server: ControlPlane, replica: str, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Call a control method on one replica; its failure is its result. Raises `RequestError`, `UnsupportedError`."""
+    parsed = parse_control(method, options)
+    try:
+        result = await getattr(server, method)(**parsed)
+    except UnsupportedError:
+        raise
+    except PenstockError as error:
+        return {"replica": replica, "ok": False, "error": {"type": error.kind, "message": str(error)}}
+    return {"replica": replica, "ok": True, "result": result}

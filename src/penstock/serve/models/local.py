@@ -1,0 +1,195 @@
+"""A model in this process, as a handle: loaded on demand where the configuration allows it, unloaded when idle."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from msgspec import to_builtins
+from msgspec.structs import replace
+
+from penstock.config import import_object
+from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Deltas
+from penstock.errors import ConfigError
+from penstock.llm_config import LLMConfig
+from penstock.serve.models.control import control_result
+from penstock.serve.models.handle import ModelCard, ModelState
+from penstock.serve.models.local_runtime import MemoryBudget
+from penstock.serve.models.memory import memory_estimate
+from penstock.serve.models.server import LLMServer
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+REPLICA = "local-0"
+
+
+class LocalModel:
+    """One server in this process. Keeps `penstock.serve.models.handle.ModelHandle`.
+
+    A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another one needs the room.
+    `engine` is served instead of the one that the configuration names; it may be running.
+    """
+
+    def __init__(
+        self, config: LLMConfig, budget: MemoryBudget | None = None, *, engine: LLMEngine | None = None
+    ) -> None:
+        scaling = config.autoscaling
+        self.model_id = config.model_id
+        self.config = config
+        self._stays = scaling.min_replicas > 0
+        self._starts = self._stays or bool(scaling.initial_replicas)
+        delay = scaling.downscale_to_zero_delay_s
+        self._idle_delay_s = scaling.downscale_delay_s if delay is None else delay
+        self._budget = budget or MemoryBudget()
+        self._created = int(time.time())
+        self._idle_since = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._unloading: asyncio.Task[None] | None = None
+        self.server: LLMServer = server_class(config)(
+            config,
+            engine=engine,
+            load_on_demand=True,
+            make_room=self._make_room,
+            free_room=lambda: self._budget.release(self),
+            on_idle=self._on_idle,
+        )
+
+    @property
+    def engine_name(self) -> str:
+        return self.server.engine.name
+
+    @cached_property
+    def _stated_context_length(self) -> int | None:
+        return self.server.engine.stated_context_length()
+
+    def card(self) -> ModelCard:
+        capabilities = getattr(self.server.engine, "capabilities", None)
+        length = capabilities.context_length if capabilities else self._stated_context_length
+        return ModelCard(
+            id=self.model_id,
+            created=self._created,
+            context_length=length or None,
+            metadata={
+                "engine": self.engine_name,
+                **({"capabilities": to_builtins(capabilities)} if capabilities else {}),
+            },
+        )
+
+    def state(self) -> ModelState:
+        return replace(self.server.state(), on_demand=not self._stays)
+
+    async def engine_metrics(self) -> dict[str, float]:
+        return await self.server.engine_metrics()
+
+    async def adapters(self) -> list[str]:
+        return await self.server.store.names()
+
+    # Life
+    async def start(self) -> None:
+        if self._starts:
+            await self.server.start()
+
+    async def stop(self, drain_timeout_s: float = 30.0) -> None:
+        if self._unloading is not None:
+            await asyncio.wait([self._unloading])
+        await self.server.stop(drain_timeout_s)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    @property
+    def idle_since(self) -> float | None:
+        """The event loop's time since when nobody has used the loaded model; None while it is in use, or must stay."""
+        server = self.server
+        idle = not self._stays and server.lifecycle.phase == "ready" and server.admission.idle
+        return self._idle_since if idle else None
+
+    async def unload(self) -> None:
+        """Free what the model holds. The next request loads it again."""
+        await self.server.unload()
+
+    # Requests
+    def chat(self, request: ChatRequest) -> Deltas:
+        return self.server.chat(request)
+
+    def completions(self, request: CompletionRequest) -> Deltas:
+        return self.server.completions(request)
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        return await self.server.embeddings(request)
+
+    async def score(self, request: RerankRequest) -> Scores:
+        return await self.server.score(request)
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        return await self.server.rerank(request)
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        return await self.server.classify(request)
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        return await self.server.transcriptions(request)
+
+    async def tokenize(self, text: str) -> list[int]:
+        return await self.server.tokenize(text)
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        return await self.server.detokenize(token_ids)
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [await control_result(self.server, REPLICA, method, options)]
+
+    # Idleness
+    async def _make_room(self) -> None:
+        await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))
+
+    def _on_idle(self) -> None:
+        if self._stays or self.server.lifecycle.phase != "ready":
+            return
+        loop = asyncio.get_running_loop()
+        self._idle_since = loop.time()
+        self._budget.notify()
+        if self._timer is None:  # else the one that runs will see how long it has been
+            self._timer = loop.call_later(self._idle_delay_s, self._look)
+
+    def _look(self) -> None:
+        """The timer went off: unload, or look again when it would be time."""
+        self._timer = None
+        since = self.idle_since
+        if since is None:
+            return  # in use: the timer is set again when that ends
+        loop = asyncio.get_running_loop()
+        remaining = since + self._idle_delay_s - loop.time()
+        if remaining > 0:
+            self._timer = loop.call_later(remaining, self._look)
+        else:
+            self._unloading = asyncio.create_task(self.unload())
+
+
+def server_class(config: LLMConfig) -> type[LLMServer]:
+    """The class of the server that a configuration names. Raises `ConfigError`."""
+    given = config.server_cls
+    cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
+    if not isinstance(cls, type) or not issubclass(cls, LLMServer):
+        raise ConfigError(
+            "must be a subclass of penstock.serve.models.server.LLMServer", field="server_cls", value=given
+        )
+    if config.prefill_config is not None and cls.role != "decode":
+        raise ConfigError(
+            f"{cls.__name__} has no use for a prefill side", field="prefill_config", hint="PDServingArgs makes a pair."
+        )
+    return cls

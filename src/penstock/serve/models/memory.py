@@ -1,0 +1,122 @@
+"""How much memory a model takes, by what its files say: the size of its weights, and a token of its KV cache.
+
+Nothing is loaded and nothing is downloaded: a model of a hub is known only if it lies in the cache already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from penstock import demo
+from penstock.llm_config import LLMConfig
+from penstock.serve.config.placement import parallelism
+
+DEFAULT_KV_CACHE_BYTES = 1 << 30
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
+_BYTES = {
+    **{"float32": 4.0, "f32": 4.0, "float": 4.0, "float16": 2.0, "f16": 2.0, "half": 2.0, "bfloat16": 2.0, "bf16": 2.0},
+    **{"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "int8": 1.0, "u8": 1.0, "u4": 0.5, "fp4_e2m1": 0.5},
+}
+_NO_MODEL = frozenset({"simulated", "remote"})
+"""Engines that hold none."""
+
+
+class ModelSize(Struct, frozen=True):
+    """What the files of a model say: `weights` in bytes, `token` in bytes of KV cache, `heads` of its attention. None
+    where they do not tell.
+    """
+
+    weights: int | None = None
+    token: int | None = None
+    context_length: int | None = None
+    heads: int | None = None
+
+
+def model_size(config: LLMConfig) -> ModelSize:
+    """What is known of the model without loading it."""
+    if config.engine_name in _NO_MODEL:
+        return ModelSize(0, 0)
+    folder = local_files(config)
+    if folder is None:
+        return ModelSize()
+    if folder.is_file():
+        return ModelSize(folder.stat().st_size)
+    weights = sum(file.stat().st_size for file in folder.glob("*") if file.suffix in _WEIGHTS)
+    try:
+        said = json.loads((folder / "config.json").read_bytes())
+        described = said.get("text_config", said)
+        full = config.deterministic and config.engine_name == "openvino"
+        token = _token_bytes(described, {**config.engine_kwargs, **({"kv_cache_precision": "f32"} if full else {})})
+        length, heads = (described.get(name) for name in ("max_position_embeddings", "num_attention_heads"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ModelSize(weights or None)
+    return ModelSize(
+        weights or None, token, length if isinstance(length, int) else None, heads if isinstance(heads, int) else None
+    )
+
+
+def local_files(config: LLMConfig) -> Path | None:
+    """The model's directory or file on this machine; None if it is not here."""
+    source = config.model_source
+    if source == demo.MODEL_NAME:
+        return demo.model_path("openvino" if config.engine_name == "openvino" else "huggingface")
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{source.replace('/', '--')}"
+    try:
+        revision = (cache / "refs" / "main").read_text().strip()
+    except OSError:
+        return None
+    snapshot = cache / "snapshots" / revision
+    return snapshot if snapshot.is_dir() else None
+
+
+def kv_cache_bytes(config: LLMConfig) -> int | None:
+    """What a replica's KV caches take where the options say it: each worker has one of its own. None where the engine
+    takes what is left of its device.
+    """
+    if config.engine_name in _NO_MODEL:
+        return 0
+    given = config.engine_kwargs.get("kv_cache_memory_bytes")
+    if isinstance(given, int):
+        return given * parallelism(config.engine_kwargs).workers
+    return DEFAULT_KV_CACHE_BYTES * parallelism(config.engine_kwargs).data if config.engine_name == "openvino" else None
+
+
+def memory_estimate(config: LLMConfig) -> int:
+    """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the size of its files,
+    for each data-parallel rank, and of the KV cache. A prefill side counts as well.
+    """
+    beside = memory_estimate(config.prefill_config) if config.prefill_config is not None else 0
+    given = config.deployment_config.ray_actor_options.get("memory")
+    if given:
+        return int(given) + beside
+    cache = kv_cache_bytes(config)
+    weights = (model_size(config).weights or 0) * parallelism(config.engine_kwargs).data
+    return weights + (DEFAULT_KV_CACHE_BYTES if cache is None else cache) + beside
+
+
+def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:
+    """Bytes that one token takes in the KV cache, all layers and heads together."""
+    layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
+    if not isinstance(layers, int) or not isinstance(heads, int):
+        return None
+    if "kv_lora_rank" in described:  # latent attention: one compressed vector a token, for keys and values alike
+        width = described["kv_lora_rank"] + described.get("qk_rope_head_dim", 0)
+    else:
+        size = described.get("head_dim") or described.get("hidden_size", 0) // heads
+        width = 2 * size * (described.get("num_key_value_heads") or heads)
+    kinds = (
+        *(options.get(name) for name in ("kv_cache_dtype", "kv_cache_precision", "dtype")),
+        *(described.get(name) for name in ("dtype", "torch_dtype")),
+    )
+    value = next((_BYTES[kind] for kind in kinds if isinstance(kind, str) and kind in _BYTES), 2.0)
+    return int(layers * width * value)

@@ -1,0 +1,397 @@
+"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is here, in order."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from functools import partial
+from typing import Any, ClassVar
+
+import msgspec
+
+from penstock import env
+from penstock.config import import_object
+from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.supervision.quarantine import Quarantine, digest_of
+from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
+from penstock.kv.base import Role, Site
+from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.observability import note_queue_time
+from penstock.serve.adapters.adapters import Adapters
+from penstock.serve.adapters.store import adapter_store
+from penstock.serve.config.placement import deployment_options
+from penstock.serve.models.admission import Admission
+from penstock.serve.models.callbacks import Callbacks
+from penstock.serve.models.control import ControlPlane
+from penstock.serve.models.handle import ModelState, StateName
+from penstock.serve.models.lifecycle import Lifecycle
+from penstock.serve.models.pacing import DeltaStream
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+EXTRA_IN_FLIGHT = 1.1
+"""Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
+
+
+async def _no_room_needed() -> None:
+    pass
+
+
+class LLMServer(ControlPlane):
+    """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it, `await stop()`.
+
+    `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server that is not loaded
+    loads it, and waits. `make_room` is awaited before the engine takes memory and `free_room` is called after it gave
+    it back; `on_idle` is called when the last request has left. Raises `ConfigError` or `MissingExtraError`.
+    """
+
+    role: ClassVar[Role] = "both"
+    asks_again: ClassVar[bool] = True
+    """Whether a request is put to the engine again that died before the caller had seen a part of the answer."""
+
+    def __init__(
+        self,
+        llm_config: LLMConfig,
+        *,
+        engine: LLMEngine | None = None,
+        load_on_demand: bool = False,
+        make_room: Callable[[], Awaitable[None]] = _no_room_needed,
+        free_room: Callable[[], None] = lambda: None,
+        on_idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__()
+        self.llm_config = llm_config
+        self.engine = engine if engine is not None else self.make_engine(llm_config)
+        self.engine.site = engine_site(llm_config, self.role)
+        self._callbacks = Callbacks(llm_config)
+        self.admission = Admission(llm_config.max_waiting, on_idle)
+        self.quarantine = Quarantine()
+        self.lifecycle = Lifecycle(
+            self.engine,
+            start_timeout_s=llm_config.start_timeout_s,
+            make_room=make_room,
+            free_room=free_room,
+            before_start=self._before_start,
+            on_ready=self._on_ready,
+            on_change=self._on_change,
+            quarantine=self.quarantine,
+        )
+        lora = llm_config.lora_config or LoraConfig()
+        self.store = adapter_store(llm_config, self.engine.model_source)
+        self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
+        self._load_on_demand = load_on_demand
+        self._on_idle = on_idle
+        self._stopping = False
+
+    @classmethod
+    def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
+        """The engine of a server with this configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
+        return make_engine(llm_config)
+
+    @classmethod
+    def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
+        """Options for a runtime that deploys this server: resources in bundles, environment, limits."""
+        return deployment_options(llm_config)
+
+    # Life
+    async def start(self) -> None:
+        """Load the model, and return when requests can be answered. Raises `EngineStartError`, `EngineTimeoutError`."""
+        self._stopping = False
+        if self.asleep:
+            return
+        self.lifecycle.load()
+        await self.lifecycle.ready()
+
+    async def stop(self, drain_timeout_s: float = 0.0) -> None:
+        """Take no more requests, wait so many seconds at most for those that are here, and free everything.
+
+        Requests under way after that end with `EngineDeadError`.
+        """
+        self._stopping = True
+        if self.paused is not None or self.asleep or self.lifecycle.phase != "ready":
+            self.admission.refuse_waiting(self._stopping_error)  # nothing would let them in
+        try:
+            async with asyncio.timeout(drain_timeout_s):
+                await self.admission.emptied()
+        except TimeoutError:
+            self.admission.refuse_waiting(self._stopping_error)
+        await self.unload()
+
+    async def unload(self) -> None:
+        """Free everything that the model holds; a request or `start` loads it again."""
+        self.admission.close()
+        await self.lifecycle.unload()
+        self.quarantine.reopen()
+        self._adapters.forget()
+
+    def state(self) -> ModelState:
+        """What the server is doing now."""
+        phase, admission = self.lifecycle.phase, self.admission
+        name: StateName
+        if self._stopping and (phase != "cold" or not admission.idle):
+            name = "draining"
+        elif phase in ("failed", "loading"):
+            name = phase
+        elif self.asleep:
+            name = "draining" if phase == "ready" and admission.running else "asleep"
+        else:
+            name = phase if self.paused is None else "paused"
+        return ModelState(
+            name,
+            self.lifecycle.reason,
+            admission.running,
+            admission.waiting,
+            loads=self.lifecycle.generation,
+            restarts=self.lifecycle.restarts,
+            adapter_loads=self._adapters.loads,
+            adapters=len(self._adapters.names),
+        )
+
+    async def engine_metrics(self) -> dict[str, float]:
+        """What the engine counts, if it runs and `log_engine_metrics` is on."""
+        if not self.llm_config.log_engine_metrics or self.lifecycle.phase != "ready":
+            return {}
+        return await self.engine.metrics()
+
+    async def check_health(self) -> None:
+        """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
+        if self.asleep or (self.lifecycle.phase == "cold" and self._load_on_demand):
+            return
+        await self.lifecycle.ready()
+        await self.engine.check_health()
+
+    # Requests
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self._generate("chat", request))
+
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self._generate("completions", request))
+
+    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
+        """Embed texts."""
+        answer: Embeddings = await self._call("embeddings", request)
+        return answer
+
+    async def score(self, request: RerankRequest) -> Scores:
+        """Score documents against a query."""
+        answer: Scores = await self._call("score", request)
+        return answer
+
+    async def rerank(self, request: RerankRequest) -> Scores:
+        """Score documents against a query; unsorted, as in `score`."""
+        answer: Scores = await self._call("rerank", request)
+        return answer
+
+    async def classify(self, request: ClassifyRequest) -> Classifications:
+        """Sort texts into the model's classes."""
+        answer: Classifications = await self._call("classify", request)
+        return answer
+
+    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
+        """Write down speech."""
+        answer: Transcription = await self._call("transcriptions", request)
+        return answer
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text. Needs no slot, so it does not wait behind generation."""
+        ids: list[int] = await self._call("tokenize", text, slot=False)
+        return ids
+
+    async def detokenize(self, token_ids: Sequence[int]) -> str:
+        """Text of token ids. Needs no slot, so it does not wait behind generation."""
+        text: str = await self._call("detokenize", token_ids, slot=False)
+        return text
+
+    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
+        request_id = request.request_id or uuid.uuid4().hex
+        try:
+            # Before the queue: a slow download takes no slot, an unknown name loads no model.
+            version = await self.store.fetch(request.adapter) if request.adapter else None
+            self._check_open()
+            await self._enter(request.priority)
+            try:
+                self._check_task(task)
+                async with AsyncExitStack() as held:
+                    adapter = await held.enter_async_context(self._adapters.use(version)) if version else None
+                    request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
+                    stream = self._stream(self._attempts(task, request), request.n)
+                    held.callback(self.streams.discard, stream)
+                    batches = await held.enter_async_context(aclosing(stream.batches()))
+                    async for batch in batches:
+                        yield batch
+            finally:
+                self.admission.leave()
+        except PenstockError as error:
+            error.add_note(f"request {request_id}")
+            raise
+
+    def _stream(self, source: AsyncGenerator[list[Delta], None], answers: int) -> DeltaStream:
+        stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
+        if self.paused == "keep":
+            stream.hold()
+        self.streams.add(stream)
+        return stream
+
+    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
+        """The engine's deltas. A request whose engine dies is asked again, unless its caller has seen a part, until it
+        is answered or proved to be the cause.
+        """
+        with self.quarantine.visit(partial(digest_of, request)) as visit:
+            while True:
+                try:
+                    async with visit:
+                        generation = self.lifecycle.generation
+                        async with aclosing(in_batches(self._answers(task, request))) as batches:
+                            async for batch in batches:
+                                visit.begun = True
+                                yield batch
+                    self.lifecycle.worked()
+                    return
+                except EngineDeadError:
+                    if not self._revive(generation) or visit.begun or not self.asks_again:
+                        raise
+                await self.lifecycle.ready()
+
+    def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
+        """The engine's own deltas."""
+        answers: Deltas = getattr(self.engine, task)(request)
+        return answers
+
+    async def _enter(self, priority: int = 0) -> None:
+        began = time.perf_counter()
+        await self.admission.enter(priority)
+        note_queue_time(time.perf_counter() - began)
+
+    async def _call(self, task: str, asked: Any, *, slot: bool = True) -> Any:
+        """The engine's answer, method and request being those of `task`."""
+        self._check_open()
+        if slot or self.lifecycle.phase != "ready":
+            await self._enter()
+        else:
+            self.admission.enter_at_once()
+        try:
+            self._check_task(task)
+            with self.quarantine.visit(partial(digest_of, (task, asked))) as visit:
+                while True:
+                    try:
+                        async with visit:
+                            generation = self.lifecycle.generation
+                            result = await getattr(self.engine, task)(asked)
+                        self.lifecycle.worked()
+                        return result
+                    except EngineDeadError:
+                        if not self._revive(generation) or not self.asks_again:
+                            raise
+                    await self.lifecycle.ready()
+        finally:
+            self.admission.leave()
+
+    # What requests meet
+    def _check_open(self) -> None:
+        """Turn away what cannot be answered; load what can be loaded."""
+        if self._stopping:
+            raise self._stopping_error()
+        if self.asleep:
+            raise self.asleep_error()
+        lifecycle = self.lifecycle
+        if lifecycle.phase in ("ready", "loading"):
+            return
+        if not self._load_on_demand or (lifecycle.phase == "failed" and not lifecycle.may_retry):
+            raise lifecycle.failure()
+        lifecycle.load()
+
+    def _check_task(self, task: str) -> None:
+        tasks = self.engine.capabilities.tasks
+        if task not in tasks:
+            known = ", ".join(sorted(tasks))
+            raise UnsupportedError(
+                f"the {self.engine.name} engine does not support {task} with this model, but {known}"
+            )
+
+    def _revive(self, generation: int) -> bool:
+        """The engine died under a request. Says whether there is, or will be, a new one."""
+        if self.lifecycle.restart(generation):
+            self.admission.close()
+        elif self.lifecycle.phase != "loading":
+            self.quarantine.reopen()
+        return self.lifecycle.phase in ("ready", "loading")
+
+    def _stopping_error(self) -> UnavailableError:
+        return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
+
+    # What the lifecycle tells
+    async def _before_start(self) -> None:
+        self._adapters.forget_missing()
+        await self._callbacks.run("on_before_node_init")
+        await self._callbacks.run("on_before_download_model_files_distributed")
+
+    async def _on_ready(self) -> None:
+        limit = self.llm_config.deployment_config.max_ongoing_requests
+        self.admission.max_running = limit or math.ceil(self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT)
+        await self._adapters.reapply()
+        await self.reapply()
+        await self._callbacks.run("on_after_node_init")
+
+    def _on_change(self) -> None:
+        self.quarantine.reopen()
+        if self.lifecycle.phase == "failed":
+            self.admission.close()
+            self.admission.refuse_waiting(self.lifecycle.failure)
+        else:
+            self.reopen()
+            if self.admission.idle:  # whoever asked for it has left, or nobody did
+                self._on_idle()
+
+
+def engine_site(config: LLMConfig, role: Role) -> Site:
+    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve LLM's do."""
+    bases = {name: port for name, port in config.experimental_configs.items() if name.endswith("_PORT_BASE")}
+    return Site(role=role, port_bases=bases)
+
+
+def engine_type(config: LLMConfig) -> type[LLMEngine]:
+    """The class of the engine that a configuration names. Raises `ConfigError`, `MissingExtraError`."""
+    path = env.engine_cls()
+    cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    return cls
+
+
+def make_engine(config: LLMConfig) -> LLMEngine:
+    """The engine of a configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
+    cls = engine_type(config)
+    lora = config.lora_config
+    needed = cls.adapter_options(lora.max_num_adapters_per_replica) if lora is not None else {}
+    options = {**needed, **config.engine_kwargs}
+    if config.deterministic:
+        options = with_deterministic(cls, options)
+    tokenizer = config.model_loading_config.tokenizer_source
+    if tokenizer is None or tokenizer == config.model_source:
+        return cls(config.model_source, engine_kwargs=options)
+    try:
+        return cls(config.model_source, engine_kwargs={"tokenizer": tokenizer, **options})
+    except ConfigError as error:
+        if error.field != "engine_kwargs.tokenizer":
+            raise
+        raise ConfigError(
+            f"the {cls.name} engine takes no tokenizer but the model's own",
+            field="model_loading_config.tokenizer_source",
+            value=tokenizer,
+        ) from None

@@ -1,0 +1,1 @@
+"""Models whose replicas run elsewhere."""

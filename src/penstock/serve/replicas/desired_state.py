@@ -1,0 +1,85 @@
+"""What an operator asked of a model, kept apart from its replicas, so that one that starts later is told too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from penstock.serve.models.control import ControlPlane, PauseMode
+
+
+class DesiredState(Struct, frozen=True):
+    """The state that every replica is to be in. `asleep` is the level of sleep, None for awake. `version` grows with
+    every change.
+    """
+
+    version: int = 0
+    asleep: int | None = None
+    paused: PauseMode | None = None
+
+    def after(self, method: str, options: Mapping[str, Any]) -> DesiredState:
+        """The state after a control method was called; the same one where the method changes none."""
+        match method:
+            case "sleep":
+                changed: dict[str, Any] = {"asleep": options.get("level", 1)}
+            case "wakeup":
+                changed = {"asleep": None}
+            case "pause":
+                changed = {"paused": options.get("mode", "wait")}
+            case "resume":
+                changed = {"paused": None}
+            case _:
+                return self
+        return msgspec.structs.replace(self, version=self.version + 1, **changed)
+
+    async def apply(self, server: ControlPlane) -> None:
+        """Bring a replica's server into this state."""
+        if self.asleep is None:
+            await server.wakeup()
+        elif not server.asleep:
+            await server.sleep(self.asleep)
+        if self.paused is None:
+            if server.paused is not None:
+                await server.resume()
+        elif server.paused is None:
+            await server.pause(self.paused)
+
+
+class DesiredStore(Protocol):
+    """Keeps the desired state of one model where all its replicas and ingresses find it."""
+
+    async def load(self) -> DesiredState:
+        """What was saved last; the plain state if nothing was."""
+
+    async def save(self, state: DesiredState) -> bool:
+        """Put it after the one whose version is one less. False, and nothing changes, if that is not the last."""
+
+
+async def change_desired(store: DesiredStore, method: str, options: Mapping[str, Any]) -> DesiredState:
+    """Note what a control method asks for, beside what others ask for meanwhile. Gives the state that holds now."""
+    while True:
+        state = await store.load()
+        changed = state.after(method, options)
+        if changed is state or await store.save(changed):
+            return changed
+
+
+class InMemoryStore:
+    """A store within one process."""
+
+    def __init__(self) -> None:
+        self.state = DesiredState()
+
+    async def load(self) -> DesiredState:
+        """What was saved last."""
+        return self.state
+
+    async def save(self, state: DesiredState) -> bool:
+        """Put it after the last one."""
+        if state.version != self.state.version + 1:
+            return False
+        self.state = state
+        return True

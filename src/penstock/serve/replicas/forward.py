@@ -1,0 +1,129 @@
+"""The one answer of an ingress whose models run elsewhere: the request goes to a replica as it came, and the reply
+comes back as it is. Nothing is decoded but what the choice of a replica needs.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+from msgspec import UNSET, Raw, Struct, UnsetType
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
+from penstock.openai.framing import error_events
+from penstock.openai.message_events import message_error_events
+from penstock.openai.response_events import response_error_events
+from penstock.serve.api.errors import error_response
+from penstock.serve.api.exchange import UNTRUSTED, Exchange
+from penstock.serve.api.limits import decode_body
+from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.rpc.client import Reply
+
+_PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
+_PASSED_BACK = frozenset({"content-type", "content-length", "cache-control", "retry-after", "x-accel-buffering"})
+_FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)')
+"""The value of a multipart form's field "model"."""
+ERROR_EVENTS = {"/v1/messages": message_error_events, "/v1/responses": response_error_events}
+"""How a stream ends that its replica cannot end itself, where that is not as chunks do."""
+
+
+class _Head(Struct):
+    """What the choice of a replica needs of a body. The replica checks all of it."""
+
+    model: str = ""
+    messages: Raw | UnsetType = UNSET
+    prompt: Raw | UnsetType = UNSET
+    input: Raw | UnsetType = UNSET
+
+
+async def forward(exchange: Exchange) -> Response:
+    """Let a replica answer."""
+    kind = exchange.request.headers.get("content-type", "")
+    if kind.lower().startswith("multipart/form-data"):
+        body = await exchange.read()
+        found = _FORM_MODEL.search(body)
+        model, prompt = found[1].decode(errors="replace") if found else "", b""
+    else:
+        body = await exchange.read_json()
+        head = decode_body(body, _Head)
+        model = head.model
+        text = next((raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b"")
+        prompt = bytes(text)
+    target = await exchange.target(model)
+    if not isinstance(target.handle, RemoteModel):
+        raise RequestError(f"'{target.name}' is not reached over the network", param="model")
+    return Forwarded(exchange, target.handle, body, prompt, target.adapter or "")
+
+
+class Forwarded(Response):
+    """Sends on what a replica answers.
+
+    A replica that is lost before its answer begins is replaced by another one; a stream that breaks later ends with an
+    error event.
+    """
+
+    def __init__(self, exchange: Exchange, model: RemoteModel, body: bytes, prompt: bytes, adapter: str) -> None:
+        self._exchange = exchange
+        self._model = model
+        self._body = body
+        self._prompt = prompt
+        self._adapter = adapter
+        self._begun = False
+        self._streams = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._exchange
+        try:
+            await self._run(scope, send)
+        except ClientGoneError as gone:
+            exchange.status, exchange.error = gone.status, gone.kind
+        except Exception as caught:
+            lost = isinstance(caught, ReplicaLostError)
+            told = EngineDeadError("the replica that answered this request is gone") if lost else None
+            error = exchange.failed(caught, told)
+            if not self._begun:
+                await error_response(scope["path"], error)(scope, receive, send)
+            elif self._streams:
+                body = ERROR_EVENTS.get(scope["path"], error_events)(error)
+                await send({"type": "http.response.body", "body": body, "more_body": False})
+            else:
+                raise  # a body of known length has begun: only the connection's end can tell
+
+    async def _run(self, scope: Scope, send: Send) -> None:
+        exchange, clock = self._exchange, time.perf_counter
+        query = scope.get("query_string", b"")
+        path = scope["path"] + (f"?{query.decode('latin-1')}" if query else "")
+        given = exchange.request.headers
+        headers = [(name, given[name]) for name in _PASSED_ON if name in given]
+        headers.append(("x-request-id", exchange.id))
+        if not exchange.trusted:
+            headers.append((UNTRUSTED, "1"))
+        route = self._model.pool.route(self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter)
+        async with exchange.interrupt() as interrupt:
+            asked = clock()
+            async with self._model.pool.ask(path, headers, self._body, route) as reply:
+                exchange.first_token_at = now = clock()
+                exchange.engine_seconds += now - asked
+                part = await reply.read()
+                if reply.done:
+                    interrupt.finished()
+                await send(self._start(reply))
+                await send({"type": "http.response.body", "body": part, "more_body": not reply.done})
+                while not reply.done:
+                    asked = clock()
+                    part = await reply.read()
+                    exchange.engine_seconds += clock() - asked
+                    if reply.done:
+                        interrupt.finished()
+                    await send({"type": "http.response.body", "body": part, "more_body": not reply.done})
+
+    def _start(self, reply: Reply) -> dict[str, Any]:
+        self._begun = True
+        self._streams = (reply.header("content-type") or "").startswith("text/event-stream")
+        headers = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers if name in _PASSED_BACK
+        ]
+        return {"type": "http.response.start", "status": reply.status, "headers": headers}

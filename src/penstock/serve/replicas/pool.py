@@ -1,0 +1,264 @@
+"""The replicas of one model as an ingress sees them: which one takes a request, and which one if that is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+
+import msgspec
+
+from penstock.balance.policies.base import RouteRequest, RoutingPolicy
+from penstock.balance.policies.kv_aware import kv_aware_in
+from penstock.balance.policies.prefix_tree import byte_blocks, shared_blocks
+from penstock.errors import (
+    EngineDeadError,
+    EngineTimeoutError,
+    PenstockError,
+    ReplicaLostError,
+    UnavailableError,
+    by_kind,
+)
+from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve.replicas import cache_messages as cached_wire
+from penstock.serve.replicas.cache_follower import CacheFollower
+from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
+from penstock.serve.replicas.info import ReplicaInfo, Replicas
+from penstock.serve.rpc.client import Address, Headers, Reply
+
+LOAD_HEADER = "x-penstock-load"
+"""A reply's header: how many requests the replica had when it began to answer."""
+MOST_LOST = 3
+"""Replicas that one request may lose before it is given up: it may be what ends them."""
+AVOIDED_S = 5.0
+"""Seconds without new requests for a replica that could not be reached, while its runtime still lists it."""
+STILL_LISTED_S = 0.05
+"""Seconds before a runtime is asked again that may still list a replica which is gone."""
+START_GRACE_S = 60.0
+"""Seconds that a runtime may take for a replica, beside loading its model."""
+
+
+class _Replica:
+    """What is known here of one replica. Keeps `penstock.balance.policies.base.Replica`."""
+
+    def __init__(self, info: ReplicaInfo, most_adapters: int) -> None:
+        self.id = info.id
+        self.info = info
+        self.address = Address(info.host, info.port)
+        self.sent = 0
+        self.others = 0
+        self.adapters: OrderedDict[str, None] = OrderedDict()
+        self.avoided_until = 0.0
+        self._most_adapters = most_adapters
+
+    @property
+    def load(self) -> int:
+        """Requests that it has: ours, and what it told of others."""
+        return self.sent + self.others
+
+    def note(self, reply: Reply, adapter: str) -> None:
+        """Learn from a reply."""
+        total = reply.header(LOAD_HEADER)
+        if total is not None:
+            self.others = max(0, int(total) - self.sent)
+        if adapter and reply.status == 200:
+            self.adapters[adapter] = None
+            self.adapters.move_to_end(adapter)
+            if len(self.adapters) > self._most_adapters:
+                self.adapters.popitem(last=False)
+
+
+class Patience:
+    """How long a request waits for replicas, in all."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._until: float | None = None
+
+    def left(self) -> float:
+        """Seconds that are left, of those that begin with the first wait."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + self.seconds
+        return max(self._until - now, 0.0)
+
+
+class ReplicaPool:
+    """Puts requests to replicas. Belongs to one event loop.
+
+    `waiting` counts requests that wait for a replica, `failure` is why the model could not be loaded last time, and
+    `wanted` the state that was last seen to be asked for.
+    """
+
+    def __init__(
+        self, config: LLMConfig, replicas: Replicas, *, key: str, policy: RoutingPolicy, desired: DesiredStore
+    ) -> None:
+        self.config = config
+        self.waiting = 0
+        self.failure = ""
+        self.wanted = DesiredState()
+        self._replicas = replicas
+        self._key = key
+        self._policy = policy
+        self._kv_aware = kv_aware_in(policy)
+        self._followers: dict[str, CacheFollower] = {}
+        self._desired = desired
+        self._most_adapters = (config.lora_config or LoraConfig()).max_num_adapters_per_replica
+        self._seen: tuple[ReplicaInfo, ...] = ()
+        self._pool: tuple[_Replica, ...] = ()
+        self._avoided = False
+
+    def current(self) -> tuple[_Replica, ...]:
+        """The replicas that the runtime lists now."""
+        self._look()
+        return self._pool
+
+    def close(self) -> None:
+        """Drop idle connections."""
+        for replica in self._pool:
+            replica.address.close()
+        for follower in self._followers.values():
+            follower.stop()
+        self._followers.clear()
+
+    def route(self, prompt: bytes, *, session: str = "", adapter: str = "") -> RouteRequest:
+        """What the policy needs to know of a request."""
+        if self._kv_aware is not None:
+            return RouteRequest(session, adapter, shared_blocks(prompt, adapter))
+        blocks = byte_blocks(prompt) if self._policy.reads_blocks and prompt else ()
+        if adapter:
+            blocks = [hash((adapter, block)) for block in blocks]
+        return RouteRequest(session, adapter, blocks)
+
+    @asynccontextmanager
+    async def ask(
+        self, path: str, headers: Headers, body: bytes, route: RouteRequest, *, weight: int = 1
+    ) -> AsyncIterator[Reply]:
+        """Put a request to a replica, or `weight` of them in one. The reply's head is here when the context begins.
+
+        A replica that is lost before that is replaced by another one, and so is one that has no room or goes down, as
+        long as there is another. Within the context `ReplicaLostError` may come from reading.
+        """
+        headers = [*headers, ("authorization", f"Bearer {self._key}")]
+        if self._kv_aware is not None and route.blocks:
+            headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
+        patience = Patience(self.config.start_timeout_s + START_GRACE_S)
+        tried: set[str] = set()
+        lost = 0
+        while True:
+            replica = self._choose(route, tried) or await self._obtain(tried, patience)
+            replica.sent += weight
+            try:
+                try:
+                    reply = await replica.address.request("POST", path, headers, body)
+                except ReplicaLostError:
+                    self._avoid(replica)
+                    tried.add(replica.id)
+                    lost += 1
+                    if lost == MOST_LOST:
+                        raise EngineDeadError(f"{lost} replicas were lost with this request") from None
+                    continue
+                with closing(reply):
+                    if reply.status == 503 and await self._elsewhere(reply, replica, tried):
+                        continue
+                    replica.note(reply, route.adapter)
+                    self._policy.sent(route, replica.id)
+                    if reply.status < 400:
+                        self.failure = ""
+                    yield reply
+                    return
+            finally:
+                replica.sent -= weight
+
+    def _look(self) -> None:
+        """Take over what the runtime knows."""
+        current = self._replicas.current()
+        if current is self._seen:
+            return
+        known = {replica.id: replica for replica in self._pool}
+        self._pool = tuple(
+            known.pop(info.id) if info.id in known else _Replica(info, self._most_adapters) for info in current
+        )
+        self._seen = current
+        for gone in known.values():
+            gone.address.close()
+            self._policy.gone(gone.id)
+            if follower := self._followers.pop(gone.id, None):
+                follower.stop()
+        if self._kv_aware is not None:
+            for replica in self._pool:
+                if replica.id not in self._followers:
+                    self._followers[replica.id] = CacheFollower(replica.info, self._key, self._kv_aware)
+
+    def _choose(self, route: RouteRequest, tried: set[str]) -> _Replica | None:
+        """The policy's choice, if there is any."""
+        self._look()
+        pool = self._candidates(tried)
+        return self._policy.choose(route, pool) if pool else None
+
+    def _candidates(self, tried: set[str]) -> tuple[_Replica, ...]:
+        pool = self._pool
+        if tried or self._avoided:
+            now = time.monotonic()
+            self._avoided = any(replica.avoided_until > now for replica in pool)
+            pool = tuple(r for r in pool if r.id not in tried and r.avoided_until <= now)
+        return pool
+
+    def _avoid(self, replica: _Replica) -> None:
+        replica.avoided_until = time.monotonic() + AVOIDED_S
+        replica.address.close()
+        self._avoided = True
+
+    async def _obtain(self, tried: set[str], patience: Patience) -> _Replica:
+        """A replica where there is none that could be chosen: the runtime says which, and starts it if it must."""
+        self.wanted = await self._desired.load()
+        if self.wanted.asleep is not None:
+            raise UnavailableError(f"'{self.config.model_id}' is asleep until it is woken")
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(patience.left()):
+                if tried:
+                    await asyncio.sleep(STILL_LISTED_S)  # so that the runtime may notice what we have
+                info = await self._replicas.obtain()
+        except TimeoutError:
+            raise EngineTimeoutError(
+                f"no replica of '{self.config.model_id}' was ready in {patience.seconds:g} s"
+            ) from None
+        finally:
+            self.waiting -= 1
+        tried.clear()
+        self._look()
+        for replica in self._pool:
+            if replica.id == info.id:
+                return replica
+        return _Replica(info, self._most_adapters)  # the runtime will list it soon
+
+    async def _elsewhere(self, reply: Reply, replica: _Replica, tried: set[str]) -> bool:
+        """Whether a refused request is to be put to another replica. If not, the reply can be read."""
+        try:
+            text = await reply.body()
+        except ReplicaLostError:
+            text = b""
+        error = told_error(text)
+        tried.add(replica.id)
+        if not text or error.kind == "shutting_down":
+            self._avoid(replica)
+            return True
+        if error.kind == "engine_start_failed":
+            self.failure = str(error)
+        self._look()
+        if self._candidates(tried):
+            return True
+        reply.unread(text)
+        return False
+
+
+def told_error(body: bytes) -> PenstockError:
+    """The error that a reply's body tells of."""
+    try:
+        about = msgspec.json.decode(body)["error"]
+        return by_kind(str(about.get("code") or about.get("type")), str(about["message"]))
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError):
+        return PenstockError("the replica failed to answer this request")

@@ -1,0 +1,184 @@
+"""One replica as a process of its own: a model's server behind a port of its own, for ingresses elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import Message, Receive, Scope, Send
+
+from penstock.balance.policies.from_config import reads_caches
+from penstock.errors import EngineDeadError, PenstockError
+from penstock.kv.cached_blocks import PROMPT_BLOCKS
+from penstock.llm_config import LLMConfig
+from penstock.serve.api.endpoints import control
+from penstock.serve.api.ingress import IngressApp
+from penstock.serve.api.routes import Endpoint
+from penstock.serve.api.state import Ingress
+from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.http.server import HttpServer, listen
+from penstock.serve.models.control import control_result
+from penstock.serve.models.local import LocalModel
+from penstock.serve.models.names import ModelNames
+from penstock.serve.replicas import cache_messages as cached_wire, endpoints as replica
+from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
+from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas.pool import LOAD_HEADER
+from penstock.serve.rpc import group_endpoint as group
+from penstock.serve.rpc.grouped_calls import GROUP_PATH
+from penstock.serve.rpc.server import WireOrHttp
+
+_log = logging.getLogger("penstock.serve")
+ENDPOINTS = (
+    Endpoint("POST", "/penstock/control", control.act_here, control.ReplicaControlBody, admin=True),
+    Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
+    Endpoint("GET", cached_wire.PATH, replica.cached),
+    Endpoint("POST", GROUP_PATH, group.group),
+)
+
+
+class ReplicaModel(LocalModel):
+    """The model of one replica. It stays until its runtime ends the replica."""
+
+    def __init__(self, config: LLMConfig, replica_id: str) -> None:
+        deployment = config.deployment_config
+        staying = msgspec.structs.replace(config.autoscaling, min_replicas=1, max_replicas=1, initial_replicas=None)
+        deployment = msgspec.structs.replace(deployment, autoscaling_config=staying)
+        super().__init__(msgspec.structs.replace(config, deployment_config=deployment))
+        self._replica_id = replica_id
+
+    async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return [await control_result(self.server, self._replica_id, method, options)]
+
+
+class ReplicaApp(IngressApp):
+    """The replica's application: the public API of its one model, and what its ingresses ask beside. Every reply tells
+    how many requests the replica has.
+    """
+
+    def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
+        super().__init__(Ingress(names, settings), ENDPOINTS)
+        self._admission = model.server.admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_with_load(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                load = self._admission.running + self._admission.waiting
+                MutableHeaders(scope=message)[LOAD_HEADER] = str(load)
+            await send(message)
+
+        if scope["type"] == "http" and (blocks := Headers(scope=scope).get(cached_wire.HEADER)):
+            PROMPT_BLOCKS.set(cached_wire.names_of(blocks))  # of this request's task
+        await super().__call__(scope, receive, send_with_load)
+
+
+class ReplicaServer:
+    """`await start()`, then `info` says where it is; `await stop()`. Belongs to one event loop.
+
+    `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is the host and port
+    where it is an ingress of its own as well.
+    """
+
+    def __init__(
+        self,
+        config: LLMConfig,
+        *,
+        replica_id: str,
+        host: str,
+        key: str,
+        settings: HttpSettings,
+        desired: DesiredStore,
+        front: tuple[str, int] | None = None,
+    ) -> None:
+        self.config = config
+        self.id = replica_id
+        self.model = ReplicaModel(config, replica_id)
+        self.server = self.model.server
+        engine = self.server.engine
+        engine.site = msgspec.structs.replace(engine.site, host=host)
+        if reads_caches(config):
+            engine.tell_cached_blocks()
+        self._desired = desired
+        self._state = DesiredState()
+        args = LLMServingArgs(llm_configs=[config])
+        names = ModelNames({config.model_id: self.model}, None, args.lora_paths)
+        limits = msgspec.structs.replace(settings.limits, max_inflight=None)
+        inner = HttpSettings(
+            admin_keys=frozenset({key}),
+            api_keys=frozenset({key}),
+            limits=limits,
+            trust_request_chat_template=settings.trust_request_chat_template,
+            drain_timeout_s=max(config.deployment_config.graceful_shutdown_timeout_s - 2.0, 0.0),
+        )
+        self._socket = listen(host, 0)
+        self._http = HttpServer(ReplicaApp(self.model, names, inner), self._socket, protocol=WireOrHttp)
+        self._listening = [self._http]
+        if front is not None:  # shared, as the replica that this one replaces may not have left it yet
+            public = msgspec.structs.replace(settings, drain_timeout_s=inner.drain_timeout_s)
+            self._listening.append(HttpServer(IngressApp(Ingress(names, public)), listen(*front, shared=True)))
+        self._serving: list[asyncio.Task[None]] = []
+
+    @property
+    def info(self) -> ReplicaInfo:
+        """Where the replica is."""
+        host, port = self._socket.getsockname()[:2]
+        return ReplicaInfo(self.id, host, port, self.model.card().context_length)
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that it has: those being answered, and those that wait."""
+        return self.server.admission.running + self.server.admission.waiting
+
+    async def start(self) -> None:
+        """Load the model and listen.
+
+        A model that may be absent (`min_replicas` 0) may also fail: its requests are told why. Raises what kept any
+        other one from loading.
+        """
+        await self.reconcile()
+        try:
+            await self.model.start()
+        except PenstockError as error:
+            if self.config.autoscaling.min_replicas:
+                self._socket.close()
+                raise
+            _log.error("model '%s' could not be started: %s", self.config.model_id, error)
+        self._serving = [asyncio.create_task(http.run([], signals=False)) for http in self._listening]
+
+    async def stop(self) -> None:
+        """Take no more requests, let those under way finish, and free everything."""
+        serving, self._serving = self._serving, []
+        if serving:
+            for http in self._listening:
+                http.stop()
+            await asyncio.wait(serving)
+        with contextlib.suppress(OSError):
+            self._socket.close()
+        await self.model.stop(0.0)
+
+    async def reconcile(self) -> None:
+        """Take over the state that replicas are to be in, if it has changed."""
+        wanted = await self._desired.load()
+        if wanted.version != self._state.version:
+            self._state = wanted
+            await wanted.apply(self.server)
+
+    async def check_health(self) -> None:
+        """Raise if the replica should be replaced. A dead engine is started again first."""
+        await self.reconcile()
+        lifecycle = self.server.lifecycle
+        if lifecycle.phase == "ready":
+            generation = lifecycle.generation
+            try:
+                await self.server.engine.check_health()
+            except EngineDeadError:
+                if lifecycle.restart(generation):
+                    self.server.admission.close()
+        if lifecycle.phase == "failed" and self.config.autoscaling.min_replicas:
+            raise lifecycle.failure()

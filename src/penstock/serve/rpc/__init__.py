@@ -1,0 +1,1 @@
+"""How an ingress and a replica speak."""

@@ -1,0 +1,226 @@
+import asyncio
+import gc
+import heapq
+
+import pytest
+
+from penstock.balance.limiter import Limiter, Limits, Pace, shared_limiter
+
+real_sleep = asyncio.sleep
+
+
+class Clock:
+    """Time that passes only in sleeps, which then take none."""
+
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        self.slept = []
+        monkeypatch.setattr("penstock.balance.limiter.asyncio.sleep", self.sleep)
+
+    def __call__(self):
+        return self.now
+
+    async def sleep(self, seconds):
+        self.slept.append(seconds)
+        self.now += seconds
+        await real_sleep(0)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    return Clock(monkeypatch)
+
+
+def limiter(clock=lambda: 0.0, **limits):
+    return Limiter(Limits(**limits), clock=clock, jitter=lambda: 0.0)
+
+
+async def turns(count=5):
+    for _ in range(count):
+        await real_sleep(0)
+
+
+def test_a_pace_spaces_amounts_evenly():
+    pace = Pace(10)
+    assert [round(pace.reserve(1, 5.0), 6) for _ in range(4)] == [0, 0.1, 0.2, 0.3]
+    assert pace.reserve(1, 9.0) == 0  # idle time is not saved up
+    assert round(pace.reserve(1, 9.0), 6) == 0.1
+
+
+def test_a_pace_takes_amounts_beyond_its_rate_and_corrections():
+    pace = Pace(10)
+    assert pace.reserve(50, 0.0) == 0
+    assert pace.reserve(1, 0.0) == 5
+    pace.charge(-20)
+    assert round(pace.reserve(1, 0.0), 6) == 3.1
+
+
+async def test_a_place_at_once_only_where_there_is_nothing_to_wait_for():
+    limit = limiter(concurrency=2)
+    first, second = limit.try_acquire(), limit.try_acquire()
+    assert first is not None
+    assert second is not None
+    assert limit.try_acquire() is None
+    waiting = asyncio.create_task(limit.acquire())
+    await turns()
+    limit.release(first, "answered")
+    assert limit.try_acquire() is None  # it is the one's who waits
+    limit.release(await waiting, "answered")
+    assert limit.try_acquire() is not None
+    assert limit.running == 2
+    limit.release(second, "throttled", retry_after=1.0)
+    assert limit.try_acquire() is None
+    assert limiter(concurrency=2, requests_per_minute=60).try_acquire() is None
+
+
+async def test_no_more_run_than_the_window_and_the_rest_queue_in_order():
+    limit = limiter(concurrency=2)
+    order = []
+
+    async def one(number):
+        ticket = await limit.acquire()
+        order.append(number)
+        return ticket
+
+    tasks = [asyncio.create_task(one(number)) for number in range(5)]
+    await turns()
+    assert order == [0, 1]
+    limit.release(tasks[0].result(), "answered")
+    await turns()
+    assert order == [0, 1, 2]
+    assert limit.running == 2
+    for task in tasks[1:3]:
+        limit.release(task.result(), "answered")
+    await turns()
+    assert order == [0, 1, 2, 3, 4]
+
+
+async def test_cancelled_waiters_lose_no_place():
+    limit = limiter(concurrency=1)
+    first = await limit.acquire()
+    gone, next_one = (asyncio.create_task(limit.acquire()) for _ in range(2))
+    await turns()
+    limit.release(first, "answered")
+    gone.cancel()  # at the very moment when it was given the place
+    await turns()
+    assert gone.cancelled()
+    assert next_one.done()
+    limit.release(next_one.result(), "answered")
+    assert limit.running == 0
+
+
+async def test_a_burst_of_refusals_halves_the_window_once_and_answers_widen_it():
+    limit = limiter(concurrency=16)
+    tickets = [await limit.acquire() for _ in range(16)]
+    for ticket in tickets:
+        limit.release(ticket, "throttled")
+    assert limit.window == 8
+    limit.release(await limit.acquire(), "throttled")
+    assert limit.window == 4
+    grown = []
+    for _ in range(200):
+        limit.release(await limit.acquire(), "answered")
+        grown.append(limit.window)
+    assert grown[5] == 5  # one more for about a window's worth of answers
+    assert grown[-1] == 16
+
+
+async def test_what_says_nothing_of_the_limits_changes_nothing():
+    limit = limiter(concurrency=4)
+    limit.release(await limit.acquire(), "unknown")
+    assert limit.window == 4
+
+
+async def test_a_fixed_limiter_keeps_its_window():
+    limit = limiter(concurrency=4, adaptive=False)
+    limit.release(await limit.acquire(), "throttled", 1.0)
+    assert limit.window == 4
+
+
+async def test_a_named_pause_holds_everybody(clock):
+    limit = limiter(clock, concurrency=4)
+    limit.release(await limit.acquire(), "throttled", 7.0)
+    limit.release(await limit.acquire(), "answered")
+    assert clock.slept == [7.0]
+
+
+async def test_without_a_named_pause_one_at_a_time_backs_off_further_and_recovers(clock):
+    limit = limiter(clock, concurrency=1)
+    for _ in range(3):
+        limit.release(await limit.acquire(), "throttled")
+    limit.release(await limit.acquire(), "answered")
+    assert clock.slept == [0.5, 1.0, 2.0]
+    limit.release(await limit.acquire(), "throttled")
+    limit.release(await limit.acquire(), "answered")
+    assert clock.slept[3:] == [0.5]
+
+
+async def test_rates_are_kept_after_a_pause_too(monkeypatch):
+    now = 0.0
+    sleepers: list[tuple[float, int, int, asyncio.Future[None]]] = []
+    went: list[float] = []
+
+    def sleep(seconds):
+        future = asyncio.get_running_loop().create_future()
+        heapq.heappush(sleepers, (now + seconds, len(went), id(future), future))
+        return future
+
+    async def one():
+        await limit.acquire(tokens=5)
+        went.append(round(now, 6))
+
+    monkeypatch.setattr("penstock.balance.limiter.asyncio.sleep", sleep)
+    limit = limiter(lambda: now, concurrency=20, requests_per_minute=60, tokens_per_minute=300, adaptive=False)
+    first = await limit.acquire(tokens=5)
+    tasks = [asyncio.create_task(one()) for _ in range(10)]
+    await turns()
+    limit.release(first, "throttled", retry_after=4.5)
+    while sleepers:
+        now, *_, future = heapq.heappop(sleepers)
+        future.set_result(None)
+        await turns()
+    assert all(task.done() for task in tasks)
+    assert went == [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+
+
+async def test_requests_and_tokens_a_minute_are_kept(clock):
+    limit = limiter(clock, concurrency=4, requests_per_minute=60, tokens_per_minute=6000)
+    for tokens in (100, 300, 100):
+        limit.release(await limit.acquire(tokens), "answered")
+    assert [round(pause, 6) for pause in clock.slept] == [1.0, 3.0]
+    limit.charge(500)
+    limit.release(await limit.acquire(0), "answered")
+    limit.release(await limit.acquire(1), "answered")
+    assert round(clock.slept[-1], 6) == 6.0  # the last 100 and those 500, at 100 a second
+
+
+def test_processes_that_know_nothing_of_each_other_take_their_part():
+    part = Limits(concurrency=10, requests_per_minute=600, tokens_per_minute=900).shared_by(3)
+    assert part == Limits(concurrency=10, requests_per_minute=200, tokens_per_minute=300)
+    assert Limits().shared_by(5) == Limits()
+
+
+async def test_workers_of_one_process_share_what_asks_the_same_server():
+    one = shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=60))
+    assert shared_limiter("http://a", Limits(concurrency=4, requests_per_minute=60)) is one
+    assert one.window == 7
+    one.leave(3)
+    assert one.window == 4
+    assert shared_limiter("http://b", Limits(concurrency=3, requests_per_minute=60)) is not one
+    assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=90)) is not one
+    del one
+    gc.collect()
+    assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=60)).window == 3  # nobody held the old
+
+
+async def test_one_more_worker_lets_waiting_requests_go():
+    limit = limiter(concurrency=1)
+    await limit.acquire()
+    waiting = asyncio.create_task(limit.acquire())
+    await turns()
+    limit.join(1)
+    await turns()
+    assert waiting.done()
+    limit.leave(1)
+    assert limit.running == 2  # those under way stay
+    assert limit.window == 1

@@ -1,0 +1,114 @@
+from datetime import datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from penstock.batch.read import open_source
+from penstock.errors import InputError
+
+
+def rows(source, start=0, columns=None):
+    return [row for batch in source.batches(start, columns) for row in batch]
+
+
+async def test_parquet_can_be_read_from_any_row(tmp_path):
+    for number in range(2):
+        table = pa.table({"n": range(number * 1000, number * 1000 + 1000), "t": ["x"] * 1000})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=300)
+    source = await open_source(tmp_path)
+    assert (source.rows, source.columns) == (2000, ("n", "t"))
+    for start in (0, 299, 300, 1000, 1850, 2000):
+        found = rows(source, start)
+        assert [row.values["n"] for row in found] == list(range(start, 2000))
+        assert [row.index for row in found] == list(range(start, 2000))
+        assert all(row.batch["n"][row.offset].as_py() == row.index for row in found)
+
+
+async def test_only_the_columns_asked_for_become_values(tmp_path):
+    source = await open_source(pa.table({"a": [1], "b": [2]}))
+    (row,) = rows(source, columns=("b", "absent"))
+    assert row.values == {"b": 2}
+    assert row.batch.column_names == ["a", "b"]
+    (row,) = rows(source, columns=())
+    assert row.values == {}
+
+
+async def test_times_finer_than_python_knows(tmp_path):
+    table = pa.table({"at": pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))})
+    (row,) = rows(await open_source(table))
+    assert isinstance(row.values["at"], datetime)
+    assert str(row.values["at"]) == "2023-11-14 22:13:20.123456789"
+    assert row.batch.schema.field("at").type == pa.timestamp("ns")
+
+
+async def test_damaged_parquet_is_one_clear_line(tmp_path):
+    (tmp_path / "in.parquet").write_bytes(b"PAR1 no PAR1")
+    with pytest.raises(InputError, match="not a readable Parquet file") as caught:
+        await open_source(tmp_path / "in.parquet")
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_reader_is_read_once_and_a_table_again():
+    table = pa.table({"n": range(1000)})
+    reader = await open_source(table.to_reader(max_chunksize=300))
+    assert reader.fingerprint is None
+    assert [row.index for row in rows(reader, 500)] == list(range(500, 1000))
+    source = await open_source(table)
+    assert [row.values["n"] for row in rows(source, 990)] == list(range(990, 1000))
+    assert source.fingerprint == (await open_source(pa.table({"n": range(1000)}))).fingerprint
+    assert source.fingerprint != (await open_source(pa.table({"n": [*range(999), -1]}))).fingerprint
+
+
+async def test_wide_rows_come_in_small_batches():
+    table = pa.table({"t": ["x" * 300_000] * 12})
+    sizes = [len(batch) for batch in (await open_source(table)).batches()]
+    assert max(sizes) <= 4
+    assert sum(sizes) == 12
+
+
+async def test_empty_tables():
+    source = await open_source(pa.table({"n": pa.array([], pa.int32())}))
+    assert (source.rows, source.columns, source.first, rows(source)) == (0, ("n",), None, [])
+
+
+async def test_polars_frames():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"a": [1, 2], "t": ["x", "a longer text than fits into a view"]})
+    source = await open_source(frame)
+    assert [row.values for row in rows(source)] == frame.to_dicts()
+    assert source.schema is not None
+    assert source.schema.field("t").type == pa.large_string()
+
+
+async def test_pandas_frames():
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"a": [1, 2], "t": ["x", None]}, index=[7, 9])
+    source = await open_source(frame)
+    assert [row.values for row in rows(source)] == [{"a": 1, "t": "x"}, {"a": 2, "t": None}]
+
+
+async def test_the_middle_of_a_table_counts():
+    table = pa.table({"n": range(1000)})
+    other = pa.table({"n": [*range(500), 0, *range(501, 1000)]})
+    chunked = pa.concat_tables([table.slice(0, 300), table.slice(300)])
+    digests = [(await open_source(each)).fingerprint for each in (table, chunked, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+async def test_view_layouts_inside_other_types():
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame(
+        {"c": ["a", "b"], "l": [["x"], []], "s": [{"k": "v"}, {"k": "w"}]},
+        schema_overrides={"c": polars.Enum(["a", "b"])},
+    ).with_columns(polars.col("c").cast(polars.Categorical).alias("d"))
+    source = await open_source(frame)
+    pq.write_table(pa.Table.from_batches([next(source.batches())[0].batch]), pa.BufferOutputStream())
+    assert "view" not in str(source.schema)
+    assert source.first == {"c": "a", "l": ["x"], "s": {"k": "v"}, "d": "a"}
+
+
+async def test_files_may_differ_in_columns_and_types(tmp_path):
+    pq.write_table(pa.table({"y": [1]}), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"y": ["b"], "z": [2]}), tmp_path / "b.parquet")
+    assert (await open_source(tmp_path)).columns == ("y", "z")

@@ -1,0 +1,238 @@
+import gzip
+import json
+import os
+import socket
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from penstock.batch.read import files, open_source
+from penstock.errors import InputError, MissingExtraError
+
+
+def make(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text('{"a": 1}\n')
+
+
+def names(folder, found):
+    return [file.path.removeprefix(f"{folder}/") for file in found]
+
+
+def test_directories_and_globs_are_sorted(tmp_path):
+    make(tmp_path, "b.jsonl", "a/c.jsonl", "a.jsonl", "_x.jsonl", ".h.jsonl", "o.jsonl.penstock/p.jsonl", "readme.md")
+    assert names(tmp_path, files.find(str(tmp_path))) == ["a.jsonl", "b.jsonl", "a/c.jsonl"]
+    assert names(tmp_path, files.find(f"{tmp_path}/*.jsonl")) == ["_x.jsonl", "a.jsonl", "b.jsonl"]
+    assert names(tmp_path, files.find(f"{tmp_path}/**/c.jsonl")) == ["a/c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("absent.jsonl", "no such file"),
+        ("*.jsonl", "no file matches"),
+        ("empty", "no data files.*known extensions are .jsonl, .ndjson, .csv, .parquet"),
+        ("x.txt", r"unknown extension; known are .jsonl"),
+        ("x.parquet.gz", "unknown extension"),
+        ("mixed", "several forms"),
+    ],
+)
+def test_what_cannot_be_read_is_one_clear_line(tmp_path, pattern, message):
+    make(tmp_path, "x.txt", "x.parquet.gz", "mixed/a.jsonl", "mixed/b.csv")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=message) as caught:
+        files.find(str(tmp_path / pattern))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_with_magic_characters_is_a_name_first(tmp_path):
+    make(tmp_path, "a[1].jsonl")
+    assert names(tmp_path, files.find(f"{tmp_path}/a[1].jsonl")) == ["a[1].jsonl"]
+
+
+def test_fingerprints_tell_data_apart(tmp_path):
+    make(tmp_path, "a.jsonl", "b.jsonl")
+    pattern = str(tmp_path / "*.jsonl")
+    before = files.fingerprint(pattern, files.find(pattern))
+    assert before == files.fingerprint(pattern, files.find(pattern))
+    (tmp_path / "b.jsonl").write_text('{"a": 2}\n')
+    assert files.fingerprint(pattern, files.find(pattern)) != before
+
+
+async def test_urls():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/data/a.jsonl", b'{"a": 1}\n')
+    memory.pipe("/data/b.jsonl", b'{"a": 2}\n')
+    for url in ("memory://data", "memory://data/*.jsonl"):
+        source = await open_source(url)
+        assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}, {"a": 2}]
+        assert source.fingerprint is not None
+        assert source.fingerprint["input files"] == 2
+    with pytest.raises(InputError, match="no such file"):
+        await open_source("memory://data/absent.jsonl")
+
+
+async def test_urls_of_unknown_or_missing_file_systems():
+    with pytest.raises(InputError, match="nosuch"):
+        await open_source("nosuch://x/a.jsonl")
+    with pytest.raises(MissingExtraError, match=r"penstock\[s3\]"):
+        await open_source("s3://bucket/a.jsonl")
+
+
+def test_the_middle_of_a_file_counts(tmp_path, monkeypatch):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"x" * 200_001)
+    before = files.fingerprint(str(path), files.find(str(path)))
+    path.write_bytes(b"x" * 100_000 + b"y" + b"x" * 100_000)
+    assert files.fingerprint(str(path), files.find(str(path))) != before
+    monkeypatch.setattr(files, "_HASHED_BYTES", 1000)
+    before = files.fingerprint(str(path), files.find(str(path)))
+    os.utime(path, ns=(1, 1))
+    assert files.fingerprint(str(path), files.find(str(path))) != before
+
+
+def unlike_files(folder):
+    """What has a data file's name and is none."""
+    os.mkfifo(folder / "pipe.jsonl")
+    listening = socket.socket(socket.AF_UNIX)
+    listening.bind(os.path.relpath(folder / "socket.jsonl"))  # such a path must be short
+    listening.close()
+    (folder / "device.jsonl").symlink_to("/dev/zero")
+    (folder / "folder.jsonl").mkdir()
+    (folder / "nothing.jsonl").symlink_to(folder / "absent")
+    (folder / "circle.jsonl").symlink_to(folder / "circle.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("pipe.jsonl", "is a pipe, which can be read once only; give '-' as the input"),
+        ("socket.jsonl", "is a socket, no file"),
+        ("device.jsonl", "is a device, no file"),
+        ("folder.jsonl", "no data files in this directory"),
+        ("nothing.jsonl", "no such file"),
+        ("circle.jsonl", "symbolic links"),
+    ],
+)
+async def test_what_is_no_file_is_refused_by_name(tmp_path, monkeypatch, name, message):
+    monkeypatch.chdir(tmp_path)
+    unlike_files(tmp_path)
+    with pytest.raises(InputError, match=rf"{name}: .*{message}") as error:
+        await open_source(tmp_path / name)
+    assert "\n" not in str(error.value)
+    if name != "folder.jsonl":
+        for other in tmp_path.iterdir():
+            if other.name != name and not other.is_dir():
+                other.unlink()
+        (tmp_path / "good.jsonl").write_text('{"a": 1}\n')
+        for pattern in (str(tmp_path), f"{tmp_path}/*.jsonl"):
+            with pytest.raises(InputError, match=name):
+                await open_source(pattern)
+
+
+def test_a_file_that_becomes_a_pipe_does_not_hang(tmp_path):
+    make(tmp_path, "a.jsonl")
+    (file,) = files.find(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").unlink()
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(InputError, match="is a pipe"):
+        file.open()
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz"])
+@pytest.mark.parametrize("change", ["longer", "shorter", "gone", "other"])
+async def test_a_file_that_changes_is_not_two_data_sets(tmp_path, name, change):
+    path = tmp_path / name
+    if name == "a.parquet":
+        pq.write_table(pa.table({"a": range(1000)}), path, row_group_size=100)
+    else:
+        text = "".join(f'{{"a": {n}}}\n' for n in range(1000)).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    source = await open_source(path)
+    batches = source.batches()
+    next(batches)
+    data = path.read_bytes()
+    if change == "gone":
+        path.unlink()
+    else:
+        path.write_bytes({"longer": data + b"x", "shorter": data[:-9], "other": data}[change])
+        os.utime(path, ns=(1, 1))
+    with pytest.raises(InputError, match=name):
+        list(batches)
+
+
+async def test_names_that_are_no_text(tmp_path):
+    data = b'{"a": 1}\n'
+    for name in (b"caf\xe9.jsonl", b"two\nlines.jsonl", b"\xff/in.jsonl"):
+        path = os.path.join(os.fsencode(tmp_path), name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:  # noqa: ASYNC230
+            file.write(data)
+        source = await open_source(os.fsdecode(path))
+        assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}]
+        assert json.dumps(source.fingerprint, ensure_ascii=False).encode()
+    assert [row.values for batch in (await open_source(tmp_path)).batches() for row in batch] == [{"a": 1}] * 3
+    assert [file.path[-8:] for file in files.find(f"{tmp_path}/caf*")] == ["f\udce9.jsonl"]
+
+
+async def test_parquet_whose_name_is_no_text(tmp_path):
+    path = f"{tmp_path}/caf\udce9.parquet"
+    with open(path, "wb") as file:  # noqa: ASYNC230
+        pq.write_table(pa.table({"a": [1]}), file)
+    source = await open_source(path)
+    assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}]
+
+
+def test_links_to_directories_are_followed_once(tmp_path):
+    make(tmp_path, "data/a.jsonl", "elsewhere/b.jsonl")
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    assert names(tmp_path, files.find(str(tmp_path / "data"))) == ["data/a.jsonl", "data/more/b.jsonl"]
+
+
+def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    make(tmp_path, "a.jsonl", "closed/b.jsonl")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="closed: Permission denied"):
+        files.find(str(tmp_path))
+
+
+def test_whatever_a_file_system_raises_names_the_url(monkeypatch):
+    class OddError(Exception):
+        pass
+
+    def fail(*_, **__):
+        raise OddError("odd")
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/odd/a.jsonl", b'{"a": 1}\n')
+    url = "memory://odd/a.jsonl"
+    calls = {
+        "isdir": files.find,
+        "exists": files.find,
+        "size": lambda url: files.DataFile(url).size(),
+        "info": lambda url: files.DataFile(url).changed(),
+        "cat_file": lambda url: files.DataFile(url).sample(9),
+        "open": lambda url: files.DataFile(url).open(),
+    }
+    for method, call in calls.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(type(memory), method, fail)
+            with pytest.raises(InputError, match=f"{url}: OddError: odd"):
+                call(url)
+
+
+def test_a_path_with_a_zero_byte():
+    with pytest.raises(InputError, match="zero byte"):
+        files.find("a\0.jsonl")

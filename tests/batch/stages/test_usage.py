@@ -1,0 +1,31 @@
+"""The tokens that stages tell of."""
+
+import pytest
+
+from penstock.batch.stages.usage import together, told_usage
+from penstock.types import Usage
+
+
+@pytest.mark.parametrize(
+    ("columns", "usage"),
+    [
+        ({}, None),
+        ({"num_input_tokens": 3, "num_generated_tokens": 4, "num_cached_tokens": 1}, Usage(3, 4, 1)),
+        ({"num_input_tokens": 3, "embeddings": []}, Usage(3)),
+        ({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}, Usage(3, 4)),
+        ({"usage": {"prompt_tokens": 3, "completion_tokens": None, "prompt_tokens_details": None}}, Usage(3)),
+        (
+            {"http_response": {"usage": {"input_tokens": 3, "input_tokens_details": {"cached_tokens": 2}}}},
+            Usage(3, 0, 2),
+        ),
+        ({"http_response": {"usage": {"output_tokens": 4}}}, Usage(0, 4)),
+        ({"http_response": ["usage"], "usage": "high"}, None),
+        ({"usage": {"calls": 3}}, None),
+    ],
+)
+def test_usage_in_each_of_its_forms(columns, usage):
+    assert told_usage(columns) == usage
+
+
+def test_stages_together():
+    assert together(Usage(1, 2, 3), Usage(10, 20, 30)) == Usage(11, 22, 33)

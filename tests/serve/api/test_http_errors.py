@@ -1,0 +1,347 @@
+"""Malformed requests get a 4xx in OpenAI's shape, each of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from penstock.serve.api.routes import ENDPOINTS
+
+CHAT = {"model": "sim", "messages": [{"role": "user", "content": "hello"}]}
+
+
+def chat(**change: Any) -> bytes:
+    return json.dumps({**CHAT, **change}).encode()
+
+
+DEEP = b'{"model": "sim", "messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+LEVELS = 400
+NESTED = b'{"type": "object", "properties": {"a": ' * LEVELS + b"{}" + b"}}" * LEVELS
+
+BODIES: dict[str, tuple[bytes, int]] = {
+    "empty": (b"", 400),
+    "truncated": (chat()[:-5], 400),
+    "bad UTF-8": (b'{"model": "sim\xff"}', 400),
+    "lone surrogate": (b'{"model": "sim", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+    "not an object": (b"[1, 2]", 400),
+    "no JSON": (b"hello", 400),
+    "deep": (DEEP, 400),
+    "many digits": (chat().replace(b"}]}", b'}], "seed": ' + b"9" * 10_000 + b"}"), 400),
+    "huge seed": (chat(seed=10**40), 400),
+    "huge float": (chat(temperature=10**400), 400),
+    "huge max_tokens": (chat(max_tokens=10**18), 400),
+    "negative max_tokens": (chat(max_tokens=-1), 400),
+    "zero max_tokens": (chat(max_tokens=0), 400),
+    "n zero": (chat(n=0), 400),
+    "n beyond the limit": (chat(n=100_000), 400),
+    "messages a text": (chat(messages="hello"), 400),
+    "messages empty": (chat(messages=[]), 400),
+    "message a number": (chat(messages=[1]), 400),
+    "role a list": (chat(messages=[{"role": [], "content": "x"}]), 400),
+    "content a number": (chat(messages=[{"role": "user", "content": 1}]), 400),
+    "part without a type": (chat(messages=[{"role": "user", "content": [{}]}]), 400),
+    "tool_calls a number": (chat(messages=[{"role": "assistant", "tool_calls": 5}]), 400),
+    "tools an object": (chat(tools={}), 400),
+    "tool_choice a number": (chat(tool_choice=3), 400),
+    "temperature a text": (chat(temperature="hot"), 400),
+    "temperature out of range": (chat(temperature=9), 400),
+    "unknown parameter": (chat(temprature=1), 400),
+    "schema not a schema": (
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": "objet"}}}),
+        400,
+    ),
+    "schema nested": (
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": "?"}}).replace(b'"?"', NESTED),
+        400,
+    ),
+    "response_format unknown": (chat(response_format={"type": []}), 400),
+    "stream_options without stream": (chat(stream_options={"include_usage": True}), 400),
+    "template from the request": (chat(chat_template="{{ x }}"), 400),
+    "logit_bias": (chat(logit_bias={"1": 1}), 501),
+    "no model": (chat(model="nobody"), 404),
+    "model a number": (chat(model=7), 400),
+    "unknown adapter": (chat(model="sim:germna"), 404),
+    "adapter climbing": (chat(model="sim:../../etc/passwd"), 404),
+    "adapter absolute": (chat(model="sim:/etc/passwd"), 404),
+    "adapter hidden": (chat(model="sim:.ssh"), 404),
+    "adapter with a zero byte": (chat(model="sim:a\x00b"), 404),
+    "adapter empty": (chat(model="sim:"), 404),
+    "prompt too long": (chat(messages=[{"role": "user", "content": "word " * 2_000_000}]), 400),
+}
+
+
+def check_shape(answer: Any, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    error: dict[str, Any] = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert error["type"] in ("invalid_request_error", "server_error")
+    assert answer.headers["x-request-id"]
+    return error
+
+
+@pytest.mark.parametrize(("body", "status"), BODIES.values(), ids=BODIES)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bool) -> None:
+    if stream:
+        body = body.replace(b'{"model"', b'{"stream": true, "model"', 1)
+    if stream and b"stream_options" in body:
+        status = 200
+    answer = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    if status != 200:
+        check_shape(answer, status)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (
+            "/v1/chat/completions",
+            {
+                **dict.fromkeys(("functions", "function_call", "continue_final_message", "add_generation_prompt")),
+                **dict.fromkeys(("skip_special_tokens", "chat_template_kwargs", "audio", "metadata")),
+                "messages": [{"role": "user", "content": "hi", "name": None, "tool_calls": None}],
+            },
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "hi"}],
+                "stream": True,
+                "stream_options": {"include_usage": None, "include_obfuscation": None},
+            },
+        ),
+        ("/v1/completions", {"prompt": "hi", "add_special_tokens": None, "use_beam_search": None}),
+        ("/v1/embeddings", {"input": "hi", "encoding_format": None, "truncate_prompt_tokens": None}),
+    ],
+)
+async def test_null_is_absence(client: Any, path: str, body: Any) -> None:
+    answer = await client.post(path, json={"model": "sim", **body})
+    assert answer.status_code == 200, answer.text
+
+
+async def test_null_is_no_value_of_what_must_be_given(client: Any) -> None:
+    answer = await client.post("/v1/chat/completions", json={"model": "sim", "messages": None})
+    assert check_shape(answer, 400)["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/completions", {"prompt": []}, 400),
+        ("/v1/completions", {"prompt": [1, "a"]}, 400),
+        ("/v1/completions", {"prompt": [10**12]}, 400),
+        ("/v1/completions", {"prompt": [-1]}, 400),
+        ("/v1/completions", {"prompt": "a", "suffix": "b"}, 501),
+        ("/v1/completions", {"prompt": ["a"] * 200}, 400),
+        ("/v1/completions", {}, 400),
+        ("/v1/embeddings", {"input": []}, 400),
+        ("/v1/embeddings", {"input": "a", "dimensions": 0}, 400),
+        ("/v1/embeddings", {"input": "a", "dimensions": 10**30}, 400),
+        ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, 400),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, 400),
+        ("/v1/score", {"text_1": [], "text_2": ["c"]}, 400),
+        ("/v1/rerank", {"query": "a", "documents": []}, 400),
+        ("/v1/rerank", {"query": "a", "documents": [{"txt": "b"}]}, 400),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, 400),
+        ("/classify", {"input": []}, 400),
+        ("/classify", {"input": [""]}, 400),
+        ("/classify", {"input": "a"}, 501),
+        ("/tokenize", {"prompt": 5}, 400),
+        ("/detokenize", {"tokens": [-5]}, 400),
+        ("/detokenize", {"tokens": [2**31]}, 400),
+        ("/v1/responses", {}, 400),
+        ("/v1/responses", {"input": []}, 400),
+        ("/v1/responses", {"input": [{"type": "image"}]}, 400),
+        ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, 400),
+        ("/v1/responses", {"input": "a", "previous_response_id": "resp_1"}, 501),
+        ("/v1/responses", {"input": "a", "tools": [{"type": "web_search"}]}, 501),
+        ("/v1/responses", {"input": "a", "text": {"format": {"type": "yaml"}}}, 400),
+    ],
+)
+async def test_malformed_others(client: Any, path: str, body: dict[str, Any], status: int) -> None:
+    check_shape(await client.post(path, json={"model": "sim", **body}), status)
+
+
+RAW: dict[str, bytes] = {
+    "empty": b"",
+    "truncated": b'{"model": "sim", "max_tokens": 5, "messages": [{"role": "us',
+    "bad UTF-8": b'{"model": "sim\xff"}',
+    "deep": DEEP,
+    "deep object": b'{"model": ' * 5000 + b"1" + b"}" * 5000,
+    "many digits": b'{"model": "sim", "max_tokens": ' + b"9" * 10_000 + b"}",
+    "NaN": b'{"model": "sim", "temperature": NaN}',
+    "twice": b'{"model": "sim"}{"model": "sim"}',
+    "null": b"null",
+    "a byte order mark": b'\xef\xbb\xbf{"model": "sim"}',
+    "UTF-16": '{"model": "sim"}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("body", RAW.values(), ids=RAW)
+@pytest.mark.parametrize("path", [endpoint.path for endpoint in ENDPOINTS if endpoint.body is not None])
+async def test_no_endpoint_takes_what_is_no_request(client: Any, path: str, body: bytes) -> None:
+    answer = await client.post(path, content=body, headers={"content-type": "application/json"})
+    if path == "/v1/messages":
+        assert answer.status_code == 400
+        assert (answer.json()["type"], answer.json()["error"]["type"]) == ("error", "invalid_request_error")
+    else:
+        check_shape(answer, 400)
+
+
+@pytest.mark.parametrize(
+    "name", ["sim:../../etc", "sim:/etc/passwd", "sim:..%2f..", "sim:a\x00b", "../sim", "sim:.", "x" * 10**6]
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/tokenize"])
+async def test_path_tricks_in_names_are_unknown_models_everywhere(client: Any, path: str, name: str) -> None:
+    answer = await client.post(
+        path, json={"model": name, "prompt": "x"} if "embed" not in path else {"model": name, "input": "x"}
+    )
+    error = check_shape(answer, 404)
+    assert error["code"] == "model_not_found"
+    assert len(error["message"]) < 1000
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+async def test_a_wrong_content_type_is_a_415(client: Any, kind: str) -> None:
+    answer = await client.post("/v1/chat/completions", content=chat(), headers={"content-type": kind})
+    check_shape(answer, 415)
+
+
+async def test_a_compressed_body_is_a_415(client: Any) -> None:
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    check_shape(await client.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers), 415)
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/sleep", "/%00"])
+async def test_an_unknown_path_is_a_404(client: Any, path: str) -> None:
+    check_shape(await client.post(path, json={}), 404)
+
+
+async def test_a_wrong_method_is_a_405(client: Any) -> None:
+    check_shape(await client.get("/v1/chat/completions"), 405)
+    check_shape(await client.delete("/v1/models"), 405)
+
+
+async def test_the_body_limit_holds_with_and_without_a_declared_length(ingress: Any, served: Any) -> None:
+    from penstock.serve.config.settings import Limits
+
+    small = served(*ingress.handles.values(), limits=Limits(max_body_bytes=1000))
+
+    async def chunks() -> Any:
+        for _ in range(20):
+            yield b" " * 100
+
+    async with small.client() as client:
+        headers = {"content-type": "application/json"}
+        check_shape(await client.post("/v1/chat/completions", content=b" " * 2000, headers=headers), 413)
+        check_shape(await client.post("/v1/chat/completions", content=chunks(), headers=headers), 413)
+        assert (await client.post("/v1/chat/completions", content=chat(), headers=headers)).status_code == 200
+
+
+async def test_limits_on_tokens_and_choices(ingress: Any, served: Any) -> None:
+    from penstock.serve.config.settings import Limits
+
+    tight = served(*ingress.handles.values(), limits=Limits(max_tokens=5, max_choices=2))
+    async with tight.client() as client:
+        error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 6}), 400)
+        assert error["param"] == "max_tokens"
+        error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "n": 3}), 400)
+        assert error["param"] == "n"
+        answer = (await client.post("/v1/chat/completions", json=CHAT)).json()
+        assert answer["usage"]["completion_tokens"] == 5
+
+
+async def test_unknown_names_are_told_the_nearest(client: Any) -> None:
+    error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "model": "sin"}), 404)
+    assert "Did you mean 'sim'?" in error["message"]
+    error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "model": "sim:germna"}), 404)
+    assert "Did you mean 'german'?" in error["message"]
+    error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "tempature": 1}), 400)
+    assert "Did you mean 'temperature'?" in error["message"]
+
+
+async def test_what_the_engine_cannot_do_is_a_501(client: Any) -> None:
+    files = {"file": ("a.wav", b"RIFF")}
+    error = check_shape(await client.post("/v1/audio/transcriptions", files=files, data={"model": "sim"}), 501)
+    assert "simulated" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("files", "data"),
+    [
+        ({}, {"model": "sim"}),
+        ({"file": ("a", b"x")}, {"model": "sim", "max_tokens": "-1"}),
+        ({"file": ("a", b"x")}, {"model": "sim", "max_tokens": "9" * 5000}),
+        ({"file": ("a", b"x")}, {"model": "sim", "langage": "de"}),
+    ],
+)
+async def test_malformed_forms(client: Any, files: Any, data: Any) -> None:
+    answer = await client.post("/v1/audio/transcriptions", files=files or {"model": (None, "sim")}, data=data)
+    check_shape(answer, 400)
+
+
+async def test_a_form_that_is_none(client: Any) -> None:
+    for content in (b"", b"--x\r\n", b"--x\r\nContent-Disposition: form-data\r\n\r\n\xff\r\n--x--"):
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        check_shape(await client.post("/v1/audio/transcriptions", content=content, headers=headers), 400)
+    check_shape(
+        await client.post("/v1/audio/transcriptions", content=b"x", headers={"content-type": "multipart/form-data"}),
+        400,
+    )
+
+
+async def test_overload_says_when_to_come_back(served: Any, untouchable: Any) -> None:
+    from penstock.errors import OverloadedError
+    from penstock.serve.models.handle import ModelState
+
+    full = untouchable("m", ModelState("ready"))
+
+    async def chat(request: Any) -> Any:
+        raise OverloadedError("the queue is full", 2.5)
+        yield
+
+    full.chat = chat
+    async with served(full).client() as client:
+        for stream in (False, True):
+            answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "m", "stream": stream})
+            check_shape(answer, 503)
+            assert answer.headers["retry-after"] == "3"
+
+
+async def test_an_unforeseen_error_tells_nothing_of_the_inside(served: Any, untouchable: Any, caplog: Any) -> None:
+    from penstock.serve.models.handle import ModelState
+
+    broken = untouchable("m", ModelState("ready"))
+    broken.chat = broken._refuse
+    async with served(broken).client() as client:
+        answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "m"})
+    error = check_shape(answer, 500)
+    assert "a model was called" not in error["message"]
+    assert "a model was called" in caplog.text
+
+
+async def test_anthropics_route_answers_in_its_own_shape(client: Any) -> None:
+    ask = {"model": "sim", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+    changes: list[tuple[dict[str, Any], int, str]] = [
+        ({"model": "nobody"}, 404, "not_found_error"),
+        ({"max_tokens": -1}, 400, "invalid_request_error"),
+        ({"messages": []}, 400, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, 400, "invalid_request_error"),
+        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
+        ({"tool_choice": {"type": []}}, 400, "invalid_request_error"),
+        ({"system": [{"type": "image"}]}, 400, "invalid_request_error"),
+        ({"tools": [{"name": 5}]}, 400, "invalid_request_error"),
+        ({"tools": [{"name": "a", "input_schema": 5}]}, 400, "invalid_request_error"),
+        ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 501, "api_error"),
+    ]
+    for change, status, kind in changes:
+        answer = await client.post("/v1/messages", json={**ask, **change})
+        assert answer.status_code == status, answer.text
+        body = answer.json()
+        assert body["type"] == "error"
+        assert body["error"]["type"] == kind
+        assert body["error"]["message"]

@@ -1,0 +1,89 @@
+"""The ingress over the local runtime's own handles, as `penstock serve` puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from penstock.llm_config import LLMConfig
+from penstock.serve.api.ingress import build_app
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.local_runtime import build_local_handles
+
+TOOL = {
+    "type": "function",
+    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+
+
+def config(**fields: Any) -> LLMConfig:
+    loading = {"model_id": "m", "model_source": "simulated"}
+    return LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "simulated", **fields})
+
+
+@pytest.fixture
+async def local() -> Any:
+    """Starts models by their configurations, and gives a client of the ingress in front of them."""
+    opened: list[Any] = []
+
+    async def start(*configs: LLMConfig) -> httpx.AsyncClient:
+        handles = build_local_handles(configs)
+        app = build_app(handles, settings=HttpSettings(dev=True))
+        await asyncio.gather(*(handle.start() for handle in handles.values()))
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+        opened.extend([*handles.values(), client])
+        return client
+
+    yield start
+    for one in opened:
+        await (one.aclose() if isinstance(one, httpx.AsyncClient) else one.stop(0))
+
+
+async def test_a_model_that_loads_on_demand_is_cold_until_it_is_called(local: Any) -> None:
+    client = await local(config(deployment_config={"autoscaling_config": {"min_replicas": 0}}))
+    assert (await client.get("/v1/models/m")).json()["state"] == "cold"
+    assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    assert (await client.get("/v1/models/m")).json()["state"] == "ready"
+
+
+async def test_the_control_routes_change_the_state(local: Any) -> None:
+    client = await local(config())
+    paused = (await client.post("/pause", json={"model": "m"})).json()
+    assert paused["replicas"][0]["ok"] is True
+    assert (await client.get("/v1/models/m")).json()["state"] == "paused"
+    asked = (await client.get("/is_paused", params={"model": "m"})).json()
+    assert asked["replicas"][0]["result"] is True
+    await client.post("/resume", json={"model": "m"})
+    assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 200
+    wrong = await client.post("/pause", json={"model": "m", "options": {"mode": "maybe"}})
+    assert wrong.status_code == 400
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+async def test_tool_calls_survive_the_server(local: Any, interval: int) -> None:
+    experimental = {"stream_batching_interval_ms": interval} if interval else {}
+    client = await local(config(experimental_configs=experimental))
+    ask = {**CHAT, "tools": [TOOL], "tool_choice": "required", "stream": True}
+    answer = await client.post("/v1/chat/completions", json=ask)
+    arguments = ""
+    for line in answer.text.splitlines():
+        if line.startswith("data: {"):
+            for part in json.loads(line[6:])["choices"][0]["delta"].get("tool_calls", []):
+                arguments += part["function"]["arguments"]
+    assert set(json.loads(arguments)) == {"city"}
+
+
+@pytest.mark.parametrize("interval", [0, 1])
+async def test_the_stop_sequence_survives_the_server(local: Any, interval: int) -> None:
+    client = await local(config(experimental_configs={"stream_batching_interval_ms": interval}))
+    ask = {"model": "m", "max_tokens": 50, "messages": CHAT["messages"], "temperature": 0}
+    text = (await client.post("/v1/messages", json=ask)).json()["content"][0]["text"]
+    answer = await client.post("/v1/messages", json={**ask, "stop_sequences": [text[6:9]], "stream": True})
+    (ending,) = (json.loads(line[6:])["delta"] for line in answer.text.splitlines() if '"type":"message_delta"' in line)
+    assert ending == {"stop_reason": "stop_sequence", "stop_sequence": text[6:9]}
+    assert answer.text.count("event: message_start") == 1

@@ -1,0 +1,193 @@
+"""Sleep and pause: what was asked for holds, whatever the engine can do itself."""
+
+import asyncio
+
+import pytest
+
+from penstock.errors import EngineStartError, RequestError, UnavailableError
+from penstock.serve.models.control import control_result
+from penstock.serve.models.server import LLMServer
+from penstock.types import Usage
+from scripted_server import ASK, Pausing, Scripted, Sleeping, begun, config, settle, texts
+
+
+async def test_paused_requests_wait_and_those_under_way_finish(started):
+    server = await started()
+    stream = await begun(server)
+    pausing = asyncio.create_task(server.pause("wait"))
+    await settle()
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert server.state().state == "paused"
+    assert server.state().waiting == 1
+    assert not pausing.done()
+    server.engine.go_on.set()
+    await pausing
+    assert (await stream)[-1].finish_reason == "stop"
+    assert not waiting.done()
+    assert await server.is_paused()
+    await server.resume()
+    assert await waiting == "ab"
+    assert not await server.is_paused()
+
+
+async def test_pausing_may_abort(started):
+    server = await started()
+    stream = await begun(server)
+    await server.pause("abort")
+    (last,) = await stream
+    assert (last.finish_reason, last.usage) == ("abort", Usage(completion_tokens=1))
+    assert server.admission.idle
+
+
+async def test_pausing_may_hold(started):
+    server = await started()
+    stream = await begun(server)
+    await server.pause("keep")
+    server.engine.go_on.set()
+    await settle()
+    assert not stream.done()
+    await server.resume()
+    assert [delta.text for delta in await stream] == ["b"]
+
+
+async def test_an_engine_that_can_pause_is_asked_and_a_new_one_is_told_again(started):
+    engine = Pausing()
+    server = await started(engine)
+    await server.pause("keep")
+    server.lifecycle.restart(server.lifecycle.generation)
+    await server.lifecycle.ready()
+    assert engine.asked == ["keep", "keep"]
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert server.state().state == "paused"
+    assert not waiting.done()
+    engine.go_on.set()
+    await server.resume()
+    assert await waiting == "ab"
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_engine_that_dies_while_it_is_paused_does_not_keep_the_server_closed(started, before):
+    engine = Pausing()
+    engine.go_on.set()
+    server = await started(engine)
+    if before:
+        engine.kill()
+    await server.pause("keep")
+    engine.kill()
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert not waiting.done()
+    await server.resume()
+    assert await waiting == "ab"
+    assert engine.starts == 2
+
+
+async def test_a_sleeping_model_refuses_until_it_is_woken(started):
+    server = await started()
+    server.engine.go_on.set()
+    await server.sleep()
+    assert await server.is_sleeping()
+    assert server.engine.stops == 1
+    assert server.state().state == "asleep"
+    await server.check_health()
+    with pytest.raises(UnavailableError, match="asleep") as caught:
+        await texts(server.chat(ASK))
+    assert caught.value.status == 503
+    await server.wakeup()
+    assert await texts(server.chat(ASK)) == "ab"
+    assert server.state().state == "ready"
+
+
+async def test_an_engine_that_can_sleep_is_asked_and_woken_even_after_an_unload(started):
+    engine = Sleeping()
+    engine.go_on.set()
+    server = await started(engine)
+    await server.sleep()
+    assert engine.asleep
+    assert engine.stops == 0
+    await server.wakeup()
+    assert not engine.asleep
+    await server.sleep()
+    await server.unload()
+    await server.wakeup()
+    assert engine.asleep  # a model that is not loaded is not loaded for this
+    await server.start()
+    assert not engine.asleep
+    assert await texts(server.chat(ASK)) == "ab"
+
+
+async def test_sleep_waits_for_those_under_way_and_can_be_called_off(started):
+    server = await started()
+    stream = await begun(server)
+    sleeping = asyncio.create_task(server.sleep())
+    await settle()
+    assert server.state().state == "draining"
+    await server.wakeup()
+    await sleeping
+    assert server.state().state == "ready"
+    assert server.engine.stops == 0
+    server.engine.go_on.set()
+    assert (await stream)[-1].finish_reason == "stop"
+
+
+async def test_held_requests_survive_a_sleep(started):
+    server = await started()
+    stream = await begun(server)
+    await server.pause("keep")
+    server.engine.go_on.set()
+    await server.sleep()
+    await server.wakeup()
+    assert server.state().state == "paused"
+    await server.resume()
+    assert [delta.text for delta in await stream] == ["b"]
+
+
+async def test_what_was_asked_of_a_cold_model_holds_when_it_loads():
+    engine = Scripted()
+    engine.go_on.set()
+    server = LLMServer(config(), engine=engine, load_on_demand=True)
+    await server.sleep()
+    assert server.state().state == "asleep"
+    with pytest.raises(UnavailableError):
+        await texts(server.chat(ASK))
+    assert engine.starts == 0
+    await server.wakeup()
+    assert (server.state().state, engine.starts) == ("cold", 0)
+    await server.pause()
+    waiting = asyncio.create_task(texts(server.chat(ASK)))
+    await settle()
+    assert server.state().state == "paused"
+    assert engine.starts == 1
+    assert not waiting.done()
+    await server.resume()
+    assert await waiting == "ab"
+    await server.stop()
+
+
+async def test_control_results_and_refusals(started):
+    server = await started()
+    assert await control_result(server, "r0", "pause", {"mode": "abort"}) == {
+        "replica": "r0",
+        "ok": True,
+        "result": None,
+    }
+    assert (await control_result(server, "r0", "is_paused", {}))["result"] is True
+    assert (await control_result(server, "r0", "reset_prefix_cache", {}))["ok"]
+    for method, options, param in (
+        ("pauze", {}, "method"),
+        ("pause", {"mode": "soon"}, "options.mode"),
+        ("sleep", {"levle": 2}, "options.levle"),
+        ("stop", {}, "method"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            await control_result(server, "r0", method, options)
+        assert caught.value.param == param
+    server.lifecycle.engine.start_errors = [EngineStartError("gone")]
+    await server.resume()
+    await server.sleep()
+    result = await control_result(server, "r0", "wakeup", {})
+    assert result["ok"] is False
+    assert result["error"]["type"] == "engine_start_failed"
+    assert "gone" in result["error"]["message"]

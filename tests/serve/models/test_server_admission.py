@@ -1,0 +1,122 @@
+import asyncio
+from typing import Any
+
+import pytest
+
+from penstock.errors import EngineStartError, OverloadedError
+from penstock.serve.models.admission import Admission
+
+
+async def settle():
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def opened(slots, max_waiting=10, **options):
+    admission = Admission(max_waiting, **options)
+    admission.max_running = slots
+    admission.open()
+    return admission
+
+
+async def entered(admission, name, order, priority=0):
+    await admission.enter(priority)
+    order.append(name)
+
+
+async def test_so_many_run_so_many_wait_and_the_next_is_turned_away():
+    admission = opened(1, max_waiting=1)
+    order: list[Any] = []
+    await entered(admission, "a", order)
+    waiting = asyncio.create_task(entered(admission, "b", order))
+    await settle()
+    assert (admission.running, admission.waiting, order) == (1, 1, ["a"])
+    with pytest.raises(OverloadedError) as caught:
+        await admission.enter()
+    assert caught.value.retry_after > 0
+    admission.leave()
+    await waiting
+    assert (admission.running, admission.waiting, order) == (1, 0, ["a", "b"])
+
+
+async def test_lower_priority_values_go_first_and_equals_in_order():
+    admission = opened(1)
+    order: list[Any] = []
+    await admission.enter()
+    tasks = [
+        asyncio.create_task(entered(admission, name, order, priority))
+        for name, priority in (("batch 1", 5), ("batch 2", 5), ("online", 0))
+    ]
+    await settle()
+    for _ in tasks:
+        admission.leave()
+        await settle()
+    assert order == ["online", "batch 1", "batch 2"]
+
+
+async def test_a_closed_gate_lets_nobody_in_until_it_opens():
+    admission = Admission(10)
+    order: list[Any] = []
+    admission.max_running = 2
+    tasks = [asyncio.create_task(entered(admission, n, order)) for n in range(3)]
+    await settle()
+    assert (order, admission.waiting) == ([], 3)
+    admission.open()
+    await settle()
+    assert (order, admission.waiting) == ([0, 1], 1)
+    admission.leave()
+    await asyncio.gather(*tasks)
+
+
+async def test_whoever_leaves_the_queue_or_was_just_let_in_takes_no_slot():
+    admission = opened(1)
+    await admission.enter()
+    queued = asyncio.create_task(admission.enter())
+    await settle()
+    queued.cancel()
+    await settle()
+    assert admission.waiting == 0
+    lucky = asyncio.create_task(admission.enter())
+    next_one = asyncio.create_task(admission.enter())
+    await settle()
+    admission.leave()  # lets it in …
+    lucky.cancel()  # … in the moment when it goes
+    await next_one
+    assert (admission.running, admission.waiting) == (1, 0)
+
+
+async def test_refusing_tells_everyone_why():
+    admission = Admission(10)
+    tasks = [asyncio.create_task(admission.enter()) for _ in range(3)]
+    await settle()
+    admission.refuse_waiting(lambda: EngineStartError("no such file"))
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        assert isinstance(result, EngineStartError)
+    assert admission.idle
+
+
+async def test_idleness_is_told_once_all_have_left():
+    told = []
+    admission = opened(2, on_idle=lambda: told.append(True))
+    await admission.enter()
+    await admission.enter()
+    admission.leave()
+    assert told == []
+    admission.leave()
+    assert told == [True]
+
+
+async def test_drained_waits_for_those_inside_or_for_the_gate():
+    admission = opened(2)
+    await admission.enter()
+    admission.close()
+    draining = asyncio.create_task(admission.drained())
+    await settle()
+    assert not draining.done()
+    admission.open()
+    await draining
+    emptied = asyncio.create_task(admission.emptied())
+    await settle()
+    assert not emptied.done()
+    admission.leave()
+    await emptied
