@@ -35,7 +35,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type, or a value out of
     its bounds.
     """
-    given = {name: _said(value) for name, value in given.items()}
+    given = {name: _as_mapping(value) for name, value in given.items()}
     _check_keys(options, given, where)
     try:
         return msgspec.convert(given, options, strict=True)
@@ -51,10 +51,10 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
         raise ConfigError(f"{why}, got {masked(value, place)!r}", field=field, value=value) from None
 
 
-def _said(value: Any) -> Any:
+def _as_mapping(value: Any) -> Any:
     """What was said in an option object of another library, such as Ray Serve's `AutoscalingConfig`, as a mapping."""
     if isinstance(value, dict):
-        return {name: _said(inner) for name, inner in value.items()}
+        return {name: _as_mapping(inner) for name, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, type):
         return value.model_dump(exclude_unset=True)
     return value

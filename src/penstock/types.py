@@ -149,6 +149,13 @@ class Usage(Struct, frozen=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
 
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+        )
+
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
     """One generated token with its natural-log probability; `top` holds the most likely (token, logprob) pairs."""

@@ -12,7 +12,7 @@ import pytest
 
 import penstock
 from damage import mutate
-from penstock.batch.rows.dedupe import Answers
+from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.state.directory import State
 from penstock.batch.write import sinks
 from penstock.batch.write.outputs import Output
@@ -46,7 +46,7 @@ def make_exact(patch):
     patch.setattr(sinks, "PART_ROWS", 40)
     patch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
     patch.setattr("penstock.batch.rows.retry.time", SimpleNamespace(perf_counter=lambda: 0.0))
-    patch.setattr(Answers.__init__, "__kwdefaults__", {"in_memory": 16, "key": 0})
+    patch.setattr(AnswerCache.__init__, "__kwdefaults__", {"in_memory": 16, "key": 0})
     patch.setattr(asyncio.BaseEventLoop, "run_in_executor", at_once)
 
 

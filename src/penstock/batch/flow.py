@@ -21,7 +21,7 @@ from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy, Limits
 from penstock.batch.read.base import Source
 from penstock.batch.read.feed import read_ahead
-from penstock.batch.rows.dedupe import Answers
+from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.replay import Replay, add_row, other_rows
 from penstock.batch.rows.requests import RequestForm
 from penstock.batch.rows.retry import ROW_LIMIT, Asker
@@ -55,7 +55,7 @@ class Flow:
         asker: Asker,
         sink: Sink,
         counts: Counts,
-        answers: Answers,
+        answers: AnswerCache,
         journal: Journal | None,
         *,
         limit: int | None = None,

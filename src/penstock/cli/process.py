@@ -26,7 +26,7 @@ def run() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        code = code or _told(f"the output cannot be written: {error.strerror}")
+        code = code or _fail(f"the output cannot be written: {error.strerror}")
         _drop_output()
     if code:
         raise SystemExit(code)
@@ -50,20 +50,20 @@ def _code_of_command() -> int | str | None:
     except PenstockError as error:
         if debug:
             raise
-        return _told(str(error), 2 if error.status < 500 else 1)  # 4xx: what was asked for is wrong
+        return _fail(str(error), 2 if error.status < 500 else 1)  # 4xx: what was asked for is wrong
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, leave)
         return 130
     except MemoryError:
         if debug:
             raise
-        return _told("there is not enough memory")
+        return _fail("there is not enough memory")
     except Exception as error:
         if debug:
             raise
         if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
-            return _told(f"the output cannot be written: {error.strerror}")
-        return _told(
+            return _fail(f"the output cannot be written: {error.strerror}")
+        return _fail(
             f"{type(error).__name__}: {error}\n"
             "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
         )
@@ -92,7 +92,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(signal.SIGINT, leave)
 
 
-def _told(text: str, code: int = 1) -> int:
+def _fail(text: str, code: int = 1) -> int:
     say(f"penstock: {text}")
     return code
 

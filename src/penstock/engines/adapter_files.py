@@ -12,7 +12,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 
 
-def check_adapter(name: str, path: str) -> int:
+def adapter_rank(name: str, path: str) -> int:
     """The rank of the adapter in the PEFT directory `path`.
 
     Raises `ModelNotFoundError` naming what is missing or wrong.

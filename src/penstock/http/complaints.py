@@ -119,11 +119,11 @@ def error_inside(body: bytes, where: str, what: str = _WHAT) -> UpstreamError | 
         parsed = msgspec.json.decode(body)
     except (ValueError, RecursionError):
         return None
-    error = said_error(parsed)
+    error = error_in(parsed)
     return None if error is None else as_error(error, where, body, what)
 
 
-def said_error(parsed: Any) -> Any:
+def error_in(parsed: Any) -> Any:
     """The error that stands in an answer in OpenAI's form; None where it is none."""
     if isinstance(parsed, list) and len(parsed) == 1:
         parsed = parsed[0]

@@ -39,7 +39,7 @@ _ATTRIBUTES = {
 }
 _log = logging.getLogger(__name__)
 _lock = threading.RLock()
-_said: set[str] = set()
+_warned: set[str] = set()
 _parts: dict[str, Any] = {}
 """The package's modules by name, each as it was found the first time: loaded, or None."""
 _broken = ""
@@ -143,6 +143,6 @@ def _load(name: str) -> Any:
 
 def _say(level: int, text: str) -> None:
     """Log it, once."""
-    if text not in _said:
-        _said.add(text)
+    if text not in _warned:
+        _warned.add(text)
         _log.log(level, "%s", text)

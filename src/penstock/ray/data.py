@@ -52,7 +52,7 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
 
 
 class StageActor:
-    """One worker of a stage. Ray may call it several times at once."""
+    """One worker of a stage. Ray may call it several multiply at once."""
 
     def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int) -> None:
         self._stage = stage

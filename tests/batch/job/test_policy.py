@@ -122,7 +122,7 @@ async def test_dead_letters_take_no_other_file(make_engine, tmp_path):
     assert (result.counts.ok, lines(other)) == (1, [])
 
 
-# Answers of the wrong length, or form
+# AnswerCache of the wrong length, or form
 async def test_a_higher_limit_for_answers_that_were_cut_off():
     engine = SimulatedEngine(engine_kwargs={"output_tokens": 50, "max_model_len": 200})
     options = {"max_tokens": 10, "on_length": "raise"}

@@ -2,7 +2,7 @@ from hashlib import blake2b
 
 import pytest
 
-from penstock.batch.rows.dedupe import Answers
+from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.row import Outcome
 from penstock.types import Usage
 
@@ -13,7 +13,7 @@ def opened():
     made = []
 
     def make(*args, **kwargs):
-        made.append(Answers(*args, **kwargs))
+        made.append(AnswerCache(*args, **kwargs))
         return made[-1]
 
     yield make

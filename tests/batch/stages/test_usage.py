@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.batch.stages.usage import together, told_usage
+from penstock.batch.stages.usage import usage_of
 from penstock.types import Usage
 
 
@@ -24,8 +24,8 @@ from penstock.types import Usage
     ],
 )
 def test_usage_in_each_of_its_forms(columns, usage):
-    assert told_usage(columns) == usage
+    assert usage_of(columns) == usage
 
 
 def test_stages_together():
-    assert together(Usage(1, 2, 3), Usage(10, 20, 30)) == Usage(11, 22, 33)
+    assert Usage(1, 2, 3) + Usage(10, 20, 30) == Usage(11, 22, 33)

@@ -23,7 +23,7 @@ from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import ProcessorRows
 from penstock.batch.read.base import Source
-from penstock.batch.rows.dedupe import Answers
+from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.openai_lines import OpenAILines
 from penstock.batch.rows.replay import compare_stream, other_rows
 from penstock.batch.rows.requests import ColumnRequests
@@ -133,7 +133,7 @@ async def _durable(plan: Plan, output: Output, state: State, interrupts: Interru
         return JsonlWriter(path, plan.form) if tables is None else ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
-    answers = Answers(output.folder, key=state.manifest.key)
+    answers = AnswerCache(output.folder, key=state.manifest.key)
     finished = False
     try:
         finished, stream = await _move(plan, sink, counts, answers, journal, interrupts)
@@ -158,7 +158,7 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
     sink: Sink = kept
     if plan.output is not None:
         sink = StreamSink(sys.stdout.buffer, plan.form, keep_order=plan.keep_order)
-    answers = Answers(folder)
+    answers = AnswerCache(folder)
     try:
         finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
     finally:
@@ -170,7 +170,7 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
 
 
 async def _move(
-    plan: Plan, sink: Sink, counts: Counts, answers: Answers, journal: Journal | None, interrupts: Interrupts
+    plan: Plan, sink: Sink, counts: Counts, answers: AnswerCache, journal: Journal | None, interrupts: Interrupts
 ) -> tuple[bool, StreamSum | None]:
     """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
     told = job_pauses.set(counts.pauses)

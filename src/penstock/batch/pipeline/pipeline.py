@@ -18,7 +18,7 @@ from penstock.batch.pipeline.offload import Offload
 from penstock.batch.rows.row import Outcome, Row, Stage
 from penstock.batch.rows.user_code import ends_task, is_ctrl_c, user_error
 from penstock.batch.stages.base import StatefulStage
-from penstock.batch.stages.usage import together, told_usage
+from penstock.batch.stages.usage import usage_of
 from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
 from penstock.types import Usage
 
@@ -148,7 +148,7 @@ class _Worker:
 
 
 class Pipeline:
-    """The stages of a processor, running. Answers the rows of a job: an `Asker`.
+    """The stages of a processor, running. AnswerCache the rows of a job: an `Asker`.
 
     `batch_size` and `concurrency` are those of a stage that does not say otherwise.
 
@@ -218,8 +218,8 @@ class Pipeline:
             try:
                 made = await pool.process(values | added)
                 added |= made
-                if (spent := told_usage(made)) is not None:
-                    usage = spent if usage is None else together(usage, spent)
+                if (spent := usage_of(made)) is not None:
+                    usage = spent if usage is None else usage + spent
                 at += 1
             except JobError:
                 raise

@@ -18,7 +18,7 @@ from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.pipeline.processor_rows import ProcessorRows
 from penstock.batch.read import open_source
-from penstock.batch.rows.dedupe import Answers
+from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.state.ranges import RowSet
 from penstock.batch.write.reorder import Reorder
@@ -102,7 +102,7 @@ class RowStream:
         pipeline = Pipeline(processor.stages, config.batch_size, config.concurrency, form.failure, counts)
         policy = ErrorPolicy("keep" if processor.config.should_continue_on_error else "fail")
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
-            answers = Answers(Path(folder))
+            answers = AnswerCache(Path(folder))
             try:
                 async with pipeline.running():
                     flow = Flow(source, form, pipeline, sink, counts, answers, None, policy=policy)

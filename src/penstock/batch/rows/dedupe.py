@@ -38,7 +38,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Outcome).decode
 
 
-class Answers:
+class AnswerCache:
     """Outcomes by request digest. `folder` is where answers spill to, made when first needed.
 
     `key` is that of the job: answers of other jobs are not taken. Raises `OutputError` where the disk fails.

@@ -60,7 +60,7 @@ class Repair:
         if read is not None:
             outcome = await read(outcome)
             for _ in range(self.json_attempts - 1):
-                if (again := _told(request, outcome)) is None:
+                if (again := _follow_up(request, outcome)) is None:
                     break
                 try:
                     _, answer = await fitting(again)
@@ -144,7 +144,7 @@ def _schema(spec: str) -> Schema:
         raise ConfigError("not a JSON object", field="schema") from None
 
 
-def _told(request: Request, outcome: Outcome) -> Request | None:
+def _follow_up(request: Request, outcome: Outcome) -> Request | None:
     """The request that asks again, saying what was wrong; None where nothing was, or it would get the same answer."""
     if outcome.error is None:
         return None

@@ -55,7 +55,7 @@ class Validator:
         try:
             self._check(value)
         except jsonschema_rs.ValidationError as error:
-            return self._told(error)
+            return self._with_place(error)
         except (ValueError, RecursionError):
             return "it is nested too deeply to be checked"
         return None
@@ -100,14 +100,14 @@ class Validator:
             pattern = self._patterns.get(error.instance, error.instance)
             why = "it is too large, or names a property that Unicode does not know"
             return f"the pattern {_shown(pattern)} cannot be used: {why}"
-        return f"not a valid JSON Schema: {self._told(error)}"
+        return f"not a valid JSON Schema: {self._with_place(error)}"
 
-    def _told(self, error: Any) -> str:
+    def _with_place(self, error: Any) -> str:
         place = _place(error.instance_path)
-        what = self._said(error)
+        what = self._fault(error)
         return f"{place}: {what}" if place else what
 
-    def _said(self, error: Any) -> str:
+    def _fault(self, error: Any) -> str:
         kind, told = error.kind.name, error.kind.as_dict()
         but = f", not {_shown(error.instance)}"
         if kind in _BOUNDS:
@@ -129,7 +129,7 @@ class Validator:
         if kind == "multipleOf":
             return f"must be a multiple of {told['multiple_of']}{but}"
         if kind == "propertyNames":
-            return f"a name of its fields does not fit: {self._said(told['error'])}"
+            return f"a name of its fields does not fit: {self._fault(told['error'])}"
         if kind == "falseSchema":
             return f"{_shown(error.instance)} may not be there"
         if kind in ("oneOf", "anyOf"):

@@ -1,4 +1,4 @@
-"""The stage that asks an HTTP endpoint. Its worker is `penstock.batch.stages.http_worker`, which brings the HTTP client."""
+"""The stage that asks an HTTP endpoint. Its worker, `http_worker`, brings the HTTP client."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _ANSWER = ("completion_tokens", "output_tokens")
 _DETAILS = ("prompt_tokens_details", "input_tokens_details")
 
 
-def told_usage(columns: Mapping[str, Any]) -> Usage | None:
+def usage_of(columns: Mapping[str, Any]) -> Usage | None:
     """Those of one stage; None where nothing is said of tokens."""
     if "num_input_tokens" in columns:
         names = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
@@ -25,15 +25,6 @@ def told_usage(columns: Mapping[str, Any]) -> Usage | None:
     cached = sum(_number(part, "cached_tokens") for name in _DETAILS if isinstance(part := said.get(name), dict))
     usage = Usage(sum(_number(said, name) for name in _PROMPT), sum(_number(said, name) for name in _ANSWER), cached)
     return usage if usage != Usage() else None
-
-
-def together(one: Usage, other: Usage) -> Usage:
-    """The tokens of two stages."""
-    return Usage(
-        one.prompt_tokens + other.prompt_tokens,
-        one.completion_tokens + other.completion_tokens,
-        one.cached_tokens + other.cached_tokens,
-    )
 
 
 def _number(said: Mapping[str, Any], name: str) -> int:

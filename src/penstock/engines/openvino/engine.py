@@ -10,7 +10,7 @@ import msgspec
 
 from penstock.config import parse_options
 from penstock.demo import MODEL_NAME
-from penstock.engines.adapter_files import check_adapter
+from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.messages import Load
 from penstock.engines.openvino.model.files import MODEL_KINDS
@@ -39,7 +39,7 @@ class OpenVINOEngine(WorkerEngine):
         self.options = _for_this_machine(parse_options(OpenVINOOptions, self.engine_kwargs, "engine_kwargs"))
         self.deterministic = self.options.deterministic
         for name, path in self.adapters.items():
-            check_adapter(name, path)
+            adapter_rank(name, path)
         self._asleep = False
         self._constraints: Constraints | None = None
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from penstock.engines.adapter_files import check_adapter
+from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.process.child import EngineProcess
@@ -167,7 +167,7 @@ class WorkerEngine(TokenEngine):
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
-        check_adapter(name, path)
+        adapter_rank(name, path)
         await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
         self.adapters[name] = path
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from penstock.engines import huggingface
-from penstock.engines.adapter_files import check_adapter
+from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.process.worker_engine import WorkerEngine
 from penstock.engines.sglang import options
 from penstock.engines.sglang.messages import Load
@@ -117,7 +117,7 @@ class SGLangEngine(WorkerEngine):
         return await self._call("collective_rpc", method, dict(kwargs or {}))
 
     def _check_rank(self, name: str, path: str) -> None:
-        rank, most = check_adapter(name, path), self.options.get("max_lora_rank")
+        rank, most = adapter_rank(name, path), self.options.get("max_lora_rank")
         if isinstance(most, int) and rank > most:
             raise ModelNotFoundError(
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"

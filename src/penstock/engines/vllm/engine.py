@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import msgspec
 
 from penstock.engines import huggingface
-from penstock.engines.adapter_files import check_adapter
+from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.engines.text.default_seed import with_seed
 from penstock.engines.text.sampling_checks import check_sampling
@@ -422,7 +422,7 @@ class VLLMEngine(TokenEngine):
         return running.fault(error, preparing=preparing)
 
     def _check_adapter_files(self, name: str, path: str) -> None:
-        rank = check_adapter(name, path)
+        rank = adapter_rank(name, path)
         most = self.options.engine.get("max_lora_rank", 16)
         if rank > most:
             raise ModelNotFoundError(

@@ -19,7 +19,7 @@ from penstock.openai.requests import parse_body
 from penstock.serve.api.errors import as_penstock_error, log_unforeseen
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.public_errors import public
-from penstock.serve.api.state import Ingress
+from penstock.serve.api.state import IngressState
 from penstock.serve.http.interrupt import Interrupt
 from penstock.serve.models.names import Target
 from penstock.types import Usage
@@ -36,7 +36,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 class Exchange:
     """Made by the middleware, filled by the endpoint, read by the log and the metrics when the request ends."""
 
-    def __init__(self, ingress: Ingress, given_id: str | None) -> None:
+    def __init__(self, ingress: IngressState, given_id: str | None) -> None:
         self.ingress = ingress
         self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
         self.created = int(time.time())

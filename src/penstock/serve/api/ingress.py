@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from penstock.serve.api.middleware import ExchangeMiddleware
 from penstock.serve.api.openapi import describe
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, as_route
-from penstock.serve.api.state import Ingress
+from penstock.serve.api.state import IngressState
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard, ModelHandle
 from penstock.serve.models.names import ModelNames
@@ -27,7 +27,7 @@ class IngressApp:
     are forwarded as they come. `more` are endpoints beside the usual ones.
     """
 
-    def __init__(self, ingress: Ingress, more: Iterable[Endpoint] = ()) -> None:
+    def __init__(self, ingress: IngressState, more: Iterable[Endpoint] = ()) -> None:
         self.ingress = ingress
         settings = ingress.settings
         endpoints = (*ENDPOINTS, *(CONTROL_ENDPOINTS if settings.dev else ()), *more)
@@ -70,7 +70,7 @@ class OpenAiIngress(IngressApp):
         *,
         settings: HttpSettings | None = None,
     ) -> None:
-        super().__init__(Ingress(ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()))
+        super().__init__(IngressState(ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()))
 
 
 def build_app(

@@ -13,7 +13,7 @@ from penstock.serve.api.auth import check_user, is_admin
 from penstock.serve.api.cross_site import check_not_cross_site
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange
-from penstock.serve.api.state import Ingress
+from penstock.serve.api.state import IngressState
 
 _TWO_LENGTHS = "a request has a Content-Length or a Transfer-Encoding, not both"
 _access = logging.getLogger("penstock.access")
@@ -26,7 +26,7 @@ class ExchangeMiddleware:
     checked where it is answered.
     """
 
-    def __init__(self, app: ASGIApp, ingress: Ingress, public: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, ingress: IngressState, public: frozenset[str]) -> None:
         self._app = app
         self._ingress = ingress
         self._public = public

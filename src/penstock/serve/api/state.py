@@ -16,7 +16,7 @@ LAST_WORDS_S = 1.0
 """How long aborted requests may take to tell their clients."""
 
 
-class Ingress:
+class IngressState:
     """The models, settings, metrics, and the requests under way."""
 
     def __init__(self, models: ModelNames, settings: HttpSettings) -> None:

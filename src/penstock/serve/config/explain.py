@@ -17,13 +17,13 @@ from penstock.serve.config.placement import (
     Parallelism,
     engine_bundles,
     merged,
+    multiply,
     parallelism,
     places_itself,
     replica_bundle,
     replica_bundles,
     replica_counts,
     sides,
-    times,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.models.local import server_class
@@ -108,8 +108,8 @@ def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) 
     return Explanation(
         runtime,
         models,
-        merged(times(model.needs, model.min_replicas) for model in models),
-        merged(times(model.needs, model.max_replicas) for model in models),
+        merged(multiply(model.needs, model.min_replicas) for model in models),
+        merged(multiply(model.needs, model.max_replicas) for model in models),
     )
 
 

@@ -105,7 +105,7 @@ def replica_counts(config: LLMConfig) -> tuple[int, int]:
     return (deployment.num_replicas or 1,) * 2
 
 
-def times(bundle: Bundle, count: int) -> Bundle:
+def multiply(bundle: Bundle, count: int) -> Bundle:
     """So many of a bundle."""
     return {name: amount * count for name, amount in bundle.items()} if count else {}
 

@@ -20,7 +20,7 @@ from penstock.serve.models.control import parse_control
 from penstock.serve.models.handle import ModelCard, ModelState, StateName
 from penstock.serve.replicas.desired_state import DesiredStore, InMemoryStore, change_desired
 from penstock.serve.replicas.info import ReplicaInfo, Replicas
-from penstock.serve.replicas.pool import ReplicaPool, told_error
+from penstock.serve.replicas.pool import ReplicaPool, error_of
 from penstock.serve.rpc import calls
 from penstock.serve.rpc.client import Address
 from penstock.types import (
@@ -39,7 +39,7 @@ from penstock.types import (
 
 
 class RemoteModel:
-    """Keeps `penstock.serve.models.handle.ModelHandle`. Belongs to one event loop, but for `control`, which any may call.
+    """Keeps `ModelHandle`. Belongs to one event loop, but for `control`, which any may call.
 
     `key` is what the replicas want to be shown. What its runtime must do (start replicas, stop them) it does itself.
     """
@@ -158,7 +158,7 @@ class RemoteModel:
         finally:
             address.close()
         if reply.status != 200:
-            told = told_error(text)
+            told = error_of(text)
             if isinstance(told, UnsupportedError):
                 raise told
             return {"replica": info.id, "ok": False, "error": {"type": told.kind, "message": str(told)}}
@@ -173,7 +173,7 @@ class RemoteModel:
         try:
             async with self.pool.ask(calls.PATH + task, [("x-request-id", request.request_id)], body, route) as reply:
                 if reply.status != 200:
-                    raise told_error(await reply.body())
+                    raise error_of(await reply.body())
                 while part := await reply.read():
                     deltas, error = frames.feed(part)
                     if deltas:
@@ -192,5 +192,5 @@ class RemoteModel:
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
         if reply.status != 200:
-            raise told_error(text)
+            raise error_of(text)
         return msgspec.msgpack.decode(text, type=form)

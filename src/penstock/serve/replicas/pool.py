@@ -241,7 +241,7 @@ class ReplicaPool:
             text = await reply.body()
         except ReplicaLostError:
             text = b""
-        error = told_error(text)
+        error = error_of(text)
         tried.add(replica.id)
         if not text or error.kind == "shutting_down":
             self._avoid(replica)
@@ -255,7 +255,7 @@ class ReplicaPool:
         return False
 
 
-def told_error(body: bytes) -> PenstockError:
+def error_of(body: bytes) -> PenstockError:
     """The error that a reply's body tells of."""
     try:
         about = msgspec.json.decode(body)["error"]

@@ -19,7 +19,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.api.endpoints import control
 from penstock.serve.api.ingress import IngressApp
 from penstock.serve.api.routes import Endpoint
-from penstock.serve.api.state import Ingress
+from penstock.serve.api.state import IngressState
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http.server import HttpServer, listen
@@ -63,7 +63,7 @@ class ReplicaApp(IngressApp):
     """
 
     def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
-        super().__init__(Ingress(names, settings), ENDPOINTS)
+        super().__init__(IngressState(names, settings), ENDPOINTS)
         self._admission = model.server.admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +121,7 @@ class ReplicaServer:
         self._listening = [self._http]
         if front is not None:  # shared, as the replica that this one replaces may not have left it yet
             public = msgspec.structs.replace(settings, drain_timeout_s=inner.drain_timeout_s)
-            self._listening.append(HttpServer(IngressApp(Ingress(names, public)), listen(*front, shared=True)))
+            self._listening.append(HttpServer(IngressApp(IngressState(names, public)), listen(*front, shared=True)))
         self._serving: list[asyncio.Task[None]] = []
 
     @property

@@ -17,7 +17,7 @@ from msgspec import Raw, Struct
 from penstock.engines.deltas import BatchedDeltas, Deltas
 from penstock.errors import EngineDeadError, PenstockError, ReplicaLostError, ShuttingDownError, by_kind
 from penstock.serve.replicas.model import RemoteModel
-from penstock.serve.replicas.pool import MOST_LOST, told_error
+from penstock.serve.replicas.pool import MOST_LOST, error_of
 from penstock.serve.rpc.calls import GENERATING, RETURNING, frames, pack, prompt_of
 from penstock.types import ChatRequest, CompletionRequest, Delta, EmbeddingRequest, Embeddings
 
@@ -156,7 +156,7 @@ class GroupedModel:
         rest = b""
         async with self._pool.ask(GROUP_PATH, [], body, route, weight=len(group)) as reply:
             if reply.status != 200:
-                raise told_error(await reply.body())
+                raise error_of(await reply.body())
             while part := await reply.read():
                 complete, rest = frames(rest + part)
                 for frame in complete:
