@@ -42,5 +42,5 @@ async def test_a_chunk_that_is_none_is_told_where_nothing_else_comes(script):
 
     script.answers = [serve]
     async with remote(script, max_retries=0) as engine:
-        with pytest.raises(PenstockError, match="broke off: .*upstream is asleep"):
+        with pytest.raises(PenstockError, match=r"broke off: .*upstream is asleep"):
             await answer(engine, chat_request("hi", Sampling()))

@@ -301,7 +301,9 @@ class StreamReader:
             self._finishing += [Delta(index, "", finish_reason="stop") for index in sorted(self._open)]
             self._missing -= len(self._open)
         if self._missing > 0:
-            text = (stray or (b"" if self._open or self._ended else self._unread))[:4096].decode(errors="replace").strip()
+            text = (
+                (stray or (b"" if self._open or self._ended else self._unread))[:4096].decode(errors="replace").strip()
+            )
             said = " ".join(text.split())[:_SHOWN_CHARS]
             what = f"{self._where}: the answer broke off"
             raise UpstreamError(f"{what}: {said}" if said else what, body=text, retryable=True)
