@@ -77,6 +77,14 @@ async def ask_all(quarantine, engine, names, concurrency):
     return await asyncio.gather(*(one(name) for name in names))
 
 
+async def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to that")
+
+
 @pytest.mark.parametrize("concurrency", [1, 2, 8, 64, 256])
 @pytest.mark.parametrize("order", ["first", "last", "spread", "shuffled"])
 @pytest.mark.parametrize("killed", [False, True])
@@ -98,14 +106,10 @@ async def test_after_one_kill_all_are_asked_again_together():
     engine, quarantine = Engine(turns=10, killed=True), Quarantine()
     names = [*map(str, range(40))]
     asked = asyncio.create_task(ask_all(quarantine, engine, names, 40))
-    while len(engine.inside) < 40:
-        await asyncio.sleep(0)
+    await until(lambda: len(engine.inside) == 40)
     engine.kill()
-    while len(engine.inside) < 40 or any(ended.done() for ended in engine.inside):
-        await asyncio.sleep(0)
+    await until(lambda: len(engine.inside) == 40 and not any(ended.done() for ended in engine.inside))
     engine.kill()  # once more, and they are taken apart
-    while quarantine.suspects < 40:
-        await asyncio.sleep(0)
     assert await asked == ["ok"] * 40
     assert [len(together) for together in engine.together] == [40, 40]
     assert quarantine.suspects == 0

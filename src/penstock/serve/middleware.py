@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from penstock.errors import RequestError, ShuttingDownError
 from penstock.http.pauses import is_served
 from penstock.observability import Span, request_id, span
-from penstock.serve.auth import check_user, is_admin
+from penstock.serve.auth import check_user, rank_of
 from penstock.serve.cross_site import check_not_cross_site
 from penstock.serve.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange
 from penstock.serve.http_errors import error_response
@@ -63,12 +63,13 @@ class ExchangeMiddleware:
 
     async def _answer(self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._ingress.settings
-        exchange.trusted = is_admin(headers, settings) and headers.get(UNTRUSTED) is None
+        exchange.rank = rank_of(headers, settings)
+        exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
         try:
             if "transfer-encoding" in headers and "content-length" in headers:
                 raise _two_lengths()
             if scope["path"] not in self._public:
-                check_user(headers, settings)
+                check_user(exchange.rank, headers, settings)
                 check_not_cross_site(scope, headers, settings)
                 if self._ingress.draining:
                     raise ShuttingDownError("the server is shutting down")
