@@ -51,7 +51,7 @@ class Retries:
     """Sends requests again that have failed. One for a server, or for several that answer the same.
 
     `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for load (429, 503) are
-    safe to repeat, whatever the request does: they are repeated until the patience ends (`penstock.http.pauses`), or
+    safe to repeat, whatever the request does: they are repeated until the patience ends (`penstock.balance.pauses`), or
     until it is no chance any more that others are answered and this request is not. What is given up is so marked.
     Pauses begin at `base_wait_s` and double, with jitter; a pause that the server names is kept. `pause` is awaited
     with the failure and the seconds, in place of a sleep.
