@@ -219,7 +219,7 @@ class _Values:
         texts = [self._text(value) for value in values if fits.is_valid(value)]
         if not texts:
             raise Impossible
-        return choice(map(literal, texts))
+        return self._grammar.words(texts)
 
     # Types
     def _typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
