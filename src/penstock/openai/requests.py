@@ -118,10 +118,10 @@ class SamplingBody(Struct, kw_only=True):
             if self.response_format is not None:
                 raise RequestError("give response_format or structured_outputs, not both", param="structured_outputs")
             if wanted.regex is not None:
-                return StructuredOutput("regex", wanted.regex)
+                return StructuredOutput("regex", wanted.regex, param="structured_outputs")
             if wanted.json is not None:
-                return StructuredOutput("json_schema", _schema_text(wanted.json))
-            return StructuredOutput("json_object") if wanted.json_object else None
+                return StructuredOutput("json_schema", _schema_text(wanted.json), param="structured_outputs")
+            return StructuredOutput("json_object", param="structured_outputs") if wanted.json_object else None
         return parse_response_format(self.response_format)
 
 

@@ -48,6 +48,13 @@ async def test_each_kind_has_a_grammar(tried):
     assert all(made)
 
 
+async def test_a_refusal_names_the_part_of_the_request_that_is_at_fault(tried):
+    for param in ("response_format", "tools"):
+        with pytest.raises(RequestError) as refused:
+            await tried.grammar(StructuredOutput("regex", "(?=a)", param=param))
+        assert refused.value.param == param
+
+
 async def test_a_refusal_is_remembered(tried):
     for _ in range(2):
         with pytest.raises(RequestError, match="look-around"):

@@ -280,7 +280,7 @@ class Constraints:
         if isinstance(outcome, OverloadedError):
             raise OverloadedError(str(outcome))
         if isinstance(outcome, PenstockError):
-            raise RequestError(str(outcome), param="response_format")
+            raise RequestError(str(outcome), param=structured.param)
         return StructuredOutput("grammar", outcome)
 
     async def stop(self) -> None:
