@@ -158,6 +158,7 @@ class _Process:
         if trial is not None:
             self._pool.try_again(trial)
         self._pool.forget(self)
+        self._pool.await_end(self._process)
 
     def _kill(self, why: str) -> None:
         self._why = why
@@ -247,6 +248,7 @@ class Constraints:
         self._queue: deque[_Trial] = deque()
         self._processes: list[_Process] = []
         self._starting: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._hurried_until = 0.0
         self._allowance = Allowance(_AT_ONCE_SHARE, _AT_ONCE_SECONDS)
 
@@ -289,7 +291,7 @@ class Constraints:
             task.cancel()
         self.give_up("the engine stops")
         processes, self._processes = self._processes, []
-        await asyncio.gather(*(process.stop() for process in processes))
+        await asyncio.gather(*(process.stop() for process in processes), *self._ending)
 
     async def _tried(self, structured: StructuredOutput, key: bytes) -> Outcome:
         trial = self._trials.get(key)
@@ -336,6 +338,12 @@ class Constraints:
         except OSError as error:
             self.forget(process)
             self.give_up(str(error))
+
+    def await_end(self, process: EngineProcess) -> None:
+        """A process was killed, and another takes its place before it has ended."""
+        task = asyncio.create_task(process.stop())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def try_again(self, trial: _Trial) -> None:
         """Its process ended, and not by it."""
