@@ -207,6 +207,7 @@ class Constraints:
         self._queue: deque[_Trial] = deque()
         self._processes: list[_Process] = []
         self._starting: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._hurried_until = 0.0
 
     @property
@@ -239,7 +240,7 @@ class Constraints:
             task.cancel()
         self.give_up("the engine stops")
         processes, self._processes = self._processes, []
-        await asyncio.gather(*(process.stop() for process in processes))
+        await asyncio.gather(*self._ending, *(process.stop() for process in processes))
 
     async def _tried(self, structured: StructuredOutput, key: bytes) -> Outcome:
         trial = self._trials.get(key)
@@ -310,9 +311,12 @@ class Constraints:
         self._queue.clear()
 
     def forget(self, process: _Process) -> None:
-        """A process ended."""
+        """A process ended, or was killed; it may take a while until it can be reaped."""
         if process in self._processes:
             self._processes.remove(process)
+            task = asyncio.create_task(process.stop())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
             self.dispatch()
 
     def _remember(self, key: bytes, outcome: Outcome) -> None:
