@@ -124,7 +124,12 @@ async def test_a_process_that_others_leave_no_time_is_replaced_by_one_that_takes
     monkeypatch.setattr(constraints, "STARVED_SECONDS", 0.05)
     seen = []
     monkeypatch.setattr(EngineProcess, "_cause_of_death", lambda _: "it ended")  # as if it could not be reaped yet
-    monkeypatch.setattr(constraints, "processor_seconds", lambda pid: seen.append(pid) or 1.0)  # it never gets any
+
+    def as_if_it_never_got_any(pid):
+        seen.append(pid)
+        return 1.0
+
+    monkeypatch.setattr(constraints, "processor_seconds", as_if_it_never_got_any)
     assert (await tried.grammar(GOOD)).kind == "grammar"
     assert [process._yields for process in tried._processes] == [False]
     await tried.stop()
