@@ -6,7 +6,6 @@ from hashlib import sha256
 import pytest
 
 from penstock.demo import MODEL_NAME
-from penstock.engines.openvino import constraints
 from penstock.engines.openvino.constraints import pool as constraints
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.model.find import find_model
