@@ -194,13 +194,10 @@ def _refusal(why: str, killed_because: str | None) -> PenstockError:
 
 
 class Constraints:
-    """Makes grammars of constraints.
+    """Makes grammars of constraints. `tokenizer` is the model's directory or GGUF file."""
 
-    `tokenizer` is the model's directory or GGUF file, `json_spaces` as in the options.
-    """
-
-    def __init__(self, tokenizer: str, json_spaces: bool) -> None:
-        self._load = LoadTokenizer(tokenizer, SECONDS, MEMORY_BYTES, json_spaces)
+    def __init__(self, tokenizer: str) -> None:
+        self._load = LoadTokenizer(tokenizer, SECONDS, MEMORY_BYTES)
         self._known: OrderedDict[bytes, Outcome] = OrderedDict()
         self._known_chars = 0
         self._trials: dict[bytes, _Trial] = {}
