@@ -16,6 +16,7 @@ from starlette.responses import Response
 from penstock.errors import PenstockError
 from penstock.observability import gather_queue_times
 from penstock.openai.requests import parse_body
+from penstock.serve.auth import Rank
 from penstock.serve.http_errors import as_penstock_error, log_unforeseen
 from penstock.serve.ingress import Ingress
 from penstock.serve.interrupt import Interrupt
@@ -43,6 +44,7 @@ class Exchange:
         self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
         self.runs = False
+        self.rank: Rank = "stranger"
         self.trusted = False
         """Whether the caller may see how the server is set up: an operator, or anybody where there are no keys."""
         self.status = 0

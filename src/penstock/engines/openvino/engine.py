@@ -65,7 +65,7 @@ class OpenVINOEngine(WorkerEngine):
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         if self._constraints is None:
-            self._constraints = Constraints(self.options.tokenizer or str(files.path))
+            self._constraints = Constraints(self.options.tokenizer or str(files.path), lambda: self.serving)
         return Load(str(files.path), files.task, files.context_length, self.options)
 
     async def stop(self) -> None:
