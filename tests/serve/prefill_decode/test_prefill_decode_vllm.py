@@ -36,7 +36,6 @@ def config():
             "engine_kwargs": {
                 "kv_transfer_config": {"kv_connector": "NixlConnector"},
                 "max_num_seqs": 32,
-                "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             },
         }
     )
