@@ -1,4 +1,4 @@
-"""Engines and handles of this process, by name: what batch work and servers share.
+"""Engines and handles of this process, by name: what batch work and servers share, and how batch work comes by its own.
 
 Engines belong to an event loop, so each loop has its own names. Work started without one (a processor's rows in a `for`
 loop) runs on the one background loop, and so shares its engines from call to call.
@@ -7,12 +7,18 @@ loop) runs on the one background loop, and so shares its engines from call to ca
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+import contextlib
+import itertools
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from penstock import background
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.supervision.supervisor import Supervisor, supervisor_of
 from penstock.errors import ConfigError, ModelNotFoundError, nearest
 
 DEFAULT_APP = "default"
@@ -29,6 +35,7 @@ class Engines:
     def __init__(self) -> None:
         self._named: dict[tuple[str, str], Any] = {}
         self._made: dict[str, Any] = {}
+        self._replicas: defaultdict[str, set[int]] = defaultdict(set)
         self._end: AsyncGenerator[None, None] | None = None
 
     def put(self, name: str, engine: Any, app_name: str = DEFAULT_APP) -> None:
@@ -74,6 +81,19 @@ class Engines:
             )
         return engine, name in self._made
 
+    @contextlib.contextmanager
+    def replica(self, name: str) -> Iterator[int]:
+        """A number of an engine called `name` that nobody else has while the context lasts."""
+        taken = self._replicas[name]
+        number = next(number for number in itertools.count() if number not in taken)
+        taken.add(number)
+        try:
+            yield number
+        finally:
+            taken.discard(number)
+            if not taken:
+                del self._replicas[name]
+
     async def end_with_loop(self) -> None:
         """Have what is made here stopped when the event loop ends."""
         if self._end is None:
@@ -114,3 +134,101 @@ def stop_engines(name: str | None = None) -> None:
         await engines().stop(name)
 
     background.run(stop())
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """How to come by an engine. All stages of a processor have the same source, and so the same engine.
+
+    `shared` is an engine object or a name; None: an engine of the processor's own, called `name`, which ends with its
+    last user. `kind`, `model` and `engine_kwargs` make it. Can be pickled, unless it holds an object.
+    """
+
+    kind: str
+    model: str | None
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    shared: str | LLMEngine | None = None
+    name: str = field(default_factory=lambda: f"processor-{uuid.uuid4().hex[:8]}")
+
+    def __post_init__(self) -> None:
+        if self.shared is not None and not isinstance(self.shared, str | LLMEngine):
+            raise ConfigError(
+                f"must be an engine's name or an engine object, not a {type(self.shared).__name__}", field="engine"
+            )
+
+    @contextlib.asynccontextmanager
+    async def running(self, replica: int = 0) -> AsyncGenerator[Supervisor, None]:
+        """The engine's supervisor, the engine started. Engines of the processor's own are told apart by `replica`."""
+        if isinstance(self.shared, LLMEngine):
+            supervisor = supervisor_of(self.shared)
+            async with supervisor.running():
+                yield supervisor
+            return
+        names = engines()
+        if self.shared is not None:
+            engine, made = names.get_or_make(self.shared, self._make if self.model else None, self._recipe)
+            supervisor = supervisor_of(engine)
+            supervisor.stays = supervisor.stays or made
+            async with supervisor.running():
+                if made:
+                    await names.end_with_loop()
+                yield supervisor
+            return
+        name = f"{self.name}/{replica}"
+        engine, _ = names.get_or_make(name, self._make, self._recipe)
+        supervisor = supervisor_of(engine)
+        try:
+            async with supervisor.running():
+                yield supervisor
+        finally:
+            if not supervisor.in_use:
+                names.remove(name)
+
+    def replica(self) -> contextlib.AbstractContextManager[int]:
+        """The number of an engine that no other worker of this processor has while the context lasts."""
+        return engines().replica(self.name)
+
+    @property
+    def model_source(self) -> str | None:
+        """What the engine loads, as far as it is known beforehand."""
+        return self.shared.model_source if isinstance(self.shared, LLMEngine) else self.model
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        return {"engine": self.kind, "model": self.model, "engine_kwargs": dict(self.engine_kwargs)}
+
+    def _make(self) -> LLMEngine:
+        return engine_for(self.model, self.kind, self.engine_kwargs)
+
+
+def engine_for(
+    model: str | None,
+    engine: str | LLMEngine | None,
+    engine_kwargs: Mapping[str, Any] | None,
+    *,
+    deterministic: bool = False,
+) -> LLMEngine:
+    """The engine a job asks for, not started yet if it is made here.
+
+    `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo", and "auto"
+    (the one that the server has) for "remote". `deterministic`: the same request gets the same answer.
+    Raises `ConfigError`.
+    """
+    if isinstance(engine, LLMEngine):
+        for name, value in (
+            ("model", model),
+            ("engine_kwargs", engine_kwargs),
+            ("deterministic", deterministic or None),
+        ):
+            if value is not None:
+                raise ConfigError("has no meaning beside an engine object, which has its own", field=name, value=value)
+        return engine
+    if engine is not None and not isinstance(engine, str):
+        raise ConfigError(f"must be a name or an engine object, not a {type(engine).__name__}", field="engine")
+    if engine is None:
+        engine = "simulated" if model == "simulated" else "openvino"
+    if model is None:
+        model = {"simulated": "simulated", "remote": "auto"}.get(engine, "demo")
+    cls = engine_class(engine)
+    options = with_deterministic(cls, engine_kwargs or {}) if deterministic else engine_kwargs
+    return cls(model, engine_kwargs=options)

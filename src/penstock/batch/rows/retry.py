@@ -14,7 +14,7 @@ from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import Capabilities
-from penstock.engines.supervision.keeper import EngineKeeper
+from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, QuarantinedError, told
 
 LONGEST_PAUSE = 5.0
@@ -42,7 +42,7 @@ class Attempts:
 
     def __init__(
         self,
-        keeper: EngineKeeper,
+        supervisor: Supervisor,
         is_ending: Callable[[], bool],
         *,
         most: int = 3,
@@ -51,7 +51,7 @@ class Attempts:
     ) -> None:
         self._policy = policy or ErrorPolicy("keep")
         self._is_ending = is_ending
-        self._keeper = keeper
+        self._supervisor = supervisor
         self._most = most
         self._pause = pause
 
@@ -63,50 +63,60 @@ class Attempts:
         Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine, or `JobError` if
         that is beyond help. A death of the engine spends no attempt: `Quarantine` finds out whose fault it was.
         """
-        keeper = self._keeper
+        supervisor = self._supervisor
         clock = _RowClock(ROW_LIMIT.get())
         attempts = 0
-        with keeper.quarantine.visit(key) as visit:
+        with supervisor.visit(key, self._goes_on) as visit:
             while True:
                 failure: PenstockError
-                if keeper.quarantine.troubled:
+                if supervisor.quarantine.troubled:
                     clock.stop()
                 try:
                     async with visit:
                         clock.go_on()
-                        generation = keeper.generation
                         tries.count += 1
-                        return await self._ask(ask, adapter)
-                except EngineDeadError:
-                    if self._is_ending():
-                        keeper.quarantine.reopen()  # those that wait end too
-                        raise
-                    clock.stop()
-                    await keeper.revive(generation)
-                    continue
+                        return await self._ask(ask, adapter, clock)
+                    continue  # the engine died, and runs again
                 except QuarantinedError:
                     raise
                 except PenstockError as error:
                     failure = error
                 except Exception as error:
                     failure = EngineError(told(error))
+                if supervisor.phase == "failed" and not self._is_ending():
+                    raise JobError(_beyond_help(supervisor)) from supervisor.error
+                if isinstance(failure, EngineDeadError):
+                    raise failure
                 attempts += 1
-                keeper.progressed()  # it lives
                 given_up = attempts >= self._most or (failure.retry_after or 0.0) > PATIENCE
                 if given_up or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(self._pause_after(attempts, failure))
 
-    async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None) -> T:
-        if adapter is not None:
-            await self._keeper.adapter(adapter)
-        answer = await ask()
-        self._keeper.progressed()
-        return answer
+    async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None, clock: _RowClock) -> T:
+        try:
+            if adapter is not None:
+                await self._supervisor.adapter(adapter)
+            return await ask()
+        except EngineDeadError:
+            clock.stop()
+            raise
+
+    def _goes_on(self) -> bool:
+        return not self._is_ending()
 
     def _pause_after(self, attempts: int, failure: PenstockError) -> float:
         pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
         return max(pause, failure.retry_after or 0.0)
+
+
+def _beyond_help(supervisor: Supervisor) -> str:
+    if not isinstance(supervisor.error, EngineDeadError):
+        return f"the engine died and does not start again: {supervisor.error}"
+    return (
+        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least that can be asked:"
+        f" {supervisor.error}"
+    )
 
 
 class _RowClock:
@@ -152,17 +162,17 @@ class EngineAsker:
 
     def __init__(
         self,
-        keeper: EngineKeeper,
+        supervisor: Supervisor,
         form: EngineForm,
         counts: Counts,
         *,
         most: int = 3,
         policy: ErrorPolicy | None = None,
     ) -> None:
-        self.most_in_flight = rolling(keeper.engine.capabilities)
+        self.most_in_flight = rolling(supervisor.engine.capabilities)
         self.ending = False
-        self._attempts = Attempts(keeper, lambda: self.ending, most=most, policy=policy)
-        self.engine = keeper.engine
+        self._attempts = Attempts(supervisor, lambda: self.ending, most=most, policy=policy)
+        self.engine = supervisor.engine
         self.form = form
         self._counts = counts
 

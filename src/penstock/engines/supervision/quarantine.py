@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from math import log
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -39,17 +39,38 @@ _GROWTH = 4
 _NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks": False, "kv_transfer_params": None}
 
 
+class Reviver(Protocol):
+    """Whoever starts the engine again, and counts its starts in `generation`."""
+
+    generation: int
+
+    def worked(self) -> None:
+        """A request was answered."""
+
+    async def revived(self, visit: Visit) -> bool:
+        """The engine died under a request. Whether it runs again, and the request may be asked again."""
+
+
 class Visit:
     """One request, from its first try to its last. `with` it to have it forgotten at the end, and `async with` it for
-    each try: that waits until it may enter the engine, and raises `QuarantinedError` where it may not.
+    each try: that waits until it may enter the engine, and raises `QuarantinedError` where it may not. A try at which
+    the engine died ends without an error where another one is to follow.
     """
 
-    __slots__ = ("_digest", "_key", "_quarantine", "begun", "entered", "group", "lived", "number", "timer", "trusted")
+    __slots__ = (
+        *("_digest", "_key", "_quarantine", "again", "answered", "begun", "entered", "generation", "group", "lived"),
+        *("number", "timer", "trusted"),
+    )
 
-    def __init__(self, quarantine: Quarantine, key: Callable[[], bytes]) -> None:
+    def __init__(self, quarantine: Quarantine, key: Callable[[], bytes], again: Callable[[], bool]) -> None:
         self._quarantine = quarantine
         self._key = key
         self._digest: bytes | None = None
+        self.again = again
+        """Whether it would be asked again."""
+        self.answered = False
+        self.generation = 0
+        """Which engine it was put to."""
         self.begun = False
         """Whether a part of the answer has been seen, so that it cannot be asked again."""
         self.number = 0
@@ -80,8 +101,14 @@ class Visit:
             await quarantine.turn(self)
         quarantine.enter(self)
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self._quarantine.leave(self, error)
+        reviver = self._quarantine.reviver
+        if error is None:
+            self.answered = True
+            if reviver is not None:
+                reviver.worked()
+        return isinstance(error, EngineDeadError) and reviver is not None and await reviver.revived(self)
 
 
 class _Record:
@@ -112,10 +139,11 @@ class _Pool:
 
 class Quarantine:
     """That of one engine, for all that ask it. It does not start the engine again: after a death nobody enters until
-    whoever does calls `reopen`.
+    whoever does, the `reviver`, calls `reopen`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, reviver: Reviver | None = None) -> None:
+        self.reviver = reviver
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
         self._dead: list[Visit] = []  # while some are inside that have not told yet
@@ -172,9 +200,9 @@ class Quarantine:
                 loop.call_later(HARMLESS_S, self._leave_behind, self._dead)
         self._wake()
 
-    def visit(self, key: Callable[[], bytes]) -> Visit:
+    def visit(self, key: Callable[[], bytes], again: Callable[[], bool] = lambda: True) -> Visit:
         """A request that is about to be asked. `key` gives the digest that names it, when that is needed."""
-        return Visit(self, key)
+        return Visit(self, key, again)
 
     async def turn(self, visit: Visit) -> None:
         """Wait until the request may enter. Raises `QuarantinedError`."""
@@ -199,6 +227,8 @@ class Quarantine:
         """The request is put to the engine."""
         self._entries += 1
         visit.number = self._entries
+        if self.reviver is not None:
+            visit.generation = self.reviver.generation
         visit.trusted = False
         self._inside[visit] = None
         loop = asyncio.get_running_loop()

@@ -115,7 +115,8 @@ class LocalModel:
     def idle_since(self) -> float | None:
         """The event loop's time since when nobody has used the loaded model; None while it is in use, or must stay."""
         server = self.server
-        idle = not self._stays and server.lifecycle.phase == "ready" and server.admission.idle
+        used = server.supervisor.in_use or not server.admission.idle
+        idle = not self._stays and server.supervisor.phase == "ready" and not used
         return self._idle_since if idle else None
 
     async def unload(self) -> None:
@@ -158,7 +159,7 @@ class LocalModel:
         await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))
 
     def _on_idle(self) -> None:
-        if self._stays or self.server.lifecycle.phase != "ready":
+        if self._stays or self.server.supervisor.phase != "ready":
             return
         loop = asyncio.get_running_loop()
         self._idle_since = loop.time()
