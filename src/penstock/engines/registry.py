@@ -157,36 +157,28 @@ class EngineSource:
             )
 
     @contextlib.asynccontextmanager
-    async def running(self, replica: int = 0) -> AsyncGenerator[Supervisor, None]:
-        """The engine's supervisor, the engine started. Engines of the processor's own are told apart by `replica`."""
-        if isinstance(self.shared, LLMEngine):
-            supervisor = supervisor_of(self.shared)
-            async with supervisor.running():
-                yield supervisor
-            return
-        names = engines()
-        if self.shared is not None:
-            engine, made = names.get_or_make(self.shared, self._make if self.model else None, self._recipe)
+    async def running(self, *, apart: bool = False) -> AsyncGenerator[Supervisor, None]:
+        """The engine's supervisor, the engine started. With `apart`, an engine of the processor's
+        own is one that no other worker has.
+        """
+        names, shared, made = engines(), self.shared, False
+        with names.replica(self.name) if apart else contextlib.nullcontext(0) as replica:
+            name = f"{self.name}/{replica}"
+            if isinstance(shared, LLMEngine):
+                engine = shared
+            else:
+                make = self._make if self.model or shared is None else None
+                engine, made = names.get_or_make(shared or name, make, self._recipe)
             supervisor = supervisor_of(engine)
-            supervisor.stays = supervisor.stays or made
-            async with supervisor.running():
-                if made:
-                    await names.end_with_loop()
-                yield supervisor
-            return
-        name = f"{self.name}/{replica}"
-        engine, _ = names.get_or_make(name, self._make, self._recipe)
-        supervisor = supervisor_of(engine)
-        try:
-            async with supervisor.running():
-                yield supervisor
-        finally:
-            if not supervisor.in_use:
-                names.remove(name)
-
-    def replica(self) -> contextlib.AbstractContextManager[int]:
-        """The number of an engine that no other worker of this processor has while the context lasts."""
-        return engines().replica(self.name)
+            supervisor.stays |= made and shared is not None
+            try:
+                async with supervisor.running():
+                    if made and shared is not None:
+                        await names.end_with_loop()
+                    yield supervisor
+            finally:
+                if shared is None and not supervisor.in_use:
+                    names.remove(name)
 
     @property
     def model_source(self) -> str | None:

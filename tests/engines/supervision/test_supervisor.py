@@ -34,7 +34,7 @@ class Counted(SimulatedEngine):
 async def asked(supervisor, key, *, again=True, dies=0):
     """One request, whose engine dies at its first tries."""
     deaths = dies
-    with supervisor.visit(key.encode, lambda: again) as visit:
+    with supervisor.quarantine.visit(key.encode, lambda: again) as visit:
         while not visit.answered:
             async with visit:
                 await supervisor.engine.check_health()

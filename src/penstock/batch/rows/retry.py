@@ -56,17 +56,24 @@ class Attempts:
         self._pause = pause
 
     async def answer(
-        self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries, key: Callable[[], bytes]
+        self,
+        ask: Callable[[], Awaitable[T]],
+        adapter: str | None,
+        tries: Tries,
+        key: Callable[[], bytes],
+        where: str | None = None,
     ) -> T:
-        """What `ask` returns, `adapter` having been made ready for it. `key` gives the digest that names the request.
+        """What `ask` returns, `adapter` (of the directory `where`) having been made ready for it.
+        `key` gives the digest that names the request.
 
-        Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine, or `JobError` if
-        that is beyond help. A death of the engine spends no attempt: `Quarantine` finds out whose fault it was.
+        Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine,
+        or `JobError` if the engine is beyond help. A death of the engine spends no attempt:
+        `Quarantine` finds out whose fault it was.
         """
         supervisor = self._supervisor
         clock = _RowClock(ROW_LIMIT.get())
         attempts = 0
-        with supervisor.visit(key, self._goes_on) as visit:
+        with supervisor.quarantine.visit(key, self._goes_on) as visit:
             while True:
                 failure: PenstockError
                 if supervisor.quarantine.troubled:
@@ -75,7 +82,13 @@ class Attempts:
                     async with visit:
                         clock.go_on()
                         tries.count += 1
-                        return await self._ask(ask, adapter, clock)
+                        try:
+                            if adapter is not None:
+                                await supervisor.adapter(adapter, where)
+                            return await ask()
+                        except EngineDeadError:
+                            clock.stop()
+                            raise
                     continue  # the engine died, and runs again
                 except QuarantinedError:
                     raise
@@ -92,15 +105,6 @@ class Attempts:
                 if given_up or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(self._pause_after(attempts, failure))
-
-    async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None, clock: _RowClock) -> T:
-        try:
-            if adapter is not None:
-                await self._supervisor.adapter(adapter)
-            return await ask()
-        except EngineDeadError:
-            clock.stop()
-            raise
 
     def _goes_on(self) -> bool:
         return not self._is_ending()

@@ -69,8 +69,8 @@ class EngineRequests:
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
-        replica = self._stack.enter_context(self._source.replica())
-        self._supervisor = supervisor = await self._stack.enter_async_context(self._source.running(replica))
+        running = self._source.running(apart=True)
+        self._supervisor = supervisor = await self._stack.enter_async_context(running)
         capabilities = supervisor.engine.capabilities
         self._check_task(capabilities.tasks, supervisor.engine.name)
         self._attempts = Attempts(supervisor, lambda: self.ending, most=self._max_attempts)
@@ -84,18 +84,13 @@ class EngineRequests:
         """The answer's columns."""
         assert self._supervisor is not None
         assert self._attempts is not None
-        supervisor = self._supervisor
         tasks.check_columns(row)
-        adapter = self._adapter(row)
-        ask, asked = self._ask(row, adapter[0] if adapter else None)
-
-        async def attempt() -> dict[str, Any]:
-            if adapter is not None:
-                await supervisor.adapter(*adapter)
-            return await ask(supervisor.engine)
-
+        adapter, where = self._adapter(row)
+        ask, asked = self._ask(row, adapter)
         began = time.perf_counter()
-        columns = await self._attempts.answer(attempt, None, Tries(), lambda: digest_of(asked))
+        columns = await self._attempts.answer(
+            partial(ask, self._supervisor.engine), adapter, Tries(), partial(digest_of, asked), where
+        )
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
@@ -159,11 +154,13 @@ class EngineRequests:
         outcome = await self.repair.answer(request, partial(answers.ask, engine), context, read)
         return {"prompt": prompt, **answers.columns(outcome, text=text)}
 
-    def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """The LoRA adapter that the row's `model` names, and where it lies; None for the base model."""
+    def _adapter(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
+        """The LoRA adapter that the row's `model` names, if it is not the base model, and where it
+        lies, if that is known.
+        """
         name = row.get("model")
         if name is None or name == "" or name == self._source.model_source:
-            return None
+            return None, None
         if not isinstance(name, str):
             raise RequestError(f"model must be a text, not a {type(name).__name__}", param="model")
         base = f"{self._source.model_source}:"

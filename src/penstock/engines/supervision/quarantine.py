@@ -18,11 +18,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from math import log
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from penstock.errors import EngineDeadError, QuarantinedError
+
+if TYPE_CHECKING:
+    from penstock.engines.supervision.supervisor import Supervisor
 
 PROOF = 2
 """Deaths of the engine with a request alone in it, that prove the request to be the cause."""
@@ -39,22 +42,18 @@ _GROWTH = 4
 _NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks": False, "kv_transfer_params": None}
 
 
-class Reviver(Protocol):
-    """Whoever starts the engine again, and counts its starts in `generation`."""
-
-    generation: int
-
-    def worked(self) -> None:
-        """A request was answered."""
-
-    async def revived(self, visit: Visit) -> bool:
-        """The engine died under a request. Whether it runs again, and the request may be asked again."""
-
-
 class Visit:
-    """One request, from its first try to its last. `with` it to have it forgotten at the end, and `async with` it for
-    each try: that waits until it may enter the engine, and raises `QuarantinedError` where it may not. A try at which
-    the engine died ends without an error where another one is to follow.
+    """One request, from its first try to its last: the one loop around an engine.
+
+        with quarantine.visit(key, again) as visit:
+            while not visit.answered:
+                async with visit:
+                    ...  # ask, and return or yield the answer
+
+    `async with` waits until the request may enter the engine. The supervisor starts an engine that
+    dies meanwhile again, and the request is asked again, unless its caller has seen a part of the
+    answer (`begun`) or `again` says no. Raises `QuarantinedError` if it is proved to be the cause,
+    and the last `EngineDeadError`, or what keeps the engine from starting.
     """
 
     __slots__ = (
@@ -67,10 +66,9 @@ class Visit:
         self._key = key
         self._digest: bytes | None = None
         self.again = again
-        """Whether it would be asked again."""
         self.answered = False
         self.generation = 0
-        """Which engine it was put to."""
+        """That of the engine which it has entered."""
         self.begun = False
         """Whether a part of the answer has been seen, so that it cannot be asked again."""
         self.number = 0
@@ -103,12 +101,12 @@ class Visit:
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self._quarantine.leave(self, error)
-        reviver = self._quarantine.reviver
+        supervisor = self._quarantine.supervisor
         if error is None:
             self.answered = True
-            if reviver is not None:
-                reviver.worked()
-        return isinstance(error, EngineDeadError) and reviver is not None and await reviver.revived(self)
+            if supervisor is not None:
+                supervisor.deaths = 0
+        return isinstance(error, EngineDeadError) and supervisor is not None and await supervisor.revived(self)
 
 
 class _Record:
@@ -138,12 +136,12 @@ class _Pool:
 
 
 class Quarantine:
-    """That of one engine, for all that ask it. It does not start the engine again: after a death nobody enters until
-    whoever does, the `reviver`, calls `reopen`.
+    """That of one engine, for all that ask it. It does not start the engine again: after a death
+    nobody enters until its supervisor, or whoever else does, calls `reopen`.
     """
 
-    def __init__(self, reviver: Reviver | None = None) -> None:
-        self.reviver = reviver
+    def __init__(self, supervisor: Supervisor | None = None) -> None:
+        self.supervisor = supervisor
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
         self._dead: list[Visit] = []  # while some are inside that have not told yet
@@ -201,7 +199,9 @@ class Quarantine:
         self._wake()
 
     def visit(self, key: Callable[[], bytes], again: Callable[[], bool] = lambda: True) -> Visit:
-        """A request that is about to be asked. `key` gives the digest that names it, when that is needed."""
+        """A request that is about to be asked. `key` gives the digest that names it, where that is
+        needed; `again` says whether it would be asked again.
+        """
         return Visit(self, key, again)
 
     async def turn(self, visit: Visit) -> None:
@@ -227,8 +227,8 @@ class Quarantine:
         """The request is put to the engine."""
         self._entries += 1
         visit.number = self._entries
-        if self.reviver is not None:
-            visit.generation = self.reviver.generation
+        if self.supervisor is not None:
+            visit.generation = self.supervisor.generation
         visit.trusted = False
         self._inside[visit] = None
         loop = asyncio.get_running_loop()

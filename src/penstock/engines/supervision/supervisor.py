@@ -283,21 +283,6 @@ class Supervisor:
         self.quarantine.reopen()
 
     # Deaths
-    def visit(self, key: Callable[[], bytes], again: Callable[[], bool]) -> Visit:
-        """A request that is about to be asked: the one loop around an engine, for batch work and servers alike.
-
-            with supervisor.visit(key, again) as visit:
-                while not visit.answered:
-                    async with visit:
-                        ...  # ask, and return or yield the answer
-
-        An engine that dies meanwhile is started again. The request is asked again then, unless its caller has seen a
-        part of the answer (`begun`) or `again` says no, until it is answered or proved to be the cause. `key` gives
-        the digest that names it. Raises `QuarantinedError`, and the last `EngineDeadError` or what keeps the engine
-        from starting.
-        """
-        return self.quarantine.visit(key, again)
-
     async def revived(self, visit: Visit) -> bool:
         """The engine died under a request. Whether it runs again, and the request may be asked again."""
         wanted = visit.again()
@@ -318,10 +303,6 @@ class Supervisor:
         elif self.phase != "loading":
             self.quarantine.reopen()
         return self.phase in ("ready", "loading")
-
-    def worked(self) -> None:
-        """A request was answered: the engine is of use, and its next death counts as the first."""
-        self.deaths = 0
 
     async def _revive(self) -> None:
         policy = self.policy

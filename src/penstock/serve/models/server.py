@@ -260,7 +260,7 @@ class LLMServer(ControlPlane):
 
     async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         """The engine's deltas."""
-        with self.supervisor.visit(partial(digest_of, request), self.asks_again) as visit:
+        with self.supervisor.quarantine.visit(partial(digest_of, request), self.asks_again) as visit:
             while not visit.answered:
                 async with visit, aclosing(in_batches(self._answers(task, request))) as batches:
                     async for batch in batches:
@@ -290,7 +290,7 @@ class LLMServer(ControlPlane):
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            with self.supervisor.visit(partial(digest_of, (task, asked)), self.asks_again) as visit:
+            with self.supervisor.quarantine.visit(partial(digest_of, (task, asked)), self.asks_again) as visit:
                 while not visit.answered:
                     async with visit:
                         return await getattr(self.engine, task)(asked)
