@@ -58,36 +58,38 @@ class Attempts:
     async def answer(
         self,
         ask: Callable[[], Awaitable[T]],
-        adapter: str | None,
+        adapter: tuple[str, str | None] | None,
         tries: Tries,
         key: Callable[[], bytes],
-        where: str | None = None,
     ) -> T:
-        """What `ask` returns, `adapter` (of the directory `where`) having been made ready for it.
-        `key` gives the digest that names the request.
+        """What `ask` returns, the adapter (its name, and where it lies if that is known) having been
+        made ready for it. `key` gives the digest that names the request.
 
         Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine,
         or `JobError` if the engine is beyond help. A death of the engine spends no attempt:
         `Quarantine` finds out whose fault it was.
         """
         supervisor = self._supervisor
-        clock = _RowClock(ROW_LIMIT.get())
+        limit = ROW_LIMIT.get()
+        clock = None if limit is None else _RowClock(limit)
         attempts = 0
         with supervisor.quarantine.visit(key, self._goes_on) as visit:
             while True:
                 failure: PenstockError
-                if supervisor.quarantine.troubled:
+                if clock is not None and supervisor.quarantine.troubled:
                     clock.stop()
                 try:
                     async with visit:
-                        clock.go_on()
+                        if clock is not None:
+                            clock.go_on()
                         tries.count += 1
                         try:
                             if adapter is not None:
-                                await supervisor.adapter(adapter, where)
+                                await supervisor.adapter(*adapter)
                             return await ask()
                         except EngineDeadError:
-                            clock.stop()
+                            if clock is not None:
+                                clock.stop()
                             raise
                     continue  # the engine died, and runs again
                 except QuarantinedError:
@@ -126,13 +128,13 @@ def _beyond_help(supervisor: Supervisor) -> str:
 class _RowClock:
     """Stops a row's limit while the row waits for what is not its own fault."""
 
-    def __init__(self, limit: asyncio.Timeout | None) -> None:
+    def __init__(self, limit: asyncio.Timeout) -> None:
         self._limit = limit
         self._left: float | None = None
 
     def stop(self) -> None:
         limit = self._limit
-        if limit is None or self._left is not None or limit.expired():
+        if self._left is not None or limit.expired():
             return
         when = limit.when()
         if when is not None:
@@ -140,7 +142,7 @@ class _RowClock:
             limit.reschedule(None)
 
     def go_on(self) -> None:
-        if self._limit is not None and self._left is not None:
+        if self._left is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._left)
             self._left = None
 
@@ -182,10 +184,11 @@ class EngineAsker:
 
     async def outcome(self, row: Row) -> Outcome | None:
         tries = Tries()
+        adapter = None if row.request.adapter is None else (row.request.adapter, None)
         began = time.perf_counter()
         try:
             outcome = await self._attempts.answer(
-                lambda: self.form.ask(self.engine, row), row.request.adapter, tries, lambda: row.digest
+                lambda: self.form.ask(self.engine, row), adapter, tries, lambda: row.digest
             )
             outcome.attempts = tries.count
         except JobError:

@@ -85,12 +85,11 @@ class EngineRequests:
         assert self._supervisor is not None
         assert self._attempts is not None
         tasks.check_columns(row)
-        adapter, where = self._adapter(row)
-        ask, asked = self._ask(row, adapter)
+        adapter = self._adapter(row)
+        ask, asked = self._ask(row, adapter[0] if adapter else None)
+        act = partial(ask, self._supervisor.engine)
         began = time.perf_counter()
-        columns = await self._attempts.answer(
-            partial(ask, self._supervisor.engine), adapter, Tries(), partial(digest_of, asked), where
-        )
+        columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
@@ -154,13 +153,11 @@ class EngineRequests:
         outcome = await self.repair.answer(request, partial(answers.ask, engine), context, read)
         return {"prompt": prompt, **answers.columns(outcome, text=text)}
 
-    def _adapter(self, row: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        """The LoRA adapter that the row's `model` names, if it is not the base model, and where it
-        lies, if that is known.
-        """
+    def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
+        """The LoRA adapter that the row's `model` names, and where it lies; None for the base model."""
         name = row.get("model")
         if name is None or name == "" or name == self._source.model_source:
-            return None, None
+            return None
         if not isinstance(name, str):
             raise RequestError(f"model must be a text, not a {type(name).__name__}", param="model")
         base = f"{self._source.model_source}:"
