@@ -39,9 +39,9 @@ def adapter_rank(name: str, path: str) -> int:
 
 
 def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:
-    """The directory of an adapter, or None if the engine knows it already. Raises `ModelNotFoundError`.
+    """The directory of an adapter, or None if the engine knows it already.
 
-    `where` is looked at first.
+    `where` is looked at first. Raises `ModelNotFoundError`.
     """
     if name in engine.adapters:
         return None

@@ -1,7 +1,7 @@
-"""Engines and handles of this process, by name: what batch work and servers share, and how batch work comes by its own.
+"""Engines and handles of this process, by name. Batch work and servers share what stands here.
 
-Engines belong to an event loop, so each loop has its own names. Work started without one (a processor's rows in a `for`
-loop) runs on the one background loop, and so shares its engines from call to call.
+Each event loop has its own names, as an engine is bound to its loop. Work without a loop of its own
+(a processor's rows in a `for` loop) runs on the background loop, and shares its engines.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ DEFAULT_APP = "default"
 class Engines:
     """The names of one event loop.
 
-    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes belongs to this registry
-    and lives until `stop`, at the latest to the end of the event loop, where its asynchronous generators are told of
-    that, as by `asyncio.run`.
+    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes belongs
+    to this registry and lives until `stop`, at the latest until the event loop ends: where its
+    asynchronous generators are closed then, as `asyncio.run` does.
     """
 
     def __init__(self) -> None:
@@ -138,10 +138,11 @@ def stop_engines(name: str | None = None) -> None:
 
 @dataclass(frozen=True)
 class EngineSource:
-    """How to come by an engine. All stages of a processor have the same source, and so the same engine.
+    """Where a processor's stages get their engine. All stages have one source, and so one engine.
 
-    `shared` is an engine object or a name; None: an engine of the processor's own, called `name`, which ends with its
-    last user. `kind`, `model` and `engine_kwargs` make it. Can be pickled, unless it holds an object.
+    `shared` is an engine object or a name. None: an engine of the processor's own, called `name`,
+    which ends with its last user. `kind`, `model` and `engine_kwargs` make it. A source can be
+    pickled, unless it holds an object.
     """
 
     kind: str
@@ -158,8 +159,8 @@ class EngineSource:
 
     @contextlib.asynccontextmanager
     async def running(self, *, apart: bool = False) -> AsyncGenerator[Supervisor, None]:
-        """The engine's supervisor, the engine started. With `apart`, an engine of the processor's
-        own is one that no other worker has.
+        """The engine's supervisor, the engine started. With `apart`, no other worker has an engine
+        of the processor's own.
         """
         names, shared, made = engines(), self.shared, False
         with names.replica(self.name) if apart else contextlib.nullcontext(0) as replica:
@@ -202,9 +203,9 @@ def engine_for(
 ) -> LLMEngine:
     """The engine a job asks for, not started yet if it is made here.
 
-    `engine` None means "simulated" for the model of that name, else "openvino"; `model` None means "demo", and "auto"
-    (the one that the server has) for "remote". `deterministic`: the same request gets the same answer.
-    Raises `ConfigError`.
+    `engine` None means "simulated" for the model of that name, else "openvino". `model` None means
+    "demo", and "auto" (the one that the server has) for "remote". `deterministic`: the same request
+    gets the same answer. Raises `ConfigError`.
     """
     if isinstance(engine, LLMEngine):
         for name, value in (

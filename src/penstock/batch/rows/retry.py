@@ -62,8 +62,8 @@ class Attempts:
         tries: Tries,
         key: Callable[[], bytes],
     ) -> T:
-        """What `ask` returns, the adapter (its name, and where it lies if that is known) having been
-        made ready for it. `key` gives the digest that names the request.
+        """What `ask` returns, with the adapter (its name, and where it lies if known) made ready.
+        `key` gives the digest that names the request.
 
         Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine,
         or `JobError` if the engine is beyond help. A death of the engine spends no attempt:
@@ -120,8 +120,8 @@ def _beyond_help(supervisor: Supervisor) -> str:
     if not isinstance(supervisor.error, EngineDeadError):
         return f"the engine died and does not start again: {supervisor.error}"
     return (
-        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least that can be asked:"
-        f" {supervisor.error}"
+        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least that"
+        f" can be asked: {supervisor.error}"
     )
 
 

@@ -50,15 +50,15 @@ class Visit:
                 async with visit:
                     ...  # ask, and return or yield the answer
 
-    `async with` waits until the request may enter the engine. The supervisor starts an engine that
-    dies meanwhile again, and the request is asked again, unless its caller has seen a part of the
-    answer (`begun`) or `again` says no. Raises `QuarantinedError` if it is proved to be the cause,
-    and the last `EngineDeadError`, or what keeps the engine from starting.
+    `async with` waits until the request may enter the engine. When the engine dies, its supervisor
+    revives it and the request is asked again, unless its caller has seen a part of the answer
+    (`begun`) or `again` says no. Raises `QuarantinedError` when the request is proved to be the
+    cause, else the last `EngineDeadError` or what keeps the engine from starting.
     """
 
     __slots__ = (
-        *("_digest", "_key", "_quarantine", "again", "answered", "begun", "entered", "generation", "group", "lived"),
-        *("number", "timer", "trusted"),
+        *("_digest", "_key", "_quarantine", "again", "answered", "begun", "entered", "generation"),
+        *("group", "lived", "number", "timer", "trusted"),
     )
 
     def __init__(self, quarantine: Quarantine, key: Callable[[], bytes], again: Callable[[], bool]) -> None:

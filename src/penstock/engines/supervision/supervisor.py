@@ -1,5 +1,7 @@
-"""One supervisor an engine, whoever holds it: a server, jobs and processors, or both. It starts the engine, starts it
-again when it dies, knows who uses it and which requests are suspects, and makes adapters ready once each.
+"""The supervisor of an engine: one for all that hold it, be they servers or jobs.
+
+It starts the engine and revives it after a death. It knows who uses the engine and which requests
+are suspects, and it makes each adapter ready once.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from penstock.errors import (
     PenstockError,
     UnsupportedError,
 )
-from penstock.types import ChatRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, RerankRequest, Sampling
+from penstock.types import (
+    ChatRequest,
+    ClassifyRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    RerankRequest,
+    Sampling,
+)
 
 Phase = Literal["cold", "loading", "ready", "asleep", "failed"]
 
@@ -34,17 +43,18 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class Policy:
-    """How an engine is held. The defaults are those of batch work, which has no time to lose and ends when the engine
-    is beyond help; a server brings its own.
+    """How an engine is held. The defaults are those of batch work; a server has its own.
 
-    `restart_delays_s`: the waits before the restarts of an engine that dies without an answer in between; when they
-    are used up it has failed. After `probe_after` such deaths a new engine is probed before anybody may use it.
-    `start_retries`: a restart that fails counts as a death; without, the engine has failed then. `retry_delays_s`: the
-    waits before a failed engine may be loaded again, after the first failure, the second, and so on.
+    `restart_delays_s` are the waits before the restarts of an engine that dies without an answer in
+    between; it has failed when they are used up. After more than `probe_after` such deaths a new
+    engine is probed before it is used. With `start_retries`, a restart that fails counts as a
+    death; without, it ends the restarts. `retry_delays_s` are the waits before a failed engine may
+    be loaded again, after the first failure, the second, and so on.
 
-    `make_room` is awaited before the engine takes memory, `free_room` is called when it has given it back;
-    `before_start` is awaited before the engine starts, `on_ready` with the engine running, before anybody may use it.
-    `on_change` is called when the phase has become "loading", "ready" or "failed", and when the last user has left.
+    `make_room` is awaited before the engine takes memory; `free_room` is called when the memory is
+    free again. `before_start` is awaited before the engine starts, `on_ready` after that, before
+    anybody uses it. `on_change` is called when the phase becomes "loading", "ready" or "failed",
+    and when the last user has left.
     """
 
     restart_delays_s: Sequence[float] = (0.0, 0.0, 0.0)
@@ -65,8 +75,9 @@ BATCH = Policy()
 class Supervisor:
     """Holds one engine, and changes its phase, one change at a time.
 
-    An engine has users (`running`) and perhaps an owner, who `load`s and `unload`s it. What is started for users ends
-    with the last of them, unless it `stays` for its owner; one that ran before stays as well.
+    An engine has users (`running`) and perhaps an owner, who calls `load` and `unload`. An engine
+    that is started for its users ends with the last of them, unless it `stays` for its owner. One
+    that ran before stays as well.
     """
 
     def __init__(self, engine: LLMEngine, policy: Policy = BATCH) -> None:
@@ -100,8 +111,9 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[LLMEngine, None]:
-        """The engine, started unless it runs, for as long as the context lasts. Raises what keeps it from starting,
-        and `ConfigError` for an engine that runs in another event loop.
+        """The engine, started unless it runs, while the context lasts.
+
+        Raises what keeps it from starting, and `ConfigError` if it runs in another event loop.
         """
         self._check_loop()
         self._users += 1
@@ -131,7 +143,7 @@ class Supervisor:
                 self._begin(self._load(found=True))
 
     async def _end(self) -> None:
-        """The last user has gone. One that comes while the engine is being stopped waits, and starts it again."""
+        """The last user has left. One that comes during the stop waits, and starts it again."""
         if self.stays:
             self.policy.on_change()
         elif self._owned:
@@ -139,8 +151,9 @@ class Supervisor:
         self._let_go()
 
     def _let_go(self) -> None:
-        """Forget what is known of an engine that nobody holds, or only a registry for the next job."""
-        if not self._users and (not self.stays or self.policy is BATCH) and self.engine.supervisor is self:
+        """The next job begins without suspects, unless a server holds the engine."""
+        held = self._users or (self.stays and self.policy is not BATCH)
+        if not held and self.engine.supervisor is self:
             self.engine.supervisor = None
 
     def _check_loop(self) -> None:
@@ -148,12 +161,14 @@ class Supervisor:
         if not self._users and self.phase in ("cold", "failed"):
             self._loop = here
         if self._loop is not here or self.engine.loop not in (None, here):
-            raise ConfigError("the engine runs in another event loop, and can only be used there", field="engine")
+            where = "the engine runs in another event loop, and can only be used there"
+            raise ConfigError(where, field="engine")
 
     # Its owner
     def load(self) -> None:
-        """Begin to load, or to wake, unless that is done or under way; `ready` waits for it. The engine stays until
-        `unload`.
+        """Begin to load, or to wake, unless that is done or under way; `ready` waits for it.
+
+        The engine stays until `unload`.
         """
         self.stays = True
         if self.engine.supervisor is None:
@@ -162,7 +177,7 @@ class Supervisor:
             self._begin(self._load())
 
     async def unload(self) -> None:
-        """Stop the engine and free its memory, now or with its last user. It may be loaded again."""
+        """Stop the engine and free its memory, now or with its last user."""
         self.stays = False
         if not self._users:
             await self._stop()
@@ -247,7 +262,8 @@ class Supervisor:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise EngineTimeoutError(f"waited {policy.start_timeout_s:g} s for {waits_for}") from None
+            waited = f"waited {policy.start_timeout_s:g} s for {waits_for}"
+            raise EngineTimeoutError(waited) from None
         self.generation += 1
         self._failures = 0
         self._settle("ready")
@@ -256,8 +272,8 @@ class Supervisor:
         with contextlib.suppress(Exception):  # what is told is the first error
             await self.engine.stop()
         self.policy.free_room()
-        delays = self.policy.retry_delays_s
-        self._retry_at = asyncio.get_running_loop().time() + delays[min(self._failures, len(delays) - 1)]
+        delays, now = self.policy.retry_delays_s, asyncio.get_running_loop().time()
+        self._retry_at = now + delays[min(self._failures, len(delays) - 1)]
         self._failures += 1
         self.error = error
         self._settle("failed")
@@ -284,7 +300,7 @@ class Supervisor:
 
     # Deaths
     async def revived(self, visit: Visit) -> bool:
-        """The engine died under a request. Whether it runs again, and the request may be asked again."""
+        """The engine died under a request. Whether a new one runs and may be asked again."""
         wanted = visit.again()
         if not wanted and not self.stays:
             self.quarantine.reopen()  # those that wait end too
@@ -295,8 +311,9 @@ class Supervisor:
         return True
 
     def revive(self, generation: int) -> bool:
-        """The engine has died: begin to start it again, unless that was done since `generation`. Whether there is, or
-        will be, a new one.
+        """The engine has died. Begin to start it again, unless that was done since `generation`.
+
+        Whether there is, or will be, a new engine.
         """
         if self.phase == "ready" and generation == self.generation:
             self._begin(self._revive())
@@ -323,7 +340,7 @@ class Supervisor:
                     return
 
     async def _prove(self) -> None:
-        """Where deaths follow one another, see whether the engine lives without its requests. Raises if it does not."""
+        """Probe an engine that dies again and again. Raises if it dies without its requests."""
         if self.deaths <= self.policy.probe_after and not self.quarantine.wants_probe:
             return
         try:
@@ -336,7 +353,7 @@ class Supervisor:
 
     # Adapters
     async def adapter(self, name: str, where: str | None = None) -> None:
-        """Make an adapter usable, once however many rows ask at a time. `where` is its directory, if that is known.
+        """Make an adapter usable, once however many rows ask. `where` is its directory, if known.
 
         Raises `ModelNotFoundError`.
         """
@@ -356,21 +373,23 @@ class Supervisor:
 
 
 def supervisor_of(engine: LLMEngine) -> Supervisor:
-    """Whoever holds the engine, else a supervisor for batch work: one for all that use it at a time."""
+    """The supervisor that holds the engine, else a new one for batch work."""
     if engine.supervisor is None:
         engine.supervisor = Supervisor(engine)
     return engine.supervisor
 
 
 async def _probe(engine: LLMEngine) -> None:
-    """Return if the engine answers the least that can be asked, well or not. Raises `EngineDeadError` if that ends it
-    too: whether it lives, where requests only see it die.
+    """Ask the engine the least that can be asked. Return if it answers, well or not.
+
+    Raises `EngineDeadError` if that ends it too.
     """
     tasks, text = engine.capabilities.tasks, "Hi"
     sampling = Sampling(max_tokens=1, temperature=0.0)
     try:
         if "completions" in tasks:
-            async with aclosing(engine.completions(CompletionRequest(text, sampling, stream=False))) as deltas:
+            completion = CompletionRequest(text, sampling, stream=False)
+            async with aclosing(engine.completions(completion)) as deltas:
                 _ = [delta async for delta in deltas]
         elif "chat" in tasks:
             chat = ChatRequest([{"role": "user", "content": text}], sampling, stream=False)

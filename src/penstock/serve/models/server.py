@@ -268,7 +268,7 @@ class LLMServer(ControlPlane):
                         yield batch
 
     def asks_again(self) -> bool:
-        """Whether a request is put to the engine again that died before the caller had seen a part of the answer."""
+        """Whether a request that has got no token is put to a new engine when the first has died."""
         return True
 
     def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
