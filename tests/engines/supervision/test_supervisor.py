@@ -99,6 +99,39 @@ async def test_what_keeps_an_engine_from_starting_is_raised_as_it_is_and_tried_a
         assert engine.starts == 2
 
 
+async def test_a_start_that_is_cancelled_from_within_holds_nobody_up():
+    engine = Counted()
+    engine.failures = [asyncio.CancelledError()]
+    with pytest.raises(EngineDeadError, match="is not loaded"):
+        async with supervisor_of(engine).running():
+            pass
+
+
+async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself():
+    engine = Counted()
+    checking, go_on = asyncio.Event(), asyncio.Event()
+    check_health = engine.check_health
+
+    async def slow():
+        checking.set()
+        await go_on.wait()
+        await check_health()
+
+    first = supervisor_of(engine).running()
+    await first.__aenter__()
+    engine.check_health = slow
+    second = supervisor_of(engine).running()
+    coming = asyncio.create_task(second.__aenter__())
+    await checking.wait()
+    leaving = asyncio.create_task(first.__aexit__(None, None, None))
+    await settle()
+    go_on.set()
+    await asyncio.gather(coming, leaving)
+    assert engine._alive
+    await second.__aexit__(None, None, None)
+    assert (engine.starts, engine._alive) == (1, False)
+
+
 async def test_a_dead_engine_is_started_once_for_all_its_requests():
     engine = Counted()
     supervisor = supervisor_of(engine)

@@ -137,6 +137,7 @@ class Supervisor:
             if self.phase == "ready":
                 self.revive(self.generation)
             else:
+                self._owned = True
                 self._begin(self._load())
         else:
             if self.phase != "ready":
@@ -174,6 +175,7 @@ class Supervisor:
         if self.engine.supervisor is None:
             self.engine.supervisor = self
         if self.phase not in ("ready", "loading"):
+            self._owned = True
             self._begin(self._load())
 
     async def unload(self) -> None:
@@ -227,7 +229,10 @@ class Supervisor:
 
     async def _settled(self) -> None:
         while self.phase == "loading" and self._task is not None:
-            await asyncio.wait([self._task])
+            task = self._task
+            await asyncio.wait([task])
+            if task is self._task and self.phase == "loading":  # cancelled from within
+                self._settle("cold")
 
     def _begin(self, change: Coroutine[Any, Any, None]) -> None:
         self.phase, self.error = "loading", None
@@ -239,7 +244,7 @@ class Supervisor:
         """Start the engine, unless it was `found` running."""
         async with self._changing:
             self.deaths = 0
-            self._owned = not found
+            self._owned |= not found
             try:
                 await self._start(_nothing if found else self.engine.start)
             except Exception as error:
@@ -275,6 +280,7 @@ class Supervisor:
         delays, now = self.policy.retry_delays_s, asyncio.get_running_loop().time()
         self._retry_at = now + delays[min(self._failures, len(delays) - 1)]
         self._failures += 1
+        self._owned = False
         self.error = error
         self._settle("failed")
 

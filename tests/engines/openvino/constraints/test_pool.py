@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+from hashlib import sha256
 
 import pytest
 
@@ -8,11 +9,14 @@ from penstock.demo import MODEL_NAME
 from penstock.engines.openvino.constraints import pool as constraints
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.model.find import find_model
+from penstock.engines.process.child import EngineProcess
 from penstock.errors import OverloadedError, RequestError
 from penstock.types import StructuredOutput
 
 GOOD = StructuredOutput("regex", "[ab]{3}")
-SLOW = StructuredOutput("json_schema", json.dumps({"enum": [f"value {n} of many, many values" for n in range(4_500)]}))
+SLOW = StructuredOutput(
+    "json_schema", json.dumps({"enum": [sha256(str(n).encode()).hexdigest() for n in range(1_500)]})
+)
 
 
 @pytest.fixture
@@ -25,6 +29,10 @@ async def tried():
 
 def pids(pool):
     return [process._process.pid for process in pool._processes]
+
+
+def exists(pid):
+    return os.path.exists(f"/proc/{pid}")
 
 
 async def test_a_constraint_becomes_a_grammar_once(tried):
@@ -45,6 +53,13 @@ async def test_each_kind_has_a_grammar(tried):
     assert all(made)
 
 
+async def test_a_refusal_names_the_part_of_the_request_that_is_at_fault(tried):
+    for param in ("response_format", "tools"):
+        with pytest.raises(RequestError) as refused:
+            await tried.grammar(StructuredOutput("regex", "(?=a)", param=param))
+        assert refused.value.param == param
+
+
 async def test_a_refusal_is_remembered(tried):
     for _ in range(2):
         with pytest.raises(RequestError, match="look-around"):
@@ -62,7 +77,7 @@ async def test_a_process_that_is_killed_is_replaced(tried):
 
 @pytest.mark.slow
 async def test_what_takes_too_much_time_is_refused(tried):
-    tried._load = tried._load.__class__(tried._load.path, 0, constraints.MEMORY_BYTES, False)
+    tried._load = tried._load.__class__(tried._load.path, 0.01, constraints.MEMORY_BYTES, False)
     with pytest.raises(RequestError, match="processor time"):
         await tried.grammar(SLOW)
     with pytest.raises(RequestError, match="processor time"):  # remembered
@@ -117,9 +132,18 @@ async def test_what_is_remembered_is_bounded(monkeypatch):
 
 async def test_a_process_that_others_leave_no_time_is_replaced_by_one_that_takes_a_share(tried, monkeypatch):
     monkeypatch.setattr(constraints, "STARVED_SECONDS", 0.05)
-    monkeypatch.setattr(constraints, "processor_seconds", lambda _: 1.0)  # as if it never got any
+    seen = []
+    monkeypatch.setattr(EngineProcess, "_cause_of_death", lambda _: "it ended")  # as if it could not be reaped yet
+
+    def as_if_it_never_got_any(pid):
+        seen.append(pid)
+        return 1.0
+
+    monkeypatch.setattr(constraints, "processor_seconds", as_if_it_never_got_any)
     assert (await tried.grammar(GOOD)).kind == "grammar"
     assert [process._yields for process in tried._processes] == [False]
+    await tried.stop()
+    assert not any(map(exists, seen))  # nor is the first one left unreaped
 
 
 async def test_a_busy_machine_is_no_fault_of_the_constraint(tried, monkeypatch):
