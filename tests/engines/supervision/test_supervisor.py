@@ -107,7 +107,7 @@ async def test_a_start_that_is_cancelled_from_within_holds_nobody_up():
             pass
 
 
-async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself():
+async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself(monkeypatch):
     engine = Counted()
     checking, go_on = asyncio.Event(), asyncio.Event()
     check_health = engine.check_health
@@ -119,7 +119,7 @@ async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer
 
     first = supervisor_of(engine).running()
     await first.__aenter__()
-    engine.check_health = slow
+    monkeypatch.setattr(engine, "check_health", slow)
     second = supervisor_of(engine).running()
     coming = asyncio.create_task(second.__aenter__())
     await checking.wait()
