@@ -114,9 +114,8 @@ class LocalModel:
     def idle_since(self) -> float | None:
         """The event loop's time since when nobody has used the loaded model; None while it is in use, or must stay."""
         server = self.server
-        used = server.supervisor.in_use or not server.admission.idle
-        idle = not self._stays and server.supervisor.phase == "ready" and not used
-        return self._idle_since if idle else None
+        used = self._stays or server.supervisor.in_use or not server.admission.idle
+        return None if used or server.supervisor.phase != "ready" else self._idle_since
 
     async def unload(self) -> None:
         """Free what the model holds. The next request loads it again."""

@@ -260,14 +260,14 @@ class LLMServer(ControlPlane):
 
     async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         """The engine's deltas."""
-        with self.supervisor.quarantine.visit(partial(digest_of, request), self.asks_again) as visit:
+        with self.supervisor.quarantine.visit(partial(digest_of, request), self._asks_again) as visit:
             while not visit.answered:
                 async with visit, aclosing(in_batches(self._answers(task, request))) as batches:
                     async for batch in batches:
                         visit.begun = True
                         yield batch
 
-    def asks_again(self) -> bool:
+    def _asks_again(self) -> bool:
         """Whether a request that has got no token is put to a new engine when the first has died."""
         return True
 
@@ -290,7 +290,7 @@ class LLMServer(ControlPlane):
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            with self.supervisor.quarantine.visit(partial(digest_of, (task, asked)), self.asks_again) as visit:
+            with self.supervisor.quarantine.visit(partial(digest_of, (task, asked)), self._asks_again) as visit:
                 while not visit.answered:
                     async with visit:
                         return await getattr(self.engine, task)(asked)

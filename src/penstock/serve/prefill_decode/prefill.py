@@ -34,8 +34,7 @@ class PrefillServer(LLMServer):
         """Compute a prompt."""
         return super().completions(msgspec.structs.replace(_clamped(request), echo=False))
 
-    def asks_again(self) -> bool:
-        """Never."""
+    def _asks_again(self) -> bool:
         return False
 
     def _check_open(self) -> None:
