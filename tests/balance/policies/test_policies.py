@@ -21,6 +21,7 @@ from penstock.errors import ConfigError
 class Replica:
     id: str
     load: int = 0
+    weight: float = 1.0
     adapters: set[str] = field(default_factory=set)
 
 

@@ -9,6 +9,7 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.errors import ConfigError, nearest
 
 POLICIES: dict[str, str] = {
+    "least_loaded": "penstock.balance.policies.least_loaded:LeastLoaded",
     "least_busy": "penstock.balance.policies.least_busy:LeastBusy",
     "round_robin": "penstock.balance.policies.round_robin:RoundRobin",
     "session_affinity": "penstock.balance.policies.session_affinity:SessionAffinity",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,8 @@ import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
+from penstock.balance.policies.base import RouteRequest, RoutingPolicy
+from penstock.balance.pool import Failover, Member, Pool
 from penstock.engines.remote.dialects import PATHS, Dialect
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.probes import probe_body
@@ -28,10 +30,14 @@ PROBE_S = 30.0
 """How long a server may take for the smallest request before it counts as ill."""
 
 
-class Upstream:
-    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running event loop."""
+class Upstream(Member):
+    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running event loop.
 
-    def __init__(self, options: UpstreamOptions, common: RemoteOptions, field: str, model: str) -> None:
+    `name` tells it from the other servers of the model.
+    """
+
+    def __init__(self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str) -> None:
+        super().__init__(name, options.weight)
         base = options.base_url.rstrip("/")
         self.options = options
         self.shown = endpoint("GET", base, field=f"{field}.base_url").shown
@@ -57,8 +63,6 @@ class Upstream:
         self.complaint = ""
         self.breaker = CircuitBreaker(common.trip_after, common.cooldown_s, asyncio.get_running_loop().time)
         self.concurrency = common.concurrency
-        self.running = 0
-        self.served = 0.0
         self._base = base
         self._common = common
         self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
@@ -93,17 +97,19 @@ class Upstream:
         return probe_body(path, self.model, self.dialect, self._common)
 
     @property
-    def load(self) -> tuple[float, float]:
-        """What ranks it: requests under way for its weight and what it bears now, then requests so far."""
-        weight = self.options.weight
-        return (self.running / (weight * self.limiter.window), self.served / weight)
+    def load(self) -> float:
+        """Requests under way for its weight, and the more for each that it cannot bear now."""
+        return self.running / self.weight * self.concurrency / self.limiter.window
+
+    def is_ready(self, now: float) -> bool:
+        return self.breaker.closed
 
 
-class Upstreams:
+class Upstreams(Pool[Upstream]):
     """All servers of a model. `patience_s` is how long a request waits while none is well."""
 
-    def __init__(self, members: Sequence[Upstream], patience_s: float) -> None:
-        self.members = list(members)
+    def __init__(self, members: Sequence[Upstream], policy: RoutingPolicy, patience_s: float) -> None:
+        super().__init__(policy, members)
         self._patience_s = patience_s
         self._changed = asyncio.Event()
         self._time = asyncio.get_running_loop().time
@@ -113,35 +119,33 @@ class Upstreams:
         self._probes: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def choose(self, avoid: set[Upstream]) -> Upstream:
-        """The least loaded server that is well, one that is not in `avoid` if there is one.
+    def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> Upstream | None:
+        if self._closed:
+            raise EngineDeadError("the remote engine is not running", suspects=False)
+        if self._some_away:
+            self._probe_where_due()
+        return super().choose(route, tried)
 
-        Raises `EngineDeadError` if none gets well in time, and when they are closed.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience_s
-        while not self._closed:
-            ready = self.members
-            if not all(one.breaker.closed for one in self.members):
-                self._probe_where_due()
-                ready = [one for one in self.members if one.breaker.closed]
-            if ready:
-                return min([one for one in ready if one not in avoid] or ready, key=lambda one: one.load)
-            remaining = deadline - loop.time()
-            if remaining <= 0:
+    async def obtain(self, failover: Failover[Upstream]) -> Upstream:
+        """The first that gets well. Raises `EngineDeadError` if none does in time, and when they are closed."""
+        while True:
+            left = failover.patience_left(self._patience_s)
+            if left <= 0:
                 raise self._none_well()
             soonest = min(one.breaker.wait_s for one in self.members)
             self._changed.clear()
             try:
-                async with asyncio.timeout(min(soonest, remaining)):
+                async with asyncio.timeout(min(soonest, left)):
                     await self._changed.wait()
             except TimeoutError:
                 pass
-        raise EngineDeadError("the remote engine is not running", suspects=False)
+            if (chosen := self.choose(failover.route)) is not None:
+                return chosen
 
-    def others_ready(self, tried: set[Upstream]) -> bool:
-        """Whether there is a server to go to at once."""
-        return any(one.breaker.closed and one not in tried for one in self.members)
+    def trip(self, upstream: Upstream) -> None:
+        """Leave a server alone until a probe finds that it is well."""
+        upstream.breaker.trip()
+        self._some_away = True
 
     @contextmanager
     def watch(self, upstream: Upstream, path: str, data: Any) -> Iterator[None]:
@@ -150,7 +154,6 @@ class Upstreams:
         """
         breaker = upstream.breaker
         upstream.running += 1
-        upstream.served += 1
         try:
             yield
             self._answered(upstream)
@@ -254,8 +257,6 @@ class Upstreams:
         return True
 
     def _answered(self, upstream: Upstream) -> None:
-        if not upstream.breaker.closed:
-            self._catch_up(upstream)
         upstream.breaker.answered()
         self._last_answer, self._has_answered = self._time(), True
         if self._next_answer is not None:
@@ -289,13 +290,9 @@ class Upstreams:
                 upstream.limiter.proven()
                 self._answered(upstream)
             upstream.breaker.probed(well)
+            self._some_away = True
             self._changed.set()
 
     def _none_well(self) -> EngineDeadError:
         said = [one.complaint or one.shown for one in self.members]
         return EngineDeadError(f"no server answers: {'; '.join(said)}", suspects=False)
-
-    def _catch_up(self, upstream: Upstream) -> None:
-        """A server that comes back starts level with the others: it need not make up for its absence."""
-        others = [one.served / one.options.weight for one in self.members if one.breaker.closed]
-        upstream.served = max(upstream.served, min(others, default=0.0) * upstream.options.weight)

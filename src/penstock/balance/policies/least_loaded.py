@@ -1,0 +1,36 @@
+"""The least loaded of all: even where there are few, and true to their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from penstock.balance.policies.base import R, RouteRequest
+
+
+class LeastLoaded:
+    """The least loaded; of several, the one whose turn it is.
+
+    Turns are those of start-time fair queuing (https://doi.org/10.1109/90.649569): each request moves a replica's turn
+    back by one over its weight, and one that was away starts level with the others.
+    """
+
+    reads_blocks = False
+
+    def __init__(self) -> None:
+        self._turns: dict[str, float] = {}
+        self._now = 0.0
+
+    def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
+        """The replica with the least to do."""
+        turns = self._turns
+        chosen = min(replicas, key=lambda replica: (replica.load, turns.get(replica.id, 0.0)))
+        self._now = max(self._now, turns.get(chosen.id, 0.0))
+        turns[chosen.id] = self._now + 1 / chosen.weight
+        return chosen
+
+    def sent(self, request: RouteRequest, replica_id: str) -> None:
+        """Nothing to learn."""
+
+    def gone(self, replica_id: str) -> None:
+        """Forget its turn."""
+        self._turns.pop(replica_id, None)
