@@ -3,9 +3,12 @@
 Importing this package loads nothing: each name below is fetched when it is first used.
 """
 
-from penstock import lazy
+from penstock import lazy, runtimes
 
 __version__ = "0.1.0"
+
+runtimes.ENGINES["ray"] = "penstock.ray.engine:RayEngine"
+runtimes.DATASETS["ray"] = "penstock.ray.data:process_dataset"
 
 TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this package
 if TYPE_CHECKING:

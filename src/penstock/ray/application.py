@@ -6,27 +6,25 @@ import inspect
 import secrets
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec.structs import asdict, replace
 from ray import serve
 from ray.serve import Application
 
+from penstock.balance.policies.from_config import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.ray.ingress import LLMIngress
 from penstock.ray.replica import LLMReplica
+from penstock.ray.router import ModelRequestRouter
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.placement import deployment_options, parallelism
+from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.handle import ModelCard
 
-if TYPE_CHECKING:
-    from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.settings import HttpSettings
-
-ROUTER = "penstock.ray.router:ModelRequestRouter"
-INGRESS = "penstock.serve.api.ingress:OpenAiIngress"
-POLICY = "penstock.balance.policies.from_config:configured_policy"
-CARD = "penstock.serve.models.handle:ModelCard"
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
 """Requests that Ray may send to a replica at once: the replica's own queue knows better how many it takes."""
@@ -94,13 +92,14 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
         deployments[config.model_id] = build_deployment(
             config, settings=args.http, mark=mark, replica_host=replica_host, front=front
         )
-    card: Any = import_object(CARD, "the model's card")
     cards = {
-        config.model_id: card(id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name})
+        config.model_id: ModelCard(
+            id=config.model_id, created=int(time.time()), metadata={"engine": config.engine_name}
+        )
         for config in args.llm_configs
     }
     ingress = dict(args.ingress_cls_config)
-    cls, extra = ingress.pop("ingress_cls", INGRESS), ingress.pop("ingress_extra_kwargs", {})
+    cls, extra = ingress.pop("ingress_cls", OpenAiIngress), ingress.pop("ingress_extra_kwargs", {})
     if ingress:
         raise ConfigError(
             f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs", field="ingress_cls_config"
@@ -150,10 +149,10 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     elif options.get("num_replicas") == "auto":
         options["autoscaling_config"] = {"target_ongoing_requests": _target(config)}
     options["max_ongoing_requests"] = UNLIMITED
-    import_object(POLICY, "request_router_config")(config)  # refuses an unknown one now rather than in the ingress
+    configured_policy(config)  # refuses an unknown one now rather than in the ingress
     router = dict(options.get("request_router_config") or {})
     router.pop("request_router_kwargs", None)
-    options["request_router_config"] = {**router, "request_router_class": ROUTER}
+    options["request_router_config"] = {**router, "request_router_class": ModelRequestRouter}
     return options
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.util
@@ -21,9 +21,7 @@ from ray.serve.exceptions import RayServeException
 from penstock.errors import EngineStartError
 from penstock.ray.application import build_application
 from penstock.serve.config.placement import cpus
-
-if TYPE_CHECKING:
-    from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.config.serving_args import LLMServingArgs
 
 APP_PREFIX = "penstock-serve-"
 INGRESS_TIMEOUT_S = 120.0

@@ -9,26 +9,26 @@ from typing import Any
 import pyarrow as pa
 from ray import serve
 
-from penstock.config import import_object
+from penstock.batch.pipeline.processor import Processor
+from penstock.batch.pipeline.row_transport import Beginning, Ending, StageProcess
+from penstock.batch.stages.serve_deployment import ServeDeploymentStage
+from penstock.batch.write.row_tables import block
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.errors import ConfigError, nearest
 from penstock.ray.data_placement import stage_options
 from penstock.ray.replicas import served_model
+from penstock.serve.rpc.grouped_calls import GroupedModel
 
-PARTS = "penstock.batch.pipeline.row_transport"
-BLOCK = "penstock.batch.write.row_tables:block"
-DEPLOYMENT_STAGE = "penstock.batch.stages.serve_deployment:ServeDeploymentStage"
-GROUPED = "penstock.serve.rpc.grouped_calls:GroupedModel"
 COLUMN = "__penstock"
 """The one column between the stages."""
 
 
-def process_dataset(processor: Any, dataset: Any) -> Any:
+def process_dataset(processor: Processor, dataset: Any) -> Any:
     """The processor's output as a Ray data set, computed when it is read. Raises `ConfigError`."""
     config = processor.config
     keep = config.should_continue_on_error
-    beginning = _part("Beginning")(processor.preprocess, keep=keep)
-    ending = _part("Ending")(processor.postprocess, keep=keep)
+    beginning = Beginning(processor.preprocess, keep=keep)
+    ending = Ending(processor.postprocess, keep=keep)
     dataset = dataset.map_batches(
         _begin, fn_kwargs={"beginning": beginning}, batch_format="pyarrow", **processor.preprocess_map_kwargs
     )
@@ -52,17 +52,17 @@ def process_dataset(processor: Any, dataset: Any) -> Any:
 
 
 class StageActor:
-    """One worker of a stage. Ray may call it several multiply at once."""
+    """One worker of a stage. Ray may call it several times at once."""
 
     def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int) -> None:
         self._stage = stage
         self._rows_per_call = rows_per_call
-        self._process: Any = _part("StageProcess")(name, stage, batch_size, keep=keep)
+        self._process = StageProcess(name, stage, batch_size, keep=keep)
         self._connecting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
         """The batch with the columns that the stage adds."""
-        if _is_deployment(self._stage):
+        if isinstance(self._stage, ServeDeploymentStage):
             if self._connecting is None:  # once, however many batches come at a time
                 self._connecting = asyncio.create_task(_connect(**_names(self._stage), most=self._rows_per_call))
             await asyncio.shield(self._connecting)
@@ -76,7 +76,7 @@ def _begin(batch: pa.Table, beginning: Any) -> pa.Table:
 def _end(batch: pa.Table, ending: Any) -> Any:
     rows = ending(batch.column(COLUMN).to_pylist())
     try:
-        return import_object(BLOCK, "the Ray Data runtime")(rows)
+        return block(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         # Ray has a way of its own with what Arrow cannot hold.
         return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
@@ -87,10 +87,6 @@ def _carried(rows: list[bytes]) -> pa.Table:
 
 
 # Models that Ray Serve serves
-def _is_deployment(stage: Any) -> bool:
-    return isinstance(stage, import_object(DEPLOYMENT_STAGE, "the serve deployment stage"))
-
-
 def _names(stage: Any) -> dict[str, str]:
     given: Mapping[str, Any] = stage.fn_constructor_kwargs
     return {"deployment": given["deployment_name"], "app": given.get("app_name") or DEFAULT_APP}
@@ -98,7 +94,7 @@ def _names(stage: Any) -> dict[str, str]:
 
 def _check_deployment(stage: Any) -> None:
     """Refuse an application or deployment that does not exist before anything runs."""
-    if not _is_deployment(stage):
+    if not isinstance(stage, ServeDeploymentStage):
         return
     names = _names(stage)
     applications = serve.status().applications
@@ -118,9 +114,4 @@ def _check_deployment(stage: Any) -> None:
 async def _connect(deployment: str, app: str, most: int) -> None:
     """Make the served model known in this process by its names, for the stage to find."""
     served = await served_model(serve.get_deployment_handle(deployment, app))
-    grouped: Any = import_object(GROUPED, "the Ray runtime's handle")
-    engines().put(deployment, grouped(served, most=most), app)
-
-
-def _part(name: str) -> Any:
-    return import_object(f"{PARTS}:{name}", "the Ray Data runtime")
+    engines().put(deployment, GroupedModel(served, most=most), app)

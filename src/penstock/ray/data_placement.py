@@ -7,12 +7,12 @@ from typing import Any
 
 import ray.data
 
-from penstock.config import import_object, parse_options
+from penstock.batch.stages.engine import EngineStage
+from penstock.config import parse_options
 from penstock.errors import ConfigError
 from penstock.llm_config import PlacementGroupConfig
 from penstock.serve.config.placement import configured_bundles, merged
 
-ENGINE_STAGE = "penstock.batch.stages.engine:EngineStage"
 CONCURRENT_BATCHES = 8
 """Batches that an actor works on at once, so that a slow row holds up only its own."""
 _OPTIONS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
@@ -30,7 +30,7 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     if config.accelerator_type is not None:
         options["accelerator_type"] = config.accelerator_type
     placement = getattr(config, "placement_group_config", None)
-    if placement is not None and isinstance(stage, import_object(ENGINE_STAGE, "the engine's stage")):
+    if placement is not None and isinstance(stage, EngineStage):
         if config.resources_per_bundle:
             raise ConfigError("say resources here or in resources_per_bundle, not both", field="placement_group_config")
         options |= _of_workers(placement, config.engine_kwargs)

@@ -14,7 +14,6 @@ import msgspec
 import ray
 from ray import serve
 
-from penstock.config import import_object
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
@@ -23,6 +22,7 @@ from penstock.ray.application import NAME_PREFIX, build_deployment
 from penstock.ray.cluster import connect, new_application
 from penstock.ray.replicas import served_model
 from penstock.serve.config.placement import cpus
+from penstock.serve.config.settings import HttpSettings
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -34,7 +34,6 @@ from penstock.types import (
     Scores,
 )
 
-SETTINGS = "penstock.serve.config.settings:HttpSettings"
 MODEL_ID = "model"
 APP_PREFIX = "penstock-job-"
 POLL_S = 0.2
@@ -100,8 +99,7 @@ class RayEngine(LLMEngine):
 
     def _deploy(self) -> Any:
         host = "127.0.0.1" if self._own_cluster else None
-        settings: Any = import_object(SETTINGS, "the replicas' limits")
-        application = build_deployment(self._config, settings=settings(), replica_host=host)
+        application = build_deployment(self._config, settings=HttpSettings(), replica_host=host)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled")
         self._app = new_application(APP_PREFIX)

@@ -16,11 +16,10 @@ from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.ray.replicas import RayReplicas
 from penstock.ray.state import ClusterStore, cluster_secret
-
-MODEL = "penstock.serve.replicas.model:RemoteModel"
-SERVER = "penstock.serve.http.server:HttpServer"
-LISTEN = "penstock.serve.http.server:listen"
-ADDRESS = "penstock.serve.http.server:address"
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.http.server import HttpServer, address, listen as listening_socket
+from penstock.serve.models.handle import ModelCard
+from penstock.serve.replicas.model import RemoteModel
 
 
 class AtRoot:
@@ -47,20 +46,19 @@ class LLMIngress:
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self,
         llm_deployments: Mapping[str, DeploymentHandle[Any]],
-        model_cards: Mapping[str, Any],
+        model_cards: Mapping[str, ModelCard],
         lora_paths: Mapping[str, str],
         *,
         llm_configs: list[LLMConfig],
         ingress_cls: Any,
         ingress_extra_kwargs: Mapping[str, Any],
         mark: str,
-        settings: Any,
+        settings: HttpSettings,
         listen: tuple[str, int] | None,
     ) -> None:
-        model: Any = import_object(MODEL, "the Ray runtime's handle")
         secret = await cluster_secret()
         models = {
-            config.model_id: model(
+            config.model_id: RemoteModel(
                 config,
                 RayReplicas(llm_deployments[config.model_id], config.model_id),
                 key=secret,
@@ -70,13 +68,13 @@ class LLMIngress:
         }
         cls: Any = import_object(ingress_cls, "ingress_cls") if isinstance(ingress_cls, str) else ingress_cls
         self._own_app = cls(models, model_cards, lora_paths, settings=settings, **ingress_extra_kwargs)
-        self._front: Any = None
+        self._front: HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._url = ""
         if listen is not None:
-            listening = import_object(LISTEN, "listen")(*listen, shared=True)
-            self._url = import_object(ADDRESS, "listen")(listening)
-            self._front = import_object(SERVER, "listen")(self._own_app, listening)
+            listening = listening_socket(*listen, shared=True)
+            self._url = address(listening)
+            self._front = HttpServer(self._own_app, listening)
             self._serving = asyncio.create_task(self._front.run([], signals=False))
         collect_seldom_from_now()
 
@@ -90,6 +88,6 @@ class LLMIngress:
     async def __del__(self) -> None:
         """Ray awaits this when it stops the ingress."""
         serving, self._serving = getattr(self, "_serving", None), None
-        if serving is not None:
+        if serving is not None and self._front is not None:
             self._front.stop()
             await asyncio.wait([serving])

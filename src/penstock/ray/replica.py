@@ -8,17 +8,16 @@ import ray.util
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from penstock.config import import_object
 from penstock.engines.base import Capabilities
 from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.ray.replicas import METADATA, RayReplicas
 from penstock.ray.state import ClusterStore, cluster_secret
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.prefill_decode.decode import DecodeServer
+from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.replicas.replica import ReplicaServer
 
-SERVER = "penstock.serve.replicas.replica:ReplicaServer"
-"""What runs in a replica. Named rather than imported: a runtime places what it is handed, and knows no server."""
-
-MODEL = "penstock.serve.replicas.model:RemoteModel"
 ONGOING = "running_requests"
 """The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
 
@@ -34,15 +33,14 @@ class LLMReplica:
         llm_config: LLMConfig,
         *,
         mark: str,
-        settings: Any,
+        settings: HttpSettings,
         host: str | None = None,
         front: tuple[str, int] | None = None,
         prefill: DeploymentHandle[Any] | None = None,
     ) -> None:
         self._llm_config, self._mark = llm_config, mark
         secret = await cluster_secret()
-        server: Any = import_object(SERVER, "the Ray runtime's server")
-        self._server = server(
+        self._server = ReplicaServer(
             llm_config,
             replica_id=serve.get_replica_context().replica_tag,
             host=host or ray.util.get_node_ip_address(),
@@ -52,11 +50,13 @@ class LLMReplica:
             front=front,
         )
         if prefill is not None:
-            model: Any = import_object(MODEL, "the Ray runtime's prefill side")
             replicas = RayReplicas(prefill, llm_config.model_id)
             # Both sides are one model to operators, so what is asked of it is kept once.
             store = ClusterStore(mark, llm_config.model_id)
-            self._server.server.prefill = model(llm_config.prefill_config, replicas, key=secret, desired=store)
+            decode, config = self._server.server, llm_config.prefill_config
+            assert isinstance(decode, DecodeServer)
+            assert config is not None
+            decode.prefill = RemoteModel(config, replicas, key=secret, desired=store)
         await self._server.start()
         collect_seldom_from_now()
 
@@ -77,7 +77,7 @@ class LLMReplica:
 
     async def capabilities(self) -> Capabilities:
         """What the engine can do."""
-        return self._server.server.engine.capabilities  # type: ignore[no-any-return]
+        return self._server.server.engine.capabilities
 
     async def check_health(self) -> None:
         """Raise if Ray should replace the replica."""

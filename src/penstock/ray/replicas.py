@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from penstock.config import import_object
 from penstock.errors import EngineStartError, OverloadedError
 from penstock.ray.state import ClusterStore, cluster_secret
+from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas.model import RemoteModel
 
-if TYPE_CHECKING:
-    from penstock.serve.replicas.info import ReplicaInfo
-
-MODEL = "penstock.serve.replicas.model:RemoteModel"
-INFO = "penstock.serve.replicas.info:ReplicaInfo"
 METADATA = "penstock"
 """The key under which a replica publishes its address."""
 
@@ -61,16 +57,14 @@ class RayReplicas:
             raise EngineStartError(f"Ray Serve could not deploy '{self._model_id}'; `serve status` says why") from None
 
 
-async def served_model(handle: DeploymentHandle[Any]) -> Any:
+async def served_model(handle: DeploymentHandle[Any]) -> RemoteModel:
     """A deployed model as a handle of ours, for the event loop of the caller. Asks one replica, and so starts one where
     there is none.
     """
     config, mark = await handle.connection.remote()
-    model: Any = import_object(MODEL, "the Ray runtime's handle")
     replicas = RayReplicas(handle, config.model_id)
-    return model(config, replicas, key=await cluster_secret(), desired=ClusterStore(mark, config.model_id))
+    return RemoteModel(config, replicas, key=await cluster_secret(), desired=ClusterStore(mark, config.model_id))
 
 
 def _info(replica_id: str, metadata: dict[str, Any]) -> ReplicaInfo:
-    info: ReplicaInfo = import_object(INFO, "the replica's address")(id=replica_id, **metadata[METADATA])
-    return info
+    return ReplicaInfo(id=replica_id, **metadata[METADATA])

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any
 from urllib.parse import quote
 
 import msgspec
 from ray.experimental import internal_kv
 
-from penstock.config import import_object
+from penstock.serve.replicas.desired_state import DesiredState
 
-STATE = "penstock.serve.replicas.desired_state:DesiredState"
 NAMESPACE = b"penstock"
 SECRET = b"secret"
 KEPT = 64
@@ -42,22 +40,21 @@ class ClusterStore:
 
     def __init__(self, mark: str, model_id: str) -> None:
         self._prefix = f"{mark}/{quote(model_id, safe='')}/"
-        self._form: Any = import_object(STATE, "the desired state")
 
-    async def load(self) -> Any:
+    async def load(self) -> DesiredState:
         """What was saved last."""
         return await asyncio.to_thread(self._load)
 
-    async def save(self, state: Any) -> bool:
+    async def save(self, state: DesiredState) -> bool:
         """Append a state. False if another one has its version."""
         return await asyncio.to_thread(self._save, state)
 
-    def _load(self) -> Any:
+    def _load(self) -> DesiredState:
         keys = internal_kv._internal_kv_list(self._prefix, namespace=NAMESPACE)
         data = internal_kv._internal_kv_get(max(keys), namespace=NAMESPACE) if keys else None
-        return self._form() if data is None else msgspec.json.decode(data, type=self._form)
+        return DesiredState() if data is None else msgspec.json.decode(data, type=DesiredState)
 
-    def _save(self, state: Any) -> bool:
+    def _save(self, state: DesiredState) -> bool:
         taken = internal_kv._internal_kv_put(
             self._key(state.version), msgspec.json.encode(state), False, namespace=NAMESPACE
         )

@@ -10,8 +10,7 @@ if TYPE_CHECKING:
         LoraConfig as LoraConfig,
         ModelLoadingConfig as ModelLoadingConfig,
     )
-    from penstock.serve.api.ingress import OpenAiIngress as OpenAiIngress
-    from penstock.serve.config.builders import (
+    from penstock.ray.builders import (
         build_dev_openai_app as build_dev_openai_app,
         build_dp_deployment as build_dp_deployment,
         build_dp_openai_app as build_dp_openai_app,
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
         build_pd_openai_app as build_pd_openai_app,
         served_model as served_model,
     )
+    from penstock.serve.api.ingress import OpenAiIngress as OpenAiIngress
     from penstock.serve.config.pd_serving_args import PDServingArgs as PDServingArgs
     from penstock.serve.config.serving_args import LLMServingArgs as LLMServingArgs
     from penstock.serve.config.serving_files import load_serving_args as load_serving_args
@@ -36,7 +36,7 @@ else:
         {
             "penstock.llm_config": ("CloudMirrorConfig", "LLMConfig", "LoraConfig", "ModelLoadingConfig"),
             "penstock.serve.api.ingress": ("OpenAiIngress",),
-            "penstock.serve.config.builders": (
+            "penstock.ray.builders": (
                 "build_dev_openai_app",
                 "build_dp_deployment",
                 "build_dp_openai_app",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from penstock import background, lazy
+from penstock import background, runtimes
 from penstock.batch.job import option_checks as choices
 from penstock.batch.job.execution import Plan, execute
 from penstock.batch.job.interrupts import Interrupts, JobInterrupted
@@ -353,9 +353,8 @@ class Job:
             raise ConfigError("an engine object is in this process, and no replica on Ray", field="engine")
         if self.adapter is not None and os.path.isdir(self.adapter):
             engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
-        ray_engine = lazy.require("penstock.ray.engine", needed_by="The Ray runtime")
-        on_ray: LLMEngine = ray_engine.RayEngine(engine, self.replicas)
-        return on_ray
+        replicated: LLMEngine = runtimes.load(runtimes.ENGINES, self.runtime)(engine, self.replicas)
+        return replicated
 
     def _check_choices(self) -> None:
         choices.check(self)

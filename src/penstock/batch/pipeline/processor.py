@@ -8,17 +8,14 @@ from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, overload
 
+from penstock import runtimes
 from penstock.batch.pipeline.configs import ProcessorConfig
 from penstock.batch.pipeline.map_kwargs import workers
 from penstock.batch.pipeline.processor_rows import ProcessorRows, RowFunction
 from penstock.batch.pipeline.stream import RowStream
 from penstock.batch.read.base import HasRows
 from penstock.batch.stages.base import StatefulStage, check_stage
-from penstock.config import import_object
 from penstock.errors import ConfigError, UnknownStageError, nearest
-
-RAY_DATA = "penstock.ray.data:process_dataset"
-"""What runs a processor over a Ray data set: named, as only that file may import Ray."""
 
 Listed = Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
 Rows = str | PathLike[str] | Listed | HasRows
@@ -79,8 +76,8 @@ class Processor:
         for name, stage in self.stages.items():  # they may have been changed since they were made
             check_stage(stage)
             workers(stage.map_batches_kwargs, name)
-        if type(dataset).__module__.partition(".")[0] == "ray":
-            return import_object(RAY_DATA, "the Ray Data runtime")(self, dataset)
+        if (elsewhere := runtimes.runtime_of(dataset)) is not None:
+            return runtimes.load(runtimes.DATASETS, elsewhere)(self, dataset)
         return RowStream(self, dataset, order=order)
 
     def list_stage_names(self) -> list[str]:

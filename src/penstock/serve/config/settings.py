@@ -14,7 +14,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     """How much one request, and all together, may ask for. None is no limit.
 
     `max_prompt_chars` spares the tokenizer texts that no model takes; the model's context is the finer limit.
-    `max_choices` bounds `n` multiply the prompts of a request. `max_inflight` counts requests whose body is there.
+    `max_choices` bounds `n` times the prompts of a request. `max_inflight` counts requests whose body is there.
     The head of a request must be there within `head_timeout_s`, its body within `body_timeout_s` plus a second
     for each 8 KiB that have come.
     """

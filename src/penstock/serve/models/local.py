@@ -18,8 +18,7 @@ from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelState
-from penstock.serve.models.local_runtime import MemoryBudget
-from penstock.serve.models.memory import memory_estimate
+from penstock.serve.models.memory import MemoryBudget, memory_estimate
 from penstock.serve.models.server import LLMServer
 from penstock.types import (
     ChatRequest,

@@ -2,79 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from penstock.config import import_object
-from penstock.errors import ConfigError, EngineStartError
+from penstock.errors import ConfigError
 from penstock.llm_config import DeploymentConfig, LLMConfig
-
-if TYPE_CHECKING:
-    from penstock.serve.models.handle import ModelHandle
-
-HANDLE = "penstock.serve.models.local:LocalModel"
-"""What stands for a model here. Named rather than imported: a runtime places what it is handed, and knows no server."""
+from penstock.serve.models.handle import ModelHandle
+from penstock.serve.models.local import LocalModel
+from penstock.serve.models.memory import MemoryBudget
 
 _SET_BY_CLUSTERS = ("accelerator_type", "accelerator_config", "placement_group_config", "runtime_env")
 _log = logging.getLogger(__name__)
-
-
-class Resident(Protocol):
-    """Something that takes memory while it is loaded."""
-
-    @property
-    def idle_since(self) -> float | None:
-        """The event loop's time since when nobody has used it; None while it is in use, or must stay."""
-
-    async def unload(self) -> None:
-        """Give the memory back."""
-
-
-class MemoryBudget:
-    """How much the loaded models may take together, by estimate. `total` is in bytes; None is no limit."""
-
-    def __init__(self, total: int | None = None) -> None:
-        self.total = total
-        self._held: dict[Resident, int] = {}
-        self._acquiring = asyncio.Lock()
-        self._changed = asyncio.Event()
-
-    @property
-    def used(self) -> int:
-        """Bytes that are taken or promised."""
-        return sum(self._held.values())
-
-    async def acquire(self, resident: Resident, size: int) -> None:
-        """Make room for `size` bytes: unload the least recently used idle residents, or wait until there is one.
-
-        Raises `EngineStartError` if it does not fit even alone.
-        """
-        if resident in self._held:  # not behind the lock, whose holder may be waiting for just this one to become idle
-            return
-        if self.total is not None and size > self.total:
-            raise EngineStartError(f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB")
-        async with self._acquiring:
-            while self.total is not None and self.used + size > self.total:
-                idle = [(since, other) for other in self._held if (since := other.idle_since) is not None]
-                if idle:
-                    await min(idle, key=lambda pair: pair[0])[1].unload()
-                else:
-                    self._changed.clear()
-                    await self._changed.wait()
-            self._held[resident] = size
-
-    def release(self, resident: Resident) -> None:
-        """The resident has given its memory back."""
-        self._held.pop(resident, None)
-        self._changed.set()
-
-    def notify(self) -> None:
-        """A resident has become idle."""
-        self._changed.set()
 
 
 _READ = frozenset(
@@ -110,7 +50,6 @@ def build_local_handles(
     what a model takes is an estimate (`model_size.memory_estimate`), and nothing is measured. Fields that one process
     cannot honour are named in a warning. Raises `ConfigError`, `MissingExtraError`.
     """
-    handle = import_object(HANDLE, "the local runtime's handle")
     budget = MemoryBudget(memory_budget_bytes)
     handles: dict[str, ModelHandle] = {}
     for config in configs:
@@ -121,7 +60,7 @@ def build_local_handles(
                 value=config.model_id,
             )
         try:
-            handles[config.model_id] = handle(config, budget)
+            handles[config.model_id] = LocalModel(config, budget)
         except ConfigError as error:
             raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
         for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):

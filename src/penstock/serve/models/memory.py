@@ -1,19 +1,21 @@
-"""How much memory a model takes, by what its files say: the size of its weights, and a token of its KV cache.
+"""Memory: what a model takes, estimated from its files, and what all models together may take.
 
-Nothing is loaded and nothing is downloaded: a model of a hub is known only if it lies in the cache already.
+An estimate loads and downloads nothing: a model of a hub is known only if it is in the cache.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from penstock import demo
+from penstock.errors import EngineStartError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.placement import parallelism
 
@@ -25,6 +27,60 @@ _BYTES = {
 }
 _NO_MODEL = frozenset({"simulated", "remote"})
 """Engines that hold none."""
+
+
+class Resident(Protocol):
+    """Something that takes memory while it is loaded."""
+
+    @property
+    def idle_since(self) -> float | None:
+        """The event loop's time since when nobody has used it; None while it is in use, or must stay."""
+
+    async def unload(self) -> None:
+        """Give the memory back."""
+
+
+class MemoryBudget:
+    """How much the loaded models may take together, by estimate. `total` is in bytes; None is no limit."""
+
+    def __init__(self, total: int | None = None) -> None:
+        self.total = total
+        self._held: dict[Resident, int] = {}
+        self._acquiring = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    @property
+    def used(self) -> int:
+        """Bytes that are taken or promised."""
+        return sum(self._held.values())
+
+    async def acquire(self, resident: Resident, size: int) -> None:
+        """Make room for `size` bytes: unload the least recently used idle residents, or wait until there is one.
+
+        Raises `EngineStartError` if it does not fit even alone.
+        """
+        if resident in self._held:  # not behind the lock, whose holder may be waiting for just this one to become idle
+            return
+        if self.total is not None and size > self.total:
+            raise EngineStartError(f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB")
+        async with self._acquiring:
+            while self.total is not None and self.used + size > self.total:
+                idle = [(since, other) for other in self._held if (since := other.idle_since) is not None]
+                if idle:
+                    await min(idle, key=lambda pair: pair[0])[1].unload()
+                else:
+                    self._changed.clear()
+                    await self._changed.wait()
+            self._held[resident] = size
+
+    def release(self, resident: Resident) -> None:
+        """The resident has given its memory back."""
+        self._held.pop(resident, None)
+        self._changed.set()
+
+    def notify(self) -> None:
+        """A resident has become idle."""
+        self._changed.set()
 
 
 class ModelSize(Struct, frozen=True):
