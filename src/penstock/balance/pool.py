@@ -1,4 +1,4 @@
-"""Several that answer the same (replicas, upstream servers, ranks): which takes a request, and which if that one fails."""
+"""Chooses between several that answer the same: replicas, upstream servers, ranks."""
 
 from __future__ import annotations
 
@@ -45,14 +45,13 @@ class Pool(Generic[M]):
 
     def __init__(self, policy: RoutingPolicy, members: Iterable[M] = ()) -> None:
         self.policy = policy
-        self.members = tuple(members)
+        self.members = self._ready = tuple(members)
         self._some_away = False
-        self._ready: tuple[M, ...] = ()
 
     def route(self, prompt: bytes, *, session: str = "", adapter: str = "") -> RouteRequest:
         """What the policy needs to know of a request."""
         blocks = byte_blocks(prompt) if prompt and self.policy.reads_blocks else ()
-        if adapter:
+        if adapter and blocks:
             blocks = [hash((adapter, block)) for block in blocks]
         return RouteRequest(session, adapter, blocks)
 
@@ -63,7 +62,7 @@ class Pool(Generic[M]):
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
         """The policy's choice of the members that are ready and not in `tried`; None if there is none."""
-        ready = self.ready(tried) if tried or self._some_away else self.members
+        ready = self.ready(tried) if tried or self._some_away else self._ready
         if len(ready) < 2:
             return ready[0] if ready else None
         return self.policy.choose(route, ready)
@@ -80,8 +79,7 @@ class Pool(Generic[M]):
             self._some_away = len(ready) < len(self.members)
             if ready != self._ready:
                 self._ready = ready
-        ready = self._ready if self._some_away else self.members
-        return tuple([member for member in ready if member.id not in tried]) if tried else ready
+        return tuple([one for one in self._ready if one.id not in tried]) if tried else self._ready
 
     def avoid(self, member: M, seconds: float) -> None:
         """Let no request go to a member for a while."""
@@ -91,6 +89,7 @@ class Pool(Generic[M]):
     def replace(self, members: Iterable[M]) -> list[M]:
         """These are the members now. Gives those that are gone."""
         before, self.members = self.members, tuple(members)
+        self._ready, self._some_away = self.members, True
         left = {member.id for member in self.members}
         gone = [member for member in before if member.id not in left]
         for member in gone:

@@ -42,8 +42,9 @@ class _Rank(Member):
 class EngineGroup(LLMEngine):
     """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the model.
 
-    A request goes to the rank that has the fewest, or that `policy` chooses. All start or none does; when one of them has died, the group has
-    died, and whoever starts it again starts all of it. What is asked of the engine itself is asked of every rank.
+    A request goes to the rank that `policy` chooses, the least loaded if it is not given. All start
+    or none does; when one of them has died, the group has died, and whoever starts it again starts
+    all of it. What is asked of the engine itself is asked of every rank.
     """
 
     def __init__(self, ranks: Sequence[LLMEngine], policy: RoutingPolicy | None = None) -> None:

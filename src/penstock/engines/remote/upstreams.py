@@ -13,9 +13,8 @@ from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.pool import Failover, Member, Pool
-from penstock.engines.remote.dialects import PATHS, Dialect
+from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
-from penstock.engines.remote.probes import probe_body
 from penstock.engines.remote.refusals import is_no_route, is_too_long
 from penstock.errors import EngineDeadError, EngineStartError, EngineTimeoutError, PenstockError, UpstreamError
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
@@ -94,7 +93,19 @@ class Upstream(Member):
             raise error
 
     def _probe_body(self, path: str) -> dict[str, Any] | None:
-        return probe_body(path, self.model, self.dialect, self._common)
+        """The body that asks a path for as little as there is; None where it is not known."""
+        options, text = self._common, "Hi"
+        limit: dict[str, Any] = {options.max_tokens_field: 1}
+        bodies: dict[str, dict[str, Any]] = {
+            "/chat/completions": {"messages": [{"role": "user", "content": text}], **limit, **options.extra_body},
+            "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
+            "/embeddings": {"input": [text]},
+            "/score": score_body(self.dialect, text, [text]),
+            "/rerank": {"query": text, "documents": [text]},
+            "//classify": {"input": [text]},
+        }
+        body = bodies.get(path)
+        return None if body is None else spoken(self.dialect, {"model": self.model, **body})
 
     @property
     def load(self) -> float:
