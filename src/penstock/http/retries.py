@@ -10,7 +10,7 @@ from typing import Annotated, ParamSpec, TypeVar
 
 from msgspec import Meta, Struct
 
-from penstock.balance.backoff import backoff
+from penstock.balance.retry import backoff
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")

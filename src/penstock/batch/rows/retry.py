@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
-from penstock.balance.backoff import backoff
+from penstock.balance.retry import Retry
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.requests import EngineForm
@@ -20,8 +20,6 @@ from penstock.errors import EngineDeadError, EngineError, JobError, PenstockErro
 LONGEST_PAUSE = 5.0
 ROW_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("row_limit", default=None)
 """The limit on the row's time, if it has one. It stands still while the row waits for an engine that others killed."""
-PATIENCE = 60.0
-"""In seconds. A failure that names a longer pause is not waited out: the row is an error row that can be retried."""
 
 T = TypeVar("T")
 
@@ -52,8 +50,7 @@ class Attempts:
         self._policy = policy or ErrorPolicy("keep")
         self._is_ending = is_ending
         self._keeper = keeper
-        self._most = most
-        self._pause = pause
+        self._retry = Retry(most=most, first_s=pause, longest_s=LONGEST_PAUSE)
 
     async def answer(
         self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries, key: Callable[[], bytes]
@@ -92,10 +89,10 @@ class Attempts:
                     failure = EngineError(told(error))
                 attempts += 1
                 keeper.progressed()  # it lives
-                given_up = attempts >= self._most or (failure.retry_after or 0.0) > PATIENCE
-                if given_up or self._is_ending() or not self._policy.retries(failure):
+                pause = self._retry.pause(failure, attempts)
+                if pause is None or self._is_ending() or not self._policy.retries(failure):
                     raise failure
-                await asyncio.sleep(self._pause_after(attempts, failure))
+                await asyncio.sleep(pause)
 
     async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None) -> T:
         if adapter is not None:
@@ -103,10 +100,6 @@ class Attempts:
         answer = await ask()
         self._keeper.progressed()
         return answer
-
-    def _pause_after(self, attempts: int, failure: PenstockError) -> float:
-        pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
-        return max(pause, failure.retry_after or 0.0)
 
 
 class _RowClock:
