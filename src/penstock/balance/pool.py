@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from penstock.balance.policies.base import RouteRequest, RoutingPolicy
+from penstock.balance.policies.base import ANYWHERE, RouteRequest, RoutingPolicy
 from penstock.balance.policies.prefix_tree import byte_blocks
 from penstock.types import ChatRequest, CompletionRequest
 
@@ -57,8 +57,10 @@ class Pool(Generic[M]):
 
     def route_of(self, request: Any) -> RouteRequest:
         """As `route`, of a request in the neutral types."""
-        prompt = prompt_of(request) if self.policy.reads_blocks else b""
-        return self.route(prompt, adapter=getattr(request, "adapter", None) or "")
+        adapter = getattr(request, "adapter", None) or ""
+        if self.policy.reads_blocks:
+            return self.route(prompt_of(request), adapter=adapter)
+        return RouteRequest(adapter=adapter) if adapter else ANYWHERE
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
         """The policy's choice of the members that are ready and not in `tried`; None if there is none."""

@@ -22,10 +22,13 @@ class LeastLoaded:
 
     def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
         """The replica with the least to do."""
-        turns = self._turns
-        chosen = min(replicas, key=lambda replica: (replica.load, turns.get(replica.id, 0.0)))
-        self._now = max(self._now, turns.get(chosen.id, 0.0))
-        turns[chosen.id] = self._now + 1 / chosen.weight
+        chosen, least, first = replicas[0], float("inf"), float("inf")
+        for replica in replicas:
+            load, turn = replica.load, self._turns.get(replica.id, 0.0)
+            if load < least or (load == least and turn < first):
+                chosen, least, first = replica, load, turn
+        self._now = max(self._now, first)
+        self._turns[chosen.id] = self._now + 1 / chosen.weight
         return chosen
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:
