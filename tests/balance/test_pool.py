@@ -18,7 +18,7 @@ LONG = "x" * 600
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, which the test sets."""
     now = [0.0]
-    monkeypatch.setattr("penstock.balance.pool.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("penstock.balance.pool._now", lambda: now[0])
     return now
 
 
@@ -67,7 +67,7 @@ def test_the_ready_ones_are_the_same_sequence_until_that_changes(clock: list[flo
     assert pool.ready() is pool.ready()
 
 
-def test_those_that_are_gone_are_forgotten() -> None:
+def test_those_that_are_gone_are_forgotten(clock: list[float]) -> None:
     forgotten: list[str] = []
 
     class Forgetting(RoundRobin):

@@ -69,3 +69,6 @@ def test_a_pause_beyond_the_patience_ends_it_and_so_does_the_last_attempt():
     retry = Retry(most=3, first_s=1, longest_s=8)
     assert retry.pause(OverloadedError("busy", 61.0), 1) is None
     assert retry.pause(ValueError(), 3) is None
+    failure = OverloadedError("busy", 1.0)
+    failure.given_up = True
+    assert retry.pause(failure, 1) is None

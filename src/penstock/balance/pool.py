@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import Collection, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -33,7 +33,7 @@ class Member:
         return self.running / self.weight
 
     def is_ready(self, now: float) -> bool:
-        """Whether requests may go there. `now` is of `time.monotonic`."""
+        """Whether requests may go there. `now` is a time of the event loop."""
         return self.avoided_until <= now
 
 
@@ -76,7 +76,7 @@ class Pool(Generic[M]):
     def ready(self, tried: Collection[str] = ()) -> tuple[M, ...]:
         """The members to which requests may go, without those in `tried`; the same tuple until that changes."""
         if self._some_away:
-            now = time.monotonic()
+            now = _now()
             ready = tuple([member for member in self.members if member.is_ready(now)])
             self._some_away = len(ready) < len(self.members)
             if ready != self._ready:
@@ -85,7 +85,7 @@ class Pool(Generic[M]):
 
     def avoid(self, member: M, seconds: float) -> None:
         """Let no request go to a member for a while."""
-        member.avoided_until = time.monotonic() + seconds
+        member.avoided_until = _now() + seconds
         self._some_away = True
 
     def replace(self, members: Iterable[M]) -> list[M]:
@@ -121,10 +121,14 @@ class Failover(Generic[M]):
 
     def patience_left(self, seconds: float) -> float:
         """How much is left of so many seconds, which begin with the request's first wait."""
-        now = time.monotonic()
+        now = _now()
         if self._waits_since is None:
             self._waits_since = now
         return max(self._waits_since + seconds - now, 0.0)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def prompt_of(request: Any) -> bytes:

@@ -9,9 +9,9 @@ from typing import TypeVar
 
 from msgspec import Struct
 
+from penstock.balance.pauses import patience
+
 T = TypeVar("T")
-PATIENCE_S = 60.0
-"""A pause that is longer is not waited out."""
 _DOUBLINGS = 60
 
 
@@ -23,14 +23,13 @@ class Retry(Struct, frozen=True, kw_only=True):
     longest_s: float
 
     def pause(self, failure: Exception, attempts: int) -> float | None:
-        """Seconds until the next attempt after so many that failed; None for no more. A pause that the failure names
-        (`retry_after`) is kept, or ends the attempts where it is longer than the patience.
+        """Seconds until the next attempt after so many that failed; None for no more: they were enough, or the failure
+        names a pause that is longer than the patience, or was given up already.
         """
-        named: float | None = getattr(failure, "retry_after", None)
-        if attempts >= self.most or (named or 0.0) > PATIENCE_S:
+        named = getattr(failure, "retry_after", None) or 0.0
+        if attempts >= self.most or named > patience() or getattr(failure, "given_up", False):
             return None
-        wait = backoff(attempts, first=self.first_s, longest=self.longest_s)
-        return wait if named is None else max(named, 0.1 * wait)
+        return wait_after(failure, attempts, first=self.first_s, longest=self.longest_s)
 
     async def run(self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]) -> T:
         """What `attempt` gives in the end. Raises the last failure, or the first that does not pass."""
@@ -44,6 +43,13 @@ class Retry(Struct, frozen=True, kw_only=True):
                 if pause is None:
                     raise
             await asyncio.sleep(pause)
+
+
+def wait_after(failure: Exception, failures: int, *, first: float, longest: float) -> float:
+    """Seconds to wait after so many failures: the back-off, or the pause that the last one names (`retry_after`)."""
+    wait = backoff(failures, first=first, longest=longest)
+    named: float | None = getattr(failure, "retry_after", None)
+    return wait if named is None else max(named, 0.1 * wait)
 
 
 def backoff(failures: int, *, first: float, longest: float) -> float:

@@ -89,7 +89,7 @@ class Attempts:
                     failure = EngineError(told(error))
                 attempts += 1
                 keeper.progressed()  # it lives
-                pause = self._retry.pause(failure, attempts)
+                pause = self._retry.pause(failure, attempts)  # None where the row can be retried later
                 if pause is None or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(pause)
