@@ -12,8 +12,6 @@ from penstock.balance.policies.base import ANYWHERE, RouteRequest, RoutingPolicy
 from penstock.balance.policies.prefix_tree import byte_blocks
 from penstock.types import ChatRequest, CompletionRequest
 
-_json = msgspec.json.Encoder().encode
-
 
 class Member:
     """One of a pool. Keeps `penstock.balance.policies.base.Replica`.
@@ -63,18 +61,21 @@ class Pool(Generic[M]):
         return RouteRequest(adapter=adapter) if adapter else ANYWHERE
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
-        """The policy's choice of the members that are ready and not in `tried`; None if there is none."""
+        """The policy's choice of the ready members that are not in `tried`; None if there is none."""
         ready = self.ready(tried) if tried or self._some_away else self._ready
         if len(ready) < 2:
             return ready[0] if ready else None
         return self.policy.choose(route, ready)
 
     async def obtain(self, failover: Failover[M]) -> M:
-        """Wait for a member where none is ready that has not failed the request. Raises what ends the wait."""
+        """Wait for a member where all that are ready have failed. Raises what ends the wait."""
         raise NotImplementedError
 
     def ready(self, tried: Collection[str] = ()) -> tuple[M, ...]:
-        """The members to which requests may go, without those in `tried`; the same tuple until that changes."""
+        """The members to which requests may go, without those in `tried`.
+
+        It is the same tuple until that changes: policies derive what they know of it once.
+        """
         if self._some_away:
             now = _now()
             ready = tuple([member for member in self.members if member.is_ready(now)])
@@ -132,9 +133,11 @@ def _now() -> float:
 
 
 def prompt_of(request: Any) -> bytes:
-    """What a policy is to read of a request: its prompt in JSON, as it stands in a body of OpenAI's. A packed request
-    will not do, since there the length of a prompt comes before it: prompts that begin alike would not.
+    """A policy reads a request's prompt in JSON, as it stands in a body of OpenAI's.
+
+    A packed request will not do: there the length of a prompt comes before it, so that prompts
+    that begin alike would not.
     """
     if isinstance(request, ChatRequest):
-        return _json(request.messages)
-    return _json(request.prompt) if isinstance(request, CompletionRequest) else b""
+        return msgspec.json.encode(request.messages)
+    return msgspec.json.encode(request.prompt) if isinstance(request, CompletionRequest) else b""

@@ -23,8 +23,10 @@ class Retry(Struct, frozen=True, kw_only=True):
     longest_s: float
 
     def pause(self, failure: Exception, attempts: int) -> float | None:
-        """Seconds until the next attempt after so many that failed; None for no more: they were enough, or the failure
-        names a pause that is longer than the patience, or was given up already.
+        """Seconds until the next attempt after so many that failed.
+
+        None for no more: they were enough, the failure names a pause that is longer than the
+        patience, or it was given up already.
         """
         named = getattr(failure, "retry_after", None) or 0.0
         if attempts >= self.most or named > patience() or getattr(failure, "given_up", False):
@@ -32,7 +34,7 @@ class Retry(Struct, frozen=True, kw_only=True):
         return wait_after(failure, attempts, first=self.first_s, longest=self.longest_s)
 
     async def run(self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]) -> T:
-        """What `attempt` gives in the end. Raises the last failure, or the first that does not pass."""
+        """What `attempt` gives in the end. Raises the last failure, or the first not to pass."""
         attempts = 0
         while True:
             try:
@@ -46,16 +48,16 @@ class Retry(Struct, frozen=True, kw_only=True):
 
 
 def wait_after(failure: Exception, failures: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after so many failures: the back-off, or the pause that the last one names (`retry_after`)."""
+    """Seconds to wait after so many failures: the back-off, or what the last one names."""
     wait = backoff(failures, first=first, longest=longest)
     named: float | None = getattr(failure, "retry_after", None)
     return wait if named is None else max(named, 0.1 * wait)
 
 
 def backoff(failures: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after so many failures in a row (1 or more): `first`, doubled with each, up to `longest`.
+    """Seconds to wait after so many failures in a row: `first`, doubled each time up to `longest`.
 
-    Up to half of it is taken off at random, so that those who have failed together do not come back together.
+    Jitter takes off up to half of it, so that those who failed at once do not come back at once.
     """
     whole: float = min(first * 2.0 ** min(failures - 1, _DOUBLINGS), longest)
     return whole * random.uniform(0.5, 1.0)

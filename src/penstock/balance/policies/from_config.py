@@ -21,11 +21,7 @@ FIELD = "deployment_config.request_router_config"
 
 def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> RoutingPolicy:
     """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
-    name = _name(config, default)
-    try:
-        return make_policy(name)
-    except ConfigError as error:
-        raise ConfigError(str(error), field=f"{FIELD}.request_router_class", value=name) from None
+    return make_policy(_name(config, default), f"{FIELD}.request_router_class")
 
 
 def reads_caches(config: LLMConfig) -> bool:

@@ -10,8 +10,8 @@ from penstock.balance.policies.base import R, RouteRequest
 class LeastLoaded:
     """The least loaded; of several, the one whose turn it is.
 
-    Turns are those of start-time fair queuing (https://doi.org/10.1109/90.649569): each request moves a replica's turn
-    back by one over its weight, and one that was away starts level with the others.
+    Turns follow start-time fair queuing (https://doi.org/10.1109/90.649569): each request moves a
+    replica's turn back by one over its weight, and one that was away starts level with the others.
     """
 
     reads_blocks = False

@@ -19,11 +19,16 @@ POLICIES: dict[str, str] = {
 DEFAULT_POLICY = "prefix_aware"
 
 
-def make_policy(name: str = DEFAULT_POLICY) -> RoutingPolicy:
-    """A new policy by its name; all of them prefer replicas that hold the adapter asked for. Raises `ConfigError`."""
+def make_policy(name: str = DEFAULT_POLICY, field: str = "") -> RoutingPolicy:
+    """A new policy by its name; all of them prefer replicas that hold the adapter asked for.
+
+    Raises `ConfigError` for `field`.
+    """
     try:
         module, _, attribute = POLICIES[name].partition(":")
     except KeyError:
-        raise ConfigError(f"unknown routing policy '{name}'", value=name, hint=nearest(name, POLICIES)) from None
+        raise ConfigError(
+            f"unknown routing policy '{name}'", field=field, value=name, hint=nearest(name, POLICIES)
+        ) from None
     policy: RoutingPolicy = getattr(import_module(module), attribute)()
     return AdapterPreference(policy)

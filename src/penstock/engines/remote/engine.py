@@ -252,7 +252,7 @@ class RemoteEngine(LLMEngine):
             reader = answers.StreamReader(request.n, to.shown, forward=forward)
             stream = AnswerStream(held, pieces, reader, upstream, tokens)
             await stream.begin()
-            upstreams.well(upstream)
+            upstreams.answered(upstream)
             stream.held = held.pop_all()
             return stream
 

@@ -75,22 +75,18 @@ class Upstream(Member):
             known = self._endpoints[path] = endpoint(method, base + path_there)
         return known
 
-    def can_probe(self, path: str) -> bool:
-        """Whether the smallest request to a path is known."""
-        return self._probe_body(path) is not None
-
     async def probe(self, path: str) -> None:
         """Send the smallest request to a path, or ask for the models where none is known. Raises `UpstreamError`,
         `EngineTimeoutError`.
         """
-        body = self._probe_body(path)
+        body = self.probe_body(path)
         to = self.to("/models", "GET") if body is None else self.to(path)
         data = None if body is None else msgspec.json.encode(body)
         reply = await self.client.send(to, self._probe_limiter, data=data)
         if (error := error_inside(reply.body, to.shown)) is not None:
             raise error
 
-    def _probe_body(self, path: str) -> dict[str, Any] | None:
+    def probe_body(self, path: str) -> dict[str, Any] | None:
         """The body that asks a path for as little as there is; None where it is not known."""
         options, text = self._common, "Hi"
         limit: dict[str, Any] = {options.max_tokens_field: 1}
@@ -127,8 +123,7 @@ class Upstreams(Pool[Upstream]):
         self._refused_s = refused_s
         self._changed = asyncio.Event()
         self._time = asyncio.get_running_loop().time
-        self._last_answer = self._time()  # or the beginning
-        self._has_answered = False
+        self._last_answer = float("-inf")
         self._next_answer: asyncio.Future[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -170,7 +165,7 @@ class Upstreams(Pool[Upstream]):
         upstream.running += 1
         try:
             yield
-            self._answered(upstream)
+            self.answered(upstream)
         except (UpstreamError, EngineTimeoutError) as error:
             if isinstance(error, UpstreamError):
                 upstream.client.without_keys(error, upstream.to(path))
@@ -181,7 +176,7 @@ class Upstreams(Pool[Upstream]):
             elif self.is_failure(error):
                 breaker.failed(hash(data) if isinstance(data, bytes) else id(data))
             elif not is_throttling(error):
-                self._answered(upstream)
+                self.answered(upstream)
             if breaker.probe_due:
                 upstream.suspected_path = path
                 self._probe_where_due()
@@ -190,9 +185,13 @@ class Upstreams(Pool[Upstream]):
             upstream.running -= 1
             self._changed.set()
 
-    def well(self, upstream: Upstream) -> None:
-        """Its answer has begun to come: that proves it, long before the answer ends."""
-        self._answered(upstream)
+    def answered(self, upstream: Upstream) -> None:
+        """Its answer has begun to come: that proves it well, long before the answer ends."""
+        upstream.breaker.answered()
+        self._last_answer = self._time()
+        if self._next_answer is not None:
+            self._next_answer.set_result(None)
+            self._next_answer = None
         self._changed.set()
 
     async def pause(self, error: Exception, seconds: float) -> None:
@@ -203,7 +202,7 @@ class Upstreams(Pool[Upstream]):
             await asyncio.sleep(seconds)
             return
         await asyncio.sleep(seconds / 10)
-        if self._has_answered and self._time() < self._last_answer + LATELY_S:
+        if self._time() < self._last_answer + LATELY_S:
             return
         if self._next_answer is None:
             self._next_answer = asyncio.get_running_loop().create_future()
@@ -240,26 +239,25 @@ class Upstreams(Pool[Upstream]):
 
     def check(self) -> None:
         """Raise `EngineDeadError` if no server is well."""
-        if all(not one.breaker.closed for one in self.members):
+        if not self.ready():
             raise self._none_well()
 
     @property
     def doubted_path(self) -> str | None:
         """Where to ask before anything else is asked of servers none of which is well; None if one is."""
-        ill = [one.suspected_path for one in self.members if not one.breaker.closed]
-        return ill[0] if len(ill) == len(self.members) else None
+        return None if self.ready() else self.members[0].suspected_path
 
     async def prove(self, path: str) -> None:
         """Probe all servers there. Raises `EngineStartError` if none is well."""
         for one in self.members:
             one.suspected_path = path
         await asyncio.gather(*(self._probe(one) for one in self.members))
-        if all(not one.breaker.closed for one in self.members):
+        if not self.ready():
             raise EngineStartError(str(self._none_well()))
 
     async def has_route(self, upstream: Upstream, path: str) -> bool | None:
         """Whether the server has a path at all, as the smallest request there finds out; None if there is none."""
-        if not upstream.can_probe(path):
+        if upstream.probe_body(path) is None:
             return None
         try:
             await upstream.probe(path)
@@ -268,13 +266,6 @@ class Upstreams(Pool[Upstream]):
         except PenstockError:
             pass
         return True
-
-    def _answered(self, upstream: Upstream) -> None:
-        upstream.breaker.answered()
-        self._last_answer, self._has_answered = self._time(), True
-        if self._next_answer is not None:
-            self._next_answer.set_result(None)
-            self._next_answer = None
 
     def _probe_where_due(self) -> None:
         for one in self.members:
@@ -301,7 +292,7 @@ class Upstreams(Pool[Upstream]):
         finally:
             if well:
                 upstream.limiter.proven()
-                self._answered(upstream)
+                self.answered(upstream)
             upstream.breaker.probed(well)
             self._some_away = True
             self._changed.set()
