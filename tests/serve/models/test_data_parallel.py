@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from penstock.balance.policies.least_loaded import LeastLoaded
+from penstock.balance.policies.prefix_aware import PrefixAware
 from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError
@@ -45,6 +47,15 @@ def test_ranks_are_engines_of_their_own(server):
     assert isinstance(server.engine, EngineGroup)
     assert [type(rank) for rank in server.engine.ranks] == [SimulatedEngine] * 3
     assert "data_parallel_size" not in server.engine.ranks[0].engine_kwargs
+
+
+def test_the_policy_that_is_named_chooses_the_rank():
+    def policy(**deployment):
+        group: Any = DPServer(config(deployment_config=deployment)).engine
+        return type(group._pool.policy.policy)
+
+    assert policy() is LeastLoaded
+    assert policy(request_router_config={"request_router_class": "PrefixCacheAffinityRouter"}) is PrefixAware
 
 
 def test_wrong_options_of_a_rank_are_named():

@@ -159,7 +159,7 @@ class TestChoosing:
         streams = [one.model.chat(ChatRequest([{"role": "user", "content": "x"}])) for _ in range(4)]
         for stream in streams:
             await anext(stream)
-        assert [replica.sent for replica in one.model.pool.current()] == [2, 2]
+        assert [replica.running for replica in one.model.pool.current()] == [2, 2]
         assert one.model.state().running == 4
         for stream in streams:
             await stream.aclose()

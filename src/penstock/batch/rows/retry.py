@@ -8,8 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
-from penstock.balance.backoff import backoff
-from penstock.balance.pauses import PATIENCE_S
+from penstock.balance.retry import Retry
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.requests import EngineForm
@@ -51,8 +50,7 @@ class Attempts:
         self._policy = policy or ErrorPolicy("keep")
         self._is_ending = is_ending
         self._supervisor = supervisor
-        self._most = most
-        self._pause = pause
+        self._retry = Retry(most=most, first_s=pause, longest_s=LONGEST_PAUSE)
 
     async def answer(
         self,
@@ -102,18 +100,13 @@ class Attempts:
                 if isinstance(failure, EngineDeadError):
                     raise failure
                 attempts += 1
-                too_long = (failure.retry_after or 0.0) > PATIENCE_S  # its row can be retried later
-                given_up = attempts >= self._most or failure.given_up or too_long
-                if given_up or self._is_ending() or not self._policy.retries(failure):
+                pause = self._retry.pause(failure, attempts)  # None where the row can be retried later
+                if pause is None or self._is_ending() or not self._policy.retries(failure):
                     raise failure
-                await asyncio.sleep(self._pause_after(attempts, failure))
+                await asyncio.sleep(pause)
 
     def _goes_on(self) -> bool:
         return not self._is_ending()
-
-    def _pause_after(self, attempts: int, failure: PenstockError) -> float:
-        pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
-        return max(pause, failure.retry_after or 0.0)
 
 
 def _beyond_help(supervisor: Supervisor) -> str:

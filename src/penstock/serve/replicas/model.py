@@ -92,7 +92,7 @@ class RemoteModel:
             name = "ready"
         else:
             name = "loading" if pool.waiting or stays else "cold"
-        running = sum(replica.sent for replica in replicas)
+        running = sum(replica.running for replica in replicas)
         return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
 
     async def engine_metrics(self) -> dict[str, float]:
@@ -168,7 +168,7 @@ class RemoteModel:
     # Calls
     async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
         body = calls.pack(request)
-        route = self.pool.route(calls.prompt_of(request), adapter=request.adapter or "")
+        route = self.pool.route_of(request)
         frames = calls.FrameReader()
         try:
             async with self.pool.ask(calls.PATH + task, [("x-request-id", request.request_id)], body, route) as reply:

@@ -42,7 +42,6 @@ RETURNING: dict[str, tuple[type, Any]] = {
 """Tasks that answer once: the forms of their requests and results."""
 
 pack = msgspec.msgpack.Encoder().encode
-_json = msgspec.json.Encoder().encode
 _LENGTH = 4
 
 
@@ -60,15 +59,6 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 
 
 _decoder = msgspec.msgpack.Decoder(Step | CallError)
-
-
-def prompt_of(request: Any) -> bytes:
-    """What a router is to read of a request: its prompt in JSON, as it stands in a body of OpenAI's. A packed request
-    will not do, since there the length of a prompt comes before it: prompts that begin alike would not.
-    """
-    if isinstance(request, ChatRequest):
-        return _json(request.messages)
-    return _json(request.prompt) if isinstance(request, CompletionRequest) else b""
 
 
 def framed(message: Any) -> bytes:
