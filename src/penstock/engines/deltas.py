@@ -1,6 +1,8 @@
-"""The deltas of one request on their way up: one by one for whoever reads them, in batches between our own layers.
+"""The deltas of one request on their way up: one by one for whoever reads them, in batches between
+our own layers.
 
-What an engine has ready together travels together, so a layer costs a request once a step and not once a token.
+What an engine has ready together travels together, so a layer costs a request once a step and not
+once a token.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ from penstock.types import Delta
 
 
 class Deltas(Protocol):
-    """What `chat` and `completions` return. An asynchronous generator of deltas is one; closing it aborts the request.
+    """What `chat` and `completions` return. An asynchronous generator of deltas is one; closing it
+    aborts the request.
 
     An error of the request is raised by the iteration, after the deltas that came before it.
     """
@@ -47,7 +50,9 @@ class BatchedDeltas:
 
 
 def in_batches(deltas: Deltas) -> AsyncGenerator[list[Delta], None]:
-    """The same deltas, those that are ready together in one list; closing the generator closes them."""
+    """The same deltas, those that are ready together in one list; closing the generator closes
+    them.
+    """
     return deltas.batches if isinstance(deltas, BatchedDeltas) else _singly(deltas)
 
 

@@ -40,7 +40,8 @@ class _Rank(Member):
 
 
 class EngineGroup(LLMEngine):
-    """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the model.
+    """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the
+    model.
 
     A request goes to the rank that `policy` chooses, the least loaded if it is not given. All start
     or none does; when one of them has died, the group has died, and whoever starts it again starts
@@ -49,11 +50,15 @@ class EngineGroup(LLMEngine):
 
     def __init__(self, ranks: Sequence[LLMEngine], policy: RoutingPolicy | None = None) -> None:
         first = ranks[0]
-        super().__init__(first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters)
+        super().__init__(
+            first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters
+        )
         self.name = first.name  # type: ignore[misc]  # the group is called as its members are
         self.deterministic = first.deterministic
         self.ranks = list(ranks)
-        self._pool = Pool(policy or LeastLoaded(), [_Rank(str(number), rank) for number, rank in enumerate(ranks)])
+        self._pool = Pool(
+            policy or LeastLoaded(), [_Rank(str(number), rank) for number, rank in enumerate(ranks)]
+        )
 
     @property
     def deciding_kwargs(self) -> dict[str, Any]:
@@ -78,7 +83,9 @@ class EngineGroup(LLMEngine):
             await self.stop()
             raise
         each = [rank.capabilities for rank in self.ranks]
-        self.capabilities = msgspec.structs.replace(each[0], max_concurrency=sum(one.max_concurrency for one in each))
+        self.capabilities = msgspec.structs.replace(
+            each[0], max_concurrency=sum(one.max_concurrency for one in each)
+        )
 
     async def stop(self) -> None:
         await self._all(lambda rank: rank.stop())
@@ -93,7 +100,9 @@ class EngineGroup(LLMEngine):
     def completions(self, request: CompletionRequest) -> Deltas:
         return BatchedDeltas(self._generate(request, lambda rank: rank.completions(request)))
 
-    async def _generate(self, request: Any, ask: Callable[[LLMEngine], Deltas]) -> AsyncGenerator[list[Delta], None]:
+    async def _generate(
+        self, request: Any, ask: Callable[[LLMEngine], Deltas]
+    ) -> AsyncGenerator[list[Delta], None]:
         with self._rank_for(request) as rank:
             async with aclosing(in_batches(ask(rank))) as batches:
                 async for batch in batches:

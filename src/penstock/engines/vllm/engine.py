@@ -1,4 +1,6 @@
-"""The vLLM engine as Penstock sees it. Constructing it checks its options; vLLM is imported when it starts."""
+"""The vLLM engine as Penstock sees it. Constructing it checks its options; vLLM is imported when it
+starts.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,9 @@ _NOT_RUNNING = "the vllm engine is not running"
 
 
 class VLLMEngine(TokenEngine):
-    """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's own engine arguments, and those of its server's that
-    concern requests (`tool_call_parser`, `enable_auto_tool_choice`, `chat_template` …).
+    """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's own engine arguments, and those of
+    its server's that concern requests (`tool_call_parser`, `enable_auto_tool_choice`,
+    `chat_template` …).
     """
 
     name: ClassVar[str] = "vllm"
@@ -99,12 +102,15 @@ class VLLMEngine(TokenEngine):
         options.check_version()
         environment.set_defaults(self.options)
         loop = asyncio.get_running_loop()
-        # Importing vLLM and starting it take seconds each: in a thread, so that others are served meanwhile.
+        # Importing vLLM and starting it take seconds each: in a thread, so that others are served
+        # meanwhile.
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
         model = huggingface.model_for(self.model_source)
         given, setup = self.options, None
         if self.connector is not None:
-            given, setup = await loop.run_in_executor(None, kv_cache.set_up, self.connector, self.options, self.site)
+            given, setup = await loop.run_in_executor(
+                None, kv_cache.set_up, self.connector, self.options, self.site
+            )
             self._setup = setup
         blocks = self.cached_blocks
         counts = Counts() if setup is not None or blocks is not None else None
@@ -113,7 +119,9 @@ class VLLMEngine(TokenEngine):
             variables |= environment.BATCH_INVARIANT
         try:
             front = await _in_thread(
-                module.Starting(model, given, variables, tells_blocks=blocks is not None, counts=counts)
+                module.Starting(
+                    model, given, variables, tells_blocks=blocks is not None, counts=counts
+                )
             )
             try:
                 running: Running = await module.Running.open(front, self.model_source, blocks)
@@ -128,7 +136,10 @@ class VLLMEngine(TokenEngine):
         self.identity = setup.identity if setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
-        if running.prompts is not None and (template := running.prompts.text_template()) is not None:
+        if (
+            running.prompts is not None
+            and (template := running.prompts.text_template()) is not None
+        ):
             self.template = template
         self._running = running
         self.loop = loop
@@ -138,7 +149,9 @@ class VLLMEngine(TokenEngine):
         self.loop = None
         if running is None:
             return
-        self._why_dead = "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
+        self._why_dead = (
+            "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
+        )
         running.front.fail_requests()
         if running.events is not None:
             await running.events.close()
@@ -177,7 +190,11 @@ class VLLMEngine(TokenEngine):
         module = import_module("penstock.engines.vllm.running")
         return await self._ask(
             lambda running: module.embed(
-                running.front, running.prompts, request.inputs, request.dimensions, _id(request.request_id)
+                running.front,
+                running.prompts,
+                request.inputs,
+                request.dimensions,
+                _id(request.request_id),
             )
         )
 
@@ -185,7 +202,9 @@ class VLLMEngine(TokenEngine):
         self._check_running_task("classify")
         module = import_module("penstock.engines.vllm.running")
         return await self._ask(
-            lambda running: module.classify(running.front, running.prompts, request.inputs, _id(request.request_id))
+            lambda running: module.classify(
+                running.front, running.prompts, request.inputs, _id(request.request_id)
+            )
         )
 
     async def rerank(self, request: RerankRequest) -> Scores:
@@ -203,13 +222,21 @@ class VLLMEngine(TokenEngine):
             "response_format": "verbose_json" if request.timestamps else "json",
         }
         given = {name: str(value) for name, value in fields.items() if value is not None}
-        path = "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
-        answer = await self._ask(lambda running: running.native.post_file(path, request.audio, given))
+        path = (
+            "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
+        )
+        answer = await self._ask(
+            lambda running: running.native.post_file(path, request.audio, given)
+        )
         segments = answer.get("segments")
         return Transcription(
             answer["text"],
             _usage(answer),
-            None if segments is None else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
+            (
+                None
+                if segments is None
+                else tuple(msgspec.convert(segments, list[TranscriptionSegment]))
+            ),
             answer.get("language"),
             None if answer.get("duration") is None else float(answer["duration"]),
         )
@@ -239,7 +266,9 @@ class VLLMEngine(TokenEngine):
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None
-        ids: list[int] | None = import_module("penstock.engines.vllm.running").token_ids(prepared.prompt)
+        ids: list[int] | None = import_module("penstock.engines.vllm.running").token_ids(
+            prepared.prompt
+        )
         return ids
 
     def tell_cached_blocks(self) -> bool:
@@ -255,7 +284,9 @@ class VLLMEngine(TokenEngine):
         self._check_adapter_files(name, path)
         self._alive()
         if not self.capabilities.adapters:
-            raise self._unsupported("LoRA adapters unless it is started with engine_kwargs.enable_lora")
+            raise self._unsupported(
+                "LoRA adapters unless it is started with engine_kwargs.enable_lora"
+            )
         await self._ask(lambda running: running.adapters.add(name, os.path.abspath(path)))
         self.adapters[name] = path
 
@@ -267,7 +298,9 @@ class VLLMEngine(TokenEngine):
     # Control
     async def sleep(self, level: int = 1) -> None:
         if not self.options.engine.get("enable_sleep_mode"):
-            raise self._unsupported("sleep unless it is started with engine_kwargs.enable_sleep_mode")
+            raise self._unsupported(
+                "sleep unless it is started with engine_kwargs.enable_sleep_mode"
+            )
         await self._ask(lambda running: running.llm.sleep(level))
 
     async def wakeup(self) -> None:
@@ -291,7 +324,8 @@ class VLLMEngine(TokenEngine):
         if await self._ask(lambda running: running.llm.reset_prefix_cache()) is False:
             raise EngineError("vLLM does not reset its prefix cache while requests use it")
         if self.cached_blocks is not None:
-            self.cached_blocks.clear()  # vLLM tells of it with its next step, for which an idle engine has no reason
+            # VLLM tells of it with its next step, for which an idle engine has no reason.
+            self.cached_blocks.clear()
 
     async def start_profile(self) -> None:
         self._check_profiler()
@@ -305,7 +339,9 @@ class VLLMEngine(TokenEngine):
         self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return await self._ask(
-            lambda running: running.llm.collective_rpc(method, args=tuple(args), kwargs=dict(kwargs or {}))
+            lambda running: running.llm.collective_rpc(
+                method, args=tuple(args), kwargs=dict(kwargs or {})
+            )
         )
 
     def build_asgi_app(self) -> Any:
@@ -344,7 +380,9 @@ class VLLMEngine(TokenEngine):
                 async for output in outputs:
                     begun = True
                     if deltas := maker.deltas(output):
-                        yield deltas if translate is None else [translate(delta) for delta in deltas]
+                        yield (
+                            deltas if translate is None else [translate(delta) for delta in deltas]
+                        )
         except PenstockError:
             raise
         except Exception as error:
@@ -365,10 +403,13 @@ class VLLMEngine(TokenEngine):
             forced = sampling.structured is not request.sampling.structured
             if not forced and not running.takes_tools(request.chat_template):
                 raise RequestError(
-                    "this model's chat template shows it no tools; a call can only be required (tool_choice)",
+                    "this model's chat template shows it no tools; a call can only be required"
+                    " (tool_choice)",
                     param="tools",
                 )
-            reader = ToolCallReader(_id(request.request_id), bare=forced, one_call=not request.parallel_tool_calls)
+            reader = ToolCallReader(
+                _id(request.request_id), bare=forced, one_call=not request.parallel_tool_calls
+            )
             prepared.translate = reader.translate
         return prepared
 
@@ -379,7 +420,11 @@ class VLLMEngine(TokenEngine):
         request = with_seed(request) if self.deterministic else request
         prepared = await running.prepare_completion(request)
         if request.echo:
-            text = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
+            text = (
+                request.prompt
+                if isinstance(request.prompt, str)
+                else await self.detokenize(request.prompt)
+            )
             prepared.translate = _Echo(text)
         return prepared
 
@@ -392,7 +437,9 @@ class VLLMEngine(TokenEngine):
         return running
 
     async def _ask(self, call: Callable[[Running], Awaitable[T]]) -> T:
-        """Ask vLLM for something that it answers once. Does not wait for an answer that will not come."""
+        """Ask vLLM for something that it answers once. Does not wait for an answer that will not
+        come.
+        """
         running = self._alive()
         died = running.front.died
         assert died is not None
@@ -401,10 +448,13 @@ class VLLMEngine(TokenEngine):
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                raise EngineDeadError(self._why_dead if self._running is not running else running.front.why_dead())
+                raise EngineDeadError(
+                    self._why_dead if self._running is not running else running.front.why_dead()
+                )
             return asked.result()
         except PenstockError as error:
-            if isinstance(error, EngineError) and not running.front.alive:  # as vLLM's own application tells a death
+            # As vLLM's own application tells a death.
+            if isinstance(error, EngineError) and not running.front.alive:
                 raise EngineDeadError(running.front.why_dead()) from None
             raise
         except Exception as error:
@@ -426,12 +476,15 @@ class VLLMEngine(TokenEngine):
         most = self.options.engine.get("max_lora_rank", 16)
         if rank > most:
             raise ModelNotFoundError(
-                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"
+                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
+                param="model",
             )
 
     def _check_profiler(self) -> None:
         if not self.options.engine.get("profiler_config"):
-            raise UnsupportedError(f"the {self.name} engine profiles when engine_kwargs.profiler_config is set")
+            raise UnsupportedError(
+                f"the {self.name} engine profiles when engine_kwargs.profiler_config is set"
+            )
 
 
 class _Echo:

@@ -1,4 +1,6 @@
-"""vLLM's own HTTP application around a running engine, for what it serves best, and for those who want it whole."""
+"""vLLM's own HTTP application around a running engine, for what it serves best, and for those who
+want it whole.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from typing import Any
 
 from penstock.engines.vllm.faults import one_line
 from penstock.engines.vllm.front import Front
-from penstock.engines.vllm.library import FlexibleArgumentParser, build_app, init_app_state, make_arg_parser
+from penstock.engines.vllm.library import (
+    FlexibleArgumentParser,
+    build_app,
+    init_app_state,
+    make_arg_parser,
+)
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 
 Scope = dict[str, Any]
@@ -35,7 +42,8 @@ class NativeApp:
                 tasks = await self._front.llm.get_supported_tasks()
                 app = build_app(args, tasks, self._front.llm.model_config)
                 await init_app_state(self._front.llm, app.state, args, tasks)
-                app.state.server = SimpleNamespace()  # vLLM tells it to exit when the engine has died
+                # VLLM tells it to exit when the engine has died.
+                app.state.server = SimpleNamespace()
                 self._app = app
         return self._app.state
 
@@ -45,16 +53,23 @@ class NativeApp:
 
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Post JSON. Raises what the error that comes back stands for."""
-        return await self._post(path, "application/json", json.dumps({"model": self._name, **body}).encode())
+        return await self._post(
+            path, "application/json", json.dumps({"model": self._name, **body}).encode()
+        )
 
     async def post_file(self, path: str, file: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
         """Post a form with a file, named "file"."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="'
         parts = [
-            f'{head}{name}"\r\n\r\n{value}\r\n'.encode() for name, value in {"model": self._name, **fields}.items()
+            f'{head}{name}"\r\n\r\n{value}\r\n'.encode()
+            for name, value in {"model": self._name, **fields}.items()
         ]
-        parts += [f'{head}file"; filename="audio"\r\n\r\n'.encode(), file, f"\r\n--{boundary}--\r\n".encode()]
+        parts += [
+            f'{head}file"; filename="audio"\r\n\r\n'.encode(),
+            file,
+            f"\r\n--{boundary}--\r\n".encode(),
+        ]
         return await self._post(path, f"multipart/form-data; boundary={boundary}", b"".join(parts))
 
     async def _post(self, path: str, content_type: str, body: bytes) -> dict[str, Any]:
@@ -68,7 +83,10 @@ class NativeApp:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())],
+            "headers": [
+                (b"content-type", content_type.encode()),
+                (b"content-length", str(len(body)).encode()),
+            ],
             "client": None,
             "server": None,
         }

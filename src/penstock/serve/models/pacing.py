@@ -1,9 +1,9 @@
 """Between an engine that produces tokens and a caller who takes them at a pace of its own.
 
-`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a later one an interval
-after the last that left; what has come by the time it may leave is joined into one delta. `DeltaStream` is one
-request's stream: with an interval it reads ahead of the caller and joins, without one it hands on; and it can be held
-and aborted.
+`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a
+later one an interval after the last that left; what has come by the time it may leave is joined
+into one delta. `DeltaStream` is one request's stream: with an interval it reads ahead of the caller
+and joins, without one it hands on; and it can be held and aborted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from penstock.types import Delta, TokenLogprob, Usage
 
 
 class Coalescer:
-    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady clock."""
+    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady
+    clock.
+    """
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
@@ -74,7 +76,9 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. `answers` is how many answers the request has."""
+    """One request's deltas on their way to its caller. `answers` is how many answers the request
+    has.
+    """
 
     def __init__(
         self,
@@ -94,7 +98,8 @@ class DeltaStream:
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
-        self._reader: asyncio.Task[Any] | None = None  # the task that waits for the source, while it does
+        # The task that waits for the source, while it does.
+        self._reader: asyncio.Task[Any] | None = None
         self._interrupted: asyncio.Task[Any] | None = None
 
     def abort(self) -> None:
@@ -122,13 +127,15 @@ class DeltaStream:
         await self._ended.wait()
 
     def batches(self) -> AsyncGenerator[list[Delta], None]:
-        """The deltas, those that may leave together in one list. Closing it early closes the source, and waits for
-        that.
+        """The deltas, those that may leave together in one list. Closing it early closes the
+        source, and waits for that.
         """
         return self._joined() if self._interval_s else self._handed_on()
 
     async def _handed_on(self) -> AsyncGenerator[list[Delta], None]:
-        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost every step a switch."""
+        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost
+        every step a switch.
+        """
         kept: list[Delta] = []
         async with aclosing(self._read()) as source:
             async for batch in source:
@@ -147,7 +154,9 @@ class DeltaStream:
             yield rest
 
     async def _joined(self) -> AsyncGenerator[list[Delta], None]:
-        """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
+        """Deltas joined by the interval. A task reads them, so that they are there when their time
+        has come.
+        """
         reading = asyncio.create_task(self._read_ahead())
         try:
             while self._held or not self._ended.is_set():

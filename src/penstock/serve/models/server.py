@@ -1,4 +1,6 @@
-"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is here, in order."""
+"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is
+here, in order.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,17 @@ from penstock.types import (
 )
 
 EXTRA_IN_FLIGHT = 1.1
-"""Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
+"""Requests given to an engine, relative to those it works on at once: the next must be at hand when
+one ends.
+"""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Waits before the successive restarts of an engine that dies without finishing a request in between; when they are
-used up it has failed.
+"""Waits before the successive restarts of an engine that dies without finishing a request in
+between; when they are used up it has failed.
 """
 RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Waits before a failed engine may be tried again, after the first failure, the second, and so on."""
+"""Waits before a failed engine may be tried again, after the first failure, the second, and so
+on.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -63,11 +69,13 @@ async def _no_room_needed() -> None:
 
 
 class LLMServer(ControlPlane):
-    """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it, `await stop()`.
+    """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it,
+    `await stop()`.
 
-    `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server that is not loaded
-    loads it, and waits. `make_room` is awaited before the engine takes memory and `free_room` is called after it gave
-    it back; `on_idle` is called when the last request has left. Raises `ConfigError` or `MissingExtraError`.
+    `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server
+    that is not loaded loads it, and waits. `make_room` is awaited before the engine takes memory
+    and `free_room` is called after it gave it back; `on_idle` is called when the last request has
+    left. Raises `ConfigError` or `MissingExtraError`.
     """
 
     role: ClassVar[Role] = "both"
@@ -110,17 +118,23 @@ class LLMServer(ControlPlane):
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
-        """The engine of a server with this configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
+        """The engine of a server with this configuration, not started. Raises `ConfigError`,
+        `MissingExtraError`.
+        """
         return make_engine(llm_config)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
-        """Options for a runtime that deploys this server: resources in bundles, environment, limits."""
+        """Options for a runtime that deploys this server: resources in bundles, environment,
+        limits.
+        """
         return deployment_options(llm_config)
 
     # Life
     async def start(self) -> None:
-        """Load the model, and return when requests can be answered. Raises `EngineStartError`, `EngineTimeoutError`."""
+        """Load the model, and return when requests can be answered. Raises `EngineStartError`,
+        `EngineTimeoutError`.
+        """
         self._stopping = False
         if self.asleep:
             return
@@ -128,7 +142,8 @@ class LLMServer(ControlPlane):
         await self.supervisor.ready()
 
     async def stop(self, drain_timeout_s: float = 0.0) -> None:
-        """Take no more requests, wait so many seconds at most for those that are here, and free everything.
+        """Take no more requests, wait so many seconds at most for those that are here, and free
+        everything.
 
         Requests under way after that end with `EngineDeadError`.
         """
@@ -178,7 +193,9 @@ class LLMServer(ControlPlane):
         return await self.engine.metrics()
 
     async def check_health(self) -> None:
-        """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
+        """Return if the server answers, or will once it is woken or loaded on demand; raise if it
+        cannot.
+        """
         if self.asleep or (self.supervisor.phase == "cold" and self._load_on_demand):
             return
         await self.supervisor.ready()
@@ -228,7 +245,9 @@ class LLMServer(ControlPlane):
         text: str = await self._call("detokenize", token_ids, slot=False)
         return text
 
-    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
+    async def _generate(
+        self, task: str, request: ChatRequest | CompletionRequest
+    ) -> AsyncGenerator[list[Delta], None]:
         request_id = request.request_id or uuid.uuid4().hex
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
@@ -238,8 +257,14 @@ class LLMServer(ControlPlane):
             try:
                 self._check_task(task)
                 async with AsyncExitStack() as held:
-                    adapter = await held.enter_async_context(self._adapters.use(version)) if version else None
-                    request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
+                    adapter = (
+                        await held.enter_async_context(self._adapters.use(version))
+                        if version
+                        else None
+                    )
+                    request = msgspec.structs.replace(
+                        request, adapter=adapter, request_id=request_id
+                    )
                     stream = self._stream(self._attempts(task, request), request.n)
                     held.callback(self.streams.discard, stream)
                     batches = await held.enter_async_context(aclosing(stream.batches()))
@@ -252,15 +277,21 @@ class LLMServer(ControlPlane):
             raise
 
     def _stream(self, source: AsyncGenerator[list[Delta], None], answers: int) -> DeltaStream:
-        stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
+        stream = DeltaStream(
+            source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers
+        )
         if self.paused == "keep":
             stream.hold()
         self.streams.add(stream)
         return stream
 
-    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
+    async def _attempts(
+        self, task: str, request: ChatRequest | CompletionRequest
+    ) -> AsyncGenerator[list[Delta], None]:
         """The engine's deltas."""
-        with self.supervisor.quarantine.visit(partial(digest_of, request), self._asks_again) as visit:
+        with self.supervisor.quarantine.visit(
+            partial(digest_of, request), self._asks_again
+        ) as visit:
             while not visit.answered:
                 async with visit, aclosing(in_batches(self._answers(task, request))) as batches:
                     async for batch in batches:
@@ -268,7 +299,9 @@ class LLMServer(ControlPlane):
                         yield batch
 
     def _asks_again(self) -> bool:
-        """Whether a request that has got no token is put to a new engine when the first has died."""
+        """Whether a request that has got no token is put to a new engine when the first has
+        died.
+        """
         return True
 
     def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
@@ -290,7 +323,9 @@ class LLMServer(ControlPlane):
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            with self.supervisor.quarantine.visit(partial(digest_of, (task, asked)), self._asks_again) as visit:
+            with self.supervisor.quarantine.visit(
+                partial(digest_of, (task, asked)), self._asks_again
+            ) as visit:
                 while not visit.answered:
                     async with visit:
                         return await getattr(self.engine, task)(asked)
@@ -316,7 +351,8 @@ class LLMServer(ControlPlane):
         if task not in tasks:
             known = ", ".join(sorted(tasks))
             raise UnsupportedError(
-                f"the {self.engine.name} engine does not support {task} with this model, but {known}"
+                f"the {self.engine.name} engine does not support {task} with this model, but"
+                f" {known}"
             )
 
     def _stopping_error(self) -> UnavailableError:
@@ -325,14 +361,20 @@ class LLMServer(ControlPlane):
     # What the supervisor tells
     async def _before_start(self) -> None:
         if self.supervisor.deaths:
-            _log.warning("'%s': the engine died; restart %d", self.engine.model_source, self.supervisor.deaths)
+            _log.warning(
+                "'%s': the engine died; restart %d",
+                self.engine.model_source,
+                self.supervisor.deaths,
+            )
         self._adapters.forget_missing()
         await self._callbacks.run("on_before_node_init")
         await self._callbacks.run("on_before_download_model_files_distributed")
 
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests
-        self.admission.max_running = limit or math.ceil(self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT)
+        self.admission.max_running = limit or math.ceil(
+            self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
+        )
         await self._adapters.reapply()
         await self.reapply()
         await self._callbacks.run("on_after_node_init")
@@ -352,15 +394,25 @@ class LLMServer(ControlPlane):
 
 
 def engine_site(config: LLMConfig, role: Role) -> Site:
-    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve LLM's do."""
-    bases = {name: port for name, port in config.experimental_configs.items() if name.endswith("_PORT_BASE")}
+    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve
+    LLM's do.
+    """
+    bases = {
+        name: port
+        for name, port in config.experimental_configs.items()
+        if name.endswith("_PORT_BASE")
+    }
     return Site(role=role, port_bases=bases)
 
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
-    """The class of the engine that a configuration names. Raises `ConfigError`, `MissingExtraError`."""
+    """The class of the engine that a configuration names. Raises `ConfigError`,
+    `MissingExtraError`.
+    """
     path = env.engine_cls()
-    cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    cls: type[LLMEngine] = (
+        import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    )
     return cls
 
 

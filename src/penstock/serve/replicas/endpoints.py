@@ -19,7 +19,9 @@ async def cached(exchange: Exchange) -> Response:
     target = await exchange.target("")
     blocks = target.handle.server.engine.cached_blocks  # type: ignore[attr-defined]  # it is in this process
     if blocks is None:
-        raise UnsupportedError(f"the {target.handle.engine_name} engine does not tell what it has cached")
+        raise UnsupportedError(
+            f"the {target.handle.engine_name} engine does not tell what it has cached"
+        )
     return ChangeStream(exchange, blocks.changes())
 
 
@@ -31,7 +33,9 @@ async def call(exchange: Exchange) -> Response:
     try:
         if task in GENERATING:
             request: Any = msgspec.msgpack.decode(body, type=GENERATING[task])
-            return EventStream(exchange, getattr(target.handle, task)(request), CallFramer(), n=request.n)
+            return EventStream(
+                exchange, getattr(target.handle, task)(request), CallFramer(), n=request.n
+            )
         form, _ = RETURNING[task]
         request = msgspec.msgpack.decode(body, type=form)
     except KeyError:

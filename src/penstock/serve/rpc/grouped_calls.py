@@ -1,8 +1,8 @@
 """Many calls of a replica's server in one, for work that comes in many rows at a time.
 
-A group is `POST /penstock/group` with a list of calls, which one replica answers side by side. The answer is frames as
-in `calls`, one for each call, in the order in which they end: its result, for a generating task its joined deltas; or
-its error.
+A group is `POST /penstock/group` with a list of calls, which one replica answers side by side. The
+answer is frames as in `calls`, one for each call, in the order in which they end: its result, for a
+generating task its joined deltas; or its error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ import msgspec
 from msgspec import Raw, Struct
 
 from penstock.engines.deltas import BatchedDeltas, Deltas
-from penstock.errors import EngineDeadError, PenstockError, ReplicaLostError, ShuttingDownError, by_kind
+from penstock.errors import (
+    EngineDeadError,
+    PenstockError,
+    ReplicaLostError,
+    ShuttingDownError,
+    by_kind,
+)
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import MOST_LOST, error_of
 from penstock.serve.rpc.calls import GENERATING, RETURNING, frames, pack
@@ -23,9 +29,13 @@ from penstock.types import ChatRequest, CompletionRequest, Delta, EmbeddingReque
 
 GROUP_PATH = "/penstock/group"
 MOST_CALLS = 64
-"""Calls of a group, if nothing else is said: enough to make the way cheap, few enough to spread over replicas."""
+"""Calls of a group, if nothing else is said: enough to make the way cheap, few enough to spread
+over replicas.
+"""
 MOST_BYTES = 1 << 20
-"""Bytes of a group's requests, unless one alone has more: a replica refuses bodies that are too large."""
+"""Bytes of a group's requests, unless one alone has more: a replica refuses bodies that are too
+large.
+"""
 
 
 class GroupedCall(Struct, frozen=True, array_like=True):
@@ -51,7 +61,10 @@ class CallFailure(Struct, frozen=True, array_like=True, tag="error"):
 
 
 _decoder = msgspec.msgpack.Decoder(CallResult | CallFailure)
-_forms = {**dict.fromkeys(GENERATING, list[Delta]), **{task: form for task, (_, form) in RETURNING.items()}}
+_forms = {
+    **dict.fromkeys(GENERATING, list[Delta]),
+    **{task: form for task, (_, form) in RETURNING.items()},
+}
 
 
 class _Waiting:
@@ -71,8 +84,9 @@ class _Waiting:
 class GroupedModel:
     """A model whose calls of one turn of the event loop travel together, at most `most` in a group.
 
-    Nothing of an answer is given before it is complete, so what a lost replica has not answered is asked again, each
-    call by itself, as one of them may be what ended it. Belongs to one event loop.
+    Nothing of an answer is given before it is complete, so what a lost replica has not answered is
+    asked again, each call by itself, as one of them may be what ended it. Belongs to one event
+    loop.
     """
 
     def __init__(self, model: RemoteModel, *, most: int = MOST_CALLS) -> None:
@@ -126,7 +140,8 @@ class GroupedModel:
 
         def leave(result: asyncio.Future[Any]) -> None:
             if result.cancelled() and all(waiting.result.done() for waiting in group):
-                task.cancel()  # nobody waits any more, which the replica learns by the connection's end
+                # Nobody waits any more, which the replica learns by the connection's end.
+                task.cancel()
 
         for waiting in group:
             waiting.result.add_done_callback(leave)
@@ -137,9 +152,13 @@ class GroupedModel:
             await self._exchange(group)
         except (ReplicaLostError, ShuttingDownError):
             pass
-        except Exception as error:  # nobody waits for this task: those who wait for the calls are told
+        except (
+            Exception
+        ) as error:  # nobody waits for this task: those who wait for the calls are told
             for waiting in group:
-                waiting.fail(error if isinstance(error, PenstockError) else PenstockError(repr(error)))
+                waiting.fail(
+                    error if isinstance(error, PenstockError) else PenstockError(repr(error))
+                )
         for waiting in group:
             if waiting.result.done():
                 continue
@@ -167,7 +186,9 @@ def _settle(group: list[_Waiting], told: CallResult | CallFailure) -> None:
     if waiting.result.done():  # cancelled meanwhile
         return
     if isinstance(told, CallResult):
-        waiting.result.set_result(msgspec.msgpack.decode(told.result, type=_forms[waiting.call.task]))
+        waiting.result.set_result(
+            msgspec.msgpack.decode(told.result, type=_forms[waiting.call.task])
+        )
         return
     error = by_kind(told.kind, told.message)
     if not isinstance(error, (EngineDeadError, ShuttingDownError)):
