@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
@@ -30,6 +30,9 @@ from penstock.types import (
     Transcription,
     TranscriptionRequest,
 )
+
+if TYPE_CHECKING:
+    from penstock.engines.supervision.supervisor import Supervisor
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
@@ -87,6 +90,8 @@ class LLMEngine:
     cached_blocks: CachedBlocks | None = None
     loop: asyncio.AbstractEventLoop | None = None
     deterministic: bool = False
+    supervisor: Supervisor | None = None
+    """Whoever holds it, while somebody does: see `supervisor_of`."""
 
     def __init__(
         self,

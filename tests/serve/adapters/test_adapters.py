@@ -381,7 +381,7 @@ async def test_a_restarted_engine_gets_its_adapters_back(tmp_path, monkeypatch):
     assert [delta async for delta in server.chat(request)]
     server.engine._die("killed")  # type: ignore[attr-defined]
     assert [delta async for delta in server.chat(request)]
-    assert server.lifecycle.generation == 2
+    assert server.supervisor.generation == 2
     assert len(server.engine.adapters) == 1
     await server.stop()
 

@@ -278,7 +278,7 @@ class TestControl:
         await one.model.control("sleep", {"level": 2})
         late = await one.add()
         assert late.server.asleep
-        assert late.server.lifecycle.phase == "cold"
+        assert late.server.supervisor.phase == "cold"
         await one.model.control("wakeup", {})
         assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 

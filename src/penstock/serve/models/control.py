@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
+from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
@@ -27,7 +28,6 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.admission import Admission
-from penstock.serve.models.lifecycle import Lifecycle
 from penstock.serve.models.pacing import DeltaStream
 
 PauseMode = Literal["wait", "abort", "keep"]
@@ -84,7 +84,7 @@ class ControlPlane:
     llm_config: LLMConfig
     engine: LLMEngine
     admission: Admission
-    lifecycle: Lifecycle
+    supervisor: Supervisor
 
     def __init__(self) -> None:
         self.asleep = False
@@ -105,16 +105,16 @@ class ControlPlane:
                 self._abort()
             await self.admission.drained()
         if self.asleep:  # not woken meanwhile
-            await self.lifecycle.sleep(level)
+            await self.supervisor.sleep(level)
 
     async def wakeup(self) -> None:
         """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""
         if not self.asleep:
             return
         self.asleep = False
-        if self.lifecycle.phase == "asleep":
-            self.lifecycle.load()
-            await self.lifecycle.ready()
+        if self.supervisor.phase == "asleep":
+            self.supervisor.load()
+            await self.supervisor.ready()
         else:  # perhaps it was still waiting for requests to finish
             self.reopen()
 
@@ -126,7 +126,7 @@ class ControlPlane:
         """Let new requests wait. Returns when none is under way any more, with "keep" at once."""
         self.paused = mode
         self.admission.close()
-        if self.lifecycle.phase == "ready" and self.has("pause"):
+        if self.supervisor.phase == "ready" and self.has("pause"):
             with contextlib.suppress(EngineDeadError):  # it runs nothing, and the next one is told when it starts
                 await self.engine.pause(mode)
         elif mode == "abort":
@@ -140,7 +140,7 @@ class ControlPlane:
     async def resume(self) -> None:
         """Undo `pause`."""
         self.paused = None
-        if self.lifecycle.phase == "ready" and self.has("pause"):
+        if self.supervisor.phase == "ready" and self.has("pause"):
             with contextlib.suppress(EngineDeadError):  # the next request, which must be let in, starts another
                 await self.engine.resume()
         for stream in self.streams:
@@ -154,7 +154,7 @@ class ControlPlane:
     async def reset_prefix_cache(self) -> None:
         """Forget every cached prefix; there is none where no engine runs."""
         self._need("reset_prefix_cache")
-        if self.lifecycle.phase == "ready":
+        if self.supervisor.phase == "ready":
             await self.engine.reset_prefix_cache()
 
     async def start_profile(self) -> None:
@@ -184,7 +184,7 @@ class ControlPlane:
 
     def reopen(self) -> None:
         """Let requests in, unless something that was asked for forbids it."""
-        if self.paused is None and not self.asleep and self.lifecycle.phase == "ready":
+        if self.paused is None and not self.asleep and self.supervisor.phase == "ready":
             self.admission.open()
 
     def has(self, method: str) -> bool:
@@ -206,8 +206,8 @@ class ControlPlane:
     def _need_running(self) -> None:
         if self.asleep:
             raise self.asleep_error()
-        if self.lifecycle.phase != "ready":
-            raise self.lifecycle.failure()
+        if self.supervisor.phase != "ready":
+            raise self.supervisor.failure()
 
 
 def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,6 @@ class PrefillServer(LLMServer):
     """
 
     role: ClassVar[Role] = "prefill"
-    asks_again: ClassVar[bool] = False
 
     def chat(self, request: ChatRequest) -> Deltas:
         """Compute a conversation's prompt."""
@@ -35,10 +34,13 @@ class PrefillServer(LLMServer):
         """Compute a prompt."""
         return super().completions(msgspec.structs.replace(_clamped(request), echo=False))
 
+    def _asks_again(self) -> bool:
+        return False
+
     def _check_open(self) -> None:
         super()._check_open()
-        if self.lifecycle.phase != "ready":
-            raise UnavailableError(f"the prefill side of '{self.llm_config.model_id}' is {self.lifecycle.phase}", 1.0)
+        if self.supervisor.phase != "ready":
+            raise UnavailableError(f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0)
 
     def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
         identity = self.engine.identity
