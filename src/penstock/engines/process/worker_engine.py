@@ -6,14 +6,13 @@ import asyncio
 import logging
 import os
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any, ClassVar
 
 import msgspec
 
 from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.process.child import EngineProcess
 from penstock.engines.process.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, decode_to_parent, encode
@@ -21,7 +20,7 @@ from penstock.engines.process.stuck import StuckWatch
 from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, RequestError, by_kind, told
-from penstock.types import Delta, EmbeddingRequest, Embeddings, StructuredOutput
+from penstock.types import Embeddings, StructuredOutput
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -41,6 +40,7 @@ class WorkerEngine(TokenEngine):
     """
 
     worker: ClassVar[str]
+    operations: ClassVar[frozenset[str]] = frozenset({"reset_prefix_cache"})
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -127,10 +127,7 @@ class WorkerEngine(TokenEngine):
                 await process.stop()
 
     # Requests
-    def generate(self, request: GenerateRequest) -> Deltas:
-        return BatchedDeltas(self._generate(request))
-
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+    async def continue_prompt(self, request: GenerateRequest) -> Batches:
         sampling = request.sampling
         if sampling.structured is not None:
             sampling = msgspec.structs.replace(sampling, structured=await self._constraint(sampling.structured))
@@ -154,16 +151,19 @@ class WorkerEngine(TokenEngine):
         """A constraint as the worker takes it. Raises `RequestError` for one that the engine had better not see."""
         return structured
 
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        self._check_task("embeddings")
-        return msgspec.convert(await self._call("embed", request.inputs, request.dimensions), Embeddings)
+    async def answer(self, task: str, request: Any) -> Any:
+        match task:
+            case "embeddings":
+                self._check_task(task)
+                return msgspec.convert(await self._call("embed", request.inputs, request.dimensions), Embeddings)
+            case "tokenize" | "detokenize":
+                return await self._call(task, request)
+        return await super().answer(task, request)
 
-    async def tokenize(self, text: str) -> list[int]:
-        ids: list[int] = await self._call("tokenize", text)
-        return ids
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return str(await self._call("detokenize", list(token_ids)))
+    async def control(self, operation: str, **options: Any) -> Any:
+        if operation == "reset_prefix_cache":
+            return await self._call(operation)
+        return await super().control(operation, **options)
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
@@ -179,9 +179,6 @@ class WorkerEngine(TokenEngine):
     async def metrics(self) -> dict[str, float]:
         counts: dict[str, float] = await self._call("metrics")
         return counts
-
-    async def reset_prefix_cache(self) -> None:
-        await self._call("reset_prefix_cache")
 
     # Messages
     def _send(self, message: msgspec.Struct) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 from penstock.engines.base import LLMEngine
+from penstock.engines.tasks import generated
 from penstock.errors import EngineDeadError, PenstockError
+from penstock.openai.responses import Answers
 from penstock.types import ChatRequest, ClassifyRequest, CompletionRequest, EmbeddingRequest, RerankRequest, Sampling
 
 TEXT = "Hi"
@@ -17,12 +17,10 @@ async def probe(engine: LLMEngine) -> None:
     sampling = Sampling(max_tokens=1, temperature=0.0)
     try:
         if "completions" in tasks:
-            async with aclosing(engine.completions(CompletionRequest(TEXT, sampling, stream=False))) as deltas:
-                _ = [delta async for delta in deltas]
+            await Answers.of(generated(engine, CompletionRequest(TEXT, sampling, stream=False)))
         elif "chat" in tasks:
             chat = ChatRequest([{"role": "user", "content": TEXT}], sampling, stream=False)
-            async with aclosing(engine.chat(chat)) as deltas:
-                _ = [delta async for delta in deltas]
+            await Answers.of(generated(engine, chat))
         elif "embeddings" in tasks:
             await engine.embeddings(EmbeddingRequest([TEXT]))
         elif "rerank" in tasks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -14,10 +14,10 @@ import msgspec
 
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
 from penstock.engines.text.default_seed import with_seed
 from penstock.engines.text.sampling_checks import check_sampling
-from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.engines.token_engine import Echo, TokenEngine
 from penstock.engines.vllm import environment, kv_cache, options
 from penstock.engines.vllm.counts import Counts
 from penstock.engines.vllm.translation.outputs import DeltaMaker
@@ -34,12 +34,7 @@ from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.types import (
     ChatRequest,
-    Classifications,
-    ClassifyRequest,
     CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
     RerankRequest,
     Scores,
     Transcription,
@@ -53,7 +48,6 @@ if TYPE_CHECKING:
     from penstock.engines.vllm.running import Prepared, Running
 
 T = TypeVar("T")
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
 _NOT_RUNNING = "the vllm engine is not running"
 
@@ -66,6 +60,12 @@ class VLLMEngine(TokenEngine):
     name: ClassVar[str] = "vllm"
     makes_ranks: ClassVar[bool] = True
     costs_only: ClassVar[frozenset[str]] = options.COSTS_ONLY
+    operations: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("sleep", "wakeup", "is_sleeping", "pause", "resume", "is_paused"),
+            *("reset_prefix_cache", "start_profile", "stop_profile", "collective_rpc"),
+        }
+    )
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -155,86 +155,23 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.llm.check_health())
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        return BatchedDeltas(self._answers_of(self._prepare_chat, request))
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        return BatchedDeltas(self._answers_of(self._prepare_completion, request))
-
-    def generate(self, request: GenerateRequest) -> Deltas:
-        return self.completions(
-            CompletionRequest(
-                request.prompt,
-                request.sampling,
-                adapter=request.adapter,
-                stream=request.stream,
-                special_tokens=request.special_tokens,
-            )
-        )
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        self._check_running_task("embeddings")
-        module = import_module("penstock.engines.vllm.running")
-        return await self._ask(
-            lambda running: module.embed(
-                running.front, running.prompts, request.inputs, request.dimensions, _id(request.request_id)
-            )
-        )
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        self._check_running_task("classify")
-        module = import_module("penstock.engines.vllm.running")
-        return await self._ask(
-            lambda running: module.classify(running.front, running.prompts, request.inputs, _id(request.request_id))
-        )
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        self._check_running_task("rerank")
-        body = {"text_1": request.query, "text_2": request.documents}
-        answer = await self._ask(lambda running: running.native.post("/score", body))
-        ordered = sorted(answer["data"], key=lambda item: item["index"])
-        return Scores([item["score"] for item in ordered], _usage(answer))
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        self._check_running_task("transcriptions")
-        fields = {
-            "language": request.language,
-            "max_completion_tokens": request.max_tokens,
-            "response_format": "verbose_json" if request.timestamps else "json",
-        }
-        given = {name: str(value) for name, value in fields.items() if value is not None}
-        path = "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
-        answer = await self._ask(lambda running: running.native.post_file(path, request.audio, given))
-        segments = answer.get("segments")
-        return Transcription(
-            answer["text"],
-            _usage(answer),
-            None if segments is None else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
-            answer.get("language"),
-            None if answer.get("duration") is None else float(answer["duration"]),
-        )
-
-    async def tokenize(self, text: str) -> list[int]:
+    async def answer(self, task: str, request: Any) -> Any:
         prompts = self._alive().prompts
-        if prompts is None:
-            raise self._unsupported("tokenize without a tokenizer")
-        return list(prompts.tokenizer.encode(text, add_special_tokens=False))
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        prompts = self._alive().prompts
-        if prompts is None:
-            raise self._unsupported("detokenize without a tokenizer")
-        prompts.check_ids(token_ids, "tokens")
-        return str(prompts.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        if task in ("tokenize", "detokenize"):
+            if prompts is None:
+                raise self._unsupported(f"{task} without a tokenizer")
+            if task == "tokenize":
+                return list(prompts.tokenizer.encode(request, add_special_tokens=False))
+            prompts.check_ids(request, "tokens")
+            return str(prompts.tokenizer.decode(request, skip_special_tokens=True))
+        self._check_task("rerank" if task == "score" else task)
+        return await self._ask(lambda running: _answer(running, task, request))
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         running = self._alive()
         try:
-            if isinstance(request, ChatRequest):
-                prepared = await self._prepare_chat(running, request)
-            else:
-                prepared = await self._prepare_completion(running, request)
+            prepared = await self._prepare(running, request)
         except PenstockError:
             raise
         except Exception as error:
@@ -265,48 +202,24 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.adapters.remove(name))
 
     # Control
-    async def sleep(self, level: int = 1) -> None:
-        if not self.options.engine.get("enable_sleep_mode"):
-            raise self._unsupported("sleep unless it is started with engine_kwargs.enable_sleep_mode")
-        await self._ask(lambda running: running.llm.sleep(level))
-
-    async def wakeup(self) -> None:
-        await self._ask(lambda running: running.llm.wake_up())
-
-    async def is_sleeping(self) -> bool:
-        if self._running is None or not self.options.engine.get("enable_sleep_mode"):
+    async def control(self, operation: str, **options: Any) -> Any:
+        self._check_operation(operation)
+        if operation == "is_sleeping" and (self._running is None or not self.options.engine.get("enable_sleep_mode")):
             return False
-        return bool(await self._ask(lambda running: running.llm.is_sleeping()))
-
-    async def pause(self, mode: str = "wait") -> None:
-        await self._ask(lambda running: running.llm.pause_generation(mode=mode, clear_cache=False))
-
-    async def resume(self) -> None:
-        await self._ask(lambda running: running.llm.resume_generation())
-
-    async def is_paused(self) -> bool:
-        return bool(await self._ask(lambda running: running.llm.is_paused()))
-
-    async def reset_prefix_cache(self) -> None:
-        if await self._ask(lambda running: running.llm.reset_prefix_cache()) is False:
+        result = await self._ask(lambda running: _control(running.llm, operation, **options))
+        if operation != "reset_prefix_cache":
+            return result
+        if result is False:
             raise EngineError("vLLM does not reset its prefix cache while requests use it")
         if self.cached_blocks is not None:
             self.cached_blocks.clear()  # vLLM tells of it with its next step, for which an idle engine has no reason
 
-    async def start_profile(self) -> None:
-        self._check_profiler()
-        await self._ask(lambda running: running.llm.start_profile())
-
-    async def stop_profile(self) -> None:
-        self._check_profiler()
-        await self._ask(lambda running: running.llm.stop_profile())
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return await self._ask(
-            lambda running: running.llm.collective_rpc(method, args=tuple(args), kwargs=dict(kwargs or {}))
-        )
+    def _check_operation(self, operation: str) -> None:
+        given = self.options.engine
+        if operation == "sleep" and not given.get("enable_sleep_mode"):
+            raise self._unsupported("sleep unless it is started with engine_kwargs.enable_sleep_mode")
+        if operation in ("start_profile", "stop_profile") and not given.get("profiler_config"):
+            raise UnsupportedError(f"the {self.name} engine profiles when engine_kwargs.profiler_config is set")
 
     def build_asgi_app(self) -> Any:
         """vLLM's own HTTP application, around this engine while it runs."""
@@ -317,14 +230,12 @@ class VLLMEngine(TokenEngine):
         return app
 
     # The way of a request
-    async def _answers_of(
-        self, prepare: Callable[[Running, Request], Awaitable[Prepared]], request: Request
-    ) -> AsyncGenerator[list[Delta], None]:
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         running = self._alive()
         maker = DeltaMaker(request.sampling.logprobs)
         begun = False
         try:
-            prepared = await prepare(running, request)
+            prepared = await self._prepare(running, request)
             translate = prepared.translate
             if self.cached_blocks is not None:
                 running.note_blocks(self.cached_blocks, prepared.prompt, request.adapter)
@@ -349,6 +260,11 @@ class VLLMEngine(TokenEngine):
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=not begun) from None
+
+    async def _prepare(self, running: Running, request: ChatRequest | CompletionRequest) -> Prepared:
+        if isinstance(request, ChatRequest):
+            return await self._prepare_chat(running, request)
+        return await self._prepare_completion(running, request)
 
     async def _prepare_chat(self, running: Running, request: ChatRequest) -> Prepared:
         self._check_task("chat")
@@ -380,7 +296,7 @@ class VLLMEngine(TokenEngine):
         prepared = await running.prepare_completion(request)
         if request.echo:
             text = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
-            prepared.translate = _Echo(text)
+            prepared.translate = Echo(text)
         return prepared
 
     def _alive(self) -> Running:
@@ -412,10 +328,6 @@ class VLLMEngine(TokenEngine):
         finally:
             asked.cancel()
 
-    def _check_running_task(self, task: str) -> None:
-        self._alive()
-        self._check_task(task)
-
     def _fault(self, running: Running, error: Exception, *, preparing: bool) -> PenstockError:
         if self._running is not running:
             return EngineDeadError(self._why_dead)
@@ -429,23 +341,62 @@ class VLLMEngine(TokenEngine):
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"
             )
 
-    def _check_profiler(self) -> None:
-        if not self.options.engine.get("profiler_config"):
-            raise UnsupportedError(f"the {self.name} engine profiles when engine_kwargs.profiler_config is set")
+
+async def _answer(running: Running, task: str, request: Any) -> Any:
+    module = import_module("penstock.engines.vllm.running")
+    match task:
+        case "embeddings":
+            name = _id(request.request_id)
+            return await module.embed(running.front, running.prompts, request.inputs, request.dimensions, name)
+        case "classify":
+            return await module.classify(running.front, running.prompts, request.inputs, _id(request.request_id))
+        case "score" | "rerank":
+            return await _scores(running, request)
+        case "transcriptions":
+            return await _transcription(running, request)
 
 
-class _Echo:
-    """Puts a text before each answer."""
+async def _scores(running: Running, request: RerankRequest) -> Scores:
+    answer = await running.native.post("/score", {"text_1": request.query, "text_2": request.documents})
+    ordered = sorted(answer["data"], key=lambda item: item["index"])
+    return Scores([item["score"] for item in ordered], _usage(answer))
 
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._begun: set[int] = set()
 
-    def __call__(self, delta: Delta) -> Delta:
-        if delta.index in self._begun:
-            return delta
-        self._begun.add(delta.index)
-        return msgspec.structs.replace(delta, text=self._text + delta.text)
+async def _transcription(running: Running, request: TranscriptionRequest) -> Transcription:
+    fields = {
+        "language": request.language,
+        "max_completion_tokens": request.max_tokens,
+        "response_format": "verbose_json" if request.timestamps else "json",
+    }
+    given = {name: str(value) for name, value in fields.items() if value is not None}
+    path = "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
+    answer = await running.native.post_file(path, request.audio, given)
+    segments = answer.get("segments")
+    return Transcription(
+        answer["text"],
+        _usage(answer),
+        None if segments is None else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
+        answer.get("language"),
+        None if answer.get("duration") is None else float(answer["duration"]),
+    )
+
+
+async def _control(llm: Any, operation: str, **options: Any) -> Any:
+    """Do an operation by vLLM's method for it."""
+    match operation:
+        case "sleep":
+            await llm.sleep(options["level"])
+        case "wakeup":
+            await llm.wake_up()
+        case "pause":
+            await llm.pause_generation(mode=options["mode"], clear_cache=False)
+        case "resume":
+            await llm.resume_generation()
+        case "collective_rpc":
+            args, kwargs = tuple(options["args"]), dict(options["kwargs"])
+            return await llm.collective_rpc(options["method"], args=args, kwargs=kwargs)
+        case _:  # the others have vLLM's own names
+            return await getattr(llm, operation)()
 
 
 async def _in_thread(starting: Starting) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
+from penstock.engines.tasks import Operations, PauseMode
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
@@ -29,8 +30,6 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.models.admission import Admission
 from penstock.serve.models.lifecycle import Lifecycle
 from penstock.serve.models.pacing import DeltaStream
-
-PauseMode = Literal["wait", "abort", "keep"]
 
 
 class NoOptions(Struct, frozen=True):
@@ -76,8 +75,8 @@ METHODS: dict[str, type[Struct]] = {
 """The methods that `ModelHandle.control` takes, with their options."""
 
 
-class ControlPlane:
-    """The control methods of a server. Requests for a sleeping model are refused with a 503, those for a paused one
+class ControlPlane(Operations):
+    """The operations of a server. Requests for a sleeping model are refused with a 503, those for a paused one
     wait in its queue.
     """
 
@@ -151,31 +150,19 @@ class ControlPlane:
         """Whether the model was paused."""
         return self.paused is not None
 
-    async def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix; there is none where no engine runs."""
-        self._need("reset_prefix_cache")
-        if self.lifecycle.phase == "ready":
-            await self.engine.reset_prefix_cache()
-
-    async def start_profile(self) -> None:
-        """Begin a profile."""
-        self._need("start_profile")
-        self._need_running()
-        await self.engine.start_profile()
-
-    async def stop_profile(self) -> None:
-        """End a profile and write it."""
-        self._need("stop_profile")
-        self._need_running()
-        await self.engine.stop_profile()
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a method on every worker of the engine."""
-        self._need("collective_rpc")
-        self._need_running()
-        return await self.engine.collective_rpc(method, args, kwargs)
+    async def control(self, operation: str, **options: Any) -> Any:
+        """Let the engine do an operation in which the server has no part."""
+        if not self.has(operation):
+            raise UnsupportedError(f"the {self.engine.name} engine does not support {operation}")
+        ready = self.lifecycle.phase == "ready"
+        if operation == "reset_prefix_cache":
+            if not ready:
+                return None  # there is no cache
+        elif self.asleep:
+            raise self.asleep_error()
+        elif not ready:
+            raise self.lifecycle.failure()
+        return await getattr(self.engine, operation)(**options)
 
     async def reapply(self) -> None:
         """Bring a fresh engine into the state that was asked for."""
@@ -187,9 +174,9 @@ class ControlPlane:
         if self.paused is None and not self.asleep and self.lifecycle.phase == "ready":
             self.admission.open()
 
-    def has(self, method: str) -> bool:
-        """Whether the engine brings this method itself."""
-        return self.engine.brings(method)
+    def has(self, operation: str) -> bool:
+        """Whether the engine does this operation itself."""
+        return self.engine.brings(operation)
 
     def asleep_error(self) -> UnavailableError:
         """What a request for a sleeping model is told."""
@@ -198,16 +185,6 @@ class ControlPlane:
     def _abort(self) -> None:
         for stream in list(self.streams):
             stream.abort()
-
-    def _need(self, method: str) -> None:
-        if not self.has(method):
-            raise UnsupportedError(f"the {self.engine.name} engine does not support {method}")
-
-    def _need_running(self) -> None:
-        if self.asleep:
-            raise self.asleep_error()
-        if self.lifecycle.phase != "ready":
-            raise self.lifecycle.failure()
 
 
 def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

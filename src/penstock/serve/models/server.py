@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from typing import Any, ClassVar
@@ -16,8 +16,9 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
-from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.deltas import Batches
 from penstock.engines.supervision.quarantine import Quarantine, digest_of
+from penstock.engines.tasks import Tasks, generated, task_of
 from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
@@ -31,20 +32,10 @@ from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.lifecycle import Lifecycle
 from penstock.serve.models.pacing import DeltaStream
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
+SLOTLESS = frozenset({"tokenize", "detokenize"})
+"""Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
 
@@ -53,7 +44,7 @@ async def _no_room_needed() -> None:
     pass
 
 
-class LLMServer(ControlPlane):
+class LLMServer(Tasks, ControlPlane):
     """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it, `await stop()`.
 
     `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server that is not loaded
@@ -177,50 +168,7 @@ class LLMServer(ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        """Continue a conversation. Closing the deltas early aborts the request."""
-        return BatchedDeltas(self._generate("chat", request))
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        """Continue a prompt. Closing the deltas early aborts the request."""
-        return BatchedDeltas(self._generate("completions", request))
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts."""
-        answer: Embeddings = await self._call("embeddings", request)
-        return answer
-
-    async def score(self, request: RerankRequest) -> Scores:
-        """Score documents against a query."""
-        answer: Scores = await self._call("score", request)
-        return answer
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        """Score documents against a query; unsorted, as in `score`."""
-        answer: Scores = await self._call("rerank", request)
-        return answer
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        """Sort texts into the model's classes."""
-        answer: Classifications = await self._call("classify", request)
-        return answer
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        """Write down speech."""
-        answer: Transcription = await self._call("transcriptions", request)
-        return answer
-
-    async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text. Needs no slot, so it does not wait behind generation."""
-        ids: list[int] = await self._call("tokenize", text, slot=False)
-        return ids
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids. Needs no slot, so it does not wait behind generation."""
-        text: str = await self._call("detokenize", token_ids, slot=False)
-        return text
-
-    async def _generate(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         request_id = request.request_id or uuid.uuid4().hex
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
@@ -228,11 +176,11 @@ class LLMServer(ControlPlane):
             self._check_open()
             await self._enter(request.priority)
             try:
-                self._check_task(task)
+                self._check_task(task_of(request))
                 async with AsyncExitStack() as held:
                     adapter = await held.enter_async_context(self._adapters.use(version)) if version else None
                     request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
-                    stream = self._stream(self._attempts(task, request), request.n)
+                    stream = self._stream(self._attempts(request), request.n)
                     held.callback(self.streams.discard, stream)
                     batches = await held.enter_async_context(aclosing(stream.batches()))
                     async for batch in batches:
@@ -243,14 +191,14 @@ class LLMServer(ControlPlane):
             error.add_note(f"request {request_id}")
             raise
 
-    def _stream(self, source: AsyncGenerator[list[Delta], None], answers: int) -> DeltaStream:
+    def _stream(self, source: Batches, answers: int) -> DeltaStream:
         stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
         if self.paused == "keep":
             stream.hold()
         self.streams.add(stream)
         return stream
 
-    async def _attempts(self, task: str, request: ChatRequest | CompletionRequest) -> AsyncGenerator[list[Delta], None]:
+    async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
         """The engine's deltas. A request whose engine dies is asked again, unless its caller has seen a part, until it
         is answered or proved to be the cause.
         """
@@ -259,7 +207,7 @@ class LLMServer(ControlPlane):
                 try:
                     async with visit:
                         generation = self.lifecycle.generation
-                        async with aclosing(in_batches(self._answers(task, request))) as batches:
+                        async with aclosing(self._batches(request)) as batches:
                             async for batch in batches:
                                 visit.begun = True
                                 yield batch
@@ -270,31 +218,29 @@ class LLMServer(ControlPlane):
                         raise
                 await self.lifecycle.ready()
 
-    def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
-        """The engine's own deltas."""
-        answers: Deltas = getattr(self.engine, task)(request)
-        return answers
+    def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
+        """The engine's own answer."""
+        return generated(self.engine, request)
 
     async def _enter(self, priority: int = 0) -> None:
         began = time.perf_counter()
         await self.admission.enter(priority)
         note_queue_time(time.perf_counter() - began)
 
-    async def _call(self, task: str, asked: Any, *, slot: bool = True) -> Any:
-        """The engine's answer, method and request being those of `task`."""
+    async def answer(self, task: str, request: Any) -> Any:
         self._check_open()
-        if slot or self.lifecycle.phase != "ready":
+        if task not in SLOTLESS or self.lifecycle.phase != "ready":
             await self._enter()
         else:
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            with self.quarantine.visit(partial(digest_of, (task, asked))) as visit:
+            with self.quarantine.visit(partial(digest_of, (task, request))) as visit:
                 while True:
                     try:
                         async with visit:
                             generation = self.lifecycle.generation
-                            result = await getattr(self.engine, task)(asked)
+                            result = await getattr(self.engine, task)(request)
                         self.lifecycle.worked()
                         return result
                     except EngineDeadError:

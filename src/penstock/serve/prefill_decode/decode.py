@@ -18,14 +18,14 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
-from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import generated
 from penstock.errors import ConfigError, EngineError, OverloadedError, PenstockError, UnavailableError
 from penstock.kv.base import Identity, Role, mismatch
 from penstock.llm_config import LLMConfig
@@ -33,7 +33,7 @@ from penstock.serve.models.handle import ModelHandle, ModelState
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
 from penstock.serve.prefill_decode.prefill import SENDER
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 Request = ChatRequest | CompletionRequest
 TRIP_AFTER, COOLDOWN_S = 3, 1.0
@@ -127,17 +127,17 @@ class DecodeServer(LLMServer):
         return {**await super().engine_metrics(), **{f"prefill_{name}": value for name, value in theirs.items()}}
 
     # Requests
-    def _answers(self, task: str, request: Request) -> Deltas:
+    def _batches(self, request: Request) -> Batches:
         if request.kv_transfer_params is not None:  # the caller has seen to the prompt
-            return super()._answers(task, request)
-        return BatchedDeltas(self._after_prefill(task, request))
+            return super()._batches(request)
+        return self._after_prefill(request)
 
-    async def _after_prefill(self, task: str, request: Request) -> AsyncGenerator[list[Delta], None]:
+    async def _after_prefill(self, request: Request) -> Batches:
         outcome, request = await self._handed_over(request)
         while True:
             begun = False
             try:
-                async with aclosing(in_batches(super()._answers(task, request))) as batches:
+                async with aclosing(super()._batches(request)) as batches:
                     async for batch in batches:
                         if not begun:
                             begun = True
@@ -220,9 +220,9 @@ class DecodeServer(LLMServer):
         )
         params: dict[str, Any] = {}
         async with asyncio.timeout(self.llm_config.prefill_timeout_s):
-            async with aclosing(self.prefill.completions(asked)) as deltas:
-                async for delta in deltas:
-                    params = delta.kv_transfer_params or {}
+            async with aclosing(generated(self.prefill, asked)) as batches:
+                async for batch in batches:
+                    params = batch[-1].kv_transfer_params or {}
         return params
 
     def _wrong(self, request: Request, params: dict[str, Any]) -> str:
