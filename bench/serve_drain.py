@@ -27,7 +27,9 @@ def exit_seconds(drain_timeout: float) -> float:
     argv = [PENSTOCK, "serve", "simulated", "--engine", "simulated", "--engine-kwargs", json.dumps(engine)]
     argv += ["--port", "0", "--drain-timeout", str(drain_timeout)]
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
-    request = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+    )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
         subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as server,

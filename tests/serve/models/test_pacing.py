@@ -3,7 +3,6 @@ from contextlib import aclosing
 
 import pytest
 
-from penstock.engines.deltas import BatchedDeltas
 from penstock.errors import EngineError
 from penstock.serve.models.pacing import Coalescer, DeltaStream, joined
 from penstock.types import Delta, TokenLogprob, Usage
@@ -51,8 +50,11 @@ def test_the_end_never_waits():
     assert buffer.take(101.0) == [Delta(0, "b!", (9,), finish_reason="stop", usage=Usage(1, 3))]
 
 
-def one_by_one(stream):
-    return BatchedDeltas(stream.batches())
+async def one_by_one(stream):
+    async with aclosing(stream):
+        while batch := await stream.take():
+            for delta in batch:
+                yield delta
 
 
 async def settle():

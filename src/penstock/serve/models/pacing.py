@@ -1,18 +1,18 @@
 """Between an engine that produces tokens and a caller who takes them at a pace of its own.
 
-`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a later one an interval
-after the last that left; what has come by the time it may leave is joined into one delta. `DeltaStream` is one
-request's stream: with an interval it reads ahead of the caller and joins, without one it hands on; and it can be held
-and aborted.
+`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a later
+one an interval after the last that left; what has come by the time it may leave is joined into one
+delta. `DeltaStream` is one request's stream, which can be held and aborted. Only with an interval does
+it read ahead of the caller; without one a batch passes in the caller's own task.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
 from typing import Any
 
+from penstock.engines.deltas import Batches
 from penstock.types import Delta, TokenLogprob, Usage
 
 
@@ -74,11 +74,14 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. `answers` is how many answers the request has."""
+    """One request's deltas on their way to its caller. `answers` is how many answers the request has.
+
+    `take` the batches, then `aclose` the stream, which closes the source.
+    """
 
     def __init__(
         self,
-        source: AsyncGenerator[list[Delta], None],
+        source: Batches,
         *,
         interval_s: float = 0.0,
         answers: int = 1,
@@ -94,6 +97,7 @@ class DeltaStream:
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
+        self._ahead: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[Any] | None = None  # the task that waits for the source, while it does
         self._interrupted: asyncio.Task[Any] | None = None
 
@@ -121,48 +125,78 @@ class DeltaStream:
         """Return when the source has ended, whether or not its deltas were taken."""
         await self._ended.wait()
 
-    def batches(self) -> AsyncGenerator[list[Delta], None]:
-        """The deltas, those that may leave together in one list. Closing it early closes the source, and waits for
-        that.
-        """
-        return self._joined() if self._interval_s else self._handed_on()
+    async def take(self) -> list[Delta]:
+        """The deltas that may leave next; none at the end. Raises an error of the source after what came before it."""
+        if self._interval_s:
+            return await self._joined() or self._rest()
+        batch = await self._read()
+        if self._held:
+            batch = await self._until_released(batch)
+        return batch or self._rest()
 
-    async def _handed_on(self) -> AsyncGenerator[list[Delta], None]:
-        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost every step a switch."""
-        kept: list[Delta] = []
-        async with aclosing(self._read()) as source:
-            async for batch in source:
-                if self._held:
-                    kept += batch
-                elif kept:
-                    batch, kept = kept + batch, []
-                    yield batch
-                else:
-                    yield batch
+    async def aclose(self) -> None:
+        """End the request, and return when the source has."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.gather(self._ahead, return_exceptions=True)
+        await self._source.aclose()
+
+    async def _until_released(self, kept: list[Delta]) -> list[Delta]:
+        """These deltas and all that come meanwhile."""
         while self._held:
-            await self._wait(None)
-        if kept:
-            yield kept
-        if rest := self._rest():
-            yield rest
+            if not self._ended.is_set():
+                kept = kept + await self._read()
+            else:
+                await self._wait(None)
+        return kept
 
-    async def _joined(self) -> AsyncGenerator[list[Delta], None]:
+    async def _joined(self) -> list[Delta]:
         """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
-        reading = asyncio.create_task(self._read_ahead())
-        try:
-            while self._held or not self._ended.is_set():
-                wait = None if self._held else self._buffer.wait_s(self._clock())
-                if wait == 0:
-                    yield self._buffer.take(self._clock())
-                else:
-                    await self._wait(wait)
-        finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-        if rest := self._buffer.take(self._clock(), everything=True):
-            yield rest
-        if rest := self._rest():
-            yield rest
+        if self._ahead is None:
+            self._ahead = asyncio.create_task(self._read_ahead())
+        while self._held or not self._ended.is_set():
+            wait = None if self._held else self._buffer.wait_s(self._clock())
+            if wait == 0:
+                return self._buffer.take(self._clock())
+            await self._wait(wait)
+        return self._buffer.take(self._clock(), everything=True)
+
+    async def _read_ahead(self) -> None:
+        while batch := await self._read():
+            for delta in batch:
+                self._buffer.add(delta)
+            self._wake()
+        self._wake()
+
+    async def _read(self) -> list[Delta]:
+        """The source's next batch; an empty one when it has ended, failed or been aborted."""
+        if not self._aborted and not self._ended.is_set():
+            self._reader = asyncio.current_task()
+            try:
+                batch = await anext(self._source)
+            except StopAsyncIteration:
+                pass
+            except asyncio.CancelledError:
+                if self._interrupted is None or self._interrupted.uncancel():
+                    raise  # not by `abort`, or not by it alone
+            except Exception as error:
+                self._error = error
+            else:
+                self._count(batch)
+                return batch
+            finally:
+                self._reader = None
+        await self._source.aclose()
+        self._ended.set()
+        return []
+
+    def _count(self, batch: list[Delta]) -> None:
+        tokens = self._tokens
+        for delta in batch:
+            if delta.finish_reason is not None:
+                tokens.pop(delta.index, None)
+            elif delta.index in tokens:
+                tokens[delta.index] += len(delta.token_ids)
 
     def _rest(self) -> list[Delta]:
         """What is left to tell when the source has ended."""
@@ -170,44 +204,11 @@ class DeltaStream:
             raise self._error
         if not self._aborted:
             return []
+        unfinished, self._tokens = self._tokens, {}
         return [
             Delta(index, finish_reason="abort", usage=Usage(completion_tokens=tokens))
-            for index, tokens in self._tokens.items()
+            for index, tokens in unfinished.items()
         ]
-
-    async def _read_ahead(self) -> None:
-        async with aclosing(self._read()) as source:
-            async for batch in source:
-                for delta in batch:
-                    self._buffer.add(delta)
-                self._wake()
-        self._wake()
-
-    async def _read(self) -> AsyncGenerator[list[Delta], None]:
-        """The source's deltas until it ends, fails or is aborted."""
-        try:
-            async with aclosing(self._source) as source:
-                while not self._aborted:
-                    self._reader = asyncio.current_task()
-                    try:
-                        batch = await anext(source)
-                    finally:
-                        self._reader = None
-                    for delta in batch:
-                        if delta.finish_reason is not None:
-                            self._tokens.pop(delta.index, None)
-                        elif delta.index in self._tokens:
-                            self._tokens[delta.index] += len(delta.token_ids)
-                    yield batch
-        except StopAsyncIteration:
-            pass
-        except asyncio.CancelledError:
-            if self._interrupted is None or self._interrupted.uncancel():
-                raise  # not by `abort`, or not by it alone
-        except Exception as error:
-            self._error = error
-        finally:
-            self._ended.set()
 
     async def _wait(self, seconds: float | None) -> None:
         """Until something happens, or so many seconds."""

@@ -182,8 +182,8 @@ class LLMServer(Tasks, ControlPlane):
                     request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
                     stream = self._stream(self._attempts(request), request.n)
                     held.callback(self.streams.discard, stream)
-                    batches = await held.enter_async_context(aclosing(stream.batches()))
-                    async for batch in batches:
+                    held.push_async_callback(stream.aclose)
+                    while batch := await stream.take():
                         yield batch
             finally:
                 self.admission.leave()
