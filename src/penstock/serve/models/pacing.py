@@ -9,7 +9,8 @@ it read ahead of the caller; without one a batch passes in the caller's own task
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any
 
 from penstock.engines.deltas import Batches
@@ -74,30 +75,18 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. `answers` is how many answers the request has.
+    """One request's deltas on their way to its caller. `answers` is how many answers the request has."""
 
-    `take` the batches, then `aclose` the stream, which closes the source.
-    """
-
-    def __init__(
-        self,
-        source: Batches,
-        *,
-        interval_s: float = 0.0,
-        answers: int = 1,
-        clock: Callable[[], float] | None = None,
-    ) -> None:
-        self._source = source
+    def __init__(self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None) -> None:
         self._interval_s = interval_s
-        self._buffer = Coalescer(interval_s)
         self._clock = clock or asyncio.get_running_loop().time
-        self._tokens = dict.fromkeys(range(answers), 0)  # of the answers that have not finished
+        self._tokens = dict.fromkeys(range(answers), 0)
+        """How many have come, of each answer that has not finished."""
         self._ended = asyncio.Event()
         self._aborted = False
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
-        self._ahead: asyncio.Task[None] | None = None
         self._reader: asyncio.Task[Any] | None = None  # the task that waits for the source, while it does
         self._interrupted: asyncio.Task[Any] | None = None
 
@@ -109,7 +98,7 @@ class DeltaStream:
         self._held = False
         if self._reader is not None:
             self._interrupted = self._reader
-            self._reader.cancel()  # `_read` takes it back
+            self._reader.cancel()  # `_reading` takes it back
         self._wake()
 
     def hold(self) -> None:
@@ -125,73 +114,91 @@ class DeltaStream:
         """Return when the source has ended, whether or not its deltas were taken."""
         await self._ended.wait()
 
-    async def take(self) -> list[Delta]:
-        """The deltas that may leave next; none at the end. Raises an error of the source after what came before it."""
-        if self._interval_s:
-            return await self._joined() or self._rest()
-        batch = await self._read()
-        if self._held:
-            batch = await self._until_released(batch)
-        return batch or self._rest()
+    def batches(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
+        """The deltas of the source that `opening` gives, those that may leave together in one list. Closing it early
+        closes the source, and waits for that.
+        """
+        return self._joined(opening) if self._interval_s else self._handed_on(opening)
 
-    async def aclose(self) -> None:
-        """End the request, and return when the source has."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            await asyncio.gather(self._ahead, return_exceptions=True)
-        await self._source.aclose()
-
-    async def _until_released(self, kept: list[Delta]) -> list[Delta]:
-        """These deltas and all that come meanwhile."""
-        while self._held:
-            if not self._ended.is_set():
-                kept = kept + await self._read()
-            else:
+    async def _handed_on(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
+        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost every step a switch."""
+        loop = asyncio.get_running_loop()
+        kept: list[Delta] = []
+        async with opening as source:
+            with self._reading():
+                while not self._aborted:
+                    self._reader = asyncio.current_task(loop)
+                    batch = await anext(source)
+                    self._reader = None
+                    self._count(batch)
+                    kept = kept + batch if kept else batch
+                    if not self._held:
+                        yield kept
+                        kept = []
+            await source.aclose()
+            while self._held:
                 await self._wait(None)
-        return kept
+            if kept:
+                yield kept
+            if rest := self._rest():
+                yield rest
 
-    async def _joined(self) -> list[Delta]:
+    async def _joined(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
         """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
-        if self._ahead is None:
-            self._ahead = asyncio.create_task(self._read_ahead())
-        while self._held or not self._ended.is_set():
-            wait = None if self._held else self._buffer.wait_s(self._clock())
-            if wait == 0:
-                return self._buffer.take(self._clock())
-            await self._wait(wait)
-        return self._buffer.take(self._clock(), everything=True)
+        buffer = Coalescer(self._interval_s)
+        async with opening as source:
+            ahead = asyncio.create_task(self._read_ahead(source, buffer))
+            try:
+                while self._held or not self._ended.is_set():
+                    wait = None if self._held else buffer.wait_s(self._clock())
+                    if wait == 0:
+                        yield buffer.take(self._clock())
+                    else:
+                        await self._wait(wait)
+            finally:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+            if rest := buffer.take(self._clock(), everything=True):
+                yield rest
+            if rest := self._rest():
+                yield rest
 
-    async def _read_ahead(self) -> None:
-        while batch := await self._read():
-            for delta in batch:
-                self._buffer.add(delta)
-            self._wake()
+    async def _read_ahead(self, source: Batches, buffer: Coalescer) -> None:
+        async with aclosing(source):
+            with self._reading():
+                self._reader = asyncio.current_task()
+                async for batch in source:
+                    self._count(batch)
+                    for delta in batch:
+                        buffer.add(delta)
+                    self._wake()
         self._wake()
 
-    async def _read(self) -> list[Delta]:
-        """The source's next batch; an empty one when it has ended, failed or been aborted."""
-        if not self._aborted and not self._ended.is_set():
-            self._reader = asyncio.current_task()
-            try:
-                batch = await anext(self._source)
-            except StopAsyncIteration:
-                pass
-            except asyncio.CancelledError:
-                if self._interrupted is None or self._interrupted.uncancel():
-                    raise  # not by `abort`, or not by it alone
-            except Exception as error:
-                self._error = error
-            else:
-                self._count(batch)
-                return batch
-            finally:
-                self._reader = None
-        await self._source.aclose()
-        self._ended.set()
-        return []
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Until the source ends, fails or is aborted."""
+        try:
+            yield
+        except StopAsyncIteration:
+            pass
+        except asyncio.CancelledError:
+            if self._interrupted is None or self._interrupted.uncancel():
+                raise  # not by `abort`, or not by it alone
+        except Exception as error:
+            self._error = error
+        finally:
+            self._reader = None
+            self._ended.set()
 
     def _count(self, batch: list[Delta]) -> None:
         tokens = self._tokens
+        if len(tokens) == 1:  # all deltas are those of one answer
+            (index,) = tokens
+            for delta in batch:
+                tokens[index] += len(delta.token_ids)
+            if batch[-1].finish_reason is not None:
+                tokens.clear()
+            return
         for delta in batch:
             if delta.finish_reason is not None:
                 tokens.pop(delta.index, None)
@@ -204,10 +211,9 @@ class DeltaStream:
             raise self._error
         if not self._aborted:
             return []
-        unfinished, self._tokens = self._tokens, {}
         return [
             Delta(index, finish_reason="abort", usage=Usage(completion_tokens=tokens))
-            for index, tokens in unfinished.items()
+            for index, tokens in self._tokens.items()
         ]
 
     async def _wait(self, seconds: float | None) -> None:

@@ -6,8 +6,8 @@ import asyncio
 import math
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -168,7 +168,13 @@ class LLMServer(Tasks, ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        stream = DeltaStream(interval_s=self.llm_config.stream_batching_interval_s, answers=request.n)
+        return stream.batches(self._let_in(request, stream))
+
+    @asynccontextmanager
+    async def _let_in(self, request: ChatRequest | CompletionRequest, stream: DeltaStream) -> AsyncIterator[Batches]:
+        """Admit the request with its adapter; what the engine answers is for the stream."""
         request_id = request.request_id or uuid.uuid4().hex
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
@@ -180,23 +186,16 @@ class LLMServer(Tasks, ControlPlane):
                 async with AsyncExitStack() as held:
                     adapter = await held.enter_async_context(self._adapters.use(version)) if version else None
                     request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
-                    stream = self._stream(self._attempts(request), request.n)
+                    if self.paused == "keep":
+                        stream.hold()
+                    self.streams.add(stream)
                     held.callback(self.streams.discard, stream)
-                    held.push_async_callback(stream.aclose)
-                    while batch := await stream.take():
-                        yield batch
+                    yield await held.enter_async_context(aclosing(self._attempts(request)))
             finally:
                 self.admission.leave()
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
-
-    def _stream(self, source: Batches, answers: int) -> DeltaStream:
-        stream = DeltaStream(source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers)
-        if self.paused == "keep":
-            stream.hold()
-        self.streams.add(stream)
-        return stream
 
     async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
         """The engine's deltas. A request whose engine dies is asked again, unless its caller has seen a part, until it
