@@ -193,9 +193,11 @@ class DeltaStream:
     def _count(self, batch: list[Delta]) -> None:
         tokens = self._tokens
         if len(tokens) == 1:  # all deltas are those of one answer
-            (index,) = tokens
+            made = 0
             for delta in batch:
-                tokens[index] += len(delta.token_ids)
+                made += len(delta.token_ids)
+            (index,) = tokens
+            tokens[index] += made
             if batch[-1].finish_reason is not None:
                 tokens.clear()
             return
