@@ -4,9 +4,15 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.batch import OpenVINOEngineProcessorConfig, Processor, ProcessorConfig, StatefulStage, build_processor
+from penstock.batch import (
+    OpenVINOEngineProcessorConfig,
+    Processor,
+    ProcessorConfig,
+    StatefulStage,
+    build_processor,
+    stop_engines,
+)
 from penstock.demo import SCHEMA, tickets_path
-from penstock.engines.registry import stop_engines
 
 
 class Directory:

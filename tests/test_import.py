@@ -80,5 +80,7 @@ def test_names_of_batch() -> None:
         "StatefulStage",
         "TokenizerStageConfig",
         "build_processor",
+        "engines",
+        "stop_engines",
         "vLLMEngineProcessorConfig",
     ]

@@ -141,3 +141,18 @@ def test_a_prompt_beyond_the_context_is_refused(client):
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"
     assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+async def test_a_text_that_its_tokenizer_would_cut_is_refused(smollm2):
+    """A GGUF file's tokenizer cuts at 8,192 tokens in silence."""
+    from penstock.engines.openvino import OpenVINOEngine
+    from penstock.errors import ContextLengthError
+
+    engine = OpenVINOEngine(smollm2)
+    await engine.start()
+    try:
+        assert len(await engine.tokenize("word " * 8000)) == 8001
+        with pytest.raises(ContextLengthError, match="no text of more than 8191 tokens"):
+            await engine.tokenize("word " * 9000)
+    finally:
+        await engine.stop()

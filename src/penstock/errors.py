@@ -39,7 +39,8 @@ PenstockError
 
 `status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
 `kind` is the name that stands in result rows and in OpenAI-shaped error bodies; `retry_after`, where it is known, is
-the number of seconds after which the same request is worth another try.
+the number of seconds after which the same request is worth another try. Where `given_up` is true the request has had
+its tries, though it may succeed later; where `ends_connection` is true the rest of what its client sends is not read.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class PenstockError(Exception):
     retryable: bool = False
     kind: str = "internal_error"
     retry_after: float | None = None
+    given_up: bool = False
+    ends_connection: bool = False
 
 
 class ConfigError(PenstockError):
@@ -211,10 +214,11 @@ class ContentTypeError(RequestError):
 
 
 class SlowRequestError(RequestError):
-    """The head or the body of a request came too slowly. The connection ends with the answer."""
+    """The head or the body of a request came too slowly."""
 
     status = 408
     kind = "request_timeout"
+    ends_connection = True
 
 
 class LineError(RequestError):

@@ -5,6 +5,8 @@ import heapq
 import pytest
 
 from penstock.balance.limiter import Limiter, Limits, Pace, shared_limiter
+from penstock.balance.pauses import is_served
+from penstock.errors import UpstreamError
 
 real_sleep = asyncio.sleep
 
@@ -224,3 +226,22 @@ async def test_one_more_worker_lets_waiting_requests_go():
     limit.leave(1)
     assert limit.running == 2  # those under way stay
     assert limit.window == 1
+
+
+async def test_who_is_served_does_not_wait_for_a_long_pause(clock):
+    limit = limiter(clock, concurrency=1)
+    first = await limit.acquire()
+    patient = asyncio.create_task(limit.acquire())
+    token = is_served.set(True)
+    served = asyncio.create_task(limit.acquire())
+    await turns()
+    limit.release(first, "throttled", retry_after=20.0)
+    with pytest.raises(UpstreamError):  # in the same instant
+        await limit.acquire()
+    with pytest.raises(UpstreamError, match="left alone for 20 s") as caught:
+        await served
+    assert (caught.value.http_status, caught.value.retry_after) == (429, 20.0)
+    is_served.reset(token)
+    limit.release(await patient, "answered")
+    assert clock.now == 1020.0
+    assert limit.running == 0

@@ -36,8 +36,8 @@ def test_a_pause_is_told_once_a_minute_for_each_server(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "a asks for a pause of 1 h: the requests that it refuses so are given up",
         "b asks for a pause of 1 h: the requests that it refuses so are given up",
-        "a asks for a pause of 30 s: its requests wait for that",
-        "c refuses requests for load and is left alone for 30 s: its requests wait for that",
+        "a asks for a pause of 30 s: nothing is sent there until then",
+        "c refuses requests for load and is left alone for 30 s: nothing is sent there until then",
     ]
 
 

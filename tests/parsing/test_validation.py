@@ -12,6 +12,11 @@ class Inner(Struct):
     weights: dict[str, float] = {}
 
 
+class Strict(Struct, forbid_unknown_fields=True):
+    a: int = 0
+    b: int = 0
+
+
 class Outer(Struct):
     name: str
     count: Annotated[int, Meta(ge=1, le=9)] = 1
@@ -22,6 +27,7 @@ class Outer(Struct):
     stop: str | Annotated[list[str], Meta(min_length=1, max_length=2)] = ""
     inner: Inner | None = None
     anything: Any = None
+    strict: Strict | None = None
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,8 @@ class Outer(Struct):
         ({"name": "x", "stop": ["a", "b", "c"]}, "stop has a length above 2"),
         ({"name": "x", "stop": ["a", 3]}, "stop[1] must be text, not 3"),
         ({"name": "x", "inner": {"kind": "bag"}}, "inner.kind must be 'big', 'small' or null, not 'bag'"),
+        ({"name": "x", "strict": {"c": [1]}}, "strict.c is unknown, and was a list. Known: a, b"),
+        ({"name": "x", "strict": {"a": 1, "c": 5}}, "strict.c is unknown, and was 5. Known: a, b"),
         (
             {"name": "x", "anything": {"a": [1]}, "flag": "yes" * 50},
             f"flag must be a boolean, not 'yesyes{'yes' * 11}…",

@@ -12,13 +12,15 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Annotated, Literal
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import msgspec
 from msgspec import Meta, Struct
 
-from penstock.balance.pauses import note_pause
+from penstock.balance.pauses import PATIENCE_S, SERVED_PATIENCE_S, is_served, note_pause, span
+from penstock.errors import UpstreamError
 
 Rate = Annotated[float, Meta(gt=0)]
 Verdict = Literal["answered", "throttled", "late", "unknown"]
@@ -27,8 +29,10 @@ says nothing of them.
 """
 
 FIRST_COOLDOWN_S = 0.5
-LONGEST_COOLDOWN_S = 30.0
+LONGEST_COOLDOWN_S = 10.0
 _NEVER = float("-inf")
+refused_alone: ContextVar[Callable[[], bool]] = ContextVar("penstock_refused_alone", default=lambda: False)
+"""Whether the current request is refused while others are answered: its refusals say nothing of the server's load."""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
@@ -42,7 +46,7 @@ class Limits(Struct, frozen=True, kw_only=True):
     requests_per_minute: Rate | None = None
     tokens_per_minute: Rate | None = None
     adaptive: bool = True
-    longest_pause_s: float = 60.0
+    longest_pause_s: float = PATIENCE_S
 
     def shared_by(self, processes: int) -> Limits:
         """The part of one of so many processes that ask the same server without knowing of each other: each has its
@@ -97,7 +101,7 @@ class Limiter:
         self._jitter = jitter
         self._most = limits.concurrency
         self._window = float(limits.concurrency)
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()  # each with the time when its patience ends
         self._tickets = 0
         self._last_cut = 0
         self._left_before_answer = 0
@@ -115,17 +119,21 @@ class Limiter:
     async def acquire(self, tokens: float = 0.0) -> int:
         """Wait for a place, for the rates, and for what the server asked for. Gives the ticket for `release`.
 
-        `tokens` is an estimate, which `charge` corrects.
+        `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` where the server is left alone for
+        longer than a caller waits who is served.
         """
+        until = self._clock() + SERVED_PATIENCE_S if is_served.get() else float("inf")
+        if self._held_until > until:
+            raise self._left_alone()
         if self.running >= int(self._window) or self._waiting:
-            await self._queue()
+            await self._queue(until)
         else:
             self.running += 1
         self._tickets += 1
         ticket = self._tickets
         if self._paced or self._held_until > _NEVER:
             try:
-                await self._wait(tokens)
+                await self._wait(tokens, until)
             except BaseException:
                 self.release(ticket, "unknown")
                 raise
@@ -147,12 +155,17 @@ class Limiter:
             self._left_before_answer = self._tickets
             if self._window < self._most:
                 self._window = min(self._window + 1 / self._window, float(self._most))
-        elif verdict == "throttled":
+        elif verdict == "throttled" and not refused_alone.get()():
             self._throttle(ticket, retry_after)
         elif verdict == "late" and ticket > self._left_before_answer:
             self._cut(ticket)  # else others were answered while it waited: it is slow by itself
         if self._waiting:
             self._admit()
+
+    def refused(self) -> None:
+        """A request that counts as answered was refused for load in its answer."""
+        if not refused_alone.get()():
+            self._throttle(self._tickets, None)
 
     def proven(self) -> None:
         """The server has answered what was asked to find out: those that were late before are slow by themselves."""
@@ -178,25 +191,25 @@ class Limiter:
 
     def _admit(self) -> None:
         while self._waiting and self.running < int(self._window):
-            waiter = self._waiting.popleft()
+            waiter, _ = self._waiting.popleft()
             if not waiter.done():
                 self.running += 1
                 waiter.set_result(None)
 
-    async def _queue(self) -> None:
+    async def _queue(self, until: float) -> None:
         waiter = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        self._waiting.append((waiter, until))
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():  # it had been given the place already
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:  # the place was its already
                 self._tickets += 1
                 self.release(self._tickets, "unknown")
             raise
 
-    async def _wait(self, tokens: float) -> None:
+    async def _wait(self, tokens: float, until: float) -> None:
         while True:
-            await self._hold()
+            await self._hold(until)
             now = self._clock()
             wait = self._requests.reserve(1, now) if self._requests is not None else 0.0
             if self._tokens is not None and tokens:
@@ -207,8 +220,10 @@ class Limiter:
                 return
             # Its time came during a pause. All to whom that happened would go in one burst when the pause ends.
 
-    async def _hold(self) -> None:
-        while (pause := self._held_until - self._clock()) > 0:  # noqa: ASYNC110 - it is a time, no event
+    async def _hold(self, until: float) -> None:
+        while (pause := self._held_until - self._clock()) > 0:
+            if self._held_until > until:
+                raise self._left_alone()
             await asyncio.sleep(pause * (1 + 0.1 * self._jitter()))  # not all in the same instant
 
     def _throttle(self, ticket: int, retry_after: float | None) -> None:
@@ -226,6 +241,18 @@ class Limiter:
             note_pause(self._server, retry_after, is_named=False)
         if retry_after is not None:
             self._held_until = max(self._held_until, self._clock() + retry_after)
+            for waiter, until in self._waiting:
+                if self._held_until > until and not waiter.done():
+                    waiter.set_exception(self._left_alone())
+
+    def _left_alone(self) -> UpstreamError:
+        left = max(self._held_until - self._clock(), 0.0)
+        return UpstreamError(
+            f"{self._server} refuses requests for load and is left alone for {span(left)}",
+            http_status=429,
+            retryable=True,
+            retry_after=left,
+        )
 
     def _cut(self, ticket: int) -> bool:
         """Halve the concurrency, and say so; not where that was done since the request left."""

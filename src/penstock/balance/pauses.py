@@ -1,4 +1,4 @@
-"""Tells of the pauses that servers ask for: in the log, and to the job whose requests meet them."""
+"""The patience with servers that refuse for load. Tells of their pauses, in the log and to the job that meets them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ from contextvars import ContextVar
 
 from msgspec import Struct
 
+PATIENCE_S = 60.0
+"""How long servers that refuse for load are waited for: the longest pause that they may name, and how long they may
+answer nobody.
+"""
+SERVED_PATIENCE_S = 5.0
+"""The same for a request whose caller waits at a connection, from its first refusal on: it can come again by itself."""
+is_served: ContextVar[bool] = ContextVar("penstock_is_served", default=False)
+"""Whether the caller of the current task waits at a connection."""
 WORTH_TELLING_S = 5.0
 """Shorter pauses are the ordinary way of a busy server."""
 _TOLD_AGAIN_AFTER_S = 60.0
@@ -18,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 class Pauses(Struct):
     """What one job met: how many refusals made for a pause worth telling, the longest one in seconds and whose it was,
-    and how many of them were for more than anybody waits. `shown_until` is a time of `time.monotonic`.
+    and how many requests were given up because of refusals. `shown_until` is a time of `time.monotonic`.
     """
 
     count: int = 0
@@ -47,6 +55,17 @@ job_pauses: ContextVar[Pauses | None] = ContextVar("penstock_pauses", default=No
 """Those of the job that the current task belongs to."""
 
 
+def patience() -> float:
+    """That of the current task, in seconds."""
+    return SERVED_PATIENCE_S if is_served.get() else PATIENCE_S
+
+
+def note_given_up() -> None:
+    """A request of the current task was given up, because a server did not stop to refuse it."""
+    if (pauses := job_pauses.get()) is not None:
+        pauses.given_up += 1
+
+
 def note_pause(
     server: str,
     seconds: float,
@@ -56,7 +75,7 @@ def note_pause(
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
     """A server that refused a request is to be left alone for so long, because it asks for that or (`is_named` false)
-    because it has refused before. `is_kept`: its requests wait for that.
+    because it has refused before. `is_kept`: it is.
     """
     if seconds < WORTH_TELLING_S:
         return
@@ -68,7 +87,7 @@ def note_pause(
             _told.clear()
         _told[server] = now + _TOLD_AGAIN_AFTER_S
         why = "asks for a pause of" if is_named else "refuses requests for load and is left alone for"
-        what = "its requests wait for that" if is_kept else "the requests that it refuses so are given up"
+        what = "nothing is sent there until then" if is_kept else "the requests that it refuses so are given up"
         _log.warning("%s %s %s: %s", server, why, span(seconds), what)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from penstock.batch.pipeline.processor import Processor as Processor
     from penstock.batch.pipeline.stream import RowStream as RowStream
     from penstock.batch.stages.base import StatefulStage as StatefulStage
+    from penstock.engines.registry import engines as engines, stop_engines as stop_engines
 else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
@@ -52,5 +53,6 @@ else:
             "penstock.batch.job.result": ("RunResult",),
             "penstock.batch.stages.base": ("StatefulStage",),
             "penstock.batch.pipeline.stream": ("RowStream",),
+            "penstock.engines.registry": ("engines", "stop_engines"),
         },
     )

@@ -201,8 +201,7 @@ class HttpClient:
             async with self._open(to, data, headers, self._timeout) as response:
                 if not 200 <= response.status < 300:
                     error = self._refusal(response, await self._read(response, to), to)
-                    pause = error.retry_after
-                    verdict = "throttled" if is_throttling(error) else "answered"
+                    pause, verdict = error.retry_after, "answered"
                     raise error
                 verdict = "answered"
                 pieces = self._pieces(response, to)
@@ -212,7 +211,9 @@ class HttpClient:
                     await pieces.aclose()
                     if not response.content.at_eof():
                         response.close()  # the server is to stop, so the connection cannot be used again
-        except PenstockError:
+        except PenstockError as error:
+            if is_throttling(error):  # it may stand in the answer, too
+                verdict = "throttled"
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as caught:
             if isinstance(caught, TimeoutError):

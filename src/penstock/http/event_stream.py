@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import codecs
+import re
+
+_STRAY_BYTES = 4096
+_ERROR = re.compile(rb"^event: ?error *$", re.MULTILINE)
+_FIELDS = re.compile(rb"^(?::|(?:event|id|retry|data)(?::|$)).*$", re.MULTILINE)
 
 
 class EventReader:
-    """Bytes in, the data of finished events out. Names, ids, comments and events without data are dropped.
+    """Bytes in, the data of finished events out. Names, ids, comments and events without data are dropped,
+    but `error` is the data of the first event of that name, and `stray` the beginning of what is no event at all.
 
     `limit` is the most bytes that an unfinished event may have; `feed` raises `ValueError` beyond it. What begins like
     a JSON object is no stream of events: it gathers, and `rest` has it when all has come.
@@ -17,6 +23,8 @@ class EventReader:
         self._limit = limit
         self._begun = False
         self.is_json = False
+        self.error = b""
+        self.stray = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of the events that the chunk finishes, in order."""
@@ -39,13 +47,30 @@ class EventReader:
             if event.startswith(b"data: ") and b"\n" not in event and len(event) > 6:
                 events.append(event[6:])
             elif data := _data(event):
-                events.append(data)
+                if _ERROR.search(event):
+                    self.error = self.error or data
+                else:
+                    events.append(data)
+            else:
+                self._note_stray(event)
         return events
 
     def rest(self) -> bytes:
         """What has come after the last event, at the end: the data of one that was not ended, or the JSON object."""
         rest, self._rest = self._rest, b""
-        return rest if self.is_json else _data(rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+        if self.is_json:
+            return rest
+        event = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        data = _data(event)
+        if not data:
+            self._note_stray(event)
+        elif _ERROR.search(event):
+            self.error, data = self.error or data, b""
+        return data
+
+    def _note_stray(self, event: bytes) -> None:
+        if len(self.stray) < _STRAY_BYTES and (text := _FIELDS.sub(b"", event).strip()):
+            self.stray = (self.stray + text + b"\n")[:_STRAY_BYTES]
 
     def _begin(self, text: bytes) -> bytes:
         if len(text) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(text):

@@ -4,76 +4,163 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Token
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, ParamSpec, TypeVar
-
-from msgspec import Meta, Struct
+from typing import ParamSpec, TypeVar
 
 from penstock.balance.backoff import backoff
+from penstock.balance.limiter import refused_alone
+from penstock.balance.pauses import PATIENCE_S, is_served, note_given_up, patience, span
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")
 P = ParamSpec("P")
-Seconds = Annotated[float, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=0)]
 
 THROTTLING = frozenset({429, 503, 529})
 """Statuses by which a server says that it has too much to do. It has not begun the request."""
+LONGEST_WAIT_S = 60.0
+LONGEST_REFUSED_WAIT_S = 2.0
+"""Of a request that was refused for load. How much is sent while a server refuses, the limiter knows."""
+CHANCE = 1e-6
+"""A request is refused by itself if chance would do that less often."""
 LONGEST_NAMED_S = 365 * 86400.0
 _PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
 
 
-class RetryPolicy(Struct, frozen=True, kw_only=True):
-    """How often, and when.
+class _Refused:
+    """A request that was refused for load: how often, and what became since then of those first sent after it."""
 
-    `max_retries` counts failures: lost connections, timeouts, statuses such as 500. `max_throttled` counts refusals for
-    load (429, 503): those are safe to repeat, whatever the request does. Pauses begin at `base_wait_s` and double up to
-    `longest_wait_s`, with jitter; a pause that the server names is kept, and if it is longer than `longest_wait_s` the
-    request is given up. `pause` is awaited with the failure and the seconds, in place of a sleep.
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.count = 0
+        self.later_answered = 0
+        self.later_refused = 0
+
+    def is_alone(self) -> bool:
+        """Whether more of the later ones were answered than refused: then it is probably the request's own fault."""
+        return self.later_answered > self.later_refused
+
+    def is_proven(self) -> bool:
+        """Whether that is no chance any more, the share of the later ones that are refused being what it is."""
+        share = (self.later_refused + 1) / (self.later_answered + self.later_refused + 2)
+        return self.is_alone() and share**self.count < CHANCE
+
+
+class Retries:
+    """Sends requests again that have failed. One for a server, or for several that answer the same.
+
+    `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for load (429, 503) are
+    safe to repeat, whatever the request does: they are repeated until the patience ends (`penstock.balance.pauses`), or
+    until it is no chance any more that others are answered and this request is not. What is given up is so marked.
+    Pauses begin at `base_wait_s` and double, with jitter; a pause that the server names is kept. `pause` is awaited
+    with the failure and the seconds, in place of a sleep.
     """
 
-    max_retries: Count = 2
-    max_throttled: Count = 10
-    base_wait_s: Seconds = 1.0
-    longest_wait_s: Seconds = 60.0
-    pause: Callable[[Exception, float], Awaitable[None]] | None = None
+    def __init__(
+        self,
+        *,
+        max_retries: int = 2,
+        base_wait_s: float = 1.0,
+        pause: Callable[[Exception, float], Awaitable[None]] | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._max_retries = max_retries
+        self._base_wait_s = base_wait_s
+        self._pause = pause
+        self._clock = clock or _loop_time
+        self._begun = 0
+        self._refused: dict[int, _Refused] = {}
+        self._refusing_since = self._last_refusal = float("-inf")
 
-    def wait(self, error: Exception, failures: int, throttled: int) -> float | None:
-        """Seconds until the next try after so many failures and refusals, this one included; None for no more."""
-        upstream = error if isinstance(error, UpstreamError) else None
-        if not getattr(error, "retryable", False):
-            return None
-        named = upstream.retry_after if upstream is not None else None
-        if named is not None and named > self.longest_wait_s:
-            return None
-        if is_throttling(error):
-            if throttled > self.max_throttled:
-                return None
-            tries = throttled
-        elif failures > self.max_retries:
-            return None
-        else:
-            tries = failures
-        wait = backoff(tries, first=self.base_wait_s, longest=self.longest_wait_s)
-        return wait if named is None else max(named, 0.1 * wait)
+    @property
+    def refused_s(self) -> float:
+        """For how long nobody was answered and requests were refused; 0 where the last one is long ago."""
+        now = self._clock()
+        return now - self._refusing_since if now - self._last_refusal <= PATIENCE_S else 0.0
 
     async def run(self, attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """What `attempt` gives in the end, each time called with the other arguments. Raises the last failure."""
-        failures = throttled = 0
-        while True:
-            try:
-                return await attempt(*args, **kwargs)
-            except (UpstreamError, EngineTimeoutError) as error:
-                if is_throttling(error):
-                    throttled += 1
+        self._begun += 1
+        number, failures = self._begun, 0
+        told: Token[Callable[[], bool]] | None = None
+        try:
+            while True:
+                try:
+                    result = await attempt(*args, **kwargs)
+                except (UpstreamError, EngineTimeoutError) as error:
+                    if isinstance(error, UpstreamError) and is_throttling(error):
+                        wait = self._after_refusal(number, error)
+                        if told is None:
+                            told = refused_alone.set(self._refused[number].is_alone)
+                    else:
+                        failures += 1
+                        wait = self.after_failure(error, failures)
+                    if wait is None:
+                        raise
+                    failure = error
                 else:
-                    failures += 1
-                wait = self.wait(error, failures, throttled)
-                if wait is None:
-                    raise
-                failure = error
-            await (asyncio.sleep(wait) if self.pause is None else self.pause(failure, wait))
+                    self._answered(number)
+                    return result
+                await (asyncio.sleep(wait) if self._pause is None else self._pause(failure, wait))
+        finally:
+            self._refused.pop(number, None)
+            if told is not None:
+                refused_alone.reset(told)
+
+    def after_failure(self, error: Exception, failures: int) -> float | None:
+        """Seconds until the next try after so many failures, this one included; None for no more."""
+        named = getattr(error, "retry_after", None)
+        if not getattr(error, "retryable", False) or failures > self._max_retries:
+            return None
+        if named is not None and named > patience():
+            return None
+        wait = backoff(failures, first=self._base_wait_s, longest=LONGEST_WAIT_S)
+        return wait if named is None else max(named, 0.1 * wait)
+
+    def _after_refusal(self, number: int, error: UpstreamError) -> float | None:
+        one, now = self._note_refusal(number), self._clock()
+        if one.is_proven():
+            others = f"while {one.later_answered} that came after it were answered"
+            self._give_up(error, f"refused {one.count} times {others}")
+            return None
+        since = one.since if is_served.get() else self._refusing_since
+        left = patience() - (now - since)
+        wait = backoff(one.count, first=self._base_wait_s, longest=LONGEST_REFUSED_WAIT_S)
+        if error.retry_after is not None:
+            wait = max(error.retry_after, 0.1 * wait)
+        if wait <= left:
+            return wait
+        self._give_up(error, "" if wait > patience() else f"refused for {span(now - since)}")
+        return None
+
+    def _note_refusal(self, number: int) -> _Refused:
+        now = self._clock()
+        if now - self._last_refusal > PATIENCE_S:
+            self._refusing_since = now
+        self._last_refusal = now
+        one = self._refused.get(number)
+        if one is None:
+            for earlier, other in self._refused.items():
+                other.later_refused += earlier < number
+            one = self._refused[number] = _Refused(now)
+        one.count += 1
+        return one
+
+    def _answered(self, number: int) -> None:
+        self._last_refusal = float("-inf")
+        for earlier, other in self._refused.items():
+            other.later_answered += earlier < number
+
+    def _give_up(self, error: UpstreamError, why: str) -> None:
+        error.given_up = True
+        if why:
+            error.args = (f"{error} ({why})",)
+            note_given_up()
+
+
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def is_retryable(status: int) -> bool:

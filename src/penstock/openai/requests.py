@@ -117,9 +117,20 @@ class SamplingBody(Struct, kw_only=True):
         if wanted is not None:
             if self.response_format is not None:
                 raise RequestError("give response_format or structured_outputs, not both", param="structured_outputs")
+            given = [name for name in ("json", "json_object", "regex") if getattr(wanted, name) not in (None, False)]
+            if len(given) > 1:
+                raise RequestError(
+                    f"structured_outputs takes one of json, json_object and regex, not {' and '.join(given)}",
+                    param="structured_outputs",
+                )
             if wanted.regex is not None:
                 return StructuredOutput("regex", wanted.regex)
             if wanted.json is not None:
+                if isinstance(wanted.json, str) and not _is_object(wanted.json):
+                    raise RequestError(
+                        f"structured_outputs.json must hold a JSON schema, an object, not {ascii(wanted.json)[:80]}",
+                        param="structured_outputs.json",
+                    )
                 return StructuredOutput("json_schema", _schema_text(wanted.json))
             return StructuredOutput("json_object") if wanted.json_object else None
         return parse_response_format(self.response_format)
@@ -313,6 +324,13 @@ def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | No
         return StructuredOutput("regex", pattern)
     hint = nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
     raise RequestError(f"unknown response_format type {kind!r}. {hint}", param="response_format.type")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _schema_text(schema: dict[str, Any] | str) -> str:

@@ -70,6 +70,13 @@ def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
             where = f"{place}.{field.encode_name}".lstrip(".")
             if field.required and field.encode_name not in value:
                 return Mismatch(where, "is missing", None)
+        known = tuple(field.encode_name for field in kind.fields)
+        if kind.cls.__struct_config__.forbid_unknown_fields:
+            for name in value:
+                if name not in known:
+                    where = f"{place}.{name}".lstrip(".")
+                    why = f"is unknown, and was {_shown(value[name])}. Known: {', '.join(sorted(known))}"
+                    return Mismatch(where, why, value[name], known)
         given = [field for field in kind.fields if field.encode_name in value]
         parts = [(field.type, value[field.encode_name], f".{field.encode_name}") for field in given]
     elif isinstance(kind, inspect.DictType):

@@ -41,13 +41,15 @@ def test_a_summary_tells_of_pauses():
     counts = Counts(rows=1)
     counts.pauses.note("http://there", 30, is_kept=True)
     counts.pauses.note("http://there", 3600, is_kept=False)
-    assert "Pauses for servers: 2, up to 1 h for http://there; 1 too long to wait for" in summary(RunResult(counts))
+    assert "Pauses for servers: 2, up to 1 h for http://there\nGiven up after a server's refusals: 1" in summary(
+        RunResult(counts)
+    )
 
 
 def test_the_line_tells_of_a_pause():
     counts = Counts(rows=1, total=2)
     counts.pauses.note("http://there", 3600, is_kept=False)
-    assert "a pause of 1 h for http://there" in Progress(counts, shown=True)._line()
+    assert "a pause of 1 h for http://there · 1 given up after refusals" in Progress(counts, shown=True)._line()
 
 
 def test_the_line_shows_where_the_job_is():

@@ -1,5 +1,6 @@
-from datetime import datetime
+from datetime import date, datetime
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -82,8 +83,7 @@ async def test_polars_frames():
 
 
 async def test_pandas_frames():
-    pandas = pytest.importorskip("pandas")
-    frame = pandas.DataFrame({"a": [1, 2], "t": ["x", None]}, index=[7, 9])
+    frame = pd.DataFrame({"a": [1, 2], "t": ["x", None]}, index=[7, 9])
     source = await open_source(frame)
     assert [row.values for row in rows(source)] == [{"a": 1, "t": "x"}, {"a": 2, "t": None}]
 
@@ -106,6 +106,25 @@ async def test_view_layouts_inside_other_types():
     pq.write_table(pa.Table.from_batches([next(source.batches())[0].batch]), pa.BufferOutputStream())
     assert "view" not in str(source.schema)
     assert source.first == {"c": "a", "l": ["x"], "s": {"k": "v"}, "d": "a"}
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        (None, "null"),
+        (1, "1"),
+        (1.5, "1.5"),
+        (float("nan"), "NaN"),
+        (True, "true"),
+        ((1, "a"), '[1,"a"]'),
+        (date(2026, 11, 29), "2026-11-29"),
+        (b"x", "eA=="),
+    ],
+)
+async def test_names_of_a_frame_that_are_no_text_become_as_those_of_a_dict(label, name):
+    frame = pd.DataFrame([["a", "b"]], columns=pd.Index([label, "text"], dtype=object))
+    for source in (frame, [{label: "a", "text": "b"}]):
+        assert (await open_source(source)).columns == (name, "text")
 
 
 async def test_files_may_differ_in_columns_and_types(tmp_path):

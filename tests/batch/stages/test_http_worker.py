@@ -188,7 +188,6 @@ async def test_an_answer_that_is_not_json_is_an_error(body, shown):
     ("answer", "says", "asked"),
     [
         ({"error": {"message": "sk-12345 is down", "code": 502}}, r"an error: \*\*\* is down", 2),
-        ({"error": {"message": "slow down", "code": 429}}, "slow down", 11),
         ({"error": "it broke"}, "it broke", 2),
         ({"error": {"message": "no", "code": "insufficient_quota"}}, "an error: no", 1),
         ({"error": {"message": "no", "code": 400}, "choices": None}, "an error: no", 1),

@@ -226,7 +226,7 @@ async def test_a_prompt_that_is_too_long_is_shortened_whatever_the_words(script)
 async def test_an_hours_pause_is_one_error_row_and_is_told(script):
     script.answers = [poisoned(refusal(429, "daily limit", headers={"Retry-After": "3600"}))]
     result = await job(["fine 1", "bad", "fine 2", "fine 3"], script)
-    assert kinds_of(result) == {("fine", None): 3, ("bad", "overloaded"): 1}
+    assert kinds_of(result) == {("fine", None): 3, ("bad", "rate_limit_exceeded"): 1}
     (bad,) = [row for row in result.rows() if row["error"]]
     assert bad["error"]["retryable"]
     assert bad["attempts"] == 1
@@ -241,7 +241,5 @@ async def test_a_server_that_does_nothing_but_refuse_is_ill_in_the_end(script):
         upstreams = engine._upstreams
         refused = UpstreamError("too much", http_status=429, retryable=True)
         assert not upstreams.is_failure(refused)
-        upstreams._last_answer -= 61
+        upstreams._refused_s = lambda: 61.0
         assert upstreams.is_failure(refused)
-        upstreams._answered(upstreams.members[0])
-        assert not upstreams.is_failure(refused)

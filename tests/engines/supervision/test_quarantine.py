@@ -13,10 +13,11 @@ from penstock.types import ChatRequest, EmbeddingRequest
 
 class Engine:
     """Answers after so many turns of the event loop, and dies of the names in `fatal` after as many, or `killing`; all
-    in it die with it.
+    in it die with it. `killed`: by a signal that somebody may have sent.
     """
 
-    def __init__(self, fatal=(), turns=1, killing=None):
+    def __init__(self, fatal=(), turns=1, killing=None, killed=False):
+        self.killed = killed
         self.fatal, self.turns, self.killing = set(fatal), turns, killing or turns
         self.inside: dict = {}
         self.deaths = 0
@@ -35,7 +36,7 @@ class Engine:
             if name in self.fatal and not ended.done():
                 self.kill()
             if ended.done():
-                raise EngineDeadError("died")
+                raise EngineDeadError("died", killed=self.killed)
             self.answered.append(name)
         finally:
             self.inside.pop(ended, None)
@@ -76,20 +77,42 @@ async def ask_all(quarantine, engine, names, concurrency):
     return await asyncio.gather(*(one(name) for name in names))
 
 
+async def until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to that")
+
+
 @pytest.mark.parametrize("concurrency", [1, 2, 8, 64, 256])
 @pytest.mark.parametrize("order", ["first", "last", "spread", "shuffled"])
-async def test_ten_killers_among_three_hundred(concurrency, order):
+@pytest.mark.parametrize("killed", [False, True])
+async def test_ten_killers_among_three_hundred(concurrency, order, killed):
     names = [str(number) for number in range(300)]
     if order == "shuffled":
         random.Random(concurrency).shuffle(names)
     fatal = {"first": names[:10], "last": names[-10:]}.get(order) or names[7::31][:10]
-    engine, quarantine = Engine(fatal, turns=3), Quarantine()
+    engine, quarantine = Engine(fatal, turns=3, killed=killed), Quarantine()
     found = await ask_all(quarantine, engine, names, concurrency)
     assert [name for name, result in zip(names, found, strict=True) if result == "refused"] == fatal
     assert sorted(engine.answered) == sorted(set(names) - set(fatal))
-    assert engine.deaths <= 10 * (concurrency.bit_length() + 3)
+    assert engine.deaths <= 10 * (concurrency.bit_length() + 3 + killed)
     assert quarantine.suspects == 0
     assert len(quarantine._records) == 10
+
+
+async def test_after_one_kill_all_are_asked_again_together():
+    engine, quarantine = Engine(turns=10, killed=True), Quarantine()
+    names = [*map(str, range(40))]
+    asked = asyncio.create_task(ask_all(quarantine, engine, names, 40))
+    await until(lambda: len(engine.inside) == 40)
+    engine.kill()
+    await until(lambda: len(engine.inside) == 40 and not any(ended.done() for ended in engine.inside))
+    engine.kill()  # once more, and they are taken apart
+    assert await asked == ["ok"] * 40
+    assert [len(together) for together in engine.together] == [40, 40]
+    assert quarantine.suspects == 0
 
 
 async def test_equal_requests_share_their_proof():
@@ -109,8 +132,9 @@ async def test_a_killer_that_comes_last_costs_three_deaths():
     assert engine.together[1:] == [{"bad"}, {"bad"}]
 
 
-async def test_deaths_that_nobody_causes_charge_nobody():
-    engine, quarantine = Engine(turns=5), Quarantine()
+@pytest.mark.parametrize("killed", [False, True])
+async def test_deaths_that_nobody_causes_charge_nobody(killed):
+    engine, quarantine = Engine(turns=5, killed=killed), Quarantine()
 
     async def kill():
         while True:

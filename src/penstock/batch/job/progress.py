@@ -67,6 +67,8 @@ class Progress:
             parts.append(f"{counts.failed:,} errors")
         if counts.pauses.is_now:
             parts.append(f"a pause of {span(counts.pauses.last_s)} for {counts.pauses.server}")
+        if counts.pauses.given_up:
+            parts.append(f"{counts.pauses.given_up:,} given up after refusals")
         return " · ".join([rows, *parts])
 
 
@@ -93,10 +95,9 @@ def summary(result: RunResult) -> str:
     )
     pauses = counts.pauses
     if pauses.count:
-        given_up = f"; {pauses.given_up:,} too long to wait for" if pauses.given_up else ""
-        lines.append(
-            f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for {pauses.server}{given_up}"
-        )
+        lines.append(f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for {pauses.server}")
+    if pauses.given_up:
+        lines.append(f"Given up after a server's refusals: {pauses.given_up:,}")
     if result.output not in (None, "-"):
         lines.append(f"Output: {result.output}")
     return "\n".join(lines)

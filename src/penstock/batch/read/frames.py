@@ -6,19 +6,23 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock.batch.values.plain import UnstorableError
+from penstock.batch.values.plain import UnstorableError, key_text
 from penstock.batch.values.to_arrow import array
-from penstock.errors import InputError
+from penstock.errors import InputError, printable
 
 
 def from_pandas(frame: Any) -> pa.Table:
     """A pandas frame without its index. What pandas calls missing (NaN, NaT, NA, None) is null.
 
-    Raises `InputError` for a column that no table can hold, or whose name another one has.
+    Names that are no text become as those of a dict's keys. Raises `InputError` for a column that no table can hold, or
+    whose name another one has.
     """
     columns: dict[str, pa.Array | pa.ChunkedArray] = {}
     for position, label in enumerate(frame.columns):
-        name = label if isinstance(label, str) else str(label)
+        try:
+            name = printable(key_text(label))
+        except UnstorableError as error:
+            raise InputError(f"the frame: the name of column {position} cannot be stored: {error}") from error
         if name in columns:
             raise InputError(f"the frame: two columns have the same name, '{name}'")
         columns[name] = _from_series(frame.iloc[:, position], name)

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
 from penstock.balance.backoff import backoff
+from penstock.balance.pauses import PATIENCE_S
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.requests import EngineForm
@@ -20,8 +21,6 @@ from penstock.errors import EngineDeadError, EngineError, JobError, PenstockErro
 LONGEST_PAUSE = 5.0
 ROW_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("row_limit", default=None)
 """The limit on the row's time, if it has one. It stands still while the row waits for an engine that others killed."""
-PATIENCE = 60.0
-"""In seconds. A failure that names a longer pause is not waited out: the row is an error row that can be retried."""
 
 T = TypeVar("T")
 
@@ -92,7 +91,8 @@ class Attempts:
                     failure = EngineError(told(error))
                 attempts += 1
                 keeper.progressed()  # it lives
-                given_up = attempts >= self._most or (failure.retry_after or 0.0) > PATIENCE
+                too_long = (failure.retry_after or 0.0) > PATIENCE_S  # the row is an error row that can be retried
+                given_up = attempts >= self._most or failure.given_up or too_long
                 if given_up or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(self._pause_after(attempts, failure))

@@ -88,9 +88,9 @@ class HttpRequests:
             if not isinstance(value, str):
                 raise ConfigError(f"must be a text, not {type(value).__name__}", field=f"headers.{name}")
         client = lazy.require("penstock.http.client", needed_by="The HTTP processor")
-        from penstock.http.retries import RetryPolicy
+        from penstock.http.retries import Retries
 
-        self._policy = RetryPolicy(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
+        self._retries = Retries(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
         self._endpoint = client.endpoint(options.method, options.url)
         self._client: HttpClient | None = None
         self._limiter: Limiter | None = None
@@ -127,7 +127,7 @@ class HttpRequests:
         payload = self._payload(row)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
         tokens = _estimated(payload, body) if self.options.tokens_per_minute else 0.0
-        reply = await self._policy.run(self._send, body, tokens)
+        reply = await self._retries.run(self._send, body, tokens)
         if tokens and self._limiter is not None:
             _charge(self._limiter, reply.body, tokens)
         return {self.options.output_column: self._decoded(reply)}
@@ -150,6 +150,10 @@ class HttpRequests:
         if b'"error"' in reply.body:
             failure = _error_in(reply.body, self._endpoint.shown)
             if failure is not None:
+                from penstock.http.retries import is_throttling
+
+                if is_throttling(failure):
+                    limiter.refused()
                 raise client.without_keys(failure, self._endpoint)
         return reply
 

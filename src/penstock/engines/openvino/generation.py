@@ -46,7 +46,7 @@ class Generation:
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self.options = options
         self.context_length = context_length
-        self._prompt_limit = _GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else context_length
+        self._cut_at = _GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else None
         self._pipelines = Pipelines(path, options)
         self._ids = count(1)
         self._steps = 0
@@ -82,6 +82,8 @@ class Generation:
             try:
                 request = Request(submit, prompt)
                 self._check(request)
+                if isinstance(submit.prompt, str):
+                    self._check_uncut(prompt, "prompt", "messages")
                 self._queue(self._lane(request.adapter), request)
                 self._requests[request.id] = request
             except PenstockError as error:
@@ -153,8 +155,10 @@ class Generation:
         }
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added."""
-        return self._encode([text], special_tokens=False)[0]
+        """Token ids, none added. Raises `ContextLengthError` for a text that the tokenizer would cut."""
+        token_ids = self._encode([text], special_tokens=False)[0]
+        self._check_uncut(token_ids, "text", "prompt")
+        return token_ids
 
     def detokenize(self, token_ids: list[int]) -> str:
         """Text without special tokens."""
@@ -238,10 +242,6 @@ class Generation:
                 f" and {wanted or 1} more were asked for",
                 param="messages",
             )
-        if size >= self._prompt_limit:
-            raise ContextLengthError(
-                f"prompts of GGUF models are limited to {self._prompt_limit - 1} tokens", param="messages"
-            )
         if size >= self._cache_tokens:
             raise ContextLengthError(
                 f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise kv_cache_memory_bytes",
@@ -250,6 +250,12 @@ class Generation:
         self._check_ids(request.prompt, "prompt")
         self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
         request.max_new_tokens = min(wanted or room, room)
+
+    def _check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
+        if self._cut_at is not None and len(token_ids) >= self._cut_at:
+            raise ContextLengthError(
+                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1} tokens", param=param
+            )
 
     def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
         if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:

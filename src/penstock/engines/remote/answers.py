@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import msgspec
 from msgspec import Struct
@@ -189,6 +189,7 @@ class StreamReader:
         self._head = self._unfinished = b""
         self._finishing: list[Delta] = []
         self._usage = Usage()
+        self._unread = b""
         self.ended = False
 
     def feed(self, events: Sequence[bytes]) -> list[Delta]:
@@ -210,6 +211,8 @@ class StreamReader:
                 failure = error_inside(event, self._where, "broke off")
                 if failure is not None:
                     raise failure
+                if chunk.usage is None and not (self._open or self._ended):
+                    self._unread = event  # it may say why there is no answer
             if chunk.usage is not None:
                 self._usage = chunk.usage.neutral()
             for number, choice in enumerate(chunk.choices or ()):
@@ -276,19 +279,34 @@ class StreamReader:
         self.ended = True
         return whole(body, self._where, self._n)
 
-    def close(self) -> list[Delta]:
-        """What is left when the connection has ended. Raises `UpstreamError` if that was too early."""
+    def fail(self, data: bytes) -> NoReturn:
+        """The stream had an event named "error". Raises `UpstreamError`."""
+        try:
+            said = msgspec.json.decode(data)
+        except (ValueError, RecursionError):
+            said = data.decode(errors="replace")
+        raise as_error(said, self._where, data, "broke off")
+
+    def close(self, stray: bytes = b"") -> list[Delta]:
+        """What is left when the connection has ended. Raises `UpstreamError` if that was too early, with what came in
+        place of an answer: `stray` is what was no event.
+        """
         if self.ended:
             return []
         self.ended = True
-        return self._finish()
+        return self._finish(stray=stray)
 
-    def _finish(self, *, done: bool = False) -> list[Delta]:
+    def _finish(self, *, done: bool = False, stray: bytes = b"") -> list[Delta]:
         if done:  # the server is through, whether it has told reasons or not
             self._finishing += [Delta(index, "", finish_reason="stop") for index in sorted(self._open)]
             self._missing -= len(self._open)
         if self._missing > 0:
-            raise UpstreamError(f"{self._where}: the answer broke off", retryable=True)
+            text = (
+                (stray or (b"" if self._open or self._ended else self._unread))[:4096].decode(errors="replace").strip()
+            )
+            said = " ".join(text.split())[:_SHOWN_CHARS]
+            what = f"{self._where}: the answer broke off"
+            raise UpstreamError(f"{what}: {said}" if said else what, body=text, retryable=True)
         usage, deltas = self._usage, []
         for delta in self._finishing:
             deltas.append(msgspec.structs.replace(delta, usage=usage))

@@ -19,7 +19,7 @@ from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
-from penstock.engines.remote.upstreams import LONGEST_PAUSE_S, Upstream, Upstreams
+from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.engines.tasks import task_of
 from penstock.engines.text.sampling_checks import check_sampling
 from penstock.errors import (
@@ -35,7 +35,7 @@ from penstock.errors import (
     nearest,
 )
 from penstock.http.client import endpoint, form
-from penstock.http.retries import RetryPolicy
+from penstock.http.retries import Retries, is_throttling
 from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
@@ -74,10 +74,9 @@ class RemoteEngine(LLMEngine):
             raise ConfigError("must be named where the servers are not asked", field="model", value=model_source)
         for server in self._servers:
             endpoint("GET", server.base_url, field="engine_kwargs.base_url")
-        self._policy = RetryPolicy(
+        self._retries = Retries(
             max_retries=self.options.max_retries,
             base_wait_s=self.options.base_retry_wait_s,
-            longest_wait_s=LONGEST_PAUSE_S,
             pause=self._pause,
         )
         self._upstreams: Upstreams | None = None
@@ -103,7 +102,7 @@ class RemoteEngine(LLMEngine):
             ]
         except ConfigError as error:
             raise EngineStartError(str(error)) from None
-        upstreams = Upstreams(members, self.options.patience_s)
+        upstreams = Upstreams(members, self.options.patience_s, lambda: self._retries.refused_s)
         await upstreams.open()
         try:
             self._know(await discover(self.model_source, members, self.options))
@@ -223,7 +222,12 @@ class RemoteEngine(LLMEngine):
             to = upstream.to(path)
             with upstreams.watch(upstream, path, data if file is None else file):
                 reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
-                result = read(reply.body, to.shown)
+                try:
+                    result = read(reply.body, to.shown)
+                except UpstreamError as error:
+                    if is_throttling(error):
+                        upstream.limiter.refused()
+                    raise
             if tokens:
                 charge(upstream, result[0] if isinstance(result, list) else result, tokens)
             return result
@@ -247,7 +251,7 @@ class RemoteEngine(LLMEngine):
                     if not error.retryable or not upstreams.others_ready(tried):
                         raise
 
-        result = await self._policy.run(sweep)
+        result = await self._retries.run(sweep)
         self._answered.add(task)
         if not self._found.complete and self._learning is None:
             self._learning = asyncio.create_task(self._learn_more(upstreams))

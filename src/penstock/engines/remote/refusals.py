@@ -11,6 +11,7 @@ from penstock.errors import (
     OverloadedError,
     PenstockError,
     RequestError,
+    TooManyRequestsError,
     UnsupportedError,
     UpstreamError,
 )
@@ -25,7 +26,10 @@ def as_refusal(error: UpstreamError) -> PenstockError:
     """
     status = error.http_status
     if is_throttling(error):
-        return OverloadedError(str(error), error.retry_after if error.retry_after is not None else 1.0)
+        kind = TooManyRequestsError if status == 429 else OverloadedError
+        refused = kind(str(error), error.retry_after if error.retry_after is not None else 1.0)
+        refused.given_up = error.given_up
+        return refused
     if status is None or error.retryable:
         return error
     said = complaint(error.body)

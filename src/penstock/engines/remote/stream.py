@@ -82,9 +82,12 @@ class AnswerStream:
         if piece is None:
             return self._last()
         try:
-            return self._reader.feed(self._events.feed(piece))
+            deltas = self._reader.feed(self._events.feed(piece))
         except ValueError as error:
             raise UpstreamError(f"{self._upstream.shown} sent {error}") from None
+        if self._events.error and not self._reader.ended:
+            self._reader.fail(self._events.error)
+        return deltas
 
     def _last(self) -> list[Delta]:
         """What the connection's end leaves: an event without an end, or an answer that is no stream."""
@@ -94,7 +97,9 @@ class AnswerStream:
                 return self._reader.whole(rest)
             with suppress(UpstreamError):  # it is half an event
                 found = self._reader.feed([rest])
-        return found + self._reader.close()
+        if self._events.error and not self._reader.ended:
+            self._reader.fail(self._events.error)
+        return found + self._reader.close(self._events.stray)
 
 
 def charge(upstream: Upstream, answer: Any, estimate: float) -> None:

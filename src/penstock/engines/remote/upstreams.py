@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
+from penstock.balance.pauses import PATIENCE_S
 from penstock.engines.remote.dialects import PATHS, Dialect
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.probes import probe_body
@@ -21,8 +22,6 @@ from penstock.http.complaints import error_inside
 from penstock.http.headers import Headers, bearer
 from penstock.http.retries import is_throttling
 
-LONGEST_PAUSE_S = 30.0
-"""The patience with a pause that a server asks for: a request that is to wait for longer is given up."""
 LATELY_S = 1.0
 PROBE_S = 30.0
 """How long a server may take for the smallest request before it counts as ill."""
@@ -49,7 +48,6 @@ class Upstream:
             requests_per_minute=common.requests_per_minute,
             tokens_per_minute=common.tokens_per_minute,
             adaptive=common.adaptive,
-            longest_pause_s=LONGEST_PAUSE_S,
         )
         # Two models of one server share its rates; two keys do not.
         self.limiter: Limiter = shared_limiter(f"{self.shown} {options.api_key_env or ''}", limits)
@@ -100,11 +98,16 @@ class Upstream:
 
 
 class Upstreams:
-    """All servers of a model. `patience_s` is how long a request waits while none is well."""
+    """All servers of a model. `patience_s` is how long a request waits while none is well; `refused_s` tells for how
+    long they have done nothing but refuse for load.
+    """
 
-    def __init__(self, members: Sequence[Upstream], patience_s: float) -> None:
+    def __init__(
+        self, members: Sequence[Upstream], patience_s: float, refused_s: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.members = list(members)
         self._patience_s = patience_s
+        self._refused_s = refused_s
         self._changed = asyncio.Event()
         self._time = asyncio.get_running_loop().time
         self._last_answer = self._time()  # or the beginning
@@ -199,8 +202,7 @@ class Upstreams:
         if isinstance(error, EngineTimeoutError):
             return True
         if is_throttling(error):
-            refused_s = self._time() - self._last_answer
-            return (error.retry_after or 0.0) > LONGEST_PAUSE_S or refused_s > max(10 * self._patience_s, 60.0)
+            return max(error.retry_after or 0.0, self._refused_s()) > PATIENCE_S
         return isinstance(error, UpstreamError) and error.retryable
 
     async def open(self) -> None:

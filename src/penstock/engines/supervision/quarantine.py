@@ -1,7 +1,8 @@
 """Finds the requests that kill an engine, and refuses them from then on, without harm to the others.
 
 Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody else in the engine,
-those that came last first, as most killers kill at once. A group that kills it again is taken apart. Being alone in the
+those that came last first, as most killers kill at once; all together where somebody may just have sent
+the process a signal. A group that kills it again is taken apart. Being alone in the
 engine at its death twice, while the engine answered others in between, is the proof (or three times, where a signal
 was sent, and more, where the engine has been seen to die of nothing). A suspect that ends in any other
 way is one no more, and neither is one that has run for twice as long as the engine had lived with it.
@@ -304,12 +305,20 @@ class Quarantine:
         if dead:
             alone = len(dead) == 1 and (record := self._records.get(dead[0].digest)) is not None and record.alone
             # One that was alone has its next turn last: time passes, in which whatever else killed the engine goes by.
-            self._pools.insert(
-                0 if alone else len(self._pools), _Pool(dead, most=(len(dead) + 1) // 2 if kills else 1, kills=kills)
-            )
+            most = (len(dead) + 1) // 2 if kills else 1
+            if not kills and self._first_kill(dead):
+                most = len(dead)
+            self._pools.insert(0 if alone else len(self._pools), _Pool(dead, most=most, kills=kills))
         if not self._turn:
             self._next_turn()
         self._wake()
+
+    def _first_kill(self, dead: list[Visit]) -> bool:
+        """Whether somebody may have killed the engine, and nothing has gone wrong but that."""
+        records = self._records
+        return len(records) == len(dead) and all(
+            (record := records.get(visit.digest)) is not None and record.killed and record.deaths == 1 for visit in dead
+        )
 
     def _leave_behind(self, dead: list[Visit]) -> None:
         """An engine of several processes has died in part, and some requests go on in it: they hold nobody up."""

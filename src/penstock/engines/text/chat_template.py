@@ -8,19 +8,23 @@ HTML escapes, and the functions `raise_exception` and `strftime_now`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
+from jinja2.exceptions import SecurityError
 from jinja2.ext import loopcontrols
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
 
 from penstock.errors import RequestError
 from penstock.types import Message
 
+_MOST_TRIED = 50
+"""Messages among which the one is looked for that a template has no use for."""
 PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 """Used for models without a template of their own: the contents, a line each."""
 
@@ -50,13 +54,25 @@ class ChatTemplate:
         (`chat_template_kwargs`). Raises `RequestError` if the template rejects the conversation.
         """
         names: dict[str, Any] = {"add_generation_prompt": True, **self._special_tokens, **(variables or {})}
+        plain = [_plain_content(message) for message in messages]
+
+        def filled(messages: Sequence[Message]) -> str:
+            return _compile(override or self.source).render(messages=messages, tools=tools, **names)
+
         try:
-            template = _compile(override or self.source)
-            return template.render(messages=[_plain_content(m) for m in messages], tools=tools, **names)
-        except TemplateError as error:
+            return filled(plain)
+        except _RefusedError as error:  # in the words of the template's author
             raise RequestError(f"the chat template rejected the messages: {error}", param="messages") from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
-            raise RequestError(f"the chat template could not render the messages: {error}", param="messages") from error
+        except TemplateSyntaxError as error:
+            raise RequestError(
+                f"line {error.lineno} of the chat template is no valid Jinja", param="messages"
+            ) from error
+        except SecurityError as error:
+            raise RequestError("the chat template does what no template may", param="messages") from error
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise RequestError(
+                f"the chat template cannot {_what_fails(error, filled, plain)}", param="messages"
+            ) from error
 
 
 @lru_cache(maxsize=64)
@@ -73,7 +89,9 @@ def _compile(source: str) -> Template:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=_Undefined
+    )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
@@ -93,4 +111,74 @@ def _tojson(value: Any, indent: int | None = None) -> str:
 
 
 def _raise(message: str) -> None:
-    raise TemplateError(message)
+    raise _RefusedError(message)
+
+
+class _RefusedError(TemplateError):
+    """What a template refuses by `raise_exception`."""
+
+
+class _MissingError(TemplateError):
+    """A template uses `name`, which `owner` has not; where that is None, it is no name that templates are given."""
+
+    def __init__(self, name: str, owner: Any) -> None:
+        super().__init__(name)
+        self.name = name
+        self.owner = owner
+
+
+class _Undefined(Undefined):
+    """Tells what is not there by name, not in the words of Jinja."""
+
+    __slots__ = ()
+
+    def __init__(self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError) -> None:
+        super().__init__(hint, obj, name, exc)
+        if exc is UndefinedError:
+            error = _MissingError(str(name), None if obj is missing else obj)
+            self._undefined_exception = lambda _: error  # type: ignore[assignment]
+
+
+def _what_fails(error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
+    """Which message and field a template has no use for."""
+    if isinstance(error, _MissingError):
+        if error.owner is None:
+            return f"be filled: it needs '{error.name}', which is not given"
+        path = _path_of(error.owner, list(messages), "messages")
+        if path is not None:
+            return f"use {path}: it has no '{error.name}'"
+        return f"be filled: something in it has no '{error.name}'"
+    for number in range(min(len(messages), _MOST_TRIED)):
+        try:
+            filled(messages[: number + 1])
+        except _RefusedError:
+            continue
+        except Exception:
+            odd = [
+                f"its {name} is {_kind(value)}" for name, value in messages[number].items() if type(value) is not str
+            ]
+            return f"use messages[{number}]: {' and '.join(odd) or 'it has not the form that the template expects'}"
+    return "use these messages: they have not the form that it expects"
+
+
+def _path_of(wanted: Any, value: Any, path: str) -> str | None:
+    """Where an object stands in the messages."""
+    if value is wanted:
+        return path
+    parts: list[tuple[Any, str]] = []
+    if isinstance(value, Mapping):
+        parts = [(part, f"{path}.{name}") for name, part in value.items()]
+    elif isinstance(value, list):
+        parts = [(part, f"{path}[{number}]") for number, part in enumerate(value)]
+    found = (
+        _path_of(wanted, part, where) for part, where in parts if isinstance(part, Mapping | list) or part is wanted
+    )
+    return next(filter(None, found), None)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list) else f"{value!r}"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Iterable
+from typing import Literal
 
 from starlette.datastructures import Headers
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.parsing.text import decode_text, read_file
 from penstock.serve.config.settings import HttpSettings
+
+Rank = Literal["admin", "user", "stranger"]
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:
@@ -32,22 +34,31 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
     return frozenset(filter(None, keys))
 
 
-def is_admin(headers: Headers, settings: HttpSettings) -> bool:
-    """Whether the caller runs the server: has an admin key, or finds no keys at all."""
-    return settings.keyless or _is_one_of(_given_key(headers), settings.admin_keys)
+def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
+    """What the caller of a request may do. Its key is compared with every key, each in constant time, so that the time
+    taken tells nothing.
+    """
+    if settings.keyless:
+        return "admin"  # whoever finds no keys runs the server
+    given = _given_key(headers).encode()
+    admin = [hmac.compare_digest(given, key.encode()) for key in settings.admin_keys]
+    user = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]
+    if any(admin):
+        return "admin"
+    return "user" if any(user) else "stranger"
 
 
-def check_user(headers: Headers, settings: HttpSettings) -> None:
+def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:
     """Raise `NoKeyError` unless the caller has a key, where one is needed."""
-    if settings.api_keys and not _is_one_of(_given_key(headers), settings.api_keys | settings.admin_keys):
+    if settings.api_keys and rank == "stranger":
         raise _no_key(headers)
 
 
-def check_admin(headers: Headers, settings: HttpSettings) -> None:
+def check_admin(rank: Rank, headers: Headers) -> None:
     """Raise `NoKeyError` or `ForbiddenError` unless the caller may use the control routes."""
-    if is_admin(headers, settings):
+    if rank == "admin":
         return
-    if _is_one_of(_given_key(headers), settings.api_keys):
+    if rank == "user":
         raise ForbiddenError("the control routes need an admin key")
     raise _no_key(headers)
 
@@ -62,10 +73,3 @@ def _no_key(headers: Headers) -> NoKeyError:
 def _given_key(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-
-
-def _is_one_of(given: str, keys: Iterable[str]) -> bool:
-    """Compares with every key, each in constant time, so that the time taken tells nothing."""
-    data = given.encode()
-    matches = [hmac.compare_digest(data, key.encode()) for key in keys]
-    return any(matches)

@@ -9,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError, SlowRequestError
+from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
 
@@ -44,7 +44,7 @@ def error_response(path: str, error: PenstockError) -> Response:
     wait = RETRY_AFTER_S if error.retry_after is None and error.status == 503 else error.retry_after
     if wait is not None:
         headers["retry-after"] = str(ceil(min(wait, LONGEST_RETRY_AFTER_S)) if wait >= 1.0 else 1)
-    if isinstance(error, SlowRequestError):
+    if error.ends_connection:
         headers["connection"] = "close"
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"

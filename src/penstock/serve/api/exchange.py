@@ -16,6 +16,7 @@ from starlette.responses import Response
 from penstock.errors import PenstockError
 from penstock.observability import gather_queue_times
 from penstock.openai.requests import parse_body
+from penstock.serve.api.auth import Rank
 from penstock.serve.api.errors import as_penstock_error, log_unforeseen
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.public_errors import public
@@ -43,6 +44,7 @@ class Exchange:
         self.endpoint = UNKNOWN_ENDPOINT
         self.model = ""
         self.runs = False
+        self.rank: Rank = "stranger"
         self.trusted = False
         """Whether the caller may see how the server is set up: an operator, or anybody where there are no keys."""
         self.status = 0

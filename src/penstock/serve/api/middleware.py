@@ -7,15 +7,15 @@ import logging
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from penstock.balance.pauses import is_served
 from penstock.errors import RequestError, ShuttingDownError
 from penstock.observability import Span, request_id, span
-from penstock.serve.api.auth import check_user, is_admin
+from penstock.serve.api.auth import check_user, rank_of
 from penstock.serve.api.cross_site import check_not_cross_site
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange
 from penstock.serve.api.state import IngressState
 
-_TWO_LENGTHS = "a request has a Content-Length or a Transfer-Encoding, not both"
 _access = logging.getLogger("penstock.access")
 
 
@@ -46,6 +46,7 @@ class ExchangeMiddleware:
 
         self._ingress.begin()
         token = request_id.set(exchange.id)
+        served = is_served.set(True)
         try:
             with span(scope["method"], headers) as current:
                 try:
@@ -57,20 +58,18 @@ class ExchangeMiddleware:
             self._ingress.end()
             exchange.finish()
             _log_access(exchange, scope)
+            is_served.reset(served)
             request_id.reset(token)
 
     async def _answer(self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
         settings = self._ingress.settings
-        exchange.trusted = is_admin(headers, settings) and headers.get(UNTRUSTED) is None
-        if "transfer-encoding" in headers and "content-length" in headers:
-            # A proxy may take the end of its body for the next request, and that for another caller's.
-            refusal = error_response(scope["path"], exchange.failed(RequestError(_TWO_LENGTHS)))
-            refusal.headers["connection"] = "close"
-            await refusal(scope, receive, send)
-            return
+        exchange.rank = rank_of(headers, settings)
+        exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
         try:
+            if "transfer-encoding" in headers and "content-length" in headers:
+                raise _two_lengths()
             if scope["path"] not in self._public:
-                check_user(headers, settings)
+                check_user(exchange.rank, headers, settings)
                 check_not_cross_site(scope, headers, settings)
                 if self._ingress.draining:
                     raise ShuttingDownError("the server is shutting down")
@@ -80,6 +79,13 @@ class ExchangeMiddleware:
             if exchange.status:
                 raise  # the response has begun: only the connection's end can tell
             await error_response(scope["path"], error)(scope, receive, send)
+
+
+def _two_lengths() -> RequestError:
+    """A proxy may take the end of such a body for the next request, and that for another caller's."""
+    error = RequestError("a request has a Content-Length or a Transfer-Encoding, not both")
+    error.ends_connection = True
+    return error
 
 
 def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:

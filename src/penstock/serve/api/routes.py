@@ -95,7 +95,7 @@ class _Answering:
         exchange.runs = self._endpoint.runs
         exchange.request = Request(scope, receive)
         if self._endpoint.admin:
-            check_admin(exchange.request.headers, exchange.ingress.settings)
+            check_admin(exchange.rank, exchange.request.headers)
         response = await self._endpoint.answer(exchange)
         await response(scope, receive, send)
 

@@ -1,0 +1,1 @@
+"""An engine without a model, for latency studies and fault injection."""
