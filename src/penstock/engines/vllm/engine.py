@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
-
-import msgspec
 
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import adapter_rank
@@ -32,16 +30,7 @@ from penstock.errors import (
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.tool_calls import ToolCallReader
-from penstock.types import (
-    ChatRequest,
-    CompletionRequest,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-    TranscriptionSegment,
-    Usage,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from penstock.engines.vllm.front import Starting
@@ -160,12 +149,9 @@ class VLLMEngine(TokenEngine):
         if task in ("tokenize", "detokenize"):
             if prompts is None:
                 raise self._unsupported(f"{task} without a tokenizer")
-            if task == "tokenize":
-                return list(prompts.tokenizer.encode(request, add_special_tokens=False))
-            prompts.check_ids(request, "tokens")
-            return str(prompts.tokenizer.decode(request, skip_special_tokens=True))
+            return prompts.ids(request) if task == "tokenize" else prompts.text(request)
         self._check_task("rerank" if task == "score" else task)
-        return await self._ask(lambda running: _answer(running, task, request))
+        return await self._ask(lambda running: running.answer(task, request))
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
@@ -176,8 +162,7 @@ class VLLMEngine(TokenEngine):
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None
-        ids: list[int] | None = import_module("penstock.engines.vllm.running").token_ids(prepared.prompt)
-        return ids
+        return prepared.token_ids
 
     def tell_cached_blocks(self) -> bool:
         if self.cached_blocks is None:
@@ -203,23 +188,18 @@ class VLLMEngine(TokenEngine):
 
     # Control
     async def control(self, operation: str, **options: Any) -> Any:
-        self._check_operation(operation)
-        if operation == "is_sleeping" and (self._running is None or not self.options.engine.get("enable_sleep_mode")):
-            return False
-        result = await self._ask(lambda running: _control(running.llm, operation, **options))
-        if operation != "reset_prefix_cache":
-            return result
-        if result is False:
-            raise EngineError("vLLM does not reset its prefix cache while requests use it")
-        if self.cached_blocks is not None:
-            self.cached_blocks.clear()  # vLLM tells of it with its next step, for which an idle engine has no reason
-
-    def _check_operation(self, operation: str) -> None:
         given = self.options.engine
-        if operation == "sleep" and not given.get("enable_sleep_mode"):
+        sleeps = given.get("enable_sleep_mode")
+        if operation == "sleep" and not sleeps:
             raise self._unsupported("sleep unless it is started with engine_kwargs.enable_sleep_mode")
+        if operation == "is_sleeping" and (self._running is None or not sleeps):
+            return False
         if operation in ("start_profile", "stop_profile") and not given.get("profiler_config"):
             raise UnsupportedError(f"the {self.name} engine profiles when engine_kwargs.profiler_config is set")
+        result = await self._ask(lambda running: running.control(operation, **options))
+        if operation == "reset_prefix_cache" and self.cached_blocks is not None:
+            self.cached_blocks.clear()  # vLLM tells of it with its next step, for which an idle engine has no reason
+        return result
 
     def build_asgi_app(self) -> Any:
         """vLLM's own HTTP application, around this engine while it runs."""
@@ -238,14 +218,14 @@ class VLLMEngine(TokenEngine):
             prepared = await self._prepare(running, request)
             translate = prepared.translate
             if self.cached_blocks is not None:
-                running.note_blocks(self.cached_blocks, prepared.prompt, request.adapter)
+                running.note_blocks(self.cached_blocks, prepared, request.adapter)
             async with (
                 running.adapter(request.adapter) as lora,
                 aclosing(
                     running.llm.generate(
                         prepared.prompt,
                         prepared.params,
-                        _id(request.request_id),
+                        request.request_id or uuid.uuid4().hex,
                         lora_request=lora,
                         priority=running.priority(request.priority),
                         **prepared.extras,
@@ -284,7 +264,9 @@ class VLLMEngine(TokenEngine):
                     "this model's chat template shows it no tools; a call can only be required (tool_choice)",
                     param="tools",
                 )
-            reader = ToolCallReader(_id(request.request_id), bare=forced, one_call=not request.parallel_tool_calls)
+            reader = ToolCallReader(
+                request.request_id or uuid.uuid4().hex, bare=forced, one_call=not request.parallel_tool_calls
+            )
             prepared.translate = reader.translate
         return prepared
 
@@ -342,63 +324,6 @@ class VLLMEngine(TokenEngine):
             )
 
 
-async def _answer(running: Running, task: str, request: Any) -> Any:
-    module = import_module("penstock.engines.vllm.running")
-    match task:
-        case "embeddings":
-            name = _id(request.request_id)
-            return await module.embed(running.front, running.prompts, request.inputs, request.dimensions, name)
-        case "classify":
-            return await module.classify(running.front, running.prompts, request.inputs, _id(request.request_id))
-        case "score" | "rerank":
-            return await _scores(running, request)
-        case "transcriptions":
-            return await _transcription(running, request)
-
-
-async def _scores(running: Running, request: RerankRequest) -> Scores:
-    answer = await running.native.post("/score", {"text_1": request.query, "text_2": request.documents})
-    ordered = sorted(answer["data"], key=lambda item: item["index"])
-    return Scores([item["score"] for item in ordered], _usage(answer))
-
-
-async def _transcription(running: Running, request: TranscriptionRequest) -> Transcription:
-    fields = {
-        "language": request.language,
-        "max_completion_tokens": request.max_tokens,
-        "response_format": "verbose_json" if request.timestamps else "json",
-    }
-    given = {name: str(value) for name, value in fields.items() if value is not None}
-    path = "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
-    answer = await running.native.post_file(path, request.audio, given)
-    segments = answer.get("segments")
-    return Transcription(
-        answer["text"],
-        _usage(answer),
-        None if segments is None else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
-        answer.get("language"),
-        None if answer.get("duration") is None else float(answer["duration"]),
-    )
-
-
-async def _control(llm: Any, operation: str, **options: Any) -> Any:
-    """Do an operation by vLLM's method for it."""
-    match operation:
-        case "sleep":
-            await llm.sleep(options["level"])
-        case "wakeup":
-            await llm.wake_up()
-        case "pause":
-            await llm.pause_generation(mode=options["mode"], clear_cache=False)
-        case "resume":
-            await llm.resume_generation()
-        case "collective_rpc":
-            args, kwargs = tuple(options["args"]), dict(options["kwargs"])
-            return await llm.collective_rpc(options["method"], args=args, kwargs=kwargs)
-        case _:  # the others have vLLM's own names
-            return await getattr(llm, operation)()
-
-
 async def _in_thread(starting: Starting) -> Any:
     """The front that was started. Given up at once when this is cancelled."""
     loop = asyncio.get_running_loop()
@@ -414,12 +339,3 @@ async def _in_thread(starting: Starting) -> Any:
 def _close_late(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is None:  # it had just succeeded
         future.get_loop().run_in_executor(None, future.result().close)
-
-
-def _id(request_id: str) -> str:
-    return request_id or uuid.uuid4().hex
-
-
-def _usage(answer: Mapping[str, Any]) -> Usage:
-    usage = answer.get("usage") or {}
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
