@@ -24,7 +24,7 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from penstock.engines.base import engine_class
-from penstock.engines.deltas import in_batches
+from penstock.engines.tasks import generated
 from penstock.openai.framing import ChatFramer
 from penstock.openai.responses import Answers, chat_completion
 from penstock.types import ChatRequest, Sampling
@@ -62,19 +62,17 @@ class PeerEngine:
             max_tokens=request.max_tokens, temperature=request.temperature or 0.0, ignore_eos=request.ignore_eos
         )
         name = uuid.uuid4().hex
-        deltas = self._engine.chat(ChatRequest(request.messages, sampling=sampling, request_id=name))
+        batches = generated(self._engine, ChatRequest(request.messages, sampling=sampling, request_id=name))
         about: dict[str, Any] = {"id": f"chatcmpl-{name}", "created": int(time.time()), "model": self._model}
         if not request.stream:
             from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionResponse
 
-            answers = Answers()
-            async for delta in deltas:
-                answers.add(delta)
+            answers = await Answers.of(batches)
             yield ChatCompletionResponse(**chat_completion(answers, **about))
             return
         framer = ChatFramer(**about)
         yield framer.open().decode()
-        async with aclosing(in_batches(deltas)) as batches:
+        async with aclosing(batches):
             async for batch in batches:
                 yield b"".join([framer.frame(delta) for delta in batch]).decode()
         yield framer.close().decode()
