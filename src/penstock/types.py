@@ -20,12 +20,13 @@ class StructuredOutput(Struct, frozen=True):
 
     `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for "json_object"; a
     "grammar" is what an engine makes of these. `checked`: who asked checks the answer too, so an engine may leave to
-    that what it cannot hold an answer to.
+    that what it cannot hold an answer to. `param`: the part of the request that it comes from, for errors.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
     spec: str = ""
     checked: bool = False
+    param: str = "response_format"
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):

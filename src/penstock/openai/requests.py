@@ -124,15 +124,15 @@ class SamplingBody(Struct, kw_only=True):
                     param="structured_outputs",
                 )
             if wanted.regex is not None:
-                return StructuredOutput("regex", wanted.regex)
+                return StructuredOutput("regex", wanted.regex, param="structured_outputs")
             if wanted.json is not None:
                 if isinstance(wanted.json, str) and not _is_object(wanted.json):
                     raise RequestError(
                         f"structured_outputs.json must hold a JSON schema, an object, not {ascii(wanted.json)[:80]}",
                         param="structured_outputs.json",
                     )
-                return StructuredOutput("json_schema", _schema_text(wanted.json))
-            return StructuredOutput("json_object") if wanted.json_object else None
+                return StructuredOutput("json_schema", _schema_text(wanted.json), param="structured_outputs")
+            return StructuredOutput("json_object", param="structured_outputs") if wanted.json_object else None
         return parse_response_format(self.response_format)
 
 

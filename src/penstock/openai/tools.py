@@ -89,7 +89,7 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
         for at, function in enumerate(functions)
     ]
     schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
-    return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False))
+    return StructuredOutput("json_schema", json.dumps(schema, ensure_ascii=False), param="tools")
 
 
 def _arguments(function: Mapping[str, Any], place: str) -> Any:

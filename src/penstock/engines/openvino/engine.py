@@ -67,7 +67,9 @@ class OpenVINOEngine(WorkerEngine):
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         if self._constraints is None:
-            self._constraints = Constraints(self.options.tokenizer or str(files.path), self._json_spaces)
+            self._constraints = Constraints(
+                self.options.tokenizer or str(files.path), self._json_spaces, lambda: self.serving
+            )
         return Load(str(files.path), files.task, files.context_length, self.options)
 
     @property

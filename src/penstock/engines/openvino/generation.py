@@ -303,7 +303,9 @@ class Generation:
     def _take_compiled(self) -> list[Failed]:
         """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be done."""
         futures = [future for _, future in self._uncompiled.values() if future is not None]
-        if futures and not any(lane.busy for lane in self._lanes.values()):
+        serving = any(lane.busy for lane in self._lanes.values())
+        self._compiling.go_on(serving)
+        if futures and not serving:
             wait(futures, _COMPILING_WAIT_SECONDS, "FIRST_COMPLETED")
         failures: list[Failed] = []
         for request, (lane, future) in list(self._uncompiled.items()):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from abc import abstractmethod
 from itertools import count
 from typing import Any, ClassVar
@@ -26,6 +27,8 @@ LOOK_SECONDS = 10.0
 LOOKS = 6
 """After so many in a row a process that should work, and sleeps, is taken to hang."""
 
+SERVING_SECONDS = 0.25
+"""How long after its last answer an engine is taken to be serving still."""
 STARTS = 3
 """How often a process is started that ends while it loads: somebody may have killed it."""
 
@@ -51,6 +54,7 @@ class WorkerEngine(TokenEngine):
         self._mailboxes: dict[int, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._why_dead = f"the {self.name} engine is not running"
+        self._answered_at = -SERVING_SECONDS
 
     # Life
     @abstractmethod
@@ -127,6 +131,11 @@ class WorkerEngine(TokenEngine):
                 await process.stop()
 
     # Requests
+    @property
+    def serving(self) -> bool:
+        """Whether requests are under way in the process, or were a moment ago: others follow soon."""
+        return bool(self._mailboxes or self._calls) or time.monotonic() - self._answered_at < SERVING_SECONDS
+
     async def continue_prompt(self, request: GenerateRequest) -> Batches:
         sampling = request.sampling
         if sampling.structured is not None:
@@ -144,6 +153,7 @@ class WorkerEngine(TokenEngine):
                 yield batch
         finally:
             del self._mailboxes[number]
+            self._answered_at = time.monotonic()
             if not finished and not mailbox.failed and self._process is not None:
                 self._send(Abort(number))
 

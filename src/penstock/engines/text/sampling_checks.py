@@ -97,18 +97,19 @@ def _check_logprobs(sampling: Sampling, capabilities: Capabilities, engine: str)
 
 def _check_structured(structured: StructuredOutput, capabilities: Capabilities, engine: str) -> None:
     if structured.kind not in capabilities.structured:
-        raise UnsupportedError(
-            f"the {engine} engine does not support {structured.kind} output", param="response_format"
-        )
+        raise UnsupportedError(f"the {engine} engine does not support {structured.kind} output", param=structured.param)
     if len(structured.spec) > LONGEST_CONSTRAINT:
         raise RequestError(
             f"the constraint has {len(structured.spec):,} characters; {LONGEST_CONSTRAINT:,} are taken",
-            param="response_format",
+            param=structured.param,
         )
-    if structured.kind == "regex":
-        check_regex(structured.spec)
-    elif structured.kind == "json_schema":
-        check_json_schema(structured.spec)
+    try:
+        if structured.kind == "regex":
+            check_regex(structured.spec)
+        elif structured.kind == "json_schema":
+            check_json_schema(structured.spec)
+    except RequestError as error:
+        raise RequestError(str(error), param=structured.param) from None
 
 
 def check_regex(pattern: str) -> None:

@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+from hashlib import sha256
 
 import pytest
 
@@ -12,7 +13,9 @@ from penstock.errors import OverloadedError, RequestError
 from penstock.types import StructuredOutput
 
 GOOD = StructuredOutput("regex", "[ab]{3}")
-SLOW = StructuredOutput("json_schema", json.dumps({"enum": [f"value {n} of many, many values" for n in range(4_500)]}))
+SLOW = StructuredOutput(
+    "json_schema", json.dumps({"enum": [sha256(str(n).encode()).hexdigest() for n in range(1_500)]})
+)
 
 
 @pytest.fixture
@@ -45,6 +48,13 @@ async def test_each_kind_has_a_grammar(tried):
     assert all(made)
 
 
+async def test_a_refusal_names_the_part_of_the_request_that_is_at_fault(tried):
+    for param in ("response_format", "tools"):
+        with pytest.raises(RequestError) as refused:
+            await tried.grammar(StructuredOutput("regex", "(?=a)", param=param))
+        assert refused.value.param == param
+
+
 async def test_a_refusal_is_remembered(tried):
     for _ in range(2):
         with pytest.raises(RequestError, match="look-around"):
@@ -62,7 +72,7 @@ async def test_a_process_that_is_killed_is_replaced(tried):
 
 @pytest.mark.slow
 async def test_what_takes_too_much_time_is_refused(tried):
-    tried._load = tried._load.__class__(tried._load.path, 0, constraints.MEMORY_BYTES, False)
+    tried._load = tried._load.__class__(tried._load.path, 0.01, constraints.MEMORY_BYTES, False)
     with pytest.raises(RequestError, match="processor time"):
         await tried.grammar(SLOW)
     with pytest.raises(RequestError, match="processor time"):  # remembered

@@ -1,4 +1,4 @@
-"""What a pipeline has compiled: grammars, made ready by a thread of low priority while the pipeline steps.
+"""What a pipeline has compiled: grammars, made ready by a thread while the pipeline steps.
 
 The engine compiles a grammar in the step that uses it first and keeps it with the tokenizer, without end. Here it is
 compiled beforehand, and after so many all are dropped: a grammar that is used again is compiled again.
@@ -6,19 +6,27 @@ compiled beforehand, and after so many all are dropped: a grammar that is used a
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
+import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
+from penstock.engines.openvino.constraints.throttle import Allowance
 
 KEPT = 256
 """CompiledGrammars that are kept; 30 to 300 kB each."""
-_LOW_PRIORITY = 10
-"""Not the lowest: for moments the thread holds the interpreter lock, for which the steps wait."""
+
+
+_SMALL = 2_000
+"""Characters of a grammar that is never held back: it takes some milliseconds."""
+_SERVING_SECONDS = 0.25
+"""How long after their last requests the pipelines are taken to have some: others follow soon."""
+_SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
+"""The part of the time, and the most of it at once, in which others are compiled while requests are served: too little
+to be seen in one request of twenty.
+"""
 
 
 class CompiledGrammars:
@@ -55,37 +63,70 @@ class CompiledGrammars:
             self._pipeline.forget()
 
 
+class _Task:
+    """A grammar that is to be compiled."""
+
+    def __init__(self, grammars: CompiledGrammars, grammar: str) -> None:
+        self.grammars = grammars
+        self.grammar = grammar
+        self.done: Future[None] = Future()
+
+
 class Compiling:
-    """Compiles in a thread. `background` False: at once, where two models share what is compiled."""
+    """Compiles in a thread, one after the other, and little of the time while the pipelines have requests: those wait
+    for the same processors and locks. `background` False: at once, where two models share what is compiled.
+    """
 
     def __init__(self, background: bool) -> None:
         self._background = background
         self._thread: ThreadPoolExecutor | None = None
-        self._last: Future[None] | None = None
+        self._waiting: deque[_Task] = deque()
+        self._running: _Task | None = None
+        self._served_at = -_SERVING_SECONDS
+        self._allowance = Allowance(_SHARE, _AT_ONCE_SECONDS)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is being compiled, nor waits for it."""
-        return self._last is None or self._last.done()
+        """Whether nothing is being compiled."""
+        return self._running is None or self._running.done.done()
 
     def start(self, grammars: CompiledGrammars, grammar: str) -> Future[None]:
-        """Begin to compile; the future tells how it went. They are compiled in this order."""
+        """Take a grammar on; the future tells how it went."""
+        task = _Task(grammars, grammar)
         if self._background:
-            if self._thread is None:
-                self._thread = ThreadPoolExecutor(1, "penstock-grammars", initializer=_give_way)
-            self._last = self._thread.submit(grammars.compile, grammar)
-            return self._last
-        done: Future[None] = Future()
-        try:
-            grammars.compile(grammar)
-        except Exception as error:
-            done.set_exception(error)
+            self._waiting.append(task)
         else:
-            done.set_result(None)
-        return done
+            self._compile(task)
+        return task.done
 
+    def go_on(self, serving: bool) -> None:
+        """Begin with the next one where it is time for it. `serving`: the pipelines have requests."""
+        if serving:
+            self._served_at = time.monotonic()
+        if not self._waiting or not self.idle:
+            return
+        held = time.monotonic() - self._served_at < _SERVING_SECONDS and self._allowance.left(time.monotonic()) < 0
+        task = next((task for task in self._waiting if not held or len(task.grammar) <= _SMALL), None)
+        if task is None:
+            return
+        self._waiting.remove(task)
+        if not task.done.set_running_or_notify_cancel():
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "penstock-grammars")
+        self._running = task
+        self._thread.submit(self._compile, task)
 
-def _give_way() -> None:
-    """Threads that this one starts inherit its priority; on Linux it is a thread's own."""
-    with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+    def _compile(self, task: _Task) -> None:
+        begin = time.thread_time()
+        error: Exception | None = None
+        try:
+            task.grammars.compile(task.grammar)
+        except Exception as raised:
+            error = raised
+        if len(task.grammar) > _SMALL:
+            self._allowance.use(time.thread_time() - begin, time.monotonic())
+        if error is None:
+            task.done.set_result(None)
+        else:
+            task.done.set_exception(error)

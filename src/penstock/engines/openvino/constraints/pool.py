@@ -4,21 +4,23 @@ A constraint can take minutes and gigabytes to compile. So it is given to a proc
 a grammar or the reason why not, is remembered. A process that dies of one is replaced, and so is one that tries what
 nobody waits for any more.
 
-The processes run when nothing else wants to. On a machine that is busy for long they would never run: one that got too
-little of the processors is replaced by one that takes a share, and so are those started in the next minute.
+The processes run when nothing else wants to, and in short turns while requests are being served (`throttle.py`). On a
+machine that is busy for long they would never run: one that got too little of the processors is replaced by one that
+takes a share, and so are those started in the next minute.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import os
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from hashlib import blake2b
 
-import msgspec
-
+from penstock.engines.openvino.constraints.throttle import Allowance, Throttle
 from penstock.engines.openvino.messages import LoadTokenizer
 from penstock.engines.process.child import EngineProcess
 from penstock.engines.process.messages import Call, Failed, Ready, Reply, decode_to_parent, encode
@@ -27,21 +29,28 @@ from penstock.types import StructuredOutput
 
 WORKER = "penstock.engines.openvino.constraints.worker"
 PROCESSES = 2
-SECONDS = 3
+SECONDS = 2
 """Processor time for one constraint."""
 PATIENCE_SECONDS = 30.0
 """Time on the clock for one constraint, for what waits rather than works."""
 STARVED_SECONDS = 2.0
-"""Time on the clock after which a process must have worked for a part of it, `_FAIR_SHARE`."""
+"""Time on the clock after which a process must have worked for a part of what it was given, `_FAIR_SHARE`."""
 _FAIR_SHARE = 0.1
+_NICE, _NICE_IF_STARVED = 19, 5
 _HURRY_SECONDS = 60.0
 """How long processes that start after a starved one take a share of the processors."""
+_AT_ONCE_SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
+"""The part of the time, and the most of it, that constraints are tried without a pause while others are served: it is
+enough for nearly all, and too little to be seen in one request of twenty.
+"""
 MEMORY_BYTES = 1 << 30
 QUEUE = 64
 IDLE_SECONDS = 300.0
 """A process that has had nothing to do for so long ends."""
 ABANDONED_SECONDS = 0.5
-"""How long a constraint that nobody waits for may still be tried."""
+"""How long a constraint that nobody waits for may still be tried, pauses not counted: to replace a process costs more
+than most constraints do.
+"""
 _REMEMBERED = 1_000
 _REMEMBERED_CHARS = 32 << 20
 
@@ -70,8 +79,9 @@ class _Process:
         self._process = EngineProcess(WORKER, self._on_message, self._on_death)
         self._timer: asyncio.TimerHandle | None = None
         self._why: str | None = None
+        self._throttle = Throttle(lambda: self._process.pid, pool.serving)
         self._yields = not pool.hurries
-        self._worked = 0.0
+        self._worked = self._ran = self._at_once = 0.0
         self._starvation: asyncio.TimerHandle | None = None
         self.starved = False
         self.ready = False
@@ -80,7 +90,10 @@ class _Process:
 
     async def start(self, load: LoadTokenizer) -> None:
         await self._process.start()
-        self._process.send(encode(msgspec.structs.replace(load, yields=self._yields)))
+        if (pid := self._process.pid) is not None:
+            give_way(pid, to_all=self._yields)
+        self._throttle.begin(0.0, hurry=True)
+        self._process.send(encode(load))
         self._after(PATIENCE_SECONDS, _TOO_BUSY)
         self._watch()
 
@@ -90,20 +103,32 @@ class _Process:
         structured = trial.structured
         self._process.send(encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked])))
         self._after(PATIENCE_SECONDS, _TOO_BUSY)
+        self._at_once = self._pool.at_once()
+        self._throttle.begin(self._at_once, hurry=not self._yields)
         self._watch()
 
     def abandon(self) -> None:
         """Nobody waits for its trial any more."""
-        self._after(ABANDONED_SECONDS, "nobody waited for it")
+        self._after_running(self._throttle.ran + ABANDONED_SECONDS, "nobody waited for it")
 
     async def stop(self) -> None:
         self._cancel()
+        self._throttle.end()
         self.ended = True
         await self._process.stop()
 
     def _after(self, seconds: float, why: str) -> None:
         self._cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, self._kill, why)
+
+    def _after_running(self, seconds: float, why: str) -> None:
+        """End the process once it has been allowed to run for so long, in its turns."""
+        self._cancel()
+        left = seconds - self._throttle.ran
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left, self._after_running, seconds, why)
+        else:
+            self._kill(why)
 
     def _cancel(self) -> None:
         for timer in (self._timer, self._starvation):
@@ -113,11 +138,11 @@ class _Process:
     def _watch(self) -> None:
         """See to it that a process that yields to others is not starved by them."""
         if self._yields:
-            self._worked = processor_seconds(self._process.pid)
+            self._worked, self._ran = processor_seconds(self._process.pid), self._throttle.ran
             self._starvation = asyncio.get_running_loop().call_later(STARVED_SECONDS, self._check_share)
 
     def _check_share(self) -> None:
-        if processor_seconds(self._process.pid) - self._worked < _FAIR_SHARE * STARVED_SECONDS:
+        if processor_seconds(self._process.pid) - self._worked < _FAIR_SHARE * (self._throttle.ran - self._ran):
             self._replace()
         elif self.trial is not None or not self.ready:
             self._watch()
@@ -125,6 +150,7 @@ class _Process:
     def _replace(self) -> None:
         """Make room for a process that takes a share. This one may take long to end too."""
         self._cancel()
+        self._throttle.end()
         self.starved = self.ended = True
         self._process.kill()
         trial, self.trial = self.trial, None
@@ -132,6 +158,7 @@ class _Process:
         if trial is not None:
             self._pool.try_again(trial)
         self._pool.forget(self)
+        self._pool.await_end(self._process)
 
     def _kill(self, why: str) -> None:
         self._why = why
@@ -142,6 +169,9 @@ class _Process:
             return  # it is too late: another tries it
         message = decode_to_parent(data)
         self._cancel()
+        if self.ready:
+            self._pool.used(min(self._throttle.ran, self._at_once))
+        self._throttle.end()
         trial, self.trial = self.trial, None
         match message:
             case Ready():
@@ -160,6 +190,7 @@ class _Process:
         if self.starved:
             return
         self._cancel()
+        self._throttle.end()
         self.ended = True
         if self.trial is not None and self._why is None and "SIGKILL" in why and self.trial.tries == 1:
             self._pool.try_again(self.trial)  # whoever killed it may have meant another
@@ -168,6 +199,14 @@ class _Process:
         elif not self.ready:
             self._pool.give_up(self._why or why)
         self._pool.forget(self)
+
+
+def give_way(pid: int, to_all: bool) -> None:
+    """Let whatever else is awake go before a process, or, where that has left it nothing, give it a small share."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, _NICE if to_all else _NICE_IF_STARVED)
+        if to_all and hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 def processor_seconds(pid: int | None) -> float:
@@ -183,7 +222,7 @@ def processor_seconds(pid: int | None) -> float:
 def _refusal(why: str, killed_because: str | None) -> PenstockError:
     if killed_because == _TOO_BUSY:  # the limit on its processor time would have ended one that got it
         return OverloadedError(f"a constraint could not be compiled: {_TOO_BUSY}; try again")
-    if killed_because is None and "SIGXCPU" in why:
+    if killed_because is None and "SIGPROF" in why:
         killed_because = f"it takes more than {SECONDS} s of processor time to compile"
     elif killed_because is None:
         killed_because = f"it takes more than {MEMORY_BYTES >> 30} GiB of memory to compile"
@@ -196,10 +235,12 @@ def _refusal(why: str, killed_because: str | None) -> PenstockError:
 class Constraints:
     """Makes grammars of constraints.
 
-    `tokenizer` is the model's directory or GGUF file, `json_spaces` as in the options.
+    `tokenizer` is the model's directory or GGUF file, `json_spaces` as in the options; `serving` tells whether the
+    engine has requests under way.
     """
 
-    def __init__(self, tokenizer: str, json_spaces: bool) -> None:
+    def __init__(self, tokenizer: str, json_spaces: bool, serving: Callable[[], bool] = lambda: False) -> None:
+        self.serving = serving
         self._load = LoadTokenizer(tokenizer, SECONDS, MEMORY_BYTES, json_spaces)
         self._known: OrderedDict[bytes, Outcome] = OrderedDict()
         self._known_chars = 0
@@ -207,7 +248,9 @@ class Constraints:
         self._queue: deque[_Trial] = deque()
         self._processes: list[_Process] = []
         self._starting: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._hurried_until = 0.0
+        self._allowance = Allowance(_AT_ONCE_SHARE, _AT_ONCE_SECONDS)
 
     @property
     def hurries(self) -> bool:
@@ -217,6 +260,15 @@ class Constraints:
     def hurry(self) -> None:
         """A process was starved."""
         self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
+
+    def at_once(self) -> float:
+        """Seconds for which a constraint may be tried without a pause."""
+        return max(self._allowance.left(asyncio.get_running_loop().time()), 0.0)
+
+    def used(self, seconds: float) -> None:
+        """So much of them was used."""
+        if self.serving():
+            self._allowance.use(seconds, asyncio.get_running_loop().time())
 
     async def grammar(self, structured: StructuredOutput) -> StructuredOutput:
         """The grammar of a constraint. Raises `RequestError` for one that is damaged or too large."""
@@ -230,7 +282,7 @@ class Constraints:
         if isinstance(outcome, OverloadedError):
             raise OverloadedError(str(outcome))
         if isinstance(outcome, PenstockError):
-            raise RequestError(str(outcome), param="response_format")
+            raise RequestError(str(outcome), param=structured.param)
         return StructuredOutput("grammar", outcome)
 
     async def stop(self) -> None:
@@ -239,7 +291,7 @@ class Constraints:
             task.cancel()
         self.give_up("the engine stops")
         processes, self._processes = self._processes, []
-        await asyncio.gather(*(process.stop() for process in processes))
+        await asyncio.gather(*(process.stop() for process in processes), *self._ending)
 
     async def _tried(self, structured: StructuredOutput, key: bytes) -> Outcome:
         trial = self._trials.get(key)
@@ -286,6 +338,12 @@ class Constraints:
         except OSError as error:
             self.forget(process)
             self.give_up(str(error))
+
+    def await_end(self, process: EngineProcess) -> None:
+        """A process was killed, and another takes its place before it has ended."""
+        task = asyncio.create_task(process.stop())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
 
     def try_again(self, trial: _Trial) -> None:
         """Its process ended, and not by it."""

@@ -6,11 +6,11 @@ time. It may die of one: then that one is refused.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import json
-import math
 import os
 import resource
+import signal
 import socket
 import sys
 from typing import Any, NoReturn
@@ -26,10 +26,11 @@ from penstock.engines.process.messages import Call, Failed, Ready, Reply, ToPare
 from penstock.engines.process.parent_death import end_with_parent
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
-_NICE, _NICE_IF_STARVED = 19, 5
 _TRIED_TOKENS = 40
 _TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
 """Entries of all tables that are made for counts: about a second of work."""
+_OUT_OF_MEMORY = ("bad_alloc", os.strerror(errno.EAGAIN))
+"""What the engine's errors say where memory, or that of another thread, is refused."""
 _KEPT = 100
 """Compiled grammars after which those are dropped."""
 
@@ -41,7 +42,6 @@ def main(fd: int, parent: int) -> None:
     with socket.socket(fileno=fd) as pipe, pipe.makefile("rb") as reader:
         load = _message(reader)
         assert isinstance(load, LoadTokenizer)
-        _yield(load.yields)
         try:
             prover = Prover(load)
         except Exception as error:
@@ -79,7 +79,7 @@ class Prover:
         except MemoryError:
             raise
         except Exception as error:
-            if "bad_alloc" in str(error):
+            if any(sign in str(error) for sign in _OUT_OF_MEMORY):
                 raise MemoryError from None
             raise RequestError(
                 f"the constraint cannot be compiled: {reason_of(error)}", param="response_format"
@@ -130,14 +130,6 @@ def _send(pipe: socket.socket, message: ToParent) -> None:
         raise SystemExit from None
 
 
-def _yield(to_all: bool) -> None:
-    """Let whatever else is awake go first, or, where that has left this process nothing, take a small share."""
-    os.nice(_NICE if to_all else _NICE_IF_STARVED)
-    if to_all and hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
 def _limit_memory(more: int) -> None:
     """Let the process grow by so many bytes from now on."""
     with open("/proc/self/status") as status:
@@ -145,11 +137,11 @@ def _limit_memory(more: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (held + more, resource.RLIM_INFINITY))
 
 
-def _limit_time(seconds: int) -> None:
-    """Let the process use so many seconds of its processors from now on, all its threads taken together."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used = math.ceil(usage.ru_utime + usage.ru_stime)
-    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, resource.RLIM_INFINITY))
+def _limit_time(seconds: float) -> None:
+    """Let the process use so many seconds of its processors from now on, all its threads taken together: then a signal
+    ends it.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":

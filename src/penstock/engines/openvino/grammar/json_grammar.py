@@ -29,7 +29,7 @@ from penstock.engines.openvino.grammar.json_schemas import (
     types_of,
     unheld,
 )
-from penstock.engines.openvino.grammar.regex import Node, RegexWriter, Repeat, Sequence, lengths, parse
+from penstock.engines.openvino.grammar.regex import Choice, Node, RegexWriter, Repeat, Sequence, lengths, parse
 from penstock.engines.openvino.grammar.writer import (
     ALL,
     TABLES,
@@ -219,7 +219,7 @@ class _Values:
         texts = [self._text(value) for value in values if fits.is_valid(value)]
         if not texts:
             raise Impossible
-        return choice(map(literal, texts))
+        return self._grammar.words(texts)
 
     # Types
     def _typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
@@ -265,9 +265,12 @@ class _Values:
             raise Impossible
         pattern = schema.get("pattern")
         if pattern is None and (known := FORMATS.get(schema.get("format", ""))) is not None:
-            least, most = lengths(parse(known))
-            if least >= low and (high is None or (most is not None and most <= high)):
-                pattern = known  # else the length counts: a format is a remark, a length a rule
+            try:
+                body = self._pattern.body(_shortened(parse(known), schema["format"], low, high))
+                return self._grammar.rule(f"{_QUOTE} {body} {_QUOTE}")
+            except RequestError:
+                if not self._checked:
+                    raise
         if pattern is not None:
             return self._grammar.rule(f"{_QUOTE} {self._pattern.body(self._cut(parse(pattern), low, high))} {_QUOTE}")
         if low == 0 and high is None:
@@ -456,6 +459,50 @@ class _Values:
             ]
             self._grammar.rule(" | ".join(kinds), self._any)
         return self._any
+
+
+def _shortened(node: Node, name: str, low: int, high: int | None) -> Node:
+    """The texts of a format that are not too long, by smaller counts."""
+    least, most = lengths(node)
+    if least < low:
+        raise _length_with(name, "minLength")
+    while high is not None and (most is None or most > high):
+        largest = _largest_count(node)
+        if not largest:
+            raise _length_with(name, "maxLength")
+        node = _fewer(node, largest)
+        most = lengths(node)[1]
+    return node
+
+
+def _length_with(name: str, keyword: str) -> RequestError:
+    return RequestError(
+        f"the JSON schema has a string with the format '{name}' and a '{keyword}' that the openvino engine cannot hold "
+        "together; leave one of them out",
+        param="response_format",
+    )
+
+
+def _largest_count(node: Node) -> int:
+    """The largest count of a repetition that may be smaller; 0 where there is none."""
+    match node:
+        case Sequence(parts) | Choice(parts):
+            return max(map(_largest_count, parts), default=0)
+        case Repeat(item, low, high) if high:
+            return max(high if high > low else 0, _largest_count(item))
+    return 0
+
+
+def _fewer(node: Node, count: int) -> Node:
+    """With three quarters of what is counted so far."""
+    match node:
+        case Sequence(parts):
+            return Sequence(tuple(_fewer(part, count) for part in parts))
+        case Choice(options):
+            return Choice(tuple(_fewer(option, count) for option in options))
+        case Repeat(item, low, high):
+            return Repeat(_fewer(item, count), low, max(low, count * 3 // 4) if high == count else high)
+    return node
 
 
 _QUOTE, _BACKSLASH = literal('"'), literal("\\")

@@ -32,6 +32,38 @@ def object_body(
         high = None
     if low <= needed:
         low = 0
+    if low == 0 and high is None:
+        inside = _uncounted(grammar, members, extra, comma)
+    else:
+        inside = _counted(grammar, members, extra, comma, low, high)
+    return grammar.rule(f'"{{" {inside} "}}"')
+
+
+def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma: str) -> str:
+    """Halves of halves: from one place to the next the engine has few rules to go through, however many there are."""
+
+    def part(begin: int, end: int) -> tuple[str, bool]:
+        """At least one of these members, and whether there may be none of them."""
+        if begin == len(members):
+            return f"{extra} {grammar.rule(f'{comma} {extra}')}*", True
+        if end - begin == 1:
+            return f"{members[begin].key} {members[begin].value}", not members[begin].required
+        middle = (begin + end) // 2
+        (first, none_first), (second, none_second) = part(begin, middle), part(middle, end)
+        if none_first and none_second:
+            return grammar.rule(f"{first} ({comma} {second})? | {second}"), True
+        if none_first:
+            return f"({first} {comma})? {second}", False
+        return f"{first} {comma} {second}" if not none_second else f"{first} ({comma} {second})?", False
+
+    size = len(members) + (extra is not None)
+    if not size:
+        return ""
+    inside, none = part(0, size)
+    return f"({inside})?" if none else inside
+
+
+def _counted(grammar: Grammar, members: list[Member], extra: str | None, comma: str, low: int, high: int | None) -> str:
     counted = max(low, 0 if high is None else high, 1)
     if counted * (len(members) + 1) > MAX_STATES:
         raise too_large("its minProperties or maxProperties are too large to be counted")
@@ -52,7 +84,7 @@ def object_body(
         follow = before
     if follow[0] is None:
         raise Impossible
-    return grammar.rule(f'"{{" {follow[0]} "}}"')
+    return follow[0]
 
 
 def _place(grammar: Grammar, options: list[str], required: bool) -> str | None:

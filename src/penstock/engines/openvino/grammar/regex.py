@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 
 from penstock.engines.openvino.grammar.writer import (
     ALL,
@@ -12,6 +16,7 @@ from penstock.engines.openvino.grammar.writer import (
     Ranges,
     char_class,
     choice,
+    literal,
     normal,
     too_large,
     without,
@@ -113,11 +118,33 @@ class RegexWriter:
             case Chars(ranges):
                 return choice(self._forms(list(ranges)))
             case Sequence(parts):
-                return " ".join(self.body(part) for part in parts) or '""'
+                return " ".join(self._parts(parts)) or '""'
             case Choice(options):
-                return "(" + " | ".join(self.body(option) for option in options) + ")"
+                texts = [(option, self._text(option)) for option in options]
+                others = [self.body(option) for option, text in texts if text is None]
+                fixed = [text for _, text in texts if text is not None]
+                return choice([*([self._grammar.words(fixed)] if fixed else []), *others])
             case Repeat(item, low, high):
                 return self._repeat(item, low, high)
+
+    def _parts(self, parts: tuple[Node, ...]) -> Iterator[str]:
+        """What stands one after the other; fixed characters together."""
+        for fixed, group in groupby(parts, lambda part: self._text(part) is not None):
+            if fixed:
+                yield literal("".join(str(self._text(part)) for part in group))
+            else:
+                yield from map(self.body, group)
+
+    def _text(self, node: Node) -> str | None:
+        """The text that a node stands for, as it is written, where that is a single one."""
+        match node:
+            case Chars(((low, high),)) if low == high:
+                char = chr(low)
+                return json.dumps(char, ensure_ascii=False)[1:-1] if self._in_json else char
+            case Sequence(parts):
+                texts = [self._text(part) for part in parts]
+                return None if None in texts else "".join(map(str, texts))
+        return None
 
     def _repeat(self, item: Node, low: int, high: int | None) -> str:
         if not isinstance(item, Chars):
@@ -255,7 +282,7 @@ class _Parser:
         if char == "\\":
             ranges = self._escaped(in_class=False)
             return self._one(ranges)
-        return self._one([(ord(char), ord(char))])
+        return _fixed(char) if not "\ud800" <= char <= "\udfff" else self._one([(ord(char), ord(char))])
 
     def _one(self, ranges: Ranges) -> Chars:
         kept = without(ranges, [(0xD800, 0xDFFF)])
@@ -364,6 +391,11 @@ class _Parser:
             f"the regular expression has {what}, to which the openvino engine cannot hold an answer",
             param="response_format",
         )
+
+
+@cache
+def _fixed(char: str) -> Chars:
+    return Chars(((ord(char), ord(char)),))
 
 
 def _choice_of(options: list[Node]) -> Node:

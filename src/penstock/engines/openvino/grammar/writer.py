@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from string import hexdigits
 
 from penstock.errors import RequestError
@@ -17,6 +18,7 @@ _SHORTEST_CHAIN, _LONGEST_CHAIN = 8, 512
 """Characters that are counted by rules of their own."""
 _BASE = 16
 """Repetitions are counted as digits of this base."""
+_MANY_WORDS, _DEEPEST_WORDS = 16, 100
 Ranges = list[tuple[int, int]]
 
 
@@ -125,6 +127,21 @@ class Grammar:
 
     def _set(self, item: str) -> str:
         return self.rule(f"{item}{{{_BASE}}}")
+
+    def words(self, texts: Iterable[str]) -> str:
+        """One of some fixed texts. What many of them begin or end with is written once, and so compiled once."""
+        return self._words(sorted(set(texts)), 0)
+
+    def _words(self, texts: list[str], depth: int) -> str:
+        """`texts` are sorted."""
+        if len(texts) == 1 or depth > _DEEPEST_WORDS or (depth == 0 and len(texts) < _MANY_WORDS):
+            return choice(map(literal, texts))
+        pairs = zip(texts[0], texts[-1], strict=False)
+        shared = next((at for at, (a, b) in enumerate(pairs) if a != b), len(texts[0]))
+        if shared:
+            return f"{literal(texts[0][:shared])} {self._words([text[shared:] for text in texts], depth + 1)}"
+        by_head = [list(group) for _, group in groupby(texts, lambda text: text[:1])]
+        return self.rule(" | ".join(self._words(group, depth + 1) for group in by_head))
 
     def text(self, root: str) -> str:
         """The whole grammar, beginning at the body `root`."""
