@@ -79,7 +79,7 @@ class DeltaStream:
 
     def __init__(self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None) -> None:
         self._interval_s = interval_s
-        self._clock = clock or asyncio.get_running_loop().time
+        self._clock = clock
         self._tokens = dict.fromkeys(range(answers), 0)
         """How many have come, of each answer that has not finished."""
         self._ended = asyncio.Event()
@@ -115,8 +115,8 @@ class DeltaStream:
         await self._ended.wait()
 
     def batches(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """The deltas of the source that `opening` gives, those that may leave together in one list. Closing it early
-        closes the source, and waits for that.
+        """The deltas of the source that `opening` gives, those that may leave together in one list.
+        Closing it early closes the source, and waits for that.
         """
         return self._joined(opening) if self._interval_s else self._handed_on(opening)
 
@@ -146,19 +146,20 @@ class DeltaStream:
     async def _joined(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
         """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
         buffer = Coalescer(self._interval_s)
+        clock = self._clock or asyncio.get_running_loop().time
         async with opening as source:
             ahead = asyncio.create_task(self._read_ahead(source, buffer))
             try:
                 while self._held or not self._ended.is_set():
-                    wait = None if self._held else buffer.wait_s(self._clock())
+                    wait = None if self._held else buffer.wait_s(clock())
                     if wait == 0:
-                        yield buffer.take(self._clock())
+                        yield buffer.take(clock())
                     else:
                         await self._wait(wait)
             finally:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)
-            if rest := buffer.take(self._clock(), everything=True):
+            if rest := buffer.take(clock(), everything=True):
                 yield rest
             if rest := self._rest():
                 yield rest
@@ -167,7 +168,8 @@ class DeltaStream:
         async with aclosing(source):
             with self._reading():
                 self._reader = asyncio.current_task()
-                async for batch in source:
+                while not self._aborted:
+                    batch = await anext(source)
                     self._count(batch)
                     for delta in batch:
                         buffer.add(delta)
