@@ -129,17 +129,6 @@ class RemoteEngine(LLMEngine):
         self._running().check()
 
     # Requests
-    async def answer(self, task: str, request: Any) -> Any:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            return {"model": self._model(upstream), **task_body(task, request, upstream.dialect)}
-
-        path, file = PATHS[task], None
-        if task == "transcriptions":
-            file = request.audio
-            path = path if request.task == "transcribe" else "/audio/translations"
-        read = partial(task_answers.read, task, request)
-        return await self._call(task, path, body, read, getattr(request, "request_id", ""), file=file)
-
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
@@ -164,6 +153,17 @@ class RemoteEngine(LLMEngine):
             async with aclosing(stream):
                 async for batch in stream.batches():
                     yield batch
+
+    async def answer(self, task: str, request: Any) -> Any:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), **task_body(task, request, upstream.dialect)}
+
+        path, file = PATHS[task], None
+        if task == "transcriptions":
+            file = request.audio
+            path = path if request.task == "transcribe" else "/audio/translations"
+        read = partial(task_answers.read, task, request)
+        return await self._call(task, path, body, read, getattr(request, "request_id", ""), file=file)
 
     # How
     async def _open(

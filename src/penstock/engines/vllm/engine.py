@@ -144,6 +144,37 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.llm.check_health())
 
     # Requests
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        running = self._alive()
+        maker = DeltaMaker(request.sampling.logprobs)
+        begun = False
+        try:
+            prepared = await self._prepare(running, request)
+            translate = prepared.translate
+            if self.cached_blocks is not None:
+                running.note_blocks(self.cached_blocks, prepared, request.adapter)
+            async with (
+                running.adapter(request.adapter) as lora,
+                aclosing(
+                    running.llm.generate(
+                        prepared.prompt,
+                        prepared.params,
+                        request.request_id or uuid.uuid4().hex,
+                        lora_request=lora,
+                        priority=running.priority(request.priority),
+                        **prepared.extras,
+                    )
+                ) as outputs,
+            ):
+                async for output in outputs:
+                    begun = True
+                    if deltas := maker.deltas(output):
+                        yield deltas if translate is None else [translate(delta) for delta in deltas]
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise self._fault(running, error, preparing=not begun) from None
+
     async def answer(self, task: str, request: Any) -> Any:
         prompts = self._alive().prompts
         if task in ("tokenize", "detokenize"):
@@ -210,37 +241,6 @@ class VLLMEngine(TokenEngine):
         return app
 
     # The way of a request
-    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        running = self._alive()
-        maker = DeltaMaker(request.sampling.logprobs)
-        begun = False
-        try:
-            prepared = await self._prepare(running, request)
-            translate = prepared.translate
-            if self.cached_blocks is not None:
-                running.note_blocks(self.cached_blocks, prepared, request.adapter)
-            async with (
-                running.adapter(request.adapter) as lora,
-                aclosing(
-                    running.llm.generate(
-                        prepared.prompt,
-                        prepared.params,
-                        request.request_id or uuid.uuid4().hex,
-                        lora_request=lora,
-                        priority=running.priority(request.priority),
-                        **prepared.extras,
-                    )
-                ) as outputs,
-            ):
-                async for output in outputs:
-                    begun = True
-                    if deltas := maker.deltas(output):
-                        yield deltas if translate is None else [translate(delta) for delta in deltas]
-        except PenstockError:
-            raise
-        except Exception as error:
-            raise self._fault(running, error, preparing=not begun) from None
-
     async def _prepare(self, running: Running, request: ChatRequest | CompletionRequest) -> Prepared:
         if isinstance(request, ChatRequest):
             return await self._prepare_chat(running, request)
