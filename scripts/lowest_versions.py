@@ -1,5 +1,6 @@
 """Prints "name==version" for each package that Penstock asks for itself: the lowest version that pyproject.toml allows
-and that has a wheel for this Python. Arguments are the extras to count in. Needs pip and packaging.
+and that has a wheel for this Python; a floor without one is named. Arguments are the extras to count in. Needs pip and
+packaging.
 """
 
 import subprocess
@@ -30,6 +31,7 @@ def lowest(wanted: Requirement) -> str:
     listed = pip("index", "versions", wanted.name).stdout.partition("Available versions:")[2].partition("\n")[0]
     for version in sorted(filter(wanted.specifier.contains, listed.replace(" ", "").split(",")), key=Version):
         if has_wheel(pinned := f"{wanted.name}=={version}"):
+            print(f"{wanted}: {version} is the lowest with a wheel for this Python", file=sys.stderr)
             return pinned
     sys.exit(f"no version of {wanted} has a wheel for this Python")
 

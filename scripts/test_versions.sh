@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The plain tests with other versions than those of constraints.txt: `lowest` has of each package that Penstock asks for
 # the oldest that pyproject.toml allows, `newest` the latest of all. More arguments are the Pythons to use (default: all
-# that are supported); one that is not here is skipped, which is said. Each run makes its environment anew, in
-# VERSIONS_VENV (default: .venv-versions).
+# that are supported). One that is not here is skipped, and one for which there are no such packages fails; the last
+# lines say so. Each run makes its environment anew, in VERSIONS_VENV (default: .venv-versions).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -14,6 +14,17 @@ fi
 shift
 [[ $# -gt 0 ]] || set -- 3.11 3.12 3.13
 
+# Nothing is built: what has no wheel for a Python cannot be had there.
+install() { # PYTHON VENV
+    "$1" -m venv --clear "$2" || return
+    local pins=()
+    if [[ $which == lowest ]]; then
+        "$2/bin/pip" install -q packaging && "$2/bin/python" scripts/lowest_versions.py dev >"$2/lowest.txt" || return
+        pins=(-c "$2/lowest.txt")
+    fi
+    "$2/bin/pip" install -q --only-binary :all: "${pins[@]}" -e '.[dev]'
+}
+
 failed=0 summary=""
 for version in "$@"; do
     if ! python="$(scripts/find_python.sh "$version")"; then
@@ -21,17 +32,14 @@ for version in "$@"; do
         continue
     fi
     venv="${VERSIONS_VENV:-.venv-versions}-$which-$version"
-    "$python" -m venv --clear "$venv"
-    if [[ $which == lowest ]]; then
-        "$venv/bin/pip" install -q packaging
-        "$venv/bin/python" scripts/lowest_versions.py dev >"$venv/lowest.txt"
-        "$venv/bin/pip" install -q -c "$venv/lowest.txt" -e '.[dev]'
+    if ! install "$python" "$venv"; then
+        told="failed: no packages for" failed=1
+    elif ! "$venv/bin/pytest" -q; then
+        told=failed: failed=1
     else
-        "$venv/bin/pip" install -q -e '.[dev]'
+        told=passed:
     fi
-    told=passed
-    "$venv/bin/pytest" -q || { told=failed failed=1; }
-    summary+="$told: $which on Python $version"$'\n'
+    summary+="$told $which on Python $version"$'\n'
 done
 printf '\n%s' "$summary"
 exit "$failed"

@@ -108,6 +108,19 @@ def call(number: int, arguments: str = "", name: str | None = None) -> Delta:
     return Delta(tool_calls=(part,))
 
 
+def test_a_chunk_has_one_piece_of_each_call() -> None:
+    pieces = [call(0, name="a"), call(0, "{"), call(1, name="b"), call(0, "}"), call(1, "{}")]
+    calls = tuple(part for piece in pieces for part in piece.tool_calls)
+    (chunk,) = parsed(ChatFramer(**ABOUT).frame(Delta(tool_calls=calls)))
+    told = [(one["index"], one["id"], one["function"]) for one in chunk["choices"][0]["delta"]["tool_calls"]]
+    assert told == [
+        (0, "call_0", {"name": "a", "arguments": "{}"}),
+        (1, "call_1", {"name": "b", "arguments": "{}"}),
+    ]
+    (chunk,) = parsed(ChatFramer(**ABOUT).frame(Delta(tool_calls=(*call(0, "x").tool_calls, *call(0, "y").tool_calls))))
+    assert chunk["choices"][0]["delta"]["tool_calls"] == [{"index": 0, "function": {"arguments": "xy"}}]
+
+
 def test_response_items_open_and_close_in_order() -> None:
     framer = ResponseFramer(ResponseBody(input="q"), **ABOUT)
     stream = framer.open() + framer.frame(Delta(text="hi"))

@@ -8,6 +8,8 @@ from penstock.errors import EngineStartError
 
 MOST_TRIED = 2000
 """Ports that are looked at from the first on."""
+_LEASES = "\0penstock-port-"
+"""What the names of leased ports begin with, the same in all processes of the host."""
 
 
 class PortLease:
@@ -53,7 +55,7 @@ def lease_ports(first: int, count: int = 1, host: str = "127.0.0.1") -> PortLeas
 def _reserved(port: int) -> socket.socket | None:
     name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        name.bind(f"\0penstock-port-{port}")
+        name.bind(f"{_LEASES}{port}")
     except OSError:
         name.close()
         return None

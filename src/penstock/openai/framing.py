@@ -86,7 +86,7 @@ class ChatFramer:
         if delta.reasoning:
             content["reasoning"] = delta.reasoning
         if delta.tool_calls:
-            content["tool_calls"] = [_call_chunk(part) for part in delta.tool_calls]
+            content["tool_calls"] = _call_chunks(delta.tool_calls)
         if self._usage is not None:
             self._usage.add(delta)
         if not content and delta.finish_reason is None and not delta.logprobs:
@@ -139,8 +139,21 @@ def _usage_chunk(head: bytes, total: UsageTotal | None) -> bytes:
     return b"" if total is None else b'%b],"usage":%b}\n\n' % (head, to_json(usage_body(total.usage)))
 
 
-def _call_chunk(part: ToolCallPart) -> dict[str, Any]:
-    if part.id is None:
-        return {"index": part.number, "function": {"arguments": part.arguments}}
-    function = {"name": part.name, "arguments": part.arguments}
-    return {"index": part.number, "id": part.id, "type": "function", "function": function}
+def _call_chunks(parts: tuple[ToolCallPart, ...]) -> list[dict[str, Any]]:
+    """The pieces of each call as one: a second one in a chunk may be taken for a call of its own, as OpenAI's Python
+    client does before 3.14.
+    """
+    chunks: list[dict[str, Any]] = []
+    last: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        if part.id is not None:
+            function = {"name": part.name, "arguments": part.arguments}
+            chunk = {"index": part.number, "id": part.id, "type": "function", "function": function}
+        elif part.number in last:
+            last[part.number]["function"]["arguments"] += part.arguments
+            continue
+        else:
+            chunk = {"index": part.number, "function": {"arguments": part.arguments}}
+        last[part.number] = chunk
+        chunks.append(chunk)
+    return chunks

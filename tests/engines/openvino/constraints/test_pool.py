@@ -9,6 +9,7 @@ from penstock.demo import MODEL_NAME
 from penstock.engines.openvino.constraints import pool as constraints
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.model.find import find_model
+from penstock.engines.process.child import EngineProcess
 from penstock.errors import OverloadedError, RequestError
 from penstock.types import StructuredOutput
 
@@ -28,6 +29,10 @@ async def tried():
 
 def pids(pool):
     return [process._process.pid for process in pool._processes]
+
+
+def exists(pid):
+    return os.path.exists(f"/proc/{pid}")
 
 
 async def test_a_constraint_becomes_a_grammar_once(tried):
@@ -127,9 +132,18 @@ async def test_what_is_remembered_is_bounded(monkeypatch):
 
 async def test_a_process_that_others_leave_no_time_is_replaced_by_one_that_takes_a_share(tried, monkeypatch):
     monkeypatch.setattr(constraints, "STARVED_SECONDS", 0.05)
-    monkeypatch.setattr(constraints, "processor_seconds", lambda _: 1.0)  # as if it never got any
+    seen = []
+    monkeypatch.setattr(EngineProcess, "_cause_of_death", lambda _: "it ended")  # as if it could not be reaped yet
+
+    def as_if_it_never_got_any(pid):
+        seen.append(pid)
+        return 1.0
+
+    monkeypatch.setattr(constraints, "processor_seconds", as_if_it_never_got_any)
     assert (await tried.grammar(GOOD)).kind == "grammar"
     assert [process._yields for process in tried._processes] == [False]
+    await tried.stop()
+    assert not any(map(exists, seen))  # nor is the first one left unreaped
 
 
 async def test_a_busy_machine_is_no_fault_of_the_constraint(tried, monkeypatch):

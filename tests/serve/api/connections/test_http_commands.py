@@ -18,6 +18,12 @@ from penstock.errors import ConfigError
 from serve_process import serving, simulated
 
 
+@pytest.fixture(autouse=True)
+def logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in the tests' own process: what they make of its logging would last, and hide it from `caplog`."""
+    monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)
+
+
 @pytest.mark.slow
 def test_models_and_chat_speak_to_a_server(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
@@ -81,7 +87,6 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         taken.extend([args.llm_configs, settings, budget])
 
     monkeypatch.setattr(commands, "_serve", note)
-    monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)
     options = ["--dev", "--max-body-mb", "1", "--max-tokens", "9", "--cors-origin", "https://a", "--port", "0"]
     options += ["--memory-budget-gb", "1.5", "--max-prompt-chars", "7"]
     result = CliRunner().invoke(serve, ["/models/tiny", "--engine", "simulated", *options])

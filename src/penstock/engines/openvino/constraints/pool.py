@@ -158,7 +158,6 @@ class _Process:
         if trial is not None:
             self._pool.try_again(trial)
         self._pool.forget(self)
-        self._pool.await_end(self._process)
 
     def _kill(self, why: str) -> None:
         self._why = why
@@ -291,7 +290,7 @@ class Constraints:
             task.cancel()
         self.give_up("the engine stops")
         processes, self._processes = self._processes, []
-        await asyncio.gather(*(process.stop() for process in processes), *self._ending)
+        await asyncio.gather(*self._ending, *(process.stop() for process in processes))
 
     async def _tried(self, structured: StructuredOutput, key: bytes) -> Outcome:
         trial = self._trials.get(key)
@@ -339,12 +338,6 @@ class Constraints:
             self.forget(process)
             self.give_up(str(error))
 
-    def await_end(self, process: EngineProcess) -> None:
-        """A process was killed, and another takes its place before it has ended."""
-        task = asyncio.create_task(process.stop())
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-
     def try_again(self, trial: _Trial) -> None:
         """Its process ended, and not by it."""
         if trial.waiting:
@@ -368,9 +361,12 @@ class Constraints:
         self._queue.clear()
 
     def forget(self, process: _Process) -> None:
-        """A process ended."""
+        """A process ended, or was killed; it may take a while until it can be reaped."""
         if process in self._processes:
             self._processes.remove(process)
+            task = asyncio.create_task(process.stop())
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
             self.dispatch()
 
     def _remember(self, key: bytes, outcome: Outcome) -> None:
