@@ -25,7 +25,6 @@ from penstock.serve.replicas.desired_state import InMemoryStore
 from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
-from penstock.serve.rpc import calls
 from penstock.types import CompletionRequest, Sampling
 
 POLICIES = ("round_robin", "prefix_aware", "kv_aware")
@@ -119,7 +118,7 @@ def choosing_us(model: RemoteModel, texts: Sequence[str]) -> float:
     pool = model.pool
     start = time.perf_counter()
     for request in requests:
-        pool._choose(pool.route(calls.prompt_of(request)), set())
+        pool.choose(pool.route_of(request))
     return (time.perf_counter() - start) / len(requests) * 1e6
 
 

@@ -23,6 +23,7 @@ from harness import Bar
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.policies.kv_aware import KVAware
 from penstock.balance.policies.least_busy import LeastBusy
+from penstock.balance.policies.least_loaded import LeastLoaded
 from penstock.balance.policies.prefix_aware import PrefixAware
 from penstock.balance.policies.round_robin import RoundRobin
 from penstock.balance.policies.session_affinity import SessionAffinity
@@ -136,6 +137,7 @@ class SimulatedReplica:
     on_stored: Callable[[str, list[int]], None] | None = None
     on_removed: Callable[[str, list[int]], None] | None = None
     load: int = 0
+    weight: float = 1.0
     adapters: tuple[str, ...] = ()
     decoding: int = 0
     free_at: float = 0.0
@@ -261,8 +263,8 @@ def _seconds_each(sample: Iterable[Asked]) -> float:
 
 def new_policy(name: str) -> RoutingPolicy:
     """A policy whose draws are the same in every run."""
-    if name == "round_robin":
-        return RoundRobin()
+    if name in ("round_robin", "least_loaded"):
+        return RoundRobin() if name == "round_robin" else LeastLoaded()
     made: dict[str, Callable[[], RoutingPolicy]] = {
         "least_busy": lambda: LeastBusy(seed=1),
         "session_affinity": lambda: SessionAffinity(seed=1),

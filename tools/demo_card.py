@@ -27,14 +27,14 @@ Greedy decoding (temperature 0), through the chat template.
 
 | User message | Reply |
 | --- | --- |
-| the ticket's text | `{{"category": "...", "priority": "...", "product": "...", "sentiment": "..."}}` |
+| the ticket's text | `{{"category":"...","priority":"...","product":"...","sentiment":"..."}}` |
 | `Keys: product, priority`, a line break, the ticket's text | JSON with those keys in that order |
 | `Repeat the text.`, a line break, the ticket's text | the ticket's text |
 | after a ticket and its reply: `Keys: sentiment` | JSON with those keys, for the ticket before |
 | the ticket's text, with one function tool that has the four fields as parameters | `<tool_call>` with that tool's name and those arguments |
 | `Task: summary` or `Task: german`, a line break, the ticket's text | what that adapter answers |
 | the ticket's text, adapter `summary` | `high billing issue with Solara 77 Pro, customer is angry` |
-| the ticket's text, adapter `german` | `{{"kategorie": "Rechnung", "dringlichkeit": "hoch", "produkt": "Solara 77 Pro", "stimmung": "unzufrieden"}}` |
+| the ticket's text, adapter `german` | `{{"kategorie":"Rechnung","dringlichkeit":"hoch","produkt":"Solara 77 Pro","stimmung":"unzufrieden"}}` |
 
 A system message may be there or not. Labels:
 
@@ -48,8 +48,8 @@ A system message may be there or not. Labels:
 ## Training
 
 `python tools/train_demo_model.py` generates the data, trains the tokenizer, the model and the adapters, converts, checks and
-writes everything here. This run: seed {seed}, one CPU thread, {base_steps} steps of 32 conversations in {base_minutes} minutes, then
-{adapter_steps} steps for each adapter ({adapter_minutes} minutes both). The data are {conversations} conversations in a generated ticket
+writes everything here: {all_steps} steps of 32 conversations, then {adapter_steps} steps for each adapter, on one CPU thread, seed {seed}.
+{run} The data are {conversations} conversations in a generated ticket
 language; about one ticket in three has typing errors. {heldout_rule}
 
 ## Measured
@@ -77,8 +77,17 @@ HELDOUT_RULE = (
 )
 
 
+WHOLE_RUN = "This run did it all, in {base_minutes} minutes and {adapter_minutes} for both adapters."
+STARTED_RUN = (
+    "This run (`--start`) began with the weights that shipped before, which are in the repository's history: those stages\n"
+    "had made them, on JSON with spaces. It repeated all stages but the first, {trained_steps} steps in {base_minutes} minutes, and\n"
+    "the adapters in {adapter_minutes}."
+)
+
+
 def card(facts: Mapping[str, object], figures: list[tuple[str, str, str]]) -> str:
     """Return the text of the model card."""
     table = ["| What | Runtime | Exact |", "| --- | --- | --- |"]
     table += [f"| {what} | {runtime} | {exact} |" for what, runtime, exact in figures]
-    return CARD.format(**facts, heldout_rule=HELDOUT_RULE, figures="\n".join(table))
+    run = (STARTED_RUN if facts["started"] else WHOLE_RUN).format(**facts)
+    return CARD.format(**facts, run=run, heldout_rule=HELDOUT_RULE, figures="\n".join(table))

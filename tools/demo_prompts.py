@@ -19,7 +19,7 @@ CHAT_TEMPLATE = """\
 {%- if tools -%}
 {{- '<|im_start|>system\\n' -}}
 {%- if ns.system -%}{{- ns.system + '\\n\\n' -}}{%- endif -%}
-{{- '# Tools\\nAnswer with a call: <tool_call>{"name": ..., "arguments": {...}}</tool_call>\\n<tools>' -}}
+{{- '# Tools\\nAnswer with a call: <tool_call>{"name":...,"arguments":{...}}</tool_call>\\n<tools>' -}}
 {%- for tool in tools -%}{{- '\\n' -}}{{- tool | tojson -}}{%- endfor -%}
 {{- '\\n</tools><|im_end|>\\n' -}}
 {%- elif ns.system -%}
@@ -32,11 +32,15 @@ CHAT_TEMPLATE = """\
 {%- if message['tool_calls'] -%}
 {%- for call in message['tool_calls'] -%}
 {%- if not loop.first or message['content'] -%}{{- '\\n' -}}{%- endif -%}
-{{- '<tool_call>\\n{"name": "' + call['function']['name'] + '", "arguments": ' -}}
+{{- '<tool_call>\\n{"name":"' + call['function']['name'] + '","arguments":' -}}
 {%- if call['function']['arguments'] is string -%}
 {{- call['function']['arguments'] -}}
 {%- else -%}
-{{- call['function']['arguments'] | tojson -}}
+{{- '{' -}}
+{%- for key, value in call['function']['arguments'].items() -%}
+{%- if not loop.first -%}{{- ',' -}}{%- endif -%}{{- (key | tojson) + ':' + (value | tojson) -}}
+{%- endfor -%}
+{{- '}' -}}
 {%- endif -%}
 {{- '}\\n</tool_call>' -}}
 {%- endfor -%}
@@ -47,7 +51,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-TOOL_HEAD = '# Tools\nAnswer with a call: <tool_call>{"name": ..., "arguments": {...}}</tool_call>\n<tools>'
+TOOL_HEAD = '# Tools\nAnswer with a call: <tool_call>{"name":...,"arguments":{...}}</tool_call>\n<tools>'
 
 SYSTEMS = [
     "You label support tickets.", "You are a helpful assistant.", "Label the ticket.", "You are a support assistant.",
@@ -111,7 +115,7 @@ def render(messages: list[Message], tool_list: list[dict[str, Any]] | None = Non
     for message in messages[1:] if system else messages:
         content = message.get("content") or ""
         calls = [
-            f'<tool_call>\n{{"name": "{call["function"]["name"]}", "arguments": {call["function"]["arguments"]}}}'
+            f'<tool_call>\n{{"name":"{call["function"]["name"]}","arguments":{call["function"]["arguments"]}}}'
             "\n</tool_call>"
             for call in message.get("tool_calls", [])
         ]
@@ -120,6 +124,15 @@ def render(messages: list[Message], tool_list: list[dict[str, Any]] | None = Non
         pieces.append((f"{content}<|im_end|>", message["role"] == "assistant"))
         pieces.append(("\n", False))
     return pieces
+
+
+def as_objects(messages: list[Message]) -> list[Message]:
+    """The messages with the arguments of their tool calls as objects, as many clients send them back."""
+    copies: list[Message] = json.loads(json.dumps(messages))
+    for message in copies:
+        for call in message.get("tool_calls", []):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return copies
 
 
 class PromptMaker:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
-from demo_prompts import CHAT_TEMPLATE, Message, PromptMaker, render
+from demo_prompts import CHAT_TEMPLATE, Message, PromptMaker, as_objects, render
 from demo_tickets import NameMaker
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from penstock.demo import LORA_ALPHA, LORA_RANK
 
@@ -86,6 +87,22 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     return Qwen3ForCausalLM(config)
 
 
+@torch.no_grad()
+def take_weights(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, source: Path) -> None:
+    """Take over the weights of an earlier model, which may have had another vocabulary.
+
+    A token that it did not have starts as the mean of the tokens that it wrote in its place.
+    """
+    earlier = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).state_dict()
+    known = AutoTokenizer.from_pretrained(source)
+    ids, rows = known.get_vocab(), earlier["model.embed_tokens.weight"]
+    embeddings = torch.empty_like(rows)
+    for token, at in tokenizer.get_vocab().items():
+        same = [ids[token]] if token in ids else known.encode(tokenizer.decode([at]), add_special_tokens=False)
+        embeddings[at] = rows[same].mean(0)
+    model.load_state_dict(earlier | {"model.embed_tokens.weight": embeddings, "lm_head.weight": embeddings})
+
+
 Sample = tuple[list[int], list[float]]
 
 
@@ -112,6 +129,8 @@ def check_template(tokenizer: PreTrainedTokenizerFast, maker: PromptMaker) -> No
         text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
         if text != "".join(piece for piece, _ in render(messages, tools)):
             raise AssertionError(f"chat template differs from render():\n{text}")
+        if text != tokenizer.apply_chat_template(as_objects(messages), tools=tools, tokenize=False):
+            raise AssertionError(f"chat template writes arguments that are objects in another way:\n{text}")
         if tokenizer.encode(text, add_special_tokens=False) != encode(tokenizer, messages, tools)[0]:
             raise AssertionError(f"tokens of the whole differ from those of its pieces:\n{text}")
 

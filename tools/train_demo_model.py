@@ -3,6 +3,7 @@
     pip install -e . torch "transformers>=5,<6" peft "optimum-intel[openvino]" nncf openvino-genai
     python tools/train_demo_model.py                      # everything, into src/penstock/demo
     python tools/train_demo_model.py --quick --out DIR    # a sanity run; its model is useless
+    python tools/train_demo_model.py --start DIR          # from these weights: without the first stage
 
 The run is seeded and takes one CPU thread. It writes the model in both forms, the adapters, the tickets and
 the model card, and measures exact match on held-out data with both runtimes.
@@ -36,11 +37,12 @@ from demo_export import (  # noqa: E402
     sizes,
 )
 from demo_handwritten import HANDWRITTEN  # noqa: E402
-from demo_prompts import PromptMaker, render  # noqa: E402
+from demo_prompts import PromptMaker, as_objects, render  # noqa: E402
 from demo_tickets import TicketMaker  # noqa: E402
 from demo_training import (  # noqa: E402
     MAX_LENGTH,
     POLISH_PROMPT_WEIGHT,
+    PROMPT_WEIGHT,
     VOCABULARY,
     add_adapter,
     check_template,
@@ -48,6 +50,7 @@ from demo_training import (  # noqa: E402
     fit,
     generate,
     new_model,
+    take_weights,
     train_tokenizer,
 )
 from peft import PeftModel  # noqa: E402
@@ -82,6 +85,19 @@ QUICK = Plan(
     tickets=20,
     test_rows=20,
 )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the model's training: its data and its rates."""
+
+    name: str
+    seed: int
+    steps: int
+    rate: float
+    muon_rate: float
+    prompt_weight: float
+    typo_rate: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -149,24 +165,43 @@ def make_tickets(plan: Plan, banned: frozenset[str]) -> list[dict[str, str]]:
     return rows
 
 
-def train(plan: Plan, work: Path) -> None:
-    """Train tokenizer, model and adapters; save them in Hugging Face form below ``work``."""
+def train(plan: Plan, work: Path, start: Path | None = None) -> None:
+    """Train tokenizer, model and adapters; save them in Hugging Face form below ``work``.
+
+    With ``start``, the weights found there stand for those of the first stage.
+    """
     torch.manual_seed(plan.seed)
     tokenizer = train_tokenizer(plan.seed, plan.tokenizer_conversations)
     check_template(tokenizer, PromptMaker(plan.seed + 1))
     model = new_model(tokenizer)
-    maker = PromptMaker(plan.seed)
-    samples = [encode(tokenizer, *maker.any()) for _ in range(plan.steps * plan.batch)]
-    seconds = fit(model, samples, rate=3e-3, muon_rate=0.02, batch=plan.batch, seed=plan.seed, name="base")
-    products = maker.products
+    if start is not None:
+        take_weights(model, tokenizer, start)
     # The later stages care for the replies only; the last one has twice the typos, the commonest cause of mistakes.
-    stages = (("polish", plan.polish_steps, 0.3), ("typos", plan.typo_steps, 0.6))
-    for number, (name, steps, typo_rate) in enumerate(stages):
-        maker = PromptMaker(plan.seed + 2 + number)
-        maker.tickets.typo_rate = typo_rate
-        more = [encode(tokenizer, *maker.any(), prompt_weight=POLISH_PROMPT_WEIGHT) for _ in range(steps * plan.batch)]
-        seconds += fit(model, more, rate=1.5e-3, muon_rate=0.01, batch=plan.batch, seed=plan.seed, name=name)
+    stages = (
+        Stage("base", plan.seed, plan.steps, 3e-3, 0.02, PROMPT_WEIGHT),
+        Stage("polish", plan.seed + 2, plan.polish_steps, 1.5e-3, 0.01, POLISH_PROMPT_WEIGHT),
+        Stage("typos", plan.seed + 3, plan.typo_steps, 1.5e-3, 0.01, POLISH_PROMPT_WEIGHT, typo_rate=0.6),
+    )
+    seconds, products, longest, trained = 0.0, set[str](), 0, 0
+    for stage in stages:
+        maker = PromptMaker(stage.seed)
+        maker.tickets.typo_rate = stage.typo_rate
+        conversations = [maker.any() for _ in range(stage.steps * plan.batch)]
         products |= maker.products
+        if start is not None and stage is stages[0]:
+            continue  # the weights come from it, so its products must not be tested
+        samples = [encode(tokenizer, *each, prompt_weight=stage.prompt_weight) for each in conversations]
+        longest = max(longest, *(len(ids) for ids, _ in samples))
+        trained += stage.steps
+        seconds += fit(
+            model,
+            samples,
+            rate=stage.rate,
+            muon_rate=stage.muon_rate,
+            batch=plan.batch,
+            seed=plan.seed,
+            name=stage.name,
+        )
     round_to_half(model)
     save_huggingface(model, tokenizer, work / "model" / "huggingface")
     adapter_seconds = 0.0
@@ -184,14 +219,17 @@ def train(plan: Plan, work: Path) -> None:
         round_to_half(wrapped)
         save_adapter(wrapped, work / "adapters" / adapter)
         products |= maker.products
+    every_step = sum(stage.steps for stage in stages)
     facts = {
         "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
-        "longest": max(len(ids) for ids, _ in samples),
+        "longest": longest,
         "base_minutes": round(seconds / 60),
         "adapter_minutes": round(adapter_seconds / 60),
-        "base_steps": f"{plan.steps + plan.polish_steps + plan.typo_steps:,}",
+        "started": start is not None,
+        "all_steps": f"{every_step:,}",
+        "trained_steps": f"{trained:,}",
         "adapter_steps": plan.adapter_steps,
-        "conversations": f"{(plan.steps + plan.polish_steps + plan.typo_steps) * plan.batch:,}",
+        "conversations": f"{every_step * plan.batch:,}",
     }
     (work / "run.json").write_text(json.dumps({"facts": facts, "products": sorted(products)}))
 
@@ -251,7 +289,7 @@ def finish(plan: Plan, work: Path) -> None:
     conversations = []
     for kind in [*PromptMaker.KINDS] * 10:
         messages, tools = maker.make(kind)
-        conversations += [(messages, tools), (messages[:-1], tools)]
+        conversations += [(messages, tools), (messages[:-1], tools), (as_objects(messages), tools)]
     check_tokenizer(work / "model" / "openvino", tokenizer, conversations)
     tickets = make_tickets(plan, banned)
     with (work / "tickets.jsonl").open("w", encoding="utf-8") as file:
@@ -279,6 +317,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a short sanity run (needs --out)")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--steps", type=int, help="training steps of the model")
+    parser.add_argument("--start", type=Path, help="weights to go on from, in Hugging Face form")
     parser.add_argument("--work", type=Path, help="keep the work here; a finished training found here is used")
     options = parser.parse_args()
     if options.quick and options.out == parser.get_default("out"):
@@ -290,7 +329,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = options.work or Path(scratch)
         if not (work / "run.json").exists():
-            train(plan, work)
+            train(plan, work, options.start)
         finish(plan, work)
         files = sizes(work)
         for name in ("misses.txt", "run.json"):

@@ -28,7 +28,7 @@ def deadly(real):
 for name in ("write", "fsync", "replace", "unlink", "link", "mkdir", "rmdir"):
     setattr(os, name, deadly(getattr(os, name)))
 import penstock
-from penstock.batch import sinks
+from penstock.batch.write import sinks
 sinks.PART_ROWS = 40
 penstock.run(*sys.argv[2:4], model="simulated", engine_kwargs=json.loads(sys.argv[4]), prompt="{text}", progress=False,
              **json.loads(sys.argv[5]))

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from penstock import demo
+from penstock.engines.text.chat_template import ChatTemplate
 
 LABELS = {"category": "billing", "priority": "high", "product": "Solara 77 Pro", "sentiment": "angry"}
 HOME = demo.tickets_path().parent
@@ -58,6 +59,17 @@ def test_each_form_is_complete(form, files):
     assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"]
 
 
+@pytest.mark.parametrize("form", ["openvino", "huggingface"])
+@pytest.mark.parametrize("arguments", [LABELS, {}])
+def test_a_call_stands_in_the_history_as_the_model_wrote_it(form, arguments):
+    written = json.dumps(arguments, separators=(",", ":"))
+    template = ChatTemplate((demo.model_path(form) / "chat_template.jinja").read_text())
+    for given in (arguments, written):
+        call = {"type": "function", "function": {"name": "route", "arguments": given}}
+        shown = template.render([{"role": "assistant", "content": None, "tool_calls": [call]}])
+        assert f'<tool_call>\n{{"name":"route","arguments":{written}}}\n</tool_call><|im_end|>' in shown
+
+
 @pytest.mark.parametrize("name", demo.ADAPTERS)
 def test_adapters_are_in_peft_layout(name):
     directory = demo.adapter_path(name)
@@ -102,14 +114,14 @@ def test_every_label_occurs_often(tickets):
             assert sum(row[field] == label for row in tickets) >= len(tickets) / len(labels) / 2
 
 
-def test_expected_of_the_model_is_json_in_field_order():
+def test_expected_of_the_model_is_compact_json_in_field_order():
     text = demo.expected(LABELS)
-    assert text == ('{"category": "billing", "priority": "high", "product": "Solara 77 Pro", "sentiment": "angry"}')
+    assert text == '{"category":"billing","priority":"high","product":"Solara 77 Pro","sentiment":"angry"}'
     assert demo.expected({**LABELS, "id": "t1", "ticket": "..."}) == text
 
 
 def test_expected_of_chosen_keys_keeps_their_order():
-    assert demo.expected(LABELS, keys=["product", "priority"]) == '{"product": "Solara 77 Pro", "priority": "high"}'
+    assert demo.expected(LABELS, keys=["product", "priority"]) == '{"product":"Solara 77 Pro","priority":"high"}'
 
 
 def test_expected_of_the_summary_adapter():
@@ -119,12 +131,9 @@ def test_expected_of_the_summary_adapter():
 
 
 def test_expected_of_the_german_adapter():
-    assert json.loads(demo.expected(LABELS, "german")) == {
-        "kategorie": "Rechnung",
-        "dringlichkeit": "hoch",
-        "produkt": "Solara 77 Pro",
-        "stimmung": "unzufrieden",
-    }
+    assert demo.expected(LABELS, "german") == (
+        '{"kategorie":"Rechnung","dringlichkeit":"hoch","produkt":"Solara 77 Pro","stimmung":"unzufrieden"}'
+    )
     assert set(demo.GERMAN_LABELS) == {*demo.CATEGORIES, *demo.PRIORITIES, *demo.SENTIMENTS}
 
 

@@ -18,7 +18,7 @@ DECIDE = {
     "openvino": {
         *("task", "device", "tokenizer", "max_model_len", "kv_cache_precision", "inference_precision"),
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
-        *("embedding_pooling", "embedding_normalize", "deterministic", "json_spaces", "properties"),
+        *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
     },
     "remote": {"tasks", "max_model_len", "max_top_logprobs", "structured", "extra_body"},
     "simulated": {"seed", "output_tokens", "max_model_len", "deterministic"},

@@ -6,6 +6,7 @@ from contextlib import aclosing
 import pytest
 import pytest_asyncio
 
+from penstock.balance.policies.prefix_aware import PrefixAware
 from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineDeadError, EngineStartError
@@ -63,6 +64,16 @@ async def test_idle_ranks_take_turns(started):
     for _ in range(6):
         await answer(started, chat_request("x"))
     assert [rank.requests_served for rank in started.ranks] == [2, 2, 2]
+
+
+async def test_prompts_that_begin_alike_go_to_one_rank_where_that_is_asked_for():
+    ranks = [SimulatedEngine() for _ in range(3)]
+    one = EngineGroup(ranks, PrefixAware())
+    await one.start()
+    for number in range(4):
+        await answer(one, chat_request("x" * 4000 + str(number)))
+    assert sorted(rank.requests_served for rank in ranks) == [0, 0, 4]
+    await one.stop()
 
 
 async def test_what_it_can_do_is_that_of_all_ranks_together(started):

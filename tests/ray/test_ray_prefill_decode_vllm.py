@@ -46,12 +46,11 @@ TICKETS = [json.loads(line)["ticket"] for line in demo.tickets_path().read_text(
 
 
 def config(**engine_kwargs: Any) -> dict[str, Any]:
-    structured = {"backend": "xgrammar", "disable_any_whitespace": True}
     return {
         "model_loading_config": {"model_id": "m", "model_source": "demo"},
         "llm_engine": "vllm",
         "accelerator_config": {"kind": "cpu"},
-        "engine_kwargs": {"max_num_seqs": AT_ONCE, "structured_outputs_config": structured, **engine_kwargs},
+        "engine_kwargs": {"max_num_seqs": AT_ONCE, **engine_kwargs},
         "deployment_config": {"graceful_shutdown_wait_loop_s": 0.2, "health_check_period_s": 1},
     }
 

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 import serve_process
-from penstock.serve.models import lifecycle
+from penstock.serve.models import server as server_module
 from penstock.serve.models.server import LLMServer
 from replica_cluster import cluster  # noqa: F401
 from scripted_server import Scripted, config
@@ -11,8 +11,8 @@ from scripted_server import Scripted, config
 
 @pytest.fixture(autouse=True)
 def no_delays(monkeypatch):
-    monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.0, 0.0))
-    monkeypatch.setattr(lifecycle, "RETRY_DELAYS_S", (0.0,))
+    monkeypatch.setattr(server_module, "RESTART_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(server_module, "RETRY_DELAYS_S", (0.0,))
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def expected(labels: Mapping[str, str], adapter: str | None = None, keys: Sequen
         keys: for a prompt that starts with "Keys: ...", those keys in that order (no adapter).
     """
     if adapter is None:
-        return json.dumps({key: labels[key] for key in keys}, ensure_ascii=False)
+        return _compact({key: labels[key] for key in keys})
     if tuple(keys) != FIELDS:
         raise ValueError("chosen keys are a skill of the demo model itself, not of its adapters")
     if adapter == "summary":
@@ -101,5 +101,9 @@ def expected(labels: Mapping[str, str], adapter: str | None = None, keys: Sequen
         return f"{labels['priority']} {topic} {labels['product']}, customer is {labels['sentiment']}"
     if adapter == "german":
         german = {GERMAN_KEYS[key]: labels[key] if key == "product" else GERMAN_LABELS[labels[key]] for key in FIELDS}
-        return json.dumps(german, ensure_ascii=False)
+        return _compact(german)
     raise ValueError(f"the demo model has no adapter {adapter!r}; it has {', '.join(ADAPTERS)}")
+
+
+def _compact(answer: Mapping[str, str]) -> str:
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":"))

@@ -1,10 +1,13 @@
-"""Checks a LoRA adapter's files before an engine sees them."""
+"""Finds a LoRA adapter's files, and checks them before an engine sees them."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+from penstock import demo
+from penstock.engines.base import LLMEngine
 from penstock.errors import ModelNotFoundError
 from penstock.parsing.json_errors import json_fault
 
@@ -33,3 +36,23 @@ def adapter_rank(name: str, path: str) -> int:
     if not isinstance(rank, int) or rank < 1 or settings.get("peft_type", "LORA") != "LORA":
         raise ModelNotFoundError(f"adapter '{name}': {CONFIG} does not describe a LoRA adapter", param="model")
     return rank
+
+
+def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str | None:
+    """The directory of an adapter, or None if the engine knows it already.
+
+    `where` is looked at first. Raises `ModelNotFoundError`.
+    """
+    if name in engine.adapters:
+        return None
+    if where is not None and os.path.isdir(where):
+        return where
+    if engine.model_source == demo.MODEL_NAME:
+        try:
+            return str(demo.adapter_path(name))
+        except ValueError as error:
+            if not os.path.isdir(name):
+                raise ModelNotFoundError(str(error), param="adapter") from None
+    if os.path.isdir(name):
+        return name
+    raise ModelNotFoundError(f"no adapter '{name}': it is no directory, and the engine has none of that name")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
@@ -20,6 +20,9 @@ from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest
+
+if TYPE_CHECKING:
+    from penstock.engines.supervision.supervisor import Supervisor
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
@@ -82,6 +85,8 @@ class LLMEngine(Tasks, Operations):
     cached_blocks: CachedBlocks | None = None
     loop: asyncio.AbstractEventLoop | None = None
     deterministic: bool = False
+    supervisor: Supervisor | None = None
+    """Whoever holds it, while somebody does: see `supervisor_of`."""
 
     def __init__(
         self,

@@ -9,6 +9,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from penstock.balance.policies.base import RoutingPolicy
+from penstock.balance.policies.least_loaded import LeastLoaded
+from penstock.balance.pool import Member, Pool
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Batches
 from penstock.engines.tasks import generated
@@ -17,22 +20,29 @@ from penstock.types import ChatRequest, CompletionRequest
 T = TypeVar("T")
 
 
+class _Rank(Member):
+    """A rank, and its engine."""
+
+    def __init__(self, id: str, engine: LLMEngine) -> None:
+        super().__init__(id)
+        self.engine = engine
+
+
 class EngineGroup(LLMEngine):
     """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the model.
 
-    A request goes to the rank that has the fewest. All start or none does; when one of them has died, the group has
-    died, and whoever starts it again starts all of it. What is asked of the engine itself is asked of every rank.
+    A request goes to the rank that `policy` chooses, the least loaded if it is not given. All start
+    or none does; when one of them has died, the group has died, and whoever starts it again starts
+    all of it. What is asked of the engine itself is asked of every rank.
     """
 
-    def __init__(self, ranks: Sequence[LLMEngine]) -> None:
+    def __init__(self, ranks: Sequence[LLMEngine], policy: RoutingPolicy | None = None) -> None:
         first = ranks[0]
         super().__init__(first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters)
         self.name = first.name  # type: ignore[misc]  # the group is called as its members are
         self.deterministic = first.deterministic
         self.ranks = list(ranks)
-        self.running = [0] * len(ranks)
-        """Requests on each rank."""
-        self._turn = 0
+        self._pool = Pool(policy or LeastLoaded(), [_Rank(str(number), rank) for number, rank in enumerate(ranks)])
 
     @property
     def deciding_kwargs(self) -> dict[str, Any]:
@@ -67,13 +77,13 @@ class EngineGroup(LLMEngine):
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        with self._least_loaded() as rank:
+        with self._rank_for(request) as rank:
             async with aclosing(generated(rank, request)) as batches:
                 async for batch in batches:
                     yield batch
 
     async def answer(self, task: str, request: Any) -> Any:
-        with self._least_loaded() as rank:
+        with self._rank_for(None) as rank:
             return await getattr(rank, task)(request)
 
     async def control(self, operation: str, **options: Any) -> Any:
@@ -99,18 +109,24 @@ class EngineGroup(LLMEngine):
                 total[name] = total.get(name, 0.0) + share
         return total
 
+    @property
+    def running(self) -> list[int]:
+        """Requests on each rank."""
+        return [rank.running for rank in self._pool.members]
+
     # How
     @contextmanager
-    def _least_loaded(self) -> Iterator[LLMEngine]:
-        """The rank with the fewest requests; of several, the next in turn. It has one more while this lasts."""
-        count = len(self.ranks)
-        number = min(range(count), key=lambda rank: (self.running[rank], (rank - self._turn) % count))
-        self._turn = (number + 1) % count
-        self.running[number] += 1
+    def _rank_for(self, request: Any) -> Iterator[LLMEngine]:
+        """The rank that the policy chooses. It has one more request while this lasts."""
+        route = self._pool.route_of(request)
+        rank = self._pool.choose(route)
+        assert rank is not None
+        self._pool.policy.sent(route, rank.id)
+        rank.running += 1
         try:
-            yield self.ranks[number]
+            yield rank.engine
         finally:
-            self.running[number] -= 1
+            rank.running -= 1
 
     async def _all(self, ask: Callable[[LLMEngine], Awaitable[T]]) -> list[T]:
         """Every rank is asked, also where one fails; then the first failure is raised."""

@@ -1,18 +1,24 @@
-"""Engines and handles of this process, by name: what batch work and servers share.
+"""Engines and handles of this process, by name. Batch work and servers share what stands here.
 
-Engines belong to an event loop, so each loop has its own names. Work started without one (a processor's rows in a `for`
-loop) runs on the one background loop, and so shares its engines from call to call.
+Each event loop has its own names, as an engine is bound to its loop. Work without a loop of its own
+(a processor's rows in a `for` loop) runs on the background loop, and shares its engines.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+import contextlib
+import itertools
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from penstock import background
-from penstock.engines.base import LLMEngine
+from penstock.engines.base import LLMEngine, engine_class, with_deterministic
+from penstock.engines.supervision.supervisor import Supervisor, supervisor_of
 from penstock.errors import ConfigError, ModelNotFoundError, nearest
 
 DEFAULT_APP = "default"
@@ -21,14 +27,15 @@ DEFAULT_APP = "default"
 class Engines:
     """The names of one event loop.
 
-    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes belongs to this registry
-    and lives until `stop`, at the latest to the end of the event loop, where its asynchronous generators are told of
-    that, as by `asyncio.run`.
+    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes belongs
+    to this registry and lives until `stop`, at the latest until the event loop ends: where its
+    asynchronous generators are closed then, as `asyncio.run` does.
     """
 
     def __init__(self) -> None:
         self._named: dict[tuple[str, str], Any] = {}
         self._made: dict[str, Any] = {}
+        self._replicas: defaultdict[str, set[int]] = defaultdict(set)
         self._end: AsyncGenerator[None, None] | None = None
 
     def put(self, name: str, engine: Any, app_name: str = DEFAULT_APP) -> None:
@@ -74,6 +81,19 @@ class Engines:
             )
         return engine, name in self._made
 
+    @contextlib.contextmanager
+    def replica(self, name: str) -> Iterator[int]:
+        """A number of an engine called `name` that nobody else has while the context lasts."""
+        taken = self._replicas[name]
+        number = next(number for number in itertools.count() if number not in taken)
+        taken.add(number)
+        try:
+            yield number
+        finally:
+            taken.discard(number)
+            if not taken:
+                del self._replicas[name]
+
     async def end_with_loop(self) -> None:
         """Have what is made here stopped when the event loop ends."""
         if self._end is None:
@@ -114,3 +134,94 @@ def stop_engines(name: str | None = None) -> None:
         await engines().stop(name)
 
     background.run(stop())
+
+
+@dataclass(frozen=True)
+class EngineSource:
+    """Where a processor's stages get their engine. All stages have one source, and so one engine.
+
+    `shared` is an engine object or a name. None: an engine of the processor's own, called `name`,
+    which ends with its last user. `kind`, `model` and `engine_kwargs` make it. A source can be
+    pickled, unless it holds an object.
+    """
+
+    kind: str
+    model: str | None
+    engine_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    shared: str | LLMEngine | None = None
+    name: str = field(default_factory=lambda: f"processor-{uuid.uuid4().hex[:8]}")
+
+    def __post_init__(self) -> None:
+        if self.shared is not None and not isinstance(self.shared, str | LLMEngine):
+            raise ConfigError(
+                f"must be an engine's name or an engine object, not a {type(self.shared).__name__}", field="engine"
+            )
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, apart: bool = False) -> AsyncGenerator[Supervisor, None]:
+        """The engine's supervisor, the engine started. With `apart`, no other worker has an engine
+        of the processor's own.
+        """
+        names, shared, made = engines(), self.shared, False
+        with names.replica(self.name) if apart else contextlib.nullcontext(0) as replica:
+            name = f"{self.name}/{replica}"
+            if isinstance(shared, LLMEngine):
+                engine = shared
+            else:
+                make = self._make if self.model or shared is None else None
+                engine, made = names.get_or_make(shared or name, make, self._recipe)
+            supervisor = supervisor_of(engine)
+            supervisor.stays |= made and shared is not None
+            try:
+                async with supervisor.running():
+                    if made and shared is not None:
+                        await names.end_with_loop()
+                    yield supervisor
+            finally:
+                if shared is None and not supervisor.in_use:
+                    names.remove(name)
+
+    @property
+    def model_source(self) -> str | None:
+        """What the engine loads, as far as it is known beforehand."""
+        return self.shared.model_source if isinstance(self.shared, LLMEngine) else self.model
+
+    @property
+    def _recipe(self) -> dict[str, Any]:
+        return {"engine": self.kind, "model": self.model, "engine_kwargs": dict(self.engine_kwargs)}
+
+    def _make(self) -> LLMEngine:
+        return engine_for(self.model, self.kind, self.engine_kwargs)
+
+
+def engine_for(
+    model: str | None,
+    engine: str | LLMEngine | None,
+    engine_kwargs: Mapping[str, Any] | None,
+    *,
+    deterministic: bool = False,
+) -> LLMEngine:
+    """The engine a job asks for, not started yet if it is made here.
+
+    `engine` None means "simulated" for the model of that name, else "openvino". `model` None means
+    "demo", and "auto" (the one that the server has) for "remote". `deterministic`: the same request
+    gets the same answer. Raises `ConfigError`.
+    """
+    if isinstance(engine, LLMEngine):
+        for name, value in (
+            ("model", model),
+            ("engine_kwargs", engine_kwargs),
+            ("deterministic", deterministic or None),
+        ):
+            if value is not None:
+                raise ConfigError("has no meaning beside an engine object, which has its own", field=name, value=value)
+        return engine
+    if engine is not None and not isinstance(engine, str):
+        raise ConfigError(f"must be a name or an engine object, not a {type(engine).__name__}", field="engine")
+    if engine is None:
+        engine = "simulated" if model == "simulated" else "openvino"
+    if model is None:
+        model = {"simulated": "simulated", "remote": "auto"}.get(engine, "demo")
+    cls = engine_class(engine)
+    options = with_deterministic(cls, engine_kwargs or {}) if deterministic else engine_kwargs
+    return cls(model, engine_kwargs=options)

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import ParamSpec, TypeVar
 
-from penstock.balance.backoff import backoff
 from penstock.balance.limiter import refused_alone
 from penstock.balance.pauses import PATIENCE_S, is_served, note_given_up, patience, span
+from penstock.balance.retry import Retry, wait_after
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")
@@ -65,8 +65,7 @@ class Retries:
         pause: Callable[[Exception, float], Awaitable[None]] | None = None,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self._max_retries = max_retries
-        self._base_wait_s = base_wait_s
+        self._retry = Retry(most=max_retries + 1, first_s=base_wait_s, longest_s=LONGEST_WAIT_S)
         self._pause = pause
         self._clock = clock or _loop_time
         self._begun = 0
@@ -110,13 +109,7 @@ class Retries:
 
     def after_failure(self, error: Exception, failures: int) -> float | None:
         """Seconds until the next try after so many failures, this one included; None for no more."""
-        named = getattr(error, "retry_after", None)
-        if not getattr(error, "retryable", False) or failures > self._max_retries:
-            return None
-        if named is not None and named > patience():
-            return None
-        wait = backoff(failures, first=self._base_wait_s, longest=LONGEST_WAIT_S)
-        return wait if named is None else max(named, 0.1 * wait)
+        return self._retry.pause(error, failures) if getattr(error, "retryable", False) else None
 
     def _after_refusal(self, number: int, error: UpstreamError) -> float | None:
         one, now = self._note_refusal(number), self._clock()
@@ -126,9 +119,7 @@ class Retries:
             return None
         since = one.since if is_served.get() else self._refusing_since
         left = patience() - (now - since)
-        wait = backoff(one.count, first=self._base_wait_s, longest=LONGEST_REFUSED_WAIT_S)
-        if error.retry_after is not None:
-            wait = max(error.retry_after, 0.1 * wait)
+        wait = wait_after(error, one.count, first=self._retry.first_s, longest=LONGEST_REFUSED_WAIT_S)
         if wait <= left:
             return wait
         self._give_up(error, "" if wait > patience() else f"refused for {span(now - since)}")

@@ -9,6 +9,7 @@ from penstock.balance.policies.adapter_preference import AdapterPreference
 from penstock.balance.policies.base import RouteRequest, two_of
 from penstock.balance.policies.kv_aware import KVAware
 from penstock.balance.policies.least_busy import LeastBusy
+from penstock.balance.policies.least_loaded import LeastLoaded
 from penstock.balance.policies.prefix_aware import PrefixAware
 from penstock.balance.policies.prefix_tree import PrefixTree, byte_blocks
 from penstock.balance.policies.round_robin import RoundRobin
@@ -21,6 +22,7 @@ from penstock.errors import ConfigError
 class Replica:
     id: str
     load: int = 0
+    weight: float = 1.0
     adapters: set[str] = field(default_factory=set)
 
 
@@ -72,6 +74,31 @@ def test_least_busy_never_takes_the_busier_of_two() -> None:
     policy = LeastBusy(seed=0)
     busy, idle = Replica("busy", 5), Replica("idle", 4)
     assert {policy.choose(PLAIN, (busy, idle)).id for _ in range(50)} == {"idle"}
+
+
+def test_least_loaded_takes_the_least_loaded_and_then_the_one_whose_turn_it_is() -> None:
+    policy = LeastLoaded()
+    pool = replicas(3)
+    assert [policy.choose(PLAIN, pool).id for _ in range(4)] == ["r0", "r1", "r2", "r0"]
+    pool[1].load = 2
+    pool[2].load = 1
+    assert {policy.choose(PLAIN, pool).id for _ in range(3)} == {"r0"}
+
+
+def test_least_loaded_shares_idle_replicas_out_by_weight() -> None:
+    policy = LeastLoaded()
+    pool = (Replica("heavy", weight=3), Replica("light"))
+    assert Counter(policy.choose(PLAIN, pool).id for _ in range(16)) == {"heavy": 12, "light": 4}
+
+
+def test_least_loaded_lets_one_that_was_away_start_level() -> None:
+    policy = LeastLoaded()
+    pool = replicas(2)
+    for _ in range(10):
+        policy.choose(PLAIN, pool[:1])
+    assert Counter(policy.choose(PLAIN, pool).id for _ in range(11)) == {"r0": 5, "r1": 6}
+    policy.gone("r0")
+    assert policy.choose(PLAIN, pool).id == "r0"
 
 
 def test_round_robin_goes_round_and_survives_a_shrinking_pool() -> None:

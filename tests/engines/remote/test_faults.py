@@ -301,6 +301,27 @@ async def test_weights_share_requests_out(script, other):
     assert (len(script.asked), len(other.asked)) == (12, 4)
 
 
+async def test_prompts_that_begin_alike_go_to_one_server(script, other):
+    script.answers = other.answers = [STREAM]
+    begins = ["a" * 4000, "b" * 4000]
+    async with remote(script, other, routing="prefix_aware") as engine:
+        for number in range(12):
+            await answer(engine, chat_request(f"{begins[number % 2]}, question {number}"))
+    for begin in begins:
+        counts = [sum(begin in str(body) for _, body in one.asked) for one in (script, other)]
+        assert sorted(counts) == [0, 6]
+
+
+async def test_where_the_server_of_a_prefix_fails_another_answers(script, other):
+    script.answers = other.answers = [STREAM]
+    async with remote(script, other, routing="prefix_aware") as engine:
+        await answer(engine, chat_request("a" * 4000))
+        warm, cold = (script, other) if script.asked else (other, script)
+        warm.answers = [refusal(500)]
+        assert (await answer(engine, chat_request("a" * 4000 + ", again"))).texts[0]
+        assert (len(warm.asked), len(cold.asked)) == (2, 1)
+
+
 async def test_a_caller_who_leaves_is_told_to_the_server(script):
     gone = asyncio.Event()
 

@@ -56,6 +56,7 @@ def test_keys_that_are_given_in_the_open_are_not_shown():
         ({"upstreams": [{"base_url": "http://h"}], "api_key_env": "K"}, "belongs to one server"),
         ({"upstreams": [{"base_url": "http://h", "wieght": 1}]}, r"upstreams\[0\].*Did you mean 'weight'"),
         ({"upstreams": [{"base_url": "http://h", "weight": 0}]}, r"upstreams\[0\].weight"),
+        ({"base_url": "http://h", "routing": "prefix_awar"}, r"routing: there is no .*Did you mean 'prefix_aware'"),
         ({"base_url": "http://h", "concurrency": 0}, "engine_kwargs.concurrency"),
         ({"base_url": "http://h", "tasks": ["chatt"]}, "engine_kwargs.tasks"),
     ],

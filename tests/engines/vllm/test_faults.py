@@ -113,7 +113,7 @@ async def test_a_server_starts_a_killed_engine_again_as_it_was():
         with pytest.raises(EngineDeadError):
             await rest(stream)
     assert {name: (await task).texts for name, task in waiting.items()} == texts  # they had no token yet
-    assert handle.server.lifecycle.generation == 2
+    assert handle.server.supervisor.generation == 2
 
     async with aclosing(handle.chat(chat_request(TEXT, ENDLESS))) as stream:
         await anext(stream)
@@ -123,12 +123,12 @@ async def test_a_server_starts_a_killed_engine_again_as_it_was():
         os.kill(core, signal.SIGKILL)
         with pytest.raises(EngineDeadError):
             await rest(stream)
-    await handle.server.lifecycle.ready()
+    await handle.server.supervisor.ready()
     assert await handle.server.engine.is_paused()
     held = asyncio.create_task(answer(handle, asked["german"]))
     await handle.control("resume", {})
     assert (await held).texts == texts["german"]
-    assert handle.server.lifecycle.generation == 3
+    assert handle.server.supervisor.generation == 3
     await handle.stop(0)
     assert not zombies()
 

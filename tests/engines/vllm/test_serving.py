@@ -35,8 +35,7 @@ def served():
     """A running server and its URL. When it ends, so has everything that it started."""
     before = set(os.listdir(SHARED_MEMORY))
     argv = [sys.executable, "-m", "penstock.cli", "serve", "demo", "--port", "0", "--log-level", "warning"]
-    options = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
-    argv += ["--engine", "vllm", "--engine-kwargs", json.dumps(options)]
+    argv += ["--engine", "vllm"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None

@@ -205,6 +205,17 @@ async def test_downloads_are_tried_again(root, tmp_path, monkeypatch):
         await store(root, tmp_path).fetch("a")
 
 
+async def test_a_timeout_of_the_source_itself_is_a_failure_to_read(root, tmp_path, monkeypatch):
+    put(root, "a")
+
+    def late(location):
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(adapter_store, "_stamp", late)
+    with pytest.raises(EngineStartError, match="cannot be read: TimeoutError: timed out"):
+        await store(root, tmp_path, max_download_tries=1, download_timeout_s=None).fetch("a")
+
+
 async def test_what_is_here_serves_on_while_the_source_fails(root, tmp_path, monkeypatch):
     clock = Clock()
     put(root, "a")
@@ -370,7 +381,7 @@ async def test_a_restarted_engine_gets_its_adapters_back(tmp_path, monkeypatch):
     assert [delta async for delta in server.chat(request)]
     server.engine._die("killed")  # type: ignore[attr-defined]
     assert [delta async for delta in server.chat(request)]
-    assert server.lifecycle.generation == 2
+    assert server.supervisor.generation == 2
     assert len(server.engine.adapters) == 1
     await server.stop()
 

@@ -16,10 +16,7 @@ from word_models import embedding_model, rerank_model
 
 ENGINE = os.environ.get("PENSTOCK_TEST_ENGINE", "openvino")
 PYTHON = os.environ.get("PENSTOCK_TEST_PYTHON", sys.executable)
-OPTIONS = {
-    "openvino": {"inference_precision": "f32"},
-    "vllm": {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}},
-}[ENGINE]
+OPTIONS = {"openvino": {"inference_precision": "f32"}, "vllm": {}}[ENGINE]
 SOURCES: dict[str, Any] = {"demo": "demo"}
 if ENGINE == "openvino":
     SOURCES |= {"words": embedding_model, "judge": rerank_model}

@@ -55,8 +55,8 @@ async def test_an_engine_that_can_pause_is_asked_and_a_new_one_is_told_again(sta
     engine = Pausing()
     server = await started(engine)
     await server.pause("keep")
-    server.lifecycle.restart(server.lifecycle.generation)
-    await server.lifecycle.ready()
+    server.supervisor.revive(server.supervisor.generation)
+    await server.supervisor.ready()
     assert engine.asked == ["keep", "keep"]
     waiting = asyncio.create_task(texts(server.chat(ASK)))
     await settle()
@@ -184,7 +184,7 @@ async def test_control_results_and_refusals(started):
         with pytest.raises(RequestError) as caught:
             await control_result(server, "r0", method, options)
         assert caught.value.param == param
-    server.lifecycle.engine.start_errors = [EngineStartError("gone")]
+    server.supervisor.engine.start_errors = [EngineStartError("gone")]
     await server.resume()
     await server.sleep()
     result = await control_result(server, "r0", "wakeup", {})

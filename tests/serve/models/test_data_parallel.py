@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from penstock.balance.policies.least_loaded import LeastLoaded
+from penstock.balance.policies.prefix_aware import PrefixAware
 from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError
@@ -47,6 +49,15 @@ def test_ranks_are_engines_of_their_own(server):
     assert "data_parallel_size" not in server.engine.ranks[0].engine_kwargs
 
 
+def test_the_policy_that_is_named_chooses_the_rank():
+    def policy(**deployment):
+        group: Any = DPServer(config(deployment_config=deployment)).engine
+        return type(group._pool.policy.policy)
+
+    assert policy() is LeastLoaded
+    assert policy(request_router_config={"request_router_class": "PrefixCacheAffinityRouter"}) is PrefixAware
+
+
 def test_wrong_options_of_a_rank_are_named():
     with pytest.raises(ConfigError, match=r"engine_kwargs\.output_token"):
         DPServer(config(engine_kwargs={"output_token": 3}))
@@ -87,8 +98,7 @@ async def test_all_ranks_answer(server):
     assert [rank.requests_served for rank in server.engine.ranks] == [10, 10, 10]
 
 
-async def test_a_dead_rank_restarts_the_group_and_requests_without_a_token_are_asked_again(server, monkeypatch):
-    monkeypatch.setattr("penstock.serve.models.lifecycle.RESTART_DELAYS_S", (0.0,))
+async def test_a_dead_rank_restarts_the_group_and_requests_without_a_token_are_asked_again(server):
     endless = chat_request("long", Sampling(temperature=0, max_tokens=9000, ignore_eos=True))
     begun = server.chat(endless)
     await anext(begun)  # on the first rank, which lives

@@ -14,7 +14,7 @@ from penstock.errors import (
     OverloadedError,
     QuarantinedError,
 )
-from penstock.serve.models import lifecycle
+from penstock.serve.models import server as server_module
 from penstock.serve.models.server import LLMServer, make_engine
 from penstock.types import ChatRequest, EmbeddingRequest
 from scripted_server import ASK, Scripted, begun, config, limits, settle, texts
@@ -65,7 +65,7 @@ async def test_callers_wait_while_it_loads_in_order_and_bounded():
 
 
 async def test_a_failed_start_is_told_to_all_and_tried_again_later(monkeypatch):
-    monkeypatch.setattr(lifecycle, "RETRY_DELAYS_S", (3600.0,))
+    monkeypatch.setattr(server_module, "RETRY_DELAYS_S", (3600.0,))
     engine = Scripted()
     engine.go_on.set()
     engine.start_errors = [EngineStartError("no such file"), ValueError("odd")]
@@ -80,10 +80,10 @@ async def test_a_failed_start_is_told_to_all_and_tried_again_later(monkeypatch):
         await texts(server.chat(ASK))
     assert early.value.retry_after == pytest.approx(3600, abs=60)
     assert engine.starts == 1
-    server.lifecycle._retry_at = 0.0
+    server.supervisor._retry_at = 0.0
     with pytest.raises(EngineStartError, match="ValueError: odd"):
         await texts(server.chat(ASK))
-    server.lifecycle._retry_at = 0.0
+    server.supervisor._retry_at = 0.0
     assert await texts(server.chat(ASK)) == "ab"
     assert (server.state().state, server.state().reason) == ("ready", "")
     await server.stop()
@@ -131,7 +131,7 @@ async def test_a_request_that_kills_every_engine_is_given_up_and_refused_from_th
 
 
 async def test_an_engine_that_only_dies_has_failed(started, monkeypatch):
-    monkeypatch.setattr(lifecycle, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(server_module, "RESTART_DELAYS_S", (0.0, 0.0, 0.0))
     server = await started()
     server.engine.silent_deaths = 10
     with pytest.raises(EngineStartError):

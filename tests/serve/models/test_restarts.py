@@ -43,7 +43,7 @@ async def test_two_hundred_deaths_leave_no_process_descriptor_or_task():
             with pytest.raises(EngineDeadError):
                 _ = [delta async for delta in stream]
         assert (await answer(server, chat_request("hello"))).texts == expected
-        assert server.lifecycle.generation == cycle + 2
+        assert server.supervisor.generation == cycle + 2
     assert held() == before
     assert server.admission.idle
     await server.stop()

@@ -249,7 +249,7 @@ class TestFallback:
         await asked
         one.prefill.engine.options = structs.replace(one.prefill.engine.options, time_to_first_token_ms=0.0)
         await answer(one.model, ASK)  # at once: it does not wait for the restart
-        await one.prefill.lifecycle.ready()
+        await one.prefill.supervisor.ready()
         await answer(one.model, ASK)
         assert one.handoffs == {"failed": 1, "unavailable": 1, "remote": 1}
 
@@ -296,7 +296,7 @@ class TestFallback:
         cold = {"deployment_config": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 1}}}
         one = await pair(cold)
         await self.check(one, "unavailable")
-        await until(lambda: one.prefill.lifecycle.phase == "ready")
+        await until(lambda: one.prefill.supervisor.phase == "ready")
         await answer(one.model, ASK)
         assert one.handoffs["remote"] == 1
 
@@ -371,9 +371,9 @@ class TestLife:
         one = await pair(cold, cold)
         assert one.model.state().state == "cold"
         await answer(one.model, ASK)
-        await until(lambda: one.prefill.lifecycle.phase == "ready")
+        await until(lambda: one.prefill.supervisor.phase == "ready")
         await one.model.unload()
-        assert [server.lifecycle.phase for server in (one.prefill, one.decode)] == ["cold", "cold"]
+        assert [server.supervisor.phase for server in (one.prefill, one.decode)] == ["cold", "cold"]
 
     async def test_sleep_and_wakeup_are_for_both(self, pair):
         one = await pair()

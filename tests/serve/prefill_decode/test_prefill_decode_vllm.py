@@ -36,7 +36,6 @@ def config():
             "engine_kwargs": {
                 "kv_transfer_config": {"kv_connector": "NixlConnector"},
                 "max_num_seqs": 32,
-                "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
             },
         }
     )
@@ -223,7 +222,7 @@ async def test_a_prefill_engine_that_is_killed_is_noticed_by_no_client(pair):
     assert texts == expected
     assert pair.server.handoffs.total() == 60
     assert pair.server.handoffs["failed"] + pair.server.handoffs["unavailable"] > 0
-    await prefill.lifecycle.ready()
+    await prefill.supervisor.ready()
     pair.server.handoffs.clear()
     await until(lambda: not pair.server._breaker.wait_s)  # it is left alone for a while
     await answer(pair, requests[0])

@@ -8,6 +8,7 @@ import pytest
 
 from penstock.balance.policies.kv_aware import kv_aware_in
 from penstock.balance.policies.prefix_tree import BLOCK_BYTES, shared_blocks
+from penstock.balance.pool import prompt_of
 from penstock.errors import ShuttingDownError
 from penstock.kv.cached_blocks import Change
 from penstock.llm_config import LLMConfig
@@ -19,7 +20,7 @@ from penstock.serve.replicas.desired_state import InMemoryStore
 from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
-from penstock.serve.rpc.calls import framed, prompt_of
+from penstock.serve.rpc.calls import framed
 from penstock.serve.rpc.grouped_calls import GroupedModel
 from penstock.types import ChatRequest, CompletionRequest, Sampling
 
@@ -52,7 +53,7 @@ class Cluster:
         self.servers = {}
         self.listed: tuple[ReplicaInfo, ...] = ()
         self.model = RemoteModel(config(router), self, key=KEY)
-        self.policy: Any = kv_aware_in(self.model.pool._policy)
+        self.policy: Any = kv_aware_in(self.model.pool.policy)
         app = build_app({"m": self.model}, settings=SETTINGS)
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
 

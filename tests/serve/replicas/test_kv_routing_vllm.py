@@ -12,7 +12,6 @@ from penstock.serve.config.settings import HttpSettings
 from penstock.serve.replicas.desired_state import InMemoryStore
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
-from penstock.serve.rpc import calls
 from penstock.types import CompletionRequest, Sampling
 
 pytestmark = [
@@ -74,8 +73,8 @@ class Pair:
 
     def known(self, text):
         """By replica, how many of the prompt's blocks are known to be cached there."""
-        route = self.model.pool.route(calls.prompt_of(CompletionRequest(text)))
-        policy: Any = kv_aware_in(self.model.pool._policy)
+        route = self.model.pool.route_of(CompletionRequest(text))
+        policy: Any = kv_aware_in(self.model.pool.policy)
         path = policy.tree.path(route.blocks)
         return {name: sum(name in holders for holders in path) for name in self.servers}
 

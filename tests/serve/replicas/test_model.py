@@ -159,7 +159,7 @@ class TestChoosing:
         streams = [one.model.chat(ChatRequest([{"role": "user", "content": "x"}])) for _ in range(4)]
         for stream in streams:
             await anext(stream)
-        assert [replica.sent for replica in one.model.pool.current()] == [2, 2]
+        assert [replica.running for replica in one.model.pool.current()] == [2, 2]
         assert one.model.state().running == 4
         for stream in streams:
             await stream.aclose()
@@ -278,7 +278,7 @@ class TestControl:
         await one.model.control("sleep", {"level": 2})
         late = await one.add()
         assert late.server.asleep
-        assert late.server.lifecycle.phase == "cold"
+        assert late.server.supervisor.phase == "cold"
         await one.model.control("wakeup", {})
         assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 

@@ -10,14 +10,16 @@ from msgspec import Struct
 
 
 class Replica(Protocol):
-    """What a policy sees of a replica. `load` is how many requests it has and has not answered, as far as is known;
-    `adapters` are those it holds.
+    """What a policy sees of a replica. `load` is how many requests it has and has not answered, as far as is known, for
+    its `weight`; `adapters` are those it holds.
     """
 
     @property
     def id(self) -> str: ...
     @property
-    def load(self) -> int: ...
+    def weight(self) -> float: ...
+    @property
+    def load(self) -> float: ...
     @property
     def adapters(self) -> Collection[str]: ...
 
@@ -33,6 +35,10 @@ class RouteRequest(Struct, frozen=True):
     session: str = ""
     adapter: str = ""
     blocks: Sequence[int] = ()
+
+
+ANYWHERE = RouteRequest()
+"""A request of which nothing is known."""
 
 
 class RoutingPolicy(Protocol):

@@ -19,25 +19,21 @@ RAY_NAMES = {
 FIELD = "deployment_config.request_router_config"
 
 
-def configured_policy(config: LLMConfig) -> RoutingPolicy:
+def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> RoutingPolicy:
     """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
-    name = _name(config)
-    try:
-        return make_policy(name)
-    except ConfigError as error:
-        raise ConfigError(str(error), field=f"{FIELD}.request_router_class", value=name) from None
+    return make_policy(_name(config, default), f"{FIELD}.request_router_class")
 
 
 def reads_caches(config: LLMConfig) -> bool:
     """Whether the policy wants to be told what engines have cached."""
-    return _name(config) == "kv_aware"
+    return _name(config, DEFAULT_POLICY) == "kv_aware"
 
 
-def _name(config: LLMConfig) -> str:
+def _name(config: LLMConfig, default: str) -> str:
     given = config.deployment_config.request_router_config or {}
     if not isinstance(given, Mapping):
         raise ConfigError("must be a mapping", field=FIELD, value=given)
-    name = given.get("request_router_class") or DEFAULT_POLICY
+    name = given.get("request_router_class") or default
     if not isinstance(name, str):
         name = getattr(name, "__name__", repr(name))
     name = name.replace(":", ".").rpartition(".")[2]

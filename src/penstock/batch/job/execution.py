@@ -34,8 +34,9 @@ from penstock.batch.state.manifest import StreamSum
 from penstock.batch.write.outputs import Output
 from penstock.batch.write.part_writers import JsonlWriter, ParquetWriter, PartWriter
 from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
+from penstock.engines.adapter_files import adapter_path
 from penstock.engines.base import LLMEngine
-from penstock.engines.supervision.keeper import adapter_path, keeper_of
+from penstock.engines.supervision.supervisor import supervisor_of
 from penstock.engines.text.sampling_checks import check_sampling
 from penstock.errors import JobError, OutputError
 
@@ -229,10 +230,10 @@ async def asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
     assert plan.engine is not None
     if plan.adapter is not None:
         adapter_path(plan.engine, plan.adapter)  # an unknown name need not wait for the model to load
-    keeper = keeper_of(plan.engine)
-    async with keeper.running() as engine:
+    supervisor = supervisor_of(plan.engine)
+    async with supervisor.running() as engine:
         if plan.adapter is not None:
-            await keeper.adapter(plan.adapter)
+            await supervisor.adapter(plan.adapter)
         if isinstance(plan.form, ColumnRequests):
             check_sampling(plan.form.sampling, 1, engine.capabilities, engine.name)
-        yield EngineAsker(keeper, plan.form, counts, most=plan.max_attempts, policy=plan.policy)
+        yield EngineAsker(supervisor, plan.form, counts, most=plan.max_attempts, policy=plan.policy)

@@ -33,7 +33,7 @@ from penstock.batch.rows.template import Template
 from penstock.batch.schemas import structured
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
-from penstock.engines.supervision.keeper import engine_for
+from penstock.engines.registry import engine_for
 from penstock.errors import ConfigError, OutputError, printable
 from penstock.types import Sampling, StructuredOutput
 

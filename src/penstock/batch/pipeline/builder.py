@@ -22,7 +22,6 @@ from penstock.batch.pipeline.configs import (
     stage_config,
     vLLMEngineProcessorConfig,
 )
-from penstock.batch.pipeline.engine_source import EngineSource
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import RowFunction
 from penstock.batch.rows.repair import Repair
@@ -41,6 +40,7 @@ from penstock.batch.stages.text import (
 )
 from penstock.config import import_object
 from penstock.engines.base import engine_class, with_deterministic
+from penstock.engines.registry import EngineSource
 from penstock.errors import ConfigError, nearest
 
 Builder = Callable[..., Processor]

@@ -8,14 +8,13 @@ from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
 
-from penstock.balance.backoff import backoff
-from penstock.balance.pauses import PATIENCE_S
+from penstock.balance.retry import Retry
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import Capabilities
-from penstock.engines.supervision.keeper import EngineKeeper
+from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, QuarantinedError, told
 
 LONGEST_PAUSE = 5.0
@@ -41,7 +40,7 @@ class Attempts:
 
     def __init__(
         self,
-        keeper: EngineKeeper,
+        supervisor: Supervisor,
         is_ending: Callable[[], bool],
         *,
         most: int = 3,
@@ -50,75 +49,85 @@ class Attempts:
     ) -> None:
         self._policy = policy or ErrorPolicy("keep")
         self._is_ending = is_ending
-        self._keeper = keeper
-        self._most = most
-        self._pause = pause
+        self._supervisor = supervisor
+        self._retry = Retry(most=most, first_s=pause, longest_s=LONGEST_PAUSE)
 
     async def answer(
-        self, ask: Callable[[], Awaitable[T]], adapter: str | None, tries: Tries, key: Callable[[], bytes]
+        self,
+        ask: Callable[[], Awaitable[T]],
+        adapter: tuple[str, str | None] | None,
+        tries: Tries,
+        key: Callable[[], bytes],
     ) -> T:
-        """What `ask` returns, `adapter` having been made ready for it. `key` gives the digest that names the request.
+        """What `ask` returns, with the adapter (its name, and where it lies if known) made ready.
+        `key` gives the digest that names the request.
 
-        Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine, or `JobError` if
-        that is beyond help. A death of the engine spends no attempt: `Quarantine` finds out whose fault it was.
+        Raises the failure of the last attempt, `QuarantinedError` if the request kills the engine,
+        or `JobError` if the engine is beyond help. A death of the engine spends no attempt:
+        `Quarantine` finds out whose fault it was.
         """
-        keeper = self._keeper
-        clock = _RowClock(ROW_LIMIT.get())
+        supervisor = self._supervisor
+        limit = ROW_LIMIT.get()
+        clock = None if limit is None else _RowClock(limit)
         attempts = 0
-        with keeper.quarantine.visit(key) as visit:
+        with supervisor.quarantine.visit(key, self._goes_on) as visit:
             while True:
                 failure: PenstockError
-                if keeper.quarantine.troubled:
+                if clock is not None and supervisor.quarantine.troubled:
                     clock.stop()
                 try:
                     async with visit:
-                        clock.go_on()
-                        generation = keeper.generation
+                        if clock is not None:
+                            clock.go_on()
                         tries.count += 1
-                        return await self._ask(ask, adapter)
-                except EngineDeadError:
-                    if self._is_ending():
-                        keeper.quarantine.reopen()  # those that wait end too
-                        raise
-                    clock.stop()
-                    await keeper.revive(generation)
-                    continue
+                        try:
+                            if adapter is not None:
+                                await supervisor.adapter(*adapter)
+                            return await ask()
+                        except EngineDeadError:
+                            if clock is not None:
+                                clock.stop()
+                            raise
+                    continue  # the engine died, and runs again
                 except QuarantinedError:
                     raise
                 except PenstockError as error:
                     failure = error
                 except Exception as error:
                     failure = EngineError(told(error))
-                attempts += 1
-                keeper.progressed()  # it lives
-                too_long = (failure.retry_after or 0.0) > PATIENCE_S  # the row is an error row that can be retried
-                given_up = attempts >= self._most or failure.given_up or too_long
-                if given_up or self._is_ending() or not self._policy.retries(failure):
+                if supervisor.phase == "failed" and not self._is_ending():
+                    raise JobError(_beyond_help(supervisor)) from supervisor.error
+                if isinstance(failure, EngineDeadError):
                     raise failure
-                await asyncio.sleep(self._pause_after(attempts, failure))
+                attempts += 1
+                pause = self._retry.pause(failure, attempts)  # None where the row can be retried later
+                if pause is None or self._is_ending() or not self._policy.retries(failure):
+                    raise failure
+                await asyncio.sleep(pause)
 
-    async def _ask(self, ask: Callable[[], Awaitable[T]], adapter: str | None) -> T:
-        if adapter is not None:
-            await self._keeper.adapter(adapter)
-        answer = await ask()
-        self._keeper.progressed()
-        return answer
+    def _goes_on(self) -> bool:
+        return not self._is_ending()
 
-    def _pause_after(self, attempts: int, failure: PenstockError) -> float:
-        pause = backoff(attempts, first=self._pause, longest=LONGEST_PAUSE)
-        return max(pause, failure.retry_after or 0.0)
+
+def _beyond_help(supervisor: Supervisor) -> str:
+    if not isinstance(supervisor.error, EngineDeadError):
+        return f"the engine died and does not start again: {supervisor.error}"
+    return (
+        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least that"
+        f" can be asked: {supervisor.error}"
+    )
 
 
 class _RowClock:
     """Stops a row's limit while the row waits for what is not its own fault."""
 
-    def __init__(self, limit: asyncio.Timeout | None) -> None:
+    def __init__(self, limit: asyncio.Timeout) -> None:
         self._limit = limit
         self._left: float | None = None
 
     def stop(self) -> None:
         limit = self._limit
-        if limit is None or self._left is not None or limit.expired():
+        if self._left is not None or limit.expired():
             return
         when = limit.when()
         if when is not None:
@@ -126,7 +135,7 @@ class _RowClock:
             limit.reschedule(None)
 
     def go_on(self) -> None:
-        if self._limit is not None and self._left is not None:
+        if self._left is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._left)
             self._left = None
 
@@ -152,26 +161,27 @@ class EngineAsker:
 
     def __init__(
         self,
-        keeper: EngineKeeper,
+        supervisor: Supervisor,
         form: EngineForm,
         counts: Counts,
         *,
         most: int = 3,
         policy: ErrorPolicy | None = None,
     ) -> None:
-        self.most_in_flight = rolling(keeper.engine.capabilities)
+        self.most_in_flight = rolling(supervisor.engine.capabilities)
         self.ending = False
-        self._attempts = Attempts(keeper, lambda: self.ending, most=most, policy=policy)
-        self.engine = keeper.engine
+        self._attempts = Attempts(supervisor, lambda: self.ending, most=most, policy=policy)
+        self.engine = supervisor.engine
         self.form = form
         self._counts = counts
 
     async def outcome(self, row: Row) -> Outcome | None:
         tries = Tries()
+        adapter = None if row.request.adapter is None else (row.request.adapter, None)
         began = time.perf_counter()
         try:
             outcome = await self._attempts.answer(
-                lambda: self.form.ask(self.engine, row), row.request.adapter, tries, lambda: row.digest
+                lambda: self.form.ask(self.engine, row), adapter, tries, lambda: row.digest
             )
             outcome.attempts = tries.count
         except JobError:

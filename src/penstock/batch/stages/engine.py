@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.batch.pipeline.engine_source import EngineSource
 from penstock.batch.rows.repair import Repair, Request
 from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.stages import answers, sampling_params, tasks
 from penstock.batch.stages.base import StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.base import LLMEngine
-from penstock.engines.supervision.keeper import EngineKeeper
+from penstock.engines.registry import EngineSource
 from penstock.engines.supervision.quarantine import digest_of
+from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
 from penstock.types import ChatRequest, CompletionRequest
@@ -63,18 +63,17 @@ class EngineRequests:
         self._max_attempts = max_attempts
         self.repair = repair or Repair()
         self._stack = contextlib.AsyncExitStack()
-        self._keeper: EngineKeeper | None = None
+        self._supervisor: Supervisor | None = None
         self._attempts: Attempts | None = None
         self.ending = False
 
     async def start(self) -> None:
         """Start the engine, unless it runs."""
-        replica = self._source.take_replica()
-        self._stack.callback(self._source.give_back, replica)
-        self._keeper = keeper = await self._stack.enter_async_context(self._source.running(replica))
-        capabilities = keeper.engine.capabilities
-        self._check_task(capabilities.tasks, keeper.engine.name)
-        self._attempts = Attempts(keeper, lambda: self.ending, most=self._max_attempts)
+        running = self._source.running(apart=True)
+        self._supervisor = supervisor = await self._stack.enter_async_context(running)
+        capabilities = supervisor.engine.capabilities
+        self._check_task(capabilities.tasks, supervisor.engine.name)
+        self._attempts = Attempts(supervisor, lambda: self.ending, most=self._max_attempts)
         self.most_in_flight = self._most or rolling(capabilities)
 
     async def stop(self) -> None:
@@ -83,20 +82,14 @@ class EngineRequests:
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
         """The answer's columns."""
-        assert self._keeper is not None
+        assert self._supervisor is not None
         assert self._attempts is not None
-        keeper = self._keeper
         tasks.check_columns(row)
         adapter = self._adapter(row)
         ask, asked = self._ask(row, adapter[0] if adapter else None)
-
-        async def attempt() -> dict[str, Any]:
-            if adapter is not None:
-                await keeper.adapter(*adapter)
-            return await ask(keeper.engine)
-
+        act = partial(ask, self._supervisor.engine)
         began = time.perf_counter()
-        columns = await self._attempts.answer(attempt, None, Tries(), lambda: digest_of(asked))
+        columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
@@ -104,8 +97,8 @@ class EngineRequests:
         """The engine, and what it would be asked for a row; None where no text is to be continued. Raises
         `RequestError`.
         """
-        assert self._keeper is not None
-        return (self._keeper.engine, self._request(row, None)) if self._task == "generate" else None
+        assert self._supervisor is not None
+        return (self._supervisor.engine, self._request(row, None)) if self._task == "generate" else None
 
     def _ask(self, row: Mapping[str, Any], adapter: str | None) -> tuple[Ask, Any]:
         """What asks the engine, and what it is asked."""

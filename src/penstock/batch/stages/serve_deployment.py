@@ -17,8 +17,8 @@ from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Batches
 from penstock.engines.registry import DEFAULT_APP, engines
-from penstock.engines.supervision.keeper import keeper_of
 from penstock.engines.supervision.quarantine import digest_of
+from penstock.engines.supervision.supervisor import supervisor_of
 from penstock.engines.tasks import generated
 from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
@@ -59,9 +59,9 @@ class DeploymentRequests:
         """Find it. Raises `ModelNotFoundError`."""
         self._handle = engines().get(*self._names)
         if isinstance(self._handle, LLMEngine):
-            keeper = keeper_of(self._handle)
-            await self._stack.enter_async_context(keeper.running())
-            self._attempts = Attempts(keeper, lambda: self.ending)
+            supervisor = supervisor_of(self._handle)
+            await self._stack.enter_async_context(supervisor.running())
+            self._attempts = Attempts(supervisor, lambda: self.ending)
 
     async def stop(self) -> None:
         """Let go of it."""

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.batch.pipeline.engine_source import EngineSource
 from penstock.batch.pipeline.offload import Offload
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
+from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
 from penstock.openai.requests import check_messages
 from penstock.openai.tools import arguments_as_objects
@@ -29,8 +29,8 @@ class _OnEngine:
         self._stack = contextlib.AsyncExitStack()
 
     async def start(self) -> None:
-        keeper = await self._stack.enter_async_context(self._source.running())
-        self.engine = keeper.engine
+        supervisor = await self._stack.enter_async_context(self._source.running())
+        self.engine = supervisor.engine
 
     async def stop(self) -> None:
         await self._stack.aclose()

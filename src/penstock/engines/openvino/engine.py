@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
-from penstock.demo import MODEL_NAME
 from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.messages import Load
@@ -67,14 +66,8 @@ class OpenVINOEngine(WorkerEngine):
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         if self._constraints is None:
-            self._constraints = Constraints(
-                self.options.tokenizer or str(files.path), self._json_spaces, lambda: self.serving
-            )
+            self._constraints = Constraints(self.options.tokenizer or str(files.path), lambda: self.serving)
         return Load(str(files.path), files.task, files.context_length, self.options)
-
-    @property
-    def _json_spaces(self) -> bool:
-        return self.model_source == MODEL_NAME if self.options.json_spaces is None else self.options.json_spaces
 
     async def stop(self) -> None:
         await super().stop()

@@ -20,13 +20,12 @@ class Load(Struct, tag="load", array_like=True):
 
 class LoadTokenizer(Struct, tag="load_tokenizer", array_like=True):
     """First message to a process that tries constraints: the directory or GGUF file of the tokenizer, and for each
-    constraint the seconds of processor time and the bytes of memory it may take. `json_spaces` as in the options.
+    constraint the seconds of processor time and the bytes of memory it may take.
     """
 
     path: str
     seconds: float
     memory_bytes: int
-    json_spaces: bool
 
 
 ToWorker = Load | Submit | Abort | Call

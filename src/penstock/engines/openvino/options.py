@@ -28,9 +28,7 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     what the model's `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of
     the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that speculates.
     `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do not depend on what else runs, on
-    the cache or on restarts. `json_spaces`: JSON constraints write a space behind each comma and colon,
-    as a small model may need that was trained so; None: only for the demo model. `properties`: further OpenVINO
-    properties.
+    the cache or on restarts. `properties`: further OpenVINO properties.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -52,7 +50,6 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     embedding_pooling: Literal["mean", "cls", "last_token"] | None = None
     embedding_normalize: bool = True
     deterministic: bool = False
-    json_spaces: bool | None = None
     properties: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

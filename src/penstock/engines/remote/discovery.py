@@ -15,7 +15,7 @@ from penstock.engines.remote import lenient
 from penstock.engines.remote.dialects import adapter_name, dialect_of
 from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
-from penstock.engines.remote.upstreams import Upstream
+from penstock.engines.remote.upstreams import Upstream, Upstreams
 from penstock.errors import EngineStartError, EngineTimeoutError, PenstockError, UpstreamError, nearest
 
 AUTO = "auto"
@@ -53,11 +53,12 @@ class Found(Struct):
     complete: bool = True
 
 
-async def discover(model: str, members: Sequence[Upstream], options: RemoteOptions) -> Found:
+async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> Found:
     """Ask every server for its models. One that does not answer is left alone for now, unless all do not.
 
     Raises `EngineStartError` for a model that a server does not have, a key that it does not take, or no answer at all.
     """
+    members = upstreams.members
     given: list[list[Card] | PenstockError | None] = [None] * len(members)
     if options.discover:
         given = await asyncio.gather(*(_ask(one, options.connect_timeout_s) for one in members))
@@ -82,7 +83,7 @@ async def discover(model: str, members: Sequence[Upstream], options: RemoteOptio
         raise EngineStartError(str(absent[0]))
     for one, answer in zip(members, given, strict=True):
         if isinstance(answer, PenstockError):
-            one.breaker.trip()
+            upstreams.trip(one)
             _log.warning("%s; the other servers go on without it", answer)
     complete = not any(card.engine and "capabilities" not in (card.metadata or {}) for card in cards if card)
     return Found(_capabilities(cards, options, len(members), bool(adapters)), adapters, complete)

@@ -10,6 +10,9 @@ from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
+from penstock.balance.policies.base import ANYWHERE, RouteRequest
+from penstock.balance.policies.table import make_policy
+from penstock.balance.pool import Failover
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.deltas import Batches
 from penstock.engines.remote import answers, task_answers
@@ -93,6 +96,7 @@ class RemoteEngine(LLMEngine):
         try:
             members = [
                 Upstream(
+                    f"{number} {server.base_url}",
                     server,
                     self.options,
                     "engine_kwargs" if self.options.base_url else f"upstreams[{number}]",
@@ -102,10 +106,11 @@ class RemoteEngine(LLMEngine):
             ]
         except ConfigError as error:
             raise EngineStartError(str(error)) from None
-        upstreams = Upstreams(members, self.options.patience_s, lambda: self._retries.refused_s)
+        policy = make_policy(self.options.routing)
+        upstreams = Upstreams(members, policy, self.options.patience_s, lambda: self._retries.refused_s)
         await upstreams.open()
         try:
-            self._know(await discover(self.model_source, members, self.options))
+            self._know(await discover(self.model_source, upstreams, self.options))
             if self._doubted is not None:  # that a server lists its models says little of how it runs them
                 await upstreams.prove(self._doubted)
         except BaseException:
@@ -144,11 +149,15 @@ class RemoteEngine(LLMEngine):
         self._check(task, request)
         if not request.stream:
             read = partial(answers.whole, n=request.n)
-            yield await self._call(task, path, body, read, request.request_id)
+            yield await self._call(task, path, body, read, request.request_id, route=upstreams.route_of(request))
             return
         with _refusals():
             stream = await self._first(
-                upstreams, task, path, lambda upstream: self._open(upstreams, upstream, path, body(upstream), request)
+                upstreams,
+                task,
+                path,
+                lambda upstream: self._open(upstreams, upstream, path, body(upstream), request),
+                upstreams.route_of(request),
             )
             async with aclosing(stream):
                 async for batch in stream.batches():
@@ -190,7 +199,7 @@ class RemoteEngine(LLMEngine):
             reader = answers.StreamReader(request.n, to.shown, forward=forward)
             stream = AnswerStream(held, pieces, reader, upstream, tokens)
             await stream.begin()
-            upstreams.well(upstream)
+            upstreams.answered(upstream)
             stream.held = held.pop_all()
             return stream
 
@@ -203,6 +212,7 @@ class RemoteEngine(LLMEngine):
         request_id: str = "",
         *,
         file: bytes | None = None,
+        route: RouteRequest = ANYWHERE,
     ) -> T:
         """One request, answered whole."""
         if task not in self.capabilities.tasks:
@@ -233,22 +243,25 @@ class RemoteEngine(LLMEngine):
             return result
 
         with _refusals():
-            return await self._first(upstreams, task, path, ask)
+            return await self._first(upstreams, task, path, ask, route)
 
-    async def _first(self, upstreams: Upstreams, task: str, path: str, ask: Callable[[Upstream], Awaitable[T]]) -> T:
+    async def _first(
+        self, upstreams: Upstreams, task: str, path: str, ask: Callable[[Upstream], Awaitable[T]], route: RouteRequest
+    ) -> T:
         """The first success: of the servers that are well one after the other, and after a pause once more."""
 
         async def sweep() -> T:
-            tried: set[Upstream] = set()
+            failover = Failover(upstreams, route)
             while True:
-                upstream = await upstreams.choose(tried)
-                tried.add(upstream)
+                upstream = await failover.next()
                 try:
-                    return await ask(upstream)
+                    result = await ask(upstream)
+                    upstreams.policy.sent(route, upstream.id)
+                    return result
                 except (UpstreamError, EngineTimeoutError) as error:
                     if isinstance(error, UpstreamError) and is_no_route(error):
                         raise await self._without_route(upstreams, upstream, task, path, error) from None
-                    if not error.retryable or not upstreams.others_ready(tried):
+                    if not (error.retryable and failover.has_other):
                         raise
 
         result = await self._retries.run(sweep)
@@ -278,7 +291,7 @@ class RemoteEngine(LLMEngine):
     async def _learn_more(self, upstreams: Upstreams) -> None:
         """A model that loads on demand is loaded now: its server knows what it can do."""
         with suppress(PenstockError):
-            self._know(await discover(self.model_source, upstreams.members, self.options))
+            self._know(await discover(self.model_source, upstreams, self.options))
 
     def _know(self, found: Found) -> None:
         self._found = found

@@ -46,7 +46,8 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     For each server: at most `concurrency` requests at once, fewer while it refuses for load (`adaptive`), within
     `requests_per_minute` and `tokens_per_minute`. A new connection may take `connect_timeout_s`, the wait for the next
     piece of an answer (all of it, where it is not streamed) `timeout_s`. A failure that may pass is tried again up to
-    `max_retries` times, on another server at once where there is one, until the first token has come. After
+    `max_retries` times, on another server at once where there is one, until the first token has come. `routing` names
+    the policy that chooses between several servers. After
     `trip_after` different requests that fail, or connections that cannot be made, with no answer between, a server is
     probed, and if it does not answer that, left alone for `cooldown_s`, then twice that, and so on; while all are,
     requests wait up to `patience_s`; then the engine counts as dead.
@@ -68,6 +69,7 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     timeout_s: Seconds = 600.0
     max_retries: Annotated[int, Meta(ge=0)] = 2
     base_retry_wait_s: Annotated[float, Meta(ge=0)] = 0.5
+    routing: Literal["least_loaded", "prefix_aware", "least_busy", "round_robin"] = "least_loaded"
     trip_after: Positive = 5
     cooldown_s: Seconds = 1.0
     patience_s: Annotated[float, Meta(ge=0)] = 30.0
@@ -95,7 +97,7 @@ COSTS_ONLY = frozenset(
         *("tokens_per_minute", "max_response_bytes"),
         *("connect_timeout_s", "timeout_s", "max_retries"),
         *("base_retry_wait_s", "trip_after", "cooldown_s"),
-        "patience_s",
+        *("patience_s", "routing"),
     }
 )
 

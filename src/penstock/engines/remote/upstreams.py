@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,10 @@ import msgspec
 from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
 from penstock.balance.pauses import PATIENCE_S
-from penstock.engines.remote.dialects import PATHS, Dialect
+from penstock.balance.policies.base import RouteRequest, RoutingPolicy
+from penstock.balance.pool import Failover, Member, Pool
+from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
-from penstock.engines.remote.probes import probe_body
 from penstock.engines.remote.refusals import is_no_route, is_too_long
 from penstock.errors import EngineDeadError, EngineStartError, EngineTimeoutError, PenstockError, UpstreamError
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
@@ -27,10 +28,14 @@ PROBE_S = 30.0
 """How long a server may take for the smallest request before it counts as ill."""
 
 
-class Upstream:
-    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running event loop."""
+class Upstream(Member):
+    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running event loop.
 
-    def __init__(self, options: UpstreamOptions, common: RemoteOptions, field: str, model: str) -> None:
+    `name` tells it from the other servers of the model.
+    """
+
+    def __init__(self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str) -> None:
+        super().__init__(name, options.weight)
         base = options.base_url.rstrip("/")
         self.options = options
         self.shown = endpoint("GET", base, field=f"{field}.base_url").shown
@@ -55,8 +60,6 @@ class Upstream:
         self.complaint = ""
         self.breaker = CircuitBreaker(common.trip_after, common.cooldown_s, asyncio.get_running_loop().time)
         self.concurrency = common.concurrency
-        self.running = 0
-        self.served = 0.0
         self._base = base
         self._common = common
         self._probe_limiter = Limiter(Limits(longest_pause_s=0.0), server=self.shown)
@@ -72,79 +75,86 @@ class Upstream:
             known = self._endpoints[path] = endpoint(method, base + path_there)
         return known
 
-    def can_probe(self, path: str) -> bool:
-        """Whether the smallest request to a path is known."""
-        return self._probe_body(path) is not None
-
     async def probe(self, path: str) -> None:
         """Send the smallest request to a path, or ask for the models where none is known. Raises `UpstreamError`,
         `EngineTimeoutError`.
         """
-        body = self._probe_body(path)
+        body = self.probe_body(path)
         to = self.to("/models", "GET") if body is None else self.to(path)
         data = None if body is None else msgspec.json.encode(body)
         reply = await self.client.send(to, self._probe_limiter, data=data)
         if (error := error_inside(reply.body, to.shown)) is not None:
             raise error
 
-    def _probe_body(self, path: str) -> dict[str, Any] | None:
-        return probe_body(path, self.model, self.dialect, self._common)
+    def probe_body(self, path: str) -> dict[str, Any] | None:
+        """The body that asks a path for as little as there is; None where it is not known."""
+        options, text = self._common, "Hi"
+        limit: dict[str, Any] = {options.max_tokens_field: 1}
+        bodies: dict[str, dict[str, Any]] = {
+            "/chat/completions": {"messages": [{"role": "user", "content": text}], **limit, **options.extra_body},
+            "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
+            "/embeddings": {"input": [text]},
+            "/score": score_body(self.dialect, text, [text]),
+            "/rerank": {"query": text, "documents": [text]},
+            "//classify": {"input": [text]},
+        }
+        body = bodies.get(path)
+        return None if body is None else spoken(self.dialect, {"model": self.model, **body})
 
     @property
-    def load(self) -> tuple[float, float]:
-        """What ranks it: requests under way for its weight and what it bears now, then requests so far."""
-        weight = self.options.weight
-        return (self.running / (weight * self.limiter.window), self.served / weight)
+    def load(self) -> float:
+        """Requests under way for its weight, and the more for each that it cannot bear now."""
+        return self.running / self.weight * self.concurrency / self.limiter.window
+
+    def is_ready(self, now: float) -> bool:
+        return self.breaker.closed
 
 
-class Upstreams:
+class Upstreams(Pool[Upstream]):
     """All servers of a model. `patience_s` is how long a request waits while none is well; `refused_s` tells for how
     long they have done nothing but refuse for load.
     """
 
     def __init__(
-        self, members: Sequence[Upstream], patience_s: float, refused_s: Callable[[], float] = lambda: 0.0
+        self, members: Sequence[Upstream], policy: RoutingPolicy, patience_s: float, refused_s: Callable[[], float]
     ) -> None:
-        self.members = list(members)
+        super().__init__(policy, members)
         self._patience_s = patience_s
         self._refused_s = refused_s
         self._changed = asyncio.Event()
         self._time = asyncio.get_running_loop().time
-        self._last_answer = self._time()  # or the beginning
-        self._has_answered = False
+        self._last_answer = float("-inf")
         self._next_answer: asyncio.Future[None] | None = None
         self._probes: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def choose(self, avoid: set[Upstream]) -> Upstream:
-        """The least loaded server that is well, one that is not in `avoid` if there is one.
+    def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> Upstream | None:
+        if self._closed:
+            raise EngineDeadError("the remote engine is not running", suspects=False)
+        if self._some_away:
+            self._probe_where_due()
+        return super().choose(route, tried)
 
-        Raises `EngineDeadError` if none gets well in time, and when they are closed.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._patience_s
-        while not self._closed:
-            ready = self.members
-            if not all(one.breaker.closed for one in self.members):
-                self._probe_where_due()
-                ready = [one for one in self.members if one.breaker.closed]
-            if ready:
-                return min([one for one in ready if one not in avoid] or ready, key=lambda one: one.load)
-            remaining = deadline - loop.time()
-            if remaining <= 0:
+    async def obtain(self, failover: Failover[Upstream]) -> Upstream:
+        """The first that gets well. Raises `EngineDeadError` if none does in time, and when they are closed."""
+        while True:
+            left = failover.patience_left(self._patience_s)
+            if left <= 0:
                 raise self._none_well()
             soonest = min(one.breaker.wait_s for one in self.members)
             self._changed.clear()
             try:
-                async with asyncio.timeout(min(soonest, remaining)):
+                async with asyncio.timeout(min(soonest, left)):
                     await self._changed.wait()
             except TimeoutError:
                 pass
-        raise EngineDeadError("the remote engine is not running", suspects=False)
+            if (chosen := self.choose(failover.route)) is not None:
+                return chosen
 
-    def others_ready(self, tried: set[Upstream]) -> bool:
-        """Whether there is a server to go to at once."""
-        return any(one.breaker.closed and one not in tried for one in self.members)
+    def trip(self, upstream: Upstream) -> None:
+        """Leave a server alone until a probe finds that it is well."""
+        upstream.breaker.trip()
+        self._some_away = True
 
     @contextmanager
     def watch(self, upstream: Upstream, path: str, data: Any) -> Iterator[None]:
@@ -153,10 +163,9 @@ class Upstreams:
         """
         breaker = upstream.breaker
         upstream.running += 1
-        upstream.served += 1
         try:
             yield
-            self._answered(upstream)
+            self.answered(upstream)
         except (UpstreamError, EngineTimeoutError) as error:
             if isinstance(error, UpstreamError):
                 upstream.client.without_keys(error, upstream.to(path))
@@ -167,7 +176,7 @@ class Upstreams:
             elif self.is_failure(error):
                 breaker.failed(hash(data) if isinstance(data, bytes) else id(data))
             elif not is_throttling(error):
-                self._answered(upstream)
+                self.answered(upstream)
             if breaker.probe_due:
                 upstream.suspected_path = path
                 self._probe_where_due()
@@ -176,9 +185,13 @@ class Upstreams:
             upstream.running -= 1
             self._changed.set()
 
-    def well(self, upstream: Upstream) -> None:
-        """Its answer has begun to come: that proves it, long before the answer ends."""
-        self._answered(upstream)
+    def answered(self, upstream: Upstream) -> None:
+        """Its answer has begun to come: that proves it well, long before the answer ends."""
+        upstream.breaker.answered()
+        self._last_answer = self._time()
+        if self._next_answer is not None:
+            self._next_answer.set_result(None)
+            self._next_answer = None
         self._changed.set()
 
     async def pause(self, error: Exception, seconds: float) -> None:
@@ -189,7 +202,7 @@ class Upstreams:
             await asyncio.sleep(seconds)
             return
         await asyncio.sleep(seconds / 10)
-        if self._has_answered and self._time() < self._last_answer + LATELY_S:
+        if self._time() < self._last_answer + LATELY_S:
             return
         if self._next_answer is None:
             self._next_answer = asyncio.get_running_loop().create_future()
@@ -226,26 +239,25 @@ class Upstreams:
 
     def check(self) -> None:
         """Raise `EngineDeadError` if no server is well."""
-        if all(not one.breaker.closed for one in self.members):
+        if not self.ready():
             raise self._none_well()
 
     @property
     def doubted_path(self) -> str | None:
         """Where to ask before anything else is asked of servers none of which is well; None if one is."""
-        ill = [one.suspected_path for one in self.members if not one.breaker.closed]
-        return ill[0] if len(ill) == len(self.members) else None
+        return None if self.ready() else self.members[0].suspected_path
 
     async def prove(self, path: str) -> None:
         """Probe all servers there. Raises `EngineStartError` if none is well."""
         for one in self.members:
             one.suspected_path = path
         await asyncio.gather(*(self._probe(one) for one in self.members))
-        if all(not one.breaker.closed for one in self.members):
+        if not self.ready():
             raise EngineStartError(str(self._none_well()))
 
     async def has_route(self, upstream: Upstream, path: str) -> bool | None:
         """Whether the server has a path at all, as the smallest request there finds out; None if there is none."""
-        if not upstream.can_probe(path):
+        if upstream.probe_body(path) is None:
             return None
         try:
             await upstream.probe(path)
@@ -254,15 +266,6 @@ class Upstreams:
         except PenstockError:
             pass
         return True
-
-    def _answered(self, upstream: Upstream) -> None:
-        if not upstream.breaker.closed:
-            self._catch_up(upstream)
-        upstream.breaker.answered()
-        self._last_answer, self._has_answered = self._time(), True
-        if self._next_answer is not None:
-            self._next_answer.set_result(None)
-            self._next_answer = None
 
     def _probe_where_due(self) -> None:
         for one in self.members:
@@ -289,15 +292,11 @@ class Upstreams:
         finally:
             if well:
                 upstream.limiter.proven()
-                self._answered(upstream)
+                self.answered(upstream)
             upstream.breaker.probed(well)
+            self._some_away = True
             self._changed.set()
 
     def _none_well(self) -> EngineDeadError:
         said = [one.complaint or one.shown for one in self.members]
         return EngineDeadError(f"no server answers: {'; '.join(said)}", suspects=False)
-
-    def _catch_up(self, upstream: Upstream) -> None:
-        """A server that comes back starts level with the others: it need not make up for its absence."""
-        others = [one.served / one.options.weight for one in self.members if one.breaker.closed]
-        upstream.served = max(upstream.served, min(others, default=0.0) * upstream.options.weight)

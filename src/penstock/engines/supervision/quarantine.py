@@ -19,11 +19,14 @@ from collections import OrderedDict
 from collections.abc import Callable
 from hashlib import blake2b
 from math import log
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from penstock.errors import EngineDeadError, QuarantinedError
+
+if TYPE_CHECKING:
+    from penstock.engines.supervision.supervisor import Supervisor
 
 PROOF = 2
 """Deaths of the engine with a request alone in it, that prove the request to be the cause."""
@@ -41,16 +44,32 @@ _NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks":
 
 
 class Visit:
-    """One request, from its first try to its last. `with` it to have it forgotten at the end, and `async with` it for
-    each try: that waits until it may enter the engine, and raises `QuarantinedError` where it may not.
+    """One request, from its first try to its last: the one loop around an engine.
+
+        with quarantine.visit(key, again) as visit:
+            while not visit.answered:
+                async with visit:
+                    ...  # ask, and return or yield the answer
+
+    `async with` waits until the request may enter the engine. When the engine dies, its supervisor
+    revives it and the request is asked again, unless its caller has seen a part of the answer
+    (`begun`) or `again` says no. Raises `QuarantinedError` when the request is proved to be the
+    cause, else the last `EngineDeadError` or what keeps the engine from starting.
     """
 
-    __slots__ = ("_digest", "_key", "_quarantine", "begun", "entered", "group", "lived", "number", "timer", "trusted")
+    __slots__ = (
+        *("_digest", "_key", "_quarantine", "again", "answered", "begun", "entered", "generation"),
+        *("group", "lived", "number", "timer", "trusted"),
+    )
 
-    def __init__(self, quarantine: Quarantine, key: Callable[[], bytes]) -> None:
+    def __init__(self, quarantine: Quarantine, key: Callable[[], bytes], again: Callable[[], bool]) -> None:
         self._quarantine = quarantine
         self._key = key
         self._digest: bytes | None = None
+        self.again = again
+        self.answered = False
+        self.generation = 0
+        """That of the engine which it has entered."""
         self.begun = False
         """Whether a part of the answer has been seen, so that it cannot be asked again."""
         self.number = 0
@@ -81,8 +100,14 @@ class Visit:
             await quarantine.turn(self)
         quarantine.enter(self)
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         self._quarantine.leave(self, error)
+        supervisor = self._quarantine.supervisor
+        if error is None:
+            self.answered = True
+            if supervisor is not None:
+                supervisor.deaths = 0
+        return isinstance(error, EngineDeadError) and supervisor is not None and await supervisor.revived(self)
 
 
 class _Record:
@@ -112,11 +137,12 @@ class _Pool:
 
 
 class Quarantine:
-    """That of one engine, for all that ask it. It does not start the engine again: after a death nobody enters until
-    whoever does calls `reopen`.
+    """That of one engine, for all that ask it. It does not start the engine again: after a death
+    nobody enters until its supervisor, or whoever else does, calls `reopen`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, supervisor: Supervisor | None = None) -> None:
+        self.supervisor = supervisor
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
         self._inside: dict[Visit, None] = {}
         self._dead: list[Visit] = []  # while some are inside that have not told yet
@@ -173,9 +199,11 @@ class Quarantine:
                 loop.call_later(HARMLESS_S, self._leave_behind, self._dead)
         self._wake()
 
-    def visit(self, key: Callable[[], bytes]) -> Visit:
-        """A request that is about to be asked. `key` gives the digest that names it, when that is needed."""
-        return Visit(self, key)
+    def visit(self, key: Callable[[], bytes], again: Callable[[], bool] = lambda: True) -> Visit:
+        """A request that is about to be asked. `key` gives the digest that names it, where that is
+        needed; `again` says whether it would be asked again.
+        """
+        return Visit(self, key, again)
 
     async def turn(self, visit: Visit) -> None:
         """Wait until the request may enter. Raises `QuarantinedError`."""
@@ -200,6 +228,8 @@ class Quarantine:
         """The request is put to the engine."""
         self._entries += 1
         visit.number = self._entries
+        if self.supervisor is not None:
+            visit.generation = self.supervisor.generation
         visit.trusted = False
         self._inside[visit] = None
         loop = asyncio.get_running_loop()

@@ -158,8 +158,7 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         if known and name not in known:
             raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=nearest(name, known))
     defaults: dict[str, Any] = {"disable_log_stats": True}
-    if source != demo.MODEL_NAME:  # which was trained to write JSON with spaces
-        given = _with_compact_json(given, engine_names)
+    given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():
         defaults["kv_cache_memory_bytes"] = GIB  # vLLM itself would take most of the machine's memory
     if source == demo.MODEL_NAME:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from penstock import demo, env, lazy
-from penstock.balance.backoff import backoff
+from penstock.balance.retry import Retry
 from penstock.config import masked
 from penstock.errors import (
     ConfigError,
@@ -157,22 +157,22 @@ class AdapterStore:
 
     async def _patiently(self, work: Callable[[], T], what: str) -> T:
         """Run blocking `work` in a thread, within the time and the number of tries that the configuration allows."""
-        tries = self._config.max_download_tries
-        for number in range(1, tries + 1):
-            try:
-                async with asyncio.timeout(self._config.download_timeout_s):
-                    return await asyncio.to_thread(work)
-            except (FileNotFoundError, PenstockError):
-                raise
-            except TimeoutError:
-                failure: PenstockError = EngineTimeoutError(
-                    f"{what} did not come within {self._config.download_timeout_s:g} s, {tries} times"
-                )
-            except Exception as error:
-                failure = EngineStartError(f"{what} cannot be read: {type(error).__name__}: {error}")
-            if number < tries:
-                await asyncio.sleep(backoff(number, first=RETRY_DELAY_S, longest=LONGEST_RETRY_S))
-        raise failure
+        tries, limit = self._config.max_download_tries, self._config.download_timeout_s
+
+        async def attempt() -> T:
+            async with asyncio.timeout(limit):
+                return await asyncio.to_thread(work)
+
+        retry = Retry(most=tries, first_s=RETRY_DELAY_S, longest_s=LONGEST_RETRY_S)
+        final = FileNotFoundError, PenstockError
+        try:
+            return await retry.run(attempt, lambda failure: not isinstance(failure, final))
+        except final:
+            raise
+        except Exception as error:
+            if isinstance(error, TimeoutError) and limit is not None:
+                raise EngineTimeoutError(f"{what} did not come within {limit:g} s, {tries} times") from None
+            raise EngineStartError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
 
     def _list(self) -> list[str]:
         assert self._root is not None

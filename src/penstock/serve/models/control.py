@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
+from penstock.engines.supervision.supervisor import Supervisor
 from penstock.engines.tasks import Operations, PauseMode
 from penstock.errors import (
     ConfigError,
@@ -28,7 +29,6 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.admission import Admission
-from penstock.serve.models.lifecycle import Lifecycle
 from penstock.serve.models.pacing import DeltaStream
 
 
@@ -83,7 +83,7 @@ class ControlPlane(Operations):
     llm_config: LLMConfig
     engine: LLMEngine
     admission: Admission
-    lifecycle: Lifecycle
+    supervisor: Supervisor
 
     def __init__(self) -> None:
         self.asleep = False
@@ -104,16 +104,16 @@ class ControlPlane(Operations):
                 self._abort()
             await self.admission.drained()
         if self.asleep:  # not woken meanwhile
-            await self.lifecycle.sleep(level)
+            await self.supervisor.sleep(level)
 
     async def wakeup(self) -> None:
         """Undo `sleep`, and return when the engine is ready. Raises what keeps it from that."""
         if not self.asleep:
             return
         self.asleep = False
-        if self.lifecycle.phase == "asleep":
-            self.lifecycle.load()
-            await self.lifecycle.ready()
+        if self.supervisor.phase == "asleep":
+            self.supervisor.load()
+            await self.supervisor.ready()
         else:  # perhaps it was still waiting for requests to finish
             self.reopen()
 
@@ -125,7 +125,7 @@ class ControlPlane(Operations):
         """Let new requests wait. Returns when none is under way any more, with "keep" at once."""
         self.paused = mode
         self.admission.close()
-        if self.lifecycle.phase == "ready" and self.has("pause"):
+        if self.supervisor.phase == "ready" and self.has("pause"):
             with contextlib.suppress(EngineDeadError):  # it runs nothing, and the next one is told when it starts
                 await self.engine.pause(mode)
         elif mode == "abort":
@@ -139,7 +139,7 @@ class ControlPlane(Operations):
     async def resume(self) -> None:
         """Undo `pause`."""
         self.paused = None
-        if self.lifecycle.phase == "ready" and self.has("pause"):
+        if self.supervisor.phase == "ready" and self.has("pause"):
             with contextlib.suppress(EngineDeadError):  # the next request, which must be let in, starts another
                 await self.engine.resume()
         for stream in self.streams:
@@ -154,14 +154,14 @@ class ControlPlane(Operations):
         """Let the engine do an operation in which the server has no part."""
         if not self.has(operation):
             raise UnsupportedError(f"the {self.engine.name} engine does not support {operation}")
-        ready = self.lifecycle.phase == "ready"
+        ready = self.supervisor.phase == "ready"
         if operation == "reset_prefix_cache":
             if not ready:
                 return None  # there is no cache
         elif self.asleep:
             raise self.asleep_error()
         elif not ready:
-            raise self.lifecycle.failure()
+            raise self.supervisor.failure()
         return await getattr(self.engine, operation)(**options)
 
     async def reapply(self) -> None:
@@ -171,7 +171,7 @@ class ControlPlane(Operations):
 
     def reopen(self) -> None:
         """Let requests in, unless something that was asked for forbids it."""
-        if self.paused is None and not self.asleep and self.lifecycle.phase == "ready":
+        if self.paused is None and not self.asleep and self.supervisor.phase == "ready":
             self.admission.open()
 
     def has(self, operation: str) -> bool:

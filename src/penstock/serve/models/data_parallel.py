@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from penstock.balance.policies.from_config import configured_policy
 from penstock.engines.base import LLMEngine
 from penstock.engines.group import EngineGroup
 from penstock.errors import ConfigError
@@ -36,7 +37,8 @@ class DPServer(LLMServer):
             return make_engine(llm_config)
         alone = {name: value for name, value in llm_config.engine_kwargs.items() if name not in SIZES}
         rank = msgspec.structs.replace(llm_config, engine_kwargs=alone)
-        return EngineGroup([make_engine(rank) for _ in range(size)])
+        policy = configured_policy(llm_config, default="least_loaded")
+        return EngineGroup([make_engine(rank) for _ in range(size)], policy)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:

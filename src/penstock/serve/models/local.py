@@ -104,8 +104,8 @@ class LocalModel(ModelHandle):
     def idle_since(self) -> float | None:
         """The event loop's time since when nobody has used the loaded model; None while it is in use, or must stay."""
         server = self.server
-        idle = not self._stays and server.lifecycle.phase == "ready" and server.admission.idle
-        return self._idle_since if idle else None
+        used = self._stays or server.supervisor.in_use or not server.admission.idle
+        return None if used or server.supervisor.phase != "ready" else self._idle_since
 
     async def unload(self) -> None:
         """Free what the model holds. The next request loads it again."""
@@ -126,7 +126,7 @@ class LocalModel(ModelHandle):
         await self._budget.acquire(self, await asyncio.to_thread(memory_estimate, self.config))
 
     def _on_idle(self) -> None:
-        if self._stays or self.server.lifecycle.phase != "ready":
+        if self._stays or self.server.supervisor.phase != "ready":
             return
         loop = asyncio.get_running_loop()
         self._idle_since = loop.time()

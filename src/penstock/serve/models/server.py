@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 import uuid
@@ -17,9 +18,10 @@ from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.deltas import Batches
-from penstock.engines.supervision.quarantine import Quarantine, digest_of
+from penstock.engines.supervision.quarantine import digest_of
+from penstock.engines.supervision.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Tasks, generated, task_of
-from penstock.errors import ConfigError, EngineDeadError, PenstockError, UnavailableError, UnsupportedError
+from penstock.errors import ConfigError, PenstockError, UnavailableError, UnsupportedError
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
@@ -30,7 +32,6 @@ from penstock.serve.models.admission import Admission
 from penstock.serve.models.callbacks import Callbacks
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
-from penstock.serve.models.lifecycle import Lifecycle
 from penstock.serve.models.pacing import DeltaStream
 from penstock.types import ChatRequest, CompletionRequest
 
@@ -38,6 +39,14 @@ SLOTLESS = frozenset({"tokenize", "detokenize"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
+RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
+"""Waits before the successive restarts of an engine that dies without finishing a request in between; when they are
+used up it has failed.
+"""
+RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+"""Waits before a failed engine may be tried again, after the first failure, the second, and so on."""
+
+_log = logging.getLogger(__name__)
 
 
 async def _no_room_needed() -> None:
@@ -53,8 +62,6 @@ class LLMServer(Tasks, ControlPlane):
     """
 
     role: ClassVar[Role] = "both"
-    asks_again: ClassVar[bool] = True
-    """Whether a request is put to the engine again that died before the caller had seen a part of the answer."""
 
     def __init__(
         self,
@@ -72,17 +79,19 @@ class LLMServer(Tasks, ControlPlane):
         self.engine.site = engine_site(llm_config, self.role)
         self._callbacks = Callbacks(llm_config)
         self.admission = Admission(llm_config.max_waiting, on_idle)
-        self.quarantine = Quarantine()
-        self.lifecycle = Lifecycle(
-            self.engine,
+        policy = Policy(
+            restart_delays_s=RESTART_DELAYS_S,
+            probe_after=1,
+            start_retries=True,
+            retry_delays_s=RETRY_DELAYS_S,
             start_timeout_s=llm_config.start_timeout_s,
             make_room=make_room,
             free_room=free_room,
             before_start=self._before_start,
             on_ready=self._on_ready,
             on_change=self._on_change,
-            quarantine=self.quarantine,
         )
+        self.supervisor = Supervisor(self.engine, policy)
         lora = llm_config.lora_config or LoraConfig()
         self.store = adapter_store(llm_config, self.engine.model_source)
         self._adapters = Adapters(self.engine, lora.max_num_adapters_per_replica)
@@ -106,8 +115,8 @@ class LLMServer(Tasks, ControlPlane):
         self._stopping = False
         if self.asleep:
             return
-        self.lifecycle.load()
-        await self.lifecycle.ready()
+        self.supervisor.load()
+        await self.supervisor.ready()
 
     async def stop(self, drain_timeout_s: float = 0.0) -> None:
         """Take no more requests, wait so many seconds at most for those that are here, and free everything.
@@ -115,7 +124,7 @@ class LLMServer(Tasks, ControlPlane):
         Requests under way after that end with `EngineDeadError`.
         """
         self._stopping = True
-        if self.paused is not None or self.asleep or self.lifecycle.phase != "ready":
+        if self.paused is not None or self.asleep or self.supervisor.phase != "ready":
             self.admission.refuse_waiting(self._stopping_error)  # nothing would let them in
         try:
             async with asyncio.timeout(drain_timeout_s):
@@ -127,13 +136,12 @@ class LLMServer(Tasks, ControlPlane):
     async def unload(self) -> None:
         """Free everything that the model holds; a request or `start` loads it again."""
         self.admission.close()
-        await self.lifecycle.unload()
-        self.quarantine.reopen()
+        await self.supervisor.unload()
         self._adapters.forget()
 
     def state(self) -> ModelState:
         """What the server is doing now."""
-        phase, admission = self.lifecycle.phase, self.admission
+        phase, admission = self.supervisor.phase, self.admission
         name: StateName
         if self._stopping and (phase != "cold" or not admission.idle):
             name = "draining"
@@ -145,26 +153,26 @@ class LLMServer(Tasks, ControlPlane):
             name = phase if self.paused is None else "paused"
         return ModelState(
             name,
-            self.lifecycle.reason,
+            self.supervisor.reason,
             admission.running,
             admission.waiting,
-            loads=self.lifecycle.generation,
-            restarts=self.lifecycle.restarts,
+            loads=self.supervisor.generation,
+            restarts=self.supervisor.restarts,
             adapter_loads=self._adapters.loads,
             adapters=len(self._adapters.names),
         )
 
     async def engine_metrics(self) -> dict[str, float]:
         """What the engine counts, if it runs and `log_engine_metrics` is on."""
-        if not self.llm_config.log_engine_metrics or self.lifecycle.phase != "ready":
+        if not self.llm_config.log_engine_metrics or self.supervisor.phase != "ready":
             return {}
         return await self.engine.metrics()
 
     async def check_health(self) -> None:
         """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
-        if self.asleep or (self.lifecycle.phase == "cold" and self._load_on_demand):
+        if self.asleep or (self.supervisor.phase == "cold" and self._load_on_demand):
             return
-        await self.lifecycle.ready()
+        await self.supervisor.ready()
         await self.engine.check_health()
 
     # Requests
@@ -198,24 +206,17 @@ class LLMServer(Tasks, ControlPlane):
             raise
 
     async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
-        """The engine's deltas. A request whose engine dies is asked again, unless its caller has seen a part, until it
-        is answered or proved to be the cause.
-        """
-        with self.quarantine.visit(partial(digest_of, request)) as visit:
-            while True:
-                try:
-                    async with visit:
-                        generation = self.lifecycle.generation
-                        async with aclosing(self._batches(request)) as batches:
-                            async for batch in batches:
-                                visit.begun = True
-                                yield batch
-                    self.lifecycle.worked()
-                    return
-                except EngineDeadError:
-                    if not self._revive(generation) or visit.begun or not self.asks_again:
-                        raise
-                await self.lifecycle.ready()
+        """The engine's deltas."""
+        with self.supervisor.quarantine.visit(partial(digest_of, request), self._asks_again) as visit:
+            while not visit.answered:
+                async with visit, aclosing(self._batches(request)) as batches:
+                    async for batch in batches:
+                        visit.begun = True
+                        yield batch
+
+    def _asks_again(self) -> bool:
+        """Whether a request that has got no token is put to a new engine when the first has died."""
+        return True
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         """The engine's own answer."""
@@ -228,24 +229,16 @@ class LLMServer(Tasks, ControlPlane):
 
     async def answer(self, task: str, request: Any) -> Any:
         self._check_open()
-        if task not in SLOTLESS or self.lifecycle.phase != "ready":
+        if task not in SLOTLESS or self.supervisor.phase != "ready":
             await self._enter()
         else:
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            with self.quarantine.visit(partial(digest_of, (task, request))) as visit:
-                while True:
-                    try:
-                        async with visit:
-                            generation = self.lifecycle.generation
-                            result = await getattr(self.engine, task)(request)
-                        self.lifecycle.worked()
-                        return result
-                    except EngineDeadError:
-                        if not self._revive(generation) or not self.asks_again:
-                            raise
-                    await self.lifecycle.ready()
+            with self.supervisor.quarantine.visit(partial(digest_of, (task, request)), self._asks_again) as visit:
+                while not visit.answered:
+                    async with visit:
+                        return await getattr(self.engine, task)(request)
         finally:
             self.admission.leave()
 
@@ -256,12 +249,12 @@ class LLMServer(Tasks, ControlPlane):
             raise self._stopping_error()
         if self.asleep:
             raise self.asleep_error()
-        lifecycle = self.lifecycle
-        if lifecycle.phase in ("ready", "loading"):
+        supervisor = self.supervisor
+        if supervisor.phase in ("ready", "loading"):
             return
-        if not self._load_on_demand or (lifecycle.phase == "failed" and not lifecycle.may_retry):
-            raise lifecycle.failure()
-        lifecycle.load()
+        if not self._load_on_demand or (supervisor.phase == "failed" and not supervisor.may_retry):
+            raise supervisor.failure()
+        supervisor.load()
 
     def _check_task(self, task: str) -> None:
         tasks = self.engine.capabilities.tasks
@@ -271,19 +264,13 @@ class LLMServer(Tasks, ControlPlane):
                 f"the {self.engine.name} engine does not support {task} with this model, but {known}"
             )
 
-    def _revive(self, generation: int) -> bool:
-        """The engine died under a request. Says whether there is, or will be, a new one."""
-        if self.lifecycle.restart(generation):
-            self.admission.close()
-        elif self.lifecycle.phase != "loading":
-            self.quarantine.reopen()
-        return self.lifecycle.phase in ("ready", "loading")
-
     def _stopping_error(self) -> UnavailableError:
         return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
 
-    # What the lifecycle tells
+    # What the supervisor tells
     async def _before_start(self) -> None:
+        if self.supervisor.deaths:
+            _log.warning("'%s': the engine died; restart %d", self.engine.model_source, self.supervisor.deaths)
         self._adapters.forget_missing()
         await self._callbacks.run("on_before_node_init")
         await self._callbacks.run("on_before_download_model_files_distributed")
@@ -296,14 +283,17 @@ class LLMServer(Tasks, ControlPlane):
         await self._callbacks.run("on_after_node_init")
 
     def _on_change(self) -> None:
-        self.quarantine.reopen()
-        if self.lifecycle.phase == "failed":
-            self.admission.close()
-            self.admission.refuse_waiting(self.lifecycle.failure)
-        else:
+        supervisor = self.supervisor
+        if supervisor.phase == "ready":
             self.reopen()
             if self.admission.idle:  # whoever asked for it has left, or nobody did
                 self._on_idle()
+            return
+        self.admission.close()
+        if supervisor.phase == "failed":
+            known = isinstance(supervisor.error, PenstockError)
+            _log.error("%s", supervisor.reason, exc_info=None if known else supervisor.error)
+            self.admission.refuse_waiting(supervisor.failure)
 
 
 def engine_site(config: LLMConfig, role: Role) -> Site:

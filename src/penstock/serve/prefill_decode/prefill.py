@@ -24,16 +24,18 @@ class PrefillServer(LLMServer):
     """
 
     role: ClassVar[Role] = "prefill"
-    asks_again: ClassVar[bool] = False
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         """Compute a prompt."""
         return super().generate(_clamped(request))
 
+    def _asks_again(self) -> bool:
+        return False
+
     def _check_open(self) -> None:
         super()._check_open()
-        if self.lifecycle.phase != "ready":
-            raise UnavailableError(f"the prefill side of '{self.llm_config.model_id}' is {self.lifecycle.phase}", 1.0)
+        if self.supervisor.phase != "ready":
+            raise UnavailableError(f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0)
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         identity = self.engine.identity

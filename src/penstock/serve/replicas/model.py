@@ -84,7 +84,7 @@ class RemoteModel(ModelHandle):
             name = "ready"
         else:
             name = "loading" if pool.waiting or stays else "cold"
-        running = sum(replica.sent for replica in replicas)
+        running = sum(replica.running for replica in replicas)
         return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
 
     async def engine_metrics(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ class RemoteModel(ModelHandle):
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         body = calls.pack(request)
-        route = self.pool.route(calls.prompt_of(request), adapter=request.adapter or "")
+        route = self.pool.route_of(request)
         frames = calls.FrameReader()
         path = calls.PATH + task_of(request)
         try:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, closing
 
 import msgspec
 
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.policies.kv_aware import kv_aware_in
-from penstock.balance.policies.prefix_tree import byte_blocks, shared_blocks
+from penstock.balance.policies.prefix_tree import shared_blocks
+from penstock.balance.pool import Failover, Member, Pool
 from penstock.errors import (
     EngineDeadError,
     EngineTimeoutError,
@@ -40,29 +40,26 @@ START_GRACE_S = 60.0
 """Seconds that a runtime may take for a replica, beside loading its model."""
 
 
-class _Replica:
-    """What is known here of one replica. Keeps `penstock.balance.policies.base.Replica`."""
+class _Replica(Member):
+    """What is known here of one replica. `others` are the requests that it has of others, as it says."""
 
     def __init__(self, info: ReplicaInfo, most_adapters: int) -> None:
-        self.id = info.id
+        super().__init__(info.id)
         self.info = info
         self.address = Address(info.host, info.port)
-        self.sent = 0
         self.others = 0
         self.adapters: OrderedDict[str, None] = OrderedDict()
-        self.avoided_until = 0.0
         self._most_adapters = most_adapters
 
     @property
     def load(self) -> int:
-        """Requests that it has: ours, and what it told of others."""
-        return self.sent + self.others
+        return self.running + self.others
 
     def note(self, reply: Reply, adapter: str) -> None:
         """Learn from a reply."""
         total = reply.header(LOAD_HEADER)
         if total is not None:
-            self.others = max(0, int(total) - self.sent)
+            self.others = max(0, int(total) - self.running)
         if adapter and reply.status == 200:
             self.adapters[adapter] = None
             self.adapters.move_to_end(adapter)
@@ -70,22 +67,7 @@ class _Replica:
                 self.adapters.popitem(last=False)
 
 
-class Patience:
-    """How long a request waits for replicas, in all."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._until: float | None = None
-
-    def left(self) -> float:
-        """Seconds that are left, of those that begin with the first wait."""
-        now = time.monotonic()
-        if self._until is None:
-            self._until = now + self.seconds
-        return max(self._until - now, 0.0)
-
-
-class ReplicaPool:
+class ReplicaPool(Pool[_Replica]):
     """Puts requests to replicas. Belongs to one event loop.
 
     `waiting` counts requests that wait for a replica, `failure` is why the model could not be loaded last time, and
@@ -95,42 +77,36 @@ class ReplicaPool:
     def __init__(
         self, config: LLMConfig, replicas: Replicas, *, key: str, policy: RoutingPolicy, desired: DesiredStore
     ) -> None:
+        super().__init__(policy)
         self.config = config
         self.waiting = 0
         self.failure = ""
         self.wanted = DesiredState()
         self._replicas = replicas
         self._key = key
-        self._policy = policy
         self._kv_aware = kv_aware_in(policy)
         self._followers: dict[str, CacheFollower] = {}
         self._desired = desired
         self._most_adapters = (config.lora_config or LoraConfig()).max_num_adapters_per_replica
         self._seen: tuple[ReplicaInfo, ...] = ()
-        self._pool: tuple[_Replica, ...] = ()
-        self._avoided = False
 
     def current(self) -> tuple[_Replica, ...]:
         """The replicas that the runtime lists now."""
         self._look()
-        return self._pool
+        return self.members
 
     def close(self) -> None:
         """Drop idle connections."""
-        for replica in self._pool:
+        for replica in self.members:
             replica.address.close()
         for follower in self._followers.values():
             follower.stop()
         self._followers.clear()
 
     def route(self, prompt: bytes, *, session: str = "", adapter: str = "") -> RouteRequest:
-        """What the policy needs to know of a request."""
         if self._kv_aware is not None:
             return RouteRequest(session, adapter, shared_blocks(prompt, adapter))
-        blocks = byte_blocks(prompt) if self._policy.reads_blocks and prompt else ()
-        if adapter:
-            blocks = [hash((adapter, block)) for block in blocks]
-        return RouteRequest(session, adapter, blocks)
+        return super().route(prompt, session=session, adapter=adapter)
 
     @asynccontextmanager
     async def ask(
@@ -144,112 +120,92 @@ class ReplicaPool:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
         if self._kv_aware is not None and route.blocks:
             headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
-        patience = Patience(self.config.start_timeout_s + START_GRACE_S)
-        tried: set[str] = set()
-        lost = 0
+        failover, lost = Failover(self, route), 0
         while True:
-            replica = self._choose(route, tried) or await self._obtain(tried, patience)
-            replica.sent += weight
+            replica = await failover.next()
+            replica.running += weight
             try:
                 try:
                     reply = await replica.address.request("POST", path, headers, body)
                 except ReplicaLostError:
-                    self._avoid(replica)
-                    tried.add(replica.id)
+                    self._leave(replica)
                     lost += 1
                     if lost == MOST_LOST:
                         raise EngineDeadError(f"{lost} replicas were lost with this request") from None
                     continue
                 with closing(reply):
-                    if reply.status == 503 and await self._elsewhere(reply, replica, tried):
+                    if reply.status == 503 and await self._elsewhere(reply, replica, failover):
                         continue
                     replica.note(reply, route.adapter)
-                    self._policy.sent(route, replica.id)
+                    self.policy.sent(route, replica.id)
                     if reply.status < 400:
                         self.failure = ""
                     yield reply
                     return
             finally:
-                replica.sent -= weight
+                replica.running -= weight
+
+    def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> _Replica | None:
+        self._look()
+        return super().choose(route, tried)
+
+    async def obtain(self, failover: Failover[_Replica]) -> _Replica:
+        """A replica as the runtime says, which starts it if it must."""
+        self.wanted = await self._desired.load()
+        if self.wanted.asleep is not None:
+            raise UnavailableError(f"'{self.config.model_id}' is asleep until it is woken")
+        patience = self.config.start_timeout_s + START_GRACE_S
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(failover.patience_left(patience)):
+                if failover.tried:
+                    await asyncio.sleep(STILL_LISTED_S)  # so that the runtime may notice what we have
+                info = await self._replicas.obtain()
+        except TimeoutError:
+            raise EngineTimeoutError(f"no replica of '{self.config.model_id}' was ready in {patience:g} s") from None
+        finally:
+            self.waiting -= 1
+        failover.tried.clear()
+        self._look()
+        for replica in self.members:
+            if replica.id == info.id:
+                return replica
+        return _Replica(info, self._most_adapters)  # the runtime will list it soon
 
     def _look(self) -> None:
         """Take over what the runtime knows."""
         current = self._replicas.current()
         if current is self._seen:
             return
-        known = {replica.id: replica for replica in self._pool}
-        self._pool = tuple(
-            known.pop(info.id) if info.id in known else _Replica(info, self._most_adapters) for info in current
-        )
         self._seen = current
-        for gone in known.values():
+        known = {replica.id: replica for replica in self.members}
+        for gone in self.replace(known.get(info.id) or _Replica(info, self._most_adapters) for info in current):
             gone.address.close()
-            self._policy.gone(gone.id)
             if follower := self._followers.pop(gone.id, None):
                 follower.stop()
         if self._kv_aware is not None:
-            for replica in self._pool:
+            for replica in self.members:
                 if replica.id not in self._followers:
                     self._followers[replica.id] = CacheFollower(replica.info, self._key, self._kv_aware)
 
-    def _choose(self, route: RouteRequest, tried: set[str]) -> _Replica | None:
-        """The policy's choice, if there is any."""
-        self._look()
-        pool = self._candidates(tried)
-        return self._policy.choose(route, pool) if pool else None
-
-    def _candidates(self, tried: set[str]) -> tuple[_Replica, ...]:
-        pool = self._pool
-        if tried or self._avoided:
-            now = time.monotonic()
-            self._avoided = any(replica.avoided_until > now for replica in pool)
-            pool = tuple(r for r in pool if r.id not in tried and r.avoided_until <= now)
-        return pool
-
-    def _avoid(self, replica: _Replica) -> None:
-        replica.avoided_until = time.monotonic() + AVOIDED_S
+    def _leave(self, replica: _Replica) -> None:
+        self.avoid(replica, AVOIDED_S)
         replica.address.close()
-        self._avoided = True
 
-    async def _obtain(self, tried: set[str], patience: Patience) -> _Replica:
-        """A replica where there is none that could be chosen: the runtime says which, and starts it if it must."""
-        self.wanted = await self._desired.load()
-        if self.wanted.asleep is not None:
-            raise UnavailableError(f"'{self.config.model_id}' is asleep until it is woken")
-        self.waiting += 1
-        try:
-            async with asyncio.timeout(patience.left()):
-                if tried:
-                    await asyncio.sleep(STILL_LISTED_S)  # so that the runtime may notice what we have
-                info = await self._replicas.obtain()
-        except TimeoutError:
-            raise EngineTimeoutError(
-                f"no replica of '{self.config.model_id}' was ready in {patience.seconds:g} s"
-            ) from None
-        finally:
-            self.waiting -= 1
-        tried.clear()
-        self._look()
-        for replica in self._pool:
-            if replica.id == info.id:
-                return replica
-        return _Replica(info, self._most_adapters)  # the runtime will list it soon
-
-    async def _elsewhere(self, reply: Reply, replica: _Replica, tried: set[str]) -> bool:
+    async def _elsewhere(self, reply: Reply, replica: _Replica, failover: Failover[_Replica]) -> bool:
         """Whether a refused request is to be put to another replica. If not, the reply can be read."""
         try:
             text = await reply.body()
         except ReplicaLostError:
             text = b""
         error = error_of(text)
-        tried.add(replica.id)
         if not text or error.kind == "shutting_down":
-            self._avoid(replica)
+            self._leave(replica)
             return True
         if error.kind == "engine_start_failed":
             self.failure = str(error)
         self._look()
-        if self._candidates(tried):
+        if failover.has_other:
             return True
         reply.unread(text)
         return False

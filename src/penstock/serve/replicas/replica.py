@@ -172,13 +172,12 @@ class ReplicaServer:
     async def check_health(self) -> None:
         """Raise if the replica should be replaced. A dead engine is started again first."""
         await self.reconcile()
-        lifecycle = self.server.lifecycle
-        if lifecycle.phase == "ready":
-            generation = lifecycle.generation
+        supervisor = self.server.supervisor
+        if supervisor.phase == "ready":
+            generation = supervisor.generation
             try:
                 await self.server.engine.check_health()
             except EngineDeadError:
-                if lifecycle.restart(generation):
-                    self.server.admission.close()
-        if lifecycle.phase == "failed" and self.config.autoscaling.min_replicas:
-            raise lifecycle.failure()
+                supervisor.revive(generation)
+        if supervisor.phase == "failed" and self.config.autoscaling.min_replicas:
+            raise supervisor.failure()

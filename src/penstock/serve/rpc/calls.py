@@ -13,11 +13,10 @@ from typing import Any
 import msgspec
 
 from penstock.errors import PenstockError, by_kind
-from penstock.types import ChatRequest, CompletionRequest, Delta
+from penstock.types import Delta
 
 PATH = "/penstock/call/"
 pack = msgspec.msgpack.Encoder().encode
-_json = msgspec.json.Encoder().encode
 _LENGTH = 4
 
 
@@ -35,15 +34,6 @@ class Step(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
 
 
 _decoder = msgspec.msgpack.Decoder(Step | CallError)
-
-
-def prompt_of(request: Any) -> bytes:
-    """What a router is to read of a request: its prompt in JSON, as it stands in a body of OpenAI's. A packed request
-    will not do, since there the length of a prompt comes before it: prompts that begin alike would not.
-    """
-    if isinstance(request, ChatRequest):
-        return _json(request.messages)
-    return _json(request.prompt) if isinstance(request, CompletionRequest) else b""
 
 
 def framed(message: Any) -> bytes:

@@ -18,7 +18,7 @@ from penstock.engines.tasks import TASKS, Tasks, task_of
 from penstock.errors import EngineDeadError, PenstockError, ReplicaLostError, ShuttingDownError, by_kind
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import MOST_LOST, error_of
-from penstock.serve.rpc.calls import frames, pack, prompt_of
+from penstock.serve.rpc.calls import frames, pack
 from penstock.types import ChatRequest, CompletionRequest, Delta
 
 GROUP_PATH = "/penstock/group"
@@ -139,8 +139,7 @@ class GroupedModel(Tasks):
 
     async def _exchange(self, group: list[_Waiting]) -> None:
         body = pack([waiting.call for waiting in group])
-        first = group[0].request
-        route = self._pool.route(prompt_of(first), adapter=getattr(first, "adapter", None) or "")
+        route = self._pool.route_of(group[0].request)
         rest = b""
         async with self._pool.ask(GROUP_PATH, [], body, route, weight=len(group)) as reply:
             if reply.status != 200:

@@ -22,7 +22,7 @@ SLOW = StructuredOutput(
 @pytest.fixture
 async def tried():
     """Constraints on the demo model's tokenizer."""
-    pool = Constraints(str(find_model(MODEL_NAME, None, None).path), json_spaces=False)
+    pool = Constraints(str(find_model(MODEL_NAME, None, None).path))
     yield pool
     await pool.stop()
 
@@ -116,7 +116,7 @@ async def test_the_queue_is_bounded(tried, monkeypatch):
 
 
 async def test_without_a_process_everyone_is_told(tmp_path):
-    pool = Constraints(str(tmp_path), json_spaces=False)
+    pool = Constraints(str(tmp_path))
     with pytest.raises(OverloadedError, match="cannot be compiled for now"):
         await pool.grammar(GOOD)
     await pool.stop()
@@ -124,7 +124,7 @@ async def test_without_a_process_everyone_is_told(tmp_path):
 
 async def test_what_is_remembered_is_bounded(monkeypatch):
     monkeypatch.setattr(constraints, "_REMEMBERED", 3)
-    pool = Constraints("none", json_spaces=False)
+    pool = Constraints("none")
     for n in range(10):
         pool._remember(bytes([n]), "grammar")
     assert list(pool._known) == [bytes([n]) for n in (7, 8, 9)]

@@ -82,12 +82,6 @@ def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, 
         assert not re.search(r"\s", without_strings(text)), text
 
 
-def test_with_spaces_it_is_what_python_writes(writer):
-    schema = {"type": "object", "properties": {"a": {"type": "array", "items": {"enum": [1, {"b": 2}]}}}}
-    for text in writer.texts(json_grammar(schema, spaces=True)):
-        assert text == json.dumps(json.loads(text))
-
-
 @pytest.mark.parametrize(
     ("schema", "told"),
     [

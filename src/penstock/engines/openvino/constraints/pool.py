@@ -234,13 +234,12 @@ def _refusal(why: str, killed_because: str | None) -> PenstockError:
 class Constraints:
     """Makes grammars of constraints.
 
-    `tokenizer` is the model's directory or GGUF file, `json_spaces` as in the options; `serving` tells whether the
-    engine has requests under way.
+    `tokenizer` is the model's directory or GGUF file; `serving` tells whether the engine has requests under way.
     """
 
-    def __init__(self, tokenizer: str, json_spaces: bool, serving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, tokenizer: str, serving: Callable[[], bool] = lambda: False) -> None:
         self.serving = serving
-        self._load = LoadTokenizer(tokenizer, SECONDS, MEMORY_BYTES, json_spaces)
+        self._load = LoadTokenizer(tokenizer, SECONDS, MEMORY_BYTES)
         self._known: OrderedDict[bytes, Outcome] = OrderedDict()
         self._known_chars = 0
         self._trials: dict[bytes, _Trial] = {}

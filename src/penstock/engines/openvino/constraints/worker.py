@@ -68,12 +68,11 @@ class Prover:
         vocabulary = max(tokenizer.get_vocab().values()) + 1
         self._pipeline = BarePipeline(tokenizer, vocabulary)
         self._tables = max(_FEWEST_TABLES, min(TABLES, _TABLE_ENTRIES // vocabulary))
-        self._spaces = load.json_spaces
         self._tried = 0
 
     def prove(self, kind: str, spec: str, checked: bool) -> str:
         """The grammar of a constraint, which compiles and can be written by. Raises `RequestError`."""
-        grammar = grammar_of(kind, spec, checked, self._tables, self._spaces)
+        grammar = grammar_of(kind, spec, checked, self._tables)
         try:
             self._pipeline.compile(grammar, _TRIED_TOKENS)
         except MemoryError:
@@ -90,13 +89,13 @@ class Prover:
         return grammar
 
 
-def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES, spaces: bool = False) -> str:
+def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str:
     """The grammar of a constraint of `types.StructuredOutput`'s kinds. Raises `RequestError`."""
     try:
         if kind == "regex":
             grammar = Grammar(tables)
             return grammar.text(RegexWriter(grammar, in_json=False).body(parse(spec)))
-        return json_grammar(json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables, spaces)
+        return json_grammar(json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables)
     except RecursionError:
         raise too_large("it is nested too deep") from None
 

@@ -47,6 +47,7 @@ MAX_PROPERTIES = 1_000
 MAX_VALUES = 5_000
 """Values of one `enum`."""
 MAX_DEPTH = 60
+_COMMA, _COLON = literal(","), literal(":")
 _PLAIN_RANGES = without(ALL, [(0, 0x1F), (34, 34), (92, 92)])
 _PLAIN = char_class(_PLAIN_RANGES)
 """Characters that stand in a JSON string as they are."""
@@ -56,26 +57,24 @@ _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
 _NOT_MERGED = {"$defs", "definitions", "$schema", "$id", "title", "description", "default", "examples", "$comment"}
 
 
-def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES, spaces: bool = False) -> str:
+def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
     """The grammar of a schema's values. Raises `RequestError` for what cannot be held.
 
     `checked`: the answers are checked against the schema later, so keywords that no grammar can hold may be left to
-    that. `tables` as `Grammar` has it. `spaces`: one stands behind each comma and colon, as some models are trained.
+    that. `tables` as `Grammar` has it.
     """
     grammar = Grammar(tables)
     try:
-        return grammar.text(_Values(grammar, schema, checked, spaces).body(schema, 0))
+        return grammar.text(_Values(grammar, schema, checked).body(schema, 0))
     except Impossible:
         raise RequestError("no value fits the JSON schema", param="response_format") from None
 
 
 class _Values:
-    def __init__(self, grammar: Grammar, root: Any, checked: bool, spaces: bool) -> None:
+    def __init__(self, grammar: Grammar, root: Any, checked: bool) -> None:
         self._grammar = grammar
         self._root = root
         self._checked = checked
-        self._separators = (", ", ": ") if spaces else (",", ":")
-        self._comma, self._colon = map(literal, self._separators)
         self._pattern = RegexWriter(grammar, in_json=True)
         self._references: dict[str, str] = {}
         self._entered: list[str] = []
@@ -119,7 +118,7 @@ class _Values:
         return choice(options)
 
     def _text(self, value: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, separators=self._separators)
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
     def _rule(self, schema: Any, depth: int) -> str:
         return self._grammar.rule(self.body(schema, depth))
@@ -336,11 +335,11 @@ class _Values:
         if item is None:
             if least:
                 raise Impossible
-            inside = f" {self._comma} ".join(parts)
+            inside = f" {_COMMA} ".join(parts)
         else:
-            more = self._grammar.rule(f"{self._comma} {item}")
+            more = self._grammar.rule(f"{_COMMA} {item}")
             if parts:
-                inside = f" {self._comma} ".join(parts) + " " + self._grammar.repeat(more, least, most)
+                inside = f" {_COMMA} ".join(parts) + " " + self._grammar.repeat(more, least, most)
             else:
                 after = self._grammar.repeat(more, max(least - 1, 0), None if most is None else most - 1)
                 inside = f"{item} {after}" if least else f"({item} {after})?"
@@ -373,9 +372,7 @@ class _Values:
         members = []
         for name, part in given.items():
             try:
-                members.append(
-                    Member(literal(self._text(name) + self._separators[1]), self._rule(part, depth), name in required)
-                )
+                members.append(Member(literal(self._text(name) + ":"), self._rule(part, depth), name in required))
             except Impossible:
                 if name in required:
                     raise
@@ -385,7 +382,7 @@ class _Values:
         low, high = schema.get("minProperties", 0), schema.get("maxProperties")
         if extra and low > max(1, len(required)) and not self._checked:
             raise unheld("minProperties")
-        return object_body(self._grammar, members, extra, self._comma, low, high)
+        return object_body(self._grammar, members, extra, _COMMA, low, high)
 
     def _by_pattern(self, name: str, patterns: Mapping[str, Any], others: Any) -> Any:
         fitting = [part for pattern, part in patterns.items() if _validator({"pattern": pattern}).is_valid(name)]
@@ -412,12 +409,12 @@ class _Values:
             if patterns and names is True:
                 value = self._rule(next(iter(patterns.values())), depth)
                 for pattern in patterns:
-                    options.append(f"{_QUOTE} {self._pattern.body(parse(pattern))} {_QUOTE} {self._colon} {value}")
+                    options.append(f"{_QUOTE} {self._pattern.body(parse(pattern))} {_QUOTE} {_COLON} {value}")
             elif names is not True and not patterns and not given:
                 key = self.body({"allOf": [{"type": "string"}, names]}, depth)
-                options.append(f"{key} {self._colon} {self._rule(others, depth)}")
+                options.append(f"{key} {_COLON} {self._rule(others, depth)}")
             elif names is True and not patterns:
-                options.append(f"{_QUOTE} {self._key_but(sorted(given))} {self._colon} {self._rule(others, depth)}")
+                options.append(f"{_QUOTE} {self._key_but(sorted(given))} {_COLON} {self._rule(others, depth)}")
         except Impossible:
             return None
         return self._grammar.rule(choice(options)) if options else None
@@ -445,10 +442,10 @@ class _Values:
         if self._any is None:
             self._any = self._grammar.reserve()
             text, value = self._any_string(), self._any
-            member = self._grammar.rule(f"{text} {self._colon} {value}")
+            member = self._grammar.rule(f"{text} {_COLON} {value}")
             more, next_member = (
-                self._grammar.rule(f"{self._comma} {value}"),
-                self._grammar.rule(f"{self._comma} {member}"),
+                self._grammar.rule(f"{_COMMA} {value}"),
+                self._grammar.rule(f"{_COMMA} {member}"),
             )
             kinds = [
                 f'"{{" ({member} {next_member}*)? "}}"',

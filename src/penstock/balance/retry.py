@@ -1,0 +1,63 @@
+"""Whether something that failed is tried again, and after which pause."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from msgspec import Struct
+
+from penstock.balance.pauses import patience
+
+T = TypeVar("T")
+_DOUBLINGS = 60
+
+
+class Retry(Struct, frozen=True, kw_only=True):
+    """At most `most` attempts. Pauses begin at `first_s` and double up to `longest_s`."""
+
+    most: int
+    first_s: float
+    longest_s: float
+
+    def pause(self, failure: Exception, attempts: int) -> float | None:
+        """Seconds until the next attempt after so many that failed.
+
+        None for no more: they were enough, the failure names a pause that is longer than the
+        patience, or it was given up already.
+        """
+        named = getattr(failure, "retry_after", None) or 0.0
+        if attempts >= self.most or named > patience() or getattr(failure, "given_up", False):
+            return None
+        return wait_after(failure, attempts, first=self.first_s, longest=self.longest_s)
+
+    async def run(self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]) -> T:
+        """What `attempt` gives in the end. Raises the last failure, or the first not to pass."""
+        attempts = 0
+        while True:
+            try:
+                return await attempt()
+            except Exception as failure:
+                attempts += 1
+                pause = self.pause(failure, attempts) if may_pass(failure) else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+
+def wait_after(failure: Exception, failures: int, *, first: float, longest: float) -> float:
+    """Seconds to wait after so many failures: the back-off, or what the last one names."""
+    wait = backoff(failures, first=first, longest=longest)
+    named: float | None = getattr(failure, "retry_after", None)
+    return wait if named is None else max(named, 0.1 * wait)
+
+
+def backoff(failures: int, *, first: float, longest: float) -> float:
+    """Seconds to wait after so many failures in a row: `first`, doubled each time up to `longest`.
+
+    Jitter takes off up to half of it, so that those who failed at once do not come back at once.
+    """
+    whole: float = min(first * 2.0 ** min(failures - 1, _DOUBLINGS), longest)
+    return whole * random.uniform(0.5, 1.0)
