@@ -1,8 +1,10 @@
-"""The HTTP processor over a bare aiohttp loop, and over the one of ray.data.llm where Ray is installed.
+"""The HTTP processor over a bare aiohttp loop, and over the one of ray.data.llm where Ray is
+installed.
 
-The endpoint is a process of its own that answers from memory, so that what is measured is the client. The bare loop is
-what one would write by hand: as many workers as there may be requests at once, a session, nothing else: no retries, no
-limiter, no errors. Ray runs in a process of its own each time, and its time begins when it is ready.
+The endpoint is a process of its own that answers from memory, so that what is measured is the
+client. The bare loop is what one would write by hand: as many workers as there may be requests at
+once, a session, nothing else: no retries, no limiter, no errors. Ray runs in a process of its own
+each time, and its time begins when it is ready.
 """
 
 from __future__ import annotations
@@ -23,13 +25,18 @@ from harness import Bar, Contestant
 
 BARE, OURS, RAY = "aiohttp loop", "penstock", "ray.data.llm"
 LATENCY_S = 0.2
-ANSWER = json.dumps({"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes " * 8}}]})
+ANSWER = json.dumps(
+    {"id": "x", "choices": [{"index": 0, "message": {"role": "assistant", "content": "yes " * 8}}]}
+)
 
 
 def payloads(rows: int) -> Iterator[dict[str, Any]]:
     """What is sent: small chats."""
     for number in range(rows):
-        yield {"model": "m", "messages": [{"role": "user", "content": f"row {number}: {'word ' * 20}"}]}
+        yield {
+            "model": "m",
+            "messages": [{"role": "user", "content": f"row {number}: {'word ' * 20}"}],
+        }
 
 
 # The endpoint
@@ -37,7 +44,8 @@ class Endpoint(asyncio.Protocol):
     """Answers every POST with the same JSON: at once, or on the path /slow after `LATENCY_S`."""
 
     reply = (
-        f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(ANSWER)}\r\n\r\n{ANSWER}".encode()
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length:"
+        f" {len(ANSWER)}\r\n\r\n{ANSWER}".encode()
     )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,7 +91,9 @@ def endpoint() -> Iterator[str]:
 
 
 # The sides; each gives seconds
-async def _in_parallel(rows: Iterable[Any], workers: int, work: Callable[[Any], Awaitable[Any]]) -> float:
+async def _in_parallel(
+    rows: Iterable[Any], workers: int, work: Callable[[Any], Awaitable[Any]]
+) -> float:
     remaining = iter(rows)
 
     async def worker() -> None:
@@ -155,9 +165,17 @@ def has_ray(python: str) -> bool:
 def parse() -> argparse.Namespace:
     """The options."""
     options = harness.parser(__doc__)
-    options.add_argument("--rows", type=int, default=20_000, help="rows to the fast endpoint (default: %(default)s)")
-    options.add_argument("--concurrency", type=int, default=64, help="requests at once (default: %(default)s)")
-    options.add_argument("--ray-python", default=sys.executable, help="an interpreter that has Ray (default: this one)")
+    options.add_argument(
+        "--rows", type=int, default=20_000, help="rows to the fast endpoint (default: %(default)s)"
+    )
+    options.add_argument(
+        "--concurrency", type=int, default=64, help="requests at once (default: %(default)s)"
+    )
+    options.add_argument(
+        "--ray-python",
+        default=sys.executable,
+        help="an interpreter that has Ray (default: this one)",
+    )
     options.add_argument("--side", help=argparse.SUPPRESS)
     options.add_argument("--url", help=argparse.SUPPRESS)
     return options.parse_args()
@@ -177,12 +195,22 @@ def main() -> int:
     with_ray = has_ray(args.ray_python)
     with endpoint() as url:
         fast = [
-            Contestant(BARE, lambda: args.rows / asyncio.run(bare(f"{url}/fast", args.rows, args.concurrency))),
-            Contestant(OURS, lambda: args.rows / asyncio.run(ours(f"{url}/fast", args.rows, args.concurrency))),
+            Contestant(
+                BARE,
+                lambda: args.rows / asyncio.run(bare(f"{url}/fast", args.rows, args.concurrency)),
+            ),
+            Contestant(
+                OURS,
+                lambda: args.rows / asyncio.run(ours(f"{url}/fast", args.rows, args.concurrency)),
+            ),
         ]
         slow = [Contestant(OURS, lambda: asyncio.run(ours(f"{url}/slow", 160, args.concurrency)))]
         if with_ray:
-            fast.append(Contestant(RAY, lambda: args.rows / ray_side(args.ray_python, f"{url}/fast", args.rows)))
+            fast.append(
+                Contestant(
+                    RAY, lambda: args.rows / ray_side(args.ray_python, f"{url}/fast", args.rows)
+                )
+            )
         throughput = harness.compare(f"{args.rows} rows", "rows/s", fast, args.rounds)
         latency = harness.compare(f"160 rows, {LATENCY_S} s each", "s", slow, args.rounds)
     bars = [
@@ -190,7 +218,9 @@ def main() -> int:
         Bar(f"160 rows at {LATENCY_S} s each, s", latency[OURS].median, 1.0),
     ]
     if with_ray:
-        bars.append(Bar(f"rows/s over {RAY}", throughput.ratio(OURS, RAY).median, 2.0, at_least=True))
+        bars.append(
+            Bar(f"rows/s over {RAY}", throughput.ratio(OURS, RAY).median, 2.0, at_least=True)
+        )
     else:
         print(f"{args.ray_python} has no Ray: {RAY} is left out", file=sys.stderr)
     return harness.finish(args, [throughput, latency], bars, packages=["aiohttp", "ray"])

@@ -1,9 +1,11 @@
-"""What a batch job costs on top of the engine: tokens/s of `penstock.run` over a bare OpenVINO GenAI loop.
+"""What a batch job costs on top of the engine: tokens/s of `penstock.run` over a bare OpenVINO
+GenAI loop.
 
-Both sides answer the same conversations with the same model, scheduler settings and number of new tokens. The bare
-side does what anyone would write first: render the chat template, add every request, step until all are done, read and
-decode. Each measurement is a fresh process, and the clock runs from the first request to the last text (ours: to the
-finished output file), the model being loaded.
+Both sides answer the same conversations with the same model, scheduler settings and number of new
+tokens. The bare side does what anyone would write first: render the chat template, add every
+request, step until all are done, read and decode. Each measurement is a fresh process, and the
+clock runs from the first request to the last text (ours: to the finished output file), the model
+being loaded.
 """
 
 from __future__ import annotations
@@ -25,8 +27,12 @@ LEAST = {"27M": 0.97, "demo": 0.85}
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__, rounds=3)
-    options.add_argument("--rows", type=int, default=4096, help="conversations (default: %(default)s)")
-    options.add_argument("--tokens", type=int, nargs="+", default=[16, 64], help="new tokens a row (default: 16 64)")
+    options.add_argument(
+        "--rows", type=int, default=4096, help="conversations (default: %(default)s)"
+    )
+    options.add_argument(
+        "--tokens", type=int, nargs="+", default=[16, 64], help="new tokens a row (default: 16 64)"
+    )
     options.add_argument("--models", nargs="+", choices=sorted(LEAST), default=["27M", "demo"])
     args = options.parse_args()
 
@@ -44,12 +50,21 @@ def main() -> int:
                 comparison = harness.compare(title, "tokens/s", sides, args.rounds, warmups=0)
                 comparisons.append(comparison)
                 ratio = comparison.ratio("penstock", "bare").median
-                bars.append(Bar(f"penstock.run over the bare loop, {title}", ratio, LEAST[name], at_least=True))
+                bars.append(
+                    Bar(
+                        f"penstock.run over the bare loop, {title}",
+                        ratio,
+                        LEAST[name],
+                        at_least=True,
+                    )
+                )
     return harness.finish(args, comparisons, bars, packages=["openvino-genai"])
 
 
 def _run(model: str, rows: int, tokens: int, folder: str, side: str) -> float:
-    usage = harness.command([sys.executable, SIDES, side, model, str(rows), str(tokens)], cwd=folder)
+    usage = harness.command(
+        [sys.executable, SIDES, side, model, str(rows), str(tokens)], cwd=folder
+    )
     result = json.loads(usage.output.splitlines()[-1])
     if result["tokens"] != rows * tokens:
         raise RuntimeError(f"{side} made {result['tokens']} of {rows * tokens} tokens")

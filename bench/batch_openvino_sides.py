@@ -1,5 +1,5 @@
-"""The two sides of `batch_openvino.py`, one a process: `bare` or `penstock`, MODEL, ROWS, TOKENS. Prints tokens and
-seconds as JSON.
+"""The two sides of `batch_openvino.py`, one a process: `bare` or `penstock`, MODEL, ROWS, TOKENS.
+Prints tokens and seconds as JSON.
 """
 
 from __future__ import annotations
@@ -34,11 +34,18 @@ def bare(model: str, rows: int, tokens: int) -> tuple[int, float]:
     tokenizer = pipeline.get_tokenizer()
     rows_of_text = texts(rows)
     start = time.perf_counter()
-    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": text}], True) for text in rows_of_text]
+    prompts = [
+        tokenizer.apply_chat_template([{"role": "user", "content": text}], True)
+        for text in rows_of_text
+    ]
     encoded = tokenizer.encode(prompts, add_special_tokens=False)
     handles = []
-    for number, (ids, mask) in enumerate(zip(encoded.input_ids.data, encoded.attention_mask.data, strict=True)):
-        config = genai.GenerationConfig(max_new_tokens=tokens, ignore_eos=True, apply_chat_template=False)
+    for number, (ids, mask) in enumerate(
+        zip(encoded.input_ids.data, encoded.attention_mask.data, strict=True)
+    ):
+        config = genai.GenerationConfig(
+            max_new_tokens=tokens, ignore_eos=True, apply_chat_template=False
+        )
         prompt = ov.Tensor(np.ascontiguousarray(ids[mask.astype(bool)][None]).astype(np.int64))
         handles.append(pipeline.add_request(number, prompt, config))
     answers: list[list[int]] = [[] for _ in handles]

@@ -1,8 +1,10 @@
-"""Do constraints that are hard to compile slow down other clients? Times to the first token, with and without them.
+"""Do constraints that are hard to compile slow down other clients? Times to the first token, with
+and without them.
 
-Clients ask the demo model for free text over and over. In every other window another client sends constraints as
-well, a new one each time: such that are refused, and such that take as long as any that is taken. What is compared is
-the 95th percentile of the time to the first token in one window and the next.
+Clients ask the demo model for free text over and over. In every other window another client sends
+constraints as well, a new one each time: such that are refused, and such that take as long as any
+that is taken. What is compared is the 95th percentile of the time to the first token in one window
+and the next.
 """
 
 from __future__ import annotations
@@ -39,10 +41,16 @@ BOMBS: list[Callable[[int], StructuredOutput]] = [
     lambda n: StructuredOutput("regex", f".{{1,{20_000 + n}}}"),
     lambda n: StructuredOutput("regex", "|".join(f"word{n}{k * 7919}" for k in range(3_000))),
     lambda n: _json({"type": "string", "pattern": f"^([a-z]{{1,300}} ){{1,{300 + n}}}$"}),
-    lambda n: _json({"type": "object", "properties": {f"p{n}_{k}": {"type": "string"} for k in range(5_000)}}),
-    lambda n: _json({"type": "object", "properties": {f"p{n}_{k}": {"type": "string"} for k in range(900)}}),
+    lambda n: _json(
+        {"type": "object", "properties": {f"p{n}_{k}": {"type": "string"} for k in range(5_000)}}
+    ),
+    lambda n: _json(
+        {"type": "object", "properties": {f"p{n}_{k}": {"type": "string"} for k in range(900)}}
+    ),
     lambda n: _json({"enum": [f"value {k} of {n}" for k in range(4_500)]}),
-    lambda n: _json({"type": "array", "items": {"type": "string", "maxLength": 5_000 + n}, "maxItems": 10_000}),
+    lambda n: _json(
+        {"type": "array", "items": {"type": "string", "maxLength": 5_000 + n}, "maxItems": 10_000}
+    ),
 ]
 
 
@@ -50,12 +58,16 @@ async def _ask(engine: OpenVINOEngine, structured: StructuredOutput | None) -> f
     """Seconds to the first token of an answer, which is read to its end."""
     sampling = Sampling(max_tokens=24, temperature=0.0, structured=structured)
     begin, first = time.perf_counter(), 0.0
-    async for _ in engine.chat(ChatRequest([{"role": "user", "content": "My order has not come."}], sampling)):
+    async for _ in engine.chat(
+        ChatRequest([{"role": "user", "content": "My order has not come."}], sampling)
+    ):
         first = first or time.perf_counter() - begin
     return first
 
 
-async def _window(engine: OpenVINOEngine, seconds: float, bombs: Coroutine[Any, Any, None] | None) -> float:
+async def _window(
+    engine: OpenVINOEngine, seconds: float, bombs: Coroutine[Any, Any, None] | None
+) -> float:
     """The 95th percentile of the times to the first token in one window."""
     end = time.perf_counter() + seconds
     times: list[float] = []
@@ -94,20 +106,27 @@ def main() -> int:
         numbers = itertools.count(1)
 
         def bombs() -> list[StructuredOutput]:
-            return [BOMBS[n % len(BOMBS)](n) for n in itertools.islice(numbers, int(args.seconds * 10))]
+            return [
+                BOMBS[n % len(BOMBS)](n) for n in itertools.islice(numbers, int(args.seconds * 10))
+            ]
 
         pace = harness.compare(
             "time to the first token of other requests, 95th percentile",
             "ms",
             [
                 Contestant(QUIET, lambda: runner.run(_window(engine, args.seconds, None))),
-                Contestant(BOMBED, lambda: runner.run(_window(engine, args.seconds, _send(engine, bombs())))),
+                Contestant(
+                    BOMBED,
+                    lambda: runner.run(_window(engine, args.seconds, _send(engine, bombs()))),
+                ),
             ],
             args.rounds,
         )
         runner.run(engine.stop())
     slower = pace.ratio(BOMBED, QUIET).median
-    return harness.finish(args, [pace], [Bar("other requests keep their pace", slower, SLOWER_AT_MOST)])
+    return harness.finish(
+        args, [pace], [Bar("other requests keep their pace", slower, SLOWER_AT_MOST)]
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""The harness of all comparisons: contestants take turns, A B A B …, so that a machine's drift hits them all.
+"""The harness of all comparisons: contestants take turns, A B A B …, so that a machine's drift hits
+them all.
 
 A benchmark is a script that builds comparisons and bars and hands them to `finish`:
 
-    args = harness.parser(__doc__).parse_args()
-    startup = harness.compare("start-up", "s", [Contestant("bare", …), Contestant("ours", …)], args.rounds)
-    sys.exit(harness.finish(args, [startup], [Bar("…", startup["ours"].median, limit)]))
+    args = harness.parser(__doc__).parse_args() startup = harness.compare("start-up", "s",
+    [Contestant("bare", …), Contestant("ours", …)], args.rounds) sys.exit(harness.finish(args,
+    [startup], [Bar("…", startup["ours"].median, limit)]))
 
-Medians and paired ratios are shown with their whole spread: no round is dropped. Only the standard library
-is needed.
+Medians and paired ratios are shown with their whole spread: no round is dropped. Only the standard
+library is needed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ PENSTOCK = str(Path(sys.executable).with_name("penstock"))
 
 @dataclass(frozen=True)
 class Contestant:
-    """One side of a comparison: each call of `measure` is a whole fresh run and returns its number."""
+    """One side of a comparison: each call of `measure` is a whole fresh run and returns its
+    number.
+    """
 
     name: str
     measure: Callable[[], float]
@@ -65,7 +68,9 @@ class Comparison:
         return self.series[name]
 
     def ratio(self, name: str, base: str) -> Series:
-        """`name` over `base`, paired round by round: neighbours in time share the machine's mood."""
+        """`name` over `base`, paired round by round: neighbours in time share the machine's
+        mood.
+        """
         return self._paired(name, base, lambda ours, theirs: ours / theirs)
 
     def difference(self, name: str, base: str) -> Series:
@@ -95,8 +100,9 @@ class Bar:
 class Usage:
     """What a finished command cost.
 
-    `peak_mb` is the largest resident size of any one process: the command, or a child that it waited for.
-    Linux counts the fork as well, so it is never below the size of this process, some 20 MB.
+    `peak_mb` is the largest resident size of any one process: the command, or a child that it
+    waited for. Linux counts the fork as well, so it is never below the size of this process, some
+    20 MB.
     """
 
     seconds: float
@@ -104,16 +110,25 @@ class Usage:
     output: str
 
 
-def compare(title: str, unit: str, contestants: Sequence[Contestant], rounds: int, *, warmups: int = 1) -> Comparison:
-    """Let the contestants take turns for so many rounds, after warm-up rounds that fill the file cache."""
+def compare(
+    title: str, unit: str, contestants: Sequence[Contestant], rounds: int, *, warmups: int = 1
+) -> Comparison:
+    """Let the contestants take turns for so many rounds, after warm-up rounds that fill the file
+    cache.
+    """
     samples: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for round_number in range(-warmups, rounds):
         for contestant in contestants:
             value = contestant.measure()
             if round_number >= 0:
                 samples[contestant.name].append(value)
-                _say(f"{title}: round {round_number + 1}/{rounds}, {contestant.name}: {value:.4g} {unit}")
-    return Comparison(title, unit, {name: Series(tuple(values)) for name, values in samples.items()})
+                _say(
+                    f"{title}: round {round_number + 1}/{rounds}, {contestant.name}: {value:.4g}"
+                    f" {unit}"
+                )
+    return Comparison(
+        title, unit, {name: Series(tuple(values)) for name, values in samples.items()}
+    )
 
 
 def command(
@@ -122,12 +137,17 @@ def command(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
 ) -> Usage:
-    """Run a command to its end in a fresh process. Raises RuntimeError with its last words if it fails."""
+    """Run a command to its end in a fresh process. Raises RuntimeError with its last words if it
+    fails.
+    """
     environment = {**os.environ, **(env or {})}
-    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled: measure them so
+    # Installed packages are compiled: measure them so.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd=cwd)
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, cwd=cwd
+        )
         # wait4 alone tells what this one child used; Popen is told that its child is gone.
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
@@ -143,7 +163,9 @@ def command(
 def parser(description: str | None, *, rounds: int = 5) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     options = argparse.ArgumentParser(description=(description or "").strip().partition("\n")[0])
-    options.add_argument("--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)")
+    options.add_argument(
+        "--rounds", type=int, default=rounds, help="measured rounds (default: %(default)s)"
+    )
     options.add_argument("--json", type=Path, metavar="FILE", help="write every sample to FILE")
     options.add_argument("--check", action="store_true", help="exit with 1 if a bar is missed")
     return options
@@ -161,7 +183,10 @@ def finish(
     for comparison in comparisons:
         print(_table(comparison), end="\n\n")
     for bar in bars:
-        print(f"{'met   ' if bar.met else 'MISSED'}  {bar.text}: {bar.value:.4g} ({_rule(bar)} {bar.limit:.4g})")
+        print(
+            f"{'met   ' if bar.met else 'MISSED'}  {bar.text}: {bar.value:.4g} ({_rule(bar)}"
+            f" {bar.limit:.4g})"
+        )
     print("\n" + ", ".join(f"{name} {value}" for name, value in machine.items()))
     if args.json:
         record = {
@@ -181,7 +206,9 @@ def finish(
 
 
 def describe_machine(packages: Iterable[str] = ()) -> dict[str, str]:
-    """The machine, and the versions of Penstock and of the packages named, as far as they are installed."""
+    """The machine, and the versions of Penstock and of the packages named, as far as they are
+    installed.
+    """
     machine = {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "cores": str(len(os.sched_getaffinity(0))),
@@ -202,12 +229,19 @@ def _rule(bar: Bar) -> str:
 
 def _table(comparison: Comparison) -> str:
     base = next(iter(comparison.series))
-    header = (f"{comparison.title} ({comparison.unit})", "median (min..max)", f"over {base} (min..max)")
+    header = (
+        f"{comparison.title} ({comparison.unit})",
+        "median (min..max)",
+        f"over {base} (min..max)",
+    )
     rows = [header]
     for name, series in comparison.series.items():
         rows.append((name, str(series), "" if name == base else str(comparison.ratio(name, base))))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
 

@@ -40,10 +40,13 @@ EVERY_SERVING_NAME = "from penstock.serve import *"
 
 
 def modules_added(code: str) -> set[str]:
-    """The top-level modules that running `code` adds to a fresh interpreter, Penstock's own left out."""
+    """The top-level modules that running `code` adds to a fresh interpreter, Penstock's own left
+    out.
+    """
     probe = (
-        f"import sys; before = set(sys.modules); exec({code!r}); added = set(sys.modules) - before; "
-        "import json; print(json.dumps(sorted({name.partition('.')[0] for name in added} - {'penstock'})))"
+        f"import sys; before = set(sys.modules); exec({code!r}); added = set(sys.modules) - before;"
+        " import json; print(json.dumps(sorted({name.partition('.')[0] for name in added} -"
+        " {'penstock'})))"
     )
     return set(json.loads(harness.command([sys.executable, "-c", probe]).output))
 
@@ -58,17 +61,24 @@ def main() -> int:
     args = harness.parser(__doc__, rounds=15).parse_args()
 
     def python(code: str) -> Contestant:
-        return Contestant(code, lambda: 1000 * harness.command([sys.executable, "-c", code]).seconds)
+        return Contestant(
+            code, lambda: 1000 * harness.command([sys.executable, "-c", code]).seconds
+        )
 
     imports = harness.compare(
-        "import", "ms", [python("pass"), python("import penstock"), python(EVERY_SERVING_NAME)], args.rounds
+        "import",
+        "ms",
+        [python("pass"), python("import penstock"), python(EVERY_SERVING_NAME)],
+        args.rounds,
     )
     command_line = harness.compare(
         "command line",
         "ms",
         [
             python("import click"),
-            Contestant("penstock --help", lambda: 1000 * harness.command([PENSTOCK, "--help"]).seconds),
+            Contestant(
+                "penstock --help", lambda: 1000 * harness.command([PENSTOCK, "--help"]).seconds
+            ),
         ],
         args.rounds,
     )
@@ -78,7 +88,11 @@ def main() -> int:
     bars = [
         Bar("import penstock adds, ms", imports.difference("import penstock", "pass").median, 30),
         Bar(f"third-party modules that import penstock loads {sorted(foreign)}", len(foreign), 0),
-        Bar("every name of penstock.serve adds, ms", imports.difference(EVERY_SERVING_NAME, "pass").median, 400),
+        Bar(
+            "every name of penstock.serve adds, ms",
+            imports.difference(EVERY_SERVING_NAME, "pass").median,
+            400,
+        ),
         Bar(f"heavy packages that they load {sorted(serving)}", len(serving), 0),
         Bar("penstock --help, ms", command_line["penstock --help"].median, 250),
         Bar(f"heavy packages that every light name loads {sorted(heavy)}", len(heavy), 0),

@@ -1,4 +1,6 @@
-"""Whether a job's memory is bounded: the peak for many small rows against the peak for a tenth of them."""
+"""Whether a job's memory is bounded: the peak for many small rows against the peak for a tenth of
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ from harness import PENSTOCK, Bar, Contestant
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__, rounds=1)
-    options.add_argument("--rows", type=int, default=1_000_000, help="of the large job (default: %(default)s)")
-    options.add_argument("--engine-kwargs", default="{}", metavar="JSON", help="of the simulated engine")
+    options.add_argument(
+        "--rows", type=int, default=1_000_000, help="of the large job (default: %(default)s)"
+    )
+    options.add_argument(
+        "--engine-kwargs", default="{}", metavar="JSON", help="of the simulated engine"
+    )
     args = options.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -23,11 +29,22 @@ def main() -> int:
         def job(rows: int) -> Contestant:
             source = Path(folder, f"rows-{rows}.jsonl")
             with source.open("w") as lines:
-                lines.writelines(json.dumps({"text": f"row {number}"}) + "\n" for number in range(rows))
+                lines.writelines(
+                    json.dumps({"text": f"row {number}"}) + "\n" for number in range(rows)
+                )
 
             def measure() -> float:
-                with tempfile.TemporaryDirectory(dir=folder) as run:  # a used output would be resumed
-                    argv = [PENSTOCK, "run", str(source), "-o", f"{run}/out.jsonl", "--model", "simulated"]
+                # A used output would be resumed.
+                with tempfile.TemporaryDirectory(dir=folder) as run:
+                    argv = [
+                        PENSTOCK,
+                        "run",
+                        str(source),
+                        "-o",
+                        f"{run}/out.jsonl",
+                        "--model",
+                        "simulated",
+                    ]
                     argv += ["--prompt", "{text}", "--engine-kwargs", args.engine_kwargs]
                     return harness.command(argv).peak_mb
 

@@ -1,4 +1,6 @@
-"""How soon a small job is done: from process start to exit, on the simulated engine at zero latency."""
+"""How soon a small job is done: from process start to exit, on the simulated engine at zero
+latency.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,20 @@ BASE = "import pyarrow.parquet"
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
-    options.add_argument("--rows", type=int, default=100, help="rows of the job (default: %(default)s)")
-    options.add_argument("--engine-kwargs", default="{}", metavar="JSON", help="of the simulated engine")
+    options.add_argument(
+        "--rows", type=int, default=100, help="rows of the job (default: %(default)s)"
+    )
+    options.add_argument(
+        "--engine-kwargs", default="{}", metavar="JSON", help="of the simulated engine"
+    )
     args = options.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "rows.jsonl")
         with source.open("w") as lines:
-            lines.writelines(json.dumps({"text": f"row {number}"}) + "\n" for number in range(args.rows))
+            lines.writelines(
+                json.dumps({"text": f"row {number}"}) + "\n" for number in range(args.rows)
+            )
         jobs = count()
 
         def job() -> float:

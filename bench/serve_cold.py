@@ -1,4 +1,6 @@
-"""What ten models that nobody calls cost a server: time until it is healthy, and memory, over a server of none."""
+"""What ten models that nobody calls cost a server: time until it is healthy, and memory, over a
+server of none.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,10 @@ def serve(models: int) -> None:
         listening = listen("127.0.0.1", 0)
         server = HttpServer(build_app(handles), listening)
         serving = asyncio.create_task(
-            server.run(handles.values(), on_listening=lambda: print(imported, address(listening), flush=True))
+            server.run(
+                handles.values(),
+                on_listening=lambda: print(imported, address(listening), flush=True),
+            )
         )
         await asyncio.to_thread(sys.stdin.read)
         server.stop()
@@ -63,9 +68,13 @@ def serve(models: int) -> None:
 
 @contextlib.contextmanager
 def served(models: int) -> Iterator[tuple[float, int]]:
-    """Such a server in a process of its own: seconds from its imports until it was healthy, and its process id."""
+    """Such a server in a process of its own: seconds from its imports until it was healthy, and its
+    process id.
+    """
     argv = [sys.executable, __file__, "--serve", str(models)]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
@@ -113,7 +122,10 @@ def main() -> int:
     sizes = harness.Comparison(
         "resident memory",
         "MB",
-        {name: Series(tuple(memory[count][-args.rounds :])) for name, count in ((empty.name, 0), (ten.name, MODELS))},
+        {
+            name: Series(tuple(memory[count][-args.rounds :]))
+            for name, count in ((empty.name, 0), (ten.name, MODELS))
+        },
     )
     bars = [
         Bar("seconds until a server of ten cold models is healthy", times[ten.name].median, 1.0),

@@ -1,4 +1,6 @@
-"""How long a server with 64 endless streams takes from SIGTERM to its exit, over the drain timeout it was given."""
+"""How long a server with 64 endless streams takes from SIGTERM to its exit, over the drain timeout
+it was given.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +24,39 @@ ALLOWANCE_S = 2.0
 
 
 def exit_seconds(drain_timeout: float) -> float:
-    """Seconds from the signal to the exit. Raises `RuntimeError` if a stream ends without its error event."""
+    """Seconds from the signal to the exit. Raises `RuntimeError` if a stream ends without its error
+    event.
+    """
     engine = {"time_per_token_ms": 20, "output_tokens": 30_000, "max_num_seqs": STREAMS}
-    argv = [PENSTOCK, "serve", "simulated", "--engine", "simulated", "--engine-kwargs", json.dumps(engine)]
+    argv = [
+        PENSTOCK,
+        "serve",
+        "simulated",
+        "--engine",
+        "simulated",
+        "--engine-kwargs",
+        json.dumps(engine),
+    ]
     argv += ["--port", "0", "--drain-timeout", str(drain_timeout)]
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     request = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+        + f"content-length: {len(body)}\r\n\r\n".encode()
+        + body
     )
     env = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with (
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env) as server,
+        subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+        ) as server,
         ExitStack() as stack,
         ThreadPoolExecutor(STREAMS) as threads,
     ):
         assert server.stdout is not None
         host, _, port = server.stdout.readline().split()[2].removeprefix("http://").rpartition(":")
-        streams = [stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(STREAMS)]
+        streams = [
+            stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(STREAMS)
+        ]
         for stream in streams:
             stream.sendall(request)
         for stream in streams:
@@ -69,7 +87,11 @@ def main() -> int:
     ]
     exits = harness.compare("SIGTERM to exit, 64 streams", "s", contestants, args.rounds, warmups=0)
     bars = [
-        Bar(f"{contestant.name}: exit after, s", exits[contestant.name].median, timeout + ALLOWANCE_S)
+        Bar(
+            f"{contestant.name}: exit after, s",
+            exits[contestant.name].median,
+            timeout + ALLOWANCE_S,
+        )
         for timeout, contestant in zip(TIMEOUTS_S, contestants, strict=True)
     ]
     return harness.finish(args, [exits], bars)

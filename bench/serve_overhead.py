@@ -1,11 +1,14 @@
-"""What the whole server path costs: streaming chat on a simulated engine at zero latency, over a minimal ASGI app.
+"""What the whole server path costs: streaming chat on a simulated engine at zero latency, over a
+minimal ASGI app.
 
-The minimal app is what one would write by hand to stream the same bytes: no checks, no engine, each event prepared in
-advance. Both run under the same uvicorn in a process of their own, and the same load generator reads them over
-keep-alive connections. Time to the first token and time per token are those of a single client.
+The minimal app is what one would write by hand to stream the same bytes: no checks, no engine, each
+event prepared in advance. Both run under the same uvicorn in a process of their own, and the same
+load generator reads them over keep-alive connections. Time to the first token and time per token
+are those of a single client.
 
-An engine in a process of its own goes on while the server writes. The simulated one lives in the server's event loop,
-so it makes `STEPS_PER_TURN` steps whenever the loop lets it; at one, a loop turn would be the price of every token.
+An engine in a process of its own goes on while the server writes. The simulated one lives in the
+server's event loop, so it makes `STEPS_PER_TURN` steps whenever the loop lets it; at one, a loop
+turn would be the price of every token.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -39,11 +43,17 @@ BODY = {
 def minimal_app(tokens: int) -> Any:
     """An application that answers everything with the same stream."""
     # As long as ours: an id of 41 characters, and a token of one.
-    head = 'data: {"id":"chatcmpl-' + "0" * 32 + '","object":"chat.completion.chunk","created":1700000000,'
+    head = (
+        'data: {"id":"chatcmpl-'
+        + "0" * 32
+        + '","object":"chat.completion.chunk","created":1700000000,'
+    )
     head += '"model":"simulated","choices":[{"index":0,"delta":'
     role = head + '{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
     token = (head + '{"content":"a"},"logprobs":null,"finish_reason":null}]}\n\n').encode()
-    last = (head + '{"content":"a"},"logprobs":null,"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n').encode()
+    last = (
+        head + '{"content":"a"},"logprobs":null,"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    ).encode()
     headers = [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),
@@ -79,7 +89,12 @@ def serve(name: str, tokens: int) -> None:
     if name == MINIMAL:
         import uvicorn
 
-        settings: dict[str, Any] = {"lifespan": "off", "log_config": None, "access_log": False, "server_header": False}
+        settings: dict[str, Any] = {
+            "lifespan": "off",
+            "log_config": None,
+            "access_log": False,
+            "server_header": False,
+        }
         config = uvicorn.Config(minimal_app(tokens), ws="none", **settings)
         asyncio.run(uvicorn.Server(config).serve(sockets=[listening]))
         return
@@ -91,7 +106,11 @@ def serve(name: str, tokens: int) -> None:
     async def run() -> None:
         options = {"output_tokens": tokens, "max_num_seqs": 256, "steps_per_turn": STEPS_PER_TURN}
         loading = {"model_id": "simulated", "model_source": "simulated"}
-        given = {"model_loading_config": loading, "llm_engine": "simulated", "engine_kwargs": options}
+        given = {
+            "model_loading_config": loading,
+            "llm_engine": "simulated",
+            "engine_kwargs": options,
+        }
         handles = build_local_handles([LLMConfig.from_dict(given)])
         await HttpServer(build_app(handles), listening).run(handles.values())
 
@@ -131,7 +150,9 @@ class Client(asyncio.Protocol):
         self._ask()
 
     def data_received(self, data: bytes) -> None:
-        """Count events, of which the second has the first token; the stream's end is the end of the chunked body."""
+        """Count events, of which the second has the first token; the stream's end is the end of the
+        chunked body.
+        """
         seen = self._tail + data
         before = self._events
         self._events += seen.count(b"data: ") - self._tail.count(b"data: ")
@@ -142,7 +163,8 @@ class Client(asyncio.Protocol):
             return
         now = time.perf_counter()
         self.first_token.append(self._first - self._asked)
-        self.per_token.append((now - self._first) / max(self._events - 3, 1))  # without role, first token and [DONE]
+        # Without role, first token and [DONE].
+        self.per_token.append((now - self._first) / max(self._events - 3, 1))
         self._left -= 1
         if self._left:
             self._ask()
@@ -161,16 +183,20 @@ class Client(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def load(port: int, clients: int, requests: int, asked: Mapping[str, Any] = BODY) -> tuple[float, list[Client]]:
+async def load(
+    port: int, clients: int, requests: int, asked: Mapping[str, Any] = BODY
+) -> tuple[float, list[Client]]:
     """Seconds that so many clients take for so many chat requests each, of the body `asked`."""
     body = json.dumps(asked).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    head += "content-type: application/json\r\n"
     head += f"content-length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
     loop = asyncio.get_running_loop()
     start = time.perf_counter()
     made = [
-        (await loop.create_connection(lambda: Client(requests, request), "127.0.0.1", port))[1] for _ in range(clients)
+        (await loop.create_connection(lambda: Client(requests, request), "127.0.0.1", port))[1]
+        for _ in range(clients)
     ]
     await asyncio.gather(*(client.done for client in made))
     return time.perf_counter() - start, made
@@ -179,9 +205,15 @@ async def load(port: int, clients: int, requests: int, asked: Mapping[str, Any] 
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__)
-    options.add_argument("--tokens", type=int, default=64, help="of an answer (default: %(default)s)")
-    options.add_argument("--requests", type=int, default=1024, help="of a run (default: %(default)s)")
-    options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256], help="(default: 1 8 64 256)")
+    options.add_argument(
+        "--tokens", type=int, default=64, help="of an answer (default: %(default)s)"
+    )
+    options.add_argument(
+        "--requests", type=int, default=1024, help="of a run (default: %(default)s)"
+    )
+    options.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 8, 64, 256], help="(default: 1 8 64 256)"
+    )
     options.add_argument("--serve", choices=[MINIMAL, OURS], help=argparse.SUPPRESS)
     args = options.parse_args()
     if args.serve:
@@ -198,13 +230,18 @@ def main() -> int:
                 seconds, _ = asyncio.run(load(ports[name], clients, requests))
                 return float(requests * clients * args.tokens / seconds)
 
-            contestants = [Contestant(name, lambda name=name: tokens_per_second(name)) for name in ports]  # type: ignore[misc]
+            contestants = [Contestant(name, partial(tokens_per_second, name)) for name in ports]
             compared = harness.compare(f"{clients} clients", "tokens/s", contestants, args.rounds)
             comparisons.append(compared)
             ratio = compared.ratio(MINIMAL, OURS).median
-            bars.append(Bar(f"{clients} clients, tokens/s of the {MINIMAL} over ours", ratio, 1 / 0.9))
+            bars.append(
+                Bar(f"{clients} clients, tokens/s of the {MINIMAL} over ours", ratio, 1 / 0.9)
+            )
 
-        for title, attribute in (("time to first token", "first_token"), ("time per token", "per_token")):
+        for title, attribute in (
+            ("time to first token", "first_token"),
+            ("time per token", "per_token"),
+        ):
 
             def microseconds(name: str, attribute: str = attribute) -> float:
                 _, made = asyncio.run(load(ports[name], 1, max(args.requests // 8, 1)))
@@ -212,7 +249,9 @@ def main() -> int:
 
             contestants = [Contestant(name, lambda name=name: microseconds(name)) for name in ports]  # type: ignore[misc]
             comparisons.append(harness.compare(title, "µs", contestants, args.rounds))
-    return harness.finish(args, comparisons, bars, packages=["uvicorn", "starlette", "httptools", "uvloop"])
+    return harness.finish(
+        args, comparisons, bars, packages=["uvicorn", "starlette", "httptools", "uvloop"]
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Routing policies compared in a discrete-event simulation: no engine, no network, a million requests.
+"""Routing policies compared in a discrete-event simulation: no engine, no network, a million
+requests.
 
-A replica computes prompts one after another (what its cache holds is free), decodes up to `SLOTS` answers at once, each
-step slower the more there are, and keeps the blocks of its last prompts. Requests arrive at random, so fast that the
-replicas are busy for `--load` of the time if nothing is cached. Lengths are those of published traces.
+A replica computes prompts one after another (what its cache holds is free), decodes up to `SLOTS`
+answers at once, each step slower the more there are, and keeps the blocks of its last prompts.
+Requests arrive at random, so fast that the replicas are busy for `--load` of the time if nothing is
+cached. Lengths are those of published traces.
 """
 
 from __future__ import annotations
@@ -63,8 +65,8 @@ def lognormal(draw: random.Random, mu: float, sigma: float, cap: float) -> int:
 
 
 def conversations(draw: random.Random, replicas: int) -> Iterator[Asked]:
-    """Azure 2023's conversation lengths. 40 sessions a replica are open; a turn repeats what was said before, adds a
-    question, and is the last of four on average.
+    """Azure 2023's conversation lengths. 40 sessions a replica are open; a turn repeats what was
+    said before, adds a question, and is the last of four on average.
     """
     sessions: list[tuple[str, list[int], int]] = [("", [], 0)] * (40 * replicas)
     for number in count(1):
@@ -109,7 +111,9 @@ def stragglers(draw: random.Random, replicas: int) -> Iterator[Asked]:
 
 
 def extended(blocks: list[int], tokens: int, number: int) -> list[int]:
-    """The blocks of a prompt of so many tokens that begins with `blocks`, and goes on with what is its own."""
+    """The blocks of a prompt of so many tokens that begins with `blocks`, and goes on with what is
+    its own.
+    """
     own = number * MOST_BLOCKS
     return [*blocks, *range(own + len(blocks), own + tokens // BLOCK)]
 
@@ -125,7 +129,8 @@ WORKLOADS: dict[str, Workload] = {
 # Replicas
 @dataclass(slots=True)
 class SimulatedReplica:
-    """One engine: a queue, prompts computed in turn, answers decoded together, and a cache of blocks.
+    """One engine: a queue, prompts computed in turn, answers decoded together, and a cache of
+    blocks.
 
     `ends` are the ends of all replicas' answers, `seen` what came of the requests.
     """
@@ -171,7 +176,9 @@ class SimulatedReplica:
         heapq.heappush(self.ends, (first + step * asked.answer, self.number))
 
     def _use_cache(self, blocks: list[int]) -> int:
-        """How many of the blocks were there; all of them are now, and the first is the last to leave."""
+        """How many of the blocks were there; all of them are now, and the first is the last to
+        leave.
+        """
         cache = self.cache
         hits = 0
         for block in blocks:
@@ -194,7 +201,9 @@ class SimulatedReplica:
 
 @dataclass
 class Seen:
-    """Seconds to the first token of each request; tokens of prompts, and of those the cached ones."""
+    """Seconds to the first token of each request; tokens of prompts, and of those the cached
+    ones.
+    """
 
     waits: list[float] = field(default_factory=list)
     prompts: int = 0
@@ -203,7 +212,9 @@ class Seen:
 
 @dataclass
 class Outcome:
-    """What one run gave: share of prompt tokens found cached, seconds to the first token, router's seconds."""
+    """What one run gave: share of prompt tokens found cached, seconds to the first token, router's
+    seconds.
+    """
 
     hit_rate: float
     p50: float
@@ -214,13 +225,16 @@ class Outcome:
 class Simulation:
     """One run of one policy. Every run of a workload has the same requests at the same times."""
 
-    def __init__(self, policy: RoutingPolicy, workload: Workload, replicas: int, load: float) -> None:
+    def __init__(
+        self, policy: RoutingPolicy, workload: Workload, replicas: int, load: float
+    ) -> None:
         self.policy = policy
         self.ends: list[tuple[float, int]] = []
         self.seen = Seen()
         told = (policy.stored, policy.removed) if isinstance(policy, KVAware) else (None, None)
         self.pool = tuple(
-            SimulatedReplica(f"r{number}", number, self.ends, self.seen, *told) for number in range(replicas)
+            SimulatedReplica(f"r{number}", number, self.ends, self.seen, *told)
+            for number in range(replicas)
         )
         self.requests = workload(random.Random(1), replicas)
         settled = 200 * replicas  # requests after which conversations are as long as they stay
@@ -257,7 +271,9 @@ def _seconds_each(sample: Iterable[Asked]) -> float:
     """Seconds of a busy replica that a request takes, if nothing is cached."""
     asked = list(sample)
     prefill = sum(one.prompt for one in asked) / len(asked) * PREFILL_S
-    decode = sum(one.answer for one in asked) / len(asked) * (STEP_S + STEP_SLOWER_S * SLOTS) / SLOTS
+    decode = (
+        sum(one.answer for one in asked) / len(asked) * (STEP_S + STEP_SLOWER_S * SLOTS) / SLOTS
+    )
     return max(prefill, decode)
 
 
@@ -277,23 +293,47 @@ def new_policy(name: str) -> RoutingPolicy:
 def main() -> int:
     """Simulate, print, and return the exit code."""
     options = harness.parser(__doc__)
-    options.add_argument("--requests", type=int, default=1_000_000, help="of each run (default: %(default)s)")
-    options.add_argument("--replicas", type=int, nargs="+", default=[1, 16, 256, 1000], help="(default: 1 16 256 1000)")
-    options.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="(default: all)")
-    options.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="(default: all)")
-    options.add_argument("--load", type=float, default=0.8, help="share of what uncached replicas can do (%(default)s)")
+    options.add_argument(
+        "--requests", type=int, default=1_000_000, help="of each run (default: %(default)s)"
+    )
+    options.add_argument(
+        "--replicas",
+        type=int,
+        nargs="+",
+        default=[1, 16, 256, 1000],
+        help="(default: 1 16 256 1000)",
+    )
+    options.add_argument(
+        "--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="(default: all)"
+    )
+    options.add_argument(
+        "--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="(default: all)"
+    )
+    options.add_argument(
+        "--load",
+        type=float,
+        default=0.8,
+        help="share of what uncached replicas can do (%(default)s)",
+    )
     args = options.parse_args()
-    gc.disable()  # nothing here makes cycles, and looking for them among millions of blocks takes half of the time
+    # Nothing here makes cycles, and looking for them among millions of blocks takes half of the
+    # time.
+    gc.disable()
     print("| workload | replicas | policy | hit rate | TTFT p50 ms | TTFT p99 ms | router µs |")
     print("| --- | --- | --- | --- | --- | --- | --- |", flush=True)
     costs = []
     for workload in args.workloads:
         for replicas in args.replicas:
             for name in args.policies:
-                got = Simulation(new_policy(name), WORKLOADS[workload], replicas, args.load).run(args.requests)
+                got = Simulation(new_policy(name), WORKLOADS[workload], replicas, args.load).run(
+                    args.requests
+                )
                 costs.append(got.router_s * 1e6)
                 figures = f"{got.p50 * 1e3:.1f} | {got.p99 * 1e3:.0f} | {got.router_s * 1e6:.1f}"
-                print(f"| {workload} | {replicas} | {name} | {got.hit_rate:.1%} | {figures} |", flush=True)
+                print(
+                    f"| {workload} | {replicas} | {name} | {got.hit_rate:.1%} | {figures} |",
+                    flush=True,
+                )
     return harness.finish(args, [], [Bar("the dearest policy, µs a request", max(costs), 500)])
 
 

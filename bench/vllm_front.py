@@ -1,9 +1,10 @@
 """vLLM behind Penstock against vLLM alone: streaming chat over HTTP, and a batch of rows.
 
-Run it with the environment of `scripts/install_vllm.sh`. Both servers run the demo model with the same engine
-arguments, in turn with the same load generator: each measurement of theirs is taken while the other one is idle. The
-batch is `LLM.generate` against `penstock.run` with a journal and an output file, each in a fresh process; its clock
-runs from the first request to the last text (ours: to the finished file), with the model loaded.
+Run it with the environment of `scripts/install_vllm.sh`. Both servers run the demo model with the
+same engine arguments, in turn with the same load generator: each measurement of theirs is taken
+while the other one is idle. The batch is `LLM.generate` against `penstock.run` with a journal and
+an output file, each in a fresh process; its clock runs from the first request to the last text
+(ours: to the finished file), with the model loaded.
 """
 
 from __future__ import annotations
@@ -37,14 +38,49 @@ START_SECONDS = 300.0
 def command_of(name: str, port: int) -> list[str]:
     """How a contestant's server is started."""
     if name == OURS:
-        options = ["--engine", "vllm", "--engine-kwargs", json.dumps(ENGINE), "--name", "m", "--port", str(port)]
-        return [sys.executable, "-m", "penstock.cli", "serve", MODEL, *options, "--log-level", "warning"]
+        options = [
+            "--engine",
+            "vllm",
+            "--engine-kwargs",
+            json.dumps(ENGINE),
+            "--name",
+            "m",
+            "--port",
+            str(port),
+        ]
+        return [
+            sys.executable,
+            "-m",
+            "penstock.cli",
+            "serve",
+            MODEL,
+            *options,
+            "--log-level",
+            "warning",
+        ]
     flags = [
         f"--{name.replace('_', '-')}" if value is True else f"--{name.replace('_', '-')}={value}"
         for name, value in ENGINE.items()
     ]
-    argv = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", MODEL, "--served-model-name", "m"]
-    return [*argv, "--host", "127.0.0.1", "--port", str(port), "--uvicorn-log-level", "warning", *flags]
+    argv = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        MODEL,
+        "--served-model-name",
+        "m",
+    ]
+    return [
+        *argv,
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--uvicorn-log-level",
+        "warning",
+        *flags,
+    ]
 
 
 @contextlib.contextmanager
@@ -53,7 +89,12 @@ def server(name: str) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    env = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    env = {
+        **os.environ,
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
     with subprocess.Popen(command_of(name, port), stdout=subprocess.DEVNULL, env=env) as process:
         try:
             _wait_for(port, process)
@@ -118,7 +159,13 @@ def streaming(args: argparse.Namespace) -> tuple[list[Comparison], list[Bar]]:
         sides = [Contestant(name, partial(first_token_ms, name)) for name in ports]
         compared = harness.compare("time to first token, 1 client", "ms", sides, args.rounds)
         comparisons.append(compared)
-        bars.append(Bar("1 client, our time to first token over vLLM's", compared.ratio(OURS, BARE).median, 1.0))
+        bars.append(
+            Bar(
+                "1 client, our time to first token over vLLM's",
+                compared.ratio(OURS, BARE).median,
+                1.0,
+            )
+        )
     return comparisons, bars
 
 
@@ -126,8 +173,16 @@ def batch(args: argparse.Namespace) -> tuple[list[Comparison], list[Bar]]:
     """Tokens per second of a batch of rows."""
 
     def run(side: str, folder: str) -> float:
-        argv: list[str | Path] = [sys.executable, SIDES, side, str(args.rows), str(args.batch_tokens)]
-        usage = harness.command(argv, cwd=folder, env={"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"})
+        argv: list[str | Path] = [
+            sys.executable,
+            SIDES,
+            side,
+            str(args.rows),
+            str(args.batch_tokens),
+        ]
+        usage = harness.command(
+            argv, cwd=folder, env={"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        )
         result = json.loads(usage.output.splitlines()[-1])
         if result["tokens"] != args.rows * args.batch_tokens:
             raise RuntimeError(f"{side} made {result['tokens']} tokens")
@@ -144,11 +199,21 @@ def batch(args: argparse.Namespace) -> tuple[list[Comparison], list[Bar]]:
 def main() -> int:
     """Measure, print, and return the exit code."""
     options = harness.parser(__doc__, rounds=3)
-    options.add_argument("--tokens", type=int, default=64, help="of a streamed answer (default: %(default)s)")
-    options.add_argument("--requests", type=int, default=8, help="of each client (default: %(default)s)")
-    options.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)")
-    options.add_argument("--rows", type=int, default=4096, help="of the batch (default: %(default)s)")
-    options.add_argument("--batch-tokens", type=int, default=16, help="of a row's answer (default: %(default)s)")
+    options.add_argument(
+        "--tokens", type=int, default=64, help="of a streamed answer (default: %(default)s)"
+    )
+    options.add_argument(
+        "--requests", type=int, default=8, help="of each client (default: %(default)s)"
+    )
+    options.add_argument(
+        "--clients", type=int, nargs="+", default=[1, 8, 64], help="(default: 1 8 64)"
+    )
+    options.add_argument(
+        "--rows", type=int, default=4096, help="of the batch (default: %(default)s)"
+    )
+    options.add_argument(
+        "--batch-tokens", type=int, default=16, help="of a row's answer (default: %(default)s)"
+    )
     options.add_argument("--only", choices=["streaming", "batch"], help="half of it")
     args = options.parse_args()
     comparisons: list[Comparison] = []

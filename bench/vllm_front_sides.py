@@ -1,5 +1,5 @@
-"""The two sides of the batch in `vllm_front.py`, one a process: `generate` or `penstock`, ROWS, TOKENS. Prints tokens
-and seconds as JSON.
+"""The two sides of the batch in `vllm_front.py`, one a process: `generate` or `penstock`, ROWS,
+TOKENS. Prints tokens and seconds as JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A data set through any OpenAI-compatible endpoint, journaled: run it again and it goes on where it was.
+"""A data set through any OpenAI-compatible endpoint, journaled: run it again and it goes on where
+it was.
 
 OPENAI_API_KEY=… python examples/http_endpoint.py URL in.jsonl out.jsonl
 """
@@ -10,7 +11,9 @@ from penstock.batch import HttpRequestProcessorConfig, build_processor
 
 
 def main(url: str, source: str, output: str) -> None:
-    """Ask each row's `question`; rows that fail become error rows, with the endpoint's status and body."""
+    """Ask each row's `question`; rows that fail become error rows, with the endpoint's status and
+    body.
+    """
     processor = build_processor(
         HttpRequestProcessorConfig(
             url=url,
@@ -19,7 +22,10 @@ def main(url: str, source: str, output: str) -> None:
             should_continue_on_error=True,
         ),
         preprocess=lambda row: {
-            "payload": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": row["question"]}]}
+            "payload": {
+                "model": "gpt-4o-mini",
+                "messages": [{"role": "user", "content": row["question"]}],
+            }
         },
         postprocess=lambda row: {
             "question": row["question"],

@@ -1,4 +1,6 @@
-"""A stage of one's own between two of an engine: label tickets, look up who is in charge, draft a line to them."""
+"""A stage of one's own between two of an engine: label tickets, look up who is in charge, draft a
+line to them.
+"""
 
 import json
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
-"""Prints "name==version" for each package that Penstock asks for itself: the lowest version that pyproject.toml allows
-and that has a wheel for this Python; a floor without one is named. Arguments are the extras to count in. Needs pip and
-packaging.
+"""Prints "name==version" for each package that Penstock asks for itself: the lowest version that
+pyproject.toml allows and that has a wheel for this Python; a floor without one is named. Arguments
+are the extras to count in. Needs pip and packaging.
 """
 
 import subprocess
@@ -19,7 +19,15 @@ def pip(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def has_wheel(pinned: str) -> bool:
     """Whether "name==version" can be installed here without being built."""
-    there = ("install", "--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:", pinned)
+    there = (
+        "install",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        pinned,
+    )
     return pip(*there).returncode == 0
 
 
@@ -28,10 +36,18 @@ def lowest(wanted: Requirement) -> str:
     floor = next(part.version for part in wanted.specifier if part.operator == ">=")
     if has_wheel(pinned := f"{wanted.name}=={floor}"):
         return pinned
-    listed = pip("index", "versions", wanted.name).stdout.partition("Available versions:")[2].partition("\n")[0]
-    for version in sorted(filter(wanted.specifier.contains, listed.replace(" ", "").split(",")), key=Version):
+    listed = (
+        pip("index", "versions", wanted.name)
+        .stdout.partition("Available versions:")[2]
+        .partition("\n")[0]
+    )
+    for version in sorted(
+        filter(wanted.specifier.contains, listed.replace(" ", "").split(",")), key=Version
+    ):
         if has_wheel(pinned := f"{wanted.name}=={version}"):
-            print(f"{wanted}: {version} is the lowest with a wheel for this Python", file=sys.stderr)
+            print(
+                f"{wanted}: {version} is the lowest with a wheel for this Python", file=sys.stderr
+            )
             return pinned
     sys.exit(f"no version of {wanted} has a wheel for this Python")
 

@@ -69,7 +69,9 @@ print(next(rows))
 
 
 def test_a_program_ends_in_the_middle_of_its_rows():
-    done = subprocess.run([sys.executable, "-c", HALF_READ], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", HALF_READ], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "{'n': 0}\n", "")
 
 

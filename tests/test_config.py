@@ -4,7 +4,13 @@ import pytest
 
 from penstock.config import import_object, masked, parse_options
 from penstock.errors import ConfigError
-from penstock.llm_config import AutoscalingConfig, DeploymentConfig, LLMConfig, LoraConfig, ModelLoadingConfig
+from penstock.llm_config import (
+    AutoscalingConfig,
+    DeploymentConfig,
+    LLMConfig,
+    LoraConfig,
+    ModelLoadingConfig,
+)
 
 
 def config(**fields: Any) -> LLMConfig:
@@ -13,7 +19,8 @@ def config(**fields: Any) -> LLMConfig:
 
 def test_nested_mappings_and_parts_mean_the_same():
     nested = config(
-        deployment_config={"autoscaling_config": {"min_replicas": 0}}, lora_config={"adapters": {"a": "/a"}}
+        deployment_config={"autoscaling_config": {"min_replicas": 0}},
+        lora_config={"adapters": {"a": "/a"}},
     )
     parts = LLMConfig(
         model_loading_config=ModelLoadingConfig(model_id="m"),
@@ -34,7 +41,9 @@ def test_nested_mappings_and_parts_mean_the_same():
 
 
 class OptionsElsewhere:
-    """As pydantic's models are: Ray Serve's `AutoscalingConfig`, `RequestRouterConfig` and so on."""
+    """As pydantic's models are: Ray Serve's `AutoscalingConfig`, `RequestRouterConfig` and so
+    on.
+    """
 
     def __init__(self, **said: Any) -> None:
         self._said = said
@@ -58,17 +67,29 @@ def test_option_objects_of_ray_serve_are_read():
 
 def test_defaults():
     one = config()
-    assert (one.llm_engine, one.model_source, one.max_waiting, one.start_timeout_s) == ("openvino", "m", 1024, 600)
+    assert (one.llm_engine, one.model_source, one.max_waiting, one.start_timeout_s) == (
+        "openvino",
+        "m",
+        1024,
+        600,
+    )
     assert one.stream_batching_interval_s == 0
     assert one.autoscaling.min_replicas == one.autoscaling.max_replicas == 1
     lora = LoraConfig()
-    assert (lora.max_num_adapters_per_replica, lora.download_timeout_s, lora.max_download_tries) == (16, 30, 3)
+    assert (
+        lora.max_num_adapters_per_replica,
+        lora.download_timeout_s,
+        lora.max_download_tries,
+    ) == (16, 30, 3)
 
 
 def test_rays_engine_names_and_options_are_read():
     one = config(
         llm_engine="vLLM",
-        experimental_configs={"stream_batching_interval_ms": 50, "NIXL_SIDE_CHANNEL_PORT_BASE": 20000},
+        experimental_configs={
+            "stream_batching_interval_ms": 50,
+            "NIXL_SIDE_CHANNEL_PORT_BASE": 20000,
+        },
         deployment_config={"max_queued_requests": -1},
     )
     assert one.engine_name == "vllm"
@@ -80,7 +101,11 @@ def test_rays_engine_names_and_options_are_read():
     ("fields", "field", "text"),
     [
         ({"model_loading_cofig": {}}, "model_loading_cofig", "'model_loading_config'"),
-        ({"model_loading_config": {"model_idd": "x"}}, "model_loading_config.model_idd", "'model_id'"),
+        (
+            {"model_loading_config": {"model_idd": "x"}},
+            "model_loading_config.model_idd",
+            "'model_id'",
+        ),
         ({"model_loading_config": {"model_id": ""}}, "model_loading_config.model_id", "length"),
         (
             {"deployment_config": {"autoscaling_config": {"min_replicaz": 1}}},
@@ -97,12 +122,24 @@ def test_rays_engine_names_and_options_are_read():
             "deployment_config.autoscaling_config.min_replicas",
             "max_replicas",
         ),
-        ({"deployment_config": {"placement_group_bundles": []}}, "deployment_config.placement_group_bundles", "engine"),
+        (
+            {"deployment_config": {"placement_group_bundles": []}},
+            "deployment_config.placement_group_bundles",
+            "engine",
+        ),
         ({"engine_kwargs": {"model": "x"}}, "engine_kwargs.model", "model_source"),
-        ({"engine_kwargs": {"served_model_name": "x"}}, "engine_kwargs.served_model_name", "model_id"),
+        (
+            {"engine_kwargs": {"served_model_name": "x"}},
+            "engine_kwargs.served_model_name",
+            "model_id",
+        ),
         ({"placement_group_config": {"strategy": "PACK"}}, "placement_group_config", "exactly one"),
         ({"accelerator_config": {"kind": "abacus"}}, "accelerator_config.kind", "abacus"),
-        ({"experimental_configs": {"start_timeout_s": "soon"}}, "experimental_configs.start_timeout_s", "soon"),
+        (
+            {"experimental_configs": {"start_timeout_s": "soon"}},
+            "experimental_configs.start_timeout_s",
+            "soon",
+        ),
     ],
 )
 def test_mistakes_name_their_field(fields, field, text):
@@ -121,7 +158,10 @@ def test_secrets_show_in_no_repr_and_no_error():
     assert "512" in repr(one)
     assert "bucket/path" in repr(one)
     assert one.engine_kwargs["api_key"] == "sesame"
-    assert masked({"hub-token": "sesame", "stop_token_ids": [1]}) == {"hub-token": "***", "stop_token_ids": [1]}
+    assert masked({"hub-token": "sesame", "stop_token_ids": [1]}) == {
+        "hub-token": "***",
+        "stop_token_ids": [1],
+    }
 
 
 def test_a_bucket_mirror_is_read_and_refused_when_it_is_needed():
@@ -131,7 +171,9 @@ def test_a_bucket_mirror_is_read_and_refused_when_it_is_needed():
 
 
 def test_wrong_types_name_the_value():
-    with pytest.raises(ConfigError, match=r"deployment.max_ongoing_requests: must be an integer or null, got 'x'"):
+    with pytest.raises(
+        ConfigError, match=r"deployment.max_ongoing_requests: must be an integer or null, got 'x'"
+    ):
         parse_options(DeploymentConfig, {"max_ongoing_requests": "x"}, "deployment")
 
 

@@ -1,4 +1,6 @@
-"""The committed versions fit what pyproject.toml asks for, and no line is about the machine that wrote them."""
+"""The committed versions fit what pyproject.toml asks for, and no line is about the machine that
+wrote them.
+"""
 
 import re
 import tomllib

@@ -4,7 +4,15 @@ from pathlib import Path
 import pytest
 
 from penstock import errors
-from penstock.errors import ConfigError, MissingExtraError, PenstockError, by_kind, nearest, text_of, told
+from penstock.errors import (
+    ConfigError,
+    MissingExtraError,
+    PenstockError,
+    by_kind,
+    nearest,
+    text_of,
+    told,
+)
 
 
 def subclasses(cls):
@@ -37,7 +45,9 @@ def test_no_error_stands_outside_the_tree():
     assert not strays
 
 
-@pytest.mark.parametrize("cls", [cls for cls in TREE if "kind" in cls.__dict__], ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize(
+    "cls", [cls for cls in TREE if "kind" in cls.__dict__], ids=lambda cls: cls.__name__
+)
 def test_errors_cross_a_process_border_by_their_kind(cls):
     error = by_kind(cls.kind, "what happened")
     assert type(error) is cls
@@ -54,7 +64,9 @@ def test_an_unknown_kind_is_an_engine_error():
 
 
 def test_config_errors_name_field_and_hint():
-    error = ConfigError("unknown key 'modle'", field="job.modle", hint=nearest("modle", ["model", "prompt"]))
+    error = ConfigError(
+        "unknown key 'modle'", field="job.modle", hint=nearest("modle", ["model", "prompt"])
+    )
     assert str(error) == "job.modle: unknown key 'modle'. Did you mean 'model'?"
 
 

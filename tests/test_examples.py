@@ -14,7 +14,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 @pytest.mark.slow
 def test_a_stage_of_ones_own():
-    done = subprocess.run([sys.executable, EXAMPLES / "own_stage.py"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "own_stage.py"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "engineering" in done.stdout
     assert "accounting" in done.stdout
@@ -44,4 +46,6 @@ async def test_an_http_endpoint(tmp_path, monkeypatch):
         assert await process.wait() == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == ["A", "B"]
-    assert "secret" not in "".join(p.read_text() for p in (tmp_path / "out.jsonl.penstock").iterdir() if p.is_file())
+    assert "secret" not in "".join(
+        p.read_text() for p in (tmp_path / "out.jsonl.penstock").iterdir() if p.is_file()
+    )

@@ -35,7 +35,16 @@ def test_public_names() -> None:
 
 
 EVERY_BATCH_NAME = "from penstock import batch; [getattr(batch, name) for name in batch.__all__]"
-NOT_FOR_CONFIGURATIONS = {"transformers", "torch", "vllm", "sglang", "ray", "pyarrow", "openvino", "openvino_genai"}
+NOT_FOR_CONFIGURATIONS = {
+    "transformers",
+    "torch",
+    "vllm",
+    "sglang",
+    "ray",
+    "pyarrow",
+    "openvino",
+    "openvino_genai",
+}
 
 
 def test_every_name_of_batch_is_light() -> None:
@@ -53,7 +62,8 @@ def test_a_processor_is_built_without_what_it_does_not_use() -> None:
         "from penstock.batch import vLLMEngineProcessorConfig, build_processor; "
         "build_processor(vLLMEngineProcessorConfig(model_source='m'))"
     )
-    assert modules_added(blocked + engine) & set(HEAVY) <= NOT_FOR_CONFIGURATIONS  # which are no more than names here
+    # Which are no more than names here.
+    assert modules_added(blocked + engine) & set(HEAVY) <= NOT_FOR_CONFIGURATIONS
 
 
 def test_names_of_batch() -> None:

@@ -30,7 +30,9 @@ def typed_names(tree: ast.Module) -> dict[str, tuple[str, ...]]:
     for node in block.body:
         assert isinstance(node, ast.ImportFrom), ast.unparse(node)
         for alias in node.names:
-            assert alias.asname == alias.name, f"write `{alias.name} as {alias.name}`, which marks a re-export"
+            assert alias.asname == alias.name, (
+                f"write `{alias.name} as {alias.name}`, which marks a re-export"
+            )
             names.setdefault(str(node.module), []).append(alias.name)
     return {home: tuple(lent) for home, lent in names.items()}
 
@@ -44,9 +46,13 @@ def table(tree: ast.Module) -> dict[str, tuple[str, ...]]:
 
 
 def defined_in(module: str) -> set[str]:
-    """The top-level names of a module of ours, read from its source, so that nothing heavy is loaded."""
+    """The top-level names of a module of ours, read from its source, so that nothing heavy is
+    loaded.
+    """
     path = SOURCE.joinpath(*module.split(".")[1:])
-    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text())
+    tree = ast.parse(
+        (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text()
+    )
     names: set[str] = set()
     for node in tree.body:
         match node:
@@ -73,9 +79,13 @@ def test_the_home_modules_of_a_face_define_what_they_lend(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FACES, ids=face_name)
 def test_no_name_of_a_face_is_also_a_submodule(path: Path) -> None:
-    """Importing a submodule binds its name in the package: order would decide which of the two one gets."""
+    """Importing a submodule binds its name in the package: order would decide which of the two one
+    gets.
+    """
     names = {name for names in table(ast.parse(path.read_text())).values() for name in names}
-    submodules = {child.stem for child in path.parent.iterdir() if child.suffix == ".py" or child.is_dir()}
+    submodules = {
+        child.stem for child in path.parent.iterdir() if child.suffix == ".py" or child.is_dir()
+    }
     assert names & submodules == set()
 
 
@@ -95,7 +105,9 @@ Plant = Callable[[str], ModuleType]
 
 @pytest.fixture
 def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
-    """Make `penstock.plant`, a face whose names live in a module of the given source, and import it."""
+    """Make `penstock.plant`, a face whose names live in a module of the given source, and import
+    it.
+    """
     before = set(sys.modules)
     monkeypatch.setattr(penstock, "__path__", [*penstock.__path__, str(tmp_path)])
     monkeypatch.setattr(lazy, "EXTRAS", {"turbine": "hydro", "rotor": "hydro"})
@@ -176,12 +188,15 @@ def test_an_extra_that_is_installed_later_is_found(plant: Plant, tmp_path: Path)
         ("raise OSError('libturbine.so.1: cannot open shared object file')", OSError),
         ("raise ImportError('undefined symbol: turn')", ImportError),
         ("import a_module_nobody_has", ModuleNotFoundError),
-        ("import rotor", ModuleNotFoundError),  # an extra of ours, but it is the other package that lacks it
+        # An extra of ours, but it is the other package that lacks it.
+        ("import rotor", ModuleNotFoundError),
         ("import importlib; importlib.import_module('rotor')", ModuleNotFoundError),
         ("import turbine.blades", ModuleNotFoundError),
     ],
 )
-def test_a_broken_install_is_raised_as_it_is(plant: Plant, tmp_path: Path, source: str, error: type[Exception]) -> None:
+def test_a_broken_install_is_raised_as_it_is(
+    plant: Plant, tmp_path: Path, source: str, error: type[Exception]
+) -> None:
     install(tmp_path, "turbine", source)
     face = plant("import turbine")
     with pytest.raises(error) as caught:
@@ -190,7 +205,9 @@ def test_a_broken_install_is_raised_as_it_is(plant: Plant, tmp_path: Path, sourc
     assert caught.value.__notes__ == ["while importing penstock.plant.leaf for penstock.plant.spin"]
 
 
-def test_an_attribute_error_of_a_broken_install_is_not_taken_for_an_unknown_name(plant: Plant, tmp_path: Path) -> None:
+def test_an_attribute_error_of_a_broken_install_is_not_taken_for_an_unknown_name(
+    plant: Plant, tmp_path: Path
+) -> None:
     install(tmp_path, "turbine", "import sys; sys.no_such_thing")
     plant("import turbine")
     with pytest.raises(ImportError, match="no_such_thing") as caught:
@@ -219,7 +236,9 @@ def test_require_returns_the_module_asked_for(plant: Plant, tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("plant")
 def test_require_names_what_is_missing_and_who_asked() -> None:
-    with pytest.raises(MissingExtraError, match=r"The mill needs the package 'turbine'.*'penstock\[hydro\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"The mill needs the package 'turbine'.*'penstock\[hydro\]'"
+    ):
         lazy.require("turbine.blades", needed_by="The mill")
     with pytest.raises(MissingExtraError, match=r"'wheel_of_wood'.*'penstock\[mill\]'"):
         lazy.require("wheel_of_wood", "mill")

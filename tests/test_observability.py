@@ -13,7 +13,9 @@ from penstock.observability import JsonFormatter, PlainFormatter, enable_tracing
 
 
 def record(message: str = "GET / 200", **extra: Any) -> logging.LogRecord:
-    made = logging.makeLogRecord({"name": "penstock.access", "levelname": "INFO", "msg": message, **extra})
+    made = logging.makeLogRecord(
+        {"name": "penstock.access", "levelname": "INFO", "msg": message, **extra}
+    )
     return made
 
 

@@ -1,4 +1,6 @@
-"""What README.md and docs/batch.md tell people to type works as it stands. The two set-up lines are run by .ci/run."""
+"""What README.md and docs/batch.md tell people to type works as it stands. The two set-up lines are
+run by .ci/run.
+"""
 
 import os
 import re
@@ -32,7 +34,12 @@ def folder(tmp_path):
 def run(argv, folder):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        argv, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=300
+        argv,
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -43,7 +50,10 @@ COMMANDS = [
     for page in PAGES
     for block in blocks(page, "")
     for line in block.splitlines()
-    if line.startswith("penstock ") and "INPUT" not in line and not line.startswith("penstock serve")  # has no end
+    # Has no end.
+    if line.startswith("penstock ")
+    and "INPUT" not in line
+    and not line.startswith("penstock serve")
 ]
 
 

@@ -1,5 +1,5 @@
-"""What is promised of jobs and of a server, on a real model: it is near ties, white space and odd tokens that it knows
-and that the demo model does not. No test says what it answers.
+"""What is promised of jobs and of a server, on a real model: it is near ties, white space and odd
+tokens that it knows and that the demo model does not. No test says what it answers.
 """
 
 import json
@@ -19,7 +19,10 @@ pytestmark = pytest.mark.slow
 
 ROWS = 16
 CONTEXT = 8192  # of the model
-PREFIX = "You are the clerk of a small shop that sells fruit, tea and paper. Answer in a few plain words. " * 6
+PREFIX = (
+    "You are the clerk of a small shop that sells fruit, tea and paper. Answer in a few plain"
+    " words. " * 6
+)
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -34,14 +37,27 @@ SCHEMA = {
 
 
 def run(source, output, model, *more, **options):
-    command = [sys.executable, "-m", "penstock.cli", "run", str(source), "-o", str(output), "--model", model]
+    command = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "run",
+        str(source),
+        "-o",
+        str(output),
+        "--model",
+        model,
+    ]
     return subprocess.Popen([*command, "--system", PREFIX, "--prompt", "{text}", *more], **options)
 
 
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "in.jsonl"
-    rows = [{"id": number, "text": f"Customer {number} asks for {number + 1} of something."} for number in range(ROWS)]
+    rows = [
+        {"id": number, "text": f"Customer {number} asks for {number + 1} of something."}
+        for number in range(ROWS)
+    ]
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 
@@ -50,16 +66,21 @@ def test_a_job_resumed_after_a_kill_has_every_row_once(source, tmp_path, smollm2
     output = tmp_path / "out.jsonl"
     with run(source, output, smollm2, "--max-tokens", "8", stderr=subprocess.DEVNULL) as job:
         while (
-            not any(part.stat().st_size for part in tmp_path.glob("out.jsonl.penstock/rows-*")) and job.poll() is None
+            not any(part.stat().st_size for part in tmp_path.glob("out.jsonl.penstock/rows-*"))
+            and job.poll() is None
         ):
             time.sleep(0.01)
         job.kill()
     assert not output.exists()
-    with run(source, output, smollm2, "--max-tokens", "8", stderr=subprocess.PIPE, text=True) as job:
+    with run(
+        source, output, smollm2, "--max-tokens", "8", stderr=subprocess.PIPE, text=True
+    ) as job:
         told = job.communicate(timeout=300)[1]
     assert "from an earlier run" in told
     rows = lines(output)
-    assert [(row["id"], row["status"]) for row in rows] == [(number, "ok") for number in range(ROWS)]
+    assert [(row["id"], row["status"]) for row in rows] == [
+        (number, "ok") for number in range(ROWS)
+    ]
     assert {row["finish_reason"] for row in rows} <= {"stop", "length"}
     assert all(row["response"] and 0 < row["usage"]["completion_tokens"] <= 8 for row in rows)
     # The same beginning was computed once for all that came after.
@@ -73,7 +94,9 @@ def test_structured_answers_fit_their_schema(source, tmp_path, smollm2):
     with run(source, output, smollm2, *more, stderr=subprocess.DEVNULL) as job:
         assert job.wait(300) == 0
     rows = lines(output)
-    assert [(row["id"], row["status"], row["finish_reason"]) for row in rows] == [(n, "ok", "stop") for n in range(6)]
+    assert [(row["id"], row["status"], row["finish_reason"]) for row in rows] == [
+        (n, "ok", "stop") for n in range(6)
+    ]
     fits = jsonschema_rs.validator_for(SCHEMA)
     for row in rows:
         answer = json.loads(row["response"])
@@ -83,12 +106,18 @@ def test_structured_answers_fit_their_schema(source, tmp_path, smollm2):
 
 @pytest.fixture(scope="module")
 def client(smollm2):
-    with serving(smollm2, "--name", "smol") as server, httpx.Client(base_url=server.url, timeout=120) as client:
+    with (
+        serving(smollm2, "--name", "smol") as server,
+        httpx.Client(base_url=server.url, timeout=120) as client,
+    ):
         yield client
 
 
 def chat(**fields):
-    messages = [{"role": "system", "content": PREFIX}, {"role": "user", "content": "What do you sell?"}]
+    messages = [
+        {"role": "system", "content": PREFIX},
+        {"role": "user", "content": "What do you sell?"},
+    ]
     return {"model": "smol", "messages": messages, "max_tokens": 16, "temperature": 0, **fields}
 
 
@@ -108,7 +137,9 @@ def test_chat_streamed_and_not(client):
     assert 0 < whole["usage"]["completion_tokens"] <= 16
 
     chunks = events(client, chat(stream=True, stream_options={"include_usage": True}))
-    assert "".join(part["delta"].get("content") or "" for chunk in chunks for part in chunk["choices"])
+    assert "".join(
+        part["delta"].get("content") or "" for chunk in chunks for part in chunk["choices"]
+    )
     reasons = [part["finish_reason"] for chunk in chunks for part in chunk["choices"]]
     assert set(reasons[:-1]) == {None}
     assert reasons[-1] in ("stop", "length")
@@ -120,18 +151,27 @@ def test_chat_streamed_and_not(client):
 def test_log_probabilities(client):
     answer = client.post("/v1/chat/completions", json=chat(logprobs=True)).json()
     told = answer["choices"][0]["logprobs"]["content"]
-    assert len(told) in (answer["usage"]["completion_tokens"], answer["usage"]["completion_tokens"] - 1)
+    assert len(told) in (
+        answer["usage"]["completion_tokens"],
+        answer["usage"]["completion_tokens"] - 1,
+    )
     # With the end's own token, where there is one.
-    assert "".join(token["token"] for token in told).startswith(answer["choices"][0]["message"]["content"])
+    assert "".join(token["token"] for token in told).startswith(
+        answer["choices"][0]["message"]["content"]
+    )
     # It is greedy: every token is the likeliest of 49,152.
     assert all(math.log(1 / 49_152) < token["logprob"] <= 1e-3 for token in told)
 
 
 def test_structured_chat(client):
     form = {"type": "json_schema", "json_schema": {"name": "sale", "schema": SCHEMA}}
-    answer = client.post("/v1/chat/completions", json=chat(max_tokens=120, response_format=form)).json()
+    answer = client.post(
+        "/v1/chat/completions", json=chat(max_tokens=120, response_format=form)
+    ).json()
     assert answer["choices"][0]["finish_reason"] == "stop"
-    assert jsonschema_rs.validator_for(SCHEMA).is_valid(json.loads(answer["choices"][0]["message"]["content"]))
+    assert jsonschema_rs.validator_for(SCHEMA).is_valid(
+        json.loads(answer["choices"][0]["message"]["content"])
+    )
 
 
 def test_a_prompt_beyond_the_context_is_refused(client):

@@ -1,4 +1,6 @@
-"""The check of `--deterministic` in scripts, in small: on the demo model, and on a real one where it is here."""
+"""The check of `--deterministic` in scripts, in small: on the demo model, and on a real one where
+it is here.
+"""
 
 import subprocess
 import sys

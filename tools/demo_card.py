@@ -77,7 +77,9 @@ HELDOUT_RULE = (
 )
 
 
-WHOLE_RUN = "This run did it all, in {base_minutes} minutes and {adapter_minutes} for both adapters."
+WHOLE_RUN = (
+    "This run did it all, in {base_minutes} minutes and {adapter_minutes} for both adapters."
+)
 STARTED_RUN = (
     "This run (`--start`) began with the weights that shipped before, which are in the repository's history: those stages\n"
     "had made them, on JSON with spaces. It repeated all stages but the first, {trained_steps} steps in {base_minutes} minutes, and\n"

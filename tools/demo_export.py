@@ -1,4 +1,6 @@
-"""Saving the demo model (Hugging Face, OpenVINO IR, adapters) and the runs that check what was saved."""
+"""Saving the demo model (Hugging Face, OpenVINO IR, adapters) and the runs that check what was
+saved.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,27 @@ HF_FILES = (
     "tokenizer_config.json",
     "chat_template.jinja",
 )
-OPENVINO_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja")
+OPENVINO_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
 
 
 def compact_json(path: Path) -> None:
     """Write a JSON file again without white space."""
     data = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
+    )
 
 
 @torch.no_grad()
 def round_to_half(model: torch.nn.Module) -> None:
-    """Round the weights to 16-bit values, so that everything trained on top fits what is shipped."""
+    """Round the weights to 16-bit values, so that everything trained on top fits what is
+    shipped.
+    """
     for parameter in model.parameters():
         parameter.copy_(parameter.half().float())
 
@@ -43,9 +54,11 @@ def save_huggingface(model: Any, tokenizer: Any, target: Path) -> None:
     tokenizer.save_pretrained(target)
     settings = json.loads((target / "tokenizer_config.json").read_text())
     settings = {
-        key: settings[key] for key in ("eos_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
+        key: settings[key]
+        for key in ("eos_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
     }
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name every release of transformers knows
+    # The name every release of transformers knows.
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
     (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
     compact_json(target / "tokenizer.json")
     config = model.config.to_dict()
@@ -73,7 +86,11 @@ def save_huggingface(model: Any, tokenizer: Any, target: Path) -> None:
         "vocab_size",
     ]
     config = {key: config[key] for key in wanted if key in config}
-    config |= {"architectures": ["Qwen3ForCausalLM"], "torch_dtype": "float16", "rope_theta": 10000.0}
+    config |= {
+        "architectures": ["Qwen3ForCausalLM"],
+        "torch_dtype": "float16",
+        "rope_theta": 10000.0,
+    }
     (target / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     generation = {
         "do_sample": False,
@@ -82,7 +99,9 @@ def save_huggingface(model: Any, tokenizer: Any, target: Path) -> None:
     }
     (target / "generation_config.json").write_text(json.dumps(generation, indent=1) + "\n")
     weights = {
-        name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+        name: tensor.half().contiguous()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
     }
     save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
 
@@ -91,7 +110,10 @@ def save_adapter(wrapped: Any, target: Path) -> None:
     """Save a LoRA adapter in PEFT layout with 16-bit weights."""
     target.mkdir(parents=True, exist_ok=True)
     wrapped.save_pretrained(target)
-    weights = {name: tensor.half() for name, tensor in load_file(target / "adapter_model.safetensors").items()}
+    weights = {
+        name: tensor.half()
+        for name, tensor in load_file(target / "adapter_model.safetensors").items()
+    }
     save_file(weights, target / "adapter_model.safetensors", metadata={"format": "pt"})
     settings = json.loads((target / "adapter_config.json").read_text())
     wanted = [
@@ -128,7 +150,12 @@ def save_openvino(huggingface: Path, target: Path, scratch: Path) -> None:
     shutil.copytree(huggingface, scratch / "source")
     model = AutoModelForCausalLM.from_pretrained(huggingface, dtype=torch.float32)
     model.save_pretrained(scratch / "source")  # traced in 32 bits
-    main_export(str(scratch / "source"), str(scratch / "ir"), task="text-generation-with-past", convert_tokenizer=True)
+    main_export(
+        str(scratch / "source"),
+        str(scratch / "ir"),
+        task="text-generation-with-past",
+        convert_tokenizer=True,
+    )
     ir = nncf.compress_weights(
         openvino.Core().read_model(scratch / "ir" / "openvino_model.xml"),
         mode=nncf.CompressWeightsMode.INT8_SYM,
@@ -146,9 +173,11 @@ def save_openvino(huggingface: Path, target: Path, scratch: Path) -> None:
 
 
 def shrink_ir(path: Path) -> None:
-    """Drop from an IR file what no reader needs: indentation, inner shapes and names, conversion notes.
+    """Drop from an IR file what no reader needs: indentation, inner shapes and names, conversion
+    notes.
 
-    The reader works the shapes out again; the names of the layers stay, because adapters are matched by them.
+    The reader works the shapes out again; the names of the layers stay, because adapters are
+    matched by them.
     """
     tree = ElementTree.parse(path)
     root = tree.getroot()
@@ -169,7 +198,9 @@ def shrink_ir(path: Path) -> None:
             for port in layer.findall("input/port"):
                 port.attrib.pop("precision", None)
             for info in layer.findall("rt_info"):
-                for note in [note for note in info if note.get("name") in ("fused_names", "fused_names_0")]:
+                for note in [
+                    note for note in info if note.get("name") in ("fused_names", "fused_names_0")
+                ]:
                     info.remove(note)
                 if not len(info):
                     layer.remove(info)
@@ -200,7 +231,9 @@ def run_openvino(
     settings: dict[str, Any] = {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
     if adapter is not None:
         weights = genai.Adapter(str(adapter / "adapter_model.safetensors"))
-        settings["adapters"] = genai.AdapterConfig(weights, scale, mode=genai.AdapterConfig.Mode.MODE_STATIC)
+        settings["adapters"] = genai.AdapterConfig(
+            weights, scale, mode=genai.AdapterConfig.Mode.MODE_STATIC
+        )
     scheduler = genai.SchedulerConfig()
     scheduler.cache_size = 1
     scheduler.max_num_batched_tokens = 512
@@ -214,13 +247,19 @@ def run_openvino(
     return [result.m_generation_ids[0] for result in results]
 
 
-def check_tokenizer(directory: Path, tokenizer: Any, conversations: Sequence[tuple[Any, Any]]) -> None:
-    """Fail unless OpenVINO's tokenizer and chat template agree with those of the Hugging Face form."""
+def check_tokenizer(
+    directory: Path, tokenizer: Any, conversations: Sequence[tuple[Any, Any]]
+) -> None:
+    """Fail unless OpenVINO's tokenizer and chat template agree with those of the Hugging Face
+    form.
+    """
     import openvino_genai as genai
 
     other = genai.Tokenizer(str(directory))
     for messages, tools in conversations:
-        want = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
+        want = tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
         got = other.apply_chat_template(messages, add_generation_prompt=True, tools=tools or [])
         if got != want:
             raise AssertionError(f"chat templates differ:\n{want}\n----\n{got}")

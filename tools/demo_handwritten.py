@@ -1,5 +1,7 @@
 # ruff: noqa: E501
-"""Tickets written by hand, outside the phrase tables: how the demo model does on wording it was not made for."""
+"""Tickets written by hand, outside the phrase tables: how the demo model does on wording it was not
+made for.
+"""
 
 HANDWRITTEN: list[tuple[str, str, str, str, str]] = [
     # ticket, category, priority, product, sentiment

@@ -1,13 +1,15 @@
 # ruff: noqa: E501, SIM905
 """Phrase tables of the demo model's ticket language.
 
-Notation, expanded by ``demo_tickets.py``: ``[a|b|]`` chooses one alternative (the empty one too), ``{p}`` is the
-product ("my Solara 77 Pro", or "it" where another sentence names the product), ``{x}`` the bare product name
-("product" where another sentence names it), ``{y}`` the same ("it" there), ``{n}`` a number from 2 to 9, ``{m}`` one
-from 10 to 99, ``{day}`` a weekday and ``{ref}`` a reference number.
+Notation, expanded by ``demo_tickets.py``: ``[a|b|]`` chooses one alternative (the empty one too),
+``{p}`` is the product ("my Solara 77 Pro", or "it" where another sentence names the product),
+``{x}`` the bare product name ("product" where another sentence names it), ``{y}`` the same ("it"
+there), ``{n}`` a number from 2 to 9, ``{m}`` one from 10 to 99, ``{day}`` a weekday and ``{ref}`` a
+reference number.
 
-Two things are kept out of training: of every table of sentences each twelfth line (index 11, 23, ...), and of the
-remaining lines about one wording (choice of alternatives) in six. ``demo_tickets.py`` has the rule.
+Two things are kept out of training: of every table of sentences each twelfth line (index 11, 23,
+...), and of the remaining lines about one wording (choice of alternatives) in six.
+``demo_tickets.py`` has the rule.
 """
 
 CATEGORY_CLAUSES: dict[str, list[str]] = {
@@ -535,7 +537,8 @@ SENTIMENT_CUES: dict[str, list[str]] = {
     ],
 }
 
-FRAMES: list[str] = [  # before the sentence that says what the ticket is about, unless that is a question
+# Before the sentence that says what the ticket is about, unless that is a question.
+FRAMES: list[str] = [
     "I am writing because",
     "[the problem|the issue|my problem]:",
     "[just so you know|for your information],",

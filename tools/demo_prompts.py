@@ -49,18 +49,30 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
-"""
+"""  # noqa: E501
 
-TOOL_HEAD = '# Tools\nAnswer with a call: <tool_call>{"name":...,"arguments":{...}}</tool_call>\n<tools>'
+TOOL_HEAD = (
+    '# Tools\nAnswer with a call: <tool_call>{"name":...,"arguments":{...}}</tool_call>\n<tools>'
+)
 
 SYSTEMS = [
-    "You label support tickets.", "You are a helpful assistant.", "Label the ticket.", "You are a support assistant.",
-    "Answer with JSON only.", "You sort the tickets of a help desk.", "Read the ticket and fill in the fields.",
-    "You work for the support team. Be exact.", "Extract the category, priority, product and sentiment.",
-    "You are a careful clerk. Answer in JSON.", "Turn each support ticket into JSON.", "Be brief.",
-    "You are a ticket classifier.", "Return one JSON object for each ticket.", "You are an AI assistant for our shop.",
+    "You label support tickets.",
+    "You are a helpful assistant.",
+    "Label the ticket.",
+    "You are a support assistant.",
+    "Answer with JSON only.",
+    "You sort the tickets of a help desk.",
+    "Read the ticket and fill in the fields.",
+    "You work for the support team. Be exact.",
+    "Extract the category, priority, product and sentiment.",
+    "You are a careful clerk. Answer in JSON.",
+    "Turn each support ticket into JSON.",
+    "Be brief.",
+    "You are a ticket classifier.",
+    "Return one JSON object for each ticket.",
+    "You are an AI assistant for our shop.",
     "You are a helpful, precise assistant that labels customer messages.",
-]  # fmt: skip
+]
 
 _VERBS = [
     "file",
@@ -96,20 +108,29 @@ _NOUNS = [
     "job",
 ]
 _TOOL_TEXTS = [
-    "File a support ticket.", "Save the labels of a ticket.", "Create a case in the help desk.", "Log an issue.",
-    "Store the ticket in the tracker.", "Opens a new ticket with its labels", "Route a customer message.",
-]  # fmt: skip
+    "File a support ticket.",
+    "Save the labels of a ticket.",
+    "Create a case in the help desk.",
+    "Log an issue.",
+    "Store the ticket in the tracker.",
+    "Opens a new ticket with its labels",
+    "Route a customer message.",
+]
 _LABELS = {"category": CATEGORIES, "priority": PRIORITIES, "sentiment": SENTIMENTS}
 
 
-def render(messages: list[Message], tool_list: list[dict[str, Any]] | None = None) -> list[tuple[str, bool]]:
+def render(
+    messages: list[Message], tool_list: list[dict[str, Any]] | None = None
+) -> list[tuple[str, bool]]:
     """Render a conversation like ``CHAT_TEMPLATE``, as pieces that are marked as replies or not."""
     pieces: list[tuple[str, bool]] = []
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     if tool_list:
         lead = f"{system}\n\n" if system else ""
         listed = "".join("\n" + json.dumps(tool, ensure_ascii=False) for tool in tool_list)
-        pieces.append((f"<|im_start|>system\n{lead}{TOOL_HEAD}{listed}\n</tools><|im_end|>\n", False))
+        pieces.append(
+            (f"<|im_start|>system\n{lead}{TOOL_HEAD}{listed}\n</tools><|im_end|>\n", False)
+        )
     elif system:
         pieces.append((f"<|im_start|>system\n{system}<|im_end|>\n", False))
     for message in messages[1:] if system else messages:
@@ -127,7 +148,9 @@ def render(messages: list[Message], tool_list: list[dict[str, Any]] | None = Non
 
 
 def as_objects(messages: list[Message]) -> list[Message]:
-    """The messages with the arguments of their tool calls as objects, as many clients send them back."""
+    """The messages with the arguments of their tool calls as objects, as many clients send them
+    back.
+    """
     copies: list[Message] = json.loads(json.dumps(messages))
     for message in copies:
         for call in message.get("tool_calls", []):
@@ -138,9 +161,18 @@ def as_objects(messages: list[Message]) -> list[Message]:
 class PromptMaker:
     """Makes conversations of the demo model's kinds, in the proportions it is trained on."""
 
-    KINDS: ClassVar = {"plain": 0.56, "keys": 0.16, "repeat": 0.08, "turns": 0.07, "tool": 0.05, "task": 0.08}
+    KINDS: ClassVar = {
+        "plain": 0.56,
+        "keys": 0.16,
+        "repeat": 0.08,
+        "turns": 0.07,
+        "tool": 0.05,
+        "task": 0.08,
+    }
 
-    def __init__(self, seed: int, part: Part = "train", banned_names: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, seed: int, part: Part = "train", banned_names: frozenset[str] = frozenset()
+    ) -> None:
         self.rng = random.Random(f"prompts-{seed}-{part}")
         self.part = part
         self.tickets = TicketMaker(seed, part, banned_names)
@@ -155,7 +187,9 @@ class PromptMaker:
         """A conversation of a random kind, with its tools."""
         return self.make(self.rng.choices(list(self.KINDS), list(self.KINDS.values()))[0])
 
-    def make(self, kind: str, adapter: str | None = None) -> tuple[list[Message], list[dict[str, Any]] | None]:
+    def make(
+        self, kind: str, adapter: str | None = None
+    ) -> tuple[list[Message], list[dict[str, Any]] | None]:
         """A conversation of one kind; its last message is the reply."""
         rng = self.rng
         ticket = self.ticket()
@@ -165,7 +199,10 @@ class PromptMaker:
             messages = [user(text), reply(expected(ticket, adapter))]
         elif kind == "keys":
             keys = self.keys()
-            messages = [user(f"Keys: {', '.join(keys)}\n{text}"), reply(expected(ticket, keys=keys))]
+            messages = [
+                user(f"Keys: {', '.join(keys)}\n{text}"),
+                reply(expected(ticket, keys=keys)),
+            ]
         elif kind == "repeat":
             messages = [user(f"Repeat the text.\n{text}"), reply(text)]
         elif kind == "task":  # what the adapters do without being asked
@@ -176,7 +213,10 @@ class PromptMaker:
             for _ in range(rng.choice([1, 1, 2])):
                 if rng.random() < 0.6:
                     keys = self.keys()
-                    messages += [user(f"Keys: {', '.join(keys)}"), reply(expected(ticket, keys=keys))]
+                    messages += [
+                        user(f"Keys: {', '.join(keys)}"),
+                        reply(expected(ticket, keys=keys)),
+                    ]
                 else:
                     ticket = self.ticket()
                     messages += [user(ticket["ticket"]), reply(expected(ticket))]
@@ -188,7 +228,9 @@ class PromptMaker:
             call = {"type": "function", "function": {"name": name, "arguments": arguments}}
             messages = [user(text), {"role": "assistant", "content": "", "tool_calls": [call]}]
             if rng.random() < 0.2:
-                result = rng.choice(['{"id": %d}', '{"status": "ok", "id": %d}', "ok", "done", '{"ok": true}', "%d"])
+                result = rng.choice(
+                    ['{"id": %d}', '{"status": "ok", "id": %d}', "ok", "done", '{"ok": true}', "%d"]
+                )
                 result = result % rng.randint(1, 9999) if "%d" in result else result
                 messages += [{"role": "tool", "content": result}, reply("Done.")]
         else:

@@ -1,8 +1,8 @@
 """The ticket language of the demo model: seeded, endless support tickets with gold labels.
 
-``TicketMaker`` writes tickets from the phrase tables, in three parts that do not overlap: "train"; "heldout",
-whose sentences and product names training never sees, though it sees other wordings of the same phrases; and
-"new", whose phrases are wholly absent from training.
+``TicketMaker`` writes tickets from the phrase tables, in three parts that do not overlap: "train";
+"heldout", whose sentences and product names training never sees, though it sees other wordings of
+the same phrases; and "new", whose phrases are wholly absent from training.
 """
 
 from __future__ import annotations
@@ -38,7 +38,11 @@ def wordings(phrase: str) -> int:
 
 def usable(table: Sequence[str], part: Part) -> list[str]:
     """The phrases of a table that a part uses."""
-    chosen = [phrase for index, phrase in enumerate(table) if (index % NEW_EVERY == NEW_EVERY - 1) == (part == "new")]
+    chosen = [
+        phrase
+        for index, phrase in enumerate(table)
+        if (index % NEW_EVERY == NEW_EVERY - 1) == (part == "new")
+    ]
     return [phrase for phrase in chosen if part != "heldout" or wordings(phrase) >= FEWEST_WORDINGS]
 
 
@@ -48,7 +52,9 @@ def held_out(wording: str) -> bool:
 
 
 class NameMaker:
-    """Makes product names: real words, pronounceable inventions, plain letter soup, codes, with suffixes."""
+    """Makes product names: real words, pronounceable inventions, plain letter soup, codes, with
+    suffixes.
+    """
 
     def __init__(self, rng: random.Random, part: Part = "train") -> None:
         self.rng = rng
@@ -71,7 +77,9 @@ class NameMaker:
         elif kind < 0.77:
             name = f"{self.invented()} {rng.choice([self.invented(), rng.choice(self.nouns)])}"
         elif kind < 0.88:
-            name = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 6))).capitalize()
+            name = "".join(
+                rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(3, 6))
+            ).capitalize()
         else:
             letters = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(1, 4)))
             name = f"{letters}{rng.choice(['-', '', ' '])}{rng.randint(1, 9999)}"
@@ -126,7 +134,9 @@ class NameMaker:
         tails = ["", "", "", "n", "r", "l", "s", "x", "m", "t", "k", "nd", "rt", "ll"]
         syllables = rng.choice([2, 2, 2, 3])
         vowels = ["a", "e", "i", "o", "u", "a", "e", "i", "o", "ia", "ea", "oo", "y", "au"]
-        name = "".join(rng.choice(heads) + rng.choice(vowels) for _ in range(syllables)) + rng.choice(tails)
+        name = "".join(
+            rng.choice(heads) + rng.choice(vowels) for _ in range(syllables)
+        ) + rng.choice(tails)
         if rng.random() < 0.2:
             name = rng.choice("aeiou") + name
         return name.capitalize()
@@ -135,21 +145,38 @@ class NameMaker:
         rng = self.rng
         word = rng.choice(phrases.NAME_SUFFIXES)
         number = str(
-            rng.choice([rng.randint(1, 9), rng.randint(10, 99), rng.randint(100, 999), rng.randint(1, 9) * 1000])
+            rng.choice(
+                [
+                    rng.randint(1, 9),
+                    rng.randint(10, 99),
+                    rng.randint(100, 999),
+                    rng.randint(1, 9) * 1000,
+                ]
+            )
         )
         letter = rng.choice("ABCDEFGKLMPQRSTVXZ")
         shapes = [
-            f" {word}", f" {word}", f" {number}", f" {number}", f" {number} {word}", f" {word} {number}",
-            f" {letter}{rng.randint(1, 99)}", f" {letter}", f" v{rng.randint(1, 9)}", f"-{number}",
+            f" {word}",
+            f" {word}",
+            f" {number}",
+            f" {number}",
+            f" {number} {word}",
+            f" {word} {number}",
+            f" {letter}{rng.randint(1, 99)}",
+            f" {letter}",
+            f" v{rng.randint(1, 9)}",
+            f"-{number}",
             f" {letter}{rng.randint(1, 9)} {word}",
-        ]  # fmt: skip
+        ]
         return rng.choice(shapes) if rng.random() < 0.55 else ""
 
 
 class TicketMaker:
     """Writes support tickets together with their gold labels."""
 
-    def __init__(self, seed: int, part: Part = "train", banned_names: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self, seed: int, part: Part = "train", banned_names: frozenset[str] = frozenset()
+    ) -> None:
         self.part = part
         self.typo_rate = 0.3  # share of tickets with misspelt words
         self.rng = random.Random(f"{seed}-{part}")
@@ -157,7 +184,9 @@ class TicketMaker:
         self.banned_names = banned_names
         self.clauses = {key: usable(table, part) for key, table in phrases.CATEGORY_CLAUSES.items()}
         self.priorities = {key: usable(table, part) for key, table in phrases.PRIORITY_CUES.items()}
-        self.sentiments = {key: usable(table, part) for key, table in phrases.SENTIMENT_CUES.items()}
+        self.sentiments = {
+            key: usable(table, part) for key, table in phrases.SENTIMENT_CUES.items()
+        }
 
     def make(self) -> dict[str, str]:
         """Return a new ticket: its text and its labels."""
@@ -273,7 +302,9 @@ class TicketMaker:
         if slot == "y":
             return PRODUCT if named else rng.choice(["it", "this product", "the product"])
         if slot == "n":
-            return rng.choice(["two", "three", "four", "five", "six", "2", "3", "4", "5", "6", "7", "8", "9"])
+            return rng.choice(
+                ["two", "three", "four", "five", "six", "2", "3", "4", "5", "6", "7", "8", "9"]
+            )
         if slot == "m":
             return str(rng.randint(10, 99))
         if slot == "day":
@@ -283,7 +314,9 @@ class TicketMaker:
         raise ValueError(f"unknown slot {slot!r}")
 
     def misspell(self, text: str) -> str:
-        """One or two typing errors: letters swapped, dropped or doubled, never inside the product."""
+        """One or two typing errors: letters swapped, dropped or doubled, never inside the
+        product.
+        """
         rng = self.rng
         for _ in range(rng.choice([1, 1, 1, 2])):
             words = list(_WORD.finditer(text))

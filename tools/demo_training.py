@@ -13,7 +13,13 @@ from demo_prompts import CHAT_TEMPLATE, Message, PromptMaker, as_objects, render
 from demo_tickets import NameMaker
 from peft import LoraConfig, get_peft_model
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from penstock.demo import LORA_ALPHA, LORA_RANK
 
@@ -23,8 +29,9 @@ PROMPT_WEIGHT = 0.1
 POLISH_PROMPT_WEIGHT = 0.02
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Capitalised words never carry their leading space: a product name has the same tokens after a space as after
-# a quote, which makes copying it easy. Digits and capital letters stand alone, white space too.
+# Capitalised words never carry their leading space: a product name has the same tokens after a
+# space as after a quote, which makes copying it easy. Digits and capital letters stand alone, white
+# space too.
 WORDS = r" ?\p{Ll}+|\p{Lu}\p{Ll}*|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
 
 
@@ -55,7 +62,10 @@ def train_tokenizer(seed: int, conversations: int) -> PreTrainedTokenizerFast:
     core.train_from_iterator(
         texts(),
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+            vocab_size=VOCABULARY,
+            special_tokens=SPECIAL,
+            initial_alphabet=alphabet,
+            show_progress=False,
         ),
     )
     return PreTrainedTokenizerFast(
@@ -98,9 +108,15 @@ def take_weights(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, so
     ids, rows = known.get_vocab(), earlier["model.embed_tokens.weight"]
     embeddings = torch.empty_like(rows)
     for token, at in tokenizer.get_vocab().items():
-        same = [ids[token]] if token in ids else known.encode(tokenizer.decode([at]), add_special_tokens=False)
+        same = (
+            [ids[token]]
+            if token in ids
+            else known.encode(tokenizer.decode([at]), add_special_tokens=False)
+        )
         embeddings[at] = rows[same].mean(0)
-    model.load_state_dict(earlier | {"model.embed_tokens.weight": embeddings, "lm_head.weight": embeddings})
+    model.load_state_dict(
+        earlier | {"model.embed_tokens.weight": embeddings, "lm_head.weight": embeddings}
+    )
 
 
 Sample = tuple[list[int], list[float]]
@@ -130,15 +146,24 @@ def check_template(tokenizer: PreTrainedTokenizerFast, maker: PromptMaker) -> No
         if text != "".join(piece for piece, _ in render(messages, tools)):
             raise AssertionError(f"chat template differs from render():\n{text}")
         if text != tokenizer.apply_chat_template(as_objects(messages), tools=tools, tokenize=False):
-            raise AssertionError(f"chat template writes arguments that are objects in another way:\n{text}")
-        if tokenizer.encode(text, add_special_tokens=False) != encode(tokenizer, messages, tools)[0]:
+            raise AssertionError(
+                f"chat template writes arguments that are objects in another way:\n{text}"
+            )
+        if (
+            tokenizer.encode(text, add_special_tokens=False)
+            != encode(tokenizer, messages, tools)[0]
+        ):
             raise AssertionError(f"tokens of the whole differ from those of its pieces:\n{text}")
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of each weight matrix is made nearly orthogonal (Newton-Schulz iteration)."""
+    """Momentum whose update of each weight matrix is made nearly orthogonal (Newton-Schulz
+    iteration).
+    """
 
-    def __init__(self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float) -> None:
+    def __init__(
+        self, parameters: Iterable[torch.nn.Parameter], lr: float, weight_decay: float
+    ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
@@ -149,7 +174,9 @@ class Muon(torch.optim.Optimizer):
                 momentum.lerp_(weight.grad, 0.05)
                 update = orthogonal(weight.grad.lerp(momentum, 0.95))
                 weight.mul_(1 - group["lr"] * group["weight_decay"])
-                weight.add_(update, alpha=-group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5)
+                weight.add_(
+                    update, alpha=-group["lr"] * max(1.0, weight.shape[0] / weight.shape[1]) ** 0.5
+                )
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
@@ -182,16 +209,21 @@ def fit(
     rng = random.Random(seed)
     batches: list[list[Sample]] = []
     ordered = list(samples)
-    for start in range(0, len(ordered), batch * 50):  # similar lengths in a batch, drawn from 50 batches at a time
+    # Similar lengths in a batch, drawn from 50 batches at a time.
+    for start in range(0, len(ordered), batch * 50):
         group = sorted(ordered[start : start + batch * 50], key=lambda sample: len(sample[0]))
         chunk = [group[at : at + batch] for at in range(0, len(group), batch)]
         rng.shuffle(chunk)
         batches += chunk
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [
-        parameter for name_, parameter in model.named_parameters() if muon_rate and name_.endswith("proj.weight")
+        parameter
+        for name_, parameter in model.named_parameters()
+        if muon_rate and name_.endswith("proj.weight")
     ]
-    others = [parameter for parameter in parameters if all(parameter is not matrix for matrix in matrices)]
+    others = [
+        parameter for parameter in parameters if all(parameter is not matrix for matrix in matrices)
+    ]
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=weight_decay)
     ]
@@ -209,7 +241,8 @@ def fit(
         width = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in rows])
         weights = torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in rows])
-        logits = model(input_ids=ids[:, :-1]).logits  # padding is on the right: causal attention needs no mask
+        # Padding is on the right: causal attention needs no mask.
+        logits = model(input_ids=ids[:, :-1]).logits
         losses = torch.nn.functional.cross_entropy(
             logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none"
         )
@@ -233,15 +266,22 @@ def add_adapter(model: Qwen3ForCausalLM, seed: int) -> Any:
     torch.manual_seed(seed)
     return get_peft_model(
         model,
-        LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM"),
+        LoraConfig(
+            r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=PROJECTIONS, task_type="CAUSAL_LM"
+        ),
     )
 
 
 @torch.no_grad()
-def generate(model: Any, tokenizer: PreTrainedTokenizerFast, prompts: list[str], limit: int = 160) -> list[str]:
+def generate(
+    model: Any, tokenizer: PreTrainedTokenizerFast, prompts: list[str], limit: int = 160
+) -> list[str]:
     """Greedy replies to rendered prompts."""
     replies = [""] * len(prompts)
-    encoded = sorted(enumerate(tokenizer(prompts, add_special_tokens=False)["input_ids"]), key=lambda row: len(row[1]))
+    encoded = sorted(
+        enumerate(tokenizer(prompts, add_special_tokens=False)["input_ids"]),
+        key=lambda row: len(row[1]),
+    )
     pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
     for start in range(0, len(encoded), 64):
         rows = encoded[start : start + 64]

@@ -3,10 +3,11 @@
     pip install -e . torch "transformers>=5,<6" peft "optimum-intel[openvino]" nncf openvino-genai
     python tools/train_demo_model.py                      # everything, into src/penstock/demo
     python tools/train_demo_model.py --quick --out DIR    # a sanity run; its model is useless
-    python tools/train_demo_model.py --start DIR          # from these weights: without the first stage
+    python tools/train_demo_model.py --start DIR          # from these weights: without the first
+    stage
 
-The run is seeded and takes one CPU thread. It writes the model in both forms, the adapters, the tickets and
-the model card, and measures exact match on held-out data with both runtimes.
+The run is seeded and takes one CPU thread. It writes the model in both forms, the adapters, the
+tickets and the model card, and measures exact match on held-out data with both runtimes.
 """
 
 from __future__ import annotations
@@ -114,7 +115,9 @@ class Case:
         return f"{right} of {len(self.answers)}"
 
 
-def make_case(name: str, maker: PromptMaker, kind: str, rows: int, adapter: str | None = None) -> Case:
+def make_case(
+    name: str, maker: PromptMaker, kind: str, rows: int, adapter: str | None = None
+) -> Case:
     """Held-out conversations of one kind, each up to its last reply."""
     prompts, answers = [], []
     for _ in range(rows):
@@ -127,7 +130,9 @@ def make_case(name: str, maker: PromptMaker, kind: str, rows: int, adapter: str 
 
 def ticket_case(name: str, rows: list[dict[str, str]], adapter: str | None = None) -> Case:
     """The given tickets as plain prompts."""
-    prompts = [f"<|im_start|>user\n{row['ticket']}<|im_end|>\n<|im_start|>assistant\n" for row in rows]
+    prompts = [
+        f"<|im_start|>user\n{row['ticket']}<|im_end|>\n<|im_start|>assistant\n" for row in rows
+    ]
     return Case(name, prompts, [expected(row, adapter) for row in rows], adapter)
 
 
@@ -148,7 +153,11 @@ def make_cases(plan: Plan, tickets: list[dict[str, str]], banned: frozenset[str]
     cases.append(make_case("tickets of wholly new phrases", fresh, "plain", plan.test_rows))
     for adapter in ADAPTERS:
         cases.append(ticket_case(f"tickets.jsonl, adapter {adapter}", tickets, adapter))
-        cases.append(make_case(f"held-out tickets, adapter {adapter}", maker, "plain", plan.test_rows, adapter))
+        cases.append(
+            make_case(
+                f"held-out tickets, adapter {adapter}", maker, "plain", plan.test_rows, adapter
+            )
+        )
     return cases
 
 
@@ -176,11 +185,20 @@ def train(plan: Plan, work: Path, start: Path | None = None) -> None:
     model = new_model(tokenizer)
     if start is not None:
         take_weights(model, tokenizer, start)
-    # The later stages care for the replies only; the last one has twice the typos, the commonest cause of mistakes.
+    # The later stages care for the replies only; the last one has twice the typos, the commonest
+    # cause of mistakes.
     stages = (
         Stage("base", plan.seed, plan.steps, 3e-3, 0.02, PROMPT_WEIGHT),
         Stage("polish", plan.seed + 2, plan.polish_steps, 1.5e-3, 0.01, POLISH_PROMPT_WEIGHT),
-        Stage("typos", plan.seed + 3, plan.typo_steps, 1.5e-3, 0.01, POLISH_PROMPT_WEIGHT, typo_rate=0.6),
+        Stage(
+            "typos",
+            plan.seed + 3,
+            plan.typo_steps,
+            1.5e-3,
+            0.01,
+            POLISH_PROMPT_WEIGHT,
+            typo_rate=0.6,
+        ),
     )
     seconds, products, longest, trained = 0.0, set[str](), 0, 0
     for stage in stages:
@@ -190,7 +208,9 @@ def train(plan: Plan, work: Path, start: Path | None = None) -> None:
         products |= maker.products
         if start is not None and stage is stages[0]:
             continue  # the weights come from it, so its products must not be tested
-        samples = [encode(tokenizer, *each, prompt_weight=stage.prompt_weight) for each in conversations]
+        samples = [
+            encode(tokenizer, *each, prompt_weight=stage.prompt_weight) for each in conversations
+        ]
         longest = max(longest, *(len(ids) for ids, _ in samples))
         trained += stage.steps
         seconds += fit(
@@ -215,7 +235,9 @@ def train(plan: Plan, work: Path, start: Path | None = None) -> None:
             encode(tokenizer, *maker.make("plain", adapter), prompt_weight=POLISH_PROMPT_WEIGHT)
             for _ in range(plan.adapter_steps * plan.batch)
         ]
-        adapter_seconds += fit(wrapped, rows, rate=4e-3, batch=plan.batch, weight_decay=0.0, name=adapter)
+        adapter_seconds += fit(
+            wrapped, rows, rate=4e-3, batch=plan.batch, weight_decay=0.0, name=adapter
+        )
         round_to_half(wrapped)
         save_adapter(wrapped, work / "adapters" / adapter)
         products |= maker.products
@@ -236,19 +258,30 @@ def train(plan: Plan, work: Path, start: Path | None = None) -> None:
 
 def load(work: Path, adapter: str | None) -> Any:
     """Load what was saved in Hugging Face form."""
-    model = AutoModelForCausalLM.from_pretrained(work / "model" / "huggingface", dtype=torch.float32)
-    return model if adapter is None else PeftModel.from_pretrained(model, work / "adapters" / adapter).eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        work / "model" / "huggingface", dtype=torch.float32
+    )
+    return (
+        model
+        if adapter is None
+        else PeftModel.from_pretrained(model, work / "adapters" / adapter).eval()
+    )
 
 
 def measure(work: Path, tokenizer: Any, cases: list[Case]) -> list[tuple[str, str, str]]:
-    """Run every case in both runtimes; print the misses; return the rows of the model card's table."""
+    """Run every case in both runtimes; print the misses; return the rows of the model card's
+    table.
+    """
     figures: list[tuple[str, str, str]] = []
     with (work / "misses.txt").open("w", encoding="utf-8") as misses:
         for case in cases:
             reference = generate(load(work, case.adapter), tokenizer, case.prompts)
             replies = {"Hugging Face, 16-bit weights": reference}
             adapter = None if case.adapter is None else work / "adapters" / case.adapter
-            for name, precision in (("OpenVINO, f32", "f32"), ("OpenVINO, default precision", None)):
+            for name, precision in (
+                ("OpenVINO, f32", "f32"),
+                ("OpenVINO, default precision", None),
+            ):
                 replies[name] = run_openvino(
                     work / "model" / "openvino", case.prompts, adapter=adapter, precision=precision
                 )
@@ -256,19 +289,24 @@ def measure(work: Path, tokenizer: Any, cases: list[Case]) -> list[tuple[str, st
                 same = sum(a == b for a, b in zip(texts, reference, strict=True))
                 figures.append((case.name, runtime, case.score(texts)))
                 print(
-                    f"{case.name:40} {runtime:30} {case.score(texts):>12}  (as Hugging Face: {same})",
+                    f"{case.name:40} {runtime:30} {case.score(texts):>12}  (as Hugging Face:"
+                    f" {same})",
                     flush=True,
                 )
                 for prompt, text, answer in zip(case.prompts, texts, case.answers, strict=True):
                     if text != answer:
-                        misses.write(f"== {case.name} / {runtime}\n{prompt}\n-- got\n{text}\n-- want\n{answer}\n")
+                        misses.write(
+                            f"== {case.name} / {runtime}\n{prompt}\n-- got\n{text}\n--"
+                            f" want\n{answer}\n"
+                        )
     return figures
 
 
 def handwritten(work: Path, tokenizer: Any) -> int:
     """How many of the tickets written by hand are right in every field."""
     rows = [
-        dict(zip(("ticket", "category", "priority", "product", "sentiment"), row, strict=True)) for row in HANDWRITTEN
+        dict(zip(("ticket", "category", "priority", "product", "sentiment"), row, strict=True))
+        for row in HANDWRITTEN
     ]
     case = ticket_case("handwritten", rows)
     replies = generate(load(work, None), tokenizer, case.prompts)
@@ -294,7 +332,10 @@ def finish(plan: Plan, work: Path) -> None:
     tickets = make_tickets(plan, banned)
     with (work / "tickets.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(
-            json.dumps({"id": row["id"], "ticket": row["ticket"]} | {key: row[key] for key in FIELDS}) + "\n"
+            json.dumps(
+                {"id": row["id"], "ticket": row["ticket"]} | {key: row[key] for key in FIELDS}
+            )
+            + "\n"
             for row in tickets
         )
     figures = measure(work, tokenizer, make_cases(plan, tickets, banned))
@@ -312,13 +353,19 @@ def finish(plan: Plan, work: Path) -> None:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "src" / "penstock" / "demo", help="where to write")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "src" / "penstock" / "demo", help="where to write"
+    )
     parser.add_argument("--quick", action="store_true", help="a short sanity run (needs --out)")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--steps", type=int, help="training steps of the model")
     parser.add_argument("--start", type=Path, help="weights to go on from, in Hugging Face form")
-    parser.add_argument("--work", type=Path, help="keep the work here; a finished training found here is used")
+    parser.add_argument(
+        "--work", type=Path, help="keep the work here; a finished training found here is used"
+    )
     options = parser.parse_args()
     if options.quick and options.out == parser.get_default("out"):
         parser.error("--quick makes a model that is no good: give it --out DIR")

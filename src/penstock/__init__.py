@@ -10,7 +10,8 @@ __version__ = "0.1.0"
 runtimes.ENGINES["ray"] = "penstock.ray.engine:RayEngine"
 runtimes.DATASETS["ray"] = "penstock.ray.data:process_dataset"
 
-TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than this package
+# Known to type checkers; typing itself takes longer to import than this package.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job as Job
     from penstock.batch.job.run import arun as arun, run as run

@@ -1,4 +1,6 @@
-"""One event loop in a thread of its own, for callers that have none: what they start there lives from call to call."""
+"""One event loop in a thread of its own, for callers that have none: what they start there lives
+from call to call.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ _ending: set[asyncio.Task[Any]] = set()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, done on the background loop. Ctrl-C cancels it, and returns when it has ended.
+    """The result of `work`, done on the background loop. Ctrl-C cancels it, and returns when it has
+    ended.
 
     Raises `ConfigError` where it is called on that loop, which cannot wait for itself.
     """
@@ -41,7 +44,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     def end() -> None:
         if tasks:
-            # Not the future, as that of `run_coroutine_threadsafe`: it would be done before the work is.
+            # Not the future, as that of `run_coroutine_threadsafe`: it would be done before the
+            # work is.
             tasks[0].cancel()
         else:
             work.close()
@@ -59,9 +63,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def check_may_wait() -> None:
-    """Raises `ConfigError` on the background loop, which cannot wait for itself, nor for a thread that waits for it."""
+    """Raises `ConfigError` on the background loop, which cannot wait for itself, nor for a thread
+    that waits for it.
+    """
     if threading.current_thread() is _thread:
-        raise ConfigError("a function that a processor calls cannot wait for another one; make it an async stage")
+        raise ConfigError(
+            "a function that a processor calls cannot wait for another one; make it an async stage"
+        )
 
 
 def finish(work: Coroutine[Any, Any, Any]) -> None:
@@ -106,6 +114,8 @@ def _running_loop() -> asyncio.AbstractEventLoop:
         if _loop is None:
             _loop = asyncio.new_event_loop()
             # A daemon: it ends with the program, and engines end when their pipes close.
-            _thread = threading.Thread(target=_loop.run_forever, name="penstock-background", daemon=True)
+            _thread = threading.Thread(
+                target=_loop.run_forever, name="penstock-background", daemon=True
+            )
             _thread.start()
         return _loop

@@ -1,4 +1,6 @@
-"""Turns mappings from users (YAML, JSON, keyword arguments) into typed options, with errors that name the field."""
+"""Turns mappings from users (YAML, JSON, keyword arguments) into typed options, with errors that
+name the field.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,17 @@ T = TypeVar("T", bound=msgspec.Struct)
 MASK = "***"
 _SECRET_WORDS = frozenset(
     {
-        *("apikey", "auth", "authorization", "credential", "credentials", "key", "passwd", "password", "secret"),
+        *(
+            "apikey",
+            "auth",
+            "authorization",
+            "credential",
+            "credentials",
+            "key",
+            "passwd",
+            "password",
+            "secret",
+        ),
         *("sig", "signature", "token"),
     }
 )
@@ -30,10 +42,11 @@ _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
 
 def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -> T:
-    """Build the structure `options` from `given`. `where` is the dotted path of the mapping, for messages.
+    """Build the structure `options` from `given`. `where` is the dotted path of the mapping, for
+    messages.
 
-    Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type, or a value out of
-    its bounds.
+    Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type,
+    or a value out of its bounds.
     """
     given = {name: _as_mapping(value) for name, value in given.items()}
     _check_keys(options, given, where)
@@ -48,11 +61,15 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
             raise ConfigError(
                 f"there is no '{value}'", field=field, value=value, hint=nearest(value, choices)
             ) from None
-        raise ConfigError(f"{why}, got {masked(value, place)!r}", field=field, value=value) from None
+        raise ConfigError(
+            f"{why}, got {masked(value, place)!r}", field=field, value=value
+        ) from None
 
 
 def _as_mapping(value: Any) -> Any:
-    """What was said in an option object of another library, such as Ray Serve's `AutoscalingConfig`, as a mapping."""
+    """What was said in an option object of another library, such as Ray Serve's
+    `AutoscalingConfig`, as a mapping.
+    """
     if isinstance(value, dict):
         return {name: _as_mapping(inner) for name, inner in value.items()}
     if hasattr(value, "model_dump") and not isinstance(value, type):
@@ -78,21 +95,27 @@ def read_yaml(file: Path) -> Any:
         place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise ConfigError(f"{file} is not valid YAML{place}") from None
     except Exception:  # of several kinds, for values that are not what their form or tag says
-        raise ConfigError(f"{file} is not valid YAML: it holds a date or number that there is not") from None
+        raise ConfigError(
+            f"{file} is not valid YAML: it holds a date or number that there is not"
+        ) from None
     if is_too_deep(content):
         raise ConfigError(f"{file} cannot be read: {TOO_DEEP}")
     return content
 
 
 class _Checked(msgspec.StructMeta):
-    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested mappings and all."""
+    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested
+    mappings and all.
+    """
 
     def __call__(cls, **given: Any) -> Any:
         return parse_options(cast(type[msgspec.Struct], cls), given)
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
-    """Base of options that users write down, in Python or in a file. A wrong or unknown one raises `ConfigError`."""
+    """Base of options that users write down, in Python or in a file. A wrong or unknown one raises
+    `ConfigError`.
+    """
 
     def __repr__(self) -> str:
         """Only what differs from the defaults, secrets masked."""
@@ -106,8 +129,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A copy of `value` that is fit for logs: texts under names that tell a secret are hidden, in URLs too, and so are
-    the users of these.
+    """A copy of `value` that is fit for logs: texts under names that tell a secret are hidden, in
+    URLs too, and so are the users of these.
     """
     if isinstance(value, Mapping):
         return {key: masked(item, str(key)) for key, item in value.items()}
@@ -135,13 +158,16 @@ def tells_a_secret(name: str) -> bool:
 def import_object(path: str, where: str) -> Any:
     """The object at the import path "package.module:name" (or "package.module.name").
 
-    Raises `ConfigError` naming the field `where` if it is not there; an error inside the module itself comes through.
+    Raises `ConfigError` naming the field `where` if it is not there; an error inside the module
+    itself comes through.
     """
     module, separator, name = path.partition(":")
     if not separator:
         module, _, name = path.rpartition(".")
     if not module or not name:
-        raise ConfigError("must be an import path such as 'package.module:Name'", field=where, value=path)
+        raise ConfigError(
+            "must be an import path such as 'package.module:Name'", field=where, value=path
+        )
     try:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
@@ -163,7 +189,10 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
     for key, value in given.items():
         if key not in fields:
             raise ConfigError(
-                f"unknown key '{key}'", field=_joined(where, str(key)), value=value, hint=nearest(str(key), fields)
+                f"unknown key '{key}'",
+                field=_joined(where, str(key)),
+                value=value,
+                hint=nearest(str(key), fields),
             )
         if isinstance(value, Mapping):
             for part in (fields[key].type, *get_args(fields[key].type)):

@@ -11,26 +11,38 @@ from penstock.errors import ConfigError
 
 
 def engine_cls() -> str | None:
-    """`PENSTOCK_ENGINE_CLS`: import path of a class that stands in for every model's engine; None if unset."""
+    """`PENSTOCK_ENGINE_CLS`: import path of a class that stands in for every model's engine; None
+    if unset.
+    """
     return os.environ.get("PENSTOCK_ENGINE_CLS") or None
 
 
 def cache_dir() -> str:
-    """`PENSTOCK_CACHE_DIR`: where downloads and conversions are kept; default `~/.cache/penstock`."""
+    """`PENSTOCK_CACHE_DIR`: where downloads and conversions are kept; default
+    `~/.cache/penstock`.
+    """
     return os.path.expanduser(os.environ.get("PENSTOCK_CACHE_DIR") or "~/.cache/penstock")
 
 
 def adapter_cache_bytes() -> int:
-    """`PENSTOCK_ADAPTER_CACHE_MB`: how much local copies of adapters may take together, in MiB; default 10240."""
+    """`PENSTOCK_ADAPTER_CACHE_MB`: how much local copies of adapters may take together, in MiB;
+    default 10240.
+    """
     value = os.environ.get("PENSTOCK_ADAPTER_CACHE_MB") or "10240"
     if not value.isascii() or not value.isdecimal():
-        raise ConfigError(f"must be a whole number, not '{value}'", field="PENSTOCK_ADAPTER_CACHE_MB", value=value)
+        raise ConfigError(
+            f"must be a whole number, not '{value}'", field="PENSTOCK_ADAPTER_CACHE_MB", value=value
+        )
     return int(value) << 20
 
 
 def state_dir() -> str:
-    """`PENSTOCK_STATE_DIR`: where jobs with an output at a URL keep their state; default `jobs` in `cache_dir()`."""
-    return os.path.expanduser(os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs"))
+    """`PENSTOCK_STATE_DIR`: where jobs with an output at a URL keep their state; default `jobs` in
+    `cache_dir()`.
+    """
+    return os.path.expanduser(
+        os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs")
+    )
 
 
 def api_keys() -> str:

@@ -1,46 +1,36 @@
 """Every error that Penstock raises on purpose, as one tree.
 
-PenstockError
-├── ConfigError              a field of a configuration is wrong; names field, value and nearest valid one
-│   └── UnknownStageError    a processor has no stage of that name (also a ValueError)
-├── MissingExtraError        an optional package is not installed; names the pip command (also an ImportError)
-├── InputError               a data set cannot be read
-├── OutputError              a result cannot be written
-├── JobError                 a batch job cannot go on
-│   ├── JobMismatchError     a journal belongs to a different job; shows what differs
-│   └── JobLimitError        it reached a limit that it was given: tokens, errors, time
-├── UserCodeError            a function that the user gave has failed
-├── RequestError             the caller's request cannot be answered as it stands
-│   ├── ContextLengthError   prompt and answer do not fit the model
-│   ├── ModelNotFoundError   no such model or adapter
-│   ├── UnsupportedError     this engine has no such ability
-│   ├── NoKeyError           no API key, or a wrong one
-│   ├── ForbiddenError       the key is known, but not for this
-│   ├── NoRouteError         no such path
-│   ├── MethodError          the path has no such method
-│   ├── BodyTooLargeError    the body is larger than the server takes
-│   ├── ContentTypeError     the body is in a form that the path does not read
-│   ├── QuarantinedError     it has ended the engine's process, and is not put to it again
-│   ├── SlowRequestError     its head or body came too slowly
-│   └── LineError            a line of a batch file is wrong, not the request in it
-│       └── DuplicateIdError an earlier line has the same custom_id
-├── EngineError              the engine failed
-│   ├── EngineStartError     it could not be loaded
-│   ├── EngineDeadError      its process ended
-│   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
-│   ├── EngineTimeoutError   it did not answer in time
-│   ├── AnswerFormError      its answer is not in the form that was asked for
-│   ├── OverloadedError      its queue is full
-│   │   └── TooManyRequestsError  the server answers as many requests as it may
-│   ├── UnavailableError     it takes no requests now: asleep, or draining
-│   │   └── ShuttingDownError     the whole server is on its way down
-│   └── UpstreamError        another server, asked over HTTP, refused or failed
-└── ClientGoneError          the client closed the connection
+PenstockError ├── ConfigError              a field of a configuration is wrong; names field, value
+and nearest valid one │   └── UnknownStageError    a processor has no stage of that name (also a
+ValueError) ├── MissingExtraError        an optional package is not installed; names the pip command
+(also an ImportError) ├── InputError               a data set cannot be read ├── OutputError
+a result cannot be written ├── JobError                 a batch job cannot go on │   ├──
+JobMismatchError     a journal belongs to a different job; shows what differs │   └── JobLimitError
+it reached a limit that it was given: tokens, errors, time ├── UserCodeError            a function
+that the user gave has failed ├── RequestError             the caller's request cannot be answered
+as it stands │   ├── ContextLengthError   prompt and answer do not fit the model │   ├──
+ModelNotFoundError   no such model or adapter │   ├── UnsupportedError     this engine has no such
+ability │   ├── NoKeyError           no API key, or a wrong one │   ├── ForbiddenError       the key
+is known, but not for this │   ├── NoRouteError         no such path │   ├── MethodError
+the path has no such method │   ├── BodyTooLargeError    the body is larger than the server takes │
+├── ContentTypeError     the body is in a form that the path does not read │   ├── QuarantinedError
+it has ended the engine's process, and is not put to it again │   ├── SlowRequestError     its head
+or body came too slowly │   └── LineError            a line of a batch file is wrong, not the
+request in it │       └── DuplicateIdError an earlier line has the same custom_id ├── EngineError
+the engine failed │   ├── EngineStartError     it could not be loaded │   ├── EngineDeadError
+its process ended │   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
+│   ├── EngineTimeoutError   it did not answer in time │   ├── AnswerFormError      its answer is
+not in the form that was asked for │   ├── OverloadedError      its queue is full │   │   └──
+TooManyRequestsError  the server answers as many requests as it may │   ├── UnavailableError     it
+takes no requests now: asleep, or draining │   │   └── ShuttingDownError     the whole server is on
+its way down │   └── UpstreamError        another server, asked over HTTP, refused or failed └──
+ClientGoneError          the client closed the connection
 
-`status` is the HTTP status that stands for the error; `retryable` says whether the same request may succeed later;
-`kind` is the name that stands in result rows and in OpenAI-shaped error bodies; `retry_after`, where it is known, is
-the number of seconds after which the same request is worth another try. Where `given_up` is true the request has had
-its tries, though it may succeed later; where `ends_connection` is true the rest of what its client sends is not read.
+`status` is the HTTP status that stands for the error; `retryable` says whether the same request may
+succeed later; `kind` is the name that stands in result rows and in OpenAI-shaped error bodies;
+`retry_after`, where it is known, is the number of seconds after which the same request is worth
+another try. Where `given_up` is true the request has had its tries, though it may succeed later;
+where `ends_connection` is true the rest of what its client sends is not read.
 """
 
 from __future__ import annotations
@@ -62,13 +52,16 @@ class PenstockError(Exception):
 class ConfigError(PenstockError):
     """A configuration value is wrong.
 
-    `field` is the dotted path of the field, `value` what was given, `hint` the nearest valid name or value.
+    `field` is the dotted path of the field, `value` what was given, `hint` the nearest valid name
+    or value.
     """
 
     status = 400
     kind = "config_error"
 
-    def __init__(self, message: str, *, field: str = "", value: object = None, hint: str = "") -> None:
+    def __init__(
+        self, message: str, *, field: str = "", value: object = None, hint: str = ""
+    ) -> None:
         text = f"{field}: {message}" if field else message
         super().__init__(f"{text}. {hint}" if hint else text)
         self.field = field
@@ -83,14 +76,18 @@ class UnknownStageError(ConfigError, ValueError):
 
 
 class MissingExtraError(PenstockError, ImportError):
-    """A package of an optional extra is not installed. The message names the command that installs it."""
+    """A package of an optional extra is not installed. The message names the command that installs
+    it.
+    """
 
     kind = "missing_extra"
 
     def __init__(self, module: str, extra: str | None, needed_by: str = "") -> None:
         who = needed_by or "This"
         target = f"'penstock[{extra}]'" if extra else module
-        super().__init__(f"{who} needs the package '{module}', which is not installed: pip install {target}")
+        super().__init__(
+            f"{who} needs the package '{module}', which is not installed: pip install {target}"
+        )
         self.module = module
         self.extra = extra
 
@@ -129,7 +126,9 @@ class JobMismatchError(JobError):
 
 
 class JobLimitError(JobError):
-    """A job reached a limit that it was given: tokens, share of errors, or time. It can be resumed with a wider one."""
+    """A job reached a limit that it was given: tokens, share of errors, or time. It can be resumed
+    with a wider one.
+    """
 
     kind = "job_limit"
 
@@ -141,7 +140,9 @@ class UserCodeError(PenstockError):
 
 
 class RequestError(PenstockError):
-    """The request cannot be answered as it stands: a parameter is wrong or out of range. `param` names it."""
+    """The request cannot be answered as it stands: a parameter is wrong or out of range. `param`
+    names it.
+    """
 
     status = 400
     kind = "invalid_request_error"
@@ -255,8 +256,9 @@ class EngineStartError(EngineError):
 class EngineDeadError(EngineError):
     """The engine's process ended while the request was under way.
 
-    `suspects`: whether a request may have been the cause; not where the engine was stopped, or ended before it had got
-    this one. `killed`: whether somebody, or the kernel for want of memory, sent it the signal.
+    `suspects`: whether a request may have been the cause; not where the engine was stopped, or
+    ended before it had got this one. `killed`: whether somebody, or the kernel for want of memory,
+    sent it the signal.
     """
 
     status = 503
@@ -272,11 +274,15 @@ class EngineDeadError(EngineError):
 
 
 class ReplicaLostError(EngineDeadError):
-    """A replica on another machine or in another process cannot be reached, or went away in the middle of an answer."""
+    """A replica on another machine or in another process cannot be reached, or went away in the
+    middle of an answer.
+    """
 
 
 class EngineTimeoutError(EngineError):
-    """The engine did not answer within the time allowed. `reached` is false where there was no connection to it."""
+    """The engine did not answer within the time allowed. `reached` is false where there was no
+    connection to it.
+    """
 
     status = 504
     retryable = True
@@ -311,7 +317,9 @@ class TooManyRequestsError(OverloadedError):
 
 
 class UnavailableError(EngineError):
-    """The model takes no requests for now: it is asleep, or draining. `retry_after` is in seconds."""
+    """The model takes no requests for now: it is asleep, or draining. `retry_after` is in
+    seconds.
+    """
 
     status = 503
     retryable = True
@@ -330,7 +338,9 @@ class ShuttingDownError(UnavailableError):
 
 
 class ClientGoneError(PenstockError):
-    """The client closed the connection. Nobody reads this; 499 is what stands in logs and metrics."""
+    """The client closed the connection. Nobody reads this; 499 is what stands in logs and
+    metrics.
+    """
 
     status = 499
     kind = "client_closed_request"
@@ -339,9 +349,9 @@ class ClientGoneError(PenstockError):
 class UpstreamError(EngineError):
     """Another server, asked over HTTP, refused or failed.
 
-    `http_status` is what it answered with, None where no answer came; `body` is the beginning of that answer.
-    `retry_after` is in seconds, None where the server named no time. `reached` is false where no connection could be
-    made.
+    `http_status` is what it answered with, None where no answer came; `body` is the beginning of
+    that answer. `retry_after` is in seconds, None where the server named no time. `reached` is
+    false where no connection could be made.
     """
 
     status = 502
@@ -371,8 +381,8 @@ _LONGEST_TEXT = 2000
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, on one line that can be written anywhere: the text of a class of a caller's may be long, or
-    none at all.
+    """What an error says, on one line that can be written anywhere: the text of a class of a
+    caller's may be long, or none at all.
     """
     try:
         text = str(error)
@@ -385,7 +395,9 @@ def text_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A text as it can be written anywhere: what is no Unicode, such as a byte of a file's name, becomes `\\udce9`."""
+    """A text as it can be written anywhere: what is no Unicode, such as a byte of a file's name,
+    becomes `\\udce9`.
+    """
     return text.encode(errors="backslashreplace").decode()
 
 

@@ -1,4 +1,6 @@
-"""Keeps Python from searching for garbage where there is none, over and over: a job's rows, a server's requests."""
+"""Keeps Python from searching for garbage where there is none, over and over: a job's rows, a
+server's requests.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 NEW_OBJECTS = 50_000
-"""New objects between two searches while a job runs. A job holds thousands of rows, and at Python's 700 each search
-after some ten rows would go through those that came since the last, and now and then through all; none of them is
-garbage: what a row leaves is freed when it is written.
+"""New objects between two searches while a job runs. A job holds thousands of rows, and at Python's
+700 each search after some ten rows would go through those that came since the last, and now and
+then through all; none of them is garbage: what a row leaves is freed when it is written.
 """
 
 SERVING_OBJECTS = 10_000
-"""The same of a server. With some hundred requests under way, 700 are a few requests, and a search finds nothing: what
-a request leaves is freed when it ends.
+"""The same of a server. With some hundred requests under way, 700 are a few requests, and a search
+finds nothing: what a request leaves is freed when it ends.
 """
 
 _lock = threading.Lock()
@@ -46,8 +48,8 @@ def collected_seldom() -> Iterator[None]:
 
 
 def collect_seldom_from_now() -> None:
-    """The same for a process that does nothing but serve: what it holds before the first request is never searched
-    again, as it stays until the end.
+    """The same for a process that does nothing but serve: what it holds before the first request is
+    never searched again, as it stays until the end.
     """
     gc.collect()
     gc.freeze()

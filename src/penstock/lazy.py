@@ -1,16 +1,20 @@
-"""Lazy exports for package faces, and the one place that tells a missing extra from a broken install.
+"""Lazy exports for package faces, and the one place that tells a missing extra from a broken
+install.
 
-A face (an `__init__.py`) lists its names twice, side by side: as imports that only type checkers read, and as
-the table given to `attach`. `tests/test_lazy.py` pins each to the other. A name is imported when it is used.
+A face (an `__init__.py`) lists its names twice, side by side: as imports that only type checkers
+read, and as the table given to `attach`. `tests/test_lazy.py` pins each to the other. A name is
+imported when it is used.
 
-This module is on the path of every import, so it imports only what a bare interpreter holds already.
+This module is on the path of every import, so it imports only what a bare interpreter holds
+already.
 """
 
 from __future__ import annotations
 
 import sys
 
-TYPE_CHECKING = False  # known to type checkers; typing itself takes longer to import than everything here
+# Known to type checkers; typing itself takes longer to import than everything here.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
@@ -43,7 +47,8 @@ def attach(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for the package `face`.
 
-    `table` maps each home module to the names it lends; `eager` lists the names that the face defines itself.
+    `table` maps each home module to the names it lends; `eager` lists the names that the face
+    defines itself.
     """
     homes = {name: home for home, names in table.items() for name in names}
     namespace = vars(sys.modules[face])
@@ -52,7 +57,9 @@ def attach(
     def __getattr__(name: str) -> object:
         home = homes.get(name)
         if home is None:
-            raise AttributeError(f"module '{face}' has no attribute '{name}'{_hint(name, public)}", name=name)
+            raise AttributeError(
+                f"module '{face}' has no attribute '{name}'{_hint(name, public)}", name=name
+            )
         try:
             value = getattr(_load(home, None, f"{face}.{name}"), name)
         except AttributeError as error:
@@ -70,8 +77,8 @@ def attach(
 def require(module: str, extra: str | None = None, *, needed_by: str = "") -> ModuleType:
     """Import and return `module`, from a package that may not be installed.
 
-    Raises `MissingExtraError` if it is not. `extra` is needed only for packages that `EXTRAS` does not know.
-    `needed_by` opens the message: "The Ray runtime needs the package 'ray' …".
+    Raises `MissingExtraError` if it is not. `extra` is needed only for packages that `EXTRAS` does
+    not know. `needed_by` opens the message: "The Ray runtime needs the package 'ray' …".
     """
     return _load(module, extra, needed_by)
 
@@ -96,7 +103,9 @@ def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
 
 
 def _asked_by_us(error: ModuleNotFoundError) -> bool:
-    """Whether our own code asked for the missing module, and not an installed package that is incomplete."""
+    """Whether our own code asked for the missing module, and not an installed package that is
+    incomplete.
+    """
     asking = ""
     trace = error.__traceback__
     while trace is not None:

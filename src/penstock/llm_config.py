@@ -1,4 +1,6 @@
-"""`LLMConfig`: one model, how it is loaded, and how it is served. Field names are those of Ray Serve LLM."""
+"""`LLMConfig`: one model, how it is loaded, and how it is served. Field names are those of Ray
+Serve LLM.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,18 @@ DEFAULT_PREFILL_TIMEOUT_S = 30.0
 
 
 class CloudMirrorConfig(Options, frozen=True, kw_only=True):
-    """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` further ones."""
+    """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` further
+    ones.
+    """
 
     bucket_uri: str | None = None
     extra_files: list[dict[str, str]] = field(default_factory=list)
 
 
 class ModelLoadingConfig(Options, frozen=True, kw_only=True):
-    """Which model. `model_id` is the name that requests use; `model_source` is what the engine loads: "demo", a
-    directory, a file, or a hub id (default: `model_id`). `tokenizer_source` is the same for the tokenizer (default: the
-    model's own).
+    """Which model. `model_id` is the name that requests use; `model_source` is what the engine
+    loads: "demo", a directory, a file, or a hub id (default: `model_id`). `tokenizer_source` is the
+    same for the tokenizer (default: the model's own).
     """
 
     model_id: Annotated[str, Meta(min_length=1)]
@@ -46,8 +50,8 @@ class AcceleratorConfig(Options, frozen=True, kw_only=True):
 
 
 class PlacementGroupConfig(Options, frozen=True, kw_only=True):
-    """Resources of the engine's workers: `bundles` lists them, or `bundle_per_worker` is one worker's, repeated tensor
-    × pipeline parallel size times. `strategy` defaults to "PACK".
+    """Resources of the engine's workers: `bundles` lists them, or `bundle_per_worker` is one
+    worker's, repeated tensor × pipeline parallel size times. `strategy` defaults to "PACK".
     """
 
     bundle_per_worker: Bundle | None = None
@@ -56,13 +60,16 @@ class PlacementGroupConfig(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.bundle_per_worker is None) == (self.bundles is None):
-            raise ConfigError("give exactly one of bundle_per_worker and bundles", field="placement_group_config")
+            raise ConfigError(
+                "give exactly one of bundle_per_worker and bundles", field="placement_group_config"
+            )
 
 
 class LoraConfig(Options, frozen=True, kw_only=True):
-    """LoRA adapters. `dynamic_lora_loading_path` is a directory or URL with one subdirectory an adapter; `adapters`
-    names further ones, name to directory or URL. At most `max_num_adapters_per_replica` (16) are loaded at once. A
-    download may take `download_timeout_s` seconds (30; None for no limit) and is tried `max_download_tries` times (3).
+    """LoRA adapters. `dynamic_lora_loading_path` is a directory or URL with one subdirectory an
+    adapter; `adapters` names further ones, name to directory or URL. At most
+    `max_num_adapters_per_replica` (16) are loaded at once. A download may take `download_timeout_s`
+    seconds (30; None for no limit) and is tried `max_download_tries` times (3).
     """
 
     dynamic_lora_loading_path: str | None = None
@@ -73,9 +80,9 @@ class LoraConfig(Options, frozen=True, kw_only=True):
 
 
 class AutoscalingConfig(Options, frozen=True, kw_only=True):
-    """How many replicas, and when. With `min_replicas` 0 the model loads on its first request, unless
-    `initial_replicas` is 1, and unloads when it was idle for `downscale_to_zero_delay_s` seconds (default:
-    `downscale_delay_s`, 600). The rest is for runtimes with several replicas.
+    """How many replicas, and when. With `min_replicas` 0 the model loads on its first request,
+    unless `initial_replicas` is 1, and unloads when it was idle for `downscale_to_zero_delay_s`
+    seconds (default: `downscale_delay_s`, 600). The rest is for runtimes with several replicas.
     """
 
     min_replicas: Count = 1
@@ -100,19 +107,26 @@ class AutoscalingConfig(Options, frozen=True, kw_only=True):
         where = "deployment_config.autoscaling_config"
         if self.min_replicas > self.max_replicas:
             raise ConfigError(
-                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})",
+                f"min_replicas ({self.min_replicas}) is more than max_replicas"
+                f" ({self.max_replicas})",
                 field=f"{where}.min_replicas",
             )
-        if self.initial_replicas is not None and not self.min_replicas <= self.initial_replicas <= self.max_replicas:
-            raise ConfigError("must lie between min_replicas and max_replicas", field=f"{where}.initial_replicas")
+        if (
+            self.initial_replicas is not None
+            and not self.min_replicas <= self.initial_replicas <= self.max_replicas
+        ):
+            raise ConfigError(
+                "must lie between min_replicas and max_replicas", field=f"{where}.initial_replicas"
+            )
 
 
 class DeploymentConfig(Options, frozen=True, kw_only=True):
-    """How a replica is deployed; the names are Ray Serve's. Penstock itself reads `autoscaling_config`,
-    `max_ongoing_requests` (requests given to the engine at once; default: a tenth more than it works on at once),
-    `max_queued_requests` (requests that may wait; default 1,024, -1 for no limit), `graceful_shutdown_timeout_s`
-    (seconds that a stop waits for requests under way; 20) and `ray_actor_options["memory"]` (bytes that the loaded
-    model takes, for the memory budget).
+    """How a replica is deployed; the names are Ray Serve's. Penstock itself reads
+    `autoscaling_config`, `max_ongoing_requests` (requests given to the engine at once; default: a
+    tenth more than it works on at once), `max_queued_requests` (requests that may wait; default
+    1,024, -1 for no limit), `graceful_shutdown_timeout_s` (seconds that a stop waits for requests
+    under way; 20) and `ray_actor_options["memory"]` (bytes that the loaded model takes, for the
+    memory budget).
     """
 
     name: str | None = None
@@ -142,14 +156,17 @@ class DeploymentConfig(Options, frozen=True, kw_only=True):
         for name in ("placement_group_bundles", "placement_group_strategy"):
             if getattr(self, name) is not None:
                 raise ConfigError(
-                    "the bundles follow from the engine's parallelism, so a second statement could only disagree",
+                    "the bundles follow from the engine's parallelism, so a second statement could"
+                    " only disagree",
                     field=f"deployment_config.{name}",
                     hint="Use placement_group_config.",
                 )
 
 
 class CallbackConfig(Options, frozen=True, kw_only=True):
-    """Hooks around the start of a node: an import path or class, its arguments, and whether its errors count."""
+    """Hooks around the start of a node: an import path or class, its arguments, and whether its
+    errors count.
+    """
 
     callback_class: Any = None
     callback_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -157,12 +174,13 @@ class CallbackConfig(Options, frozen=True, kw_only=True):
 
 
 class LLMConfig(Options, frozen=True, kw_only=True):
-    """One model with everything that loading and serving it needs. Nested parts may be given as mappings.
+    """One model with everything that loading and serving it needs. Nested parts may be given as
+    mappings.
 
     `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. With
-    `deterministic` the same request gets the same answer, whatever runs beside it; that costs speed,
-    and engines that cannot promise it refuse it. `server_cls` replaces `LLMServer` (a class or an
-    import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
+    `deterministic` the same request gets the same answer, whatever runs beside it; that costs
+    speed, and engines that cannot promise it refuse it. `server_cls` replaces `LLMServer` (a class
+    or an import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
     stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). With
     `prefill_config` this model decodes, and engines of that configuration compute its prompts:
     `serve.prefill_decode` says how. Raises `ConfigError` for an unknown or wrong field.
@@ -194,7 +212,12 @@ class LLMConfig(Options, frozen=True, kw_only=True):
                     hint="Use model_id for the name and model_source for the files.",
                 )
         # Checked now rather than on first use.
-        _ = self.stream_batching_interval_s, self.start_timeout_s, self.prefill_timeout_s, self.prefill_min_tokens
+        _ = (
+            self.stream_batching_interval_s,
+            self.start_timeout_s,
+            self.prefill_timeout_s,
+            self.prefill_min_tokens,
+        )
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> LLMConfig:
@@ -236,7 +259,9 @@ class LLMConfig(Options, frozen=True, kw_only=True):
 
     @property
     def stream_batching_interval_s(self) -> float:
-        """Seconds for which a stream's later deltas are joined; 0 joins only what the caller is late to take."""
+        """Seconds for which a stream's later deltas are joined; 0 joins only what the caller is
+        late to take.
+        """
         return self._experimental("stream_batching_interval_ms", 0.0) / 1000
 
     @property
@@ -246,7 +271,9 @@ class LLMConfig(Options, frozen=True, kw_only=True):
 
     @property
     def prefill_timeout_s(self) -> float:
-        """Seconds that the prefill side may take for a prompt before this side computes it itself."""
+        """Seconds that the prefill side may take for a prompt before this side computes it
+        itself.
+        """
         return self._experimental("prefill_timeout_s", DEFAULT_PREFILL_TIMEOUT_S)
 
     @property
@@ -260,6 +287,8 @@ class LLMConfig(Options, frozen=True, kw_only=True):
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
             raise ConfigError(
-                f"must be a number of at least 0, got {value!r}", field=f"experimental_configs.{name}", value=value
+                f"must be a number of at least 0, got {value!r}",
+                field=f"experimental_configs.{name}",
+                value=value,
             )
         return float(value)

@@ -1,7 +1,7 @@
 """Logs and spans.
 
-Logs are plain lines or JSON, each with the id of the request it belongs to. Spans are OpenTelemetry's where the
-operator turned them on, and nothing at all where not.
+Logs are plain lines or JSON, each with the id of the request it belongs to. Spans are
+OpenTelemetry's where the operator turned them on, and nothing at all where not.
 """
 
 from __future__ import annotations
@@ -25,13 +25,17 @@ _tracer: Any = None
 
 
 def note_queue_time(seconds: float) -> None:
-    """Tell that the current request has waited so long to be let to its engine. Called by whoever lets it in."""
+    """Tell that the current request has waited so long to be let to its engine. Called by whoever
+    lets it in.
+    """
     if (times := _queue_times.get()) is not None:
         times.append(seconds)
 
 
 def gather_queue_times() -> list[float]:
-    """The list that receives what `note_queue_time` is told from here on, in this task and those it starts."""
+    """The list that receives what `note_queue_time` is told from here on, in this task and those it
+    starts.
+    """
     times: list[float] = []
     _queue_times.set(times)
     return times
@@ -43,7 +47,10 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """The record as JSON."""
         line: dict[str, Any] = {
-            "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z",
+            "time": (
+                time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+                + f".{int(record.msecs):03d}Z"
+            ),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -75,7 +82,9 @@ class PlainFormatter(logging.Formatter):
 
 
 def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "info") -> None:
-    """Send the logs of Penstock and of the HTTP server to stderr, in one form. For programs, not for libraries."""
+    """Send the logs of Penstock and of the HTTP server to stderr, in one form. For programs, not
+    for libraries.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
     for name in ("penstock", "uvicorn"):
@@ -86,7 +95,8 @@ def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "in
 
 
 def enable_tracing(service: str = "penstock") -> None:
-    """Send spans to an OTLP collector, as OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT` …) say.
+    """Send spans to an OTLP collector, as OpenTelemetry's own variables
+    (`OTEL_EXPORTER_OTLP_ENDPOINT` …) say.
 
     Raises `MissingExtraError` without the extra `otel`.
     """
@@ -96,7 +106,9 @@ def enable_tracing(service: str = "penstock") -> None:
     sdk = require("opentelemetry.sdk.trace", "otel", needed_by=needed_by)
     export = require("opentelemetry.sdk.trace.export", "otel", needed_by=needed_by)
     resources = require("opentelemetry.sdk.resources", "otel", needed_by=needed_by)
-    otlp = require("opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel", needed_by=needed_by)
+    otlp = require(
+        "opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel", needed_by=needed_by
+    )
     provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": service}))
     provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
@@ -104,13 +116,17 @@ def enable_tracing(service: str = "penstock") -> None:
 
 
 def use_tracer(tracer: Any) -> None:
-    """Make spans with an OpenTelemetry tracer that the program has set up itself; None makes none."""
+    """Make spans with an OpenTelemetry tracer that the program has set up itself; None makes
+    none.
+    """
     global _tracer
     _tracer = tracer
 
 
 class Span:
-    """A span that is open; without a tracer, nothing at all. Attributes that are None are left out."""
+    """A span that is open; without a tracer, nothing at all. Attributes that are None are left
+    out.
+    """
 
     def __init__(self, current: Any = None) -> None:
         self._current = current
@@ -121,10 +137,14 @@ class Span:
         return self._current is not None
 
     def note(self, attributes: Mapping[str, Any], *, name: str = "", failed: bool = False) -> None:
-        """Add attributes, under OpenTelemetry's names where it has one; name the span anew; mark it as failed."""
+        """Add attributes, under OpenTelemetry's names where it has one; name the span anew; mark it
+        as failed.
+        """
         if self._current is None:
             return
-        self._current.set_attributes({key: value for key, value in attributes.items() if value is not None})
+        self._current.set_attributes(
+            {key: value for key, value in attributes.items() if value is not None}
+        )
         if name:
             self._current.update_name(name)
         if failed:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 def opener(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file, as `os.open` does; one that may be made here gets mode 0600. For `open(opener=...)`."""
+    """Open a file, as `os.open` does; one that may be made here gets mode 0600. For
+    `open(opener=...)`.
+    """
     descriptor = os.open(path, flags, 0o600)
     if flags & os.O_CREAT:
         _set_mode(descriptor, 0o600)
@@ -16,7 +18,9 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def make_folder(path: Path) -> bool:
-    """Make a folder with mode 0700, and what is missing above it. Returns False if it was there: its mode stays."""
+    """Make a folder with mode 0700, and what is missing above it. Returns False if it was there:
+    its mode stays.
+    """
     if not path.parent.exists():
         make_folder(path.parent)
     try:
@@ -30,18 +34,23 @@ def make_folder(path: Path) -> bool:
 
 
 def close_to_others(path: Path) -> None:
-    """Give a folder that was there mode 0700. Raises `PermissionError` if it belongs to another user."""
+    """Give a folder that was there mode 0700. Raises `PermissionError` if it belongs to another
+    user.
+    """
     found = path.stat()
     if found.st_uid != os.geteuid() and os.geteuid() != 0:
         raise PermissionError(
-            f"it belongs to another user (number {found.st_uid}), who could read or change what is in it"
+            f"it belongs to another user (number {found.st_uid}), who could read or change what is"
+            " in it"
         )
     if found.st_mode & 0o777 != 0o700:
         _set_mode(path, 0o700)
 
 
 def usual_mode(folder: Path) -> int:
-    """The mode that a new file gets from the umask, which no thread-safe call tells. Makes one in `folder`."""
+    """The mode that a new file gets from the umask, which no thread-safe call tells. Makes one in
+    `folder`.
+    """
     probe = folder / "mode.tmp"
     probe.unlink(missing_ok=True)
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -53,7 +62,9 @@ def usual_mode(folder: Path) -> int:
 
 
 def open_to_usual(path: Path, folder: Path) -> None:
-    """Give a file, or a directory and the files in it, the mode that the umask would have given them."""
+    """Give a file, or a directory and the files in it, the mode that the umask would have given
+    them.
+    """
     mode = usual_mode(folder)
     files = [path] if not path.is_dir() else list(path.iterdir())
     for file in files:

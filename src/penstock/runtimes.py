@@ -1,6 +1,7 @@
 """Where work can run beside this process.
 
-The face of the package names what runs it there; batch looks it up here, and so knows no runtime by itself.
+The face of the package names what runs it there; batch looks it up here, and so knows no runtime by
+itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 ENGINES: dict[str, str] = {}
-"""Runtime -> "module:class" of the engine whose replicas run there; called with an engine and their number."""
+"""Runtime -> "module:class" of the engine whose replicas run there; called with an engine and their
+number.
+"""
 DATASETS: dict[str, str] = {}
 """Package of a data set's type -> "module:function" that runs a processor over it there."""
 
@@ -24,6 +27,8 @@ def runtime_of(dataset: object) -> str | None:
 
 
 def load(table: dict[str, str], name: str) -> Any:
-    """What `table` holds for the runtime `name`. Raises `MissingExtraError` for a package that is not installed."""
+    """What `table` holds for the runtime `name`. Raises `MissingExtraError` for a package that is
+    not installed.
+    """
     module, _, attribute = table[name].partition(":")
     return getattr(lazy.require(module, needed_by=f"The {name.capitalize()} runtime"), attribute)

@@ -7,7 +7,9 @@ import sys
 
 
 def say(text: str) -> None:
-    """Print lines for a person. Whether anybody reads them is no matter: standard error may be closed, or full."""
+    """Print lines for a person. Whether anybody reads them is no matter: standard error may be
+    closed, or full.
+    """
     if sys.stderr is not None:  # else `print` would take standard output
         with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
             print(text, file=sys.stderr, flush=True)

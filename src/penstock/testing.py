@@ -1,4 +1,5 @@
-"""The contract that every engine keeps, as a test class to inherit from. Needs pytest and pytest-asyncio.
+"""The contract that every engine keeps, as a test class to inherit from. Needs pytest and
+pytest-asyncio.
 
     @pytest_asyncio.fixture(scope="module", loop_scope="module")
     async def engine():
@@ -10,8 +11,8 @@
     class TestMyEngine(EngineContract):
         pass
 
-Tests of abilities that the engine does not declare are skipped. Give `adapters` to have adapters tested, and `kill` to
-have the engine's death tested. For faults and latencies without a model, see
+Tests of abilities that the engine does not declare are skipped. Give `adapters` to have adapters
+tested, and `kill` to have the engine's death tested. For faults and latencies without a model, see
 `penstock.engines.simulated.engine.SimulatedOptions`.
 """
 
@@ -71,13 +72,21 @@ class Generates(Protocol):
 async def deltas_of(
     engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
 ) -> list[Delta]:
-    """All deltas of a request. Fails instead of hanging, after `patience` in seconds (default 60)."""
-    stream = engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
+    """All deltas of a request. Fails instead of hanging, after `patience` in seconds (default
+    60).
+    """
+    stream = (
+        engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
+    )
     return await _rest(stream, patience)
 
 
-async def answer(engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE) -> Answers:
-    """The finished answers of a request. Fails instead of hanging, after `patience` in seconds (default 60)."""
+async def answer(
+    engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
+) -> Answers:
+    """The finished answers of a request. Fails instead of hanging, after `patience` in seconds
+    (default 60).
+    """
     answers = Answers()
     for delta in await deltas_of(engine, request, patience=patience):
         answers.add(delta)
@@ -85,12 +94,18 @@ async def answer(engine: Generates, request: ChatRequest | CompletionRequest, *,
 
 
 async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str]) -> None:
-    """Assert that the base model and these adapters, which the engine has, answer side by side as each does alone."""
+    """Assert that the base model and these adapters, which the engine has, answer side by side as
+    each does alone.
+    """
     longer = Sampling(temperature=0.0, max_tokens=80)
     each = [None, *names]
-    alone = {name: await answer(engine, chat_request(prompt, longer, adapter=name)) for name in each}
+    alone = {
+        name: await answer(engine, chat_request(prompt, longer, adapter=name)) for name in each
+    }
     assert len({result.texts[0] for result in alone.values()}) == len(each)
-    mixed = await asyncio.gather(*(answer(engine, chat_request(prompt, longer, adapter=name)) for name in each * 5))
+    mixed = await asyncio.gather(
+        *(answer(engine, chat_request(prompt, longer, adapter=name)) for name in each * 5)
+    )
     for name, result in zip(each * 5, mixed, strict=True):
         assert result.texts == alone[name].texts
 
@@ -98,10 +113,14 @@ async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str
 async def count_right(
     engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
 ) -> dict[str | None, int]:
-    """How many of the triples (prompt, adapter, right answer) are answered right, by adapter, all asked at once."""
+    """How many of the triples (prompt, adapter, right answer) are answered right, by adapter, all
+    asked at once.
+    """
     patience = PATIENCE + len(asked)  # each waits for the others
     requests = [chat_request(text, sampling, adapter=name, stream=False) for text, name, _ in asked]
-    replies = await asyncio.gather(*(answer(engine, request, patience=patience) for request in requests))
+    replies = await asyncio.gather(
+        *(answer(engine, request, patience=patience) for request in requests)
+    )
     right: dict[str | None, int] = {name: 0 for _, name, _ in asked}
     for (_, name, expected), reply in zip(asked, replies, strict=True):
         right[name] += reply.texts[0] == expected
@@ -112,8 +131,8 @@ async def count_right(
 class EngineContract:
     """Inherit, and provide a started engine as the module-scoped fixture `engine`.
 
-    Greedy answers are compared with those of the same request among others, so start a real model in the
-    engine's deterministic mode, or, where it has none, with a model that has no near ties.
+    Greedy answers are compared with those of the same request among others, so start a real model
+    in the engine's deterministic mode, or, where it has none, with a model that has no near ties.
     """
 
     adapters: ClassVar[dict[str, str]] = {}
@@ -136,7 +155,9 @@ class EngineContract:
 
     @pytest.fixture(autouse=True)
     def _only_generating_engines(self, request: pytest.FixtureRequest, engine: LLMEngine) -> None:
-        if "chat" not in engine.capabilities.tasks and not request.node.get_closest_marker("any_task"):
+        if "chat" not in engine.capabilities.tasks and not request.node.get_closest_marker(
+            "any_task"
+        ):
             pytest.skip("the model does not generate")
 
     # Answers
@@ -153,7 +174,9 @@ class EngineContract:
             assert last.usage.completion_tokens == sum(len(delta.token_ids) for delta in deltas)
         assert "".join(delta.text for delta in deltas)
 
-    async def test_greedy_answers_repeat_and_do_not_depend_on_streaming(self, engine: LLMEngine) -> None:
+    async def test_greedy_answers_repeat_and_do_not_depend_on_streaming(
+        self, engine: LLMEngine
+    ) -> None:
         streamed = await answer(engine, chat_request(self.prompt))
         whole = await deltas_of(engine, chat_request(self.prompt, stream=False))
         assert len(whole) == 1
@@ -169,13 +192,19 @@ class EngineContract:
 
     async def test_min_tokens_and_ignore_eos_go_on(self, engine: LLMEngine) -> None:
         sampling = Sampling(temperature=0.0, max_tokens=80, ignore_eos=True)
-        assert (await answer(engine, chat_request(self.prompt, sampling))).usage.completion_tokens == 80
+        assert (
+            await answer(engine, chat_request(self.prompt, sampling))
+        ).usage.completion_tokens == 80
 
     @pytest.mark.parametrize("stream", [True, False])
-    async def test_stop_strings_end_the_text_before_them(self, engine: LLMEngine, stream: bool) -> None:
+    async def test_stop_strings_end_the_text_before_them(
+        self, engine: LLMEngine, stream: bool
+    ) -> None:
         full = (await answer(engine, chat_request(self.prompt))).texts[0]
         stop = full[3:6]
-        request = chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=24, stop=(stop,)), stream=stream)
+        request = chat_request(
+            self.prompt, Sampling(temperature=0.0, max_tokens=24, stop=(stop,)), stream=stream
+        )
         result = await answer(engine, request)
         assert result.texts[0] == full[: full.index(stop)]
         assert result.reasons[0] == "stop"
@@ -200,7 +229,9 @@ class EngineContract:
             frequency_penalty=0.5,
             repetition_penalty=1.1,
         )
-        assert (await answer(engine, chat_request(self.prompt, sampling))).usage.completion_tokens > 0
+        assert (
+            await answer(engine, chat_request(self.prompt, sampling))
+        ).usage.completion_tokens > 0
 
     async def test_n_answers_come_under_their_index(self, engine: LLMEngine) -> None:
         sampling = Sampling(temperature=2.0, max_tokens=12, seed=5, ignore_eos=True)
@@ -216,7 +247,10 @@ class EngineContract:
         for stream in (True, False):
             result = await answer(engine, chat_request(self.prompt, sampling, stream=stream))
             assert len(result.logprobs[0]) == 6
-            assert all(token.logprob <= 0 and token.top[0][1] == token.logprob for token in result.logprobs[0])
+            assert all(
+                token.logprob <= 0 and token.top[0][1] == token.logprob
+                for token in result.logprobs[0]
+            )
 
     async def test_more_logprobs_than_the_engine_gives_are_refused(self, engine: LLMEngine) -> None:
         sampling = Sampling(max_tokens=4, logprobs=max(engine.capabilities.max_top_logprobs, 1) + 1)
@@ -245,18 +279,25 @@ class EngineContract:
     # Constraints
     async def test_json_schema_is_obeyed(self, engine: LLMEngine) -> None:
         _needs(engine, "json_schema")
-        # JSON may hold white space without end, and a model without a clue may choose that: so several tries.
+        # JSON may hold white space without end, and a model without a clue may choose that: so
+        # several tries.
         constraint = StructuredOutput("json_schema", json.dumps(self.schema))
         sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
         result = await answer(engine, chat_request(self.prompt, sampling, n=8))
-        ended = [json.loads(text) for index, text in result.texts.items() if result.reasons[index] == "stop"]
+        ended = [
+            json.loads(text)
+            for index, text in result.texts.items()
+            if result.reasons[index] == "stop"
+        ]
         assert ended
         for value in ended:
             assert jsonschema_rs.is_valid(dict(self.schema), value)
 
     async def test_regex_is_obeyed(self, engine: LLMEngine) -> None:
         _needs(engine, "regex")
-        sampling = Sampling(temperature=0.0, max_tokens=50, structured=StructuredOutput("regex", "[ab]{3}-[0-9]{2}"))
+        sampling = Sampling(
+            temperature=0.0, max_tokens=50, structured=StructuredOutput("regex", "[ab]{3}-[0-9]{2}")
+        )
         result = await answer(engine, chat_request(self.prompt, sampling))
         assert re.fullmatch("[ab]{3}-[0-9]{2}", result.texts[0])
 
@@ -264,13 +305,20 @@ class EngineContract:
         _needs(engine, "json_schema")
         alone = await answer(engine, chat_request(self.prompt))
         kinds = engine.capabilities.structured
-        broken = [StructuredOutput("json_schema", '{"type": "objet"}'), StructuredOutput("json_schema", "{")]
+        broken = [
+            StructuredOutput("json_schema", '{"type": "objet"}'),
+            StructuredOutput("json_schema", "{"),
+        ]
         if "regex" in kinds:
             broken += [StructuredOutput("regex", "[a"), StructuredOutput("regex", r"(a)\1")]
-        neighbours = [asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)]
+        neighbours = [
+            asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)
+        ]
         for constraint in broken:
             with pytest.raises(RequestError):
-                await answer(engine, chat_request(self.prompt, Sampling(max_tokens=9, structured=constraint)))
+                await answer(
+                    engine, chat_request(self.prompt, Sampling(max_tokens=9, structured=constraint))
+                )
         for neighbour in await asyncio.gather(*neighbours):
             assert neighbour.texts == alone.texts
         assert (await answer(engine, chat_request(self.prompt))).texts == alone.texts
@@ -291,7 +339,9 @@ class EngineContract:
             ("stop", ("",)),
         ],
     )
-    async def test_values_out_of_range_name_their_parameter(self, engine: LLMEngine, param: str, value: Any) -> None:
+    async def test_values_out_of_range_name_their_parameter(
+        self, engine: LLMEngine, param: str, value: Any
+    ) -> None:
         with pytest.raises(RequestError) as caught:
             await answer(engine, chat_request(self.prompt, Sampling(**{param: value})))
         assert caught.value.param == param
@@ -314,7 +364,9 @@ class EngineContract:
         with pytest.raises(RequestError):
             await answer(engine, CompletionRequest([], GREEDY))
 
-    async def test_what_the_engine_cannot_do_is_a_501_that_names_it(self, engine: LLMEngine) -> None:
+    async def test_what_the_engine_cannot_do_is_a_501_that_names_it(
+        self, engine: LLMEngine
+    ) -> None:
         calls: dict[str, Callable[[], Awaitable[object]]] = {
             "embeddings": lambda: engine.embeddings(EmbeddingRequest(["text"])),
             "rerank": lambda: engine.rerank(RerankRequest("query", ["text"])),
@@ -328,19 +380,27 @@ class EngineContract:
                 assert caught.value.status == 501
 
     # Many at once
-    async def test_more_requests_than_slots_all_get_their_own_answer(self, engine: LLMEngine) -> None:
+    async def test_more_requests_than_slots_all_get_their_own_answer(
+        self, engine: LLMEngine
+    ) -> None:
         count = min(engine.capabilities.max_concurrency * 2, 300)
         limits = [2 + number % 7 for number in range(count)]
         results = await asyncio.gather(
             *(
                 answer(
                     engine,
-                    chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=limit), stream=limit % 2 == 0),
+                    chat_request(
+                        self.prompt,
+                        Sampling(temperature=0.0, max_tokens=limit),
+                        stream=limit % 2 == 0,
+                    ),
                 )
                 for limit in limits
             )
         )
-        longest = (await answer(engine, chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=8)))).texts[0]
+        longest = (
+            await answer(engine, chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=8)))
+        ).texts[0]
         for limit, result in zip(limits, results, strict=True):
             assert longest.startswith(result.texts[0])
             assert result.usage.completion_tokens <= limit
@@ -355,7 +415,9 @@ class EngineContract:
         assert again.texts == first.texts
 
     async def test_a_caller_who_leaves_frees_the_slot(self, engine: LLMEngine) -> None:
-        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        endless = Sampling(
+            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
+        )
         for _ in range(engine.capabilities.max_concurrency + 2):
             stream = engine.chat(chat_request(self.prompt, endless))
             async with contextlib.aclosing(stream):
@@ -364,7 +426,9 @@ class EngineContract:
         assert (await answer(engine, chat_request(self.prompt))).reasons[0] in ("stop", "length")
 
     async def test_a_cancelled_task_ends_as_cancelled(self, engine: LLMEngine) -> None:
-        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        endless = Sampling(
+            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
+        )
         task = asyncio.create_task(answer(engine, chat_request(self.prompt, endless)))
         await asyncio.sleep(0)
         task.cancel()
@@ -385,7 +449,9 @@ class EngineContract:
             await answer(engine, chat_request(self.prompt, adapter="nobody"))
         assert caught.value.status == 404
 
-    async def test_an_adapter_that_is_not_there_never_reaches_the_engine(self, engine: LLMEngine) -> None:
+    async def test_an_adapter_that_is_not_there_never_reaches_the_engine(
+        self, engine: LLMEngine
+    ) -> None:
         if not self.adapters:
             pytest.skip("no adapters given")
         with pytest.raises(ModelNotFoundError, match="no directory"):
@@ -397,8 +463,12 @@ class EngineContract:
         await engine.start()
         await engine.check_health()
 
-    async def test_a_killed_engine_says_so_at_once_and_starts_again(self, engine: LLMEngine) -> None:
-        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+    async def test_a_killed_engine_says_so_at_once_and_starts_again(
+        self, engine: LLMEngine
+    ) -> None:
+        endless = Sampling(
+            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
+        )
         stream = engine.chat(chat_request(self.prompt, endless))
         async with contextlib.aclosing(stream):
             await anext(stream)
@@ -411,8 +481,12 @@ class EngineContract:
         await engine.start()
         assert (await answer(engine, chat_request(self.prompt))).texts[0]
 
-    async def test_stopping_ends_what_runs_and_starting_begins_anew(self, engine: LLMEngine) -> None:
-        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+    async def test_stopping_ends_what_runs_and_starting_begins_anew(
+        self, engine: LLMEngine
+    ) -> None:
+        endless = Sampling(
+            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
+        )
         stream = engine.chat(chat_request(self.prompt, endless))
         async with contextlib.aclosing(stream):
             await anext(stream)

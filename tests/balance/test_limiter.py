@@ -172,7 +172,9 @@ async def test_rates_are_kept_after_a_pause_too(monkeypatch):
         went.append(round(now, 6))
 
     monkeypatch.setattr("penstock.balance.limiter.asyncio.sleep", sleep)
-    limit = limiter(lambda: now, concurrency=20, requests_per_minute=60, tokens_per_minute=300, adaptive=False)
+    limit = limiter(
+        lambda: now, concurrency=20, requests_per_minute=60, tokens_per_minute=300, adaptive=False
+    )
     first = await limit.acquire(tokens=5)
     tasks = [asyncio.create_task(one()) for _ in range(10)]
     await turns()
@@ -212,7 +214,8 @@ async def test_workers_of_one_process_share_what_asks_the_same_server():
     assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=90)) is not one
     del one
     gc.collect()
-    assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=60)).window == 3  # nobody held the old
+    # Nobody held the old.
+    assert shared_limiter("http://a", Limits(concurrency=3, requests_per_minute=60)).window == 3
 
 
 async def test_one_more_worker_lets_waiting_requests_go():

@@ -103,7 +103,10 @@ def test_patience_begins_with_the_first_wait(clock: list[float]) -> None:
 @pytest.mark.parametrize(
     ("request_", "prompt"),
     [
-        (ChatRequest([{"role": "user", "content": "hi"}], Sampling()), b'[{"role":"user","content":"hi"}]'),
+        (
+            ChatRequest([{"role": "user", "content": "hi"}], Sampling()),
+            b'[{"role":"user","content":"hi"}]',
+        ),
         (CompletionRequest("hi", Sampling()), b'"hi"'),
         (CompletionRequest([1, 2], Sampling()), b"[1,2]"),
         (EmbeddingRequest(["hi"]), b""),
@@ -118,6 +121,9 @@ def test_a_prompt_is_read_only_where_the_policy_wants_it() -> None:
     request = CompletionRequest(LONG, Sampling(), adapter="a")
     assert Pool[Member](LeastLoaded()).route_of(request) == RouteRequest(adapter="a")
     reading = Pool[Member](PrefixAware())
-    with_adapter, without = reading.route_of(request), reading.route_of(CompletionRequest(LONG, Sampling()))
+    with_adapter, without = (
+        reading.route_of(request),
+        reading.route_of(CompletionRequest(LONG, Sampling())),
+    )
     assert len(with_adapter.blocks) == len(without.blocks) == 2
     assert not set(with_adapter.blocks) & set(without.blocks)

@@ -17,8 +17,8 @@ from penstock.types import ChatRequest, Delta, Usage
 class ScriptedEngine(LLMEngine):
     """AnswerCache a chat with `reply(last message's text)`, raising it if it is an exception.
 
-    `asked` are the texts in the order of their admission, `most` how many were in flight at once. With a
-    `gate`, a text in `held` waits until the gate opens.
+    `asked` are the texts in the order of their admission, `most` how many were in flight at once.
+    With a `gate`, a text in `held` waits until the gate opens.
     """
 
     name = "scripted"

@@ -1,4 +1,6 @@
-"""The end of a job, interrupted before each call that changes a file: by a kill, and by a disk that fails."""
+"""The end of a job, interrupted before each call that changes a file: by a kill, and by a disk that
+fails.
+"""
 
 import errno
 import json
@@ -15,7 +17,19 @@ from penstock.batch.state.directory import State
 from penstock.batch.write import sinks
 from penstock.errors import OutputError
 
-CALLS = ("open", "write", "fsync", "replace", "rename", "link", "unlink", "mkdir", "rmdir", "chmod", "truncate")
+CALLS = (
+    "open",
+    "write",
+    "fsync",
+    "replace",
+    "rename",
+    "link",
+    "unlink",
+    "mkdir",
+    "rmdir",
+    "chmod",
+    "truncate",
+)
 CHANGING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 FORMS = ("out.jsonl", "out.csv", "out.parquet", "out/")
 
@@ -77,7 +91,11 @@ class Calls:
 def content(home, name):
     """All outputs of a job."""
     output = home / name
-    rows = output.read_bytes() if output.suffix in (".jsonl", ".csv") else pq.read_table(output).to_pylist()
+    rows = (
+        output.read_bytes()
+        if output.suffix in (".jsonl", ".csv")
+        else pq.read_table(output).to_pylist()
+    )
     letters = home / "failed.jsonl"
     return rows, letters.read_bytes() if letters.exists() else None
 
@@ -97,7 +115,9 @@ def check_clean(home, name):
 @pytest.mark.parametrize("retry", [False, True])
 @pytest.mark.parametrize("letters", [False, True])
 @pytest.mark.parametrize("name", FORMS)
-async def test_a_kill_at_each_step_of_the_end_leaves_nothing(home, tmp_path, monkeypatch, name, letters, retry):
+async def test_a_kill_at_each_step_of_the_end_leaves_nothing(
+    home, tmp_path, monkeypatch, name, letters, retry
+):
     await run(home, name, letters=letters)
     whole = content(home, name)
     start = tmp_path / "start"
@@ -130,8 +150,12 @@ async def test_a_kill_at_each_step_of_the_end_leaves_nothing(home, tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "code"), [*((name, errno.ENOSPC) for name in FORMS), ("out.jsonl", errno.EROFS)])
-async def test_a_disk_that_fails_at_any_call_stops_the_job(home, tmp_path, monkeypatch, caplog, name, code):
+@pytest.mark.parametrize(
+    ("name", "code"), [*((name, errno.ENOSPC) for name in FORMS), ("out.jsonl", errno.EROFS)]
+)
+async def test_a_disk_that_fails_at_any_call_stops_the_job(
+    home, tmp_path, monkeypatch, caplog, name, code
+):
     """The same command goes on with it, and takes nothing for damaged."""
     await run(home, name, letters=True)
     whole = content(home, name)

@@ -117,7 +117,9 @@ async def test_many_error_rows_cannot_block_the_window(make_engine, monkeypatch,
 async def test_equal_requests_are_computed_once(make_engine):
     engine = make_engine()
     result = await ask(rows(*(f"text {number % 7}" for number in range(700))), engine)
-    assert [row["response"] for row in result.rows()] == [f"TEXT {number % 7}" for number in range(700)]
+    assert [row["response"] for row in result.rows()] == [
+        f"TEXT {number % 7}" for number in range(700)
+    ]
     assert len(engine.asked) == 7
     assert (result.counts.engine_calls, result.counts.deduplicated) == (7, 693)
 
@@ -141,7 +143,9 @@ async def test_a_passing_failure_is_tried_again_once_for_all(make_engine):
     assert [(row["response"], row["attempts"]) for row in result.rows()] == [("fine", 2)] * 3
 
 
-@pytest.mark.parametrize(("options", "calls"), [({"temperature": 1.0}, 3), ({"temperature": 1.0, "seed": 1}, 1)])
+@pytest.mark.parametrize(
+    ("options", "calls"), [({"temperature": 1.0}, 3), ({"temperature": 1.0, "seed": 1}, 1)]
+)
 async def test_requests_left_to_chance_are_computed_each(make_engine, options, calls):
     engine = make_engine()
     await ask(rows("same", "same", "same"), engine, **options)
@@ -168,7 +172,12 @@ async def test_a_failing_row_becomes_an_error_row(make_engine):
         "retryable": False,
         "message": "too long",
     }
-    assert (bad["response"], bad["usage"], bad["finish_reason"], bad["attempts"]) == (None, None, None, 1)
+    assert (bad["response"], bad["usage"], bad["finish_reason"], bad["attempts"]) == (
+        None,
+        None,
+        None,
+        1,
+    )
 
 
 async def test_passing_failures_are_tried_as_often_as_allowed(make_engine):
@@ -195,7 +204,9 @@ async def test_on_error_fail_names_row_and_stage(make_engine):
     engine = make_engine(lambda text: EngineError("no luck") if text == "text 3" else text)
     with pytest.raises(JobError, match="row 3 failed at stage engine: no luck"):
         await ask(numbered(10), engine, on_error="fail")
-    with pytest.raises(JobError, match="row 1 failed at stage prompt: the row has no column 'text'"):
+    with pytest.raises(
+        JobError, match="row 1 failed at stage prompt: the row has no column 'text'"
+    ):
         await ask([{"text": "a"}, {}], make_engine(), on_error="fail")
 
 
@@ -209,10 +220,14 @@ async def test_a_dead_engine_is_started_again(make_engine):
 
 @pytest.mark.parametrize("attempts", [1, 3])
 async def test_a_row_that_kills_the_engine_spends_no_attempts_of_others(make_engine, attempts):
-    engine = make_engine(lambda text: EngineDeadError("killed") if text == "text 7" else text, concurrency=8)
+    engine = make_engine(
+        lambda text: EngineDeadError("killed") if text == "text 7" else text, concurrency=8
+    )
     result = await ask(numbered(100), engine, max_attempts=attempts)
     bad = {row["id"]: row["error"] for row in result.rows() if row["error"]}
-    assert {row: (error["type"], error["retryable"]) for row, error in bad.items()} == {7: ("quarantined", False)}
+    assert {row: (error["type"], error["retryable"]) for row, error in bad.items()} == {
+        7: ("quarantined", False)
+    }
     assert "change its prompt or its parameters" in bad[7]["message"]
     assert engine.starts <= 7
 
@@ -221,7 +236,9 @@ async def test_a_row_that_kills_the_engine_spends_no_attempts_of_others(make_eng
 async def test_rows_that_kill_cost_themselves_alone(make_engine, concurrency):
     fatal = {3, 4, 5, 6, 70, 151, 152, 200, 298, 299}
     killing = {f"text {number}" for number in fatal}
-    engine = make_engine(lambda text: EngineDeadError("killed") if text in killing else text, concurrency=concurrency)
+    engine = make_engine(
+        lambda text: EngineDeadError("killed") if text in killing else text, concurrency=concurrency
+    )
     result = await ask(numbered(300), engine)
     assert {row["id"] for row in result.rows() if row["error"]} == fatal
     assert {row["error"]["type"] for row in result.rows() if row["error"]} == {"quarantined"}
@@ -230,7 +247,9 @@ async def test_rows_that_kill_cost_themselves_alone(make_engine, concurrency):
 
 async def test_rows_that_were_there_wait_until_the_engine_is_back(make_engine):
     """None of them spends an attempt, or an engine, on finding it dead."""
-    engine = make_engine(lambda text: EngineDeadError("killed") if text == "text 7" else text, concurrency=32)
+    engine = make_engine(
+        lambda text: EngineDeadError("killed") if text == "text 7" else text, concurrency=32
+    )
     start_now = engine.start
 
     async def start():
@@ -246,7 +265,10 @@ async def test_rows_that_were_there_wait_until_the_engine_is_back(make_engine):
 
 async def test_an_engine_that_only_dies_ends_the_job(make_engine):
     engine = make_engine(lambda text: EngineDeadError("died"))
-    with pytest.raises(JobError, match="died 5 times without finishing a row, at last of the least that can be asked"):
+    with pytest.raises(
+        JobError,
+        match="died 5 times without finishing a row, at last of the least that can be asked",
+    ):
         await ask(numbered(50), engine, max_attempts=100)
     assert engine.starts == 5
 
@@ -297,7 +319,9 @@ async def test_adapters_are_made_ready_once(make_engine, tmp_path):
 
 
 async def test_an_unknown_adapter_is_an_error_row(make_engine):
-    result = await ask([{"text": "x", "a": "nosuch"}, {"text": "x", "a": None}], make_engine(), adapter="a")
+    result = await ask(
+        [{"text": "x", "a": "nosuch"}, {"text": "x", "a": None}], make_engine(), adapter="a"
+    )
     bad, good = result.rows()
     assert bad["error"]["type"] == "model_not_found"
     assert good["status"] == "ok"
@@ -335,19 +359,43 @@ async def test_conversations_from_a_column(make_engine):
         {"m": [{"content": "c"}]},
         {},
     ]
-    result = await penstock.arun(source, engine=engine, messages="m", system="be brief", progress=False)
+    result = await penstock.arun(
+        source, engine=engine, messages="m", system="be brief", progress=False
+    )
     assert [request.messages for request in engine.requests] == [
         [{"role": "system", "content": "be brief"}, {"role": "user", "content": "a"}],
         [{"role": "system", "content": "own"}, {"role": "user", "content": "b"}],
     ]
-    assert [row["status"] for row in result.rows()] == ["ok", "ok", "error", "error", "error", "error"]
+    assert [row["status"] for row in result.rows()] == [
+        "ok",
+        "ok",
+        "error",
+        "error",
+        "error",
+        "error",
+    ]
 
 
 async def test_sampling_reaches_the_engine(make_engine):
     engine = make_engine()
-    await ask(rows("a"), engine, max_tokens=5, temperature=0.5, top_p=0.9, top_k=3, seed=1, stop="\n", min_p=0.1)
+    await ask(
+        rows("a"),
+        engine,
+        max_tokens=5,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=3,
+        seed=1,
+        stop="\n",
+        min_p=0.1,
+    )
     sampling = engine.requests[0].sampling
-    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (5, 0.5, 0.9, 3)
+    assert (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.top_k) == (
+        5,
+        0.5,
+        0.9,
+        3,
+    )
     assert (sampling.seed, sampling.stop, sampling.min_p) == (1, ("\n",), 0.1)
     assert engine.requests[0].stream is False
 
@@ -416,7 +464,12 @@ async def test_columns_with_the_names_of_results_need_a_prefix(make_engine):
     with pytest.raises(ConfigError, match=r"status, usage.*--result-prefix"):
         await ask(source, make_engine())
     (row,) = (await ask(source, make_engine(), result_prefix="out_")).rows()
-    assert (row["status"], row["usage"], row["out_status"], row["out_response"]) == ("open", 1, "ok", "A")
+    assert (row["status"], row["usage"], row["out_status"], row["out_response"]) == (
+        "open",
+        1,
+        "ok",
+        "A",
+    )
     first, late = (await ask([{"text": "a"}, {"text": "b", "error": 7}], make_engine())).rows()
     assert (first["status"], late["status"], late["error"]["stage"]) == ("ok", "error", "prompt")
 
@@ -454,7 +507,9 @@ async def test_asynchronous_rows(make_engine):
 
 
 async def test_a_rows_time_stands_still_while_others_are_suspected(make_engine):
-    engine = make_engine(lambda text: EngineDeadError("killed") if text == "text 2" else text, concurrency=8)
+    engine = make_engine(
+        lambda text: EngineDeadError("killed") if text == "text 2" else text, concurrency=8
+    )
     start_now = engine.start
 
     async def start():
@@ -464,5 +519,7 @@ async def test_a_rows_time_stands_still_while_others_are_suspected(make_engine):
 
     engine.start = start
     result = await ask(numbered(20), engine, row_timeout=0.25)
-    assert {row["id"]: row["error"]["type"] for row in result.rows() if row["error"]} == {2: "quarantined"}
+    assert {row["id"]: row["error"]["type"] for row in result.rows() if row["error"]} == {
+        2: "quarantined"
+    }
     assert engine.starts >= 3

@@ -1,6 +1,8 @@
-"""Jobs whose process is ended by SIGKILL, before a system call that changes a file, and started again.
+"""Jobs whose process is ended by SIGKILL, before a system call that changes a file, and started
+again.
 
-The simulated engine is what makes the output a known one. Row errors are among it; so are rows with equal requests.
+The simulated engine is what makes the output a known one. Row errors are among it; so are rows with
+equal requests.
 """
 
 import json
@@ -30,17 +32,28 @@ for name in ("write", "fsync", "replace", "unlink", "link", "mkdir", "rmdir"):
 import penstock
 from penstock.batch.write import sinks
 sinks.PART_ROWS = 40
-penstock.run(*sys.argv[2:4], model="simulated", engine_kwargs=json.loads(sys.argv[4]), prompt="{text}", progress=False,
-             **json.loads(sys.argv[5]))
+penstock.run(*sys.argv[2:4], model="simulated", engine_kwargs=json.loads(sys.argv[4]),
+             prompt="{text}", progress=False, **json.loads(sys.argv[5]))
 print(calls)
 """.replace("import os,", "import json, os,")
 ENGINE = {"max_num_seqs": 8, "error_rate": 0.1}
 
 
 def drive(fatal, source, output, engine=ENGINE, **options):
-    """Run the job; die before call number `fatal`. Returns the number of calls, or None if it died."""
+    """Run the job; die before call number `fatal`. Returns the number of calls, or None if it
+    died.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(fatal), source, output, json.dumps(engine), json.dumps(options)],
+        [
+            sys.executable,
+            "-c",
+            DRIVER,
+            str(fatal),
+            source,
+            output,
+            json.dumps(engine),
+            json.dumps(options),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
@@ -65,7 +78,9 @@ def settled(path, *, in_order=True):
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     path = tmp_path_factory.mktemp("killed") / "in.jsonl"
-    path.write_text("".join(json.dumps({"id": n, "text": f"text {n % 250}"}) + "\n" for n in range(300)))
+    path.write_text(
+        "".join(json.dumps({"id": n, "text": f"text {n % 250}"}) + "\n" for n in range(300))
+    )
     return path
 
 
@@ -88,7 +103,9 @@ def test_killed_at_five_random_moments(source, uninterrupted, tmp_path, seed):
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.95])
-@pytest.mark.parametrize(("name", "order"), [("out.parquet", "input"), ("out.jsonl", "done"), ("out/", "input")])
+@pytest.mark.parametrize(
+    ("name", "order"), [("out.parquet", "input"), ("out.jsonl", "done"), ("out/", "input")]
+)
 def test_killed_with_other_outputs(source, uninterrupted, tmp_path, name, order, share):
     expected, calls = uninterrupted
     output = f"{tmp_path}/{name}"

@@ -1,5 +1,5 @@
-"""A deterministic job on the embedded engine, ended by SIGKILL at five moments and started again with
-other neighbours: the output is that of one run.
+"""A deterministic job on the embedded engine, ended by SIGKILL at five moments and started again
+with other neighbours: the output is that of one run.
 """
 
 import json
@@ -19,7 +19,17 @@ pytestmark = pytest.mark.slow
 def command(output, together=16):
     options = ["--model", "demo", "--prompt", "{ticket}", "--max-tokens", "100", "--deterministic"]
     engine = ["--engine-kwargs", json.dumps({"max_num_seqs": together})]
-    return [sys.executable, "-m", "penstock.cli", "run", tickets_path(), "-o", output, *options, *engine]
+    return [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "run",
+        tickets_path(),
+        "-o",
+        output,
+        *options,
+        *engine,
+    ]
 
 
 def settled(output):
@@ -31,7 +41,10 @@ def settled(output):
 
 def journaled(output):
     """Rows in the journal, whole or torn."""
-    return sum(path.read_bytes().count(b"\n") for path in output.with_name(f"{output.name}.penstock").glob("rows-*"))
+    return sum(
+        path.read_bytes().count(b"\n")
+        for path in output.with_name(f"{output.name}.penstock").glob("rows-*")
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -47,7 +60,9 @@ def test_a_killed_job_goes_on_where_it_was(tmp_path, whole, seed):
     done_before = journaled(output)
     assert done_before >= fatal
 
-    resumed = subprocess.run(command(output, together=5), capture_output=True, text=True, timeout=300, check=True)
+    resumed = subprocess.run(
+        command(output, together=5), capture_output=True, text=True, timeout=300, check=True
+    )
     assert f"{done_before} from an earlier run" in resumed.stderr
     assert settled(output) == whole
 

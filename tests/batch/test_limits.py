@@ -1,4 +1,6 @@
-"""Jobs that have had enough: they stop at their limits, cleanly, and go on to the same end as if they had not."""
+"""Jobs that have had enough: they stop at their limits, cleanly, and go on to the same end as if
+they had not.
+"""
 
 from datetime import datetime, timedelta
 
@@ -28,7 +30,10 @@ async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
         await ask(numbered(100), output, engine, max_tokens_total=1000)
     assert not output.exists()
     result = await ask(numbered(100), output, engine)
-    assert f"{result.counts.resumed} rows are done and kept; the same command with a wider limit" in str(stop.value)
+    assert (
+        f"{result.counts.resumed} rows are done and kept; the same command with a wider limit"
+        in str(stop.value)
+    )
     assert [row["id"] for row in lines(output)] == list(range(100))
     assert 30 <= result.counts.resumed <= 50
     assert result.counts.engine_calls == 100 - result.counts.resumed
@@ -36,17 +41,23 @@ async def test_a_job_stops_at_its_tokens_and_goes_on(tmp_path):
 
 async def test_a_job_stops_at_too_many_errors(make_engine, tmp_path):
     bad = failing(*range(0, 1000, 3))
-    with pytest.raises(JobLimitError, match=r"of .* rows failed \(3.\..%\), and max_error_rate is 10.0%"):
+    with pytest.raises(
+        JobLimitError, match=r"of .* rows failed \(3.\..%\), and max_error_rate is 10.0%"
+    ):
         await ask(numbered(1000), tmp_path / "out.jsonl", make_engine(bad), max_error_rate=0.1)
     few = make_engine(failing(1, 2, 3))
     await ask(numbered(1000), tmp_path / "few.jsonl", few, max_error_rate=0.1)
     with pytest.raises(JobLimitError, match="3 of 4 rows failed"):
-        await ask(numbered(4), tmp_path / "end.jsonl", make_engine(failing(1, 2, 3)), max_error_rate=0.1)
+        await ask(
+            numbered(4), tmp_path / "end.jsonl", make_engine(failing(1, 2, 3)), max_error_rate=0.1
+        )
 
 
 async def test_a_job_stops_at_its_deadline(tmp_path):
     output = tmp_path / "out.jsonl"
-    engine = SimulatedEngine(engine_kwargs={"max_num_seqs": 2, "time_per_token_ms": 1, "output_tokens": 8})
+    engine = SimulatedEngine(
+        engine_kwargs={"max_num_seqs": 2, "time_per_token_ms": 1, "output_tokens": 8}
+    )
     with pytest.raises(JobLimitError, match="the deadline is reached"):
         await ask(numbered(1000), output, engine, deadline=0.1)
     result = await ask(numbered(1000), output, SimulatedEngine(engine_kwargs={"output_tokens": 8}))
@@ -63,7 +74,13 @@ async def test_a_deadline_counts_the_time_that_the_engine_takes_to_start():
 
 def test_deadlines():
     assert seconds_until(None) is None
-    assert seconds_until(90) == seconds_until("90") == seconds_until("90s") == seconds_until("1.5m") == 90
+    assert (
+        seconds_until(90)
+        == seconds_until("90")
+        == seconds_until("90s")
+        == seconds_until("1.5m")
+        == 90
+    )
     assert seconds_until(timedelta(hours=2)) == seconds_until("2h") == 7200
     later = datetime.now() + timedelta(hours=1)
     for given in (later, later.isoformat()):
@@ -85,11 +102,16 @@ SLOW = {"max_num_seqs": 8, "time_per_token_ms": 1, "max_model_len": 300}
 
 def mixed(count=200):
     """Rows of which one in ten is too long."""
-    return [{"id": n, "text": f"text {n} " + "x" * (1000 if n % 10 == 7 else 10)} for n in range(count)]
+    return [
+        {"id": n, "text": f"text {n} " + "x" * (1000 if n % 10 == 7 else 10)} for n in range(count)
+    ]
 
 
 def without_speed(rows):
-    return [{name: value for name, value in row.items() if name not in ("latency_ms", "attempts")} for row in rows]
+    return [
+        {name: value for name, value in row.items() if name not in ("latency_ms", "attempts")}
+        for row in rows
+    ]
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
@@ -99,7 +121,9 @@ async def test_a_job_that_was_stopped_comes_to_the_same_end(tmp_path, limit, nam
         return SimulatedEngine(engine_kwargs=SLOW)
 
     def read(path):
-        return without_speed(lines(path) if name == "out.jsonl" else pq.read_table(path).to_pylist())
+        return without_speed(
+            lines(path) if name == "out.jsonl" else pq.read_table(path).to_pylist()
+        )
 
     source, output, clean = mixed(), tmp_path / name, tmp_path / f"clean-{name}"
     await ask(source, clean, engine(), max_tokens=8)
@@ -108,7 +132,8 @@ async def test_a_job_that_was_stopped_comes_to_the_same_end(tmp_path, limit, nam
     assert not output.exists()
     result = await ask(source, output, engine(), max_tokens=8)
     assert result.counts.resumed < 200
-    assert result.counts.resumed or limit == "time"  # a machine may be too busy to finish any in time
+    # A machine may be too busy to finish any in time.
+    assert result.counts.resumed or limit == "time"
     assert result.counts.engine_calls == 200 - result.counts.resumed
     assert read(output) == read(clean)
     assert result.counts.errors == {"context_length_exceeded": 20}
@@ -128,7 +153,9 @@ async def test_so_does_one_with_a_processor(tmp_path, limit):
         )
 
     async def run(output, **options):
-        return await penstock.arun(mixed(), output, processor=processor(), progress=False, **options)
+        return await penstock.arun(
+            mixed(), output, processor=processor(), progress=False, **options
+        )
 
     output, clean = tmp_path / "out.jsonl", tmp_path / "clean.jsonl"
     await run(clean)
@@ -136,7 +163,8 @@ async def test_so_does_one_with_a_processor(tmp_path, limit):
         await run(output, **LIMITS[limit])
     result = await run(output)
     assert result.counts.resumed < 200
-    assert result.counts.resumed or limit == "time"  # a machine may be too busy to finish any in time
+    # A machine may be too busy to finish any in time.
+    assert result.counts.resumed or limit == "time"
     assert output.read_bytes() == clean.read_bytes()
     assert result.counts.errors == {"context_length_exceeded": 20}
 

@@ -1,4 +1,6 @@
-"""Mixes of rows on the simulated engine, in simulated time: what the order of asking makes of them."""
+"""Mixes of rows on the simulated engine, in simulated time: what the order of asking makes of
+them.
+"""
 
 import asyncio
 import random
@@ -80,7 +82,9 @@ def test_shared_prefixes_are_found_as_in_the_best_order():
     """256 prefixes of 256 tokens, 16 rows each, shuffled; the cache holds a quarter of them."""
     draw = random.Random(3)
     prefixes = ["".join(draw.choices("abcdefgh ", k=256)) for _ in range(256)]
-    prompts = [prefix + "".join(draw.choices("xyz ", k=64)) for prefix in prefixes for _ in range(16)]
+    prompts = [
+        prefix + "".join(draw.choices("xyz ", k=64)) for prefix in prefixes for _ in range(16)
+    ]
     best = [request(number, prompt, 4) for number, prompt in enumerate(prompts)]
     draw.shuffle(prompts)
     shuffled = [request(number, prompt, 4) for number, prompt in enumerate(prompts)]

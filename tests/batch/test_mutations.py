@@ -1,4 +1,6 @@
-"""State folders that somebody or something has damaged: each is refused by name, or resumed exactly."""
+"""State folders that somebody or something has damaged: each is refused by name, or resumed
+exactly.
+"""
 
 import asyncio
 import json
@@ -119,7 +121,9 @@ async def make_stage(folder, stage, form):
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """Folders by stage and form, each made when it is first asked for, and the content of the outputs."""
+    """Folders by stage and form, each made when it is first asked for, and the content of the
+    outputs.
+    """
     root = tmp_path_factory.mktemp("stages")
     rows = [{"id": n, "text": f"text {n % 120}"} for n in range(ROWS)]
     (root / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -140,7 +144,9 @@ def content(output):
 
 
 def attempt(stages, tmp_path, stage, form, seed):
-    """Damage a copy of a stage and go on. Returns what was done, and whether it was refused. Seed None: no damage."""
+    """Damage a copy of a stage and go on. Returns what was done, and whether it was refused. Seed
+    None: no damage.
+    """
     draw = random.Random(seed)
     source = stages("finished", form).parent.parent.parent / "in.jsonl"
     whole = content(stages("finished", form))
@@ -164,7 +170,9 @@ def attempt(stages, tmp_path, stage, form, seed):
     assert content(output) == whole, (stage, form, done)
     left = {path.name for path in Path(f"{output}.penstock").iterdir()}
     names = {"manifest.json", "lock"}
-    assert {name for name in left if name not in names and not name.startswith("parts-")} == set(), done
+    assert {
+        name for name in left if name not in names and not name.startswith("parts-")
+    } == set(), done
     shutil.rmtree(home)
     return done, refusal is not None
 
@@ -180,7 +188,9 @@ def test_damaged_state_is_refused_or_resumed_exactly(stages, tmp_path, stage):
 @pytest.mark.parametrize("stage", STAGES)
 def test_three_hundred_damaged_states(stages, tmp_path, stage, form):
     first = 1000 * STAGES.index(stage) + 100 * FORMS.index(form)
-    found = [attempt(stages, tmp_path, stage, form, seed) for seed in (None, *range(first, first + 17))]
+    found = [
+        attempt(stages, tmp_path, stage, form, seed) for seed in (None, *range(first, first + 17))
+    ]
     print(
         f"\n{stage}, {form}:",
         *(f"{'refused' if refused else 'resumed'}: {done}" for done, refused in found),

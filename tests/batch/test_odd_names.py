@@ -12,7 +12,9 @@ ODD = os.fsdecode(b"caf\xe9")
 
 
 def job(source, output, **options):
-    return Job(source, output, engine="simulated", model="x", prompt="{text}", max_tokens=2, **options)
+    return Job(
+        source, output, engine="simulated", model="x", prompt="{text}", max_tokens=2, **options
+    )
 
 
 @pytest.fixture
@@ -46,9 +48,16 @@ async def test_dead_letters(folder):
             assert "input_error" in file.read()
 
 
-@pytest.mark.parametrize("name", ["prompt", "system", "model", "messages", "adapter", "result_prefix", "stop"])
+@pytest.mark.parametrize(
+    "name", ["prompt", "system", "model", "messages", "adapter", "result_prefix", "stop"]
+)
 async def test_options_that_are_no_text_are_named(folder, name):
-    options: dict[str, Any] = {"engine": "simulated", "model": "x", "prompt": "{text}", name: f"x{ODD}"}
+    options: dict[str, Any] = {
+        "engine": "simulated",
+        "model": "x",
+        "prompt": "{text}",
+        name: f"x{ODD}",
+    }
     given = Job(f"{folder}/data", None, **options)
     with pytest.raises(ConfigError, match=f"{name}: is no UTF-8 at character 5"):
         await given.arun()

@@ -1,4 +1,6 @@
-"""A mix of everything that goes wrong: every row is accounted for, and the others are as in a clean run."""
+"""A mix of everything that goes wrong: every row is accounted for, and the others are as in a clean
+run.
+"""
 
 import json
 
@@ -53,7 +55,9 @@ def postprocess(row):
 async def run(poisoned, output):
     """As a stream where there is no output, else as a job."""
     engine = SimulatedEngine(engine_kwargs={"max_model_len": 2000})
-    config = OpenVINOEngineProcessorConfig(engine=engine, prepare_multimodal_stage=True, should_continue_on_error=True)
+    config = OpenVINOEngineProcessorConfig(
+        engine=engine, prepare_multimodal_stage=True, should_continue_on_error=True
+    )
     processor = build_processor(config, preprocess, postprocess)
     if output is not None:
         counts = (await penstock.arun(rows(poisoned), output, processor=processor)).counts
@@ -65,12 +69,18 @@ async def run(poisoned, output):
 @pytest.mark.parametrize("job", [False, True])
 @pytest.mark.parametrize("concurrency", [1, 2, 8, 64, 256])
 async def test_rows_that_kill_the_engine_cost_themselves_alone(tmp_path, job, concurrency):
-    texts = ["fatal " * (number % 30 == concurrency % 30) + f"text {number}" for number in range(300)]
+    texts = [
+        "fatal " * (number % 30 == concurrency % 30) + f"text {number}" for number in range(300)
+    ]
     options = {"die_on": "fatal", "max_num_seqs": concurrency, "time_per_token_ms": 0.001}
     config = OpenVINOEngineProcessorConfig(
-        engine=SimulatedEngine(engine_kwargs=options), should_continue_on_error=True, engine_kwargs={}
+        engine=SimulatedEngine(engine_kwargs=options),
+        should_continue_on_error=True,
+        engine_kwargs={},
     )
-    processor = build_processor(config, lambda row: {"prompt": row["text"], "sampling_params": PARAMS})
+    processor = build_processor(
+        config, lambda row: {"prompt": row["text"], "sampling_params": PARAMS}
+    )
     rows = [{"id": number, "text": text} for number, text in enumerate(texts)]
     if job:
         await penstock.arun(rows, tmp_path / "out.jsonl", processor=processor)
@@ -98,6 +108,8 @@ async def test_poison_costs_only_its_own_rows(tmp_path, job):
         assert tuple(row["error"]) == schema
         stage, kind = POISONS[row["poison"]]
         assert (row["error"]["stage"], row["error"]["type"]) == (stage, kind), row["error"]
-    assert [row for row in found if row["id"] not in bad] == [row for row in clean if row["id"] not in bad]
+    assert [row for row in found if row["id"] not in bad] == [
+        row for row in clean if row["id"] not in bad
+    ]
     assert (counts.rows, counts.failed) == (1000, 10)
     assert all(row["status"] == "ok" for row in clean)

@@ -44,25 +44,21 @@ def test_help_and_version(tmp_path):
 
 def test_help_loads_no_library_but_click(tmp_path):
     code = (
-        "import sys, site\n"
-        "sys.argv = ['penstock', 'run', '--help']\n"
-        "from penstock.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'pyarrow', 'msgspec', 'tqdm', 'fsspec', 'jsonschema_rs', 'asyncio'} & set(sys.modules)), "
-        "file=sys.stderr)"
+        "import sys, site\nsys.argv = ['penstock', 'run', '--help']\nfrom penstock.cli import"
+        " main\ntry: main()\nexcept SystemExit: pass\nprint(sorted({'pyarrow', 'msgspec', 'tqdm',"
+        " 'fsspec', 'jsonschema_rs', 'asyncio'} & set(sys.modules)), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=tmp_path, timeout=60
+    )
     assert done.stderr.strip() == b"[]"
 
 
 def test_lines_in_lines_out_without_arrow(folder):
     code = (
-        "import sys\n"
-        f"sys.argv = ['penstock', 'run', 'in.jsonl', '-o', 'out.jsonl', *{SIMULATED!r}]\n"
-        "from penstock.cli import main\n"
-        "main()\n"
-        "print(sorted({'pyarrow', 'tqdm', 'fsspec', 'jsonschema_rs', 'sqlite3', 'numpy'} & set(sys.modules)))"
+        "import sys\nsys.argv = ['penstock', 'run', 'in.jsonl', '-o', 'out.jsonl',"
+        f" *{SIMULATED!r}]\nfrom penstock.cli import main\nmain()\nprint(sorted({{'pyarrow',"
+        " 'tqdm', 'fsspec', 'jsonschema_rs', 'sqlite3', 'numpy'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=folder, timeout=60)
     assert done.stdout.strip() == b"[]", done.stderr
@@ -79,13 +75,18 @@ def test_a_run_and_its_summary(folder):
     again = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, cwd=folder)
     assert again.returncode == 0
     assert again.stderr.startswith(b"Complete already: 20 rows in out.jsonl.")
-    assert penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder).stderr == b""
+    assert (
+        penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder).stderr == b""
+    )
 
 
 def test_a_quiet_run_says_why_it_fails(folder):
     (folder / "bad.jsonl").write_text("{\n}\n")
     done = penstock("run", "bad.jsonl", "-o", "out.jsonl", *SIMULATED, "-q", cwd=folder)
-    assert (done.returncode, done.stderr) == (1, b"penstock: all rows failed: 2 \xc3\x97 input_error\n")
+    assert (done.returncode, done.stderr) == (
+        1,
+        b"penstock: all rows failed: 2 \xc3\x97 input_error\n",
+    )
 
 
 def test_a_pipe(folder):
@@ -113,7 +114,11 @@ def test_a_pipe_that_its_reader_leaves(folder):
     assert "standard output cannot be written" in text
 
 
-DAMAGED = b'{"text": "a"}\n{"text": \n{"other": 1}\n{"text": "\xff"}\n{"text": "' + b"x" * 300 + b'"}\n{"text": "b"}\n'
+DAMAGED = (
+    b'{"text": "a"}\n{"text": \n{"other": 1}\n{"text": "\xff"}\n{"text": "'
+    + b"x" * 300
+    + b'"}\n{"text": "b"}\n'
+)
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
@@ -150,14 +155,38 @@ def test_poisoned_rows_become_error_rows(tmp_path, name):
         (("in.jsonl", "-o", "absent/out.jsonl", *SIMULATED), 2, "there is no directory absent"),
         (("in.jsonl", "-o", "in.txt/out.jsonl", *SIMULATED), 2, "there is no directory in.txt"),
         (("broken.parquet", "-o", "out.jsonl", *SIMULATED), 2, "not a readable Parquet file"),
-        (("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{txet}"), 2, "Did you mean 'text'?"),
-        (("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{"), 2, "names no column"),
+        (
+            ("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{txet}"),
+            2,
+            "Did you mean 'text'?",
+        ),
+        (
+            ("in.jsonl", "-o", "out.jsonl", "--model", "simulated", "--prompt", "{"),
+            2,
+            "names no column",
+        ),
         (("in.jsonl", "-o", "out.jsonl", "--model", "simulated"), 2, "say what to ask"),
-        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine", "simulatd"), 2, "Did you mean 'simulated'?"),
+        (
+            ("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine", "simulatd"),
+            2,
+            "Did you mean 'simulated'?",
+        ),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", "{"), 2, "not valid JSON"),
-        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", '{"sed": 1}'), 2, "Did you mean 'seed'?"),
-        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--adapter", "nosuch"), 2, "no adapter 'nosuch'"),
-        (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"), 2, "--order must be 'input' or 'done'"),
+        (
+            ("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--engine-kwargs", '{"sed": 1}'),
+            2,
+            "Did you mean 'seed'?",
+        ),
+        (
+            ("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--adapter", "nosuch"),
+            2,
+            "no adapter 'nosuch'",
+        ),
+        (
+            ("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--order", "random"),
+            2,
+            "--order must be 'input' or 'done'",
+        ),
         (("in.jsonl", "-o", "out.jsonl", *SIMULATED, "--temperature", "9"), 2, "between 0 and 2"),
     ],
 )
@@ -180,7 +209,9 @@ def test_exit_codes_of_failed_rows(folder):
     done = penstock("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *failing, cwd=folder)
     assert done.returncode == 1
     assert b"20 rows, 20 failed" in done.stderr
-    done = penstock("run", "in.jsonl", "-o", "two.jsonl", *SIMULATED, *failing, "--on-error", "fail", cwd=folder)
+    done = penstock(
+        "run", "in.jsonl", "-o", "two.jsonl", *SIMULATED, *failing, "--on-error", "fail", cwd=folder
+    )
     assert done.returncode == 1
     assert b"row 0 failed at stage engine: simulated fault" in done.stderr
 
@@ -188,7 +219,17 @@ def test_exit_codes_of_failed_rows(folder):
 def test_a_second_signal_stops_at_once(folder):
     hanging = ("--engine-kwargs", '{"hang_rate": 1.0, "time_per_token_ms": 1}')
     job = subprocess.Popen(
-        [sys.executable, "-m", "penstock.cli", "run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *hanging],
+        [
+            sys.executable,
+            "-m",
+            "penstock.cli",
+            "run",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            *SIMULATED,
+            *hanging,
+        ],
         cwd=folder,
         stderr=subprocess.PIPE,
     )
@@ -196,7 +237,8 @@ def test_a_second_signal_stops_at_once(folder):
     while not (folder / "out.jsonl.penstock" / "manifest.json").exists():
         assert job.poll() is None
     job.send_signal(signal.SIGINT)
-    if job.stderr.readline().startswith(b"Finishing"):  # it drains; if it had not begun yet, it is stopping already
+    # It drains; if it had not begun yet, it is stopping already.
+    if job.stderr.readline().startswith(b"Finishing"):
         job.send_signal(signal.SIGINT)
     _, stderr = job.communicate(timeout=10)
     assert job.returncode == 130
@@ -215,7 +257,17 @@ def test_another_job_is_refused_with_a_table(folder):
 def test_a_signal_drains_and_the_same_command_goes_on(folder, number, code):
     slow = ("--engine-kwargs", '{"time_per_token_ms": 5, "max_num_seqs": 1}')
     job = subprocess.Popen(
-        [sys.executable, "-m", "penstock.cli", "run", "in.jsonl", "-o", "out.jsonl", *SIMULATED, *slow],
+        [
+            sys.executable,
+            "-m",
+            "penstock.cli",
+            "run",
+            "in.jsonl",
+            "-o",
+            "out.jsonl",
+            *SIMULATED,
+            *slow,
+        ],
         cwd=folder,
         stderr=subprocess.PIPE,
     )
@@ -272,7 +324,9 @@ def test_plan(folder):
     done = penstock("plan", "in.jsonl", *SIMULATED, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"20 rows\n")
-    found = json.loads(penstock("plan", "in.jsonl", *SIMULATED, "--json", "--trial", 4, cwd=folder).stdout)
+    found = json.loads(
+        penstock("plan", "in.jsonl", *SIMULATED, "--json", "--trial", 4, cwd=folder).stdout
+    )
     assert (found["rows"], found["tried"]) == (20, 4)
     assert sorted(path.name for path in folder.iterdir()) == ["in.jsonl"]
 
@@ -280,17 +334,29 @@ def test_plan(folder):
 def test_policies_and_limits_of_a_run(tmp_path):
     (tmp_path / "in.jsonl").write_bytes(DAMAGED)
     run = ("run", "in.jsonl", "-o", "out.jsonl", *SIMULATED)
-    done = penstock(*run, "--on-error", "skip", "--on-error", "invalid_request_error=keep", cwd=tmp_path)
+    done = penstock(
+        *run, "--on-error", "skip", "--on-error", "invalid_request_error=keep", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     statuses = [row["status"] for row in rows_of((tmp_path / "out.jsonl").read_bytes())]
     assert statuses == ["ok", "error", "ok", "ok"]
-    (tmp_path / "many.jsonl").write_text("".join(f'{{"text": "{number}"}}\n' for number in range(200)))
+    (tmp_path / "many.jsonl").write_text(
+        "".join(f'{{"text": "{number}"}}\n' for number in range(200))
+    )
     few = ("--engine-kwargs", '{"max_num_seqs": 1}', "--max-tokens-total", 1)
     done = penstock("run", "many.jsonl", "-o", "few.jsonl", *SIMULATED, *few, cwd=tmp_path)
     assert done.returncode == 1
     assert b"max_tokens_total is 1" in done.stderr
     done = penstock(
-        *run, "--fresh", "--dead-letter", "bad.jsonl", "--deadline", "1h", "--row-timeout", 60, cwd=tmp_path
+        *run,
+        "--fresh",
+        "--dead-letter",
+        "bad.jsonl",
+        "--deadline",
+        "1h",
+        "--row-timeout",
+        60,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     assert len(rows_of((tmp_path / "bad.jsonl").read_bytes())) == 3
@@ -302,7 +368,9 @@ def test_explain_says_what_would_be_placed(tmp_path):
     model = """
 model_loading_config: {model_id: m, model_source: simulated}
 llm_engine: simulated
-deployment_config: {autoscaling_config: {min_replicas: 1, max_replicas: 3}, ray_actor_options: {num_cpus: 2}}
+deployment_config:
+  autoscaling_config: {min_replicas: 1, max_replicas: 3}
+  ray_actor_options: {num_cpus: 2}
 """
     (tmp_path / "model.yaml").write_text(model)
     shown = penstock("explain", "model.yaml", "--runtime", "ray", cwd=tmp_path)
@@ -312,7 +380,10 @@ deployment_config: {autoscaling_config: {min_replicas: 1, max_replicas: 3}, ray_
     plain = penstock("explain", "model.yaml", "--runtime", "ray", "--json", cwd=tmp_path)
     assert json.loads(plain.stdout)["models"][0]["bundles"] == [{"CPU": 3.0}]
     assert b"Examples:" in penstock("explain", "--help", cwd=tmp_path).stdout
-    side = model.replace("\n", "\n  ") + "engine_kwargs: {kv_transfer_config: {kv_connector: SimulatedConnector}}\n"
+    side = (
+        model.replace("\n", "\n  ")
+        + "engine_kwargs: {kv_transfer_config: {kv_connector: SimulatedConnector}}\n"
+    )
     (tmp_path / "pair.yaml").write_text(f"prefill_config:{side}decode_config:{side}")
     pair = penstock("explain", "pair.yaml", "--runtime", "ray", cwd=tmp_path)
     assert b"m (prefill): simulated on simulated, by PrefillServer" in pair.stdout

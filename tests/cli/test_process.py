@@ -1,4 +1,6 @@
-"""The command line in odd company: standard streams that are closed or full, and a Ctrl-C at any moment."""
+"""The command line in odd company: standard streams that are closed or full, and a Ctrl-C at any
+moment.
+"""
 
 import json
 import os
@@ -23,7 +25,9 @@ def folder(tmp_path):
 def shell(folder, redirect, *args):
     """The command, run by a shell that redirects its streams."""
     line = f'"$0" -m penstock.cli "$@" {redirect}'
-    return subprocess.run(["sh", "-c", line, sys.executable, *args], cwd=folder, capture_output=True, timeout=60)
+    return subprocess.run(
+        ["sh", "-c", line, sys.executable, *args], cwd=folder, capture_output=True, timeout=60
+    )
 
 
 def test_standard_error_that_is_closed_or_full(folder):
@@ -44,11 +48,15 @@ def test_standard_output_that_is_closed(folder):
     assert len((folder / "out.jsonl").read_bytes().splitlines()) == 3
 
 
-@pytest.mark.parametrize("args", [("--version",), ("run", "--help"), ("plan", *RUN[1:]), (*RUN, "-q", "-o", "-")])
+@pytest.mark.parametrize(
+    "args", [("--version",), ("run", "--help"), ("plan", *RUN[1:]), (*RUN, "-q", "-o", "-")]
+)
 def test_standard_output_that_is_full(folder, args):
     done = shell(folder, ">/dev/full", *args)
     assert done.returncode == 1
-    assert re.fullmatch(r"penstock: .*cannot be written: .*No space left on device\n", done.stderr.decode())
+    assert re.fullmatch(
+        r"penstock: .*cannot be written: .*No space left on device\n", done.stderr.decode()
+    )
 
 
 def test_standard_input_that_is_closed(folder):
@@ -117,10 +125,16 @@ def test_ctrl_c_that_is_to_be_ignored(folder):
     line = 'trap "" INT; exec "$0" -m penstock.cli "$@"'
     code = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
     args = [sys.executable, "--version"]
-    assert subprocess.run(["sh", "-c", line, *args], cwd=folder, capture_output=True, timeout=60).returncode == 0
+    assert (
+        subprocess.run(
+            ["sh", "-c", line, *args], cwd=folder, capture_output=True, timeout=60
+        ).returncode
+        == 0
+    )
     done = subprocess.run(
         ["sh", "-c", 'trap "" INT; exec "$0" -c "$@"', sys.executable,
-         f"import sys; sys.argv = ['penstock', '--version']\nfrom penstock.cli import main\nmain()\n{code}"],
+         "import sys; sys.argv = ['penstock', '--version']\n"
+         f"from penstock.cli import main\nmain()\n{code}"],
         cwd=folder, capture_output=True, timeout=60,
     )  # fmt: skip
     assert done.stdout.endswith(b"True\n")
@@ -130,4 +144,9 @@ def test_a_prompt_without_a_column_is_said_once(folder):
     for quiet in ((), ("-q",)):
         done = shell(folder, "", *RUN[:-1], "hello", "-o", "-", *quiet)
         assert done.returncode == 0
-        assert done.stderr.count(b"The prompt names no {column}, so all rows ask the same. Columns: text.\n") == 1
+        assert (
+            done.stderr.count(
+                b"The prompt names no {column}, so all rows ask the same. Columns: text.\n"
+            )
+            == 1
+        )

@@ -8,7 +8,10 @@ from penstock.cli.usage_errors import usage_fault
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
-        ("nosuch", "there is no such command; there are chat, demo, explain, models, plan, run, serve"),
+        (
+            "nosuch",
+            "there is no such command; there are chat, demo, explain, models, plan, run, serve",
+        ),
         ("--nosuch", "there is no option --nosuch"),
         ("run", "INPUT is missing"),
         ("run a b -o c", "there are more arguments than the command takes"),

@@ -1,4 +1,6 @@
-"""The demo model on the real engine: the engine's contract, its adapters, and how often it is right."""
+"""The demo model on the real engine: the engine's contract, its adapters, and how often it is
+right.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ LEAST = 0.97
 
 @pytest.fixture(scope="module")
 def tickets():
-    return [json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -46,14 +50,21 @@ async def test_base_and_adapters_are_right_in_one_mixed_batch(engine, tickets):
     for adapter in demo.ADAPTERS:
         await engine.resolve_lora(adapter, str(demo.adapter_path(adapter)))
     names = [None, *demo.ADAPTERS]
-    asked = [(ticket["ticket"], name, demo.expected(ticket, name)) for ticket in tickets for name in names]
+    asked = [
+        (ticket["ticket"], name, demo.expected(ticket, name))
+        for ticket in tickets
+        for name in names
+    ]
     right = await count_right(engine, asked, GREEDY)
     assert all(count >= LEAST * len(tickets) for count in right.values()), right
 
 
 @pytest.mark.parametrize(
     "speculation",
-    [{"prompt_lookup": True}, {"draft_model": str(demo.model_path("openvino")), "num_speculative_tokens": 3}],
+    [
+        {"prompt_lookup": True},
+        {"draft_model": str(demo.model_path("openvino")), "num_speculative_tokens": 3},
+    ],
 )
 async def test_speculation_changes_no_answer(speculation, tickets):
     texts = []

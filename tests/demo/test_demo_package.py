@@ -10,13 +10,20 @@ import pytest
 from penstock import demo
 from penstock.engines.text.chat_template import ChatTemplate
 
-LABELS = {"category": "billing", "priority": "high", "product": "Solara 77 Pro", "sentiment": "angry"}
+LABELS = {
+    "category": "billing",
+    "priority": "high",
+    "product": "Solara 77 Pro",
+    "sentiment": "angry",
+}
 HOME = demo.tickets_path().parent
 
 
 @pytest.fixture(scope="module")
 def tickets() -> list[dict[str, str]]:
-    return [json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def shipped() -> list[int]:
@@ -29,8 +36,13 @@ def test_the_whole_demo_stays_below_three_megabytes():
 
 
 def test_importing_the_demo_loads_no_engine():
-    code = "import sys, penstock.demo; print(sorted({'torch', 'openvino', 'openvino_genai'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    code = (
+        "import sys, penstock.demo; print(sorted({'torch', 'openvino', 'openvino_genai'} &"
+        " set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
@@ -51,12 +63,20 @@ def test_importing_the_demo_loads_no_engine():
 )
 def test_each_form_is_complete(form, files):
     directory = demo.model_path(form)
-    common = ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
+    common = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ]
     for name in [*files, *common]:
         assert (directory / name).stat().st_size > 0, name
     config = json.loads((directory / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
-    assert json.loads((directory / "generation_config.json").read_text())["eos_token_id"] == config["eos_token_id"]
+    assert (
+        json.loads((directory / "generation_config.json").read_text())["eos_token_id"]
+        == config["eos_token_id"]
+    )
 
 
 @pytest.mark.parametrize("form", ["openvino", "huggingface"])
@@ -67,7 +87,10 @@ def test_a_call_stands_in_the_history_as_the_model_wrote_it(form, arguments):
     for given in (arguments, written):
         call = {"type": "function", "function": {"name": "route", "arguments": given}}
         shown = template.render([{"role": "assistant", "content": None, "tool_calls": [call]}])
-        assert f'<tool_call>\n{{"name":"route","arguments":{written}}}\n</tool_call><|im_end|>' in shown
+        assert (
+            f'<tool_call>\n{{"name":"route","arguments":{written}}}\n</tool_call><|im_end|>'
+            in shown
+        )
 
 
 @pytest.mark.parametrize("name", demo.ADAPTERS)
@@ -85,7 +108,9 @@ def test_adapters_are_in_peft_layout(name):
 def test_no_file_names_the_machine_that_made_it():
     for path in HOME.rglob("*"):
         if path.is_file() and path.suffix != ".pyc":
-            assert not re.search(rb"(?<![\w.])/(home|root|tmp|work|Users)/", path.read_bytes()), path
+            assert not re.search(rb"(?<![\w.])/(home|root|tmp|work|Users)/", path.read_bytes()), (
+                path
+            )
 
 
 def test_tickets_are_many_and_unique(tickets):
@@ -116,23 +141,37 @@ def test_every_label_occurs_often(tickets):
 
 def test_expected_of_the_model_is_compact_json_in_field_order():
     text = demo.expected(LABELS)
-    assert text == '{"category":"billing","priority":"high","product":"Solara 77 Pro","sentiment":"angry"}'
+    assert (
+        text
+        == '{"category":"billing","priority":"high","product":"Solara 77 Pro","sentiment":"angry"}'
+    )
     assert demo.expected({**LABELS, "id": "t1", "ticket": "..."}) == text
 
 
 def test_expected_of_chosen_keys_keeps_their_order():
-    assert demo.expected(LABELS, keys=["product", "priority"]) == '{"product":"Solara 77 Pro","priority":"high"}'
+    assert (
+        demo.expected(LABELS, keys=["product", "priority"])
+        == '{"product":"Solara 77 Pro","priority":"high"}'
+    )
 
 
 def test_expected_of_the_summary_adapter():
-    assert demo.expected(LABELS, "summary") == "high billing issue with Solara 77 Pro, customer is angry"
+    assert (
+        demo.expected(LABELS, "summary")
+        == "high billing issue with Solara 77 Pro, customer is angry"
+    )
     wish = {**LABELS, "category": "feature"}
-    assert demo.expected(wish, "summary") == "high feature request for Solara 77 Pro, customer is angry"
+    assert (
+        demo.expected(wish, "summary")
+        == "high feature request for Solara 77 Pro, customer is angry"
+    )
 
 
 def test_expected_of_the_german_adapter():
-    assert demo.expected(LABELS, "german") == (
-        '{"kategorie":"Rechnung","dringlichkeit":"hoch","produkt":"Solara 77 Pro","stimmung":"unzufrieden"}'
+    assert (
+        demo.expected(LABELS, "german")
+        == '{"kategorie":"Rechnung","dringlichkeit":"hoch","produkt":"Solara 77'
+        ' Pro","stimmung":"unzufrieden"}'
     )
     assert set(demo.GERMAN_LABELS) == {*demo.CATEGORIES, *demo.PRIORITIES, *demo.SENTIMENTS}
 

@@ -16,7 +16,14 @@ from penstock.errors import ConfigError, MissingExtraError
 
 DECIDE = {
     "openvino": {
-        *("task", "device", "tokenizer", "max_model_len", "kv_cache_precision", "inference_precision"),
+        *(
+            "task",
+            "device",
+            "tokenizer",
+            "max_model_len",
+            "kv_cache_precision",
+            "inference_precision",
+        ),
         *("prompt_lookup", "prompt_lookup_max", "draft_model", "num_speculative_tokens"),
         *("embedding_pooling", "embedding_normalize", "deterministic", "properties"),
     },
@@ -75,7 +82,12 @@ def test_unnamed_options_decide(name, cost, decides):
 
 def test_properties_decide_but_for_those_that_cost():
     deciding = engine_class("openvino").deciding_options
-    given = {"CACHE_DIR": "/c", "NUM_STREAMS": 1, "KV_CACHE_PRECISION": "u8", "performance_hint": "LATENCY"}
+    given = {
+        "CACHE_DIR": "/c",
+        "NUM_STREAMS": 1,
+        "KV_CACHE_PRECISION": "u8",
+        "performance_hint": "LATENCY",
+    }
     assert deciding({"properties": given}) == {"properties": {"KV_CACHE_PRECISION": "u8"}}
     assert deciding({"properties": {"CACHE_DIR": "/c"}}) == deciding({}) == {}
 
@@ -94,7 +106,8 @@ def test_an_engine_that_cannot_promise_it_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "option"), [("openvino", "deterministic"), ("sglang", "enable_deterministic_inference")]
+    ("name", "option"),
+    [("openvino", "deterministic"), ("sglang", "enable_deterministic_inference")],
 )
 def test_the_opposite_beside_it_is_refused(name, option):
     with pytest.raises(ConfigError, match=rf"engine_kwargs\.{option}: does not go together"):

@@ -31,7 +31,10 @@ async def test_batches_are_read_one_by_one():
 
 
 async def test_batches_stay_together_between_layers():
-    assert [batch async for batch in in_batches(BatchedDeltas(Source([A, B], [C]).batches()))] == [[A, B], [C]]
+    assert [batch async for batch in in_batches(BatchedDeltas(Source([A, B], [C]).batches()))] == [
+        [A, B],
+        [C],
+    ]
 
 
 async def test_a_plain_generator_gives_batches_of_one():
@@ -53,7 +56,9 @@ async def test_an_error_comes_after_what_came_before_it():
         await anext(deltas)
 
 
-@pytest.mark.parametrize("wrap", [lambda batches: batches, lambda batches: mapped(batches, lambda delta: delta)])
+@pytest.mark.parametrize(
+    "wrap", [lambda batches: batches, lambda batches: mapped(batches, lambda delta: delta)]
+)
 async def test_closing_early_closes_the_source(wrap):
     source = Source([A, B], [C])
     deltas = BatchedDeltas(wrap(source.batches()))

@@ -38,7 +38,9 @@ def recorded(monkeypatch):
 def processor(name, source="m", **options):
     config = OpenVINOEngineProcessorConfig(model_source=source, engine=name, **options)
     params = {"temperature": 0.0, "max_tokens": 8}
-    return build_processor(config, preprocess=lambda row: {"prompt": str(row["id"]), "sampling_params": params})
+    return build_processor(
+        config, preprocess=lambda row: {"prompt": str(row["id"]), "sampling_params": params}
+    )
 
 
 async def all_of(stream):
@@ -79,7 +81,9 @@ async def test_concurrency_is_so_many_engines():
 
 async def test_a_name_stands_for_one_engine_only():
     await all_of(processor("main")(ROWS[:1]))
-    with pytest.raises(ConfigError, match="'main' is an engine with another model or other options"):
+    with pytest.raises(
+        ConfigError, match="'main' is an engine with another model or other options"
+    ):
         await all_of(processor("main", "other")(ROWS[:1]))
     with pytest.raises(ConfigError, match="other options"):
         await all_of(processor("main", engine_kwargs={"seed": 1})(ROWS[:1]))
@@ -134,7 +138,9 @@ def test_a_named_engine_ends_with_its_event_loop():
 
 
 async def test_options_of_an_engine_that_is_only_looked_up():
-    with pytest.raises(ConfigError, match="engine_kwargs: say in model_source of which model 'main' is made"):
+    with pytest.raises(
+        ConfigError, match="engine_kwargs: say in model_source of which model 'main' is made"
+    ):
         processor("main", None, engine_kwargs={"seed": 1})
 
 

@@ -1,4 +1,6 @@
-"""Whoever overrides a method of a task, or implements `generate`, `answer` and `control`: both are asked."""
+"""Whoever overrides a method of a task, or implements `generate`, `answer` and `control`: both are
+asked.
+"""
 
 import pytest
 
@@ -11,7 +13,15 @@ from penstock.serve.models.control import METHODS
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
 from penstock.testing import answer, chat_request
-from penstock.types import ClassifyRequest, Delta, EmbeddingRequest, Embeddings, RerankRequest, Scores, Usage
+from penstock.types import (
+    ClassifyRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Usage,
+)
 from scripted_server import config
 
 END = Delta(text="own", finish_reason="stop", usage=Usage(1, 1))
@@ -50,7 +60,12 @@ class Loud(SimulatedEngine):
 
     async def chat(self, request):
         async for delta in super().chat(request):
-            yield Delta(delta.index, delta.text.upper(), finish_reason=delta.finish_reason, usage=delta.usage)
+            yield Delta(
+                delta.index,
+                delta.text.upper(),
+                finish_reason=delta.finish_reason,
+                usage=delta.usage,
+            )
 
     async def tokenize(self, text):
         return [len(text)]
@@ -61,7 +76,12 @@ class LoudServer(LLMServer):
 
     async def chat(self, request):
         async for delta in super().chat(request):
-            yield Delta(delta.index, delta.text.upper(), finish_reason=delta.finish_reason, usage=delta.usage)
+            yield Delta(
+                delta.index,
+                delta.text.upper(),
+                finish_reason=delta.finish_reason,
+                usage=delta.usage,
+            )
 
     async def embeddings(self, request):
         found = await super().embeddings(request)
@@ -69,8 +89,13 @@ class LoudServer(LLMServer):
 
 
 def test_each_task_and_each_operation_is_a_method():
-    assert set(TASKS) == {name for name in vars(Tasks) if not name.startswith("_")} - {"generate", "answer"}
-    assert set(METHODS) - {"check_health"} == {n for n in vars(Operations) if not n.startswith("_")} - {"control"}
+    assert set(TASKS) == {name for name in vars(Tasks) if not name.startswith("_")} - {
+        "generate",
+        "answer",
+    }
+    assert set(METHODS) - {"check_health"} == {
+        n for n in vars(Operations) if not n.startswith("_")
+    } - {"control"}
 
 
 async def test_an_engine_of_methods_answers_through_every_layer():
@@ -88,7 +113,9 @@ async def test_an_engine_of_methods_lacks_the_others():
     assert not engine.brings("sleep")
     assert await engine.is_sleeping() is await engine.is_paused() is False
     for lacked in (engine.classify(ClassifyRequest(["a"])), engine.pause(), engine.tokenize("a")):
-        with pytest.raises(UnsupportedError, match=r"the own engine does not support (classify|pause|tokenize)"):
+        with pytest.raises(
+            UnsupportedError, match=r"the own engine does not support (classify|pause|tokenize)"
+        ):
             await lacked
     model = LocalModel(config(), engine=engine)
     await model.start()
@@ -111,7 +138,9 @@ async def test_an_override_of_a_server_is_asked_by_the_handle():
     await loud.start()
     text = (await answer(plain, chat_request("x"))).texts[0]
     assert (await answer(loud, chat_request("x"))).texts[0] == text.upper() != text
-    assert [len(vector) for vector in (await loud.embeddings(EmbeddingRequest(["a"]))).vectors] == [1]
+    assert [len(vector) for vector in (await loud.embeddings(EmbeddingRequest(["a"]))).vectors] == [
+        1
+    ]
 
 
 async def _running(engine):

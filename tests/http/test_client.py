@@ -61,7 +61,9 @@ async def test_a_large_body_arrives_whole_and_without_a_warning():
 
 async def test_a_large_file_arrives_whole_and_without_a_warning():
     async def measure(request):
-        return web.json_response([len(await part.read()) async for part in await request.multipart()])
+        return web.json_response(
+            [len(await part.read()) async for part in await request.multipart()]
+        )
 
     async with asking(measure) as (client, to):
         large = b"1" * (2 << 20)
@@ -70,7 +72,9 @@ async def test_a_large_file_arrives_whole_and_without_a_warning():
             assert json.loads((await client.send(to, limiter(), data=made)).body) == sizes
 
 
-@pytest.mark.parametrize(("status", "retryable"), [(400, False), (401, False), (429, True), (500, True), (501, False)])
+@pytest.mark.parametrize(
+    ("status", "retryable"), [(400, False), (401, False), (429, True), (500, True), (501, False)]
+)
 async def test_refusals_carry_status_body_and_no_secret(status, retryable):
     async def refuse(request):
         body = {"error": {"message": f"wrong key {KEY}\nreally"}}
@@ -91,7 +95,9 @@ async def test_redirects_are_not_followed():
         raise web.HTTPTemporaryRedirect("http://elsewhere.invalid/x?key=1")
 
     async with asking(redirect) as (client, to):
-        with pytest.raises(UpstreamError, match=r"not followed; it names http://elsewhere\.invalid/x$"):
+        with pytest.raises(
+            UpstreamError, match=r"not followed; it names http://elsewhere\.invalid/x$"
+        ):
             await client.send(to, limiter())
 
 
@@ -99,7 +105,9 @@ async def test_redirects_are_not_followed():
 async def test_bodies_are_bounded(form):
     async def long(request):
         if form == "compressed":
-            return web.Response(body=gzip.compress(b"0" * 100_000), headers={"Content-Encoding": "gzip"})
+            return web.Response(
+                body=gzip.compress(b"0" * 100_000), headers={"Content-Encoding": "gzip"}
+            )
         if form == "declared":
             return web.Response(body=b"0" * 100_000)
         response = web.StreamResponse()
@@ -119,7 +127,9 @@ async def test_nobody_listens():
     client = HttpClient(Headers())
     await client.open()
     try:
-        with pytest.raises(UpstreamError, match=f"cannot be reached: {os.strerror(errno.ECONNREFUSED)}") as caught:
+        with pytest.raises(
+            UpstreamError, match=f"cannot be reached: {os.strerror(errno.ECONNREFUSED)}"
+        ) as caught:
             await client.send(endpoint("POST", f"http://127.0.0.1:{unused_port()}/"), limiter())
     finally:
         await client.close()
@@ -167,7 +177,9 @@ async def test_half_an_answer_is_a_lost_connection(streamed):
         assert limit.running == 0
 
 
-@pytest.mark.parametrize("said", [b"lalala\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"])
+@pytest.mark.parametrize(
+    "said", [b"lalala\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: " + b"a" * 20_000 + b"\r\n\r\n"]
+)
 async def test_what_is_not_http_shows_no_key_of_the_address(said):
     async def answer(reader, writer):
         await reader.readuntil(b"\r\n\r\n")
@@ -180,7 +192,9 @@ async def test_what_is_not_http_shows_no_key_of_the_address(said):
         client = HttpClient(Headers())
         await client.open()
         with pytest.raises(UpstreamError) as caught:
-            await client.send(endpoint("POST", f"http://127.0.0.1:{port}/x?api_key={KEY}"), limiter())
+            await client.send(
+                endpoint("POST", f"http://127.0.0.1:{port}/x?api_key={KEY}"), limiter()
+            )
         await client.close()
     assert str(caught.value).startswith(f"http://127.0.0.1:{port}/x: the answer is not HTTP: ")
     assert not caught.value.retryable

@@ -34,16 +34,23 @@ def test_complaints_are_found(body, said):
         {"code": "invalid_api_key"},
         {"type": "exceeded_current_quota_error"},
         {"code": "429", "message": "RateLimitError: OpenAIException - insufficient_quota"},
-        {"code": "rate_limit_exceeded", "message": "Request too large for m (TPM): Limit 10000, Requested 200000."},
+        {
+            "code": "rate_limit_exceeded",
+            "message": "Request too large for m (TPM): Limit 10000, Requested 200000.",
+        },
     ],
 )
 def test_what_only_a_person_can_mend_is_final(error):
     assert complaint(json.dumps({"error": {"message": "no", **error}})).is_final
 
 
-@pytest.mark.parametrize("error", [{"code": "rate_limit_exceeded"}, {"type": "tokens"}, {"code": 429}, {}])
+@pytest.mark.parametrize(
+    "error", [{"code": "rate_limit_exceeded"}, {"type": "tokens"}, {"code": 429}, {}]
+)
 def test_a_limit_of_rates_is_not(error):
-    assert not complaint(json.dumps({"error": {"message": "You exceeded your current quota", **error}})).is_final
+    assert not complaint(
+        json.dumps({"error": {"message": "You exceeded your current quota", **error}})
+    ).is_final
 
 
 @pytest.mark.parametrize(
@@ -71,7 +78,11 @@ def test_an_error_inside_a_200_is_one_of_the_status_that_it_names(error, status,
 
 @pytest.mark.parametrize(
     "body",
-    ['{"error": "down"}', '{"object": "error", "message": "down"}', '{"type": "error", "error": {"message": "down"}}'],
+    [
+        '{"error": "down"}',
+        '{"object": "error", "message": "down"}',
+        '{"type": "error", "error": {"message": "down"}}',
+    ],
 )
 def test_errors_come_in_other_forms(body):
     assert "down" in str(error_inside(body.encode(), "there"))
@@ -79,7 +90,15 @@ def test_errors_come_in_other_forms(body):
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"x", b'{"error": null}', b'{"error": ""}', b'{"error": {}}', b'{"data": [{"error": 1}]}', b'["error"]'],
+    [
+        b"",
+        b"x",
+        b'{"error": null}',
+        b'{"error": ""}',
+        b'{"error": {}}',
+        b'{"data": [{"error": 1}]}',
+        b'["error"]',
+    ],
 )
 def test_what_is_no_error_is_none(body):
     assert error_inside(body, "there") is None

@@ -3,8 +3,8 @@ import pytest
 from penstock.http.event_stream import EventReader
 
 STREAM = (
-    'data: {"a": "Grüße"}\n\n: a comment\n\nevent: named\nid: 3\ndata:no space\n\r\ndata: one\r\ndata: two\r\n\r\n'
-    "data: cr\r\rdata: [DONE]\n\n"
+    'data: {"a": "Grüße"}\n\n: a comment\n\nevent: named\nid: 3\ndata:no space\n\r\ndata:'
+    " one\r\ndata: two\r\n\r\ndata: cr\r\rdata: [DONE]\n\n"
 ).encode()
 EVENTS = ['{"a": "Grüße"}'.encode(), b"no space", b"one\ntwo", b"cr", b"[DONE]"]
 
@@ -36,7 +36,9 @@ def test_an_event_without_end_is_refused():
 
 
 def test_events_without_data_are_none():
-    assert EventReader().feed(b"data: \n\ndata:\n\ndata\n\nevent: a\n\nid: 1\n\n: x\n\ndata: y\n\n") == [b"y"]
+    assert EventReader().feed(
+        b"data: \n\ndata:\n\ndata\n\nevent: a\n\nid: 1\n\n: x\n\ndata: y\n\n"
+    ) == [b"y"]
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
@@ -49,7 +51,13 @@ def test_a_byte_order_mark_is_none(size):
 
 @pytest.mark.parametrize(
     ("stream", "rest"),
-    [(b"data: a\n\ndata: b", b"b"), (b"data: b\r\n", b"b"), (b"data: a\n\n", b""), (b"\n", b""), (b": x", b"")],
+    [
+        (b"data: a\n\ndata: b", b"b"),
+        (b"data: b\r\n", b"b"),
+        (b"data: a\n\n", b""),
+        (b"\n", b""),
+        (b": x", b""),
+    ],
 )
 def test_the_rest_is_an_event_that_was_not_ended(stream, rest):
     reader = EventReader()

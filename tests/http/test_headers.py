@@ -9,11 +9,17 @@ KEY = "sk-very-secret-1234"
 @pytest.fixture
 def headers(monkeypatch):
     monkeypatch.setenv("MY_KEY", KEY)
-    return Headers({"Authorization": "Bearer ${MY_KEY}", "X-Team": "${MY_KEY}-team", "X-Plain": "shown"})
+    return Headers(
+        {"Authorization": "Bearer ${MY_KEY}", "X-Team": "${MY_KEY}-team", "X-Plain": "shown"}
+    )
 
 
 def test_variables_are_filled_in(headers):
-    assert headers.values == {"Authorization": f"Bearer {KEY}", "X-Team": f"{KEY}-team", "X-Plain": "shown"}
+    assert headers.values == {
+        "Authorization": f"Bearer {KEY}",
+        "X-Team": f"{KEY}-team",
+        "X-Plain": "shown",
+    }
 
 
 def test_keys_are_not_shown(headers):
@@ -26,7 +32,9 @@ def test_keys_are_scrubbed_from_texts(headers):
     assert headers.scrub(f"Authorization: Bearer {KEY}") == "Authorization: ***"
 
 
-@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "Proxy-Authorization", "X-Auth-Token"])
+@pytest.mark.parametrize(
+    "name", ["Authorization", "X-Api-Key", "Proxy-Authorization", "X-Auth-Token"]
+)
 def test_keys_that_are_given_in_the_open_are_not_shown_either(name):
     headers = Headers({name: KEY})
     assert KEY not in repr(headers)

@@ -34,10 +34,22 @@ def environment(monkeypatch):
         ({"HTTPS_PROXY": "http://p:1"}, ("http", "a.example", 80), None),
         ({"HTTP_PROXY": "p:1"}, ("http", "a.example", 80), "http://p:1"),
         ({"ALL_PROXY": "http://p:1"}, ("https", "a.example", 443), "http://p:1"),
-        ({"ALL_PROXY": "http://p:1", "HTTPS_PROXY": "http://q:2"}, ("https", "a.example", 443), "http://q:2"),
+        (
+            {"ALL_PROXY": "http://p:1", "HTTPS_PROXY": "http://q:2"},
+            ("https", "a.example", 443),
+            "http://q:2",
+        ),
         ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.example"}, ("https", "a.example", 443), None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "b.example,.example"}, ("https", "a.example", 443), None),
-        ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.example:8443"}, ("https", "a.example", 443), "http://p:1"),
+        (
+            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "b.example,.example"},
+            ("https", "a.example", 443),
+            None,
+        ),
+        (
+            {"HTTPS_PROXY": "http://p:1", "NO_PROXY": "a.example:8443"},
+            ("https", "a.example", 443),
+            "http://p:1",
+        ),
         ({"HTTPS_PROXY": "http://p:1", "NO_PROXY": "*"}, ("https", "a.example", 443), None),
         ({"HTTP_PROXY": "http://p:1"}, ("http", "127.0.0.1", 8000), None),
         ({"HTTP_PROXY": "http://p:1"}, ("http", "localhost", 8000), None),
@@ -73,7 +85,9 @@ async def test_a_request_goes_through_its_proxy(environment):
     seen = []
 
     async def proxy(request):
-        seen.append((str(request.url), request.headers["Host"], request.headers.get("Proxy-Authorization")))
+        seen.append(
+            (str(request.url), request.headers["Host"], request.headers.get("Proxy-Authorization"))
+        )
         return web.json_response({"ok": True})
 
     async with RawTestServer(proxy) as server:
@@ -105,7 +119,9 @@ async def test_https_is_tunnelled_and_what_the_proxy_says_is_told(environment):
 
 async def test_a_proxy_that_is_not_there_is_not_the_server(environment):
     environment("HTTP_PROXY", f"127.0.0.1:{unused_port()}")
-    with pytest.raises(UpstreamError, match=r"http://model\.example/v1: its proxy cannot be reached") as caught:
+    with pytest.raises(
+        UpstreamError, match=r"http://model\.example/v1: its proxy cannot be reached"
+    ) as caught:
         await ask("http://model.example/v1")
     assert caught.value.retryable
 
@@ -124,6 +140,8 @@ async def test_a_session_of_ones_own_chooses_for_itself(environment):
     client = HttpClient(Headers({}), session_factory=Session)  # type: ignore[arg-type]
     await client.open()
     with pytest.raises(UpstreamError):
-        await client.send(endpoint("POST", "http://a.example"), Limiter(Limits(concurrency=1)), data=b"{}")
+        await client.send(
+            endpoint("POST", "http://a.example"), Limiter(Limits(concurrency=1)), data=b"{}"
+        )
     await client.close()
     assert "proxy" not in asked[0]

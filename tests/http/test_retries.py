@@ -122,7 +122,9 @@ async def test_who_is_refused_while_others_are_answered_is_given_up_in_seconds()
                 assert await retries.run(fine) == "yes"
         raise status(429)
 
-    with pytest.raises(UpstreamError, match=r"\(refused 5 times while 20 that came after it were answered\)") as caught:
+    with pytest.raises(
+        UpstreamError, match=r"\(refused 5 times while 20 that came after it were answered\)"
+    ) as caught:
         await retries.run(bad)
     assert caught.value.given_up
     assert time.now - 1000 < 7

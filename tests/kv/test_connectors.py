@@ -28,7 +28,9 @@ def with_nixl(monkeypatch):
 
 @pytest.fixture
 def own_ports(monkeypatch):
-    """As if no other process of this host used or leased any: one that does would change which is the first."""
+    """As if no other process of this host used or leased any: one that does would change which is
+    the first.
+    """
     monkeypatch.setattr(ports, "_LEASES", f"\0penstock-test-{os.getpid()}-")
     monkeypatch.setattr(ports, "_free", lambda host, port: True)
 
@@ -65,13 +67,23 @@ class TestNixl:
             "UCX_NET_DEVICES": "lo",
         }
         assert setup.identity == Identity(
-            connector="NixlConnector", engine=ENGINE, library="nixl 1.5.1", engine_id=setup.identity.engine_id
+            connector="NixlConnector",
+            engine=ENGINE,
+            library="nixl 1.5.1",
+            engine_id=setup.identity.engine_id,
         )
 
     def test_the_users_choices_hold(self, with_nixl, made, monkeypatch):
         monkeypatch.setenv("UCX_TLS", "all")
-        given = {**NIXL, "kv_role": "kv_both", "kv_load_failure_policy": "fail", "engine_id": "mine"}
-        setup = made(given, Site(role="decode", cpu=True, port_bases={"NIXL_SIDE_CHANNEL_PORT_BASE": 31000}))
+        given = {
+            **NIXL,
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "fail",
+            "engine_id": "mine",
+        }
+        setup = made(
+            given, Site(role="decode", cpu=True, port_bases={"NIXL_SIDE_CHANNEL_PORT_BASE": 31000})
+        )
         assert setup.config["kv_role"] == "kv_both"
         assert setup.config["kv_load_failure_policy"] == "fail"
         assert setup.config["engine_id"].startswith("mine-")
@@ -82,8 +94,15 @@ class TestNixl:
         assert "UCX_NET_DEVICES" not in made(NIXL, Site(host="127.0.0.1")).environment
 
     def test_replicas_of_one_host_have_ports_and_ids_of_their_own(self, with_nixl, made):
-        setups = [made(NIXL, Site(role=role, ranks=2)) for role in ("prefill", "decode", "prefill", "decode")]
-        ports = [number for setup in setups for number in (setup.leases[0].port, setup.leases[0].port + 1)]
+        setups = [
+            made(NIXL, Site(role=role, ranks=2))
+            for role in ("prefill", "decode", "prefill", "decode")
+        ]
+        ports = [
+            number
+            for setup in setups
+            for number in (setup.leases[0].port, setup.leases[0].port + 1)
+        ]
         assert len(set(ports)) == 8
         assert len({setup.config["engine_id"] for setup in setups}) == 4
         assert made(NIXL).leases[0].port < 22000 <= setups[1].leases[0].port
@@ -112,12 +131,16 @@ class TestNixl:
         assert connector.misses(whole, sender) == ""
         assert connector.misses({**whole, "remote_host": ""}, sender) == "it has no remote_host"
         assert connector.misses(None, sender) == "it has no remote_engine_id"
-        assert "points to 'other'" in connector.misses({**whole, "remote_engine_id": "other"}, sender)
+        assert "points to 'other'" in connector.misses(
+            {**whole, "remote_engine_id": "other"}, sender
+        )
 
     @pytest.mark.parametrize("base", [80, "20000", True, 70000])
     def test_a_wrong_port_base(self, with_nixl, base):
         with pytest.raises(ConfigError, match=r"experimental_configs\.NIXL_SIDE_CHANNEL_PORT_BASE"):
-            make_connector(NIXL).setup(Site(port_bases={"NIXL_SIDE_CHANNEL_PORT_BASE": base}), ENGINE)
+            make_connector(NIXL).setup(
+                Site(port_bases={"NIXL_SIDE_CHANNEL_PORT_BASE": base}), ENGINE
+            )
 
 
 class TestOthers:
@@ -126,28 +149,41 @@ class TestOthers:
         setup = made({"kv_connector": "SharedStorageConnector", "kv_connector_extra_config": extra})
         assert setup.config["kv_connector"] == "ExampleConnector"
         assert setup.config["kv_role"] == "kv_both"
-        connector = make_connector({"kv_connector": "ExampleConnector", "kv_connector_extra_config": extra})
+        connector = make_connector(
+            {"kv_connector": "ExampleConnector", "kv_connector_extra_config": extra}
+        )
         assert connector.request_params() is None
         assert connector.misses(None, setup.identity) == ""
         assert not connector.tells_adapters_apart
 
-    @pytest.mark.parametrize("extra", [{}, {"shared_storage_path": "relative"}, {"shared_storage_path": 5}])
+    @pytest.mark.parametrize(
+        "extra", [{}, {"shared_storage_path": "relative"}, {"shared_storage_path": 5}]
+    )
     def test_shared_storage_wants_a_folder(self, extra):
         with pytest.raises(ConfigError, match="shared_storage_path: must be the absolute path"):
             make_connector({"kv_connector": "ExampleConnector", "kv_connector_extra_config": extra})
 
     def test_lmcache_has_a_channel_of_its_own(self, made, monkeypatch):
         monkeypatch.setattr("penstock.kv.lmcache.find_spec", lambda name: object())
-        monkeypatch.setattr("penstock.kv.lmcache.metadata", SimpleNamespace(version=lambda name: "0.4"))
-        given = {"kv_connector": "LMCacheConnectorV1", "kv_connector_extra_config": {"lmcache_rpc_port": "x"}}
-        ports = {made(given).config["kv_connector_extra_config"]["lmcache_rpc_port"] for _ in range(2)}
+        monkeypatch.setattr(
+            "penstock.kv.lmcache.metadata", SimpleNamespace(version=lambda name: "0.4")
+        )
+        given = {
+            "kv_connector": "LMCacheConnectorV1",
+            "kv_connector_extra_config": {"lmcache_rpc_port": "x"},
+        }
+        ports = {
+            made(given).config["kv_connector_extra_config"]["lmcache_rpc_port"] for _ in range(2)
+        }
         assert len(ports) == 2
         assert all(port.startswith("x-") for port in ports)
         assert given["kv_connector_extra_config"] == {"lmcache_rpc_port": "x"}
 
     @pytest.mark.skipif("lmcache" in sys.modules, reason="it is here")
     def test_without_lmcache(self):
-        with pytest.raises(MissingExtraError, match="The LMCacheConnectorV1 needs the package 'lmcache'"):
+        with pytest.raises(
+            MissingExtraError, match="The LMCacheConnectorV1 needs the package 'lmcache'"
+        ):
             make_connector({"kv_connector": "LMCacheConnectorV1"}).setup(PREFILL, ENGINE)
 
     def test_multi_sets_up_each_under_one_id(self, with_nixl, made, tmp_path):
@@ -155,12 +191,16 @@ class TestOthers:
             "kv_connector": "ExampleConnector",
             "kv_connector_extra_config": {"shared_storage_path": str(tmp_path)},
         }
-        given = {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [NIXL, example]}}
+        given = {
+            "kv_connector": "MultiConnector",
+            "kv_connector_extra_config": {"connectors": [NIXL, example]},
+        }
         setup = made(given)
         parts = setup.config["kv_connector_extra_config"]["connectors"]
         assert [part["kv_connector"] for part in parts] == ["NixlConnector", "ExampleConnector"]
         assert setup.config["engine_id"] == setup.identity.engine_id
-        assert not any("engine_id" in part for part in parts)  # vLLM gives each that of all, and takes none from here
+        # VLLM gives each that of all, and takes none from here.
+        assert not any("engine_id" in part for part in parts)
         assert setup.identity.library == "nixl 1.5.1"
         assert setup.environment["VLLM_NIXL_SIDE_CHANNEL_PORT"] == str(setup.leases[0].port)
         connector = make_connector(given)
@@ -170,7 +210,9 @@ class TestOthers:
 
     def test_multi_gives_back_what_it_took_when_one_fails(self, with_nixl, own_ports):
         given = {"connectors": [NIXL, {"kv_connector": "LMCacheConnectorV1"}]}
-        connector = make_connector({"kv_connector": "MultiConnector", "kv_connector_extra_config": given})
+        connector = make_connector(
+            {"kv_connector": "MultiConnector", "kv_connector_extra_config": given}
+        )
         before = lease_ports(20000)
         before.release()
         with pytest.raises(MissingExtraError):
@@ -188,7 +230,10 @@ class TestOthers:
                 "kv_connector": "MultiConnector",
                 "kv_connector_extra_config": {
                     "connectors": [
-                        {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": [NIXL]}}
+                        {
+                            "kv_connector": "MultiConnector",
+                            "kv_connector_extra_config": {"connectors": [NIXL]},
+                        }
                     ]
                 },
             },
@@ -220,7 +265,10 @@ def test_a_wrong_configuration_names_its_field(config, told):
     ("change", "told"),
     [
         ({}, ""),
-        ({"connector": "ExampleConnector"}, "its connector is ExampleConnector, and ours NixlConnector"),
+        (
+            {"connector": "ExampleConnector"},
+            "its connector is ExampleConnector, and ours NixlConnector",
+        ),
         ({"engine": "vllm 0.31.0"}, "its engine is vllm 0.31.0"),
         ({"library": "nixl 1.4.0"}, "its library is nixl 1.4.0"),
         ({"adapter": "a@2"}, "its adapter is a@2, and ours a@1"),
@@ -229,8 +277,15 @@ def test_a_wrong_configuration_names_its_field(config, told):
     ],
 )
 def test_engines_of_one_kind_understand_each_other(change, told):
-    own = {"connector": "NixlConnector", "engine": ENGINE, "library": "nixl 1.5.1", "adapter": "a@1"}
-    answer = mismatch(Identity(engine_id="d", **own), Identity(**{"engine_id": "p", **own, **change}))
+    own = {
+        "connector": "NixlConnector",
+        "engine": ENGINE,
+        "library": "nixl 1.5.1",
+        "adapter": "a@1",
+    }
+    answer = mismatch(
+        Identity(engine_id="d", **own), Identity(**{"engine_id": "p", **own, **change})
+    )
     assert answer.startswith(told)
     assert bool(answer) == bool(told)
 

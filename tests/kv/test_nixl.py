@@ -22,8 +22,8 @@ SAY = "import json, logging, os, sys; from penstock.kv import nixl\n"
 
 
 class Interpreter:
-    """A fresh one, with a folder of packages that the test writes, which are all that it has unless `real` ones are
-    wanted.
+    """A fresh one, with a folder of packages that the test writes, which are all that it has unless
+    `real` ones are wanted.
     """
 
     def __init__(self, folder: Path, *, real: bool = False) -> None:
@@ -49,13 +49,17 @@ class Interpreter:
         log = "logging.basicConfig(level=logging.DEBUG, format='%(levelname)s %(message)s')\n"
         if not self._real:
             log += (
-                "from importlib.machinery import PathFinder\n"
-                f"nixl.find_spec = lambda name: PathFinder.find_spec(name, [{str(self.folder)!r}])\n"
+                "from importlib.machinery import PathFinder\nnixl.find_spec = lambda name:"
+                f" PathFinder.find_spec(name, [{str(self.folder)!r}])\n"
             )
         given = {name: value for name, value in os.environ.items() if not name.startswith("UCX_")}
         given |= {"PYTHONPATH": f"{self.folder}:{SOURCE}", **environment}
         done = subprocess.run(
-            [sys.executable, "-c", SAY + log + code], capture_output=True, text=True, env=given, check=False
+            [sys.executable, "-c", SAY + log + code],
+            capture_output=True,
+            text=True,
+            env=given,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr.splitlines()
@@ -139,7 +143,8 @@ def test_too_late_is_one_warning(fresh):
     )
     assert told is None
     assert [line for line in said if "UCX" in line] == [
-        "WARNING NIXL was loaded before UCX_RCACHE_MAX_UNRELEASED could be set: set it to 1024 yourself"
+        "WARNING NIXL was loaded before UCX_RCACHE_MAX_UNRELEASED could be set: set it to 1024"
+        " yourself"
     ]
 
 
@@ -159,7 +164,8 @@ def test_the_platform_chooses_the_package(tmp_path, build, installed, chosen):
     for name in installed:
         made.package(name)
     told, _ = made.run(
-        "found = nixl.NixlWrapper\nprint(json.dumps([nixl.package_name(), found and found.__module__]))",
+        "found = nixl.NixlWrapper\nprint(json.dumps([nixl.package_name(), found and"
+        " found.__module__]))",
     )
     assert told == [chosen, chosen and f"{chosen}._api"]
 
@@ -193,7 +199,10 @@ def test_a_missing_package_is_none_and_one_error_where_it_is_required(fresh):
         "except MissingExtraError as error: checks.append(str(error))\n"
         "print(json.dumps(checks))"
     )
-    needs = "The NixlConnector needs the package 'nixl', which is not installed: pip install 'penstock[nixl]'"
+    needs = (
+        "The NixlConnector needs the package 'nixl', which is not installed: pip install"
+        " 'penstock[nixl]'"
+    )
     assert told == [None] * 5 + [needs]
     assert said == ["INFO NIXL is not available: there is no package 'nixl'"]
 
@@ -209,7 +218,9 @@ def test_a_broken_package_is_none_and_says_why(fresh):
     )
     why = "OSError: libcuda.so.1: cannot open shared object file"
     assert told[:3] == [None] * 3
-    assert told[3] == f"The NixlConnector needs NIXL, which is installed but cannot be imported: {why}"
+    assert (
+        told[3] == f"The NixlConnector needs NIXL, which is installed but cannot be imported: {why}"
+    )
     assert [line for line in said if "not available" in line] == [
         f"WARNING NIXL is not available: 'nixl' cannot be imported ({why})"
     ]
@@ -222,14 +233,22 @@ def test_a_package_without_an_attribute_gives_none_for_it(fresh):
 
 
 @pytest.mark.vllm
-@pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh")
+@pytest.mark.skipif(
+    nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh"
+)
 def test_the_real_package(tmp_path):
     told, said = Interpreter(tmp_path, real=True).run(
-        "before = [name for name in sys.modules if 'nixl' in name and 'penstock' not in name]\n"
-        "names = [nixl.NixlWrapper.__name__, nixl.nixl_agent_config.__name__, nixl.nixlXferTelemetry.__name__]\n"
-        "print(json.dumps([before, names, nixl.version(), os.environ['UCX_RCACHE_MAX_UNRELEASED']]))"
+        "before = [name for name in sys.modules if 'nixl' in name and 'penstock' not in"
+        " name]\nnames = [nixl.NixlWrapper.__name__, nixl.nixl_agent_config.__name__,"
+        " nixl.nixlXferTelemetry.__name__]\nprint(json.dumps([before, names, nixl.version(),"
+        " os.environ['UCX_RCACHE_MAX_UNRELEASED']]))"
     )
-    assert told == [[], ["nixl_agent", "nixl_agent_config", "nixlXferTelemetry"], nixl.version(), "1024"]
+    assert told == [
+        [],
+        ["nixl_agent", "nixl_agent_config", "nixlXferTelemetry"],
+        nixl.version(),
+        "1024",
+    ]
     assert sum("NIXL is available: nixl" in line for line in said) == 1
 
 

@@ -26,7 +26,11 @@ FRAMERS = [
 def parsed(stream: bytes) -> list[Any]:
     assert stream.endswith(b"\n\n")
     lines = [line for block in stream.decode().split("\n\n")[:-1] for line in block.split("\n")]
-    return [json.loads(line[6:]) for line in lines if line.startswith("data: ") and line != "data: [DONE]"]
+    return [
+        json.loads(line[6:])
+        for line in lines
+        if line.startswith("data: ") and line != "data: [DONE]"
+    ]
 
 
 @pytest.mark.parametrize("framer", FRAMERS, ids=lambda framer: type(framer).__name__)
@@ -51,7 +55,11 @@ def test_chunks_of_another_server_get_this_streams_head_and_come_first() -> None
     )
     assert first == second
     assert first["choices"][0]["delta"] == {"content": "a", "reasoning": "r"}
-    assert (first["id"], first["created"], first["model"]) == (last["id"], last["created"], last["model"])
+    assert (first["id"], first["created"], first["model"]) == (
+        last["id"],
+        last["created"],
+        last["model"],
+    )
     assert last["choices"][0]["delta"] == {"content": "b"}
 
 
@@ -112,24 +120,45 @@ def test_a_chunk_has_one_piece_of_each_call() -> None:
     pieces = [call(0, name="a"), call(0, "{"), call(1, name="b"), call(0, "}"), call(1, "{}")]
     calls = tuple(part for piece in pieces for part in piece.tool_calls)
     (chunk,) = parsed(ChatFramer(**ABOUT).frame(Delta(tool_calls=calls)))
-    told = [(one["index"], one["id"], one["function"]) for one in chunk["choices"][0]["delta"]["tool_calls"]]
+    told = [
+        (one["index"], one["id"], one["function"])
+        for one in chunk["choices"][0]["delta"]["tool_calls"]
+    ]
     assert told == [
         (0, "call_0", {"name": "a", "arguments": "{}"}),
         (1, "call_1", {"name": "b", "arguments": "{}"}),
     ]
-    (chunk,) = parsed(ChatFramer(**ABOUT).frame(Delta(tool_calls=(*call(0, "x").tool_calls, *call(0, "y").tool_calls))))
-    assert chunk["choices"][0]["delta"]["tool_calls"] == [{"index": 0, "function": {"arguments": "xy"}}]
+    (chunk,) = parsed(
+        ChatFramer(**ABOUT).frame(
+            Delta(tool_calls=(*call(0, "x").tool_calls, *call(0, "y").tool_calls))
+        )
+    )
+    assert chunk["choices"][0]["delta"]["tool_calls"] == [
+        {"index": 0, "function": {"arguments": "xy"}}
+    ]
 
 
 def test_response_items_open_and_close_in_order() -> None:
     framer = ResponseFramer(ResponseBody(input="q"), **ABOUT)
     stream = framer.open() + framer.frame(Delta(text="hi"))
-    stream += framer.frame(call(0, name="a")) + framer.frame(call(0, "{}")) + framer.frame(call(1, name="b"))
+    stream += (
+        framer.frame(call(0, name="a"))
+        + framer.frame(call(0, "{}"))
+        + framer.frame(call(1, name="b"))
+    )
     stream += framer.frame(LAST) + framer.close()
     events = parsed(stream)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
-    items = [(e["type"], e["output_index"]) for e in events if e["type"].startswith("response.output_item")]
-    assert items == [(f"response.output_item.{change}", index) for index in range(3) for change in ("added", "done")]
+    items = [
+        (e["type"], e["output_index"])
+        for e in events
+        if e["type"].startswith("response.output_item")
+    ]
+    assert items == [
+        (f"response.output_item.{change}", index)
+        for index in range(3)
+        for change in ("added", "done")
+    ]
     output = events[-1]["response"]["output"]
     assert [item["type"] for item in output] == ["message", "function_call", "function_call"]
     assert output[1]["arguments"] == "{}"

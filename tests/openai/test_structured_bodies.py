@@ -9,8 +9,16 @@ from penstock.openai.requests import parse_chat
 @pytest.mark.parametrize(
     ("given", "param", "told"),
     [
-        ({"choice": ["a", "b"]}, "choice", "is unknown, and was a list. Known: json, json_object, regex"),
-        ({"grammar": "root ::= x"}, "grammar", "is unknown, and was 'root ::= x'. Known: json, json_object, regex"),
+        (
+            {"choice": ["a", "b"]},
+            "choice",
+            "is unknown, and was a list. Known: json, json_object, regex",
+        ),
+        (
+            {"grammar": "root ::= x"},
+            "grammar",
+            "is unknown, and was 'root ::= x'. Known: json, json_object, regex",
+        ),
         ({"regex": 5}, "regex", "must be text or null, not 5"),
         ({"json": 5}, "json", "must be an object, text or null, not 5"),
         ({"json": "[1]"}, "json", "must hold a JSON schema, an object, not '[1]'"),
@@ -18,7 +26,11 @@ from penstock.openai.requests import parse_chat
     ],
 )
 def test_errors_name_the_field_the_value_and_what_is_expected(given, param, told):
-    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "structured_outputs": given}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "structured_outputs": given,
+    }
     with pytest.raises(RequestError) as caught:
         parse_chat(body)
     assert caught.value.param == f"structured_outputs.{param}"
@@ -27,8 +39,12 @@ def test_errors_name_the_field_the_value_and_what_is_expected(given, param, told
 
 def test_one_constraint_at_a_time():
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    with pytest.raises(RequestError, match="takes one of json, json_object and regex, not json and regex"):
+    with pytest.raises(
+        RequestError, match="takes one of json, json_object and regex, not json and regex"
+    ):
         parse_chat({**body, "structured_outputs": {"json": {}, "regex": "a"}})
-    asked = parse_chat({**body, "structured_outputs": {"regex": "a", "json_object": False, "json": None}})
+    asked = parse_chat(
+        {**body, "structured_outputs": {"regex": "a", "json_object": False, "json": None}}
+    )
     assert asked.sampling.structured is not None
     assert asked.sampling.structured.kind == "regex"

@@ -12,7 +12,10 @@ from penstock.openai.tools import arguments_as_objects, call_constraint, check_t
 from penstock.types import Delta, Usage
 
 TOOLS: list[dict[str, Any]] = [
-    {"type": "function", "function": {"name": "a", "parameters": {"type": "object", "properties": {"x": {}}}}},
+    {
+        "type": "function",
+        "function": {"name": "a", "parameters": {"type": "object", "properties": {"x": {}}}},
+    },
     {"type": "function", "function": {"name": "b"}},
 ]
 
@@ -23,7 +26,10 @@ def read(text: str, size: int = 1, *, bare: bool = False, reason: Any = "stop") 
     for number, piece in enumerate(pieces):
         last = number == len(pieces) - 1
         delta = Delta(
-            text=piece, token_ids=(1,), finish_reason=reason if last else None, usage=Usage() if last else None
+            text=piece,
+            token_ids=(1,),
+            finish_reason=reason if last else None,
+            usage=Usage() if last else None,
         )
         translated = reader.translate(delta)
         assert translated.token_ids == (1,)
@@ -46,18 +52,32 @@ def calls(answers: Answers) -> list[tuple[str, Any]]:
             "",
             [("a", {"x": [{"y": "}"}]})],
         ),
-        ('<tool_call>{"name": "a\\"b", "arguments": {"q": "\\\\"}}</tool_call>', "", [('a"b', {"q": "\\"})]),
+        (
+            '<tool_call>{"name": "a\\"b", "arguments": {"q": "\\\\"}}</tool_call>',
+            "",
+            [('a"b', {"q": "\\"})],
+        ),
         ('<tool_call>{"name": "a", "parameters": {"x": 1}}</tool_call>', "", [("a", {"x": 1})]),
         ('<tool_call>{"arguments": {"x": 1}, "name": "a"}</tool_call>', "", [("a", {"x": 1})]),
-        ('<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>', "", [("a", {"x": 1})]),
+        (
+            '<tool_call>{"name": "a", "arguments": "{\\"x\\": 1}"}</tool_call>',
+            "",
+            [("a", {"x": 1})],
+        ),
         ('<tool_call>{"name": "a"}</tool_call>', "", [("a", {})]),
         ("<tool_call>[1]</tool_call>", "<tool_call>[1]</tool_call>", []),
         ("<tool_call>{", "<tool_call>{", []),
         ("x < y <tool", "x < y <tool", []),
-        ('ok <tool_call>{"name": "a", "arguments": {}}</tool_call> and more', "ok and more", [("a", {})]),
+        (
+            'ok <tool_call>{"name": "a", "arguments": {}}</tool_call> and more',
+            "ok and more",
+            [("a", {})],
+        ),
     ],
 )
-def test_calls_and_text_are_told_apart(text: str, content: str, expected: list[Any], size: int) -> None:
+def test_calls_and_text_are_told_apart(
+    text: str, content: str, expected: list[Any], size: int
+) -> None:
     answers = read(text, size)
     assert answers.texts[0] == content
     assert calls(answers) == expected
@@ -74,7 +94,11 @@ def test_a_call_cut_short_keeps_its_reason_and_what_there_was() -> None:
 def test_arguments_stream_as_they_come() -> None:
     reader = ToolCallReader("seed")
     text = '<tool_call>{"name": "a", "arguments": {"x": "long"}}</tool_call>'
-    parts = [part for char in text for part in getattr(reader.translate(Delta(text=char)), "tool_calls", ())]
+    parts = [
+        part
+        for char in text
+        for part in getattr(reader.translate(Delta(text=char)), "tool_calls", ())
+    ]
     assert parts[0].name == "a"
     assert len(parts) > 5
     assert all(part.id is None for part in parts[1:])
@@ -101,25 +125,40 @@ def test_the_constraint_allows_just_the_tools_that_may_be_called() -> None:
     one = call_constraint(TOOLS, {"type": "function", "function": {"name": "b"}})
     assert both is not None
     assert one is not None
-    assert [call["properties"]["name"]["enum"] for call in json.loads(both.spec)["anyOf"]] == [["a"], ["b"]]
+    assert [call["properties"]["name"]["enum"] for call in json.loads(both.spec)["anyOf"]] == [
+        ["a"],
+        ["b"],
+    ]
     assert json.loads(one.spec)["properties"]["name"]["enum"] == ["b"]
 
 
 def arguments_schema(*parameters: Any) -> Any:
-    tools = [{"type": "function", "function": {"name": f"f{at}", **given}} for at, given in enumerate(parameters)]
+    tools = [
+        {"type": "function", "function": {"name": f"f{at}", **given}}
+        for at, given in enumerate(parameters)
+    ]
     constraint = call_constraint(tools, "required")
     assert constraint is not None
     return json.loads(constraint.spec)
 
 
 def test_references_in_a_tools_parameters_lead_where_they_did() -> None:
-    point: Any = {"type": "object", "properties": {"$ref": {"$ref": "#/$defs/const"}, "default": {"$ref": "#"}}}
+    point: Any = {
+        "type": "object",
+        "properties": {"$ref": {"$ref": "#/$defs/const"}, "default": {"$ref": "#"}},
+    }
     parameters: Any = {
         "type": "object",
-        "properties": {"to": {"$ref": "#/$defs/point"}, "text": {"const": {"$ref": "#/$defs/point"}}},
+        "properties": {
+            "to": {"$ref": "#/$defs/point"},
+            "text": {"const": {"$ref": "#/$defs/point"}},
+        },
         "$defs": {"point": point, "const": {"type": "integer"}},
     }
-    for given in ([{"parameters": parameters}], [{"parameters": parameters}, {"parameters": parameters}]):
+    for given in (
+        [{"parameters": parameters}],
+        [{"parameters": parameters}, {"parameters": parameters}],
+    ):
         schema = arguments_schema(*given)
         for call in schema.get("anyOf", [schema]):
             arguments = call["properties"]["arguments"]
@@ -137,7 +176,9 @@ def test_references_in_a_tools_parameters_lead_where_they_did() -> None:
             assert at(moved["properties"]["default"]["$ref"]) is arguments
 
 
-@pytest.mark.parametrize("given", [{}, {"parameters": None}, {"parameters": {"type": "object", "properties": {}}}])
+@pytest.mark.parametrize(
+    "given", [{}, {"parameters": None}, {"parameters": {"type": "object", "properties": {}}}]
+)
 def test_a_tool_without_parameters_gets_no_arguments(given: Any) -> None:
     assert arguments_schema(given)["properties"]["arguments"] == {
         "type": "object",
@@ -146,12 +187,16 @@ def test_a_tool_without_parameters_gets_no_arguments(given: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("given", [{"type": "object"}, {"type": "object", "additionalProperties": {"type": "integer"}}])
+@pytest.mark.parametrize(
+    "given", [{"type": "object"}, {"type": "object", "additionalProperties": {"type": "integer"}}]
+)
 def test_a_tool_with_free_arguments_keeps_them(given: Any) -> None:
     assert arguments_schema({"parameters": given})["properties"]["arguments"] == given
 
 
-@pytest.mark.parametrize("choice", ["sometimes", {"type": "function"}, {"type": "function", "function": {"name": "c"}}])
+@pytest.mark.parametrize(
+    "choice", ["sometimes", {"type": "function"}, {"type": "function", "function": {"name": "c"}}]
+)
 def test_a_choice_without_a_tool_is_refused(choice: Any) -> None:
     with pytest.raises(RequestError) as caught:
         check_tools(TOOLS, choice)
@@ -160,12 +205,19 @@ def test_a_choice_without_a_tool_is_refused(choice: Any) -> None:
 
 def test_arguments_become_objects_where_they_can() -> None:
     def said(arguments: Any) -> Any:
-        return {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "a", "arguments": arguments}}]}
+        return {
+            "role": "assistant",
+            "tool_calls": [{"id": "1", "function": {"name": "a", "arguments": arguments}}],
+        }
 
     user = {"role": "user", "content": "x"}
     turned = arguments_as_objects([user, said('{"x": 1}'), said("broken"), said({"x": 2})])
     assert turned[0] is user
-    assert [m["tool_calls"][0]["function"]["arguments"] for m in turned[1:]] == [{"x": 1}, "broken", {"x": 2}]
+    assert [m["tool_calls"][0]["function"]["arguments"] for m in turned[1:]] == [
+        {"x": 1},
+        "broken",
+        {"x": 2},
+    ]
 
 
 @pytest.mark.parametrize(

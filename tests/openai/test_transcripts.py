@@ -8,13 +8,17 @@ SEGMENTS = (
 
 
 def test_subrip():
-    assert subtitles(SEGMENTS, "srt") == (
-        "1\n00:00:00,000 --> 00:00:01,500\nOne -> two\n\n2\n01:01:01,040 --> 01:01:03,000\nthree\nfour\n"
+    assert (
+        subtitles(SEGMENTS, "srt")
+        == "1\n00:00:00,000 --> 00:00:01,500\nOne -> two\n\n2\n01:01:01,040 -->"
+        " 01:01:03,000\nthree\nfour\n"
     )
 
 
 def test_webvtt():
-    assert subtitles(SEGMENTS, "vtt").startswith("WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nOne -> two\n\n01:01:01.040")
+    assert subtitles(SEGMENTS, "vtt").startswith(
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nOne -> two\n\n01:01:01.040"
+    )
     assert subtitles((), "vtt") == "WEBVTT\n\n"
 
 

@@ -46,14 +46,20 @@ class Outer(Struct):
         ({"name": "x", "flag": 1}, "flag must be a boolean, not 1"),
         ({"name": "x", "parts": {}}, "parts must be a list, not an object"),
         ({"name": "x", "parts": [{}, 3]}, "parts[1] must be an object, not 3"),
-        ({"name": "x", "parts": [{}, {"weights": {"a": "b"}}]}, "parts[1].weights.a must be a number, not 'b'"),
+        (
+            {"name": "x", "parts": [{}, {"weights": {"a": "b"}}]},
+            "parts[1].weights.a must be a number, not 'b'",
+        ),
         ({"name": "x", "pair": [1, 2]}, "pair[1] must be text, not 2"),
         ({"name": "x", "pair": [1]}, "pair must be a list of 2 or null, not a list"),
         ({"name": "x", "stop": 3}, "stop must be text or a list, not 3"),
         ({"name": "x", "stop": []}, "stop has a length below 1"),
         ({"name": "x", "stop": ["a", "b", "c"]}, "stop has a length above 2"),
         ({"name": "x", "stop": ["a", 3]}, "stop[1] must be text, not 3"),
-        ({"name": "x", "inner": {"kind": "bag"}}, "inner.kind must be 'big', 'small' or null, not 'bag'"),
+        (
+            {"name": "x", "inner": {"kind": "bag"}},
+            "inner.kind must be 'big', 'small' or null, not 'bag'",
+        ),
         ({"name": "x", "strict": {"c": [1]}}, "strict.c is unknown, and was a list. Known: a, b"),
         ({"name": "x", "strict": {"a": 1, "c": 5}}, "strict.c is unknown, and was 5. Known: a, b"),
         (
@@ -70,4 +76,8 @@ def test_misfits(value, told):
 
 def test_choices_come_with_it():
     found = mismatch(Outer, {"name": "x", "inner": {"kind": "bag"}})
-    assert (found.place, found.value, sorted(found.choices)) == ("inner.kind", "bag", ["big", "small"])
+    assert (found.place, found.value, sorted(found.choices)) == (
+        "inner.kind",
+        "bag",
+        ["big", "small"],
+    )

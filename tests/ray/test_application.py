@@ -1,4 +1,6 @@
-"""The Ray runtime on a real cluster of two logical nodes, started for these tests and stopped by them."""
+"""The Ray runtime on a real cluster of two logical nodes, started for these tests and stopped by
+them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,12 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 
 PATIENCE_S = 90
 TO_ZERO = {"min_replicas": 0, "max_replicas": 1, "downscale_to_zero_delay_s": 2}
-FAST = {"look_back_period_s": 1, "metrics_interval_s": 0.5, "upscale_delay_s": 0, "downscale_delay_s": 2}
+FAST = {
+    "look_back_period_s": 1,
+    "metrics_interval_s": 0.5,
+    "upscale_delay_s": 0,
+    "downscale_delay_s": 2,
+}
 MESSAGES = [{"role": "user", "content": "My Solara 77 arrived broken. I want my money back!"}]
 
 
@@ -71,10 +78,19 @@ def proxy() -> Iterator[str]:
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     one = Cluster(
         initialize_head=True,
-        head_node_args={"num_cpus": 8, "num_gpus": 2, "object_store_memory": 80 * 2**20, "include_dashboard": False},
+        head_node_args={
+            "num_cpus": 8,
+            "num_gpus": 2,
+            "object_store_memory": 80 * 2**20,
+            "include_dashboard": False,
+        },
     )
     one.add_node(num_cpus=2, resources={"other": 1}, object_store_memory=80 * 2**20)
-    ray.init(address=one.address, log_to_driver=False, runtime_env={"env_vars": dict.fromkeys("ABC", "job")})
+    ray.init(
+        address=one.address,
+        log_to_driver=False,
+        runtime_env={"env_vars": dict.fromkeys("ABC", "job")},
+    )
     port = free_port()
     serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     yield f"http://127.0.0.1:{port}"
@@ -84,7 +100,9 @@ def proxy() -> Iterator[str]:
 
 
 @contextmanager
-def deployed(*models: dict[str, Any], build: Any = build_dev_openai_app, **options: Any) -> Iterator[httpx.Client]:
+def deployed(
+    *models: dict[str, Any], build: Any = build_dev_openai_app, **options: Any
+) -> Iterator[httpx.Client]:
     """These models behind an ingress; gives a client of its own port."""
     app = build({"llm_configs": list(models), "listen": "127.0.0.1:0", **options})
     try:
@@ -98,7 +116,10 @@ def deployed(*models: dict[str, Any], build: Any = build_dev_openai_app, **optio
 def running(model_id: str) -> int:
     """How many replicas of a model Ray has."""
     deployments = serve.status().applications["app"].deployments
-    states = {str(state): count for state, count in deployments[f"LLMServer:{model_id}"].replica_states.items()}
+    states = {
+        str(state): count
+        for state, count in deployments[f"LLMServer:{model_id}"].replica_states.items()
+    }
     return states.get("RUNNING", 0)
 
 
@@ -165,11 +186,22 @@ def test_three_models_scale_to_zero_and_a_broken_one_harms_nobody() -> None:
 
 def test_scaling_sees_the_requests_that_ray_does_not_carry() -> None:
     slow = {"time_per_token_ms": 40, "output_tokens": 100}
-    scaling = {"min_replicas": 0, "max_replicas": 2, "target_ongoing_requests": 2, "downscale_to_zero_delay_s": 1}
+    scaling = {
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "target_ongoing_requests": 2,
+        "downscale_to_zero_delay_s": 1,
+    }
     with deployed(model("m", slow, autoscaling_config=scaling)) as client:
 
         async def stream(asking: httpx.AsyncClient) -> int:
-            body = {"model": "m", "messages": MESSAGES, "stream": True, "max_tokens": 250, "ignore_eos": True}
+            body = {
+                "model": "m",
+                "messages": MESSAGES,
+                "stream": True,
+                "max_tokens": 250,
+                "ignore_eos": True,
+            }
             answer = await asking.post("/v1/chat/completions", json=body)
             assert answer.text.endswith("data: [DONE]\n\n")
             return answer.text.count('"content":') - 1  # without the role's
@@ -183,7 +215,8 @@ def test_scaling_sees_the_requests_that_ray_does_not_carry() -> None:
                     most = max(most, await asyncio.to_thread(running, "m"))
                 return [await one for one in streams], most
 
-        # Ten seconds of streams on a model that goes after one idle second: none is cut, and a second replica comes.
+        # Ten seconds of streams on a model that goes after one idle second: none is cut, and a
+        # second replica comes.
         counts, most = asyncio.run(load())
         assert counts == [250] * 8
         assert most == 2
@@ -201,7 +234,9 @@ def test_a_killed_replica() -> None:
             async with httpx.AsyncClient(base_url=client.base_url, timeout=PATIENCE_S) as asking:
 
                 def send(stream: bool) -> asyncio.Task[httpx.Response]:
-                    return asyncio.create_task(asking.post("/v1/chat/completions", json={**body, "stream": stream}))
+                    return asyncio.create_task(
+                        asking.post("/v1/chat/completions", json={**body, "stream": stream})
+                    )
 
                 early = [send(True) for _ in range(6)]
                 await asyncio.sleep(2.2)  # they stream by now
@@ -215,7 +250,10 @@ def test_a_killed_replica() -> None:
         broken = [events for events in ended if "is gone" in events[-2]]
         assert broken
         assert len(broken) < len(ended)
-        assert all(json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "engine_dead" for events in broken)
+        assert all(
+            json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "engine_dead"
+            for events in broken
+        )
         for answer in late:
             assert "error" not in answer.text
             assert answer.text.count('"content":') == 101
@@ -232,21 +270,32 @@ def test_what_was_asked_of_a_model_holds_for_replicas_that_start_later() -> None
         until(lambda: running("m") == 2 and len(set(replicas("m")) - {victim}) == 2)
 
         def asleep() -> list[Any]:
-            return [part.get("result") for part in client.get("/is_sleeping?model=m").json()["replicas"]]
+            return [
+                part.get("result") for part in client.get("/is_sleeping?model=m").json()["replicas"]
+            ]
 
         until(lambda: len(asleep()) == 2)
         until(lambda: asleep() == [True, True])
         assert ask(client, "m").status_code == 503
-        assert all(part["ok"] for part in client.post("/wakeup", json={"model": "m"}).json()["replicas"])
+        assert all(
+            part["ok"] for part in client.post("/wakeup", json={"model": "m"}).json()["replicas"]
+        )
         assert ask(client, "m").status_code == 200
 
 
 def test_bundles_land_where_they_are_asked_to() -> None:
     spread = model("m")
-    spread["placement_group_config"] = {"bundles": [{"CPU": 1}, {"CPU": 1, "other": 0.5}], "strategy": "STRICT_SPREAD"}
+    spread["placement_group_config"] = {
+        "bundles": [{"CPU": 1}, {"CPU": 1, "other": 0.5}],
+        "strategy": "STRICT_SPREAD",
+    }
     with deployed(spread) as client:
         assert ask(client, "m").status_code == 200
-        groups = [group for group in ray.util.placement_group_table().values() if group["state"] == "CREATED"]
+        groups = [
+            group
+            for group in ray.util.placement_group_table().values()
+            if group["state"] == "CREATED"
+        ]
         wanted = replica_bundles(LLMConfig.from_dict(spread))
         (group,) = (group for group in groups if len(group["bundles"]) == 2)
         assert [group["bundles"][number] for number in (0, 1)] == wanted
@@ -312,7 +361,9 @@ def test_an_import_path_and_rays_own_proxy(proxy: str) -> None:
 
 def test_the_only_replica_as_the_front() -> None:
     port = free_port()
-    app = build_openai_app({"llm_configs": [model("m")], "listen": f"127.0.0.1:{port}", "front": "replica"})
+    app = build_openai_app(
+        {"llm_configs": [model("m")], "listen": f"127.0.0.1:{port}", "front": "replica"}
+    )
     try:
         handle = serve.run(app, name="app", route_prefix="/")
         assert handle.url.remote().result() == ""  # the ingress does not listen
@@ -337,7 +388,9 @@ def test_the_only_replica_as_the_front() -> None:
 def test_a_new_version_replaces_the_old_one_and_no_client_notices() -> None:
     port = free_port()
     slow = {"time_per_token_ms": 20, "output_tokens": 100}
-    app = build_openai_app({"llm_configs": [model("m", slow, num_replicas=2)], "listen": f"127.0.0.1:{port}"})
+    app = build_openai_app(
+        {"llm_configs": [model("m", slow, num_replicas=2)], "listen": f"127.0.0.1:{port}"}
+    )
 
     async def asked_meanwhile(done: asyncio.Task[Any]) -> tuple[list[httpx.Response], list[str]]:
         body = {"model": "m", "messages": MESSAGES, "max_tokens": 100, "ignore_eos": True}
@@ -374,7 +427,11 @@ class Probe(LLMReplica):
 
 def test_what_a_replicas_process_has() -> None:
     """Runtime environments by precedence, and of the machine's devices its own."""
-    one = model("m", ray_actor_options={"runtime_env": {"env_vars": {"B": "actor", "C": "actor"}}}, num_replicas=2)
+    one = model(
+        "m",
+        ray_actor_options={"runtime_env": {"env_vars": {"B": "actor", "C": "actor"}}},
+        num_replicas=2,
+    )
     one["runtime_env"] = {"env_vars": {"C": "model"}}
     one["placement_group_config"] = {"bundles": [{"GPU": 1}]}
     app = build_llm_deployment(one, deployment_cls=Probe)
@@ -406,7 +463,11 @@ class Mine:
 
 def test_a_model_in_an_application_of_ones_own() -> None:
     try:
-        handle = serve.run(serve.deployment(Mine).bind(build_llm_deployment(model("m"))), name="app", route_prefix=None)
+        handle = serve.run(
+            serve.deployment(Mine).bind(build_llm_deployment(model("m"))),
+            name="app",
+            route_prefix=None,
+        )
         assert handle.tokens.remote("hi").result() == [104, 105]
     finally:
         serve.delete("app")
@@ -439,29 +500,48 @@ def test_options_of_a_deployment() -> None:
     assert deployment.num_replicas == 3
     assert deployment._deployment_config.max_queued_requests == 2
     # What is overridden is what the replica goes by, too.
-    assert app._bound_deployment.init_kwargs["llm_config"].deployment_config.max_queued_requests == 2
+    assert (
+        app._bound_deployment.init_kwargs["llm_config"].deployment_config.max_queued_requests == 2
+    )
     scaled = build_llm_deployment(
         model("m", num_replicas=3, max_ongoing_requests=8),
-        override_serve_options={"autoscaling_config": AutoscalingConfig(min_replicas=0, max_replicas=2)},
+        override_serve_options={
+            "autoscaling_config": AutoscalingConfig(min_replicas=0, max_replicas=2)
+        },
     )._bound_deployment
     assert scaled._deployment_config.autoscaling_config.target_ongoing_requests == 6
     assert scaled._deployment_config.autoscaling_config.min_replicas == 0
-    auto = build_llm_deployment(model("m", num_replicas="auto"))._bound_deployment._deployment_config
-    assert (auto.autoscaling_config.max_replicas, auto.autoscaling_config.target_ongoing_requests) == (100, 32)
+    auto = build_llm_deployment(
+        model("m", num_replicas="auto")
+    )._bound_deployment._deployment_config
+    assert (
+        auto.autoscaling_config.max_replicas,
+        auto.autoscaling_config.target_ongoing_requests,
+    ) == (100, 32)
     routed = build_llm_deployment(
-        model("m"), override_serve_options={"request_router_config": {"request_router_class": "round_robin"}}
+        model("m"),
+        override_serve_options={"request_router_config": {"request_router_class": "round_robin"}},
     )._bound_deployment
     policy = configured_policy(routed.init_kwargs["llm_config"])
     assert isinstance(policy, AdapterPreference)
     assert isinstance(policy.policy, RoundRobin)
-    with pytest.raises(ConfigError, match=r"override_serve_options: unknown key 'max_surge'.*'max_surge_percent'"):
+    with pytest.raises(
+        ConfigError, match=r"override_serve_options: unknown key 'max_surge'.*'max_surge_percent'"
+    ):
         build_llm_deployment(model("m"), override_serve_options={"max_surge": 1})
     with pytest.raises(ConfigError, match="ingress_deployment_config"):
-        build_openai_app({"llm_configs": [model("m")], "ingress_deployment_config": {"num_replica": 2}})
+        build_openai_app(
+            {"llm_configs": [model("m")], "ingress_deployment_config": {"num_replica": 2}}
+        )
     for name in ("bind_kwargs", "deployment_kwargs"):
         given: dict[str, Any] = {name: {"host": "127.0.0.1"}}
-        assert build_llm_deployment(model("m"), **given)._bound_deployment.init_kwargs["host"] == "127.0.0.1"
+        assert (
+            build_llm_deployment(model("m"), **given)._bound_deployment.init_kwargs["host"]
+            == "127.0.0.1"
+        )
     with pytest.raises(ConfigError, match="Did you mean 'round_robin'"):
-        build_llm_deployment(model("m", request_router_config={"request_router_class": "round_robbin"}))
+        build_llm_deployment(
+            model("m", request_router_config={"request_router_class": "round_robbin"})
+        )
     with pytest.raises(ConfigError, match="two models"):
         build_openai_app({"llm_configs": [model("m"), model("m")]})

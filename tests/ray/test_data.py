@@ -76,7 +76,10 @@ def processor(stage: StatefulStage, **fields: Any) -> Processor:
 
 
 def test_a_processor_gives_a_lazy_dataset_with_error_rows_as_elsewhere() -> None:
-    made = processor(StatefulStage(Doubler, {}, {"concurrency": 2, "batch_size": 8}), should_continue_on_error=True)
+    made = processor(
+        StatefulStage(Doubler, {}, {"concurrency": 2, "batch_size": 8}),
+        should_continue_on_error=True,
+    )
     far = made(ray.data.range(100))
     assert isinstance(far, ray.data.Dataset)
     rows = {row["id"]: row for row in far.take_all()}
@@ -98,7 +101,9 @@ def test_nothing_is_done_before_rows_are_wanted(tmp_path: Any) -> None:
         mark.touch()
         return {"x": row["id"]}
 
-    far = Processor(ProcessorConfig(), [StatefulStage(Doubler, {}, {})], preprocess=preprocess)(ray.data.range(5))
+    far = Processor(ProcessorConfig(), [StatefulStage(Doubler, {}, {})], preprocess=preprocess)(
+        ray.data.range(5)
+    )
     assert not mark.exists()
     assert far.count() == 5
     assert mark.exists()
@@ -130,10 +135,21 @@ def test_the_pools_are_of_the_size_and_with_the_resources_that_were_asked_for() 
     fixed = stage_options(config, StatefulStage(Doubler, {}, {"concurrency": 3, "memory": 1000}))
     assert (fixed["compute"].min_size, fixed["compute"].max_size) == (1, 3)
     assert (fixed["num_cpus"], fixed["memory"], fixed["resources"]) == (2, 1000, {"other": 1})
-    between = stage_options(config, StatefulStage(Doubler, {}, {"concurrency": (2, 4), "num_cpus": 1}))
-    assert (between["compute"].min_size, between["compute"].max_size, between["num_cpus"]) == (2, 4, 1)
+    between = stage_options(
+        config, StatefulStage(Doubler, {}, {"concurrency": (2, 4), "num_cpus": 1})
+    )
+    assert (between["compute"].min_size, between["compute"].max_size, between["num_cpus"]) == (
+        2,
+        4,
+        1,
+    )
     pool = ray.data.ActorPoolStrategy(size=2)
-    assert stage_options(config, StatefulStage(Doubler, {}, {"concurrency": 1, "compute": pool}))["compute"] is pool
+    assert (
+        stage_options(config, StatefulStage(Doubler, {}, {"concurrency": 1, "compute": pool}))[
+            "compute"
+        ]
+        is pool
+    )
 
 
 def test_without_error_rows_the_run_ends() -> None:
@@ -143,8 +159,12 @@ def test_without_error_rows_the_run_ends() -> None:
 
 
 def test_a_killed_actor_loses_no_row(tmp_path: Any) -> None:
-    stage = StatefulStage(Doubler, {"mark": str(tmp_path / "died")}, {"concurrency": 2, "batch_size": 4})
-    rows = processor(stage, should_continue_on_error=True)(ray.data.range(100, override_num_blocks=10)).take_all()
+    stage = StatefulStage(
+        Doubler, {"mark": str(tmp_path / "died")}, {"concurrency": 2, "batch_size": 4}
+    )
+    rows = processor(stage, should_continue_on_error=True)(
+        ray.data.range(100, override_num_blocks=10)
+    ).take_all()
     assert (tmp_path / "died").exists()
     assert sorted(row["id"] for row in rows) == list(range(100))
     assert sum(row["status"] == "ok" for row in rows) == 99
@@ -159,7 +179,10 @@ def test_the_real_engine() -> None:
         },
         postprocess=lambda row: {"text": row["text"], "answer": row["generated_text"]},
     )
-    rows = [{"text": f"My Solara {number} arrived broken. I want my money back!"} for number in range(20)]
+    rows = [
+        {"text": f"My Solara {number} arrived broken. I want my money back!"}
+        for number in range(20)
+    ]
     far = {row["text"]: row["answer"] for row in made(ray.data.from_items(rows)).take_all()}
     near = {row["text"]: row["answer"] for row in made(rows)}
     assert far == near
@@ -186,7 +209,10 @@ def test_sequential_processors_share_a_served_model() -> None:
         def asks(method: str) -> Any:
             def preprocess(row: dict[str, Any]) -> dict[str, Any]:
                 bodies: dict[str, dict[str, Any]] = {
-                    "chat": {"messages": [{"role": "user", "content": f"row {row['id']}"}], "max_tokens": 4},
+                    "chat": {
+                        "messages": [{"role": "user", "content": f"row {row['id']}"}],
+                        "max_tokens": 4,
+                    },
                     "completions": {"prompt": f"row {row['id']}", "max_tokens": 4},
                     "embeddings": {"input": f"row {row['id']}"},
                 }
@@ -199,7 +225,9 @@ def test_sequential_processors_share_a_served_model() -> None:
 
         for method in ("chat", "completions", "embeddings"):
             made = build_processor(config, preprocess=asks(method))
-            rows = {row["id"]: row for row in made(ray.data.range(20, override_num_blocks=5)).take_all()}
+            rows = {
+                row["id"]: row for row in made(ray.data.range(20, override_num_blocks=5)).take_all()
+            }
             assert len(rows) == 20
             assert [number for number, row in rows.items() if row["status"] == "error"] == [3]
             ids = {row["request_id"] for number, row in rows.items() if number != 3}
@@ -230,12 +258,15 @@ def test_an_engines_actor_has_what_its_workers_need_together() -> None:
 
 def test_resources_are_said_once() -> None:
     config = OpenVINOEngineProcessorConfig(
-        model_source="demo", placement_group_config={"bundles": [{"CPU": 1}]}, resources_per_bundle={"CPU": 1}
+        model_source="demo",
+        placement_group_config={"bundles": [{"CPU": 1}]},
+        resources_per_bundle={"CPU": 1},
     )
     with pytest.raises(ConfigError, match="placement_group_config"):
         build_processor(config)(ray.data.range(1))
     spread = OpenVINOEngineProcessorConfig(
-        model_source="demo", placement_group_config={"bundles": [{"CPU": 1}] * 2, "strategy": "SPREAD"}
+        model_source="demo",
+        placement_group_config={"bundles": [{"CPU": 1}] * 2, "strategy": "SPREAD"},
     )
     with pytest.raises(ConfigError, match="on the machine of its actor"):
         build_processor(spread)(ray.data.range(1))

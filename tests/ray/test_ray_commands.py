@@ -1,5 +1,5 @@
-"""Applications as platform engineers start them: `serve run` with a file, behind Ray's proxies; `penstock serve` on a
-cluster that others use too.
+"""Applications as platform engineers start them: `serve run` with a file, behind Ray's proxies;
+`penstock serve` on a cluster that others use too.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
         "model_loading_config": {"model_id": "b", "model_source": "simulated"},
         "llm_engine": "simulated",
         "placement_group_config": {"bundles": [{"CPU": 0.1}]},  # all fit on two cores
-        "deployment_config": {"ray_actor_options": {"num_cpus": 0.1}, "graceful_shutdown_wait_loop_s": 0.2},
+        "deployment_config": {
+            "ray_actor_options": {"num_cpus": 0.1},
+            "graceful_shutdown_wait_loop_s": 0.2,
+        },
     }
     (tmp_path / "b.yaml").write_text(json.dumps(b))
     file = tmp_path / "serve.yaml"
@@ -90,10 +93,14 @@ def test_serve_run_with_a_file(tmp_path: Path, settings: dict[str, str]) -> None
         try:
             for name in ("llm", "dev"):
                 until(lambda name=name: answered(lambda: client.get(f"/{name}/v1/models")))  # type: ignore[misc]
-            listed = {card["id"]: card["state"] for card in client.get("/llm/v1/models").json()["data"]}
+            listed = {
+                card["id"]: card["state"] for card in client.get("/llm/v1/models").json()["data"]
+            }
             assert listed == {"a": "cold", "b": "ready"}
             for model in ("a", "b"):
-                stream = client.post("/llm/v1/chat/completions", json={**BODY, "model": model, "stream": True})
+                stream = client.post(
+                    "/llm/v1/chat/completions", json={**BODY, "model": model, "stream": True}
+                )
                 assert stream.text.endswith("data: [DONE]\n\n"), stream.text
                 assert stream.text.count('"content":') == 1 + 8
             wrong = client.post("/llm/v1/chat/completions", json={**BODY, "model": "c"})
@@ -120,7 +127,9 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
 
         def ask(url: str) -> int:
             return httpx.post(
-                f"{url}/v1/chat/completions", json={**BODY, "model": "simulated"}, timeout=PATIENCE_S
+                f"{url}/v1/chat/completions",
+                json={**BODY, "model": "simulated"},
+                timeout=PATIENCE_S,
             ).status_code
 
         with serving(*simulated(), "--runtime", "ray", env=environment) as killed:
@@ -148,15 +157,20 @@ def test_penstock_serve_on_a_cluster_that_is_shared() -> None:
     ("kill", "number"),
     [
         pytest.param(os.kill, signal.SIGTERM, id="SIGTERM"),
-        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),  # which a terminal sends to all of the process group
+        # Which a terminal sends to all of the process group.
+        pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C"),
     ],
 )
-def test_a_signal_lets_answers_finish_and_leaves_nothing(kill: Callable[[int, int], None], number: int) -> None:
+def test_a_signal_lets_answers_finish_and_leaves_nothing(
+    kill: Callable[[int, int], None], number: int
+) -> None:
     slow = simulated(time_per_token_ms=20, output_tokens=100)
     body = {**BODY, "model": "simulated", "stream": True, "max_tokens": 100}
     with (
         serving(*slow, "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server,
-        httpx.stream("POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE_S) as stream,
+        httpx.stream(
+            "POST", f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE_S
+        ) as stream,
     ):
         events = stream.iter_lines()
         seen = [next(events)]
@@ -175,23 +189,32 @@ def test_a_cluster_of_its_own_has_room_for_both_sides_of_a_pair(tmp_path: Path) 
         "model_loading_config": {"model_id": "m", "model_source": "simulated"},
         "llm_engine": "simulated",
         "engine_kwargs": {"kv_transfer_config": {"kv_connector": "SimulatedConnector"}},
-        "deployment_config": {"ray_actor_options": {"num_cpus": os.cpu_count()}},  # the machine has as many for one
+        # The machine has as many for one.
+        "deployment_config": {"ray_actor_options": {"num_cpus": os.cpu_count()}},
     }
     file = tmp_path / "pair.yaml"
     file.write_text(json.dumps({"prefill_config": side, "decode_config": side}), encoding="utf-8")
     with serving(str(file), "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server:
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "model": "m"}, timeout=PATIENCE_S)
+        answer = httpx.post(
+            f"{server.url}/v1/chat/completions", json={**BODY, "model": "m"}, timeout=PATIENCE_S
+        )
         assert answer.status_code == 200
         assert server.stop() == 0, server.log
 
 
 def test_a_killed_cluster_leaves_no_process_of_an_engine() -> None:
-    """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of their children."""
+    """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of
+    their children.
+    """
     with serving("demo", "--runtime", "ray", env={"RAY_ADDRESS": "local"}) as server:
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json={**BODY, "model": "demo"}, timeout=PATIENCE_S)
+        answer = httpx.post(
+            f"{server.url}/v1/chat/completions", json={**BODY, "model": "demo"}, timeout=PATIENCE_S
+        )
         assert answer.status_code == 200
         below = psutil.Process(server.process.pid).children(recursive=True)
-        engines = [process for process in below if "penstock.engines.openvino.worker" in process.cmdline()]
+        engines = [
+            process for process in below if "penstock.engines.openvino.worker" in process.cmdline()
+        ]
         assert engines
         for process in below:
             name = (process.cmdline() or [""])[0]
@@ -210,8 +233,20 @@ def test_a_killed_cluster_leaves_no_process_of_an_engine() -> None:
 )
 def test_a_cluster_that_cannot_be_joined(address: str, message: str) -> None:
     environment: dict[str, Any] = {**os.environ, "RAY_ADDRESS": address}
-    argv = [sys.executable, "-m", "penstock.cli", "serve", *simulated(), "--runtime", "ray", "--port", "0"]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    argv = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "serve",
+        *simulated(),
+        "--runtime",
+        "ray",
+        "--port",
+        "0",
+    ]
+    done = subprocess.run(
+        argv, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode != 0
     assert message in done.stderr
     assert "Traceback" not in done.stderr

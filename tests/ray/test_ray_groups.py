@@ -34,7 +34,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]
 PATIENCE_S = 90
 GROUP: dict[str, Any] = {
     "model_loading_config": {"model_id": "m", "model_source": "demo"},
-    "engine_kwargs": {"data_parallel_size": 2, "kv_cache_memory_bytes": 64 << 20, "inference_precision": "f32"},
+    "engine_kwargs": {
+        "data_parallel_size": 2,
+        "kv_cache_memory_bytes": 64 << 20,
+        "inference_precision": "f32",
+    },
     "deployment_config": {"graceful_shutdown_wait_loop_s": 0.2},
 }
 
@@ -58,11 +62,19 @@ def workers() -> list[int]:
 
 def placement_groups() -> dict[str, Any]:
     """Those that are held now, by id."""
-    return {name: one for name, one in ray.util.placement_group_table().items() if one["state"] == "CREATED"}
+    return {
+        name: one
+        for name, one in ray.util.placement_group_table().items()
+        if one["state"] == "CREATED"
+    }
 
 
 def ask(client: httpx.Client) -> str:
-    body = {"model": "m", "messages": [{"role": "user", "content": "Where is my order?"}], "temperature": 0}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "Where is my order?"}],
+        "temperature": 0,
+    }
     answer = client.post("/v1/chat/completions", json={**body, "max_tokens": 16})
     assert answer.status_code == 200, answer.text
     text: str = answer.json()["choices"][0]["message"]["content"]
@@ -92,7 +104,12 @@ def test_a_replica_is_a_group_whose_ranks_live_and_die_together() -> None:
 
 
 def test_groups_are_counted_placed_and_drained_as_wholes() -> None:
-    options = {"data_parallel_size": 2, "max_num_seqs": 8, "time_per_token_ms": 20, "output_tokens": 1000}
+    options = {
+        "data_parallel_size": 2,
+        "max_num_seqs": 8,
+        "time_per_token_ms": 20,
+        "output_tokens": 1000,
+    }
     group = {
         "model_loading_config": {"model_id": "m", "model_source": "simulated"},
         "llm_engine": "simulated",
@@ -103,8 +120,13 @@ def test_groups_are_counted_placed_and_drained_as_wholes() -> None:
     serve.run(build_dp_deployment(group, name_prefix="Group:"), name="groups", route_prefix=None)
     leaving = Thread(target=serve.delete, args=("groups",))
     try:
-        placed = [list(one["bundles"].values()) for name, one in placement_groups().items() if name not in before]
-        assert placed == [replica_bundles(LLMConfig.from_dict(group))] * 2  # two replicas are two groups, of four ranks
+        placed = [
+            list(one["bundles"].values())
+            for name, one in placement_groups().items()
+            if name not in before
+        ]
+        # Two replicas are two groups, of four ranks.
+        assert placed == [replica_bundles(LLMConfig.from_dict(group))] * 2
         handle = serve.get_deployment_handle("Group:m", "groups")
         assert handle.capabilities.remote().result().max_concurrency == 2 * 8
         key = asyncio.run(cluster_secret())

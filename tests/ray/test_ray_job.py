@@ -51,7 +51,11 @@ def job(source: Any, output: Any = None, **options: Any) -> Job:
 
 def replicas() -> list[int]:
     found = psutil.process_iter(["cmdline"])
-    return [p.pid for p in found if (p.info["cmdline"] or [""])[0].startswith("ray::ServeReplica:penstock-job-")]
+    return [
+        p.pid
+        for p in found
+        if (p.info["cmdline"] or [""])[0].startswith("ray::ServeReplica:penstock-job-")
+    ]
 
 
 def applications() -> list[str]:
@@ -59,7 +63,9 @@ def applications() -> list[str]:
 
 
 def test_the_rows_are_those_of_the_local_runtime_though_a_replica_dies() -> None:
-    near = Job(rows(200), model="simulated", prompt="{text}", engine_kwargs={"output_tokens": 20}).run()
+    near = Job(
+        rows(200), model="simulated", prompt="{text}", engine_kwargs={"output_tokens": 20}
+    ).run()
     killed: list[int] = []
 
     def kill() -> None:
@@ -83,12 +89,32 @@ def test_the_rows_are_those_of_the_local_runtime_though_a_replica_dies() -> None
 def test_a_job_that_was_killed_goes_on(tmp_path: Path, address: str) -> None:
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in rows(400)))
-    argv = [sys.executable, "-m", "penstock.cli", "run", str(source), "-o", str(output), "--runtime", "ray"]
-    argv += ["--model", "simulated", "--engine-kwargs", json.dumps(SLOW), "--prompt", "{text}", "-q"]
+    argv = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "run",
+        str(source),
+        "-o",
+        str(output),
+        "--runtime",
+        "ray",
+    ]
+    argv += [
+        "--model",
+        "simulated",
+        "--engine-kwargs",
+        json.dumps(SLOW),
+        "--prompt",
+        "{text}",
+        "-q",
+    ]
     with subprocess.Popen(argv, env={**os.environ, "RAY_ADDRESS": address}) as process:
         give_up = time.monotonic() + PATIENCE_S
         journals: list[Path] = []
-        while not any(path.stat().st_size > 4096 for path in journals) and time.monotonic() < give_up:
+        while (
+            not any(path.stat().st_size > 4096 for path in journals) and time.monotonic() < give_up
+        ):
             time.sleep(0.05)
             journals = [path for path in tmp_path.rglob("rows-*.jsonl") if path.is_file()]
         process.kill()

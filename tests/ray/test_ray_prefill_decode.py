@@ -44,10 +44,14 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[httpx.Client]:
-    """A pair with two prefill replicas and one decode replica; gives a client of the ingress's own port."""
+    """A pair with two prefill replicas and one decode replica; gives a client of the ingress's own
+    port.
+    """
     prefill = {**SIMULATED, "deployment_config": {**QUICK, "num_replicas": 2}}
     decode = {**SIMULATED, "deployment_config": QUICK}
-    app = build_pd_openai_app({"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"})
+    app = build_pd_openai_app(
+        {"prefill_config": prefill, "decode_config": decode, "listen": "127.0.0.1:0"}
+    )
     try:
         handle = serve.run(app, name="app", route_prefix="/")
         with httpx.Client(base_url=handle.url.remote().result(), timeout=PATIENCE_S) as made:
@@ -57,11 +61,19 @@ def client() -> Iterator[httpx.Client]:
 
 
 def text(number: int) -> str:
-    return f"Ticket {number}: my Solara 77 arrived broken and nobody answers, and the export does not work. " * 3
+    return (
+        f"Ticket {number}: my Solara 77 arrived broken and nobody answers, and the export does not"
+        " work. " * 3
+    )
 
 
 def ask(client: httpx.Client, number: int, **options: Any) -> dict[str, Any]:
-    body = {"model": "m", "messages": [{"role": "user", "content": text(number)}], "temperature": 0, "max_tokens": 16}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": text(number)}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
     answer = client.post("/v1/chat/completions", json={**body, **options})
     assert answer.status_code == 200, answer.text
     made: dict[str, Any] = answer.json()
@@ -76,7 +88,9 @@ def counted(name: str) -> float:
     url = f"http://{place['host']}:{place['port']}/metrics"
     page = httpx.get(url, headers={"authorization": f"Bearer {key}"}, timeout=PATIENCE_S)
     assert page.status_code == 200, page.text
-    return sum(float(line.rpartition(" ")[2]) for line in page.text.splitlines() if line.startswith(name))
+    return sum(
+        float(line.rpartition(" ")[2]) for line in page.text.splitlines() if line.startswith(name)
+    )
 
 
 REMOTE = 'penstock_prefill_handoffs_total{model_name="m",outcome="remote"}'
@@ -92,7 +106,11 @@ def transferred(client: httpx.Client, number: int) -> bool:
 
 def replicas(side: str) -> list[Any]:
     title = f"ray::ServeReplica:app:{side}:m"
-    return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(title)]
+    return [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if (p.info["cmdline"] or [""])[0].startswith(title)
+    ]
 
 
 def test_the_two_sides_scale_apart(client: httpx.Client) -> None:
@@ -115,7 +133,12 @@ def test_prompts_are_computed_on_the_prefill_side(client: httpx.Client) -> None:
 
 
 def test_a_stream(client: httpx.Client) -> None:
-    body = {"model": "m", "messages": [{"role": "user", "content": text(50)}], "temperature": 0, "max_tokens": 16}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": text(50)}],
+        "temperature": 0,
+        "max_tokens": 16,
+    }
     stream = client.post("/v1/chat/completions", json={**body, "stream": True}).text
     assert stream.rstrip().endswith("data: [DONE]")
     assert stream.count('"delta"') > 8
@@ -143,8 +166,17 @@ def test_prefill_replicas_that_are_killed_are_noticed_by_no_client(client: httpx
 
 def scaling(target_ongoing_requests: float, **engine_kwargs: Any) -> dict[str, Any]:
     """A side of one or two replicas."""
-    fast = {"look_back_period_s": 1, "metrics_interval_s": 0.5, "upscale_delay_s": 0, "downscale_delay_s": 2}
-    counts = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": target_ongoing_requests}
+    fast = {
+        "look_back_period_s": 1,
+        "metrics_interval_s": 0.5,
+        "upscale_delay_s": 0,
+        "downscale_delay_s": 2,
+    }
+    counts = {
+        "min_replicas": 1,
+        "max_replicas": 2,
+        "target_ongoing_requests": target_ongoing_requests,
+    }
     return {
         **SIMULATED,
         "engine_kwargs": {**KV, **engine_kwargs},
@@ -158,19 +190,27 @@ def running(side: str) -> int:
 
 
 def test_a_busy_prefill_side_grows_and_shrinks_without_the_decode_side() -> None:
-    sides = {"prefill_config": scaling(2, time_to_first_token_ms=500, max_num_seqs=4), "decode_config": scaling(100)}
+    sides = {
+        "prefill_config": scaling(2, time_to_first_token_ms=500, max_num_seqs=4),
+        "decode_config": scaling(100),
+    }
     app = build_pd_openai_app({**sides, "listen": "127.0.0.1:0"})
     grown = False
 
     async def ask_on(one: httpx.AsyncClient, number: int) -> None:
         while not grown:
             messages = [{"role": "user", "content": text(5000 + number)}]
-            answer = await one.post("/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2})
+            answer = await one.post(
+                "/v1/chat/completions", json={"model": "m", "messages": messages, "max_tokens": 2}
+            )
             assert answer.status_code == 200
 
     async def load(url: str) -> None:
         nonlocal grown
-        async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as one, asyncio.TaskGroup() as clients:
+        async with (
+            httpx.AsyncClient(base_url=url, timeout=PATIENCE_S) as one,
+            asyncio.TaskGroup() as clients,
+        ):
             for number in range(12):
                 clients.create_task(ask_on(one, number))
             await asyncio.to_thread(until, lambda: running("PrefillServer:m") == 2)

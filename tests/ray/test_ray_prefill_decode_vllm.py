@@ -1,5 +1,5 @@
-"""Prefill and decode on real vLLM engines with NIXL between them, as two Ray Serve deployments, held against the same
-requests to one engine of both kinds of work.
+"""Prefill and decode on real vLLM engines with NIXL between them, as two Ray Serve deployments,
+held against the same requests to one engine of both kinds of work.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/test_ray_vllm.sh"),
+    pytest.mark.skipif(
+        nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/test_ray_vllm.sh"
+    ),
 ]
 
 PATIENCE_S = 240
 AT_ONCE = 32
 PREFILL, DECODE = "PrefillServer:m", "LLMServer:m"
-TICKETS = [json.loads(line)["ticket"] for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()[:120]]
+TICKETS = [
+    json.loads(line)["ticket"]
+    for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()[:120]
+]
 
 
 def config(**engine_kwargs: Any) -> dict[str, Any]:
@@ -64,8 +69,8 @@ class Asked(NamedTuple):
 
 
 def mixed(count: int) -> list[Asked]:
-    """Requests of every kind: chats and texts, short and long, streamed or not, with and without adapters, some with
-    log-probabilities or a schema.
+    """Requests of every kind: chats and texts, short and long, streamed or not, with and without
+    adapters, some with log-probabilities or a schema.
     """
     made = []
     for number in range(count):
@@ -73,7 +78,12 @@ def mixed(count: int) -> list[Asked]:
         if number % 5 == 0:
             text = " ".join(TICKETS[(number + k) % len(TICKETS)] for k in range(20))
         name = ("m", "m:summary", "m:german")[number % 3]
-        body: dict[str, Any] = {"model": name, "temperature": 0, "max_tokens": 40, "stream": number % 2 == 0}
+        body: dict[str, Any] = {
+            "model": name,
+            "temperature": 0,
+            "max_tokens": 40,
+            "stream": number % 2 == 0,
+        }
         if number % 4 == 3:
             body |= {"prompt": text} | ({"logprobs": 2} if number % 8 == 7 else {})
             made.append(Asked("/v1/completions", body))
@@ -81,7 +91,10 @@ def mixed(count: int) -> list[Asked]:
         body["messages"] = [{"role": "user", "content": text}]
         if number % 12 == 0:
             schema = {"name": "answer", "schema": demo.SCHEMA}
-            body |= {"max_tokens": 60, "response_format": {"type": "json_schema", "json_schema": schema}}
+            body |= {
+                "max_tokens": 60,
+                "response_format": {"type": "json_schema", "json_schema": schema},
+            }
         elif number % 4 == 1:
             body |= {"logprobs": True, "top_logprobs": 2}
         made.append(Asked("/v1/chat/completions", body))
@@ -92,7 +105,9 @@ MIXED = mixed(200)
 
 
 class Answer(NamedTuple):
-    """What a client sees of an answer. `tokens` are those whose log-probabilities were asked for."""
+    """What a client sees of an answer. `tokens` are those whose log-probabilities were asked
+    for.
+    """
 
     text: str
     reason: str | None
@@ -105,7 +120,11 @@ def answer_of(asked: Asked, reply: httpx.Response) -> Answer:
     if not asked.body["stream"]:
         parts = [reply.json()]
     else:
-        lines = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+        lines = [
+            line.removeprefix("data: ")
+            for line in reply.text.splitlines()
+            if line.startswith("data: ")
+        ]
         assert lines[-1] == "[DONE]", reply.text
         parts = [json.loads(line) for line in lines[:-1]]
     text, reason = "", None
@@ -117,11 +136,15 @@ def answer_of(asked: Asked, reply: httpx.Response) -> Answer:
             text += said.get("content") or ""
             reason = choice["finish_reason"] or reason
             about = choice.get("logprobs") or {}
-            tokens += [one["token"] for one in about.get("content") or ()] or about.get("tokens") or []
+            tokens += (
+                [one["token"] for one in about.get("content") or ()] or about.get("tokens") or []
+            )
     return Answer(text, reason, tuple(tokens))
 
 
-async def all_of(url: str, asked: Sequence[Asked], done: Callable[[int], None] = lambda count: None) -> list[Answer]:
+async def all_of(
+    url: str, asked: Sequence[Asked], done: Callable[[int], None] = lambda count: None
+) -> list[Answer]:
     """All answers. `done` is told how many there are, each time."""
     room = asyncio.Semaphore(AT_ONCE)
     count = 0
@@ -138,8 +161,14 @@ async def all_of(url: str, asked: Sequence[Asked], done: Callable[[int], None] =
         return await asyncio.gather(*(one(each) for each in asked))
 
 
-def different(answers: Sequence[Answer], expected: Sequence[Answer]) -> list[tuple[int, Answer, Answer]]:
-    return [(n, *both) for n, both in enumerate(zip(answers, expected, strict=True)) if both[0] != both[1]]
+def different(
+    answers: Sequence[Answer], expected: Sequence[Answer]
+) -> list[tuple[int, Answer, Answer]]:
+    return [
+        (n, *both)
+        for n, both in enumerate(zip(answers, expected, strict=True))
+        if both[0] != both[1]
+    ]
 
 
 # The cluster
@@ -183,7 +212,12 @@ def expected(cluster: None) -> list[Answer]:
 def url(expected: list[Answer]) -> Iterator[str]:
     """A pair, once the one engine is gone."""
     side = config(kv_transfer_config={"kv_connector": "NixlConnector"})
-    pair = {"prefill_config": side, "decode_config": side, "listen": "127.0.0.1:0", "http": {"dev": True}}
+    pair = {
+        "prefill_config": side,
+        "decode_config": side,
+        "listen": "127.0.0.1:0",
+        "http": {"dev": True},
+    }
     with deployed(build_pd_openai_app(pair)) as one:
         until(lambda: asks_prefill(one))  # the decode side may not know of a replica at once
         yield one
@@ -194,11 +228,15 @@ _SAMPLE = re.compile(r'penstock_(\w+)\{model_name="m"(?:,outcome="(\w+)")?\} (\S
 
 
 def counts(side: str = DECODE) -> Counter[str]:
-    """What the only replica of a side counts, from its own page: numbers by name, those of hand-overs by outcome."""
+    """What the only replica of a side counts, from its own page: numbers by name, those of
+    hand-overs by outcome.
+    """
     handle = serve.get_deployment_handle(side, "app")
     place = handle.record_replica_metadata.remote().result()["penstock"]
     headers = {"authorization": f"Bearer {asyncio.run(cluster_secret())}"}
-    page = httpx.get(f"http://{place['host']}:{place['port']}/metrics", headers=headers, timeout=PATIENCE_S)
+    page = httpx.get(
+        f"http://{place['host']}:{place['port']}/metrics", headers=headers, timeout=PATIENCE_S
+    )
     assert page.status_code == 200, page.text
     told: Counter[str] = Counter()
     for name, outcome, value in _SAMPLE.findall(page.text):
@@ -208,7 +246,10 @@ def counts(side: str = DECODE) -> Counter[str]:
 
 def handed(told: Counter[str]) -> float:
     """Prompts, whoever computed them."""
-    return sum(told[outcome] for outcome in ("remote", "local", "unavailable", "failed", "slow", "mismatch"))
+    return sum(
+        told[outcome]
+        for outcome in ("remote", "local", "unavailable", "failed", "slow", "mismatch")
+    )
 
 
 def asks_prefill(url: str) -> bool:
@@ -220,7 +261,10 @@ def asks_prefill(url: str) -> bool:
 
 def forget(url: str) -> None:
     """Nothing that was asked before is cached on either side."""
-    assert httpx.post(f"{url}/reset_prefix_cache", json={"model": "m"}, timeout=PATIENCE_S).status_code == 200
+    assert (
+        httpx.post(f"{url}/reset_prefix_cache", json={"model": "m"}, timeout=PATIENCE_S).status_code
+        == 200
+    )
 
 
 def until(so: Callable[[], bool]) -> None:
@@ -234,13 +278,21 @@ def until(so: Callable[[], bool]) -> None:
 def replica(side: str) -> Any:
     """The process of a side's only replica."""
     title = f"ray::ServeReplica:app:{side}"
-    (found,) = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[0].startswith(title)]
+    (found,) = [
+        p
+        for p in psutil.process_iter(["cmdline"])
+        if (p.info["cmdline"] or [""])[0].startswith(title)
+    ]
     return found
 
 
 def engine(side: str) -> list[Any]:
     """The processes of the replica's engine."""
-    found = [p for p in replica(side).children(recursive=True) if (p.cmdline() or [""])[0].startswith("VLLM::")]
+    found = [
+        p
+        for p in replica(side).children(recursive=True)
+        if (p.cmdline() or [""])[0].startswith("VLLM::")
+    ]
     assert found
     return found
 
@@ -260,7 +312,13 @@ def test_200_mixed_requests_are_answered_as_by_one_engine(url: str, expected: li
 
 LONG = Asked(
     "/v1/completions",
-    {"model": "m", "prompt": " ".join(TICKETS)[:5000], "max_tokens": 1500, "ignore_eos": True, "stream": True},
+    {
+        "model": "m",
+        "prompt": " ".join(TICKETS)[:5000],
+        "max_tokens": 1500,
+        "ignore_eos": True,
+        "stream": True,
+    },
 )
 
 
@@ -281,7 +339,9 @@ def is_idle(side: str) -> bool:
 
 
 def kept(url: str) -> list[tuple[float, ...]]:
-    """What each engine tells after the last step of a short request: requests beside it, and blocks in use."""
+    """What each engine tells after the last step of a short request: requests beside it, and blocks
+    in use.
+    """
     forget(url)
     asyncio.run(all_of(url, MIXED[1:2]))
     names = ("engine_requests_running", "engine_requests_waiting", "engine_kv_cache_usage")
@@ -309,7 +369,9 @@ def test_a_client_that_leaves_on_either_leg_frees_both(url: str, leg: str) -> No
     assert before[1][:2] == (0, 0)
 
 
-def test_a_prefill_replica_that_is_killed_is_noticed_by_no_client(url: str, expected: list[Answer]) -> None:
+def test_a_prefill_replica_that_is_killed_is_noticed_by_no_client(
+    url: str, expected: list[Answer]
+) -> None:
     forget(url)
     victim, processes = replica(PREFILL), engine(PREFILL)
     before = counts()

@@ -38,7 +38,17 @@ def served(tmp_path: Any) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps([config]))
     before = set(os.listdir(SHARED_MEMORY))
-    argv = [sys.executable, "-m", "penstock.cli", "serve", str(path), "--runtime", "ray", "--port", "0"]
+    argv = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "serve",
+        str(path),
+        "--runtime",
+        "ray",
+        "--port",
+        "0",
+    ]
     environment = {**os.environ, "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment) as server:
         try:
@@ -55,7 +65,9 @@ def served(tmp_path: Any) -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
             yield server, below
         finally:
             server.kill()
-    left = {name for name in set(os.listdir(SHARED_MEMORY)) - before if not name.startswith(b"plasma")}
+    left = {
+        name for name in set(os.listdir(SHARED_MEMORY)) - before if not name.startswith(b"plasma")
+    }
     assert not left
 
 
@@ -83,8 +95,12 @@ def test_ctrl_c_leaves_no_process(served: tuple[subprocess.Popen[str], list[Any]
     assert_all_end(below)
 
 
-def test_a_killed_cluster_leaves_no_process_of_an_engine(served: tuple[subprocess.Popen[str], list[Any]]) -> None:
-    """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of their children."""
+def test_a_killed_cluster_leaves_no_process_of_an_engine(
+    served: tuple[subprocess.Popen[str], list[Any]],
+) -> None:
+    """What `ray stop --force` does, to this cluster alone: it kills Ray's own processes and none of
+    their children.
+    """
     _, below = served
     engine = marked(below)
     for process in below:

@@ -1,4 +1,6 @@
-"""One suite for every runtime: `penstock serve` with the demo model on the real engine, asked by OpenAI's client."""
+"""One suite for every runtime: `penstock serve` with the demo model on the real engine, asked by
+OpenAI's client.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,28 @@ llm_configs:
     deployment_config: {autoscaling_config: {min_replicas: 0, max_replicas: 1}}
 """
 TICKET: Any = [{"role": "user", "content": "My Solara 77 arrived broken. I want my money back!"}]
-RUNTIMES = [pytest.param("local", marks=pytest.mark.slow), pytest.param("ray", marks=pytest.mark.ray)]
+RUNTIMES = [
+    pytest.param("local", marks=pytest.mark.slow),
+    pytest.param("ray", marks=pytest.mark.ray),
+]
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
 def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`penstock serve` in a process group of its own; when it is told to stop, nothing of it may stay."""
+    """`penstock serve` in a process group of its own; when it is told to stop, nothing of it may
+    stay.
+    """
     config = tmp_path_factory.mktemp("serve") / "config.yaml"
     config.write_text(CONFIG)
-    argv = [Path(sys.executable).with_name("penstock"), "serve", config, "--runtime", request.param, "--port", "0"]
+    argv = [
+        Path(sys.executable).with_name("penstock"),
+        "serve",
+        config,
+        "--runtime",
+        request.param,
+        "--port",
+        "0",
+    ]
     environment = {**os.environ, "RAY_ADDRESS": "local"}
     with subprocess.Popen(
         [*argv, "--dev", "--log-level", "error"], stdout=subprocess.PIPE, text=True, env=environment
@@ -66,7 +81,9 @@ def test_an_answer(client: Any) -> None:
 
 def test_a_stream_says_the_same(client: Any) -> None:
     whole = client.chat.completions.create(model="tickets", messages=TICKET, temperature=0)
-    chunks = list(client.chat.completions.create(model="tickets", messages=TICKET, temperature=0, stream=True))
+    chunks = list(
+        client.chat.completions.create(model="tickets", messages=TICKET, temperature=0, stream=True)
+    )
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert len(chunks) > 5
     assert text == whole.choices[0].message.content
@@ -80,7 +97,11 @@ def test_an_adapter(client: Any) -> None:
 
 
 def test_a_schema(client: Any) -> None:
-    schema = {"type": "object", "properties": {"category": {"enum": ["refund", "other"]}}, "required": ["category"]}
+    schema = {
+        "type": "object",
+        "properties": {"category": {"enum": ["refund", "other"]}},
+        "required": ["category"],
+    }
     shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     answer = client.chat.completions.create(
         model="tickets", messages=TICKET, temperature=0, response_format=shape, max_tokens=64

@@ -41,7 +41,9 @@ def numbers(count: int) -> list[dict[str, Any]]:
 
 def adding(*additions: int, config: Any = None, **options: Any) -> Any:
     config = config or ProcessorConfig()
-    return Processor(config, [AddStage(fn_constructor_kwargs={"number": n}) for n in additions], **options)
+    return Processor(
+        config, [AddStage(fn_constructor_kwargs={"number": n}) for n in additions], **options
+    )
 
 
 async def all_of(stream: AsyncIterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -105,7 +105,9 @@ CHANGES: list[Change] = [
 
 
 def mutate(folder: Path, other: Path, draw: random.Random) -> str:
-    """Damage one file of `folder`, or put one of the folder `other` in its place. Returns what was done."""
+    """Damage one file of `folder`, or put one of the folder `other` in its place. Returns what was
+    done.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "lock")
     file = draw.choice(files)
     kind = draw.randrange(len(CHANGES) + 5)
@@ -120,7 +122,9 @@ def mutate(folder: Path, other: Path, draw: random.Random) -> str:
         _write(second, ours)
         return f"swap {file.name} and {second.name}"
     if kind == len(CHANGES) + 1:
-        foreign = draw.choice(sorted(path for path in other.rglob("*") if path.is_file() and path.name != "lock"))
+        foreign = draw.choice(
+            sorted(path for path in other.rglob("*") if path.is_file() and path.name != "lock")
+        )
         target = folder / foreign.name if draw.random() < 0.5 else file
         _write(target, foreign.read_bytes())
         return f"foreign {foreign.name} as {target.name}"
@@ -128,7 +132,12 @@ def mutate(folder: Path, other: Path, draw: random.Random) -> str:
         _write(file.with_name(file.name + ".tmp"), file.read_bytes()[: draw.randrange(100)])
         return f"stale {file.name}.tmp"
     if kind == len(CHANGES) + 3:
-        shutil.copy(file, file.with_name(draw.choice(["part-0-77.jsonl", "rows-0-9.jsonl", "final.jsonl", "base-3"])))
+        shutil.copy(
+            file,
+            file.with_name(
+                draw.choice(["part-0-77.jsonl", "rows-0-9.jsonl", "final.jsonl", "base-3"])
+            ),
+        )
         return f"copy of {file.name}"
     file.unlink()
     return f"remove {file.name}"

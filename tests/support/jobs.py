@@ -31,7 +31,10 @@ def lines(path: Path) -> list[Row]:
 
 def settled(rows: Iterable[Row]) -> list[Row]:
     """Rows without what differs between two runs by right."""
-    return [{key: value for key, value in row.items() if key not in ("latency_ms", "attempts")} for row in rows]
+    return [
+        {key: value for key, value in row.items() if key not in ("latency_ms", "attempts")}
+        for row in rows
+    ]
 
 
 async def interrupted(source: Any, output: Any, engine: Any, after: int, **options: Any) -> None:

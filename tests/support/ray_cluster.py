@@ -19,7 +19,9 @@ PATIENCE_S = 240
 
 @contextmanager
 def own_cluster(*, proxy_port: int | None = None) -> Iterator[str]:
-    """A cluster of this machine with Ray Serve on it, and with Ray's proxy where that has a port; gives its address."""
+    """A cluster of this machine with Ray Serve on it, and with Ray's proxy where that has a port;
+    gives its address.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     about = ray.init(
         address="local",
@@ -32,7 +34,9 @@ def own_cluster(*, proxy_port: int | None = None) -> Iterator[str]:
         if proxy_port is None:
             serve.start(proxy_location="Disabled")
         else:
-            serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": proxy_port})
+            serve.start(
+                proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": proxy_port}
+            )
         yield about.address_info["gcs_address"]
     finally:
         serve.shutdown()

@@ -23,7 +23,9 @@ KEY = "secret"
 
 def config(**fields: Any) -> LLMConfig:
     loading = {"model_id": "m", "model_source": "simulated"}
-    return LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "simulated", **fields})
+    return LLMConfig.from_dict(
+        {"model_loading_config": loading, "llm_engine": "simulated", **fields}
+    )
 
 
 class Cluster:
@@ -38,7 +40,9 @@ class Cluster:
         self.obtained = 0
         self.model = RemoteModel(model, self, key=KEY, policy=RoundRobin(), desired=self.desired)
         self.app = build_app({"m": self.model}, settings=self.settings)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=self.app), base_url="http://test")
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=self.app), base_url="http://test"
+        )
 
     def current(self) -> tuple[ReplicaInfo, ...]:
         return self.listed

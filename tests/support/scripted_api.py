@@ -29,7 +29,9 @@ def penstock_serve(*configs: dict[str, Any], **settings: Any) -> Iterator[str]:
 
     async def main() -> None:
         handles = build_local_handles([LLMConfig.from_dict(config) for config in configs])
-        server = held["server"] = HttpServer(build_app(handles, settings=HttpSettings(**settings)), listening)
+        server = held["server"] = HttpServer(
+            build_app(handles, settings=HttpSettings(**settings)), listening
+        )
         held["loop"] = asyncio.get_running_loop()
         await asyncio.gather(*(handle.start() for handle in handles.values()))
         await server.run(handles.values(), on_listening=ready.set)
@@ -100,14 +102,20 @@ class Script:
 async def _form(request: web.Request) -> dict[str, Any]:
     """A multipart form, files as bytes."""
     form = await request.post()
-    return {name: item.file.read() if isinstance(item, web.FileField) else item for name, item in form.items()}
+    return {
+        name: item.file.read() if isinstance(item, web.FileField) else item
+        for name, item in form.items()
+    }
 
 
 def chunk(index: int = 0, reason: str | None = None, **delta: Any) -> dict[str, Any]:
     return {"choices": [{"index": index, "delta": delta, "finish_reason": reason}]}
 
 
-USAGE = {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None}}
+USAGE = {
+    "choices": [],
+    "usage": {"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None},
+}
 
 
 def sse(*events: Any, end: str = "done") -> Any:
@@ -118,7 +126,9 @@ def sse(*events: Any, end: str = "done") -> Any:
         await response.prepare(request)
         for event in events:
             await response.write(
-                b"data: " + (event if isinstance(event, bytes) else json.dumps(event).encode()) + b"\n\n"
+                b"data: "
+                + (event if isinstance(event, bytes) else json.dumps(event).encode())
+                + b"\n\n"
             )
         if end == "done":
             await response.write(b"data: [DONE]\n\n")
@@ -137,7 +147,9 @@ def refusal(status: int, message: str = "no", **fields: Any) -> Any:
     headers = fields.pop("headers", None)
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        return web.json_response({"error": {"message": message, **fields}}, status=status, headers=headers)
+        return web.json_response(
+            {"error": {"message": message, **fields}}, status=status, headers=headers
+        )
 
     return answer
 

@@ -18,7 +18,9 @@ ASK = ChatRequest([{"role": "user", "content": "Hello"}])
 
 
 class Scripted(SimulatedEngine):
-    """Gives "a", then waits for the test before it gives "b" and ends. Dies and refuses to start when told so."""
+    """Gives "a", then waits for the test before it gives "b" and ends. Dies and refuses to start
+    when told so.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(engine_kwargs=options)
@@ -99,7 +101,9 @@ class Pausing(Scripted):
 
 
 def config(**fields: Any) -> LLMConfig:
-    return LLMConfig.from_dict({"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated", **fields})
+    return LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated", **fields}
+    )
 
 
 def limits(running: int, waiting: int) -> dict[str, int]:

@@ -45,8 +45,12 @@ def simulated(**options: Any) -> list[str]:
 
 
 @contextmanager
-def serving(*args: str, env: Mapping[str, str] | None = None, python: str = sys.executable) -> Iterator[ServeProcess]:
-    """Serve until the context ends. The process takes a free port, and is killed if it was not stopped."""
+def serving(
+    *args: str, env: Mapping[str, str] | None = None, python: str = sys.executable
+) -> Iterator[ServeProcess]:
+    """Serve until the context ends. The process takes a free port, and is killed if it was not
+    stopped.
+    """
     argv = [python, "-m", "penstock.cli", "serve", *args, "--port", "0"]
     given = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})}
     with (

@@ -1,4 +1,5 @@
-"""Whether a value that stands in an output is the one that was given, by the table of docs/batch.md.
+"""Whether a value that stands in an output is the one that was given, by the table of
+docs/batch.md.
 
 Written without the code that it judges: text is read back with the standard library and NumPy.
 """
@@ -25,7 +26,9 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 
 @dataclasses.dataclass(frozen=True)
 class Ticks:
-    """A time as a count of nanoseconds: an "instant", a "clock" without a zone, a "day", a "length" or a "time"."""
+    """A time as a count of nanoseconds: an "instant", a "clock" without a zone, a "day", a "length"
+    or a "time".
+    """
 
     kind: str
     count: int
@@ -43,18 +46,26 @@ def agrees(found: Any, given: Any) -> bool:
     if isinstance(given, Ticks):
         return ticks(found, given.kind) == given
     if isinstance(given, bytes):
-        return (base64.b64decode(found, validate=True) if isinstance(found, str) else found) == given
+        return (
+            base64.b64decode(found, validate=True) if isinstance(found, str) else found
+        ) == given
     if isinstance(given, int | float | decimal.Decimal | Fraction):
         return not isinstance(found, bool | None) and _same_number(found, given)
     if isinstance(found, str):
         found = json.loads(found)
     if isinstance(given, list):
-        return isinstance(found, list | tuple) and len(found) == len(given) and all(map(agrees, found, given))
+        return (
+            isinstance(found, list | tuple)
+            and len(found) == len(given)
+            and all(map(agrees, found, given))
+        )
     assert isinstance(given, dict), given
     if not isinstance(found, dict):
         return False
     absent = [found[name] for name in found.keys() - given.keys()]
-    return all(agrees(found.get(name), part) for name, part in given.items()) and not any(map(filled, absent))
+    return all(agrees(found.get(name), part) for name, part in given.items()) and not any(
+        map(filled, absent)
+    )
 
 
 def filled(value: Any) -> bool:
@@ -88,13 +99,18 @@ def simple(value: Any) -> Any:
     if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
         return _of_python(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, Ticks):
-        return {field.name: simple(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: simple(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, set | frozenset):
         return [simple(part) for part in sorted(value)]
     if isinstance(value, list | tuple):
         return [simple(part) for part in value]
     if isinstance(value, dict):
-        return {name if isinstance(name, str) else json.dumps(name): simple(part) for name, part in value.items()}
+        return {
+            name if isinstance(name, str) else json.dumps(name): simple(part)
+            for name, part in value.items()
+        }
     return value
 
 
@@ -108,12 +124,18 @@ def ticks(found: Any, kind: str) -> Ticks | None:
         return Ticks(kind, int((-length if sign else length) * 10**9))
     if kind == "time":
         hour, minute, second = found.split(":")
-        return Ticks(kind, int((Fraction(hour) * 3600 + Fraction(minute) * 60 + Fraction(second)) * 10**9))
-    stamp, zone = _parts(r"(.*?)(Z|[+-]\d\d:\d\d(?::[\d.]+)?)?", found) if kind == "instant" else (found, "")
+        return Ticks(
+            kind, int((Fraction(hour) * 3600 + Fraction(minute) * 60 + Fraction(second)) * 10**9)
+        )
+    stamp, zone = (
+        _parts(r"(.*?)(Z|[+-]\d\d:\d\d(?::[\d.]+)?)?", found) if kind == "instant" else (found, "")
+    )
     if (kind == "day" and "T" in stamp) or (kind == "instant" and not zone):
         return None
     whole, _, fraction = stamp.partition(".")
-    count = int(np.datetime64(whole, "s").astype("int64")) * 10**9 + int(fraction.ljust(9, "0") or 0)
+    count = int(np.datetime64(whole, "s").astype("int64")) * 10**9 + int(
+        fraction.ljust(9, "0") or 0
+    )
     if zone and zone != "Z":
         sizes = zip(zone[1:].split(":"), (3600, 60, 1), strict=False)
         offset = sum((Fraction(part) * size for part, size in sizes), Fraction(0))
@@ -139,7 +161,9 @@ def _of_python(value: datetime.date | datetime.time | datetime.timedelta) -> Tic
     local = datetime.datetime(*value.timetuple()[:6], value.microsecond)
     if value.tzinfo is None:
         return Ticks("clock", _nano(local - _EPOCH) + beyond)
-    return Ticks("instant", _nano(local - _EPOCH) - _nano(value.utcoffset() or datetime.timedelta()) + beyond)
+    return Ticks(
+        "instant", _nano(local - _EPOCH) - _nano(value.utcoffset() or datetime.timedelta()) + beyond
+    )
 
 
 def _nano(value: datetime.timedelta) -> int:

@@ -1,4 +1,6 @@
-"""Tiny models with random weights in Hugging Face form, for tests in environments that have torch and transformers."""
+"""Tiny models with random weights in Hugging Face form, for tests in environments that have torch
+and transformers.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,16 @@ from typing import Any
 
 from penstock.demo import model_path
 
-TEXT = "the quick brown fox jumps over a lazy dog while rain falls on green hills and rivers run to the sea"
+TEXT = (
+    "the quick brown fox jumps over a lazy dog while rain falls on green hills and rivers run to"
+    " the sea"
+)
 END = "<|endoftext|>"
 SPEECH_COMMANDS = [
-    *(f"<|{name}|>" for name in ("startoftranscript", "en", "de", "translate", "transcribe", "startoflm")),
+    *(
+        f"<|{name}|>"
+        for name in ("startoftranscript", "en", "de", "translate", "transcribe", "startoflm")
+    ),
     *(f"<|{name}|>" for name in ("startofprev", "nospeech", "notimestamps")),
     *(f"<|{at * 0.02:.2f}|>" for at in range(1501)),
 ]
@@ -25,7 +33,9 @@ IMAGE = "<image>"
 
 def save_tokenizer(tokenizer: Any, path: Path, special: dict[str, str], **settings: Any) -> Any:
     transformers = import_module("transformers")
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special, **settings)
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **special, **settings
+    )
     wrapped.save_pretrained(path)
     return wrapped
 
@@ -39,7 +49,9 @@ def byte_tokenizer(
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([TEXT], trainer)
     tokenizer.add_special_tokens([*special.values(), *added])
     return save_tokenizer(tokenizer, path, special, **settings)
@@ -127,7 +139,10 @@ def vision_model(path: Path) -> None:
     torch.manual_seed(0)
     special = {"eos_token": END, "bos_token": "<bos>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = byte_tokenizer(path, special, [IMAGE])
-    template = "{% for m in messages %}{{ m.content if m.content is string else m.content[-1].text }}\n{% endfor %}"
+    template = (
+        "{% for m in messages %}{{ m.content if m.content is string else m.content[-1].text }}\n{%"
+        " endfor %}"
+    )
     pictures = transformers.BlipImageProcessorPil(size={"height": 32, "width": 32})
     processor = transformers.Blip2Processor(pictures, tokenizer, num_query_tokens=8)
     processor.chat_template = template
@@ -136,7 +151,12 @@ def vision_model(path: Path) -> None:
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.Blip2Config(
         vision_config={**sizes, "intermediate_size": 128, "image_size": 32, "patch_size": 8},
-        qformer_config={**sizes, "intermediate_size": 128, "encoder_hidden_size": 64, "cross_attention_frequency": 1},
+        qformer_config={
+            **sizes,
+            "intermediate_size": 128,
+            "encoder_hidden_size": 64,
+            "cross_attention_frequency": 1,
+        },
         text_config={
             **sizes,
             "model_type": "opt",
@@ -169,16 +189,24 @@ def picture(color: tuple[int, int, int]) -> bytes:
 
 
 def reciter(path: Path, pieces: list[str]) -> None:
-    """A language model that answers everything with these pieces, a token each, and then ends. No two are equal.
+    """A language model that answers everything with these pieces, a token each, and then ends. No
+    two are equal.
 
-    Every token is followed by one other, whatever came before: an embedding tells a token from all others, the layers
-    add nothing to it, and the head knows what comes after it.
+    Every token is followed by one other, whatever came before: an embedding tells a token from all
+    others, the layers add nothing to it, and the head knows what comes after it.
     """
-    torch, transformers, tokenizers = (import_module(name) for name in ("torch", "transformers", "tokenizers"))
+    torch, transformers, tokenizers = (
+        import_module(name) for name in ("torch", "transformers", "tokenizers")
+    )
     assert len(set(pieces)) == len(pieces)
     start = "<|answer|>"
-    added = [tokenizers.AddedToken(piece, normalized=False, special=False) for piece in (start, *pieces)]
-    template = "{% for m in messages %}{{ m.content or '' }}{{ tools | tojson if tools }}\n{% endfor %}" + start
+    added = [
+        tokenizers.AddedToken(piece, normalized=False, special=False) for piece in (start, *pieces)
+    ]
+    template = (
+        "{% for m in messages %}{{ m.content or '' }}{{ tools | tojson if tools }}\n{% endfor %}"
+        + start
+    )
     special = {"eos_token": END, "bos_token": END, "pad_token": END, "unk_token": END}
     tokenizer = byte_tokenizer(path, special)
     tokenizer.add_tokens(added)

@@ -1,4 +1,6 @@
-"""vLLM's own server and ours around the same engine, and what their answers say, whatever form they come in."""
+"""vLLM's own server and ours around the same engine, and what their answers say, whatever form they
+come in.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Servers:
     def __init__(self, clients: dict[str, httpx.AsyncClient]) -> None:
         self.clients = clients  # by the name that each has for the model
 
-    async def ask(self, path: str, body: Mapping[str, Any], stream: bool = False) -> list[httpx.Response]:
+    async def ask(
+        self, path: str, body: Mapping[str, Any], stream: bool = False
+    ) -> list[httpx.Response]:
         """What each answers."""
         options = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
         return [
@@ -34,15 +38,21 @@ class Servers:
 
 
 @asynccontextmanager
-async def two_servers(engine: LLMEngine, options: Mapping[str, Any]) -> AsyncGenerator[Servers, None]:
-    """Both servers around an engine that runs with these `engine_kwargs`. It goes on running afterwards."""
+async def two_servers(
+    engine: LLMEngine, options: Mapping[str, Any]
+) -> AsyncGenerator[Servers, None]:
+    """Both servers around an engine that runs with these `engine_kwargs`. It goes on running
+    afterwards.
+    """
     loading = {"model_id": "ours", "model_source": engine.model_source}
     config = {"model_loading_config": loading, "llm_engine": "vLLM", "engine_kwargs": dict(options)}
     served = LocalModel(LLMConfig.from_dict(config), engine=engine)
     await served.start()
     apps = {"ours": build_app({"ours": served}), engine.model_source: engine.build_asgi_app()}
     clients = {
-        name: httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60)
+        name: httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60
+        )
         for name, app in apps.items()
     }
     yield Servers(clients)
@@ -53,9 +63,9 @@ async def two_servers(engine: LLMEngine, options: Mapping[str, Any]) -> AsyncGen
 async def meanings(
     servers: Servers, path: str, body: Mapping[str, Any], stream: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What both say, ours first, in so far as vLLM's versions agree: in a stream 0.29 calls a call that the limit has
-    cut off complete, and gives the marks of reasoning no log-probabilities. All leave such a mark where it comes
-    with the next token in one piece.
+    """What both say, ours first, in so far as vLLM's versions agree: in a stream 0.29 calls a call
+    that the limit has cut off complete, and gives the marks of reasoning no log-probabilities. All
+    leave such a mark where it comes with the next token in one piece.
     """
     ours, theirs = [meaning(reply, stream) for reply in await servers.ask(path, body, stream)]
     for choice in theirs["choices"].values():
@@ -69,17 +79,22 @@ async def meanings(
 
 
 def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
-    """What a reply says: the choices, and the usage. How much of a text stands in one event is a matter of time, and
-    counts for nothing; in which order a choice's events say what does count.
+    """What a reply says: the choices, and the usage. How much of a text stands in one event is a
+    matter of time, and counts for nothing; in which order a choice's events say what does count.
     """
     assert reply.status_code == 200, reply.text
     if not stream:
         bodies = [reply.json()]
     else:
-        data = [line.removeprefix("data: ") for line in reply.text.splitlines() if line.startswith("data: ")]
+        data = [
+            line.removeprefix("data: ")
+            for line in reply.text.splitlines()
+            if line.startswith("data: ")
+        ]
         assert data.pop() == "[DONE]"
         bodies = [json.loads(one) for one in data]
-        assert not bodies[-1]["choices"]  # the chunk of the usage, which comes last and has nothing else
+        # The chunk of the usage, which comes last and has nothing else.
+        assert not bodies[-1]["choices"]
         assert all(body["id"] == bodies[0]["id"] for body in bodies)
         assert all(not body.get("usage") for body in bodies[:-1])
     choices: dict[int, Any] = {}
@@ -101,20 +116,37 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
             whole["order"] += [name for name in said if stream and name not in whole["order"][-1:]]
             whole["logprobs"] += _logprobs(part.get("logprobs"))
     usage = bodies[-1]["usage"]
-    return {"choices": choices, "usage": [usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]]}
+    return {
+        "choices": choices,
+        "usage": [usage["prompt_tokens"], usage["completion_tokens"], usage["total_tokens"]],
+    }
 
 
 def _nothing() -> dict[str, Any]:
-    return {"role": None, "text": "", "reasoning": "", "calls": {}, "reason": None, "logprobs": [], "order": []}
+    return {
+        "role": None,
+        "text": "",
+        "reasoning": "",
+        "calls": {},
+        "reason": None,
+        "logprobs": [],
+        "order": [],
+    }
 
 
 def _logprobs(told: Mapping[str, Any] | None) -> list[Any]:
     if not told:
         return []
     if "content" in told:
-        entries = [(entry["token"], entry["logprob"], entry["top_logprobs"]) for entry in told["content"] or []]
+        entries = [
+            (entry["token"], entry["logprob"], entry["top_logprobs"])
+            for entry in told["content"] or []
+        ]
         return [
             (token, round(value, 3), [(one["token"], round(one["logprob"], 3)) for one in top])
             for token, value, top in entries
         ]
-    return [(token, round(value, 3)) for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)]
+    return [
+        (token, round(value, 3))
+        for token, value in zip(told["tokens"], told["token_logprobs"], strict=True)
+    ]

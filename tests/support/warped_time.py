@@ -1,4 +1,6 @@
-"""An event loop that does not wait: its time jumps to the next timer whenever nothing else happens."""
+"""An event loop that does not wait: its time jumps to the next timer whenever nothing else
+happens.
+"""
 
 from __future__ import annotations
 

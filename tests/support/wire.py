@@ -13,7 +13,11 @@ class Wire:
     """What comes back, and when the client leaves (`left`)."""
 
     def __init__(
-        self, app: IngressApp, body: dict[str, Any], path: str = "/v1/chat/completions", kind: str = "application/json"
+        self,
+        app: IngressApp,
+        body: dict[str, Any],
+        path: str = "/v1/chat/completions",
+        kind: str = "application/json",
     ) -> None:
         self.sent: list[dict[str, Any]] = []
         self.progress = asyncio.Event()

@@ -1,7 +1,7 @@
 """Embedding and rerank models for OpenVINO, so small that the right answers are known.
 
-Every word has a dimension of its own: a text's vector counts its words, and a document's score the words it shares with
-the query.
+Every word has a dimension of its own: a text's vector counts its words, and a document's score the
+words it shares with the query.
 """
 
 import json
@@ -14,7 +14,8 @@ import numpy as np
 import openvino as ov
 from openvino import opset13 as ops
 
-steps = import_module("openvino_tokenizers.tokenizer_pipeline")  # imported so for want of type stubs
+# Imported so for want of type stubs.
+steps = import_module("openvino_tokenizers.tokenizer_pipeline")
 utils = import_module("openvino_tokenizers.utils")
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -39,12 +40,19 @@ def write_tokenizer(path: Path, token_types: bool) -> None:
         ]
     )
     model = pipeline.get_tokenizer_ov_subgraph()
-    kept = [output for output in model.outputs if token_types or "token_type_ids" not in output.names]
+    kept = [
+        output for output in model.outputs if token_types or "token_type_ids" not in output.names
+    ]
     tokenizer = ov.Model(kept, model.get_parameters(), "tokenizer")
     tokenizer.add_sinks(model.get_sinks())
     utils.change_outputs_type(tokenizer, ov.Type.i64)
-    one, pair = {"ids": [2, -1, 3], "type_ids": [0, 0, 0]}, {"ids": [2, -1, 3, -2, 3], "type_ids": [0, 0, 0, 1, 1]}
-    tokenizer.set_rt_info(json.dumps({"single": one, "pair": pair}), "processed_post_processor_template")
+    one, pair = (
+        {"ids": [2, -1, 3], "type_ids": [0, 0, 0]},
+        {"ids": [2, -1, 3, -2, 3], "type_ids": [0, 0, 0, 1, 1]},
+    )
+    tokenizer.set_rt_info(
+        json.dumps({"single": one, "pair": pair}), "processed_post_processor_template"
+    )
     tokenizer.set_rt_info(version("openvino-tokenizers"), "openvino_tokenizers_version")
     ov.save_model(tokenizer, path / "openvino_tokenizer.xml")
     detokenizer = pipeline.get_detokenizer_ov_subgraph()
@@ -65,7 +73,9 @@ def word_vectors(ids: Any) -> Any:
 
 def write_model(path: Path, architecture: str, inputs: list[Any], output: Any, name: str) -> None:
     output.output(0).tensor.add_names({name})
-    ov.save_model(ov.Model([output], inputs, "model"), path / "openvino_model.xml", compress_to_fp16=False)
+    ov.save_model(
+        ov.Model([output], inputs, "model"), path / "openvino_model.xml", compress_to_fp16=False
+    )
     config = {"architectures": [architecture], "max_position_embeddings": CONTEXT}
     (path / "config.json").write_text(json.dumps(config))
 
@@ -79,7 +89,9 @@ def embedding_model(path: Path) -> str:
 
 def rerank_model(path: Path, token_types: bool = True) -> str:
     write_tokenizer(path, token_types)
-    ids, mask, types = inputs = [parameter(n) for n in ("input_ids", "attention_mask", "token_type_ids")]
+    ids, mask, types = inputs = [
+        parameter(n) for n in ("input_ids", "attention_mask", "token_type_ids")
+    ]
     words = ops.multiply(word_vectors(ids), column(mask))
     document = ops.reduce_sum(ops.multiply(words, column(types)), ops.constant(1))
     query = ops.subtract(ops.reduce_sum(words, ops.constant(1)), document)

@@ -23,19 +23,28 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
     with serving("--max-inflight", "64") as server:
         while time.monotonic() < deadline:
             gone = [_leaver(server, chance) for _ in range(_TOGETHER)]
-            answer = httpx.post(f"{server.url}{CHAT}", json=chat("My Solara 77 arrived broken."), timeout=60)
+            answer = httpx.post(
+                f"{server.url}{CHAT}", json=chat("My Solara 77 arrived broken."), timeout=60
+            )
             others.held() if answer.status_code == 200 else others.broke(answer.text[:200])
             for one in gone:
                 one.close()
-            freed.held() if _idle(server) else freed.broke(f"{server.busy():g} requests are still there")
+            (
+                freed.held()
+                if _idle(server)
+                else freed.broke(f"{server.busy():g} requests are still there")
+            )
     return [others, freed]
 
 
 def _leaver(server: Server, chance: random.Random) -> socket.socket:
     host, _, port = server.url.removeprefix("http://").rpartition(":")
-    body = json.dumps(chat("Please help me.", max_tokens=400, stream=chance.random() < 0.7)).encode()
+    body = json.dumps(
+        chat("Please help me.", max_tokens=400, stream=chance.random() < 0.7)
+    ).encode()
     head = (
-        f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length:"
+        f" {len(body)}\r\n\r\n"
     )
     data = head.encode() + body
     client = socket.create_connection((host, int(port)))

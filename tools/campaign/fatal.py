@@ -16,12 +16,15 @@ ROWS, FATAL = 300, 10
 def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
     """Any order, any concurrency."""
     promise = Promise(
-        f"{FATAL} rows that kill the engine among {ROWS}: {ROWS - FATAL} good rows and {FATAL} error rows"
+        f"{FATAL} rows that kill the engine among {ROWS}: {ROWS - FATAL} good rows and {FATAL}"
+        " error rows"
     )
     chance = random.Random(seed)
     while time.monotonic() < deadline:
         concurrency = chance.choice([1, 2, 8, 64, 256])
-        texts = [f"row {number}" for number in range(ROWS - FATAL)] + [f"FATAL {number}" for number in range(FATAL)]
+        texts = [f"row {number}" for number in range(ROWS - FATAL)] + [
+            f"FATAL {number}" for number in range(FATAL)
+        ]
         chance.shuffle(texts)
         result = penstock.run(
             [{"text": text} for text in texts],
@@ -30,7 +33,11 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
             prompt="{text}",
             progress=False,
         )
-        wrong = [row["text"] for row in result.rows() if (row["status"] == "ok") != ("FATAL" not in row["text"])]
+        wrong = [
+            row["text"]
+            for row in result.rows()
+            if (row["status"] == "ok") != ("FATAL" not in row["text"])
+        ]
         if wrong:
             promise.broke(f"concurrency {concurrency}: {wrong[:5]}")
         else:

@@ -20,7 +20,9 @@ from penstock.errors import PenstockError
 
 def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
     """Good files of each form, with one to three damages."""
-    promise = Promise("A damaged input file gives rows, error rows, or an error that names it or its column")
+    promise = Promise(
+        "A damaged input file gives rows, error rows, or an error that names it or its column"
+    )
     chance = random.Random(seed)
     good = _good(folder)
     while time.monotonic() < deadline:
@@ -45,8 +47,13 @@ def campaign(seed: int, deadline: float, folder: Path) -> list[Promise]:
 
 def _good(folder: Path) -> list[Path]:
     table = pa.table({"id": range(50), "text": [f"text {number} é\n" for number in range(50)]})
-    paths = [folder / name for name in ("in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet", "in.arrow", "in.feather")]
-    lines = "".join(f'{{"id": {number}, "text": "text {number} é"}}\n' for number in range(50)).encode()
+    paths = [
+        folder / name
+        for name in ("in.jsonl", "in.jsonl.gz", "in.csv", "in.parquet", "in.arrow", "in.feather")
+    ]
+    lines = "".join(
+        f'{{"id": {number}, "text": "text {number} é"}}\n' for number in range(50)
+    ).encode()
     paths[0].write_bytes(lines)
     paths[1].write_bytes(gzip.compress(lines))
     pyarrow.csv.write_csv(table, paths[2])

@@ -32,7 +32,9 @@ def command(source: Path, output: Path, *options: str) -> list[str]:
 
 def ended(argv: list[str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, "NO_COLOR": "1"})
+    return subprocess.run(
+        argv, capture_output=True, text=True, timeout=timeout_s, env={**os.environ, "NO_COLOR": "1"}
+    )
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -52,7 +54,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def settled(path: Path) -> list[dict[str, Any]]:
     """The rows without what differs between two runs by right."""
     differs = ("latency_ms", "attempts", "usage.cached_tokens")
-    found = [{name: value for name, value in row.items() if name not in differs} for row in rows(path)]
+    found = [
+        {name: value for name, value in row.items() if name not in differs} for row in rows(path)
+    ]
     for row in found:
         if isinstance(row.get("usage"), dict):
             row["usage"].pop("cached_tokens", None)
@@ -65,7 +69,13 @@ def ids(path: Path) -> list[int]:
 
 
 def leftovers(output: Path, source: Path) -> list[str]:
-    """What stands beside a finished output but should not: everything but the record that the job is complete."""
+    """What stands beside a finished output but should not: everything but the record that the job
+    is complete.
+    """
     state = [path.name for path in output.parent.iterdir() if path not in (output, source)]
     inside = [path.name for name in state for path in (output.parent / name).glob("*")]
-    return [name for name in inside if name.endswith((".tmp", ".jsonl", ".parquet")) and not name.startswith("parts-")]
+    return [
+        name
+        for name in inside
+        if name.endswith((".tmp", ".jsonl", ".parquet")) and not name.startswith("parts-")
+    ]

@@ -1,4 +1,6 @@
-"""Jobs that are killed with SIGKILL, again and again, at random moments: the process itself or its engine."""
+"""Jobs that are killed with SIGKILL, again and again, at random moments: the process itself or its
+engine.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,12 @@ def _killed(argv: list[str], after_s: float) -> None:
 
 
 def _kill_engine(
-    source: Path, output: Path, chance: random.Random, exact: Promise, revived: Promise, orphan: Promise
+    source: Path,
+    output: Path,
+    chance: random.Random,
+    exact: Promise,
+    revived: Promise,
+    orphan: Promise,
 ) -> None:
     """Kill the embedded engine under a job twice, then the job itself, then let it end."""
     argv = command(source, output, "--model", "demo", "--max-tokens", "60")
@@ -98,7 +105,9 @@ def _kill_engine(
     _judge(revived, done.returncode == 0, f"{name}: exit {done.returncode}, {done.stderr[-200:]}")
     if done.returncode == 0:
         good = sum(row["status"] == "ok" for row in rows(output))
-        _judge(exact, ids(output) == list(range(ROWS)) and good == ROWS, f"{name}: {good} of {ROWS} ok")
+        _judge(
+            exact, ids(output) == list(range(ROWS)) and good == ROWS, f"{name}: {good} of {ROWS} ok"
+        )
 
 
 def _children(pid: int) -> list[int]:

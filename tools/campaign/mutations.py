@@ -1,4 +1,6 @@
-"""State of interrupted jobs that is damaged at random: each damage is refused, or the job ends exactly."""
+"""State of interrupted jobs that is damaged at random: each damage is refused, or the job ends
+exactly.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def _read(output: Path) -> object:
 
 
 def _run(source: Path, output: Path, **options: object) -> None:
-    penstock.run(str(source), str(output), model="simulated", prompt="{text}", progress=False, **options)
+    penstock.run(
+        str(source), str(output), model="simulated", prompt="{text}", progress=False, **options
+    )
 
 
 def _stopped(source: Path, home: Path, form: str) -> tuple[Path, list[dict[str, object]]]:
@@ -85,7 +89,11 @@ def _small_parts() -> Iterator[None]:
 
 
 def _damage(home: Path, chance: random.Random) -> str:
-    files = sorted(path for path in home.rglob("*") if path.is_file() and path.name != "lock" and path.stat().st_size)
+    files = sorted(
+        path
+        for path in home.rglob("*")
+        if path.is_file() and path.name != "lock" and path.stat().st_size
+    )
     victim = chance.choice(files)
     name = chance.choice(sorted(DAMAGES))
     victim.write_bytes(DAMAGES[name](victim.read_bytes(), chance))

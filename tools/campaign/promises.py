@@ -1,4 +1,6 @@
-"""What a campaign finds of each promise: how often it was put to the test, and how often it held."""
+"""What a campaign finds of each promise: how often it was put to the test, and how often it
+held.
+"""
 
 from __future__ import annotations
 

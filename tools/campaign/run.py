@@ -1,9 +1,10 @@
-"""Puts the promises of docs/reliability.md to the test, for about twenty minutes, and prints what held.
+"""Puts the promises of docs/reliability.md to the test, for about twenty minutes, and prints what
+held.
 
     python tools/campaign/run.py --minutes 20 --seed 1 --write docs/reliability.md
 
-Seeded and bounded: everything runs on this machine, on loopback, in a temporary folder. Exit code 1 if a promise
-was broken; what was seen then stands below the table.
+Seeded and bounded: everything runs on this machine, on loopback, in a temporary folder. Exit code 1
+if a promise was broken; what was seen then stands below the table.
 """
 
 from __future__ import annotations
@@ -42,11 +43,17 @@ _BEGIN, _END = "<!-- campaign -->\n", "<!-- end of campaign -->\n"
 
 def main() -> int:
     """Run the campaigns in turn."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=20.0, help="for all of them together")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", nargs="+", choices=CAMPAIGNS, help="these alone, with their share of the minutes")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into this document")
+    parser.add_argument(
+        "--only", nargs="+", choices=CAMPAIGNS, help="these alone, with their share of the minutes"
+    )
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the table into this document"
+    )
     args = parser.parse_args()
     promises: list[Promise] = []
     with tempfile.TemporaryDirectory(prefix="penstock-campaign-") as home:

@@ -1,4 +1,6 @@
-"""A served model for a campaign: the real one that ships with the package, in a process of its own."""
+"""A served model for a campaign: the real one that ships with the package, in a process of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +32,36 @@ class Server:
         """Requests that run or wait."""
         text = httpx.get(f"{self.url}/metrics").text
         wanted = ("penstock_num_requests_running", "penstock_num_requests_waiting")
-        return sum(float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(wanted))
+        return sum(
+            float(line.rpartition(" ")[2]) for line in text.splitlines() if line.startswith(wanted)
+        )
 
 
 @contextlib.contextmanager
 def serving(*options: str) -> Iterator[Server]:
     """`penstock serve demo` on a free port, ready to answer."""
-    argv = [sys.executable, "-m", "penstock.cli", "serve", "demo", "--port", "0", "--log-level", "error", *options]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    argv = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "serve",
+        "demo",
+        "--port",
+        "0",
+        "--log-level",
+        "error",
+        *options,
+    ]
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[2]
             server = Server(process, url)
-            httpx.post(f"{url}{CHAT}", json=chat("hello", max_tokens=1), timeout=60).raise_for_status()
+            httpx.post(
+                f"{url}{CHAT}", json=chat("hello", max_tokens=1), timeout=60
+            ).raise_for_status()
             yield server
         finally:
             process.terminate()

@@ -10,10 +10,11 @@ LONGEST_COOLDOWN_S = 30.0
 class CircuitBreaker:
     """Closed while the server counts as well.
 
-    A request that fails while others are answered speaks against itself, so what makes a server a suspect are
-    `trip_after` failures without an answer between: of as many different requests, or of connections. Only a probe
-    convicts it, never a request of somebody's: until that has failed, requests go on. Then the breaker is open for
-    `cooldown_s`, until the next probe; after each that fails for twice as long.
+    A request that fails while others are answered speaks against itself, so what makes a server a
+    suspect are `trip_after` failures without an answer between: of as many different requests, or
+    of connections. Only a probe convicts it, never a request of somebody's: until that has failed,
+    requests go on. Then the breaker is open for `cooldown_s`, until the next probe; after each that
+    fails for twice as long.
     """
 
     def __init__(self, trip_after: int, cooldown_s: float, clock: Callable[[], float]) -> None:
@@ -38,7 +39,9 @@ class CircuitBreaker:
 
     @property
     def wait_s(self) -> float:
-        """Seconds until the next probe, or the next request where it is closed; infinite while a probe will tell."""
+        """Seconds until the next probe, or the next request where it is closed; infinite while a
+        probe will tell.
+        """
         if self._open_until is None:
             return 0.0
         return float("inf") if self._probing else max(self._open_until - self._clock(), 0.0)
@@ -68,7 +71,8 @@ class CircuitBreaker:
 
     def failed(self, request: Hashable) -> None:
         """A request failed that the server had got. Asked again, it is the same `request`."""
-        if self._clock() >= self._proven_until:  # so that many bad ones at once are not as many probes
+        # So that many bad ones at once are not as many probes.
+        if self._clock() >= self._proven_until:
             self._failed.add(request)
 
     def unreachable(self) -> None:

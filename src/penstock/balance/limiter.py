@@ -1,9 +1,9 @@
 """When the next request may leave: rates, concurrency, and what the server says of them.
 
-Concurrency follows the server by additive increase and multiplicative decrease, as TCP's window does: an answer widens
-it by a fraction of a request, a 429, a 503, or a timeout while nobody else is answered halves it. No library does
-that, and none takes back an estimate of tokens when the true number is known; both need the same small state, so the
-rates are here as well.
+Concurrency follows the server by additive increase and multiplicative decrease, as TCP's window
+does: an answer widens it by a fraction of a request, a 429, a 503, or a timeout while nobody else
+is answered halves it. No library does that, and none takes back an estimate of tokens when the true
+number is known; both need the same small state, so the rates are here as well.
 """
 
 from __future__ import annotations
@@ -24,22 +24,27 @@ from penstock.errors import UpstreamError
 
 Rate = Annotated[float, Meta(gt=0)]
 Verdict = Literal["answered", "throttled", "late", "unknown"]
-"""What a request taught of the server's limits. "late" is one that was not answered in time, "unknown" a failure that
-says nothing of them.
+"""What a request taught of the server's limits. "late" is one that was not answered in time,
+"unknown" a failure that says nothing of them.
 """
 
 FIRST_COOLDOWN_S = 0.5
 LONGEST_COOLDOWN_S = 10.0
 _NEVER = float("-inf")
-refused_alone: ContextVar[Callable[[], bool]] = ContextVar("penstock_refused_alone", default=lambda: False)
-"""Whether the current request is refused while others are answered: its refusals say nothing of the server's load."""
+refused_alone: ContextVar[Callable[[], bool]] = ContextVar(
+    "penstock_refused_alone", default=lambda: False
+)
+"""Whether the current request is refused while others are answered: its refusals say nothing of the
+server's load.
+"""
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`, its upper bound.
+    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`,
+    its upper bound.
 
-    `longest_pause_s` is the patience with a pause that the server asks for: a longer one holds nobody up, since the
-    request that met it is given up.
+    `longest_pause_s` is the patience with a pause that the server asks for: a longer one holds
+    nobody up, since the request that met it is given up.
     """
 
     concurrency: Annotated[int, Meta(ge=1)] = 64
@@ -49,8 +54,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     longest_pause_s: float = PATIENCE_S
 
     def shared_by(self, processes: int) -> Limits:
-        """The part of one of so many processes that ask the same server without knowing of each other: each has its
-        own concurrency, and an equal share of the rates.
+        """The part of one of so many processes that ask the same server without knowing of each
+        other: each has its own concurrency, and an equal share of the rates.
         """
         return msgspec.structs.replace(
             self,
@@ -62,7 +67,8 @@ class Limits(Struct, frozen=True, kw_only=True):
 class Pace:
     """Spaces amounts evenly at `per_second` (the generic cell rate algorithm, without burst).
 
-    The whole state is one time, and `reserve` never waits, so that it can also live where others ask it over a wire.
+    The whole state is one time, and `reserve` never waits, so that it can also live where others
+    ask it over a wire.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -81,9 +87,11 @@ class Pace:
 
 
 class Limiter:
-    """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one event loop.
+    """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one
+    event loop.
 
-    `server` names it where its pauses are told. `clock` (seconds) and `jitter` (0 to 1) are for tests.
+    `server` names it where its pauses are told. `clock` (seconds) and `jitter` (0 to 1) are for
+    tests.
     """
 
     def __init__(
@@ -101,14 +109,17 @@ class Limiter:
         self._jitter = jitter
         self._most = limits.concurrency
         self._window = float(limits.concurrency)
-        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()  # each with the time when its patience ends
+        # Each with the time when its patience ends.
+        self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
         self._tickets = 0
         self._last_cut = 0
         self._left_before_answer = 0
         self._held_until = _NEVER
         self._cooldown = FIRST_COOLDOWN_S
         per_minute = limits.requests_per_minute, limits.tokens_per_minute
-        self._requests, self._tokens = (None if rate is None else Pace(rate / 60) for rate in per_minute)
+        self._requests, self._tokens = (
+            None if rate is None else Pace(rate / 60) for rate in per_minute
+        )
         self._paced = self._requests is not None or self._tokens is not None
 
     @property
@@ -117,10 +128,11 @@ class Limiter:
         return int(self._window)
 
     async def acquire(self, tokens: float = 0.0) -> int:
-        """Wait for a place, for the rates, and for what the server asked for. Gives the ticket for `release`.
+        """Wait for a place, for the rates, and for what the server asked for. Gives the ticket for
+        `release`.
 
-        `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` where the server is left alone for
-        longer than a caller waits who is served.
+        `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` where the server is
+        left alone for longer than a caller waits who is served.
         """
         until = self._clock() + SERVED_PATIENCE_S if is_served.get() else float("inf")
         if self._held_until > until:
@@ -141,14 +153,21 @@ class Limiter:
 
     def try_acquire(self) -> int | None:
         """What `acquire` gives, where there is nothing to wait for; else None."""
-        if self._paced or self._waiting or self._held_until > _NEVER or self.running + 1 > self._window:
+        if (
+            self._paced
+            or self._waiting
+            or self._held_until > _NEVER
+            or self.running + 1 > self._window
+        ):
             return None
         self.running += 1
         self._tickets += 1
         return self._tickets
 
     def release(self, ticket: int, verdict: Verdict, retry_after: float | None = None) -> None:
-        """Give the place back. `retry_after` is the pause in seconds that a throttling server named."""
+        """Give the place back. `retry_after` is the pause in seconds that a throttling server
+        named.
+        """
         self.running -= 1
         if verdict == "answered":
             self._cooldown = FIRST_COOLDOWN_S
@@ -168,13 +187,17 @@ class Limiter:
             self._throttle(self._tickets, None)
 
     def proven(self) -> None:
-        """The server has answered what was asked to find out: those that were late before are slow by themselves."""
+        """The server has answered what was asked to find out: those that were late before are slow
+        by themselves.
+        """
         self._left_before_answer = self._tickets
         self._window = float(self._most)
         self._admit()
 
     def join(self, concurrency: int) -> None:
-        """One more asks through this limiter, with so many requests at once. The rates stay as they are."""
+        """One more asks through this limiter, with so many requests at once. The rates stay as they
+        are.
+        """
         self._most += concurrency
         self._window += concurrency
         self._admit()
@@ -202,7 +225,8 @@ class Limiter:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:  # the place was its already
+            # The place was its already.
+            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._tickets += 1
                 self.release(self._tickets, "unknown")
             raise
@@ -218,7 +242,8 @@ class Limiter:
                 await asyncio.sleep(wait)
             if self._held_until <= self._clock():
                 return
-            # Its time came during a pause. All to whom that happened would go in one burst when the pause ends.
+            # Its time came during a pause. All to whom that happened would go in one burst when the
+            # pause ends.
 
     async def _hold(self, until: float) -> None:
         while (pause := self._held_until - self._clock()) > 0:
@@ -227,11 +252,15 @@ class Limiter:
             await asyncio.sleep(pause * (1 + 0.1 * self._jitter()))  # not all in the same instant
 
     def _throttle(self, ticket: int, retry_after: float | None) -> None:
-        """Requests that left before the last cut say nothing new, so one burst of refusals is one cut."""
+        """Requests that left before the last cut say nothing new, so one burst of refusals is one
+        cut.
+        """
         narrow = self._window < 2 or not self.limits.adaptive
         fresh = self._cut(ticket)
         if retry_after is not None:
-            note_pause(self._server, retry_after, is_kept=retry_after <= self.limits.longest_pause_s)
+            note_pause(
+                self._server, retry_after, is_kept=retry_after <= self.limits.longest_pause_s
+            )
             if retry_after > self.limits.longest_pause_s:
                 return
         elif narrow and fresh:
@@ -265,14 +294,17 @@ class Limiter:
 
 
 _Key = tuple[str, float | None, float | None, bool]
-_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, Limiter]] = WeakKeyDictionary()
+_shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, Limiter]] = (
+    WeakKeyDictionary()
+)
 
 
 def shared_limiter(server: str, limits: Limits) -> Limiter:
-    """The one limiter of this event loop for `server` at these rates, for workers that ask the same server.
+    """The one limiter of this event loop for `server` at these rates, for workers that ask the same
+    server.
 
-    They share the rates, and what the server says of its load; the concurrency of each is added. Each calls
-    `leave(limits.concurrency)` when it stops.
+    They share the rates, and what the server says of its load; the concurrency of each is added.
+    Each calls `leave(limits.concurrency)` when it stops.
     """
     limiters = _shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)

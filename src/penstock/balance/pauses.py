@@ -1,4 +1,6 @@
-"""The patience with servers that refuse for load. Tells of their pauses, in the log and to the job that meets them."""
+"""The patience with servers that refuse for load. Tells of their pauses, in the log and to the job
+that meets them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ from contextvars import ContextVar
 from msgspec import Struct
 
 PATIENCE_S = 60.0
-"""How long servers that refuse for load are waited for: the longest pause that they may name, and how long they may
-answer nobody.
+"""How long servers that refuse for load are waited for: the longest pause that they may name, and
+how long they may answer nobody.
 """
 SERVED_PATIENCE_S = 5.0
-"""The same for a request whose caller waits at a connection, from its first refusal on: it can come again by itself."""
+"""The same for a request whose caller waits at a connection, from its first refusal on: it can come
+again by itself.
+"""
 is_served: ContextVar[bool] = ContextVar("penstock_is_served", default=False)
 """Whether the caller of the current task waits at a connection."""
 WORTH_TELLING_S = 5.0
@@ -25,8 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 class Pauses(Struct):
-    """What one job met: how many refusals made for a pause worth telling, the longest one in seconds and whose it was,
-    and how many requests were given up because of refusals. `shown_until` is a time of `time.monotonic`.
+    """What one job met: how many refusals made for a pause worth telling, the longest one in
+    seconds and whose it was, and how many requests were given up because of refusals. `shown_until`
+    is a time of `time.monotonic`.
     """
 
     count: int = 0
@@ -74,8 +79,8 @@ def note_pause(
     is_named: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """A server that refused a request is to be left alone for so long, because it asks for that or (`is_named` false)
-    because it has refused before. `is_kept`: it is.
+    """A server that refused a request is to be left alone for so long, because it asks for that or
+    (`is_named` false) because it has refused before. `is_kept`: it is.
     """
     if seconds < WORTH_TELLING_S:
         return
@@ -86,8 +91,14 @@ def note_pause(
         if len(_told) > 1000:
             _told.clear()
         _told[server] = now + _TOLD_AGAIN_AFTER_S
-        why = "asks for a pause of" if is_named else "refuses requests for load and is left alone for"
-        what = "nothing is sent there until then" if is_kept else "the requests that it refuses so are given up"
+        why = (
+            "asks for a pause of" if is_named else "refuses requests for load and is left alone for"
+        )
+        what = (
+            "nothing is sent there until then"
+            if is_kept
+            else "the requests that it refuses so are given up"
+        )
         _log.warning("%s %s %s: %s", server, why, span(seconds), what)
 
 
@@ -95,7 +106,11 @@ def span(seconds: float) -> str:
     """A time in its two largest units, for a person: "1 h 30 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    for unit, size, part, name in (("min", 60, 1, "s"), ("h", 3600, 60, "min"), ("d", 86400, 3600, "h")):
+    for unit, size, part, name in (
+        ("min", 60, 1, "s"),
+        ("h", 3600, 60, "min"),
+        ("d", 86400, 3600, "h"),
+    ):
         if seconds < size * 60 or unit == "d":
             whole, rest = divmod(round(seconds), size)
             return f"{whole} {unit} {rest // part} {name}" if rest // part else f"{whole} {unit}"

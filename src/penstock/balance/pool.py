@@ -61,7 +61,9 @@ class Pool(Generic[M]):
         return RouteRequest(adapter=adapter) if adapter else ANYWHERE
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
-        """The policy's choice of the ready members that are not in `tried`; None if there is none."""
+        """The policy's choice of the ready members that are not in `tried`; None if there is
+        none.
+        """
         ready = self.ready(tried) if tried or self._some_away else self._ready
         if len(ready) < 2:
             return ready[0] if ready else None

@@ -33,7 +33,9 @@ class Retry(Struct, frozen=True, kw_only=True):
             return None
         return wait_after(failure, attempts, first=self.first_s, longest=self.longest_s)
 
-    async def run(self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]) -> T:
+    async def run(
+        self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]
+    ) -> T:
         """What `attempt` gives in the end. Raises the last failure, or the first not to pass."""
         attempts = 0
         while True:

@@ -1,4 +1,6 @@
-"""Batch: jobs and processors that run a language model over every row of a data set, in bounded memory."""
+"""Batch: jobs and processors that run a language model over every row of a data set, in bounded
+memory.
+"""
 
 from penstock import lazy
 
@@ -9,7 +11,10 @@ if TYPE_CHECKING:
     from penstock.batch.job.interrupts import JobInterrupted as JobInterrupted
     from penstock.batch.job.job import Job as Job
     from penstock.batch.job.result import RunResult as RunResult
-    from penstock.batch.pipeline.builder import ProcessorBuilder as ProcessorBuilder, build_processor as build_processor
+    from penstock.batch.pipeline.builder import (
+        ProcessorBuilder as ProcessorBuilder,
+        build_processor as build_processor,
+    )
     from penstock.batch.pipeline.configs import (
         ChatTemplateStageConfig as ChatTemplateStageConfig,
         DetokenizeStageConfig as DetokenizeStageConfig,

@@ -1,13 +1,14 @@
-"""Moves the rows of a job: from the source into the engine, and on to the sink, each row on its own.
+"""Moves the rows of a job: from the source into the engine, and on to the sink, each row on its
+own.
 
     read_ahead ──> filling ──> window ──> in flight ──> sink
                    prepared    sorted     asked         journaled, in order, written
 
-`filling` gathers prepared rows. When the window has run out, what has gathered becomes the next window, sorted
-(see `admission`). `admit` keeps the engine full from the window. Everything is bounded: `filling` by the window's size,
-which grows, so that the first rows start at once; rows that were read and not yet written by `MAX_ROWS` and
-`MAX_BYTES`. A new window waits for
-those bounds, never a row of an opened one: the row that holds up the order may be among them.
+`filling` gathers prepared rows. When the window has run out, what has gathered becomes the next
+window, sorted (see `admission`). `admit` keeps the engine full from the window. Everything is
+bounded: `filling` by the window's size, which grows, so that the first rows start at once; rows
+that were read and not yet written by `MAX_ROWS` and `MAX_BYTES`. A new window waits for those
+bounds, never a row of an opened one: the row that holds up the order may be among them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ from penstock.batch.state.journal import Journal, digest_key
 from penstock.batch.state.manifest import StreamSum
 from penstock.batch.state.ranges import RowSet
 from penstock.batch.write.sinks import Sink
-from penstock.errors import EngineTimeoutError, InputError, JobError, JobLimitError, PenstockError, RequestError, told
+from penstock.errors import (
+    EngineTimeoutError,
+    InputError,
+    JobError,
+    JobLimitError,
+    PenstockError,
+    RequestError,
+    told,
+)
 from penstock.garbage import collected_seldom
 
 MAX_ROWS = 16384
@@ -44,8 +53,9 @@ _TURN = 512  # answers from memory before the event loop gets its turn
 class Flow:
     """One run of a job's rows. Make it inside a running event loop; `await run()` once.
 
-    `journal` is None where results are not kept. `stream` sums up the rows read from a source without fingerprint, so
-    that a complete job can tell whether it is given the same again. `on_quiet` is called when no row is worked on.
+    `journal` is None where results are not kept. `stream` sums up the rows read from a source
+    without fingerprint, so that a complete job can tell whether it is given the same again.
+    `on_quiet` is called when no row is worked on.
     """
 
     def __init__(
@@ -86,7 +96,8 @@ class Flow:
         self._window_size = FIRST_WINDOW
         self._tasks: set[asyncio.Task[None]] = set()
         self._concluding: set[asyncio.Task[None]] = set()  # of rows that were answered from memory
-        self._followers: dict[bytes, list[Row]] = {}  # rows that wait for an equal request in flight
+        # Rows that wait for an equal request in flight.
+        self._followers: dict[bytes, list[Row]] = {}
         self._rows_inside = 0
         self._bytes_inside = 0
         self._answered: list[tuple[Row, Outcome, Outcome]] = []
@@ -109,10 +120,16 @@ class Flow:
         if (seconds := self._limits.seconds) is not None:
             if seconds <= 0:
                 self._end_early(self._limits.late())
-            alarm = asyncio.get_running_loop().call_later(seconds, self._end_early, self._limits.late())
+            alarm = asyncio.get_running_loop().call_later(
+                seconds, self._end_early, self._limits.late()
+            )
         try:
             await self._over.wait()
-            if self._asker.ending and self._error is None and (under_way := self._tasks | self._concluding):
+            if (
+                self._asker.ending
+                and self._error is None
+                and (under_way := self._tasks | self._concluding)
+            ):
                 await asyncio.wait(under_way, timeout=DRAIN_SECONDS)
         finally:
             if alarm is not None:
@@ -128,12 +145,19 @@ class Flow:
         if complete:
             self._reached = self._limits.exceeded(self._counts, end=True)
         if self._reached is not None:
-            done = f"{self._counts.rows:,} rows are done and kept; the same command with a wider limit goes on"
-            raise JobLimitError(f"{self._reached}. {done}" if self._journal is not None else str(self._reached))
+            done = (
+                f"{self._counts.rows:,} rows are done and kept; the same command with a wider limit"
+                " goes on"
+            )
+            raise JobLimitError(
+                f"{self._reached}. {done}" if self._journal is not None else str(self._reached)
+            )
         return complete
 
     def drain(self) -> None:
-        """Admit no more rows; `run` returns when those in flight are finished, or after 15 seconds."""
+        """Admit no more rows; `run` returns when those in flight are finished, or after 15
+        seconds.
+        """
         self._asker.ending = True
         self._over.set()
 
@@ -156,16 +180,26 @@ class Flow:
         try:
             done: RowSet | tuple[()] = self._journal.done if self._journal is not None else ()
             replay = Replay(self._journal, self._source)
-            self.stream = StreamSum(0, 0) if self._journal is not None and self._source.fingerprint is None else None
+            self.stream = (
+                StreamSum(0, 0)
+                if self._journal is not None and self._source.fingerprint is None
+                else None
+            )
             again = self._form.every_row or replay.wanted or self.stream is not None
             start = 0 if again or self._journal is None else self._journal.done.first_missing()
-            async with contextlib.aclosing(read_ahead(self._source, start, self._limit, self._columns)) as batches:
+            async with contextlib.aclosing(
+                read_ahead(self._source, start, self._limit, self._columns)
+            ) as batches:
                 async for batch in batches:
                     self._preparing = True
                     if self.stream is not None:
                         for row in batch:
                             add_row(self.stream, row)
-                    needed = batch if again or not done else [row for row in batch if row.index not in done]
+                    needed = (
+                        batch
+                        if again or not done
+                        else [row for row in batch if row.index not in done]
+                    )
                     async for rows in self._form.ready(needed):
                         for row in rows:
                             if row.index not in done:
@@ -208,7 +242,9 @@ class Flow:
     def _prepare(self, row: Row) -> Outcome | None:
         """The outcome of a row that fails before it is asked."""
         if row.values is None:
-            return self._form.failure(row, InputError(row.fault or "the row cannot be read"), "read", 0)
+            return self._form.failure(
+                row, InputError(row.fault or "the row cannot be read"), "read", 0
+            )
         if row.earlier is not None:
             return Outcome(error=row.earlier)
         try:
@@ -232,7 +268,9 @@ class Flow:
     # Through
     def _admit(self) -> None:
         """Start rows while the engine has room for them."""
-        while len(self._tasks) < self._asker.most_in_flight and (row := self._next_row()) is not None:
+        while (
+            len(self._tasks) < self._asker.most_in_flight and (row := self._next_row()) is not None
+        ):
             self._tasks.add(asyncio.create_task(self._work(row)))
         self._make_room()
         if not self._tasks and (not self._preparing or self._sink.full):
@@ -248,7 +286,8 @@ class Flow:
             row = self._window.popleft()
             if not (row.shareable and self._is_answered(row)):
                 return row
-        asyncio.get_running_loop().call_soon(self._admit)  # so many answers from memory: others' turn first
+        # So many answers from memory: others' turn first.
+        asyncio.get_running_loop().call_soon(self._admit)
         return None
 
     def _make_room(self) -> None:
@@ -276,7 +315,9 @@ class Flow:
         if not self._filling:
             return False
         waiting = self._rows_inside - len(self._filling)
-        if self._tasks and (waiting >= MAX_ROWS or self._bytes_inside - self._filling_bytes >= MAX_BYTES):
+        if self._tasks and (
+            waiting >= MAX_ROWS or self._bytes_inside - self._filling_bytes >= MAX_BYTES
+        ):
             return False
         self._window.extend(in_order(self._filling))
         self._filling = []
@@ -286,7 +327,9 @@ class Flow:
         return True
 
     async def _work(self, row: Row | None) -> None:
-        """Have a row answered, then the next, as long as there are some: a task for each row would cost more."""
+        """Have a row answered, then the next, as long as there are some: a task for each row would
+        cost more.
+        """
         task = asyncio.current_task()
         assert task is not None
         try:
@@ -295,7 +338,8 @@ class Flow:
                 outcome = await answer(row)
                 if outcome is not None:
                     if row.shareable and outcome.error is None:
-                        self._answers.put(row.digest, outcome)  # as it is before the user's function has it
+                        # As it is before the user's function has it.
+                        self._answers.put(row.digest, outcome)
                     concluded = self._form.conclude(row, outcome)
                     own = concluded if isinstance(concluded, Outcome) else await concluded
                     if not self._answered:
@@ -326,8 +370,9 @@ class Flow:
 
     # Out
     def _deliver(self) -> None:
-        """The rows that were answered in this turn of the event loop, together: one by one between the requests of
-        others each would take longer, as its code would have left the processor's caches.
+        """The rows that were answered in this turn of the event loop, together: one by one between
+        the requests of others each would take longer, as its code would have left the processor's
+        caches.
         """
         answered, self._answered = self._answered, []
         for row, outcome, own in answered:
@@ -338,7 +383,9 @@ class Flow:
         self._make_room()
 
     def _share(self, row: Row, outcome: Outcome, own: Outcome) -> None:
-        """A row was computed: `own` is what it came to, and those with the same request share the `outcome`."""
+        """A row was computed: `own` is what it came to, and those with the same request share the
+        `outcome`.
+        """
         usage = outcome.usage
         if usage is not None:
             self._counts.prompt_tokens += usage.prompt_tokens
@@ -382,13 +429,19 @@ class Flow:
                 kept = self._journal is not None
                 raise JobError(
                     f"row {row.index} failed at stage {error.stage}: {error.message}"
-                    + (". What was done before it is kept; the same command goes on with it" if kept else "")
+                    + (
+                        ". What was done before it is kept; the same command goes on with it"
+                        if kept
+                        else ""
+                    )
                 )
             if action == "skip":
                 outcome.skipped = True
             counts.errors[error.type] = counts.errors.get(error.type, 0) + 1
         counts.rows += 1
-        size = len(outcome.response or "") + (nbytes(outcome.parsed) if outcome.parsed is not None else 0)
+        size = len(outcome.response or "") + (
+            nbytes(outcome.parsed) if outcome.parsed is not None else 0
+        )
         row.request = None  # answered: its memory is needed no more
         row.prefix = ""
         row.nbytes += size

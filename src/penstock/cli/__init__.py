@@ -6,10 +6,13 @@ import os
 
 
 def main() -> None:
-    """Run the command line. Errors raised on purpose are told on one line; PENSTOCK_DEBUG=1 shows where they arose."""
+    """Run the command line. Errors raised on purpose are told on one line; PENSTOCK_DEBUG=1 shows
+    where they arose.
+    """
     import signal
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored, as behind `&`
+    # Else it is to be ignored, as behind `&`.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
     from penstock.cli import process
 
@@ -17,5 +20,7 @@ def main() -> None:
 
 
 def leave(*_: object) -> None:
-    """End at once, as a handler of Ctrl-C: whoever has something to bring to an end handles it in another way."""
+    """End at once, as a handler of Ctrl-C: whoever has something to bring to an end handles it in
+    another way.
+    """
     os._exit(130)

@@ -1,4 +1,6 @@
-"""The commands, as one group. Each imports what it needs when it runs, so that `--help` answers at once."""
+"""The commands, as one group. Each imports what it needs when it runs, so that `--help` answers at
+once.
+"""
 
 from __future__ import annotations
 
@@ -14,5 +16,13 @@ def cli() -> None:
     """Run large language models over data sets and serve them, on one shared engine."""
 
 
-for command in (run.run, plan.plan, serve.serve, serve.chat, serve.models, explain.explain, demo.demo):
+for command in (
+    run.run,
+    plan.plan,
+    serve.serve,
+    serve.chat,
+    serve.models,
+    explain.explain,
+    demo.demo,
+):
     cli.add_command(command)

@@ -1,4 +1,6 @@
-"""`penstock demo`: the main job on the shipped model, from rows to a score; then the same engine behind the API."""
+"""`penstock demo`: the main job on the shipped model, from rows to a score; then the same engine
+behind the API.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,11 @@ _SHOWN_TEXT = 44
     help="Where the labels go: .jsonl, .parquet or .csv. Replaced if it is there.",
 )
 def demo(output: str) -> None:
-    """Label support tickets with the tiny model that comes with the package, and score it against the gold labels.
+    """Label support tickets with the tiny model that comes with the package, and score it against
+    the gold labels.
 
-    A real job on the embedded engine; then the same engine answers through the OpenAI-compatible API. Offline, on the
-    CPU, in well under a minute.
+    A real job on the embedded engine; then the same engine answers through the OpenAI-compatible
+    API. Offline, on the CPU, in well under a minute.
     """
     import asyncio
 
@@ -50,19 +53,29 @@ async def _demo(output: str) -> None:
         gold = [json.loads(line) for line in file]
     tickets = [{"id": row["id"], "ticket": row["ticket"]} for row in gold]
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    click.echo(f"{len(tickets)} support tickets, a language model with 0.7 million parameters, this machine's CPU.")
+    click.echo(
+        f"{len(tickets)} support tickets, a language model with 0.7 million parameters, this"
+        " machine's CPU."
+    )
     engine = OpenVINOEngine(MODEL_NAME)
     await engine.start()
     try:
-        job = Job(tickets, output, engine=engine, prompt="{ticket}", schema=SCHEMA, max_tokens=100, fresh=True)
+        job = Job(
+            tickets,
+            output,
+            engine=engine,
+            prompt="{ticket}",
+            schema=SCHEMA,
+            max_tokens=100,
+            fresh=True,
+        )
         _report(await job.arun(), gold)
         await _serve(engine, gold[0]["ticket"])
     finally:
         await engine.stop()
     click.echo(
-        "\nNow with rows of your own, or as a server:\n"
-        "  penstock run your.jsonl -o answers.jsonl --model your-model --prompt 'About {column}: …'\n"
-        "  penstock serve demo"
+        "\nNow with rows of your own, or as a server:\n  penstock run your.jsonl -o answers.jsonl"
+        " --model your-model --prompt 'About {column}: …'\n  penstock serve demo"
     )
 
 
@@ -75,20 +88,33 @@ def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
     table = [("TICKET", *(name.upper() for name in FIELDS), "RIGHT")]
     for row, fields in list(zip(rows, wrong, strict=True))[:_SHOWN_ROWS]:
         text = shorten(row["ticket"], _SHOWN_TEXT, placeholder=" …")
-        table.append((text, *(str(row[name]) for name in FIELDS), f"no: {', '.join(fields)}" if fields else "yes"))
+        table.append(
+            (
+                text,
+                *(str(row[name]) for name in FIELDS),
+                f"no: {', '.join(fields)}" if fields else "yes",
+            )
+        )
     click.echo(f"\n{plain_table(table)}\n")
     right = wrong.count([])
-    click.echo(f"Exact match with the gold labels: {right} of {len(gold)} tickets ({right / len(gold):.1%})")
+    click.echo(
+        f"Exact match with the gold labels: {right} of {len(gold)} tickets"
+        f" ({right / len(gold):.1%})"
+    )
     click.echo(summary(result))
 
 
-def _wrong_fields(row: Mapping[str, Any], wanted: Mapping[str, Any], fields: tuple[str, ...]) -> list[str]:
+def _wrong_fields(
+    row: Mapping[str, Any], wanted: Mapping[str, Any], fields: tuple[str, ...]
+) -> list[str]:
     # A CSV has text only, so that is what is compared.
     return [name for name in fields if str(row[name]) != wanted[name]]
 
 
 async def _serve(engine: LLMEngine, ticket: str) -> None:
-    """Put the running engine behind the HTTP API, ask it one question through that, and show the stream."""
+    """Put the running engine behind the HTTP API, ask it one question through that, and show the
+    stream.
+    """
     import asyncio
 
     from penstock.demo import MODEL_NAME
@@ -98,7 +124,9 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
     from penstock.serve.http.server import HttpServer, address, listen
     from penstock.serve.models.local import LocalModel
 
-    config = LLMConfig.from_dict({"model_loading_config": {"model_id": MODEL_NAME, "model_source": MODEL_NAME}})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": MODEL_NAME, "model_source": MODEL_NAME}}
+    )
     model = LocalModel(config, engine=engine)
     listening = listen("127.0.0.1", 0)
     server = HttpServer(build_app({MODEL_NAME: model}), listening)
@@ -106,7 +134,9 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
     url = address(listening)
 
     def ask() -> None:
-        pieces = Client(url).chat(MODEL_NAME, [{"role": "user", "content": ticket}], temperature=0, max_tokens=100)
+        pieces = Client(url).chat(
+            MODEL_NAME, [{"role": "user", "content": ticket}], temperature=0, max_tokens=100
+        )
         for piece in pieces:
             click.echo(piece, nl=False)
         click.echo()

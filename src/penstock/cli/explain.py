@@ -21,11 +21,17 @@ Examples:
 @click.command(short_help="Say what serving a configuration would place where.", epilog=_EPILOG)
 @click.argument("config", metavar="CONFIG.yaml", type=click.Path(dir_okay=False))
 @click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="That of the ingress.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="That of the ingress.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
-    """Say what `penstock serve CONFIG.yaml` would place where: replicas, bundles, ranks, ports, memory, and what in the
-    configuration looks wrong. Starts, loads and downloads nothing.
+    """Say what `penstock serve CONFIG.yaml` would place where: replicas, bundles, ranks, ports,
+    memory, and what in the configuration looks wrong. Starts, loads and downloads nothing.
     """
     from penstock.serve.config.explain import explain as explained
     from penstock.serve.config.serving_files import load_serving_args
@@ -48,7 +54,10 @@ def _lines(found: Explanation) -> list[str]:
         lines += [f"  warning: {warning}" for warning in model.warnings]
         lines += [""]
     least, most = _amounts(found.least), _amounts(found.most)
-    return [*lines, f"in all: {least}" if least == most else f"in all: {least}; with all replicas {most}"]
+    return [
+        *lines,
+        f"in all: {least}" if least == most else f"in all: {least}; with all replicas {most}",
+    ]
 
 
 def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
@@ -56,7 +65,11 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
     fewest, most = model.min_replicas, model.max_replicas
     replicas = f"{fewest}" if fewest == most else f"{fewest} to {most}"
     if sizes.data > 1:
-        ranks = f"{fewest * sizes.data}" if fewest == most else f"{fewest * sizes.data} to {most * sizes.data}"
+        ranks = (
+            f"{fewest * sizes.data}"
+            if fewest == most
+            else f"{fewest * sizes.data} to {most * sizes.data}"
+        )
         replicas += f", of {sizes.data} data-parallel ranks each: {ranks} ranks"
     rows = [("replicas", replicas)]
     if sizes.workers > 1:
@@ -64,7 +77,12 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
         rows += [("workers", f"{sizes.workers} a replica: {shape}")]
     rows += [("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens"))]
     if model.max_num_seqs is not None:
-        rows += [("requests", f"{model.max_num_seqs} at once" + (" on each rank" if sizes.data > 1 else ""))]
+        rows += [
+            (
+                "requests",
+                f"{model.max_num_seqs} at once" + (" on each rank" if sizes.data > 1 else ""),
+            )
+        ]
     if model.deterministic:
         rows += [("answers", "deterministic: of the request alone")]
     rows += _memory_rows(model)
@@ -76,7 +94,10 @@ def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
     rows += [("needs", f"{_amounts(model.needs)} a replica ({kept})")]
     if runtime == "ray":
         rows += _bundle_rows(model)
-    rows += [("port", f"{port.what}: {'a free one' if port.port is None else port.port}") for port in model.ports]
+    rows += [
+        ("port", f"{port.what}: {'a free one' if port.port is None else port.port}")
+        for port in model.ports
+    ]
     return rows
 
 
@@ -87,7 +108,10 @@ def _memory_rows(model: ModelPlan) -> list[tuple[str, str]]:
         cache += f" for {memory.kv_tokens:,} tokens"
     if memory.kv_token:
         cache += f", {_size(memory.kv_token)} a token"
-    return [("weights", f"{_or_unknown(memory.weights, _size)} a replica"), ("KV cache", f"{cache} a replica")]
+    return [
+        ("weights", f"{_or_unknown(memory.weights, _size)} a replica"),
+        ("KV cache", f"{cache} a replica"),
+    ]
 
 
 def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:
@@ -107,7 +131,8 @@ def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:
 
 def _amounts(bundle: Bundle) -> str:
     shown = (
-        f"{name} {_size(int(amount)) if name == 'memory' else format(amount, 'g')}" for name, amount in bundle.items()
+        f"{name} {_size(int(amount)) if name == 'memory' else format(amount, 'g')}"
+        for name, amount in bundle.items()
     )
     return ", ".join(shown) or "nothing"
 

@@ -10,29 +10,55 @@ import click
 Command = Callable[..., Any]
 
 _OPTIONS = (
-    click.option("--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"),
+    click.option(
+        "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
+    ),
     click.option("--engine", help="The engine that runs it.  [default: openvino]"),
-    click.option("--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."),
+    click.option(
+        "--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."
+    ),
     click.option(
         "--deterministic",
         is_flag=True,
-        help="The same row gets the same answer whatever runs beside it, also in a resumed job. Costs speed.",
+        help=(
+            "The same row gets the same answer whatever runs beside it, also in a resumed job."
+            " Costs speed."
+        ),
     ),
     click.option("--prompt", metavar="TEXT", help="Text with {column} in it: the user's message."),
     click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
     click.option("--system", metavar="TEXT", help="A system message before each prompt."),
-    click.option("--schema", metavar="FILE", help="A JSON Schema that answers follow; its fields become columns."),
     click.option(
-        "--adapter", metavar="COLUMN_OR_NAME", help="A column of LoRA adapter names, or one name or directory."
+        "--schema",
+        metavar="FILE",
+        help="A JSON Schema that answers follow; its fields become columns.",
     ),
     click.option(
-        "--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.  [default: what the context leaves]"
+        "--adapter",
+        metavar="COLUMN_OR_NAME",
+        help="A column of LoRA adapter names, or one name or directory.",
     ),
-    click.option("--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]"),
-    click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True),
-    click.option("--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(1),
+        help="Most tokens of an answer.  [default: what the context leaves]",
+    ),
+    click.option(
+        "--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]"
+    ),
+    click.option(
+        "--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True
+    ),
+    click.option(
+        "--top-k", type=click.IntRange(0), default=0, help="0: all tokens.", show_default=True
+    ),
     click.option("--seed", type=int, help="Makes sampling repeatable."),
-    click.option("--stop", multiple=True, metavar="TEXT", help="Ends an answer where it would come; can be repeated."),
+    click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        help="Ends an answer where it would come; can be repeated.",
+    ),
     click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
 )
 

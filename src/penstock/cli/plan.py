@@ -13,12 +13,14 @@ from penstock.cli.process import interruptible
 @click.command(short_help="Say what a run will be like: rows, tokens, time.")
 @click.argument("source", metavar="INPUT")
 @what_is_asked
-@click.option("--trial", type=click.IntRange(0), default=32, show_default=True, help="Rows to ask for.")
+@click.option(
+    "--trial", type=click.IntRange(0), default=32, show_default=True, help="Rows to ask for."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **options: Any) -> None:
-    """Read INPUT, ask for a few of its rows, and predict what `penstock run` would do: rows that fail before they are
-    asked, duplicates, rows that are too long for the model, tokens, and the time at the speed that was measured.
-    Writes nothing.
+    """Read INPUT, ask for a few of its rows, and predict what `penstock run` would do: rows that
+    fail before they are asked, duplicates, rows that are too long for the model, tokens, and the
+    time at the speed that was measured. Writes nothing.
     """
     from penstock.batch.job.forecast import described
     from penstock.batch.job.job import Job

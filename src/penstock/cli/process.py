@@ -1,4 +1,6 @@
-"""The process around a command: its standard streams, its exit code, and what it says when it fails."""
+"""The process around a command: its standard streams, its exit code, and what it says when it
+fails.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def _say_usage(error: click.UsageError) -> None:
     if error.ctx is not None and len(sys.argv) == 1:
         say(error.ctx.get_help())
         return
-    usage = f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n" if error.ctx else ""
+    usage = (
+        f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n" if error.ctx else ""
+    )
     say(f"{usage}penstock: {usage_fault(error)}")
 
 
@@ -98,8 +102,8 @@ def _fail(text: str, code: int = 1) -> int:
 
 
 def _fill_closed_streams() -> None:
-    """Put something in the place of standard streams that are closed: the next file opened would become one of them,
-    and a process of the engine would write into it.
+    """Put something in the place of standard streams that are closed: the next file opened would
+    become one of them, and a process of the engine would write into it.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:

@@ -13,8 +13,8 @@ from penstock.stderr import say
 _EXAMPLES = """
 \b
 Examples:
-  penstock run tickets.jsonl -o answers.jsonl --prompt 'Sort this ticket: {text}' --schema ticket.json
-  penstock run chats.parquet -o out.parquet --model ./llama-ir --messages conversation --max-tokens 256
+  penstock run tickets.jsonl -o answers.jsonl --prompt 'Sort this: {text}' --schema ticket.json
+  penstock run chats.parquet -o out.parquet --model ./llama-ir --messages conversation
   penstock run 'data/*.csv' -o out.csv --prompt 'Summarise: {body}' --limit 100
   penstock run requests.jsonl -o responses.jsonl          # input in OpenAI's batch form
   cat rows.jsonl | penstock run - -o - --prompt '{question}'
@@ -30,27 +30,45 @@ Examples:
     "-o",
     "--output",
     required=True,
-    help="Path or URL ending in .jsonl, .parquet or .csv; a directory ending in '/' for Parquet; '-' for stdout.",
+    help=(
+        "Path or URL ending in .jsonl, .parquet or .csv; a directory ending in '/' for Parquet; '-'"
+        " for stdout."
+    ),
 )
 @what_is_asked
 @click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
-@click.option("--replicas", type=click.IntRange(1), default=1, show_default=True, help="Of the engine, on Ray.")
 @click.option(
-    "--order", type=click.Choice(["input", "done"]), default="input", show_default=True, help="Order of output."
+    "--replicas",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Of the engine, on Ray.",
+)
+@click.option(
+    "--order",
+    type=click.Choice(["input", "done"]),
+    default="input",
+    show_default=True,
+    help="Order of output.",
 )
 @click.option(
     "--on-error",
     multiple=True,
     metavar="[KIND=]ACTION",
-    help="What becomes of failing rows, of all or of one kind of error; can be repeated: keep (an error row), "
-    "skip (not in the output), fail (the job ends), retry (asked again, then kept).  [default: keep]",
+    help=(
+        "What becomes of failing rows, of all or of one kind of error; can be repeated: keep (an"
+        " error row), skip (not in the output), fail (the job ends), retry (asked again, then"
+        " kept).  [default: keep]"
+    ),
 )
 @click.option(
     "--on-length",
     default="keep",
     metavar="ACTION",
-    help="'raise': ask again with twice the tokens for an answer that was cut off; 'truncate': shorten a prompt that "
-    "is too long; 'raise,truncate': both.  [default: keep]",
+    help=(
+        "'raise': ask again with twice the tokens for an answer that was cut off; 'truncate':"
+        " shorten a prompt that is too long; 'raise,truncate': both.  [default: keep]"
+    ),
 )
 @click.option(
     "--on-invalid-json",
@@ -59,11 +77,33 @@ Examples:
     show_default=True,
     help="Whether the model is asked again for an answer that does not follow the schema.",
 )
-@click.option("--dead-letter", metavar="PATH", help="A .jsonl file for the rows that failed, in place of the output.")
-@click.option("--max-tokens-total", type=click.IntRange(1), help="Stop at so many tokens, prompts and answers.")
-@click.option("--max-error-rate", type=click.FloatRange(0, 1), help="Stop when a larger share of rows has failed.")
-@click.option("--deadline", metavar="WHEN", help="Stop then: '90s', '30m', '2h', or a time such as 2026-05-01T06:00.")
-@click.option("--max-attempts", type=click.IntRange(1), default=3, show_default=True, help="Attempts at each row.")
+@click.option(
+    "--dead-letter",
+    metavar="PATH",
+    help="A .jsonl file for the rows that failed, in place of the output.",
+)
+@click.option(
+    "--max-tokens-total",
+    type=click.IntRange(1),
+    help="Stop at so many tokens, prompts and answers.",
+)
+@click.option(
+    "--max-error-rate",
+    type=click.FloatRange(0, 1),
+    help="Stop when a larger share of rows has failed.",
+)
+@click.option(
+    "--deadline",
+    metavar="WHEN",
+    help="Stop then: '90s', '30m', '2h', or a time such as 2026-05-01T06:00.",
+)
+@click.option(
+    "--max-attempts",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Attempts at each row.",
+)
 @click.option(
     "--row-timeout",
     type=click.FloatRange(0, min_open=True),
@@ -72,13 +112,17 @@ Examples:
 )
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
 @click.option("--fresh", is_flag=True, help="Discard what an earlier run did.")
-@click.option("--result-prefix", default="", metavar="TEXT", help="Goes before the names of result columns.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and failures.")
+@click.option(
+    "--result-prefix", default="", metavar="TEXT", help="Goes before the names of result columns."
+)
+@click.option(
+    "-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and failures."
+)
 def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **options: Any) -> None:
     """Run a model over every row of INPUT.
 
-    INPUT is a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV, or '-' for JSON lines on stdin. A
-    job that was interrupted, however hard, is resumed by the same command.
+    INPUT is a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV, or '-' for JSON lines
+    on stdin. A job that was interrupted, however hard, is resumed by the same command.
     """
     from penstock.batch.job.interrupts import JobInterrupted
     from penstock.batch.job.job import Job
@@ -90,7 +134,8 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     try:
         result = job.run()
     except JobInterrupted as stop:  # click would take it for a Ctrl-C of its own
-        for number in (signal.SIGINT, signal.SIGTERM):  # one more would kill the interpreter on its way out
+        # One more would kill the interpreter on its way out.
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         say(f"penstock: {stop}")
         raise SystemExit(128 + stop.signal) from None
@@ -98,7 +143,9 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
         say(summary(result))
     if result.counts.rows and not result.counts.ok:
         if quiet:  # a failure says why
-            kinds = ", ".join(f"{number:,} × {kind}" for kind, number in sorted(result.counts.errors.items()))
+            kinds = ", ".join(
+                f"{number:,} × {kind}" for kind, number in sorted(result.counts.errors.items())
+            )
             say(f"penstock: all rows failed: {kinds}")
         raise SystemExit(1)
 

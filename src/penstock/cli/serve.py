@@ -29,30 +29,77 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 
 @click.command(short_help="Serve models through an OpenAI-compatible API.")
 @click.argument("model", metavar="MODEL|CONFIG.yaml", default="demo")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Other machines reach only what is not 127.0.0.1.")
-@click.option("--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: a free one.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Other machines reach only what is not 127.0.0.1.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_PORT,
+    show_default=True,
+    help="0: a free one.",
+)
 @click.option("--engine", help="The engine of MODEL.  [default: openvino]")
-@click.option("--engine-kwargs", metavar="JSON", help="Options of the engine of MODEL, as a JSON object.")
+@click.option(
+    "--engine-kwargs", metavar="JSON", help="Options of the engine of MODEL, as a JSON object."
+)
 @click.option(
     "--deterministic",
     is_flag=True,
     help="The same request gets the same answer whatever runs beside it. Costs speed.",
 )
 @click.option("--name", help="What requests call MODEL.  [default: its last path component]")
-@click.option("--api-key-file", type=click.Path(dir_okay=False), help="Keys, one a line; also PENSTOCK_API_KEYS.")
-@click.option("--admin-key-file", type=click.Path(dir_okay=False), help="Keys for --dev; also PENSTOCK_ADMIN_KEYS.")
-@click.option("--dev", is_flag=True, help="With the control routes: /sleep, /pause, /collective_rpc and so on.")
-@click.option("--cors-origin", "cors_origins", multiple=True, help="A web origin that may call; can be repeated.")
 @click.option(
-    "--allowed-host", "allowed_hosts", multiple=True, help="A name that requests may call a server without keys by."
+    "--api-key-file",
+    type=click.Path(dir_okay=False),
+    help="Keys, one a line; also PENSTOCK_API_KEYS.",
 )
-@click.option("--max-body-mb", type=click.FloatRange(0, min_open=True), help="Largest request body.  [default: 32]")
-@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
-@click.option("--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]")
-@click.option("--max-choices", type=click.IntRange(1), help="Most answers to a request (n × prompts).  [default: 128]")
-@click.option("--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429.")
 @click.option(
-    "--head-timeout", type=click.FloatRange(0, min_open=True), help="Seconds for a request's head.  [default: 10]"
+    "--admin-key-file",
+    type=click.Path(dir_okay=False),
+    help="Keys for --dev; also PENSTOCK_ADMIN_KEYS.",
+)
+@click.option(
+    "--dev",
+    is_flag=True,
+    help="With the control routes: /sleep, /pause, /collective_rpc and so on.",
+)
+@click.option(
+    "--cors-origin",
+    "cors_origins",
+    multiple=True,
+    help="A web origin that may call; can be repeated.",
+)
+@click.option(
+    "--allowed-host",
+    "allowed_hosts",
+    multiple=True,
+    help="A name that requests may call a server without keys by.",
+)
+@click.option(
+    "--max-body-mb",
+    type=click.FloatRange(0, min_open=True),
+    help="Largest request body.  [default: 32]",
+)
+@click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of any answer.")
+@click.option(
+    "--max-prompt-chars", type=click.IntRange(1), help="Longest prompt.  [default: 4,000,000]"
+)
+@click.option(
+    "--max-choices",
+    type=click.IntRange(1),
+    help="Most answers to a request (n × prompts).  [default: 128]",
+)
+@click.option(
+    "--max-inflight", type=click.IntRange(1), help="Most requests at once; others get a 429."
+)
+@click.option(
+    "--head-timeout",
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds for a request's head.  [default: 10]",
 )
 @click.option(
     "--body-timeout",
@@ -62,17 +109,31 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option(
     "--drain-timeout",
     type=click.FloatRange(0),
-    help="Seconds that SIGTERM leaves to requests.  [default: the models' graceful_shutdown_timeout_s, 20]",
+    help=(
+        "Seconds that SIGTERM leaves to requests.  [default: the models'"
+        " graceful_shutdown_timeout_s, 20]"
+    ),
 )
 @click.option(
     "--memory-budget-gb",
     type=click.FloatRange(0, min_open=True),
-    help="What loaded models may take together, by estimate; idle ones make room.  [default: no limit]",
+    help=(
+        "What loaded models may take together, by estimate; idle ones make room.  [default: no"
+        " limit]"
+    ),
 )
-@click.option("--trust-request-chat-template", is_flag=True, help="Take chat templates from requests.")
-@click.option("--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True)
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
-@click.option("--tracing", is_flag=True, help="Send spans to an OpenTelemetry collector (OTEL_* variables).")
+@click.option(
+    "--trust-request-chat-template", is_flag=True, help="Take chat templates from requests."
+)
+@click.option(
+    "--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True
+)
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info"
+)
+@click.option(
+    "--tracing", is_flag=True, help="Send spans to an OpenTelemetry collector (OTEL_* variables)."
+)
 @click.option("--runtime", type=click.Choice(["local", "ray"]), default="local", show_default=True)
 def serve(
     model: str,
@@ -129,9 +190,16 @@ def serve(
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
 @click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
 def chat(
-    model: str, url: str, system: str | None, temperature: float | None, max_tokens: int | None, api_key: str | None
+    model: str,
+    url: str,
+    system: str | None,
+    temperature: float | None,
+    max_tokens: int | None,
+    api_key: str | None,
 ) -> None:
-    """Chat with a served model. Answers stream; Ctrl-C stops one, Ctrl-D or /quit ends, /new starts afresh."""
+    """Chat with a served model. Answers stream; Ctrl-C stops one, Ctrl-D or /quit ends, /new starts
+    afresh.
+    """
     client = _client(url, api_key)
     if not model:
         model = _first_model(client)
@@ -148,7 +216,9 @@ def chat(
                 messages = list(opening)
             elif text:
                 messages.append({"role": "user", "content": text})
-                messages.append({"role": "assistant", "content": _say(client, model, messages, options)})
+                messages.append(
+                    {"role": "assistant", "content": _say(client, model, messages, options)}
+                )
 
 
 @click.command(short_help="List the models of a server.")
@@ -164,7 +234,9 @@ def models(url: str, api_key: str | None) -> None:
 
 
 # serve
-async def _serve(args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None) -> None:
+async def _serve(
+    args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None
+) -> None:
     from penstock.garbage import collect_seldom_from_now
     from penstock.serve.api.ingress import build_app
     from penstock.serve.http.server import HttpServer, address
@@ -196,11 +268,18 @@ def _announce(url: str, model: str, settings: HttpSettings) -> None:
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
     key = ' -H "authorization: Bearer $KEY"' if settings.api_keys else ""
     click.echo(f"Listening on {url} (API: {url}/v1, docs: {url}/docs). Try:")
-    click.echo(f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'")
+    click.echo(
+        f"  curl {url}/v1/chat/completions{key} -H 'content-type: application/json' -d '{body}'"
+    )
 
 
 def _args(
-    model: str, engine: str | None, engine_kwargs: str | None, deterministic: bool, name: str | None, runtime: str
+    model: str,
+    engine: str | None,
+    engine_kwargs: str | None,
+    deterministic: bool,
+    name: str | None,
+    runtime: str,
 ) -> LLMServingArgs:
     from penstock.errors import ConfigError
     from penstock.serve.config.serving_args import LLMServingArgs
@@ -209,13 +288,18 @@ def _args(
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name or deterministic:
             raise ConfigError(
-                "--engine, --engine-kwargs, --deterministic and --name are for a MODEL; a file says them itself"
+                "--engine, --engine-kwargs, --deterministic and --name are for a MODEL; a file says"
+                " them itself"
             )
         args = load_serving_args(model)
         if runtime == "local":
             for name in ("ingress_cls_config", "ingress_deployment_config"):
                 if getattr(args, name):
-                    _log.warning("%s: the local runtime has an ingress of its own, and passes over %s", model, name)
+                    _log.warning(
+                        "%s: the local runtime has an ingress of its own, and passes over %s",
+                        model,
+                        name,
+                    )
         return args
     options = json_object(engine_kwargs, "--engine-kwargs") or {}
     loading = {"model_id": name or Path(model).name or model, "model_source": model}
@@ -239,7 +323,11 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
     from penstock.serve.config.settings import HttpSettings, Limits
 
     limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
-    given = {**options, "head_timeout_s": options["head_timeout"], "body_timeout_s": options["body_timeout"]}
+    given = {
+        **options,
+        "head_timeout_s": options["head_timeout"],
+        "body_timeout_s": options["body_timeout"],
+    }
     settable = ("max_prompt_chars", "max_choices", "head_timeout_s", "body_timeout_s")
     limits |= {name: given[name] for name in settable if given[name] is not None}
     if options["max_body_mb"] is not None:
@@ -283,7 +371,9 @@ def _ask() -> str | None:
     return None if text == "/quit" else text
 
 
-def _say(client: Client, model: str, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+def _say(
+    client: Client, model: str, messages: list[dict[str, Any]], options: dict[str, Any]
+) -> str:
     said = ""
     try:
         for piece in client.chat(model, messages, **options):

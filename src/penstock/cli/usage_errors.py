@@ -10,17 +10,27 @@ import click
 def usage_fault(error: click.UsageError) -> str:
     """One line: which option or argument is wrong, and what it must be."""
     if isinstance(error, click.NoSuchOption):
-        near = f". Did you mean {' or '.join(sorted(error.possibilities))}?" if error.possibilities else ""
+        near = (
+            f". Did you mean {' or '.join(sorted(error.possibilities))}?"
+            if error.possibilities
+            else ""
+        )
         return f"there is no option {error.option_name}{near}"
     if isinstance(error, click.MissingParameter):
         return f"{_name(error)} is missing"
     if isinstance(error, click.BadParameter):
         kind = getattr(error.param, "type", None)
-        return f"{_name(error)} must be {_kind(kind)}" if kind is not None else f"{_name(error)} is wrong"
+        return (
+            f"{_name(error)} must be {_kind(kind)}"
+            if kind is not None
+            else f"{_name(error)} is wrong"
+        )
     if isinstance(error, click.BadOptionUsage):
         return f"{error.option_name} needs a value, or takes none and was given one"
     if error.ctx is not None and isinstance(error.ctx.command, click.Group):
-        return f"there is no such command; there are {', '.join(sorted(error.ctx.command.commands))}"
+        return (
+            f"there is no such command; there are {', '.join(sorted(error.ctx.command.commands))}"
+        )
     return "there are more arguments than the command takes"
 
 
@@ -36,8 +46,16 @@ def _kind(kind: Any) -> str:
         return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     if isinstance(kind, click.IntRange | click.FloatRange):
         number = "a whole number" if isinstance(kind, click.IntRange) else "a number"
-        least = f"{'more than' if kind.min_open else 'at least'} {kind.min}" if kind.min is not None else ""
-        most = f"{'less than' if kind.max_open else 'at most'} {kind.max}" if kind.max is not None else ""
+        least = (
+            f"{'more than' if kind.min_open else 'at least'} {kind.min}"
+            if kind.min is not None
+            else ""
+        )
+        most = (
+            f"{'less than' if kind.max_open else 'at most'} {kind.max}"
+            if kind.max is not None
+            else ""
+        )
         return " and ".join(filter(None, [f"{number}, {least}" if least else number, most]))
     if isinstance(kind, click.Path):
         return "the path of a file"

@@ -1,7 +1,8 @@
-"""The demo model: a tiny language model, shipped with the package, that turns support tickets into JSON.
+"""The demo model: a tiny language model, shipped with the package, that turns support tickets into
+JSON.
 
-It only knows where the files are and what a right answer looks like; loading the model is an engine's job.
-``MODEL_CARD.md`` next to this file tells what the model can and cannot do.
+It only knows where the files are and what a right answer looks like; loading the model is an
+engine's job. ``MODEL_CARD.md`` next to this file tells what the model can and cannot do.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ def tickets_path() -> Path:
     return _HOME / "tickets.jsonl"
 
 
-def expected(labels: Mapping[str, str], adapter: str | None = None, keys: Sequence[str] = FIELDS) -> str:
+def expected(
+    labels: Mapping[str, str], adapter: str | None = None, keys: Sequence[str] = FIELDS
+) -> str:
     """Return the exact text that is right for a ticket with these gold labels.
 
     Args:
@@ -97,10 +100,19 @@ def expected(labels: Mapping[str, str], adapter: str | None = None, keys: Sequen
     if tuple(keys) != FIELDS:
         raise ValueError("chosen keys are a skill of the demo model itself, not of its adapters")
     if adapter == "summary":
-        topic = "feature request for" if labels["category"] == "feature" else f"{labels['category']} issue with"
-        return f"{labels['priority']} {topic} {labels['product']}, customer is {labels['sentiment']}"
+        topic = (
+            "feature request for"
+            if labels["category"] == "feature"
+            else f"{labels['category']} issue with"
+        )
+        return (
+            f"{labels['priority']} {topic} {labels['product']}, customer is {labels['sentiment']}"
+        )
     if adapter == "german":
-        german = {GERMAN_KEYS[key]: labels[key] if key == "product" else GERMAN_LABELS[labels[key]] for key in FIELDS}
+        german = {
+            GERMAN_KEYS[key]: labels[key] if key == "product" else GERMAN_LABELS[labels[key]]
+            for key in FIELDS
+        }
         return _compact(german)
     raise ValueError(f"the demo model has no adapter {adapter!r}; it has {', '.join(ADAPTERS)}")
 

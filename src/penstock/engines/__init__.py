@@ -1,3 +1,3 @@
-"""Engines: each runs one model. `base` has the protocol and the table; every other module is one engine's home or a
-part shared by several.
+"""Engines: each runs one model. `base` has the protocol and the table; every other module is one
+engine's home or a part shared by several.
 """

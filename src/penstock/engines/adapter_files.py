@@ -34,7 +34,9 @@ def adapter_rank(name: str, path: str) -> int:
         raise ModelNotFoundError(f"adapter '{name}': {why}", param="model") from None
     rank = settings.get("r") if isinstance(settings, dict) else None
     if not isinstance(rank, int) or rank < 1 or settings.get("peft_type", "LORA") != "LORA":
-        raise ModelNotFoundError(f"adapter '{name}': {CONFIG} does not describe a LoRA adapter", param="model")
+        raise ModelNotFoundError(
+            f"adapter '{name}': {CONFIG} does not describe a LoRA adapter", param="model"
+        )
     return rank
 
 
@@ -55,4 +57,6 @@ def adapter_path(engine: LLMEngine, name: str, where: str | None = None) -> str 
                 raise ModelNotFoundError(str(error), param="adapter") from None
     if os.path.isdir(name):
         return name
-    raise ModelNotFoundError(f"no adapter '{name}': it is no directory, and the engine has none of that name")
+    raise ModelNotFoundError(
+        f"no adapter '{name}': it is no directory, and the engine has none of that name"
+    )

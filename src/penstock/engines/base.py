@@ -1,8 +1,8 @@
 """The engine protocol, and the table of engines.
 
 An engine runs one model and speaks at the OpenAI level: chat, completions, embeddings and so on, in
-the neutral types of `penstock.types`. Batch jobs and servers use it alike. For a task or an operation
-that an engine lacks the caller gets a 501 that names the engine.
+the neutral types of `penstock.types`. Batch jobs and servers use it alike. For a task or an
+operation that an engine lacks the caller gets a 501 that names the engine.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ ENGINES: dict[str, str] = {
 class Capabilities(Struct, frozen=True):
     """What a started engine can do.
 
-    `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works on at once: an
-    admission loop keeps a little more than that in flight, a batch `batch_in_flight` where that is given.
-    `context_length` is in tokens, 0 where it is not known.
-    `structured` lists the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
+    `tasks` names the protocol methods that answer. `max_concurrency` is how many requests it works
+    on at once: an admission loop keeps a little more than that in flight, a batch `batch_in_flight`
+    where that is given. `context_length` is in tokens, 0 where it is not known. `structured` lists
+    the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
     `Sampling.logprobs`; -1 means none at all. `token_ids`: deltas carry the ids of their tokens.
     """
 
@@ -55,27 +55,31 @@ class Capabilities(Struct, frozen=True):
 
 
 class LLMEngine(Tasks, Operations):
-    """One model, running. Construct it (cheap, checks its options), `await start()`, use it, `await stop()`.
+    """One model, running. Construct it (cheap, checks its options), `await start()`, use it, `await
+    stop()`.
 
-    `model_source` is what `--model` takes: "demo", a directory, a file, or a hub id. `adapters` maps the names that
-    requests may use to directories in PEFT form. Errors are raised as `penstock.errors`, never returned.
+    `model_source` is what `--model` takes: "demo", a directory, a file, or a hub id. `adapters`
+    maps the names that requests may use to directories in PEFT form. Errors are raised as
+    `penstock.errors`, never returned.
 
-    An engine that exchanges KV caches with others has a `connector`, and an `identity` while it runs; whoever starts it
-    may say before at which `site` it stands. One that tells what it has cached does so in `cached_blocks`.
-    One that runs belongs to the event loop in which it was started: its `loop`. A `deterministic` one gives the same
-    answer to the same request each time.
+    An engine that exchanges KV caches with others has a `connector`, and an `identity` while it
+    runs; whoever starts it may say before at which `site` it stands. One that tells what it has
+    cached does so in `cached_blocks`. One that runs belongs to the event loop in which it was
+    started: its `loop`. A `deterministic` one gives the same answer to the same request each time.
 
-    An engine implements `generate`, `answer` and, for its `operations`, `control`. One that overrides the methods of
-    tasks and operations themselves is as good.
+    An engine implements `generate`, `answer` and, for its `operations`, `control`. One that
+    overrides the methods of tasks and operations themselves is as good.
     """
 
     name: ClassVar[str]
     costs_only: ClassVar[frozenset[str]] = frozenset()
-    """The names of options that cost memory or time, or stage faults, and decide no answer: a job that
-    is taken up again may have others. Options that are not named here decide.
+    """The names of options that cost memory or time, or stage faults, and decide no answer: a job
+    that is taken up again may have others. Options that are not named here decide.
     """
     makes_ranks: ClassVar[bool] = False
-    """Whether data-parallel ranks are an option of this engine, which starts them and balances between them."""
+    """Whether data-parallel ranks are an option of this engine, which starts them and balances
+    between them.
+    """
     operations: ClassVar[frozenset[str]] = frozenset()
     """The operations that `control` does."""
     capabilities: Capabilities
@@ -100,13 +104,17 @@ class LLMEngine(Tasks, Operations):
         self.adapters = dict(adapters or {})
 
     def stated_context_length(self) -> int | None:
-        """The context in tokens that options or the model's files state, had without loading; None if none does."""
+        """The context in tokens that options or the model's files state, had without loading; None
+        if none does.
+        """
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 
     def brings(self, operation: str) -> bool:
         """Whether the engine does this operation itself."""
-        return operation in self.operations or getattr(type(self), operation) is not getattr(LLMEngine, operation)
+        return operation in self.operations or getattr(type(self), operation) is not getattr(
+            LLMEngine, operation
+        )
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,18 +128,24 @@ class LLMEngine(Tasks, Operations):
 
     @classmethod
     def deterministic_options(cls) -> dict[str, Any]:
-        """`engine_kwargs` with which an answer depends on its request alone: not on what else runs, on
-        the cache, or on a restart. Raises `ConfigError` where the engine has no such mode.
+        """`engine_kwargs` with which an answer depends on its request alone: not on what else runs,
+        on the cache, or on a restart. Raises `ConfigError` where the engine has no such mode.
         """
-        raise ConfigError(f"the {cls.name} engine cannot promise it", field="deterministic", value=True)
+        raise ConfigError(
+            f"the {cls.name} engine cannot promise it", field="deterministic", value=True
+        )
 
     # Life
     async def start(self) -> None:
-        """Load the model. Returns when requests can be answered; raises `EngineStartError` if it cannot be loaded."""
+        """Load the model. Returns when requests can be answered; raises `EngineStartError` if it
+        cannot be loaded.
+        """
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is harmless."""
+        """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is
+        harmless.
+        """
         raise NotImplementedError
 
     async def restart(self) -> None:
@@ -159,17 +173,23 @@ class LLMEngine(Tasks, Operations):
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
-        """The token ids of a request's prompt; None where it is more than that, such as one with pictures."""
+        """The token ids of a request's prompt; None where it is more than that, such as one with
+        pictures.
+        """
         raise self._unsupported("prompts as token ids")
 
     def tell_cached_blocks(self) -> bool:
-        """Fill `cached_blocks` from the next start on; False where the engine does not tell what it has cached."""
+        """Fill `cached_blocks` from the next start on; False where the engine does not tell what it
+        has cached.
+        """
         return False
 
     # Adapters
     @classmethod
     def adapter_options(cls, most: int) -> dict[str, Any]:
-        """`engine_kwargs` without which the engine would take no adapters, for `most` of them at once."""
+        """`engine_kwargs` without which the engine would take no adapters, for `most` of them at
+        once.
+        """
         return {}
 
     async def resolve_lora(self, name: str, path: str) -> None:
@@ -181,8 +201,8 @@ class LLMEngine(Tasks, Operations):
         raise self._unsupported("LoRA adapters")
 
     async def metrics(self) -> dict[str, float]:
-        """What the running engine counts, by name: `steps` (a counter), `requests_running`, `requests_waiting` and
-        `kv_cache_usage` (0 to 1) where it has them.
+        """What the running engine counts, by name: `steps` (a counter), `requests_running`,
+        `requests_waiting` and `kv_cache_usage` (0 to 1) where it has them.
         """
         return {}
 
@@ -195,8 +215,8 @@ class LLMEngine(Tasks, Operations):
 
 
 def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """`engine_kwargs` with those that make the engine deterministic. Raises `ConfigError` where they
-    say the opposite, or the engine has no such mode.
+    """`engine_kwargs` with those that make the engine deterministic. Raises `ConfigError` where
+    they say the opposite, or the engine has no such mode.
     """
     needed = cls.deterministic_options()
     for name, value in needed.items():
@@ -207,13 +227,16 @@ def with_deterministic(cls: type[LLMEngine], engine_kwargs: Mapping[str, Any]) -
 
 def not_deterministic(name: str, value: Any) -> ConfigError:
     """The error of an option of `engine_kwargs` that says the opposite of `deterministic`."""
-    return ConfigError("does not go together with deterministic", field=f"engine_kwargs.{name}", value=value)
+    return ConfigError(
+        "does not go together with deterministic", field=f"engine_kwargs.{name}", value=value
+    )
 
 
 def engine_class(name: str) -> type[LLMEngine]:
     """The class of the engine called `name`, imported now.
 
-    Raises `ConfigError` for an unknown name, `MissingExtraError` where its library is not installed.
+    Raises `ConfigError` for an unknown name, `MissingExtraError` where its library is not
+    installed.
     """
     try:
         module, _, attribute = ENGINES[name].partition(":")

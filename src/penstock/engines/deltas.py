@@ -1,4 +1,5 @@
-"""The deltas of one request on their way up: in batches between our own layers, one by one for users.
+"""The deltas of one request on their way up: in batches between our own layers, one by one for
+users.
 
 What an engine has ready together travels together, so a layer costs a request once a step and not
 once a token.
@@ -19,8 +20,8 @@ the request is raised after the deltas that came before it.
 
 
 class Deltas(Protocol):
-    """What `chat` and `completions` return: `Batches`, one delta at a time. An asynchronous generator
-    of deltas is one.
+    """What `chat` and `completions` return: `Batches`, one delta at a time. An asynchronous
+    generator of deltas is one.
     """
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...

@@ -29,7 +29,8 @@ class _Rank(Member):
 
 
 class EngineGroup(LLMEngine):
-    """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the model.
+    """A gang of `ranks`: data-parallel engines that answer for one another, each with a copy of the
+    model.
 
     A request goes to the rank that `policy` chooses, the least loaded if it is not given. All start
     or none does; when one of them has died, the group has died, and whoever starts it again starts
@@ -38,11 +39,15 @@ class EngineGroup(LLMEngine):
 
     def __init__(self, ranks: Sequence[LLMEngine], policy: RoutingPolicy | None = None) -> None:
         first = ranks[0]
-        super().__init__(first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters)
+        super().__init__(
+            first.model_source, engine_kwargs=first.engine_kwargs, adapters=first.adapters
+        )
         self.name = first.name  # type: ignore[misc]  # the group is called as its members are
         self.deterministic = first.deterministic
         self.ranks = list(ranks)
-        self._pool = Pool(policy or LeastLoaded(), [_Rank(str(number), rank) for number, rank in enumerate(ranks)])
+        self._pool = Pool(
+            policy or LeastLoaded(), [_Rank(str(number), rank) for number, rank in enumerate(ranks)]
+        )
 
     @property
     def deciding_kwargs(self) -> dict[str, Any]:
@@ -67,7 +72,9 @@ class EngineGroup(LLMEngine):
             await self.stop()
             raise
         each = [rank.capabilities for rank in self.ranks]
-        self.capabilities = msgspec.structs.replace(each[0], max_concurrency=sum(one.max_concurrency for one in each))
+        self.capabilities = msgspec.structs.replace(
+            each[0], max_concurrency=sum(one.max_concurrency for one in each)
+        )
 
     async def stop(self) -> None:
         await self._all(lambda rank: rank.stop())

@@ -10,7 +10,9 @@ from penstock.errors import EngineStartError
 
 
 def model_for(source: str) -> str:
-    """The directory or hub id of a `model_source`. Raises `EngineStartError` for a directory that is not there."""
+    """The directory or hub id of a `model_source`. Raises `EngineStartError` for a directory that
+    is not there.
+    """
     if source == demo.MODEL_NAME:
         return str(demo.model_path("huggingface"))
     path = Path(source).expanduser()
@@ -22,8 +24,12 @@ def model_for(source: str) -> str:
 
 
 def stated_context_length(source: str) -> int | None:
-    """The context in tokens that the files of a local model state; None where there are none, or do not say it."""
-    path = demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
+    """The context in tokens that the files of a local model state; None where there are none, or do
+    not say it.
+    """
+    path = (
+        demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
+    )
     try:
         config = json.loads((path / "config.json").read_bytes())
         length = config.get("text_config", config).get("max_position_embeddings")

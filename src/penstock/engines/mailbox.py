@@ -1,4 +1,6 @@
-"""Where an engine's loop leaves what it made for one request, until the request's caller takes it."""
+"""Where an engine's loop leaves what it made for one request, until the request's caller takes
+it.
+"""
 
 from __future__ import annotations
 

@@ -27,9 +27,9 @@ DEFAULT_APP = "default"
 class Engines:
     """The names of one event loop.
 
-    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes belongs
-    to this registry and lives until `stop`, at the latest until the event loop ends: where its
-    asynchronous generators are closed then, as `asyncio.run` does.
+    What `put` names belongs to the caller, who starts and stops it. What `get_or_make` makes
+    belongs to this registry and lives until `stop`, at the latest until the event loop ends: where
+    its asynchronous generators are closed then, as `asyncio.run` does.
     """
 
     def __init__(self) -> None:
@@ -39,10 +39,14 @@ class Engines:
         self._end: AsyncGenerator[None, None] | None = None
 
     def put(self, name: str, engine: Any, app_name: str = DEFAULT_APP) -> None:
-        """Name an engine, or a handle: anything that has an engine's `chat`, `completions` or `embeddings`."""
+        """Name an engine, or a handle: anything that has an engine's `chat`, `completions` or
+        `embeddings`.
+        """
         key = (app_name, name)
         if self._named.get(key, engine) is not engine:
-            raise ConfigError(f"the name is taken by another engine of '{app_name}'", field="engine", value=name)
+            raise ConfigError(
+                f"the name is taken by another engine of '{app_name}'", field="engine", value=name
+            )
         self._named[key] = engine
 
     def remove(self, name: str, app_name: str = DEFAULT_APP) -> None:
@@ -58,13 +62,18 @@ class Engines:
         except KeyError:
             known = [other for app, other in self._named if app == app_name]
             hint = nearest(name, known) or "No name is known in this event loop"
-            raise ModelNotFoundError(f"there is no engine '{name}' in app '{app_name}'. {hint}") from None
+            raise ModelNotFoundError(
+                f"there is no engine '{name}' in app '{app_name}'. {hint}"
+            ) from None
 
-    def get_or_make(self, name: str, make: Callable[[], LLMEngine] | None, recipe: Any) -> tuple[Any, bool]:
-        """The engine of that name, made now if there is none, and whether it belongs to the registry.
+    def get_or_make(
+        self, name: str, make: Callable[[], LLMEngine] | None, recipe: Any
+    ) -> tuple[Any, bool]:
+        """The engine of that name, made now if there is none, and whether it belongs to the
+        registry.
 
-        `recipe` tells what `make` makes; `make` None only finds. Raises `ConfigError` if the name stands for an engine
-        of another recipe.
+        `recipe` tells what `make` makes; `make` None only finds. Raises `ConfigError` if the name
+        stands for an engine of another recipe.
         """
         key = (DEFAULT_APP, name)
         engine = self._named.get(key)
@@ -125,7 +134,8 @@ def engines() -> Engines:
 
 
 def stop_engines(name: str | None = None) -> None:
-    """Stop the named engines that work without an event loop of its own has made, or the one of that name.
+    """Stop the named engines that work without an event loop of its own has made, or the one of
+    that name.
 
     Inside an event loop: `await engines().stop()`.
     """
@@ -154,7 +164,8 @@ class EngineSource:
     def __post_init__(self) -> None:
         if self.shared is not None and not isinstance(self.shared, str | LLMEngine):
             raise ConfigError(
-                f"must be an engine's name or an engine object, not a {type(self.shared).__name__}", field="engine"
+                f"must be an engine's name or an engine object, not a {type(self.shared).__name__}",
+                field="engine",
             )
 
     @contextlib.asynccontextmanager
@@ -214,10 +225,16 @@ def engine_for(
             ("deterministic", deterministic or None),
         ):
             if value is not None:
-                raise ConfigError("has no meaning beside an engine object, which has its own", field=name, value=value)
+                raise ConfigError(
+                    "has no meaning beside an engine object, which has its own",
+                    field=name,
+                    value=value,
+                )
         return engine
     if engine is not None and not isinstance(engine, str):
-        raise ConfigError(f"must be a name or an engine object, not a {type(engine).__name__}", field="engine")
+        raise ConfigError(
+            f"must be a name or an engine object, not a {type(engine).__name__}", field="engine"
+        )
     if engine is None:
         engine = "simulated" if model == "simulated" else "openvino"
     if model is None:

@@ -54,7 +54,9 @@ def task_of(request: ChatRequest | CompletionRequest) -> str:
 
 def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches:
     """What a model generates, in batches."""
-    return in_batches(model.chat(request) if isinstance(request, ChatRequest) else model.completions(request))
+    return in_batches(
+        model.chat(request) if isinstance(request, ChatRequest) else model.completions(request)
+    )
 
 
 class Tasks:
@@ -128,8 +130,8 @@ class Operations:
         return bool(await self.control("is_sleeping"))
 
     async def pause(self, mode: PauseMode = "wait") -> None:
-        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep" holds
-        them.
+        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep"
+        holds them.
         """
         await self.control("pause", mode=mode)
 

@@ -1,4 +1,5 @@
-"""The OpenAI level for engines that work on prompts and tokens: templates, parameter checks, n answers, echo.
+"""The OpenAI level for engines that work on prompts and tokens: templates, parameter checks, n
+answers, echo.
 
 Such an engine implements `continue_prompt`, and the tasks `tokenize` and `detokenize`; it sets
 `capabilities` and `template` when it starts.
@@ -28,8 +29,8 @@ MEDIA = ("image", "audio", "video", "file")
 
 
 class GenerateRequest(msgspec.Struct, frozen=True):
-    """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text;
-    `kv_transfer_params` are for the engine's KV connector.
+    """One prompt, one answer. `special_tokens` says whether the tokenizer adds its own (such as
+    BOS) to a text; `kv_transfer_params` are for the engine's KV connector.
     """
 
     prompt: str | list[int]
@@ -41,7 +42,9 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
 
 class TokenEngine(LLMEngine):
-    """An engine whose model continues token sequences. `model_kind` names another kind of model, for messages."""
+    """An engine whose model continues token sequences. `model_kind` names another kind of model,
+    for messages.
+    """
 
     template: ChatTemplate
     model_kind = "this model"
@@ -51,7 +54,9 @@ class TokenEngine(LLMEngine):
         raise NotImplementedError
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        return self._chat(request) if isinstance(request, ChatRequest) else self._completions(request)
+        return (
+            self._chat(request) if isinstance(request, ChatRequest) else self._completions(request)
+        )
 
     def _chat(self, request: ChatRequest) -> Batches:
         self._check_task("chat")
@@ -63,13 +68,19 @@ class TokenEngine(LLMEngine):
         forced = sampling.structured is not request.sampling.structured
         if tools and not forced and not self.template.takes_tools(request.chat_template):
             raise RequestError(
-                "this model's chat template shows it no tools; a call can only be required (tool_choice)", param="tools"
+                "this model's chat template shows it no tools; a call can only be required"
+                " (tool_choice)",
+                param="tools",
             )
         prompt = request.prompt_token_ids or self._rendered(request, tools)
         if isinstance(prompt, list):
             check_token_ids(prompt, "prompt_token_ids")
         single = GenerateRequest(
-            prompt, sampling, request.adapter, request.stream, kv_transfer_params=request.kv_transfer_params
+            prompt,
+            sampling,
+            request.adapter,
+            request.stream,
+            kv_transfer_params=request.kv_transfer_params,
         )
         answers = self._answers(single, request.n)
         if not tools:
@@ -117,8 +128,12 @@ class TokenEngine(LLMEngine):
         return self.continue_prompt(request) if n == 1 else self._fan_out(request, n)
 
     async def _fan_out(self, request: GenerateRequest, n: int) -> Batches:
-        """n requests with seeds of their own, merged. The prefix cache makes the shared prompt cheap."""
-        first_seed = request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
+        """n requests with seeds of their own, merged. The prefix cache makes the shared prompt
+        cheap.
+        """
+        first_seed = (
+            request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
+        )
         merged: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue()
 
         async def one(index: int) -> None:
@@ -127,7 +142,9 @@ class TokenEngine(LLMEngine):
                 answer = self.continue_prompt(msgspec.structs.replace(request, sampling=sampling))
                 async with contextlib.aclosing(answer):
                     async for batch in answer:
-                        merged.put_nowait([msgspec.structs.replace(delta, index=index) for delta in batch])
+                        merged.put_nowait(
+                            [msgspec.structs.replace(delta, index=index) for delta in batch]
+                        )
             except Exception as error:
                 merged.put_nowait(error)
             else:
@@ -154,7 +171,10 @@ class TokenEngine(LLMEngine):
             raise self._unsupported(f"{task} with {self.model_kind}")
 
     def _with_tool_choice(
-        self, sampling: Sampling, tools: list[dict[str, Any]] | None, choice: str | dict[str, Any] | None
+        self,
+        sampling: Sampling,
+        tools: list[dict[str, Any]] | None,
+        choice: str | dict[str, Any] | None,
     ) -> Sampling:
         """A call that must be made is a constraint on the answer."""
         check_tools(tools, choice)
@@ -162,15 +182,21 @@ class TokenEngine(LLMEngine):
         if constraint is None:
             return sampling
         if sampling.structured is not None:
-            raise RequestError("a tool call cannot be required together with response_format", param="tool_choice")
+            raise RequestError(
+                "a tool call cannot be required together with response_format", param="tool_choice"
+            )
         if constraint.kind not in self.capabilities.structured:
-            raise UnsupportedError(f"the {self.name} engine cannot require tool calls", param="tool_choice")
+            raise UnsupportedError(
+                f"the {self.name} engine cannot require tool calls", param="tool_choice"
+            )
         return msgspec.structs.replace(sampling, structured=constraint)
 
     def _check_adapter(self, adapter: str | None) -> None:
         if adapter is not None and adapter not in self.adapters:
             hint = nearest(adapter, self.adapters)
-            raise ModelNotFoundError(f"no adapter '{adapter}' is loaded. {hint}".rstrip(), param="model")
+            raise ModelNotFoundError(
+                f"no adapter '{adapter}' is loaded. {hint}".rstrip(), param="model"
+            )
 
 
 class Echo:
@@ -195,4 +221,6 @@ def _check_texts(messages: Sequence[Message], engine: str) -> None:
             kind = str(part.get("type"))
             if any(medium in kind for medium in MEDIA):
                 where = f"messages[{number}].content"
-                raise UnsupportedError(f"{where}: the {engine} engine reads texts, no '{kind}'", param=where)
+                raise UnsupportedError(
+                    f"{where}: the {engine} engine reads texts, no '{kind}'", param=where
+                )

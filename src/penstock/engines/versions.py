@@ -10,10 +10,11 @@ from penstock.errors import EngineStartError
 
 
 class Versions(Struct, frozen=True):
-    """From `oldest` to `newest`, both included; as many of a version's numbers count as `oldest` has.
+    """From `oldest` to `newest`, both included; as many of a version's numbers count as `oldest`
+    has.
 
-    An older one is refused. A newer one is tried, and named in the error if it fails. A version that is not known
-    (empty: a source tree) passes.
+    An older one is refused. A newer one is tried, and named in the error if it fails. A version
+    that is not known (empty: a source tree) passes.
     """
 
     package: str
@@ -23,13 +24,18 @@ class Versions(Struct, frozen=True):
     def check(self, installed: str) -> None:
         """Raise `EngineStartError` if the installed version is too old."""
         if installed and self._numbers(installed) < self.oldest:
-            raise EngineStartError(f"{self.package} {installed} is not supported: the engine works with {self}")
+            raise EngineStartError(
+                f"{self.package} {installed} is not supported: the engine works with {self}"
+            )
 
     def note(self, installed: str) -> str:
         """What to add to an error that a version outside the range may explain; else empty."""
         if not installed or self.oldest <= self._numbers(installed) <= self.newest:
             return ""
-        return f" ({self.package} {installed} is not among the versions that the engine was tried with, {self})"
+        return (
+            f" ({self.package} {installed} is not among the versions that the engine was tried"
+            f" with, {self})"
+        )
 
     def __str__(self) -> str:
         return " to ".join(".".join(map(str, numbers)) for numbers in (self.oldest, self.newest))

@@ -1,4 +1,6 @@
-"""Sends requests and maps what goes wrong to `penstock.errors`: the only file that knows aiohttp."""
+"""Sends requests and maps what goes wrong to `penstock.errors`: the only file that knows
+aiohttp.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from yarl import URL
 from penstock.balance.limiter import Limiter, Verdict
 from penstock.balance.pauses import WORTH_TELLING_S, span
 from penstock.config import masked, tells_a_secret
-from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, PenstockError, UpstreamError
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    EngineTimeoutError,
+    PenstockError,
+    UpstreamError,
+)
 from penstock.http.complaints import KEPT_CHARS, SHOWN_CHARS, complaint
 from penstock.http.deadline import Deadline
 from penstock.http.headers import SHORTEST_SECRET, Headers
@@ -25,15 +33,17 @@ from penstock.http.retries import is_retryable, is_throttling, retry_after
 Seconds = Annotated[float, Meta(gt=0)]
 
 KEPT_ALIVE_S = 4.0
-"""Below the 5 s after which common servers close an idle connection: a request that meets that close is lost."""
+"""Below the 5 s after which common servers close an idle connection: a request that meets that
+close is lost.
+"""
 _JSON = "application/json"
 LARGE_BYTES = 1 << 20
 """Bodies of this size are written in pieces, so that one request does not hold up the others."""
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
-    """In seconds: `connect_s` for a connection, `idle_s` between two pieces of an answer and before its first, `try_s`
-    for one whole try (None: no limit beside the others).
+    """In seconds: `connect_s` for a connection, `idle_s` between two pieces of an answer and before
+    its first, `try_s` for one whole try (None: no limit beside the others).
     """
 
     connect_s: Seconds = 10.0
@@ -42,8 +52,8 @@ class Timeouts(Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(Struct, frozen=True):
-    """Where a request goes, and through which proxy. `shown` names it in messages: no user, no query, for keys stand
-    there; `secrets` are these, for servers like to repeat them.
+    """Where a request goes, and through which proxy. `shown` names it in messages: no user, no
+    query, for keys stand there; `secrets` are these, for servers like to repeat them.
     """
 
     method: str
@@ -71,17 +81,21 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
     if not ok:
         raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
     shown = str(parsed.with_user(None).with_query(None).with_fragment(None))
-    keys = [parsed.password, *(value for name, value in parsed.query.items() if tells_a_secret(name))]
+    keys = [
+        parsed.password,
+        *(value for name, value in parsed.query.items() if tells_a_secret(name)),
+    ]
     secrets = tuple(key for key in keys if key is not None and len(key) >= SHORTEST_SECRET)
     proxy = proxy_for(parsed.scheme, parsed.host or "", parsed.port)
     return Endpoint(method.upper(), parsed, shown, proxy, secrets)
 
 
 class HttpClient:
-    """A session with one server, or several of the same headers. `await open()`, use it, `await close()`.
+    """A session with one server, or several of the same headers. `await open()`, use it, `await
+    close()`.
 
-    `session_factory` makes the aiohttp session (default: one without a limit of its own); it is closed here. Answers of
-    more than `max_body_bytes` are refused.
+    `session_factory` makes the aiohttp session (default: one without a limit of its own); it is
+    closed here. Answers of more than `max_body_bytes` are refused.
     """
 
     def __init__(
@@ -95,30 +109,46 @@ class HttpClient:
         given = timeouts or Timeouts()
         self._headers = headers
         # Of the bodies that are JSON only: a multipart body tells its own, with its boundary.
-        self._json = next((value for name, value in headers.values.items() if name.lower() == "content-type"), _JSON)
-        self._values = {name: value for name, value in headers.values.items() if name.lower() != "content-type"}
-        self._timeout = aiohttp.ClientTimeout(given.try_s, sock_connect=given.connect_s, sock_read=given.idle_s)
-        self._without_total = aiohttp.ClientTimeout(None, sock_connect=given.connect_s, sock_read=given.idle_s)
+        self._json = next(
+            (value for name, value in headers.values.items() if name.lower() == "content-type"),
+            _JSON,
+        )
+        self._values = {
+            name: value for name, value in headers.values.items() if name.lower() != "content-type"
+        }
+        self._timeout = aiohttp.ClientTimeout(
+            given.try_s, sock_connect=given.connect_s, sock_read=given.idle_s
+        )
+        self._without_total = aiohttp.ClientTimeout(
+            None, sock_connect=given.connect_s, sock_read=given.idle_s
+        )
         self._try_s = given.try_s
         self._in_time: AbstractContextManager[None] = nullcontext()
         self._max_body_bytes = max_body_bytes
         self._make_session = session_factory or self._own_session
-        self._each_time = self._values if session_factory is not None else None  # else the session has them
+        # Else the session has them.
+        self._each_time = self._values if session_factory is not None else None
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the session. Raises `ConfigError` for a `session_factory` that makes something else."""
+        """Make the session. Raises `ConfigError` for a `session_factory` that makes something
+        else.
+        """
         if self._session is None:
             session: Any = self._make_session()
             if not hasattr(session, "request"):
                 made = type(session).__name__
-                raise ConfigError(f"must make an aiohttp session, not a {made}", field="session_factory")
+                raise ConfigError(
+                    f"must make an aiohttp session, not a {made}", field="session_factory"
+                )
             self._session = session
             if self._try_s is not None:
                 self._in_time = Deadline(self._try_s)
 
     async def close(self) -> None:
-        """Close the session. Requests under way end with `EngineDeadError`. Closing twice is harmless."""
+        """Close the session. Requests under way end with `EngineDeadError`. Closing twice is
+        harmless.
+        """
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -137,9 +167,11 @@ class HttpClient:
     ) -> Reply:
         """One try; bytes as `data` are JSON.
 
-        Raises `UpstreamError` for a status other than 2xx or a lost connection, `EngineTimeoutError`.
+        Raises `UpstreamError` for a status other than 2xx or a lost connection,
+        `EngineTimeoutError`.
         """
-        # Neither by way of `stream` nor in aiohttp's own context: each costs a batch some 5 % of its time.
+        # Neither by way of `stream` nor in aiohttp's own context: each costs a batch some 5 % of
+        # its time.
         ticket = limiter.try_acquire() or await limiter.acquire(tokens)
         verdict: Verdict = "unknown"
         pause = None
@@ -147,7 +179,8 @@ class HttpClient:
             with self._in_time:
                 response = await self._open(to, data, headers, self._without_total)
                 content = response.content
-                # To its end, which gives the connection back; else it is closed. Most answers have come as a whole.
+                # To its end, which gives the connection back; else it is closed. Most answers have
+                # come as a whole.
                 body = content.read_nowait() if content.is_eof() else await self._read(response, to)
                 if len(body) > self._max_body_bytes:
                     raise self._too_large(response, to)
@@ -169,13 +202,19 @@ class HttpClient:
             limiter.release(ticket, verdict, pause)
 
     def not_json(self, reply: Reply, to: Endpoint) -> UpstreamError:
-        """What is told of an answer in another form, without keys: pages of errors like to show the request."""
+        """What is told of an answer in another form, without keys: pages of errors like to show the
+        request.
+        """
         kind = reply.headers.get("content-type", "an unnamed type")
         why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
-        return UpstreamError(why, http_status=reply.status, body=self._text(reply.body, to)[:KEPT_CHARS])
+        return UpstreamError(
+            why, http_status=reply.status, body=self._text(reply.body, to)[:KEPT_CHARS]
+        )
 
     def without_keys(self, error: UpstreamError, to: Endpoint) -> UpstreamError:
-        """The error, with the keys taken out of what the server said in an answer that was read elsewhere."""
+        """The error, with the keys taken out of what the server said in an answer that was read
+        elsewhere.
+        """
         error.args = (self._headers.scrub(str(error), to.secrets),)
         error.body = self._headers.scrub(error.body, to.secrets)
         return error
@@ -190,7 +229,8 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         tokens: float = 0.0,
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
-        """One try whose answer is read as it comes: gives the pieces. Leaving the context early ends the request.
+        """One try whose answer is read as it comes: gives the pieces. Leaving the context early
+        ends the request.
 
         Raises as `send` does, from the pieces too. The limiter's place is kept until the end.
         """
@@ -210,7 +250,8 @@ class HttpClient:
                 finally:
                     await pieces.aclose()
                     if not response.content.at_eof():
-                        response.close()  # the server is to stop, so the connection cannot be used again
+                        # The server is to stop, so the connection cannot be used again.
+                        response.close()
         except PenstockError as error:
             if is_throttling(error):  # it may stand in the answer, too
                 verdict = "throttled"
@@ -222,7 +263,13 @@ class HttpClient:
         finally:
             limiter.release(ticket, verdict, pause)
 
-    def _open(self, to: Endpoint, data: Any, headers: Mapping[str, str] | None, timeout: aiohttp.ClientTimeout) -> Any:
+    def _open(
+        self,
+        to: Endpoint,
+        data: Any,
+        headers: Mapping[str, str] | None,
+        timeout: aiohttp.ClientTimeout,
+    ) -> Any:
         session = self._session
         if session is None:
             raise EngineDeadError(f"{to.shown}: the connection was closed", suspects=False)
@@ -234,11 +281,13 @@ class HttpClient:
             else:
                 data = aiohttp.BytesIOPayload(BytesIO(data), content_type=self._json)
         options: dict[str, Any] = {"data": data, "headers": headers, "timeout": timeout}
-        if self._each_time is not None:  # a session of the user's own knows its way, and may raise for a status
+        # A session of the user's own knows its way, and may raise for a status.
+        if self._each_time is not None:
             options["raise_for_status"] = False
         elif to.proxy is not None:
             options["proxy"] = to.proxy
-        # A redirect would carry the body, and headers with keys, to somewhere that nobody configured.
+        # A redirect would carry the body, and headers with keys, to somewhere that nobody
+        # configured.
         return session.request(to.method, to.url, allow_redirects=False, **options)
 
     def _own_session(self) -> aiohttp.ClientSession:
@@ -268,10 +317,13 @@ class HttpClient:
 
     def _too_large(self, response: aiohttp.ClientResponse, to: Endpoint) -> UpstreamError:
         return UpstreamError(
-            f"{to.shown} answered with more than {self._max_body_bytes} bytes", http_status=response.status
+            f"{to.shown} answered with more than {self._max_body_bytes} bytes",
+            http_status=response.status,
         )
 
-    async def _pieces(self, response: aiohttp.ClientResponse, to: Endpoint) -> AsyncGenerator[bytes, None]:
+    async def _pieces(
+        self, response: aiohttp.ClientResponse, to: Endpoint
+    ) -> AsyncGenerator[bytes, None]:
         content = response.content
         try:
             while piece := await content.readany():
@@ -283,7 +335,9 @@ class HttpClient:
     def _text(self, body: bytes, to: Endpoint) -> str:
         return self._headers.scrub(body[: 4 * KEPT_CHARS].decode(errors="replace"), to.secrets)
 
-    def _refusal(self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint) -> UpstreamError:
+    def _refusal(
+        self, response: aiohttp.ClientResponse, body: bytes, to: Endpoint
+    ) -> UpstreamError:
         status = response.status
         text = self._text(body, to)
         said = complaint(text)
@@ -292,7 +346,8 @@ class HttpClient:
             why = "redirects are not followed"
             with suppress(ValueError):
                 target = URL(response.headers.get("location", ""))
-                why += f"; it names {self._headers.scrub(str(target.with_query(None).with_fragment(None)), to.secrets)}"
+                bare = str(target.with_query(None).with_fragment(None))
+                why += f"; it names {self._headers.scrub(bare, to.secrets)}"
         pause = retry_after(response.headers)
         if pause is not None and pause >= WORTH_TELLING_S:
             why += f" (it asks for a pause of {span(pause)})"
@@ -314,10 +369,14 @@ class HttpClient:
             known = [limits.sock_read, limits.total] if reached else [limits.sock_connect]
             seconds = min((one for one in known if one is not None), default=None)
             within = "" if seconds is None else f" within {seconds:g} s"
-            found = EngineTimeoutError(f"{to.shown}: no {'answer' if reached else 'connection'}{within}")
+            found = EngineTimeoutError(
+                f"{to.shown}: no {'answer' if reached else 'connection'}{within}"
+            )
         else:
             why, passing, reached = _what_broke(error)
-            found = UpstreamError(f"{to.shown}: {self._headers.scrub(why, to.secrets)}", retryable=passing)
+            found = UpstreamError(
+                f"{to.shown}: {self._headers.scrub(why, to.secrets)}", retryable=passing
+            )
         found.reached = reached
         return found
 
@@ -326,17 +385,29 @@ def _what_broke(error: BaseException) -> tuple[str, bool, bool]:
     """What is told of an error, whether it may pass, and whether there was a connection."""
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0  # negative where a name cannot be resolved
-        reason = os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+        reason = (
+            os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
+        )
         what = "its proxy " if isinstance(error, aiohttp.ClientProxyConnectionError) else ""
         passing = not isinstance(error, aiohttp.ClientConnectorCertificateError)
         return f"{what}cannot be reached: {reason}", passing, False
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"its proxy answered {error.status}: {error.message}", is_retryable(error.status), False
+        return (
+            f"its proxy answered {error.status}: {error.message}",
+            is_retryable(error.status),
+            False,
+        )
     if _undecodable(error):
         return "the answer is not in the encoding that its headers name", False, True
     if isinstance(error, aiohttp.ClientResponseError):  # its text would show the whole address
-        return f"the answer is not HTTP: {' '.join(error.message.split())[:SHOWN_CHARS]}", False, True
-    if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)):
+        return (
+            f"the answer is not HTTP: {' '.join(error.message.split())[:SHOWN_CHARS]}",
+            False,
+            True,
+        )
+    if isinstance(
+        error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError, OSError, RuntimeError)
+    ):
         return "the connection was lost", True, True
     return f"{type(error).__name__}: {error}", False, True
 
@@ -359,8 +430,8 @@ def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
 
 
 def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
-    """A multipart body of texts, and of files: bytes, or mappings with bytes as `content`, and `filename` and
-    `content_type` if they are known. It can be sent once.
+    """A multipart body of texts, and of files: bytes, or mappings with bytes as `content`, and
+    `filename` and `content_type` if they are known. It can be sent once.
     """
     data = aiohttp.FormData()
     for name, value in fields.items():
@@ -369,5 +440,7 @@ def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
             continue
         file = value if isinstance(value, Mapping) else {"content": value}
         kind = file.get("content_type") or "application/octet-stream"
-        data.add_field(name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind)
+        data.add_field(
+            name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind
+        )
     return data

@@ -17,8 +17,19 @@ SHOWN_CHARS = 500
 _FINAL = frozenset(
     {
         *("insufficient_quota", "exceeded_current_quota_error", "credits_exhausted"),
-        *("insufficient_credits", "insufficient_balance", "insufficient_user_quota", "arrearage", "billing_error"),
-        *("billing_hard_limit_reached", "billing_soft_limit_reached", "billing_not_active", "payment_required"),
+        *(
+            "insufficient_credits",
+            "insufficient_balance",
+            "insufficient_user_quota",
+            "arrearage",
+            "billing_error",
+        ),
+        *(
+            "billing_hard_limit_reached",
+            "billing_soft_limit_reached",
+            "billing_not_active",
+            "payment_required",
+        ),
         *(
             "account_deactivated",
             "account_suspended",
@@ -26,7 +37,12 @@ _FINAL = frozenset(
             "access_terminated",
             "user_suspended",
         ),
-        *("invalid_api_key", "incorrect_api_key", "api_key_expired", "invalid_authentication_error"),
+        *(
+            "invalid_api_key",
+            "incorrect_api_key",
+            "api_key_expired",
+            "invalid_authentication_error",
+        ),
         *("authentication_error", "permission_error", "permission_denied"),
         *("unsupported_country_region_territory", "budget_exceeded"),
     }
@@ -38,21 +54,34 @@ _FINAL_TEXT = re.compile(
     re.I,
 )
 _STATUSES = {
-    **dict.fromkeys(("invalid_request_error", "badrequesterror", "bad_request", "validation_error"), 400),
+    **dict.fromkeys(
+        ("invalid_request_error", "badrequesterror", "bad_request", "validation_error"), 400
+    ),
     **dict.fromkeys(("authentication_error", "invalid_api_key"), 401),
     **dict.fromkeys(("permission_error", "permission_denied"), 403),
     **dict.fromkeys(("not_found_error", "notfounderror", "model_not_found"), 404),
     **dict.fromkeys(("timeout", "timeout_error", "request_timeout"), 504),
-    **dict.fromkeys(("rate_limit_error", "rate_limit_exceeded", "ratelimiterror", "too_many_requests"), 429),
-    **dict.fromkeys(("overloaded_error", "overloaded", "engine_overloaded", "service_unavailable", "unavailable"), 503),
+    **dict.fromkeys(
+        ("rate_limit_error", "rate_limit_exceeded", "ratelimiterror", "too_many_requests"), 429
+    ),
+    **dict.fromkeys(
+        (
+            "overloaded_error",
+            "overloaded",
+            "engine_overloaded",
+            "service_unavailable",
+            "unavailable",
+        ),
+        503,
+    ),
     "context_length_exceeded": 400,
 }
 _DIGITS = re.compile(r"[45]\d\d")
 
 
 class Complaint(Struct, frozen=True):
-    """`message` is for a person; `code` and `kind` are its names in OpenAI's form, lower case; `status` is the HTTP
-    status that it tells by itself, if it does.
+    """`message` is for a person; `code` and `kind` are its names in OpenAI's form, lower case;
+    `status` is the HTTP status that it tells by itself, if it does.
     """
 
     message: str
@@ -68,8 +97,12 @@ class Complaint(Struct, frozen=True):
 
     @property
     def is_final(self) -> bool:
-        """Whether the same request will get the same answer until a person has done something about it."""
-        return not _FINAL.isdisjoint((self.code, self.kind)) or bool(_FINAL_TEXT.search(self.message))
+        """Whether the same request will get the same answer until a person has done something about
+        it.
+        """
+        return not _FINAL.isdisjoint((self.code, self.kind)) or bool(
+            _FINAL_TEXT.search(self.message)
+        )
 
 
 def complaint(text: str) -> Complaint:
@@ -82,8 +115,8 @@ def complaint(text: str) -> Complaint:
 
 
 def complaint_in(body: Any, otherwise: str = "") -> Complaint:
-    """What an error says that is decoded already: a text, an object, or a list of one. `otherwise` is the message of
-    one that has none.
+    """What an error says that is decoded already: a text, an object, or a list of one. `otherwise`
+    is the message of one that has none.
     """
     code = kind = ""
     param: str | None = None
@@ -135,7 +168,9 @@ def error_in(parsed: Any) -> Any:
 
 
 def as_error(said: Any, where: str, body: bytes, what: str = _WHAT) -> UpstreamError:
-    """What an error that came with status 200 is: one of the status that it names, else of the server's own."""
+    """What an error that came with status 200 is: one of the status that it names, else of the
+    server's own.
+    """
     told = complaint_in(said)
     status = told.status or (401 if told.is_final else 500)
     return UpstreamError(

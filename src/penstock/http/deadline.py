@@ -1,6 +1,7 @@
 """A time limit that many tasks keep to, with one timer among them.
 
-`asyncio.timeout` sets a timer for each, and so does aiohttp: of a request to a fast server that is 7 % of the time.
+`asyncio.timeout` sets a timer for each, and so does aiohttp: of a request to a fast server that is
+7 % of the time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 
 class Deadline:
-    """Within `with deadline:` a task has `seconds`, then it gets a `TimeoutError`, as from `asyncio.timeout`.
+    """Within `with deadline:` a task has `seconds`, then it gets a `TimeoutError`, as from
+    `asyncio.timeout`.
 
     One object serves all tasks of an event loop, each of which is within it once at a time.
     """
@@ -19,7 +21,8 @@ class Deadline:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        self._running: dict[asyncio.Task[Any], tuple[float, int]] = {}  # the earliest first: all have as long
+        # The earliest first: all have as long.
+        self._running: dict[asyncio.Task[Any], tuple[float, int]] = {}
         self._late: dict[asyncio.Task[Any], int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
@@ -32,7 +35,10 @@ class Deadline:
             self._timer = self._loop.call_at(at, self._look)
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         task = asyncio.current_task(self._loop)
         assert task is not None

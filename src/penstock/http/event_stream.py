@@ -1,4 +1,6 @@
-"""Reads server-sent events out of bytes as they come: https://html.spec.whatwg.org/multipage/server-sent-events.html"""
+"""Reads server-sent events out of bytes as they come:
+https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ _FIELDS = re.compile(rb"^(?::|(?:event|id|retry|data)(?::|$)).*$", re.MULTILINE)
 
 
 class EventReader:
-    """Bytes in, the data of finished events out. Names, ids, comments and events without data are dropped,
-    but `error` is the data of the first event of that name, and `stray` the beginning of what is no event at all.
+    """Bytes in, the data of finished events out. Names, ids, comments and events without data are
+    dropped, but `error` is the data of the first event of that name, and `stray` the beginning of
+    what is no event at all.
 
-    `limit` is the most bytes that an unfinished event may have; `feed` raises `ValueError` beyond it. What begins like
-    a JSON object is no stream of events: it gathers, and `rest` has it when all has come.
+    `limit` is the most bytes that an unfinished event may have; `feed` raises `ValueError` beyond
+    it. What begins like a JSON object is no stream of events: it gathers, and `rest` has it when
+    all has come.
     """
 
     def __init__(self, limit: int = 4 << 20) -> None:
@@ -56,7 +60,9 @@ class EventReader:
         return events
 
     def rest(self) -> bytes:
-        """What has come after the last event, at the end: the data of one that was not ended, or the JSON object."""
+        """What has come after the last event, at the end: the data of one that was not ended, or
+        the JSON object.
+        """
         rest, self._rest = self._rest, b""
         if self.is_json:
             return rest
@@ -86,4 +92,6 @@ class EventReader:
 
 
 def _data(event: bytes) -> bytes:
-    return b"\n".join(line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:"))
+    return b"\n".join(
+        line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
+    )

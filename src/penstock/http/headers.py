@@ -15,10 +15,11 @@ SHORTEST_SECRET = 6
 
 
 class Headers:
-    """Headers of every request to one server. `${NAME}` in a value is the environment's variable of that name.
+    """Headers of every request to one server. `${NAME}` in a value is the environment's variable of
+    that name.
 
-    The values live here and in what is sent; the repr, errors and logs show `***` (`scrub`). Raises `ConfigError` for
-    a variable that is not set, or what cannot be a header.
+    The values live here and in what is sent; the repr, errors and logs show `***` (`scrub`). Raises
+    `ConfigError` for a variable that is not set, or what cannot be a header.
     """
 
     def __init__(self, given: Mapping[str, str] | None = None, *, field: str = "headers") -> None:
@@ -33,11 +34,16 @@ class Headers:
                 raise ConfigError("must not contain line breaks", field=where)
             self.values[name] = filled
             if filled != value or masked(value, name) == MASK:
-                self._secrets += [filled, filled.rpartition(" ")[2]]  # "Bearer KEY", and the key alone
-        self._secrets = sorted({text for text in self._secrets if len(text) >= SHORTEST_SECRET}, key=len, reverse=True)
+                # "Bearer KEY", and the key alone.
+                self._secrets += [filled, filled.rpartition(" ")[2]]
+        self._secrets = sorted(
+            {text for text in self._secrets if len(text) >= SHORTEST_SECRET}, key=len, reverse=True
+        )
 
     def scrub(self, text: str, also: Sequence[str] = ()) -> str:
-        """The text without the keys, and without `also`: servers like to repeat them in their complaints."""
+        """The text without the keys, and without `also`: servers like to repeat them in their
+        complaints.
+        """
         for secret in (*self._secrets, *also):
             text = text.replace(secret, MASK)
         return text
@@ -51,7 +57,9 @@ class Headers:
 
 
 def bearer(variable: str | None, *, field: str = "api_key_env") -> dict[str, str]:
-    """The header that carries the key in the environment's `variable`; none for None. Raises `ConfigError`."""
+    """The header that carries the key in the environment's `variable`; none for None. Raises
+    `ConfigError`.
+    """
     return {"Authorization": f"Bearer {_variable(variable, field)}"} if variable else {}
 
 

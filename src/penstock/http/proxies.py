@@ -1,7 +1,8 @@
-"""The proxy that the environment names for an address: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY.
+"""The proxy that the environment names for an address: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+NO_PROXY.
 
-They may be written in small letters. They are read here rather than by the client, which would also read `~/.netrc`,
-and send what it finds there.
+They may be written in small letters. They are read here rather than by the client, which would also
+read `~/.netrc`, and send what it finds there.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ from penstock.errors import ConfigError
 
 
 def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy's URL, None for a direct connection, as to this machine itself. Raises `ConfigError`."""
+    """The proxy's URL, None for a direct connection, as to this machine itself. Raises
+    `ConfigError`.
+    """
     proxies = getproxies_environment()
     name = scheme if scheme in proxies else "all"
     given = proxies.get(name)
-    if not given or _is_this_machine(host) or proxy_bypass_environment(f"{host}:{port}" if port else host, proxies):
+    if (
+        not given
+        or _is_this_machine(host)
+        or proxy_bypass_environment(f"{host}:{port}" if port else host, proxies)
+    ):
         return None
     url = given if "://" in given else f"http://{given}"
     parsed = urlsplit(url)

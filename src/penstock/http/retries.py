@@ -21,7 +21,9 @@ THROTTLING = frozenset({429, 503, 529})
 """Statuses by which a server says that it has too much to do. It has not begun the request."""
 LONGEST_WAIT_S = 60.0
 LONGEST_REFUSED_WAIT_S = 2.0
-"""Of a request that was refused for load. How much is sent while a server refuses, the limiter knows."""
+"""Of a request that was refused for load. How much is sent while a server refuses, the limiter
+knows.
+"""
 CHANCE = 1e-6
 """A request is refused by itself if chance would do that less often."""
 LONGEST_NAMED_S = 365 * 86400.0
@@ -29,7 +31,9 @@ _PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
 
 
 class _Refused:
-    """A request that was refused for load: how often, and what became since then of those first sent after it."""
+    """A request that was refused for load: how often, and what became since then of those first
+    sent after it.
+    """
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -38,11 +42,15 @@ class _Refused:
         self.later_refused = 0
 
     def is_alone(self) -> bool:
-        """Whether more of the later ones were answered than refused: then it is probably the request's own fault."""
+        """Whether more of the later ones were answered than refused: then it is probably the
+        request's own fault.
+        """
         return self.later_answered > self.later_refused
 
     def is_proven(self) -> bool:
-        """Whether that is no chance any more, the share of the later ones that are refused being what it is."""
+        """Whether that is no chance any more, the share of the later ones that are refused being
+        what it is.
+        """
         share = (self.later_refused + 1) / (self.later_answered + self.later_refused + 2)
         return self.is_alone() and share**self.count < CHANCE
 
@@ -50,11 +58,12 @@ class _Refused:
 class Retries:
     """Sends requests again that have failed. One for a server, or for several that answer the same.
 
-    `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for load (429, 503) are
-    safe to repeat, whatever the request does: they are repeated until the patience ends (`penstock.balance.pauses`), or
-    until it is no chance any more that others are answered and this request is not. What is given up is so marked.
-    Pauses begin at `base_wait_s` and double, with jitter; a pause that the server names is kept. `pause` is awaited
-    with the failure and the seconds, in place of a sleep.
+    `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for
+    load (429, 503) are safe to repeat, whatever the request does: they are repeated until the
+    patience ends (`penstock.balance.pauses`), or until it is no chance any more that others are
+    answered and this request is not. What is given up is so marked. Pauses begin at `base_wait_s`
+    and double, with jitter; a pause that the server names is kept. `pause` is awaited with the
+    failure and the seconds, in place of a sleep.
     """
 
     def __init__(
@@ -74,12 +83,16 @@ class Retries:
 
     @property
     def refused_s(self) -> float:
-        """For how long nobody was answered and requests were refused; 0 where the last one is long ago."""
+        """For how long nobody was answered and requests were refused; 0 where the last one is long
+        ago.
+        """
         now = self._clock()
         return now - self._refusing_since if now - self._last_refusal <= PATIENCE_S else 0.0
 
     async def run(self, attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `attempt` gives in the end, each time called with the other arguments. Raises the last failure."""
+        """What `attempt` gives in the end, each time called with the other arguments. Raises the
+        last failure.
+        """
         self._begun += 1
         number, failures = self._begun, 0
         told: Token[Callable[[], bool]] | None = None
@@ -108,7 +121,9 @@ class Retries:
                 refused_alone.reset(told)
 
     def after_failure(self, error: Exception, failures: int) -> float | None:
-        """Seconds until the next try after so many failures, this one included; None for no more."""
+        """Seconds until the next try after so many failures, this one included; None for no
+        more.
+        """
         return self._retry.pause(error, failures) if getattr(error, "retryable", False) else None
 
     def _after_refusal(self, number: int, error: UpstreamError) -> float | None:
@@ -119,7 +134,9 @@ class Retries:
             return None
         since = one.since if is_served.get() else self._refusing_since
         left = patience() - (now - since)
-        wait = wait_after(error, one.count, first=self._retry.first_s, longest=LONGEST_REFUSED_WAIT_S)
+        wait = wait_after(
+            error, one.count, first=self._retry.first_s, longest=LONGEST_REFUSED_WAIT_S
+        )
         if wait <= left:
             return wait
         self._give_up(error, "" if wait > patience() else f"refused for {span(now - since)}")
@@ -160,12 +177,15 @@ def is_retryable(status: int) -> bool:
 
 
 def is_throttling(error: Exception) -> bool:
-    """Whether the server refused for load. A used-up quota comes with the same status, and is none."""
+    """Whether the server refused for load. A used-up quota comes with the same status, and is
+    none.
+    """
     return isinstance(error, UpstreamError) and error.http_status in THROTTLING and error.retryable
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """The pause in seconds that an answer asks for: `Retry-After` in seconds or as a date, or `retry-after-ms`.
+    """The pause in seconds that an answer asks for: `Retry-After` in seconds or as a date, or
+    `retry-after-ms`.
 
     None where there is none, or none that can be read. A longer one than a year is a year.
     """

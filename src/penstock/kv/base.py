@@ -1,8 +1,9 @@
 """The protocol of KV connectors, and their table.
 
-A connector moves the KV cache of a prompt from the engine that computed it to the one that goes on. Engines bring the
-machinery; what stands here turns a user's `kv_transfer_config` into what one engine on one host is started with, and
-says whether what a prefill engine hands over is of use to a decode engine.
+A connector moves the KV cache of a prompt from the engine that computed it to the one that goes on.
+Engines bring the machinery; what stands here turns a user's `kv_transfer_config` into what one
+engine on one host is started with, and says whether what a prefill engine hands over is of use to a
+decode engine.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ FIELD = "engine_kwargs.kv_transfer_config"
 
 
 class Site(Struct, frozen=True, kw_only=True):
-    """Where an engine stands: its `role`, the `host` at which engines of other replicas reach it, the number of its
-    data-parallel `ranks`, whether it computes on the `cpu`, and `port_bases`, the ports from which it takes some, by
-    the names that Ray Serve LLM's users know (`NIXL_SIDE_CHANNEL_PORT_BASE`).
+    """Where an engine stands: its `role`, the `host` at which engines of other replicas reach it,
+    the number of its data-parallel `ranks`, whether it computes on the `cpu`, and `port_bases`, the
+    ports from which it takes some, by the names that Ray Serve LLM's users know
+    (`NIXL_SIDE_CHANNEL_PORT_BASE`).
     """
 
     role: Role = "both"
@@ -42,9 +44,9 @@ class Site(Struct, frozen=True, kw_only=True):
 class Identity(Struct, frozen=True, kw_only=True):
     """Who an engine is to those that exchange KV caches with it.
 
-    `connector` is its name, `engine` the engine's name and version, `library` those of what carries the bytes, empty
-    where there is none. `engine_id` differs between all engines there are. `adapter` is filled in where a request has
-    one: its name and the digest of its content.
+    `connector` is its name, `engine` the engine's name and version, `library` those of what carries
+    the bytes, empty where there is none. `engine_id` differs between all engines there are.
+    `adapter` is filled in where a request has one: its name and the digest of its content.
     """
 
     connector: str
@@ -55,8 +57,8 @@ class Identity(Struct, frozen=True, kw_only=True):
 
 
 class Setup(Struct, kw_only=True):
-    """What an engine is started with: vLLM's `kv_transfer_config`, environment variables for its processes, who it is,
-    and the ports that are its own while it runs.
+    """What an engine is started with: vLLM's `kv_transfer_config`, environment variables for its
+    processes, who it is, and the ports that are its own while it runs.
     """
 
     config: dict[str, Any]
@@ -71,7 +73,9 @@ class Setup(Struct, kw_only=True):
 
 
 class Connector(Protocol):
-    """One connector, as a user configured it. Making it checks the configuration (`ConfigError`), and loads nothing."""
+    """One connector, as a user configured it. Making it checks the configuration (`ConfigError`),
+    and loads nothing.
+    """
 
     @property
     def name(self) -> str:
@@ -82,14 +86,15 @@ class Connector(Protocol):
         """Whether caches of one prompt under different adapters stay different ones."""
 
     def ports(self, site: Site) -> dict[str, int]:
-        """The port from which each rank of an engine at `site` takes a free one, by its name in `port_bases`. Raises
-        `ConfigError`.
+        """The port from which each rank of an engine at `site` takes a free one, by its name in
+        `port_bases`. Raises `ConfigError`.
         """
 
     def setup(self, site: Site, engine: str) -> Setup:
         """For one engine at `site`; `engine` is its name and version. Each call is another engine.
 
-        Raises `MissingExtraError` or `EngineStartError` where its library cannot be had, or no port.
+        Raises `MissingExtraError` or `EngineStartError` where its library cannot be had, or no
+        port.
         """
 
     def request_params(self) -> dict[str, Any] | None:
@@ -129,8 +134,9 @@ def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
 
 
 def configured_connector(engine_kwargs: Mapping[str, Any]) -> Connector | None:
-    """The connector that `kv_transfer_config` names; None for one that exchanges nothing with other engines, or in a
-    way of its own, whose configuration goes to the engine as it is. Raises `ConfigError`.
+    """The connector that `kv_transfer_config` names; None for one that exchanges nothing with other
+    engines, or in a way of its own, whose configuration goes to the engine as it is. Raises
+    `ConfigError`.
     """
     given = engine_kwargs.get("kv_transfer_config")
     if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
@@ -153,5 +159,7 @@ def port_base(site: Site, name: str, default: int) -> int:
     """The port from which `site` takes some under this name. Raises `ConfigError`."""
     base: Any = site.port_bases.get(name, default)
     if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
-        raise ConfigError("must be a port from 1024 to 65535", field=f"experimental_configs.{name}", value=base)
+        raise ConfigError(
+            "must be a port from 1024 to 65535", field=f"experimental_configs.{name}", value=base
+        )
     return base

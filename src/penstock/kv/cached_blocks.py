@@ -1,8 +1,9 @@
 """What an engine has cached, in the words of those who choose between engines.
 
-A router names the blocks of a prompt by its bytes, which costs it next to nothing; an engine knows blocks of tokens,
-and tells when it stores and drops them. Whoever has both, because a request brings its router's names to the engine
-that tokenizes it, can say which of the router's blocks the engine holds. Nobody tokenizes a prompt only to route it.
+A router names the blocks of a prompt by its bytes, which costs it next to nothing; an engine knows
+blocks of tokens, and tells when it stores and drops them. Whoever has both, because a request
+brings its router's names to the engine that tokenizes it, can say which of the router's blocks the
+engine holds. Nobody tokenizes a prompt only to route it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ MOST_PENDING = 1024
 
 
 class Change(Struct, frozen=True, array_like=True):
-    """What has become of some names: they are cached now (`stored`), or no more; `anew` means that nothing else is."""
+    """What has become of some names: they are cached now (`stored`), or no more; `anew` means that
+    nothing else is.
+    """
 
     stored: list[int] = []
     removed: list[int] = []
@@ -30,18 +33,21 @@ class Change(Struct, frozen=True, array_like=True):
 
 
 class CachedBlocks:
-    """The names that one engine holds. `capacity` bounds how many are known. Belongs to one event loop."""
+    """The names that one engine holds. `capacity` bounds how many are known. Belongs to one event
+    loop.
+    """
 
     def __init__(self, capacity: int = 200_000) -> None:
         self.capacity = capacity
         self._held: set[int] = set()  # blocks of tokens
-        self._block_of: OrderedDict[int, int] = OrderedDict()  # by name; the one that was asked for last is last
+        # By name; the one that was asked for last is last.
+        self._block_of: OrderedDict[int, int] = OrderedDict()
         self._names_of: dict[int, dict[int, None]] = {}
         self._watches: set[_Watch] = set()
 
     def asked(self, names: Sequence[int], blocks: Sequence[int]) -> None:
-        """A prompt whose router names it so has these blocks of tokens. Of n names the k-th ends with about the
-        k/n-th part of the prompt, so it is taken to be held when the block there is.
+        """A prompt whose router names it so has these blocks of tokens. Of n names the k-th ends
+        with about the k/n-th part of the prompt, so it is taken to be held when the block there is.
         """
         if not blocks:
             return
@@ -86,7 +92,9 @@ class CachedBlocks:
         return [name for name, block in self._block_of.items() if block in self._held]
 
     async def changes(self) -> AsyncGenerator[list[Change], None]:
-        """What is cached now, then what changes, those changes that have come meanwhile in one list. Has no end."""
+        """What is cached now, then what changes, those changes that have come meanwhile in one
+        list. Has no end.
+        """
         watch = _Watch()
         self._watches.add(watch)
         try:

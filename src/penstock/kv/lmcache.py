@@ -15,8 +15,9 @@ _PORT = "lmcache_rpc_port"
 
 
 class LMCache:
-    """Keeps `penstock.kv.base.Connector`. LMCache has its own settings in `LMCACHE_*` variables or the file that
-    `LMCACHE_CONFIG_FILE` names; they must be the same on both sides, and are left alone here.
+    """Keeps `penstock.kv.base.Connector`. LMCache has its own settings in `LMCACHE_*` variables or
+    the file that `LMCACHE_CONFIG_FILE` names; they must be the same on both sides, and are left
+    alone here.
     """
 
     name = "LMCacheConnectorV1"
@@ -31,8 +32,8 @@ class LMCache:
         return {}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Give the engine a lookup channel of its own: with a shared name, replicas on one host would answer for each
-        other.
+        """Give the engine a lookup channel of its own: with a shared name, replicas on one host
+        would answer for each other.
         """
         if find_spec("lmcache") is None:
             raise MissingExtraError("lmcache", None, f"The {self.name}")

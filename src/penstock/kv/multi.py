@@ -1,4 +1,6 @@
-"""Several connectors for one engine: caches are written to all of them, and read from the first that has them."""
+"""Several connectors for one engine: caches are written to all of them, and read from the first
+that has them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _EXTRA = "kv_connector_extra_config"
 
 
 class Multi:
-    """Keeps `penstock.kv.base.Connector`. The first of its connectors speaks for all in a hand-over."""
+    """Keeps `penstock.kv.base.Connector`. The first of its connectors speaks for all in a
+    hand-over.
+    """
 
     name = "MultiConnector"
 
@@ -24,10 +28,14 @@ class Multi:
         given = (config.get(_EXTRA) or {}).get("connectors")
         if not isinstance(given, (list, tuple)) or not given:
             raise ConfigError("must be a list of at least one connector", field=where, value=given)
-        self._parts: list[Connector] = [make_connector(part, f"{where}[{n}]") for n, part in enumerate(given)]
+        self._parts: list[Connector] = [
+            make_connector(part, f"{where}[{n}]") for n, part in enumerate(given)
+        ]
         for number, part in enumerate(self._parts):
             if part.name == self.name:
-                raise ConfigError("a MultiConnector cannot hold another one", field=f"{where}[{number}]")
+                raise ConfigError(
+                    "a MultiConnector cannot hold another one", field=f"{where}[{number}]"
+                )
 
     @property
     def tells_adapters_apart(self) -> bool:
@@ -39,7 +47,9 @@ class Multi:
         return {name: base for part in self._parts for name, base in part.ports(site).items()}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Set up each, under one engine id. Raises `ConfigError` where two want one variable to be different."""
+        """Set up each, under one engine id. Raises `ConfigError` where two want one variable to be
+        different.
+        """
         setups: list[Setup] = []
         environment: dict[str, str] = {}
         try:
@@ -48,7 +58,9 @@ class Multi:
                 setups.append(made)
                 for name, value in made.environment.items():
                     if environment.setdefault(name, value) != value:
-                        raise ConfigError(f"two connectors want {name} to be different", field=_EXTRA, value=value)
+                        raise ConfigError(
+                            f"two connectors want {name} to be different", field=_EXTRA, value=value
+                        )
         except BaseException:
             for made in setups:
                 made.release()
@@ -56,7 +68,8 @@ class Multi:
         config = completed(self._config, site)
         # vLLM gives each of them the id of all, and trips over one that has an id already.
         config[_EXTRA]["connectors"] = [
-            {key: value for key, value in made.config.items() if key != "engine_id"} for made in setups
+            {key: value for key, value in made.config.items() if key != "engine_id"}
+            for made in setups
         ]
         identity = Identity(
             connector=self.name,

@@ -1,11 +1,13 @@
-"""NIXL, which moves KV caches between engines; the one place that names it, or RIXL, which stands for it on ROCm.
+"""NIXL, which moves KV caches between engines; the one place that names it, or RIXL, which stands
+for it on ROCm.
 
     from penstock.kv import nixl
 
     if nixl.NixlWrapper is not None: ...
 
-Importing this module loads nothing. An attribute loads the platform's package when it is asked for the first time, and
-is None where that cannot be had. What was found is logged once, whoever asks and however often.
+Importing this module loads nothing. An attribute loads the platform's package when it is asked for
+the first time, and is None where that cannot be had. What was found is logged once, whoever asks
+and however often.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
     """What a transfer tells of itself, or None."""
 
 UCX_VARIABLE, UCX_LIMIT = "UCX_RCACHE_MAX_UNRELEASED", "1024"
-"""UCX keeps unreleased registrations without bound unless this is set before it is loaded: a leak."""
+"""UCX keeps unreleased registrations without bound unless this is set before it is loaded: a
+leak.
+"""
 
 _CUDA_PACKAGES, _ROCM_PACKAGES = ("nixl",), ("rixl", "nixl_rocm")
 _ATTRIBUTES = {
@@ -56,7 +60,9 @@ def __getattr__(name: str) -> Any:
 
 
 def package_name() -> str | None:
-    """The platform's package by the name it is imported under; None if none is installed. Imports nothing."""
+    """The platform's package by the name it is imported under; None if none is installed. Imports
+    nothing.
+    """
     for name in _candidates():
         if sys.modules.get(name) is not None or find_spec(name) is not None:
             return name
@@ -64,7 +70,9 @@ def package_name() -> str | None:
 
 
 def version() -> str | None:
-    """The version of the platform's package; None if it is not installed or does not tell. Imports nothing."""
+    """The version of the platform's package; None if it is not installed or does not tell. Imports
+    nothing.
+    """
     name = package_name()
     if name is None:
         return None
@@ -80,13 +88,16 @@ def version() -> str | None:
 def require_nixl(needed_by: str) -> Any:
     """`NixlWrapper`, for those who cannot do without.
 
-    Raises `MissingExtraError` if the package is not installed, `EngineStartError` if it cannot be imported.
+    Raises `MissingExtraError` if the package is not installed, `EngineStartError` if it cannot be
+    imported.
     """
     wrapper = globals().get("NixlWrapper") or __getattr__("NixlWrapper")
     if wrapper is not None:
         return wrapper
     if _broken:
-        raise EngineStartError(f"{needed_by} needs NIXL, which is installed but cannot be imported: {_broken}")
+        raise EngineStartError(
+            f"{needed_by} needs NIXL, which is installed but cannot be imported: {_broken}"
+        )
     raise MissingExtraError(_candidates()[0], "nixl", needed_by)
 
 
@@ -95,7 +106,10 @@ def limit_ucx() -> None:
     if UCX_VARIABLE in os.environ:
         return
     if any(name in sys.modules for name in (*_CUDA_PACKAGES, *_ROCM_PACKAGES)):
-        _say(logging.WARNING, f"NIXL was loaded before {UCX_VARIABLE} could be set: set it to {UCX_LIMIT} yourself")
+        _say(
+            logging.WARNING,
+            f"NIXL was loaded before {UCX_VARIABLE} could be set: set it to {UCX_LIMIT} yourself",
+        )
         return
     os.environ[UCX_VARIABLE] = UCX_LIMIT
     _say(logging.INFO, f"{UCX_VARIABLE} is set to {UCX_LIMIT}, so that UCX's memory stays bounded")

@@ -18,8 +18,8 @@ _ADDRESS = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port
 
 
 class Nixl:
-    """Keeps `penstock.kv.base.Connector`. Each engine has a side channel of its own, where others ask for the address
-    of its memory; what a prefill engine hands over names that channel.
+    """Keeps `penstock.kv.base.Connector`. Each engine has a side channel of its own, where others
+    ask for the address of its memory; what a prefill engine hands over names that channel.
     """
 
     tells_adapters_apart = True
@@ -31,7 +31,9 @@ class Nixl:
 
     def ports(self, site: Site) -> dict[str, int]:
         """That of the side channel; the two sides of a model begin apart from each other."""
-        return {PORTS: port_base(site, PORTS, PORT_BASE if site.role != "decode" else DECODE_PORT_BASE)}
+        return {
+            PORTS: port_base(site, PORTS, PORT_BASE if site.role != "decode" else DECODE_PORT_BASE)
+        }
 
     def setup(self, site: Site, engine: str) -> Setup:
         """Take ports for the side channel, one a rank."""
@@ -43,7 +45,9 @@ class Nixl:
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(lease.port),
         }
         if site.is_loopback and site.cpu:  # UCX would listen on every network that the machine has
-            environment |= {name: value for name, value in _LOOPBACK.items() if name not in os.environ}
+            environment |= {
+                name: value for name, value in _LOOPBACK.items() if name not in os.environ
+            }
         identity = Identity(
             connector=self.name,
             engine=engine,

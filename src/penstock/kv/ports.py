@@ -13,8 +13,8 @@ _LEASES = "\0penstock-port-"
 
 
 class PortLease:
-    """`count` successive ports from `port` on. They are kept from others who lease until `release`, or until the
-    process ends.
+    """`count` successive ports from `port` on. They are kept from others who lease until `release`,
+    or until the process ends.
     """
 
     def __init__(self, port: int, held: list[socket.socket]) -> None:
@@ -29,11 +29,12 @@ class PortLease:
 
 
 def lease_ports(first: int, count: int = 1, host: str = "127.0.0.1") -> PortLease:
-    """The first `count` successive ports, from `first` on, that nobody listens at on `host` and nobody has leased.
+    """The first `count` successive ports, from `first` on, that nobody listens at on `host` and
+    nobody has leased.
 
-    Whoever leases a port binds it later, in another process, so being free now is not enough: a lease is a name in
-    the host's abstract sockets, which has one owner, and leaves nothing behind. Raises `EngineStartError` if none is
-    free.
+    Whoever leases a port binds it later, in another process, so being free now is not enough: a
+    lease is a name in the host's abstract sockets, which has one owner, and leaves nothing behind.
+    Raises `EngineStartError` if none is free.
     """
     last = min(first + MOST_TRIED, 65536)
     port = first
@@ -49,7 +50,9 @@ def lease_ports(first: int, count: int = 1, host: str = "127.0.0.1") -> PortLeas
         port += len(held) + 1
         for one in held:
             one.close()
-    raise EngineStartError(f"no {count} successive ports are free on {host} from {first} to {last - 1}")
+    raise EngineStartError(
+        f"no {count} successive ports are free on {host} from {first} to {last - 1}"
+    )
 
 
 def _reserved(port: int) -> socket.socket | None:

@@ -1,4 +1,6 @@
-"""vLLM's example connector: caches as files in a folder that all engines reach, found by the prompt's tokens."""
+"""vLLM's example connector: caches as files in a folder that all engines reach, found by the
+prompt's tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from penstock.kv.vllm_config import check_config, completed
 
 
 class SharedStorage:
-    """Keeps `penstock.kv.base.Connector`. For tests and small set-ups: nothing deletes the files."""
+    """Keeps `penstock.kv.base.Connector`. For tests and small set-ups: nothing deletes the
+    files.
+    """
 
     name = "ExampleConnector"
     tells_adapters_apart = False

@@ -41,4 +41,8 @@ class Simulated:
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
         """The cache's address."""
         told = (params or {}).get("remote_engine_id")
-        return "" if told == sender.engine_id else f"it comes from '{sender.engine_id}' and points to '{told}'"
+        return (
+            ""
+            if told == sender.engine_id
+            else f"it comes from '{sender.engine_id}' and points to '{told}'"
+        )

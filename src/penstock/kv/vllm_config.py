@@ -11,8 +11,20 @@ from penstock.kv.base import VLLM_ROLES, Site
 
 KNOWN = frozenset(
     {
-        *("kv_connector", "engine_id", "kv_buffer_device", "kv_role", "kv_port", "kv_connector_extra_config"),
-        *("kv_connector_module_path", "enable_permute_local_kv", "kv_load_failure_policy", "kv_buffer_size"),
+        *(
+            "kv_connector",
+            "engine_id",
+            "kv_buffer_device",
+            "kv_role",
+            "kv_port",
+            "kv_connector_extra_config",
+        ),
+        *(
+            "kv_connector_module_path",
+            "enable_permute_local_kv",
+            "kv_load_failure_policy",
+            "kv_buffer_size",
+        ),
         *("kv_rank", "kv_parallel_size", "kv_ip"),
     }
 )
@@ -22,18 +34,26 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     """Raise `ConfigError` for what vLLM would not take."""
     for key in config:
         if key not in KNOWN:
-            raise ConfigError(f"unknown key '{key}'", field=where, value=config[key], hint=nearest(key, KNOWN))
+            raise ConfigError(
+                f"unknown key '{key}'", field=where, value=config[key], hint=nearest(key, KNOWN)
+            )
     role = config.get("kv_role")
     if role is not None and role not in VLLM_ROLES.values():
-        raise ConfigError(f"unknown role '{role}'", field=f"{where}.kv_role", hint=nearest(role, VLLM_ROLES.values()))
+        raise ConfigError(
+            f"unknown role '{role}'",
+            field=f"{where}.kv_role",
+            hint=nearest(role, VLLM_ROLES.values()),
+        )
     extra = config.get("kv_connector_extra_config")
     if extra is not None and not isinstance(extra, Mapping):
-        raise ConfigError("must be a mapping", field=f"{where}.kv_connector_extra_config", value=extra)
+        raise ConfigError(
+            "must be a mapping", field=f"{where}.kv_connector_extra_config", value=extra
+        )
 
 
 def completed(config: Mapping[str, Any], site: Site) -> dict[str, Any]:
-    """The configuration of one engine: its role where none is given, an id that no other has, and a policy by which a
-    cache that does not arrive is computed and not a request that fails.
+    """The configuration of one engine: its role where none is given, an id that no other has, and a
+    policy by which a cache that does not arrive is computed and not a request that fails.
     """
     given = config.get("engine_id")
     own = uuid.uuid4().hex[:16]

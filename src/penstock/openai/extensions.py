@@ -1,4 +1,6 @@
-"""Bodies for what the API of OpenAI lacks: scores, ranks, classes and tokens, in the forms of vLLM and Jina."""
+"""Bodies for what the API of OpenAI lacks: scores, ranks, classes and tokens, in the forms of vLLM
+and Jina.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +27,21 @@ class ScoreBody(Struct, kw_only=True):
         left = [self.text_1] if isinstance(self.text_1, str) else self.text_1
         right = [self.text_2] if isinstance(self.text_2, str) else self.text_2
         if not left or not right:
-            raise RequestError("text_1 and text_2 must not be empty", param="text_1" if not left else "text_2")
+            raise RequestError(
+                "text_1 and text_2 must not be empty", param="text_1" if not left else "text_2"
+            )
         if len(left) == 1:
             return [RerankRequest(left[0], right, request_id)]
         if len(left) != len(right):
             raise RequestError(
-                f"text_1 must be one text or as many as text_2: {len(left)} and {len(right)} were given", param="text_1"
+                f"text_1 must be one text or as many as text_2: {len(left)} and {len(right)} were"
+                " given",
+                param="text_1",
             )
         pairs = enumerate(zip(left, right, strict=True))
-        return [RerankRequest(one, [other], f"{request_id}-{number}") for number, (one, other) in pairs]
+        return [
+            RerankRequest(one, [other], f"{request_id}-{number}") for number, (one, other) in pairs
+        ]
 
 
 class RerankDocument(Struct, kw_only=True):
@@ -55,7 +63,9 @@ class RerankBody(Struct, kw_only=True):
     @property
     def texts(self) -> list[str]:
         """The documents' texts."""
-        return [document if isinstance(document, str) else document.text for document in self.documents]
+        return [
+            document if isinstance(document, str) else document.text for document in self.documents
+        ]
 
     def request(self, *, request_id: str = "") -> RerankRequest:
         """The neutral request."""
@@ -101,7 +111,10 @@ def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -
         "object": "list",
         "created": created,
         "model": model,
-        "data": [{"index": index, "object": "score", "score": value} for index, value in enumerate(values)],
+        "data": [
+            {"index": index, "object": "score", "score": value}
+            for index, value in enumerate(values)
+        ],
         "usage": _usage([one.usage for one in scores]),
     }
 
@@ -110,7 +123,9 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
     """Body of a rerank answer: the best first."""
     texts = body.texts
     best = sorted(enumerate(scores.scores), key=lambda pair: (-pair[1], pair[0]))[: body.top_n]
-    results: list[dict[str, Any]] = [{"index": index, "relevance_score": score} for index, score in best]
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": score} for index, score in best
+    ]
     if body.return_documents:
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
@@ -125,7 +140,12 @@ def class_list(classes: Classifications, *, id: str, created: int, model: str) -
         "created": created,
         "model": model,
         "data": [
-            {"index": index, "label": one.label, "probs": one.probabilities, "num_classes": len(one.probabilities)}
+            {
+                "index": index,
+                "label": one.label,
+                "probs": one.probabilities,
+                "num_classes": len(one.probabilities),
+            }
             for index, one in enumerate(classes.items)
         ],
         "usage": _usage([classes.usage]),

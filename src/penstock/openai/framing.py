@@ -1,7 +1,8 @@
 """Streamed answers as server-sent events: each delta becomes the bytes of its event, once.
 
-What all chunks of a stream have in common is encoded when the stream opens, so a token costs the JSON of its text and
-one join. A framer has no clock and no socket; `penstock.serve.api.sse` sends what it makes.
+What all chunks of a stream have in common is encoded when the stream opens, so a token costs the
+JSON of its text and one join. A framer has no clock and no socket; `penstock.serve.api.sse` sends
+what it makes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,13 @@ from typing import Any, Protocol
 import msgspec
 
 from penstock.errors import PenstockError
-from penstock.openai.responses import UsageTotal, chat_logprobs, completion_logprobs, error_body, usage_body
+from penstock.openai.responses import (
+    UsageTotal,
+    chat_logprobs,
+    completion_logprobs,
+    error_body,
+    usage_body,
+)
 from penstock.types import Delta, ToolCallPart
 
 to_json = msgspec.json.Encoder().encode
@@ -52,7 +59,9 @@ def error_events(error: PenstockError) -> bytes:
 class ChatFramer:
     """Chunks of `POST /v1/chat/completions` for `n` answers."""
 
-    def __init__(self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False) -> None:
+    def __init__(
+        self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False
+    ) -> None:
         head, self._tail = _envelope(id, "chat.completion.chunk", created, model, include_usage)
         self._choice = [b'%b{"index":%d,"delta":' % (head, index) for index in range(n)]
         self._content = [choice + b'{"content":' for choice in self._choice]
@@ -61,18 +70,31 @@ class ChatFramer:
         self._usage = UsageTotal() if include_usage else None
 
     def open(self) -> bytes:
-        start = b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' + self._tail
+        start = (
+            b'{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}' + self._tail
+        )
         return b"".join(choice + start for choice in self._choice)
 
     def frame(self, delta: Delta) -> bytes:
         if delta.chunks:
             forwarded = self._head + (b"\n\n" + self._head).join(delta.chunks) + b"\n\n"
-            if delta.finish_reason is None and not (delta.text or delta.tool_calls or delta.reasoning):
+            if delta.finish_reason is None and not (
+                delta.text or delta.tool_calls or delta.reasoning
+            ):
                 return forwarded
             return forwarded + self.frame(msgspec.structs.replace(delta, chunks=()))
-        if delta.finish_reason is None and delta.logprobs is None and not delta.tool_calls and not delta.reasoning:
+        if (
+            delta.finish_reason is None
+            and delta.logprobs is None
+            and not delta.tool_calls
+            and not delta.reasoning
+        ):
             # The path of nearly every token.
-            return self._content[delta.index] + to_json(delta.text) + self._plain_tail if delta.text else b""
+            return (
+                self._content[delta.index] + to_json(delta.text) + self._plain_tail
+                if delta.text
+                else b""
+            )
         return self._full(delta)
 
     def close(self) -> bytes:
@@ -98,9 +120,13 @@ class ChatFramer:
 
 
 class CompletionFramer:
-    """Chunks of `POST /v1/completions` for `n` answers to each of its prompts, told apart by their index."""
+    """Chunks of `POST /v1/completions` for `n` answers to each of its prompts, told apart by their
+    index.
+    """
 
-    def __init__(self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False) -> None:
+    def __init__(
+        self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False
+    ) -> None:
         self._head, self._tail = _envelope(id, "text_completion", created, model, include_usage)
         self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._usage = UsageTotal(n) if include_usage else None
@@ -116,10 +142,18 @@ class CompletionFramer:
         if self._usage is not None:
             self._usage.add(delta)
         offset = self._offsets.get(delta.index, 0)
-        self._offsets[delta.index] = offset + sum(len(token.token) for token in delta.logprobs or ())
+        self._offsets[delta.index] = offset + sum(
+            len(token.token) for token in delta.logprobs or ()
+        )
         logprobs = to_json(completion_logprobs(delta.logprobs, offset))
         reason = to_json(delta.finish_reason)
-        return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (choice, to_json(delta.text), logprobs, reason, self._tail)
+        return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (
+            choice,
+            to_json(delta.text),
+            logprobs,
+            reason,
+            self._tail,
+        )
 
     def close(self) -> bytes:
         return _usage_chunk(self._head, self._usage) + DONE
@@ -128,20 +162,26 @@ class CompletionFramer:
         return error_events(error)
 
 
-def _envelope(id: str, object: str, created: int, model: str, include_usage: bool) -> tuple[bytes, bytes]:
+def _envelope(
+    id: str, object: str, created: int, model: str, include_usage: bool
+) -> tuple[bytes, bytes]:
     """What stands before and behind the one choice of a chunk."""
     fields = to_json({"id": id, "object": object, "created": created, "model": model})
     # Where the usage was asked for, every chunk has the key.
-    return b'data: %b,"choices":[' % fields[:-1], b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+    return b'data: %b,"choices":[' % fields[
+        :-1
+    ], b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
 
 
 def _usage_chunk(head: bytes, total: UsageTotal | None) -> bytes:
-    return b"" if total is None else b'%b],"usage":%b}\n\n' % (head, to_json(usage_body(total.usage)))
+    return (
+        b"" if total is None else b'%b],"usage":%b}\n\n' % (head, to_json(usage_body(total.usage)))
+    )
 
 
 def _call_chunks(parts: tuple[ToolCallPart, ...]) -> list[dict[str, Any]]:
-    """The pieces of each call as one: a second one in a chunk may be taken for a call of its own, as OpenAI's Python
-    client does before 3.14.
+    """The pieces of each call as one: a second one in a chunk may be taken for a call of its own,
+    as OpenAI's Python client does before 3.14.
     """
     chunks: list[dict[str, Any]] = []
     last: dict[int, dict[str, Any]] = {}

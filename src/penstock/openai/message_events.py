@@ -1,4 +1,6 @@
-"""Answers in the form of Anthropic's Messages API: the finished message, its events while it streams, and errors."""
+"""Answers in the form of Anthropic's Messages API: the finished message, its events while it
+streams, and errors.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,12 @@ from penstock.openai.framing import event
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.types import Delta, ToolCallPart, Usage
 
-_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+_STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
 _ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -30,14 +37,21 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     if answers.texts.get(0) or not calls:
         content.append({"type": "text", "text": answers.texts.get(0, "")})
     for call in calls:
-        content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)})
-    return _message(id, model, content, _ending(answers.reasons.get(0), answers.stops.get(0)), answers.usage)
+        content.append(
+            {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        )
+    return _message(
+        id, model, content, _ending(answers.reasons.get(0), answers.stops.get(0)), answers.usage
+    )
 
 
 def message_error(error: PenstockError) -> dict[str, Any]:
     """The body of a failed request."""
     fallback = "invalid_request_error" if error.status < 500 else "api_error"
-    return {"type": "error", "error": {"type": _ERROR_TYPES.get(error.status, fallback), "message": str(error)}}
+    return {
+        "type": "error",
+        "error": {"type": _ERROR_TYPES.get(error.status, fallback), "message": str(error)},
+    }
 
 
 def message_error_events(error: PenstockError) -> bytes:
@@ -80,7 +94,10 @@ class MessageFramer:
             events += self._start({"type": "text", "text": ""}, "text")
         events += self._end()
         ending = _ending(self._reason, self._stop)
-        events += event("message_delta", {"type": "message_delta", "delta": ending, "usage": _usage(self._total.usage)})
+        events += event(
+            "message_delta",
+            {"type": "message_delta", "delta": ending, "usage": _usage(self._total.usage)},
+        )
         return events + event("message_stop", {"type": "message_stop"})
 
     def error(self, error: PenstockError) -> bytes:
@@ -88,13 +105,20 @@ class MessageFramer:
 
     def _start_message(self, usage: Usage) -> bytes:
         self._begun = True
-        message = _message(self._id, self._model, [], {"stop_reason": None, "stop_sequence": None}, usage)
+        message = _message(
+            self._id, self._model, [], {"stop_reason": None, "stop_sequence": None}, usage
+        )
         return event("message_start", {"type": "message_start", "message": message})
 
     def _call(self, part: ToolCallPart) -> bytes:
         events = b""
         if part.id is not None:
-            block: dict[str, Any] = {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+            block: dict[str, Any] = {
+                "type": "tool_use",
+                "id": part.id,
+                "name": part.name,
+                "input": {},
+            }
             events += self._start(block, "tool_use")
         if part.arguments:
             events += self._delta({"type": "input_json_delta", "partial_json": part.arguments})
@@ -108,7 +132,10 @@ class MessageFramer:
         return ended + event("content_block_start", start)
 
     def _delta(self, delta: dict[str, Any]) -> bytes:
-        return event("content_block_delta", {"type": "content_block_delta", "index": self._index, "delta": delta})
+        return event(
+            "content_block_delta",
+            {"type": "content_block_delta", "index": self._index, "delta": delta},
+        )
 
     def _end(self) -> bytes:
         if self._open is None:

@@ -1,4 +1,6 @@
-"""Bodies of Anthropic's Messages API, turned into chat requests (https://docs.anthropic.com/en/api/messages)."""
+"""Bodies of Anthropic's Messages API, turned into chat requests
+(https://docs.anthropic.com/en/api/messages).
+"""
 
 from __future__ import annotations
 
@@ -76,12 +78,15 @@ class MessageBody(Struct, kw_only=True):
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
-            parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use") is not True,
+            parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use")
+            is not True,
         )
 
 
 def _turn(message: Message, where: str) -> list[Message]:
-    """One message; results of tools, which the user's turn holds here, become messages of their own."""
+    """One message; results of tools, which the user's turn holds here, become messages of their
+    own.
+    """
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
         raise RequestError(f"{where}.role must be user or assistant, not {role!r}", param=where)
@@ -102,9 +107,16 @@ def _turn(message: Message, where: str) -> list[Message]:
             calls.append({"id": block.get("id"), "type": "function", "function": function})
         elif kind == "tool_result":
             text = _texts(block.get("content") or "", where)
-            results.append({"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text})
-        elif kind not in ("thinking", "redacted_thinking"):  # handed back unchanged; templates have no place for it
-            raise RequestError(f"{where}.content: blocks of type {kind!r} are not supported", param=where)
+            results.append(
+                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
+            )
+        elif kind not in (
+            "thinking",
+            "redacted_thinking",
+        ):  # handed back unchanged; templates have no place for it
+            raise RequestError(
+                f"{where}.content: blocks of type {kind!r} are not supported", param=where
+            )
     said: Message = {"role": role, "content": parts or (None if calls else "")}
     if calls:
         said["tool_calls"] = calls
@@ -114,7 +126,9 @@ def _turn(message: Message, where: str) -> list[Message]:
 def _texts(content: Any, where: str) -> str:
     if isinstance(content, str):
         return content
-    if not isinstance(content, list) or not all(isinstance(b, dict) and b.get("type") == "text" for b in content):
+    if not isinstance(content, list) or not all(
+        isinstance(b, dict) and b.get("type") == "text" for b in content
+    ):
         raise RequestError(f"{where}: only text is supported here", param=where)
     return "".join(str(block.get("text", "")) for block in content)
 
@@ -131,7 +145,8 @@ def _image_url(block: dict[str, Any], where: str) -> str:
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type", "custom") != "custom":
         raise UnsupportedError(
-            f"tools[{number}]: tools of type {tool['type']!r} are not supported", param=f"tools[{number}]"
+            f"tools[{number}]: tools of type {tool['type']!r} are not supported",
+            param=f"tools[{number}]",
         )
     function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
     if tool.get("description"):
@@ -147,4 +162,6 @@ def _choice(choice: dict[str, Any] | None) -> str | dict[str, Any] | None:
         return {"type": "function", "function": {"name": choice.get("name")}}
     if isinstance(kind, str) and kind in _CHOICES:
         return _CHOICES[kind]
-    raise RequestError(f"unknown tool_choice type {kind!r}: it is auto, any, tool or none", param="tool_choice")
+    raise RequestError(
+        f"unknown tool_choice type {kind!r}: it is auto, any, tool or none", param="tool_choice"
+    )

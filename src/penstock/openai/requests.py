@@ -1,9 +1,10 @@
 """Request bodies in OpenAI's form, checked, and turned into what engines take.
 
-Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API that change nothing here
-(`user`, `store` …) are accepted; those we cannot honour are refused, as are unknown ones. Sampling extras have vLLM's
-names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`, `structured_outputs`).
-Source of the form: https://platform.openai.com/docs/api-reference.
+Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API that change
+nothing here (`user`, `store` …) are accepted; those we cannot honour are refused, as are unknown
+ones. Sampling extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`,
+`stop_token_ids`, `ignore_eos`, `structured_outputs`). Source of the form:
+https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class SamplingBody(Struct, kw_only=True):
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
         if self.stream_options is not None and self.stream_options.continuous_usage_stats:
-            raise UnsupportedError("continuous_usage_stats is not supported", param="stream_options")
+            raise UnsupportedError(
+                "continuous_usage_stats is not supported", param="stream_options"
+            )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
             "min_tokens": self.min_tokens,
@@ -116,11 +119,19 @@ class SamplingBody(Struct, kw_only=True):
         wanted = self.structured_outputs
         if wanted is not None:
             if self.response_format is not None:
-                raise RequestError("give response_format or structured_outputs, not both", param="structured_outputs")
-            given = [name for name in ("json", "json_object", "regex") if getattr(wanted, name) not in (None, False)]
+                raise RequestError(
+                    "give response_format or structured_outputs, not both",
+                    param="structured_outputs",
+                )
+            given = [
+                name
+                for name in ("json", "json_object", "regex")
+                if getattr(wanted, name) not in (None, False)
+            ]
             if len(given) > 1:
                 raise RequestError(
-                    f"structured_outputs takes one of json, json_object and regex, not {' and '.join(given)}",
+                    "structured_outputs takes one of json, json_object and regex, not"
+                    f" {' and '.join(given)}",
                     param="structured_outputs",
                 )
             if wanted.regex is not None:
@@ -128,11 +139,18 @@ class SamplingBody(Struct, kw_only=True):
             if wanted.json is not None:
                 if isinstance(wanted.json, str) and not _is_object(wanted.json):
                     raise RequestError(
-                        f"structured_outputs.json must hold a JSON schema, an object, not {ascii(wanted.json)[:80]}",
+                        "structured_outputs.json must hold a JSON schema, an object, not"
+                        f" {ascii(wanted.json)[:80]}",
                         param="structured_outputs.json",
                     )
-                return StructuredOutput("json_schema", _schema_text(wanted.json), param="structured_outputs")
-            return StructuredOutput("json_object", param="structured_outputs") if wanted.json_object else None
+                return StructuredOutput(
+                    "json_schema", _schema_text(wanted.json), param="structured_outputs"
+                )
+            return (
+                StructuredOutput("json_object", param="structured_outputs")
+                if wanted.json_object
+                else None
+            )
         return parse_response_format(self.response_format)
 
 
@@ -159,7 +177,9 @@ class ChatBody(SamplingBody, kw_only=True):
     prompt_cache_options: dict[str, Any] | None = None
     safety_identifier: str | None = None
 
-    def request(self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None) -> ChatRequest:
+    def request(
+        self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
+    ) -> ChatRequest:
         """The neutral request. `stream` None takes the body's own."""
         check_messages(self.messages)
         check_tools(self.tools, self.tool_choice)
@@ -173,7 +193,9 @@ class ChatBody(SamplingBody, kw_only=True):
             variables.setdefault("reasoning_effort", self.reasoning_effort)
         return ChatRequest(
             messages=self.messages,
-            sampling=self.sampling(max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=top),
+            sampling=self.sampling(
+                max_tokens=self.max_completion_tokens or self.max_tokens, logprobs=top
+            ),
             n=1 if self.n is None else self.n,
             tools=self.tools or None,
             tool_choice=self.tool_choice,
@@ -188,7 +210,9 @@ class ChatBody(SamplingBody, kw_only=True):
 
 
 class CompletionBody(SamplingBody, kw_only=True):
-    """Body of `POST /v1/completions`. `prompt` may hold several prompts; `requests` gives one request for each."""
+    """Body of `POST /v1/completions`. `prompt` may hold several prompts; `requests` gives one
+    request for each.
+    """
 
     prompt: str | list[str | TokenId | list[TokenId]]
     logprobs: Whole | None = None
@@ -200,13 +224,17 @@ class CompletionBody(SamplingBody, kw_only=True):
     def requests(
         self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
     ) -> list[CompletionRequest]:
-        """The neutral requests, in the order of the prompts. `max_tokens` left out is 16, as OpenAI has it."""
+        """The neutral requests, in the order of the prompts. `max_tokens` left out is 16, as OpenAI
+        has it.
+        """
         if self.suffix:
             raise UnsupportedError("suffix is not supported", param="suffix")
         if self.best_of not in (None, 1, self.n):
             raise UnsupportedError("best_of is not supported", param="best_of")
         prompts = self._prompts()
-        sampling = self.sampling(max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=self.logprobs)
+        sampling = self.sampling(
+            max_tokens=16 if self.max_tokens is None else self.max_tokens, logprobs=self.logprobs
+        )
         return [
             CompletionRequest(
                 prompt=prompt,
@@ -232,7 +260,8 @@ class CompletionBody(SamplingBody, kw_only=True):
         prompts = [item for item in given if not isinstance(item, int)]
         if not prompts or ids or len({type(item) for item in prompts}) > 1:
             raise RequestError(
-                "prompt must be a text, token ids, a list of texts or a list of lists of ids", param="prompt"
+                "prompt must be a text, token ids, a list of texts or a list of lists of ids",
+                param="prompt",
             )
         return prompts
 
@@ -257,7 +286,8 @@ class EmbeddingBody(Struct, kw_only=True):
 def parse_body(form: type[Body], body: Any) -> Body:
     """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter.
 
-    Null is absence, for unknown names too: clients with typed bodies send all fields of all servers' APIs.
+    Null is absence, for unknown names too: clients with typed bodies send all fields of all
+    servers' APIs.
     """
     if not isinstance(body, Mapping):
         raise RequestError("the request body must be a JSON object")
@@ -301,8 +331,8 @@ def parse_embedding(body: Any) -> EmbeddingRequest:
 
 
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
-    """`response_format` as a constraint: text, json_object, json_schema, or regex (`{"type": "regex", "pattern":
-    …}`).
+    """`response_format` as a constraint: text, json_object, json_schema, or regex (`{"type":
+    "regex", "pattern": …}`).
     """
     if given is None:
         return None
@@ -315,7 +345,9 @@ def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | No
         holder = given.get("json_schema")
         schema = holder.get("schema") if isinstance(holder, dict) else given.get("schema")
         if not isinstance(schema, dict):
-            raise RequestError("json_schema needs a 'schema' object", param="response_format.json_schema")
+            raise RequestError(
+                "json_schema needs a 'schema' object", param="response_format.json_schema"
+            )
         return StructuredOutput("json_schema", _schema_text(schema))
     if kind == "regex":
         pattern = given.get("pattern", given.get("regex"))
@@ -323,7 +355,9 @@ def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | No
             raise RequestError("regex needs a 'pattern' text", param="response_format.pattern")
         return StructuredOutput("regex", pattern)
     hint = nearest(str(kind), ("text", "json_object", "json_schema", "regex"))
-    raise RequestError(f"unknown response_format type {kind!r}. {hint}", param="response_format.type")
+    raise RequestError(
+        f"unknown response_format type {kind!r}. {hint}", param="response_format.type"
+    )
 
 
 def _is_object(text: str) -> bool:
@@ -343,14 +377,26 @@ def check_messages(messages: list[Message]) -> None:
         where = f"messages[{number}]"
         role = message.get("role")
         if not isinstance(role, str) or role not in ROLES:
-            raise RequestError(f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {role!r}", param=where)
+            raise RequestError(
+                f"{where}.role must be one of {', '.join(sorted(ROLES))}, not {role!r}", param=where
+            )
         calls = message.get("tool_calls")
-        if calls is not None and not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
-            raise RequestError(f"{where}.tool_calls must be a list of objects", param=f"{where}.tool_calls")
+        if calls is not None and not (
+            isinstance(calls, list) and all(isinstance(call, dict) for call in calls)
+        ):
+            raise RequestError(
+                f"{where}.tool_calls must be a list of objects", param=f"{where}.tool_calls"
+            )
         content = message.get("content")
         if content is None and (role == "assistant" or "tool_calls" in message):
             continue
         if not isinstance(content, (str, list)):
-            raise RequestError(f"{where}.content must be a text or a list of parts", param=f"{where}.content")
-        if isinstance(content, list) and not all(isinstance(part, dict) and "type" in part for part in content):
-            raise RequestError(f"{where}.content: every part needs a 'type'", param=f"{where}.content")
+            raise RequestError(
+                f"{where}.content must be a text or a list of parts", param=f"{where}.content"
+            )
+        if isinstance(content, list) and not all(
+            isinstance(part, dict) and "type" in part for part in content
+        ):
+            raise RequestError(
+                f"{where}.content: every part needs a 'type'", param=f"{where}.content"
+            )

@@ -1,4 +1,6 @@
-"""Answers of OpenAI's Responses API: the finished object, and the events that build it up while it streams."""
+"""Answers of OpenAI's Responses API: the finished object, and the events that build it up while it
+streams.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from penstock.openai.responses import Answers, UsageTotal, error_body
 from penstock.types import Delta, ToolCallPart, Usage
 
 
-def response_body(answers: Answers, body: ResponseBody, *, id: str, created: int, model: str) -> dict[str, Any]:
+def response_body(
+    answers: Answers, body: ResponseBody, *, id: str, created: int, model: str
+) -> dict[str, Any]:
     """Body of a finished response."""
     output: list[dict[str, Any]] = []
     calls = answers.tool_calls.get(0, [])
@@ -32,7 +36,8 @@ class ResponseFramer:
         self._sequence = 0
         self._total = UsageTotal()
         self._reason: str | None = None
-        self._open: str | None = None  # what the item being written is: "message" or "function_call"
+        # What the item being written is: "message" or "function_call".
+        self._open: str | None = None
         self._done: list[dict[str, Any]] = []  # the items before it
         self._text = ""
         self._call: dict[str, Any] = {}
@@ -51,7 +56,9 @@ class ResponseFramer:
             if self._open != "message":
                 events += self._end_item() + self._start_message()
             self._text += delta.text
-            events += self._event("response.output_text.delta", **self._place(), delta=delta.text, logprobs=[])
+            events += self._event(
+                "response.output_text.delta", **self._place(), delta=delta.text, logprobs=[]
+            )
         if delta.tool_calls:
             for part in delta.tool_calls:
                 events += self._call_part(part)
@@ -65,22 +72,25 @@ class ResponseFramer:
         status = _status(self._reason)
         response = self._response(status, self._total.usage)
         return events + self._event(
-            "response.completed" if status == "completed" else "response.incomplete", response=response
+            "response.completed" if status == "completed" else "response.incomplete",
+            response=response,
         )
 
     def error(self, error: PenstockError) -> bytes:
         response = self._response("failed", None)
         response["error"] = {"code": "server_error", "message": str(error)}
-        return self._event("error", **_error_fields(error)) + self._event("response.failed", response=response)
+        return self._event("error", **_error_fields(error)) + self._event(
+            "response.failed", response=response
+        )
 
     # Items
     def _start_message(self) -> bytes:
         self._open, self._text = "message", ""
         item = {**_message(self._item_id, "in_progress", ""), "content": []}
         part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        return self._event("response.output_item.added", output_index=len(self._done), item=item) + self._event(
-            "response.content_part.added", **self._place(), part=part
-        )
+        return self._event(
+            "response.output_item.added", output_index=len(self._done), item=item
+        ) + self._event("response.content_part.added", **self._place(), part=part)
 
     def _call_part(self, part: ToolCallPart) -> bytes:
         events = b""
@@ -88,7 +98,9 @@ class ResponseFramer:
             events += self._end_item()
             self._open = "function_call"
             self._call = _function_call(part.id, part.name or "", "", "in_progress")
-            events += self._event("response.output_item.added", output_index=len(self._done), item=self._call)
+            events += self._event(
+                "response.output_item.added", output_index=len(self._done), item=self._call
+            )
         if part.arguments:
             self._call["arguments"] += part.arguments
             events += self._event(
@@ -104,8 +116,12 @@ class ResponseFramer:
             return b""
         if self._open == "message":
             item = _message(self._item_id, "completed", self._text)
-            events = self._event("response.output_text.done", **self._place(), text=self._text, logprobs=[])
-            events += self._event("response.content_part.done", **self._place(), part=item["content"][0])
+            events = self._event(
+                "response.output_text.done", **self._place(), text=self._text, logprobs=[]
+            )
+            events += self._event(
+                "response.content_part.done", **self._place(), part=item["content"][0]
+            )
         else:
             item = {**self._call, "status": "completed"}
             events = self._event(

@@ -1,4 +1,5 @@
-"""Bodies of OpenAI's Responses API, turned into chat requests (https://platform.openai.com/docs/api-reference/responses).
+"""Bodies of OpenAI's Responses API, turned into chat requests
+(https://platform.openai.com/docs/api-reference/responses).
 
 Nothing is stored between requests, so what refers to an earlier response is refused.
 """
@@ -58,9 +59,13 @@ class ResponseBody(Struct, kw_only=True):
         """The neutral request."""
         for name in ("previous_response_id", "conversation", "background"):
             if getattr(self, name):
-                raise UnsupportedError(f"{name} is not supported: responses are not stored", param=name)
+                raise UnsupportedError(
+                    f"{name} is not supported: responses are not stored", param=name
+                )
         if self.top_logprobs:
-            raise UnsupportedError("top_logprobs is not supported here; use chat completions", param="top_logprobs")
+            raise UnsupportedError(
+                "top_logprobs is not supported here; use chat completions", param="top_logprobs"
+            )
         messages = _messages(self.input)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
@@ -101,18 +106,25 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
         where = f"input[{number}]"
         kind = item.get("type", "message")
         if kind == "message":
-            messages.append({"role": item.get("role"), "content": _content(item.get("content"), where)})
+            messages.append(
+                {"role": item.get("role"), "content": _content(item.get("content"), where)}
+            )
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            if messages and messages[-1].get("tool_calls"):  # calls of one turn stand in one message
+            # Calls of one turn stand in one message.
+            if messages and messages[-1].get("tool_calls"):
                 messages[-1]["tool_calls"].append(call)
             else:
                 messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
         elif kind == "function_call_output":
             output = _content(item.get("output"), where)
-            messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": output})
-        elif kind != "reasoning":  # which a client hands back unchanged; templates have no place for it
+            messages.append(
+                {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
+            )
+        elif (
+            kind != "reasoning"
+        ):  # which a client hands back unchanged; templates have no place for it
             hint = nearest(str(kind), ("message", "function_call", "function_call_output"))
             raise RequestError(f"{where}: unknown type {kind!r}. {hint}", param=where)
     return messages
@@ -130,14 +142,22 @@ def _content(content: Any, where: str) -> Any:
         elif kind == "input_image" and part.get("image_url"):
             parts.append({"type": "image_url", "image_url": {"url": part["image_url"]}})
         else:
-            raise RequestError(f"{where}.content: parts of type {kind!r} are not supported", param=f"{where}.content")
+            raise RequestError(
+                f"{where}.content: parts of type {kind!r} are not supported",
+                param=f"{where}.content",
+            )
     return parts
 
 
 def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         raise UnsupportedError(
-            f"tools[{number}]: tools of type {tool.get('type')!r} are not supported", param=f"tools[{number}]"
+            f"tools[{number}]: tools of type {tool.get('type')!r} are not supported",
+            param=f"tools[{number}]",
         )
-    function = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
+    function = {
+        key: tool[key]
+        for key in ("name", "description", "parameters", "strict")
+        if tool.get(key) is not None
+    }
     return {"type": "function", "function": function}

@@ -1,5 +1,5 @@
-"""Response bodies in OpenAI's form, built as plain dictionaries: a validation model for each would cost more than it
-says.
+"""Response bodies in OpenAI's form, built as plain dictionaries: a validation model for each would
+cost more than it says.
 """
 
 from __future__ import annotations
@@ -136,12 +136,18 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
 
 
 def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) -> dict[str, Any]:
-    """Body of an embeddings answer, vectors as lists of numbers or as base64 of little-endian 32-bit floats."""
+    """Body of an embeddings answer, vectors as lists of numbers or as base64 of little-endian
+    32-bit floats.
+    """
     tokens = embeddings.usage.prompt_tokens
     return {
         "object": "list",
         "data": [
-            {"object": "embedding", "index": index, "embedding": _packed(vector) if base64 else vector}
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": _packed(vector) if base64 else vector,
+            }
             for index, vector in enumerate(embeddings.vectors)
         ],
         "model": model,
@@ -195,7 +201,11 @@ def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | N
     if not calls:
         return None
     return [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+        {
+            "id": call.id,
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
         for call in calls
     ]
 
@@ -220,8 +230,12 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
     return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
 
 
-def completion_logprobs(tokens: Sequence[TokenLogprob] | None, offset: int = 0) -> dict[str, Any] | None:
-    """`logprobs` of a plain completion's choice; `offset` is where in the answer the first token stands."""
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob] | None, offset: int = 0
+) -> dict[str, Any] | None:
+    """`logprobs` of a plain completion's choice; `offset` is where in the answer the first token
+    stands.
+    """
     if tokens is None:
         return None
     offsets: list[int] = []

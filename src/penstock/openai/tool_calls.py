@@ -1,7 +1,8 @@
 """Reads tool calls out of generated text, while it streams.
 
-The form is that of Hermes and Qwen models: `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>`, any number of
-them, after any text. Under a constraint (`penstock.openai.tools`) the whole answer is one such object without tags.
+The form is that of Hermes and Qwen models: `<tool_call>\n{"name": …, "arguments":
+{…}}\n</tool_call>`, any number of them, after any text. Under a constraint
+(`penstock.openai.tools`) the whole answer is one such object without tags.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ import msgspec
 from penstock.types import Delta, ToolCallPart
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)', re.DOTALL)
+_HEAD = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)',
+    re.DOTALL,
+)
 
 
 class ToolCallReader:
     """Turns the deltas of one request into deltas with tool calls.
 
-    `bare` says that the answer is one call without tags; `one_call` that what comes after the first call is left out.
-    Call ids derive from `seed`, so that a request asked again
-    under the same id gives the same ones.
+    `bare` says that the answer is one call without tags; `one_call` that what comes after the first
+    call is left out. Call ids derive from `seed`, so that a request asked again under the same id
+    gives the same ones.
     """
 
     def __init__(self, seed: str, *, bare: bool = False, one_call: bool = False) -> None:
@@ -34,16 +38,22 @@ class ToolCallReader:
         self._scanners: dict[int, _Scanner] = {}
 
     def translate(self, delta: Delta) -> Delta:
-        """The delta with its text taken apart. It may have neither text nor calls, while a tag is half read."""
+        """The delta with its text taken apart. It may have neither text nor calls, while a tag is
+        half read.
+        """
         scanner = self._scanners.get(delta.index)
         if scanner is None:
-            scanner = self._scanners[delta.index] = _Scanner(f"{self._seed}/{delta.index}", self._bare, self._one_call)
+            scanner = self._scanners[delta.index] = _Scanner(
+                f"{self._seed}/{delta.index}", self._bare, self._one_call
+            )
         pieces = list(scanner.push(delta.text))
         reason = delta.finish_reason
         if reason is not None:
             pieces += scanner.flush()
             # A model may go on with white space behind a call that it was made to write.
-            if scanner.calls and (reason == "stop" or (reason == "length" and scanner.wrote_whole_call)):
+            if scanner.calls and (
+                reason == "stop" or (reason == "length" and scanner.wrote_whole_call)
+            ):
                 reason = "tool_calls"
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         parts = tuple(piece for piece in pieces if isinstance(piece, ToolCallPart))
@@ -68,7 +78,9 @@ class _Scanner:
 
     def push(self, text: str) -> Iterator[str | ToolCallPart]:
         while text and not self._done:
-            text = yield from (self._outside(text) if self._call is None else self._inside(self._call, text))
+            text = yield from (
+                self._outside(text) if self._call is None else self._inside(self._call, text)
+            )
 
     def flush(self) -> Iterator[str | ToolCallPart]:
         if self._done:
@@ -84,7 +96,8 @@ class _Scanner:
         return self._one_call and bool(self.calls)
 
     def _outside(self, text: str) -> Generator[str | ToolCallPart, None, str]:
-        """Let text through, but hold back white space that a tag may follow, and the start of a tag.
+        """Let text through, but hold back white space that a tag may follow, and the start of a
+        tag.
 
         Returns the text left to read, as `_inside` does.
         """
@@ -97,7 +110,9 @@ class _Scanner:
             if start:
                 yield text[:start]
             return text[end:]
-        partial = next((size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0)
+        partial = next(
+            (size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0
+        )
         cut = len(text[: len(text) - partial].rstrip())
         self._held = text[cut:]
         if cut:
@@ -128,7 +143,9 @@ class _Scanner:
         return rest
 
     def _end(self, call: _Call, closing: str = "") -> Iterator[str | ToolCallPart]:
-        """A call whose keys came in another order is read as a whole; what is none is given back as text."""
+        """A call whose keys came in another order is read as a whole; what is none is given back as
+        text.
+        """
         if call.name is None:
             try:
                 value = json.loads(call.raw)
@@ -136,11 +153,17 @@ class _Scanner:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 yield call.opening + call.raw + closing
                 return
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            text = (
+                arguments
+                if isinstance(arguments, str)
+                else json.dumps(arguments, ensure_ascii=False)
+            )
             yield self._part(arguments=text, id=self._id(), name=str(name))
         self.calls += 1
 
-    def _part(self, *, arguments: str = "", id: str | None = None, name: str | None = None) -> ToolCallPart:
+    def _part(
+        self, *, arguments: str = "", id: str | None = None, name: str | None = None
+    ) -> ToolCallPart:
         return ToolCallPart(self.calls, arguments, id, name)
 
     def _id(self) -> str:
@@ -148,7 +171,9 @@ class _Scanner:
 
 
 class _Call:
-    """A call being read. `opening` is what led in to it; `at` is how far its arguments have been followed."""
+    """A call being read. `opening` is what led in to it; `at` is how far its arguments have been
+    followed.
+    """
 
     def __init__(self, opening: str) -> None:
         self.opening = opening

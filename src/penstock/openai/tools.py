@@ -1,7 +1,7 @@
 """Tools of a chat request: their checks, and the constraint that makes a model call one.
 
-A constrained answer is one call as JSON, `{"name": …, "arguments": {…}}`: what stands between the tags of an
-unconstrained one, so both are read alike (`penstock.openai.tool_calls`).
+A constrained answer is one call as JSON, `{"name": …, "arguments": {…}}`: what stands between the
+tags of an unconstrained one, so both are read alike (`penstock.openai.tool_calls`).
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ MAX_TOOLS = 1024
 
 
 def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> None:
-    """Raise `RequestError` for too many tools, one without a name, or a choice that no tool answers to."""
+    """Raise `RequestError` for too many tools, one without a name, or a choice that no tool answers
+    to.
+    """
     if tools is not None and len(tools) > MAX_TOOLS:
-        raise RequestError(f"at most {MAX_TOOLS:,} tools may be given, not {len(tools):,}", param="tools")
+        raise RequestError(
+            f"at most {MAX_TOOLS:,} tools may be given, not {len(tools):,}", param="tools"
+        )
     names = []
     for number, tool in enumerate(tools or ()):
         where = f"tools[{number}]"
         function = tool.get("function")
         if tool.get("type") != "function" or not isinstance(function, Mapping):
-            raise RequestError(f"{where} must be {{'type': 'function', 'function': {{…}}}}", param=where)
+            raise RequestError(
+                f"{where} must be {{'type': 'function', 'function': {{…}}}}", param=where
+            )
         if not isinstance(function.get("name"), str) or not function["name"]:
             raise RequestError(f"{where}.function needs a 'name'", param=f"{where}.function.name")
         if not isinstance(function.get("parameters", {}), (Mapping, type(None))):
             raise RequestError(
-                f"{where}.function.parameters must be a JSON schema", param=f"{where}.function.parameters"
+                f"{where}.function.parameters must be a JSON schema",
+                param=f"{where}.function.parameters",
             )
         names.append(function["name"])
     if choice in (None, "none", "auto"):
@@ -43,7 +50,9 @@ def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> None:
     if not tools:
         raise RequestError("tool_choice needs tools", param="tool_choice")
     if isinstance(choice, Mapping) and (name := chosen_name(choice)) not in names:
-        raise RequestError(f"tool_choice names no tool: '{name}'. {nearest(name, names)}", param="tool_choice")
+        raise RequestError(
+            f"tool_choice names no tool: '{name}'. {nearest(name, names)}", param="tool_choice"
+        )
 
 
 def chosen_name(choice: Mapping[str, Any]) -> str:
@@ -52,7 +61,8 @@ def chosen_name(choice: Mapping[str, Any]) -> str:
     name = function.get("name") if isinstance(function, Mapping) else None
     if choice.get("type") != "function" or not isinstance(name, str):
         raise RequestError(
-            "tool_choice must be none, auto, required or {'type': 'function', 'function': {'name': …}}",
+            "tool_choice must be none, auto, required or {'type': 'function', 'function':"
+            " {'name': …}}",
             param="tool_choice",
         )
     return name
@@ -80,7 +90,12 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
             "properties": {
                 "name": {"type": "string", "enum": [function["name"]]},
                 "arguments": _arguments(
-                    function, f"#/anyOf/{at}/properties/arguments" if len(functions) > 1 else "#/properties/arguments"
+                    function,
+                    (
+                        f"#/anyOf/{at}/properties/arguments"
+                        if len(functions) > 1
+                        else "#/properties/arguments"
+                    ),
                 ),
             },
             "required": ["name", "arguments"],
@@ -101,29 +116,43 @@ def _arguments(function: Mapping[str, Any], place: str) -> Any:
 
 
 def _moved(part: Any, place: str) -> Any:
-    """A schema whose references to itself still lead where they did, now that it stands at `place`."""
+    """A schema whose references to itself still lead where they did, now that it stands at
+    `place`.
+    """
     if isinstance(part, list):
         return [_moved(item, place) for item in part]
     if not isinstance(part, Mapping):
         return part
     return {
-        name: place + value[1:]
-        if name == "$ref" and isinstance(value, str) and (value == "#" or value.startswith("#/"))
-        else value
-        if name in _VALUES
-        else {key: _moved(inner, place) for key, inner in value.items()}
-        if name in _NAMED and isinstance(value, Mapping)
-        else _moved(value, place)
+        name: (
+            place + value[1:]
+            if name == "$ref"
+            and isinstance(value, str)
+            and (value == "#" or value.startswith("#/"))
+            else (
+                value
+                if name in _VALUES
+                else (
+                    {key: _moved(inner, place) for key, inner in value.items()}
+                    if name in _NAMED and isinstance(value, Mapping)
+                    else _moved(value, place)
+                )
+            )
+        )
         for name, value in part.items()
     }
 
 
 def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:
-    """Messages whose tool calls hold their arguments as objects, as templates expect; OpenAI's form has JSON text."""
+    """Messages whose tool calls hold their arguments as objects, as templates expect; OpenAI's form
+    has JSON text.
+    """
     return [
-        {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
-        if message.get("tool_calls")
-        else message
+        (
+            {**message, "tool_calls": [_with_object(call) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
+        )
         for message in messages
     ]
 

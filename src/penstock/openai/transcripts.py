@@ -13,13 +13,20 @@ FORMATS = ("json", "text", *sorted(TIMED_FORMATS))
 
 
 def verbose(result: Transcription, segments: Sequence[TranscriptionSegment]) -> dict[str, Any]:
-    """Body of `verbose_json`: what is known of the recording. Times are in seconds, `language` is a code."""
+    """Body of `verbose_json`: what is known of the recording. Times are in seconds, `language` is a
+    code.
+    """
     return {
         "task": "transcribe",
         "language": result.language or "",
-        "duration": result.duration if result.duration is not None else max((s.end for s in segments), default=0.0),
+        "duration": result.duration
+        if result.duration is not None
+        else max((s.end for s in segments), default=0.0),
         "text": result.text,
-        "segments": [{"id": n, "start": s.start, "end": s.end, "text": s.text} for n, s in enumerate(segments)],
+        "segments": [
+            {"id": n, "start": s.start, "end": s.end, "text": s.text}
+            for n, s in enumerate(segments)
+        ],
     }
 
 
@@ -30,8 +37,12 @@ def subtitles(segments: Sequence[TranscriptionSegment], form: str) -> str:
     for number, segment in enumerate(segments, 1):
         name = f"{number}\n" if form == "srt" else ""
         # A blank line would end the cue, and an arrow would begin another one.
-        text = "\n".join(filter(None, map(str.strip, segment.text.splitlines()))).replace("-->", "->")
-        cues.append(f"{name}{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{text}\n")
+        text = "\n".join(filter(None, map(str.strip, segment.text.splitlines()))).replace(
+            "-->", "->"
+        )
+        cues.append(
+            f"{name}{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{text}\n"
+        )
     return head + "\n".join(cues)
 
 

@@ -1,4 +1,6 @@
-"""What is wrong with a text that is no JSON, in words of our own: those of libraries change with their versions."""
+"""What is wrong with a text that is no JSON, in words of our own: those of libraries change with
+their versions.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ class _NoNumberError(ValueError):
 
 
 def json_fault(text: bytes | str) -> str:
-    """Where and how `text`, which a JSON reader has refused, breaks the form. For errors: it reads the text again.
+    """Where and how `text`, which a JSON reader has refused, breaks the form. For errors: it reads
+    the text again.
 
-    A clause such as "unexpected text at line 2, column 7" or "it ends too early". Lines and columns count from 1,
-    columns in characters. Of a text beyond a megabyte the place is not told.
+    A clause such as "unexpected text at line 2, column 7" or "it ends too early". Lines and columns
+    count from 1, columns in characters. Of a text beyond a megabyte the place is not told.
     """
     if len(text) > _SEARCHED:
         return "it breaks the form of JSON"
@@ -47,7 +50,11 @@ def json_fault(text: bytes | str) -> str:
     rest = body[end:].lstrip(_BLANK)
     if rest:
         return f"more text after its end, at {_place(given, len(given) - len(rest))}"
-    return "it holds a lone surrogate" if _has_surrogates(value) else "it holds a number that is out of range"
+    return (
+        "it holds a lone surrogate"
+        if _has_surrogates(value)
+        else "it holds a number that is out of range"
+    )
 
 
 def _refuse(_: str) -> NoReturn:
@@ -55,7 +62,9 @@ def _refuse(_: str) -> NoReturn:
 
 
 def _ends_early(body: str, position: int) -> bool:
-    """Whether nothing is left to read at `position`, or no more than the beginning of a word or of a string."""
+    """Whether nothing is left to read at `position`, or no more than the beginning of a word or of
+    a string.
+    """
     rest = body[position:].rstrip(_BLANK)
     if not rest or any(word.startswith(rest) for word in ("true", "false", "null", "-")):
         return True

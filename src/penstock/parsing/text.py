@@ -1,4 +1,6 @@
-"""Text and JSON that users give: in files, on the command line, in columns. What is wrong is said in our own words."""
+"""Text and JSON that users give: in files, on the command line, in columns. What is wrong is said
+in our own words.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from typing import Any
 from penstock.parsing.json_errors import json_fault
 
 MAX_NESTING = 256
-"""How deeply lists and objects may lie within each other: whatever walks through a value must come to its end."""
+"""How deeply lists and objects may lie within each other: whatever walks through a value must come
+to its end.
+"""
 TOO_DEEP = f"it is nested more than {MAX_NESTING} deep"
 
 _LARGEST = 64 << 20
@@ -23,7 +27,9 @@ _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def other_encoding(head: bytes) -> str | None:
-    """The encoding of text that begins with `head`, where a byte order mark or its zeros tell that it is not UTF-8."""
+    """The encoding of text that begins with `head`, where a byte order mark or its zeros tell that
+    it is not UTF-8.
+    """
     for mark, name in _ENCODINGS.items():
         if head.startswith(mark):
             return name
@@ -36,7 +42,9 @@ def other_encoding(head: bytes) -> str | None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file of settings. Raises `OSError`, or `ValueError` if it is larger than such a file can be."""
+    """A file of settings. Raises `OSError`, or `ValueError` if it is larger than such a file can
+    be.
+    """
     with open(path, "rb") as file:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
@@ -45,7 +53,9 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, which says what is wrong."""
+    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, which says
+    what is wrong.
+    """
     encoding = other_encoding(data)
     if encoding is not None:
         raise ValueError(f"it is {encoding}, not UTF-8")
@@ -56,7 +66,9 @@ def decode_text(data: bytes) -> str:
 
 
 def is_too_deep(value: Any, most: int = MAX_NESTING) -> bool:
-    """Whether lists or dicts lie within each other more than `most` deep, as a circle of them does."""
+    """Whether lists or dicts lie within each other more than `most` deep, as a circle of them
+    does.
+    """
     level: dict[int, Any] = {id(value): value}
     for _ in range(most):
         # By identity, so that a part that stands in many places is looked at once.

@@ -1,6 +1,8 @@
-"""Where a value does not have the form that a type describes, in words of our own: those of msgspec change with it.
+"""Where a value does not have the form that a type describes, in words of our own: those of msgspec
+change with it.
 
-It knows the types of which our forms are made: structures, mappings, lists, plain values, literals, bounds, unions.
+It knows the types of which our forms are made: structures, mappings, lists, plain values, literals,
+bounds, unions.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ _NAMES: tuple[tuple[Any, str], ...] = (
 class Mismatch(NamedTuple):
     """A value that is refused.
 
-    `place` is its path ("messages[0].role"), empty for the whole; `why` what is wrong ("must be an integer"); `choices`
-    the words that are allowed there, where only some are.
+    `place` is its path ("messages[0].role"), empty for the whole; `why` what is wrong ("must be an
+    integer"); `choices` the words that are allowed there, where only some are.
     """
 
     place: str
@@ -41,8 +43,12 @@ class Mismatch(NamedTuple):
 
 
 def mismatch(form: Any, value: Any) -> Mismatch:
-    """The first part of `value` that keeps msgspec from turning it into `form`. For errors only: it is slow."""
-    return _search(inspect.type_info(form), value, "") or Mismatch("", "does not have the right form", value)
+    """The first part of `value` that keeps msgspec from turning it into `form`. For errors only: it
+    is slow.
+    """
+    return _search(inspect.type_info(form), value, "") or Mismatch(
+        "", "does not have the right form", value
+    )
 
 
 def _shown(value: Any) -> str:
@@ -60,7 +66,9 @@ def _search(kind: Any, value: Any, place: str) -> Mismatch | None:
     fitting = [part for part in _either(kind) if _is(part, value)]
     if not fitting:
         return Mismatch(place, f"must be {_name(kind)}", value, tuple(_choices(kind)))
-    found = [_broken_bound(part, value, place) or _search_inside(part, value, place) for part in fitting]
+    found = [
+        _broken_bound(part, value, place) or _search_inside(part, value, place) for part in fitting
+    ]
     return None if None in found else found[0]
 
 
@@ -75,19 +83,30 @@ def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
             for name in value:
                 if name not in known:
                     where = f"{place}.{name}".lstrip(".")
-                    why = f"is unknown, and was {_shown(value[name])}. Known: {', '.join(sorted(known))}"
+                    why = (
+                        f"is unknown, and was {_shown(value[name])}. Known:"
+                        f" {', '.join(sorted(known))}"
+                    )
                     return Mismatch(where, why, value[name], known)
         given = [field for field in kind.fields if field.encode_name in value]
         parts = [(field.type, value[field.encode_name], f".{field.encode_name}") for field in given]
     elif isinstance(kind, inspect.DictType):
         parts = [(kind.value_type, item, f".{key}") for key, item in value.items()]
     elif isinstance(kind, inspect.TupleType):
-        parts = [(part, item, f"[{n}]") for n, (part, item) in enumerate(zip(kind.item_types, value, strict=False))]
+        parts = [
+            (part, item, f"[{n}]")
+            for n, (part, item) in enumerate(zip(kind.item_types, value, strict=False))
+        ]
     elif isinstance(kind, _LISTS):
         parts = [(kind.item_type, item, f"[{number}]") for number, item in enumerate(value)]
     else:
         return None
-    return next(filter(None, (_search(part, item, f"{place}{step}".lstrip(".")) for part, item, step in parts)), None)
+    return next(
+        filter(
+            None, (_search(part, item, f"{place}{step}".lstrip(".")) for part, item, step in parts)
+        ),
+        None,
+    )
 
 
 def _is(kind: Any, value: Any) -> bool:
@@ -145,7 +164,9 @@ def _name(kind: Any) -> str:
         elif isinstance(part, inspect.TupleType):
             words.append(f"a list of {len(part.item_types)}")
         else:
-            words.append(next((name for of, name in _NAMES if isinstance(part, of)), "of another kind"))
+            words.append(
+                next((name for of, name in _NAMES if isinstance(part, of)), "of another kind")
+            )
     words.sort(key="null".__eq__)
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 

@@ -1,1 +1,3 @@
-"""Runtimes: where servers live. `local` is this process, `placement` the arithmetic of resource bundles."""
+"""Runtimes: where servers live. `local` is this process, `placement` the arithmetic of resource
+bundles.
+"""

@@ -27,9 +27,13 @@ from penstock.serve.models.handle import ModelCard
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
-"""Requests that Ray may send to a replica at once: the replica's own queue knows better how many it takes."""
+"""Requests that Ray may send to a replica at once: the replica's own queue knows better how many it
+takes.
+"""
 DEFAULT_TARGET = 32.0
-"""Requests a replica that autoscaling aims at, where neither the configuration nor the engine's options say it."""
+"""Requests a replica that autoscaling aims at, where neither the configuration nor the engine's
+options say it.
+"""
 
 
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
@@ -50,20 +54,30 @@ def build_deployment(
     replica_host: str | None = None,
     front: tuple[str, int] | None = None,
 ) -> Application:
-    """One model as a Ray Serve application. Raises `ConfigError`. A prefill side is a deployment of its own beside it.
+    """One model as a Ray Serve application. Raises `ConfigError`. A prefill side is a deployment of
+    its own beside it.
 
-    Replicas listen on `replica_host`, or on the address that their node has in the cluster; for clients too on the host
-    and port of `front`, if given.
+    Replicas listen on `replica_host`, or on the address that their node has in the cluster; for
+    clients too on the host and port of `front`, if given.
     """
     config, beside = overridden(config, override_serve_options or {})
     options = {**serve_options(config), **beside}
     name = options.pop("name", None) or config.model_id.replace("/", "--").replace(".", "_")
-    options["name"] = beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
+    options["name"] = (
+        beside.get("name") or f"{NAME_PREFIX if name_prefix is None else name_prefix}{name}"
+    )
     deployment = _deployment(
-        deployment_cls or LLMReplica, options, "override_serve_options" if beside else "deployment_config"
+        deployment_cls or LLMReplica,
+        options,
+        "override_serve_options" if beside else "deployment_config",
     )
     mark = mark or new_mark()
-    about: dict[str, Any] = {"mark": mark, "settings": settings, "host": replica_host, "front": front}
+    about: dict[str, Any] = {
+        "mark": mark,
+        "settings": settings,
+        "host": replica_host,
+        "front": front,
+    }
     if config.prefill_config is not None:
         about["prefill"] = build_deployment(
             config.prefill_config,
@@ -102,7 +116,8 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
     cls, extra = ingress.pop("ingress_cls", OpenAiIngress), ingress.pop("ingress_extra_kwargs", {})
     if ingress:
         raise ConfigError(
-            f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs", field="ingress_cls_config"
+            f"unknown key '{next(iter(ingress))}'. Known: ingress_cls, ingress_extra_kwargs",
+            field="ingress_cls_config",
         )
     options = {
         "name": "OpenAiIngress",
@@ -125,9 +140,14 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
 
 
 def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:
-    """The model with what `overrides` say of its `deployment_config`, and what else they say. Raises `ConfigError`."""
+    """The model with what `overrides` say of its `deployment_config`, and what else they say.
+    Raises `ConfigError`.
+    """
     own = {key: value for key, value in overrides.items() if key in _OVERRIDDEN}
-    for count, other in (("num_replicas", "autoscaling_config"), ("autoscaling_config", "num_replicas")):
+    for count, other in (
+        ("num_replicas", "autoscaling_config"),
+        ("autoscaling_config", "num_replicas"),
+    ):
         if count in own:  # Ray takes one of them
             own.setdefault(other, None)
     given = {**asdict(config.deployment_config), **own}
@@ -140,9 +160,15 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     """What `serve.deployment` is given for a model."""
     cls: Any = config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
-    options: dict[str, Any] = deployment_options(config) if cls is None else cls.get_deployment_options(config)
+    options: dict[str, Any] = (
+        deployment_options(config) if cls is None else cls.get_deployment_options(config)
+    )
     if options.get("autoscaling_config") is not None:
-        scaling = {name: value for name, value in options["autoscaling_config"].items() if value is not None}
+        scaling = {
+            name: value
+            for name, value in options["autoscaling_config"].items()
+            if value is not None
+        }
         per_replica = scaling.pop("target_num_ongoing_requests_per_replica", None)
         scaling.setdefault("target_ongoing_requests", per_replica or _target(config))
         options["autoscaling_config"] = scaling
@@ -157,25 +183,36 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
 
 
 def new_mark() -> str:
-    """What tells the parts of one application from those of another, or of the same one when it is deployed again."""
+    """What tells the parts of one application from those of another, or of the same one when it is
+    deployed again.
+    """
     return secrets.token_hex(8)
 
 
 def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
     """A deployment with Ray's options. Raises `ConfigError` for what Ray does not take."""
-    known = [name for name in inspect.signature(serve.deployment).parameters if not name.startswith("_")]
+    known = [
+        name for name in inspect.signature(serve.deployment).parameters if not name.startswith("_")
+    ]
     for name in options:
         if name not in known:
-            raise ConfigError(f"unknown key '{name}'", field=where, value=options[name], hint=nearest(name, known))
+            raise ConfigError(
+                f"unknown key '{name}'", field=where, value=options[name], hint=nearest(name, known)
+            )
     try:
         return serve.deployment(cls, **options)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"Ray refuses these options: {' '.join(str(error).split())}", field=where) from None
+        raise ConfigError(
+            f"Ray refuses these options: {' '.join(str(error).split())}", field=where
+        ) from None
 
 
 def _target(config: LLMConfig) -> float:
     """Requests a replica: what it works on at once, with some room for the next."""
-    most, slots = config.deployment_config.max_ongoing_requests, config.engine_kwargs.get("max_num_seqs")
+    most, slots = (
+        config.deployment_config.max_ongoing_requests,
+        config.engine_kwargs.get("max_num_seqs"),
+    )
     if most is None and isinstance(slots, int):
         most = slots * parallelism(config.engine_kwargs).data  # each rank has so many
     return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

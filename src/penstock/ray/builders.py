@@ -1,4 +1,6 @@
-"""What combinations of servers an application is made of. The names are those that Ray Serve LLM's users know."""
+"""What combinations of servers an application is made of. The names are those that Ray Serve LLM's
+users know.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from penstock.serve.models.data_parallel import as_group, grouped
 from penstock.serve.models.handle import ModelHandle
 
 Given = LLMServingArgs | PDServingArgs | Mapping[str, Any] | str | Path
-"""Serving arguments: built, as a mapping (as from a Serve file's `args`), or the path of a YAML file."""
+"""Serving arguments: built, as a mapping (as from a Serve file's `args`), or the path of a YAML
+file.
+"""
 
 
 def build_llm_deployment(
@@ -34,9 +38,10 @@ def build_llm_deployment(
 ) -> Any:
     """One model as a Ray Serve application, to be bound into others.
 
-    Its name is `name_prefix` ("LLMServer:") and the model's id. `override_serve_options` go before what follows from
-    the configuration, `bind_kwargs` (or `deployment_kwargs`, their older name) go to the constructor of
-    `deployment_cls`. Raises `ConfigError`, and `MissingExtraError` without Ray.
+    Its name is `name_prefix` ("LLMServer:") and the model's id. `override_serve_options` go before
+    what follows from the configuration, `bind_kwargs` (or `deployment_kwargs`, their older name) go
+    to the constructor of `deployment_cls`. Raises `ConfigError`, and `MissingExtraError` without
+    Ray.
     """
     config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
     return _ray().build_deployment(
@@ -50,31 +55,37 @@ def build_llm_deployment(
 
 
 async def served_model(deployment_handle: Any) -> ModelHandle:
-    """The model of a Ray Serve deployment, for code that was handed its `DeploymentHandle`: `served.chat(…)` and so on
-    go to the replicas by the model's routing policy and not through Ray. Belongs to the event loop it was made in.
+    """The model of a Ray Serve deployment, for code that was handed its `DeploymentHandle`:
+    `served.chat(…)` and so on go to the replicas by the model's routing policy and not through Ray.
+    Belongs to the event loop it was made in.
     """
     ray = lazy.require("penstock.ray.replicas", needed_by="The Ray runtime")
     return cast(ModelHandle, await ray.served_model(deployment_handle))
 
 
 def build_openai_app(builder_config: Given) -> Any:
-    """Models behind an OpenAI-compatible ingress, as a Ray Serve application for `serve.run` or an `import_path`.
+    """Models behind an OpenAI-compatible ingress, as a Ray Serve application for `serve.run` or an
+    `import_path`.
 
-    With `listen` the ingress also listens itself, which spares requests the way through Ray's proxy. Raises
-    `ConfigError`, and `MissingExtraError` without Ray.
+    With `listen` the ingress also listens itself, which spares requests the way through Ray's
+    proxy. Raises `ConfigError`, and `MissingExtraError` without Ray.
     """
     return _ray().build_application(_args(builder_config))
 
 
 def build_dev_openai_app(builder_config: Given) -> Any:
-    """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` and so on."""
+    """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` and so
+    on.
+    """
     args = _args(builder_config)
-    return _ray().build_application(structs.replace(args, http=structs.replace(args.http, dev=True)))
+    return _ray().build_application(
+        structs.replace(args, http=structs.replace(args.http, dev=True))
+    )
 
 
 def build_pd_openai_app(pd_serving_args: Given) -> Any:
-    """One model behind an OpenAI-compatible ingress, with prompts computed by engines of their own: `PDServingArgs`, or
-    a mapping or file of that form, as a Ray Serve application.
+    """One model behind an OpenAI-compatible ingress, with prompts computed by engines of their own:
+    `PDServingArgs`, or a mapping or file of that form, as a Ray Serve application.
 
     Raises `ConfigError`, also for two sides that do not fit, and `MissingExtraError` without Ray.
     """
@@ -93,7 +104,8 @@ def build_dp_deployment(
     deployment_cls: type | None = None,
     settings: HttpSettings | None = None,
 ) -> Any:
-    """As `build_llm_deployment`, with each replica a group of `engine_kwargs.data_parallel_size` ranks.
+    """As `build_llm_deployment`, with each replica a group of `engine_kwargs.data_parallel_size`
+    ranks.
 
     Replica counts are counts of groups. Raises `ConfigError`, and `MissingExtraError` without Ray.
     """
@@ -109,10 +121,11 @@ def build_dp_deployment(
 
 
 def build_dp_openai_app(builder_config: Given) -> Any:
-    """As `build_openai_app`, with each replica of each model a group of `engine_kwargs.data_parallel_size` ranks.
+    """As `build_openai_app`, with each replica of each model a group of
+    `engine_kwargs.data_parallel_size` ranks.
 
-    A mapping may hold one `llm_config` in the place of `llm_configs`. Raises `ConfigError`, and `MissingExtraError`
-    without Ray.
+    A mapping may hold one `llm_config` in the place of `llm_configs`. Raises `ConfigError`, and
+    `MissingExtraError` without Ray.
     """
     return _ray().build_application(grouped(_args(builder_config)))
 
@@ -126,7 +139,9 @@ def _args(given: Given) -> LLMServingArgs:
         return load_serving_args(given)
     if isinstance(given, Mapping):
         return read_args(given)
-    raise ConfigError("must be LLMServingArgs, a mapping or a path", field="builder_config", value=given)
+    raise ConfigError(
+        "must be LLMServingArgs, a mapping or a path", field="builder_config", value=given
+    )
 
 
 def _ray() -> Any:

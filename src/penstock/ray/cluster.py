@@ -1,4 +1,6 @@
-"""Serves an application on Ray in the foreground: on the cluster that is there, or on one of its own."""
+"""Serves an application on Ray in the foreground: on the cluster that is there, or on one of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -33,22 +35,28 @@ OBJECT_STORE_BYTES = 128 * 2**20
 
 
 def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
-    """Serve until a SIGTERM or SIGINT; then requests under way may finish, and the application goes. A cluster that was
-    started for it goes too. Raises `EngineStartError` if the ingress cannot be deployed.
+    """Serve until a SIGTERM or SIGINT; then requests under way may finish, and the application
+    goes. A cluster that was started for it goes too. Raises `EngineStartError` if the ingress
+    cannot be deployed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     told = threading.Event()
     previous = _take_signals(told)
     own = not connect(cpus(args.llm_configs))
-    _take_signals(told)  # Ray has put a handler of its own in the place of ours, which would end all at once
+    # Ray has put a handler of its own in the place of ours, which would end all at once.
+    _take_signals(told)
     try:
         # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
         application = build_application(here(args), replica_host="127.0.0.1" if own else None)
         serve.start(proxy_location="Disabled")  # clients come to the ingress itself
         app = new_application(APP_PREFIX)
         try:
-            # Without a route: it must not take that of an application which others run behind Ray's proxy.
-            serve.run_many([serve.RunTarget(application, app, route_prefix=None)], wait_for_applications_running=False)
+            # Without a route: it must not take that of an application which others run behind Ray's
+            # proxy.
+            serve.run_many(
+                [serve.RunTarget(application, app, route_prefix=None)],
+                wait_for_applications_running=False,
+            )
             _wait_for_ingress(app, told)
             if args.front == "replica":
                 _wait_for_replica(app, told)
@@ -67,20 +75,24 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
 
 def _take_signals(told: threading.Event) -> dict[signal.Signals, Any]:
     """Let SIGTERM and SIGINT set the event. Gives the handlers that they had."""
-    return {number: signal.signal(number, lambda *_: told.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    return {
+        number: signal.signal(number, lambda *_: told.set())
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
 
 def connect(cpus: int) -> bool:
-    """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there is none, or where
-    `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our own reckons to have, whatever the
-    machine has: as on the local runtime, models share it.
+    """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there
+    is none, or where `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our
+    own reckons to have, whatever the machine has: as on the local runtime, models share it.
     """
     if ray.is_initialized():
         return True
     address = os.environ.get("RAY_ADDRESS", "auto")
     if address.startswith("ray://"):
         raise EngineStartError(
-            f"Ray Client ({address}) cannot serve: run this on a machine of the cluster, with RAY_ADDRESS=HOST:6379"
+            f"Ray Client ({address}) cannot serve: run this on a machine of the cluster, with"
+            " RAY_ADDRESS=HOST:6379"
         )
     if address != "local":
         try:
@@ -89,12 +101,20 @@ def connect(cpus: int) -> bool:
             return True
         except OSError:
             if address != "auto":
-                raise EngineStartError(f"there is no Ray cluster at {address} (RAY_ADDRESS)") from None
-        except (RuntimeError, ValueError) as error:  # of another version, or one that does not know us
+                raise EngineStartError(
+                    f"there is no Ray cluster at {address} (RAY_ADDRESS)"
+                ) from None
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # of another version, or one that does not know us
             why = " ".join(str(error).split())
-            raise EngineStartError(f"the Ray cluster at {address} (RAY_ADDRESS) cannot be joined: {why}") from None
+            raise EngineStartError(
+                f"the Ray cluster at {address} (RAY_ADDRESS) cannot be joined: {why}"
+            ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 is for background work, and engines would inherit it
+    # Ray's 15 is for background work, and engines would inherit it.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
         num_cpus=max(cpus, os.cpu_count() or 1),
@@ -114,7 +134,9 @@ def _knock(address: str) -> None:
 
 
 def new_application(prefix: str) -> str:
-    """A name for an application of this process alone. Those with that prefix whose process was killed are removed."""
+    """A name for an application of this process alone. Those with that prefix whose process was
+    killed are removed.
+    """
     dead = {job["JobID"] for job in state.jobs() if job["IsDead"]}
     for name in serve.status().applications:
         if name.startswith(prefix) and name.removeprefix(prefix).partition("-")[0] in dead:
@@ -128,7 +150,9 @@ def here(args: LLMServingArgs) -> LLMServingArgs:
     if args.front == "replica":
         (config,) = args.llm_configs
         deployment = config.deployment_config
-        deployment = replace(deployment, ray_actor_options=_with(deployment.ray_actor_options, node))
+        deployment = replace(
+            deployment, ray_actor_options=_with(deployment.ray_actor_options, node)
+        )
         return replace(args, llm_configs=[replace(config, deployment_config=deployment)])
     ingress = args.ingress_deployment_config
     actor = _with(ingress.get("ray_actor_options") or {"num_cpus": 0}, node)
@@ -150,7 +174,9 @@ def _wait_for_ingress(app: str, told: threading.Event) -> None:
             waited += 0.5
             if waited < INGRESS_TIMEOUT_S:
                 continue
-            raise EngineStartError(f"the ingress did not start in {INGRESS_TIMEOUT_S:g} s; {_message(app)}") from None
+            raise EngineStartError(
+                f"the ingress did not start in {INGRESS_TIMEOUT_S:g} s; {_message(app)}"
+            ) from None
         except RayServeException:
             raise EngineStartError(f"the ingress could not be deployed; {_message(app)}") from None
 

@@ -1,4 +1,6 @@
-"""Processors over Ray data sets: each stage is a pool of actors, and a row never waits for more than its own batch."""
+"""Processors over Ray data sets: each stage is a pool of actors, and a row never waits for more
+than its own batch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,10 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
     beginning = Beginning(processor.preprocess, keep=keep)
     ending = Ending(processor.postprocess, keep=keep)
     dataset = dataset.map_batches(
-        _begin, fn_kwargs={"beginning": beginning}, batch_format="pyarrow", **processor.preprocess_map_kwargs
+        _begin,
+        fn_kwargs={"beginning": beginning},
+        batch_format="pyarrow",
+        **processor.preprocess_map_kwargs,
     )
     for name, stage in processor.stages.items():
         if stage.fn is None:
@@ -44,17 +49,25 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
             "rows_per_call": getattr(config, "rows_per_call", 1),
         }
         dataset = dataset.map_batches(
-            StageActor, fn_constructor_kwargs=about, batch_format="pyarrow", **stage_options(config, stage)
+            StageActor,
+            fn_constructor_kwargs=about,
+            batch_format="pyarrow",
+            **stage_options(config, stage),
         )
     return dataset.map_batches(
-        _end, fn_kwargs={"ending": ending}, batch_format="pyarrow", **processor.postprocess_map_kwargs
+        _end,
+        fn_kwargs={"ending": ending},
+        batch_format="pyarrow",
+        **processor.postprocess_map_kwargs,
     )
 
 
 class StageActor:
     """One worker of a stage. Ray may call it several times at once."""
 
-    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int) -> None:
+    def __init__(
+        self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int
+    ) -> None:
         self._stage = stage
         self._rows_per_call = rows_per_call
         self._process = StageProcess(name, stage, batch_size, keep=keep)
@@ -64,7 +77,9 @@ class StageActor:
         """The batch with the columns that the stage adds."""
         if isinstance(self._stage, ServeDeploymentStage):
             if self._connecting is None:  # once, however many batches come at a time
-                self._connecting = asyncio.create_task(_connect(**_names(self._stage), most=self._rows_per_call))
+                self._connecting = asyncio.create_task(
+                    _connect(**_names(self._stage), most=self._rows_per_call)
+                )
             await asyncio.shield(self._connecting)
         yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
 
@@ -79,7 +94,10 @@ def _end(batch: pa.Table, ending: Any) -> Any:
         return block(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
         # Ray has a way of its own with what Arrow cannot hold.
-        return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
+        return {
+            name: [row.get(name) for row in rows]
+            for name in dict.fromkeys(name for row in rows for name in row)
+        }
 
 
 def _carried(rows: list[bytes]) -> pa.Table:
@@ -100,7 +118,12 @@ def _check_deployment(stage: Any) -> None:
     applications = serve.status().applications
     if names["app"] not in applications:
         hint = nearest(names["app"], applications) or "Ray Serve runs none"
-        raise ConfigError("there is no such Ray Serve application", field="app_name", value=names["app"], hint=hint)
+        raise ConfigError(
+            "there is no such Ray Serve application",
+            field="app_name",
+            value=names["app"],
+            hint=hint,
+        )
     deployments = applications[names["app"]].deployments
     if names["deployment"] not in deployments:
         raise ConfigError(

@@ -25,14 +25,19 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
     least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
     at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
     tasks = getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once
-    pool = ray.data.ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=tasks)
+    pool = ray.data.ActorPoolStrategy(
+        min_size=least, max_size=most, max_tasks_in_flight_per_actor=tasks
+    )
     options = _asked(config.resources_per_bundle or {})
     if config.accelerator_type is not None:
         options["accelerator_type"] = config.accelerator_type
     placement = getattr(config, "placement_group_config", None)
     if placement is not None and isinstance(stage, EngineStage):
         if config.resources_per_bundle:
-            raise ConfigError("say resources here or in resources_per_bundle, not both", field="placement_group_config")
+            raise ConfigError(
+                "say resources here or in resources_per_bundle, not both",
+                field="placement_group_config",
+            )
         options |= _of_workers(placement, config.engine_kwargs)
     return {
         **options,
@@ -43,16 +48,25 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
 
 
 def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What an engine's actor asks for: all that its workers need together, as they are processes below it."""
+    """What an engine's actor asks for: all that its workers need together, as they are processes
+    below it.
+    """
     placement = parse_options(PlacementGroupConfig, given, "placement_group_config")
     bundles = configured_bundles(placement, engine_kwargs)
     apart = placement.strategy in ("SPREAD", "STRICT_SPREAD") and len(bundles) > 1
     if apart or engine_kwargs.get("distributed_executor_backend") == "ray":
         raise ConfigError(
             "a processor's engine has all its workers on the machine of its actor",
-            field="placement_group_config.strategy" if apart else "engine_kwargs.distributed_executor_backend",
+            field=(
+                "placement_group_config.strategy"
+                if apart
+                else "engine_kwargs.distributed_executor_backend"
+            ),
             value=placement.strategy if apart else "ray",
-            hint="ServeDeploymentProcessorConfig sends rows to a served model, whose workers may be anywhere.",
+            hint=(
+                "ServeDeploymentProcessorConfig sends rows to a served model, whose workers may be"
+                " anywhere."
+            ),
         )
     return _asked(merged(bundles))
 

@@ -1,5 +1,5 @@
-"""Replicas on a Ray cluster as one engine: what a batch job asks when it runs on Ray. Its rows, journal and output stay
-with the job's own process.
+"""Replicas on a Ray cluster as one engine: what a batch job asks when it runs on Ray. Its rows,
+journal and output stay with the job's own process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,17 @@ POLL_S = 0.2
 
 
 class RayEngine(LLMEngine):
-    """So many replicas of `engine`, which itself is not started. They are deployed for it and go with it, as does a
-    cluster that had to be started.
+    """So many replicas of `engine`, which itself is not started. They are deployed for it and go
+    with it, as does a cluster that had to be started.
 
-    A replica that dies is replaced by Ray Serve; its requests raise `EngineDeadError` and may be asked again at once.
+    A replica that dies is replaced by Ray Serve; its requests raise `EngineDeadError` and may be
+    asked again at once.
     """
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
-        super().__init__(engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters)
+        super().__init__(
+            engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters
+        )
         self.name = engine.name  # type: ignore[misc]  # its rows are those of that engine
         self.deterministic = engine.deterministic
         self._deciding_kwargs = engine.deciding_kwargs
@@ -95,7 +98,8 @@ class RayEngine(LLMEngine):
         serve.start(proxy_location="Disabled")
         self._app = new_application(APP_PREFIX)
         serve.run_many(
-            [serve.RunTarget(application, self._app, route_prefix=None)], wait_for_applications_running=False
+            [serve.RunTarget(application, self._app, route_prefix=None)],
+            wait_for_applications_running=False,
         )
         return serve.get_deployment_handle(f"{NAME_PREFIX}{MODEL_ID}", self._app)
 
@@ -106,8 +110,14 @@ class RayEngine(LLMEngine):
             return False
         for deployment in application.deployments.values():
             if deployment.status == "DEPLOY_FAILED":  # an unhealthy one may recover
-                said = [line.strip() for line in deployment.message.splitlines() if "Error:" in line]
-                why = said[-1].partition("Error: ")[2] if said else " ".join(deployment.message.split())
+                said = [
+                    line.strip() for line in deployment.message.splitlines() if "Error:" in line
+                ]
+                why = (
+                    said[-1].partition("Error: ")[2]
+                    if said
+                    else " ".join(deployment.message.split())
+                )
                 raise EngineStartError(f"Ray Serve could not start the replicas: {why}")
         return bool(application.status == "RUNNING")
 
@@ -130,8 +140,11 @@ class RayEngine(LLMEngine):
         return await getattr(self._started(), task)(request)
 
     async def resolve_lora(self, name: str, path: str) -> None:
-        """See whether the replicas have it: they are told which adapters there are when they are deployed."""
+        """See whether the replicas have it: they are told which adapters there are when they are
+        deployed.
+        """
         if name not in await self._started().adapters():
             raise UnsupportedError(
-                f"on Ray the adapters are known before the replicas start, and '{name}' was not", param="adapter"
+                f"on Ray the adapters are known before the replicas start, and '{name}' was not",
+                param="adapter",
             )

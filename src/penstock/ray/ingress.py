@@ -1,5 +1,5 @@
-"""The ingress as a Ray Serve deployment: the application in front of the models, behind Ray's proxy and, where it was
-given one, behind a port of its own.
+"""The ingress as a Ray Serve deployment: the application in front of the models, behind Ray's proxy
+and, where it was given one, behind a port of its own.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from penstock.serve.replicas.model import RemoteModel
 
 
 class AtRoot:
-    """An application that knows no route prefix, behind one: its paths are what follows the prefix."""
+    """An application that knows no route prefix, behind one: its paths are what follows the
+    prefix.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -37,10 +39,11 @@ class AtRoot:
 
 @serve.ingress()
 class LLMIngress:
-    """One replica of the ingress. It is built from what the configuration says, and asks no model anything at start.
+    """One replica of the ingress. It is built from what the configuration says, and asks no model
+    anything at start.
 
-    `listen` is the host and port that it opens itself: what comes in there passes no other process on its way to the
-    replica that answers it.
+    `listen` is the host and port that it opens itself: what comes in there passes no other process
+    on its way to the replica that answers it.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
@@ -66,8 +69,14 @@ class LLMIngress:
             )
             for config in llm_configs
         }
-        cls: Any = import_object(ingress_cls, "ingress_cls") if isinstance(ingress_cls, str) else ingress_cls
-        self._own_app = cls(models, model_cards, lora_paths, settings=settings, **ingress_extra_kwargs)
+        cls: Any = (
+            import_object(ingress_cls, "ingress_cls")
+            if isinstance(ingress_cls, str)
+            else ingress_cls
+        )
+        self._own_app = cls(
+            models, model_cards, lora_paths, settings=settings, **ingress_extra_kwargs
+        )
         self._front: HttpServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._url = ""

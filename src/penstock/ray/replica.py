@@ -1,4 +1,6 @@
-"""A model's replica as a Ray Serve deployment: Ray places it, watches it, scales it; requests reach it over HTTP."""
+"""A model's replica as a Ray Serve deployment: Ray places it, watches it, scales it; requests reach
+it over HTTP.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
 
 ONGOING = "running_requests"
-"""The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what passed through Ray."""
+"""The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what
+passed through Ray.
+"""
 
 
 class LLMReplica:
-    """One replica. `mark` tells this deployment of the application from those before and after it; `settings` are the
-    ingress's; `host` is where it listens (default: the node's address), `front` where it listens for clients, if they
-    do not come through an ingress; `prefill` is the deployment of the model's prefill side.
+    """One replica. `mark` tells this deployment of the application from those before and after it;
+    `settings` are the ingress's; `host` is where it listens (default: the node's address), `front`
+    where it listens for clients, if they do not come through an ingress; `prefill` is the
+    deployment of the model's prefill side.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
@@ -63,15 +68,17 @@ class LLMReplica:
     async def record_replica_metadata(self) -> dict[str, Any]:
         """Where the replica is, for every handle's router."""
         info = self._server.info
-        return {METADATA: {"host": info.host, "port": info.port, "context_length": info.context_length}}
+        return {
+            METADATA: {"host": info.host, "port": info.port, "context_length": info.context_length}
+        }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """The true number of requests here."""
         return {ONGOING: float(self._server.ongoing)}
 
     async def connection(self) -> tuple[LLMConfig, str]:
-        """What a handle elsewhere in the cluster needs to put requests to the replicas itself: the model, and the mark
-        of its deployment.
+        """What a handle elsewhere in the cluster needs to put requests to the replicas itself: the
+        model, and the mark of its deployment.
         """
         return self._llm_config, self._mark
 

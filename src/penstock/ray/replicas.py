@@ -1,4 +1,6 @@
-"""The replicas of a Ray Serve deployment, as an ingress sees them. Keeps `penstock.serve.replicas.info.Replicas`."""
+"""The replicas of a Ray Serve deployment, as an ingress sees them. Keeps
+`penstock.serve.replicas.info.Replicas`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ METADATA = "penstock"
 """The key under which a replica publishes its address."""
 
 _running: dict[tuple[str, str], tuple[ReplicaInfo, ...]] = {}
-"""By application and deployment. Written by Ray's router thread, a whole tuple at a time, and read by the others."""
+"""By application and deployment. Written by Ray's router thread, a whole tuple at a time, and read
+by the others.
+"""
 
 
 def publish(app: str, deployment: str, replicas: Iterable[Any]) -> None:
@@ -32,7 +36,9 @@ def publish(app: str, deployment: str, replicas: Iterable[Any]) -> None:
 
 
 class RayReplicas:
-    """The replicas behind `handle`. Asking for one counts as a queued request, which is what scales up from zero."""
+    """The replicas behind `handle`. Asking for one counts as a queued request, which is what scales
+    up from zero.
+    """
 
     def __init__(self, handle: DeploymentHandle[Any], model_id: str) -> None:
         # With options, a handle begins to listen to the controller; it calls no replica.
@@ -54,16 +60,20 @@ class RayReplicas:
                 f"too many requests wait for '{self._model_id}'", error.retry_after_s or 1.0
             ) from None
         except DeploymentUnavailableError:
-            raise EngineStartError(f"Ray Serve could not deploy '{self._model_id}'; `serve status` says why") from None
+            raise EngineStartError(
+                f"Ray Serve could not deploy '{self._model_id}'; `serve status` says why"
+            ) from None
 
 
 async def served_model(handle: DeploymentHandle[Any]) -> RemoteModel:
-    """A deployed model as a handle of ours, for the event loop of the caller. Asks one replica, and so starts one where
-    there is none.
+    """A deployed model as a handle of ours, for the event loop of the caller. Asks one replica, and
+    so starts one where there is none.
     """
     config, mark = await handle.connection.remote()
     replicas = RayReplicas(handle, config.model_id)
-    return RemoteModel(config, replicas, key=await cluster_secret(), desired=ClusterStore(mark, config.model_id))
+    return RemoteModel(
+        config, replicas, key=await cluster_secret(), desired=ClusterStore(mark, config.model_id)
+    )
 
 
 def _info(replica_id: str, metadata: dict[str, Any]) -> ReplicaInfo:

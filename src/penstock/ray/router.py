@@ -1,6 +1,8 @@
-"""Ray Serve's request router for models: its own choice for calls through Ray, and the source of ours.
+"""Ray Serve's request router for models: its own choice for calls through Ray, and the source of
+ours.
 
-Ray ships this module's content by value to wherever a handle lives, so what processes share is kept elsewhere.
+Ray ships this module's content by value to wherever a handle lives, so what processes share is kept
+elsewhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What is kept in the cluster's own store: the replicas' secret, and what operators asked of a model."""
+"""What is kept in the cluster's own store: the replicas' secret, and what operators asked of a
+model.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ KEPT = 64
 
 
 async def cluster_secret() -> str:
-    """What replicas want to be shown by who asks them. One for all of a cluster, so that ingresses and replicas of one
-    application know each other while a new version replaces an old one.
+    """What replicas want to be shown by who asks them. One for all of a cluster, so that ingresses
+    and replicas of one application know each other while a new version replaces an old one.
     """
     return await asyncio.to_thread(_cluster_secret)
 
@@ -32,8 +34,8 @@ def _cluster_secret() -> str:
 
 
 class ClusterStore:
-    """The state of one model of an application, which `mark` tells from those deployed before it. Keeps
-    `penstock.serve.replicas.desired_state.DesiredStore`.
+    """The state of one model of an application, which `mark` tells from those deployed before it.
+    Keeps `penstock.serve.replicas.desired_state.DesiredStore`.
 
     Each state has a key of its own, with its version as the last part, which is written once.
     """

@@ -34,7 +34,12 @@ else:
     __getattr__, __dir__, __all__ = lazy.attach(
         __name__,
         {
-            "penstock.llm_config": ("CloudMirrorConfig", "LLMConfig", "LoraConfig", "ModelLoadingConfig"),
+            "penstock.llm_config": (
+                "CloudMirrorConfig",
+                "LLMConfig",
+                "LoraConfig",
+                "ModelLoadingConfig",
+            ),
             "penstock.serve.api.ingress": ("OpenAiIngress",),
             "penstock.ray.builders": (
                 "build_dev_openai_app",

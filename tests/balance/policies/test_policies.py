@@ -118,7 +118,9 @@ class TestSessionAffinity:
         pool = replicas(16)
         requests = [RouteRequest(session=f"s{number}") for number in range(50)]
         one, other = SessionAffinity(), SessionAffinity()
-        assert [one.choose(r, pool).id for r in requests] == [other.choose(r, pool).id for r in requests]
+        assert [one.choose(r, pool).id for r in requests] == [
+            other.choose(r, pool).id for r in requests
+        ]
 
     def test_a_replica_that_leaves_takes_only_its_own_sessions_along(self) -> None:
         policy, pool = SessionAffinity(), replicas(16)
@@ -142,7 +144,11 @@ class TestPrefixTree:
         tree = PrefixTree()
         tree.add([1, 2, 3], "a")
         tree.add([1, 2], "b")
-        assert [set(holders) for holders in tree.path([1, 2, 3, 4])] == [{"a", "b"}, {"a", "b"}, {"a"}]
+        assert [set(holders) for holders in tree.path([1, 2, 3, 4])] == [
+            {"a", "b"},
+            {"a", "b"},
+            {"a"},
+        ]
 
     def test_memory_is_bounded_and_leaves_go_before_roots(self) -> None:
         tree = PrefixTree(capacity=3)
@@ -187,7 +193,9 @@ class TestOverlap:
     def test_a_known_prefix_goes_where_it_was(self, kind: type) -> None:
         policy, pool = kind(seed=0), replicas(32)
         self.told(policy, RouteRequest(blocks=(1, 2, 3, 4)), "r7")
-        assert {policy.choose(RouteRequest(blocks=(1, 2, 3, 9)), pool).id for _ in range(20)} == {"r7"}
+        assert {policy.choose(RouteRequest(blocks=(1, 2, 3, 9)), pool).id for _ in range(20)} == {
+            "r7"
+        }
 
     def test_the_longer_prefix_wins(self, kind: type) -> None:
         policy, pool = kind(seed=0), replicas(32)

@@ -17,7 +17,9 @@ from penstock.errors import ConfigError
 
 @pytest.fixture
 def source(tmp_path):
-    rows = [json.dumps({"text": "x" * (500 if n % 10 == 0 else 10) + f" {n % 80}"}) for n in range(100)]
+    rows = [
+        json.dumps({"text": "x" * (500 if n % 10 == 0 else 10) + f" {n % 80}"}) for n in range(100)
+    ]
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join([*rows, "{", json.dumps({"other": 1})]) + "\n")
     return path
@@ -36,11 +38,20 @@ async def test_what_a_job_will_be_like(source):
     assert (found.longest_prompt, found.context_length) == (504, 300)
     assert found.failed == {"context_length_exceeded": 8}
     counts = (await job.arun()).counts
-    assert (found.prompt_tokens, found.completion_tokens) == (counts.prompt_tokens, counts.completion_tokens)
+    assert (found.prompt_tokens, found.completion_tokens) == (
+        counts.prompt_tokens,
+        counts.completion_tokens,
+    )
     assert counts.completion_tokens == 72 * 20
     assert found.seconds is not None
     text = described(found)
-    for part in ("102 rows", "1 × input_error", "20 with the request", "about 8 too long", "rows showed"):
+    for part in (
+        "102 rows",
+        "1 × input_error",
+        "20 with the request",
+        "about 8 too long",
+        "rows showed",
+    ):
         assert part in text
 
 
@@ -51,11 +62,17 @@ async def test_nothing_is_tried_or_written(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl"]
 
 
-@pytest.mark.parametrize("own", [{}, {"chat_template_stage": {}, "tokenize_stage": {}, "detokenize_stage": {}}])
+@pytest.mark.parametrize(
+    "own", [{}, {"chat_template_stage": {}, "tokenize_stage": {}, "detokenize_stage": {}}]
+)
 @pytest.mark.parametrize("chat", [False, True])
 async def test_a_processor(source, own, chat):
     def ask(row):
-        asked = {"messages": [{"role": "user", "content": row["text"]}]} if chat else {"prompt": row["text"]}
+        asked = (
+            {"messages": [{"role": "user", "content": row["text"]}]}
+            if chat
+            else {"prompt": row["text"]}
+        )
         return {**asked, "sampling_params": {"temperature": 0, "max_tokens": 30}}
 
     if own and not chat:
@@ -69,7 +86,10 @@ async def test_a_processor(source, own, chat):
     assert (found.over_long, found.longest_prompt) == (8, 503 + chat)
     assert found.failed == {"context_length_exceeded": 8}
     counts = (await job.arun()).counts
-    assert (found.prompt_tokens, found.completion_tokens) == (counts.prompt_tokens, counts.completion_tokens)
+    assert (found.prompt_tokens, found.completion_tokens) == (
+        counts.prompt_tokens,
+        counts.completion_tokens,
+    )
     assert counts.completion_tokens == 72 * 20
 
 
@@ -89,11 +109,16 @@ async def test_sorted_data_is_sampled_evenly(tmp_path, trial):
     """The first half of the rows has short texts and answers, the second half long ones."""
     path = tmp_path / "in.jsonl"
     rows = [
-        {"prompt": f"{n} ".ljust(10 if n < 100 else 200), "sampling_params": {"max_tokens": 5 if n < 100 else 100}}
+        {
+            "prompt": f"{n} ".ljust(10 if n < 100 else 200),
+            "sampling_params": {"max_tokens": 5 if n < 100 else 100},
+        }
         for n in range(200)
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(engine_kwargs={"output_tokens": 100}))
+    config = OpenVINOEngineProcessorConfig(
+        engine=SimulatedEngine(engine_kwargs={"output_tokens": 100})
+    )
     job = Job(path, processor=build_processor(config))
     found = await job.aplan(trial=trial)
     counts = (await job.arun()).counts

@@ -52,9 +52,14 @@ async def test_one_process_at_a_time(source, tmp_path, make_engine):
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("out.txt", "unknown extension; known are .jsonl"), ("absent/out.jsonl", "there is no directory")],
+    [
+        ("out.txt", "unknown extension; known are .jsonl"),
+        ("absent/out.jsonl", "there is no directory"),
+    ],
 )
-async def test_bad_outputs_are_found_before_the_engine_starts(source, tmp_path, make_engine, output, message):
+async def test_bad_outputs_are_found_before_the_engine_starts(
+    source, tmp_path, make_engine, output, message
+):
     engine = make_engine()
     with pytest.raises(ConfigError, match=message):
         await ask(source, f"{tmp_path}/{output}", engine)
@@ -69,9 +74,11 @@ async def test_an_output_inside_the_input_is_refused(tmp_path, make_engine):
 
 async def test_every_option_comes_back_from_the_manifest_as_it_was(source, tmp_path, make_engine):
     options = {
-        "system": "s", "schema": {"enum": ["a"]}, "max_tokens": 5, "min_tokens": 1, "temperature": 0.5,
+        "system": "s", "schema": {"enum": ["a"]}, "max_tokens": 5, "min_tokens": 1,
+        "temperature": 0.5,
         "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 1, "stop": ["zz"], "stop_token_ids": (7,),
-        "ignore_eos": True, "presence_penalty": 0.1, "frequency_penalty": 0.1, "repetition_penalty": 1.5,
+        "ignore_eos": True, "presence_penalty": 0.1, "frequency_penalty": 0.1,
+        "repetition_penalty": 1.5,
         "limit": 9, "order": "done", "on_error": "keep", "max_attempts": 2, "result_prefix": "out_",
     }  # fmt: skip
     assert (await ask(source, tmp_path / "out.jsonl", make_engine(), **options)).counts.rows == 9
@@ -81,7 +88,12 @@ async def test_every_option_comes_back_from_the_manifest_as_it_was(source, tmp_p
 def test_options_of_the_engine_are_part_of_the_job_unless_they_only_cost_time(source, tmp_path):
     def ask_simulated(**options):
         return penstock.run(
-            source, tmp_path / "out.jsonl", model="simulated", prompt="{text}", engine_kwargs=options, progress=False
+            source,
+            tmp_path / "out.jsonl",
+            model="simulated",
+            prompt="{text}",
+            engine_kwargs=options,
+            progress=False,
         )
 
     ask_simulated(output_tokens=3)
@@ -94,7 +106,11 @@ def test_options_of_the_engine_are_part_of_the_job_unless_they_only_cost_time(so
 def test_determinism_is_part_of_the_job(source, tmp_path, begun, resumed):
     def ask_simulated(deterministic):
         return penstock.run(
-            source, tmp_path / "out.jsonl", model="simulated", prompt="{text}", deterministic=deterministic
+            source,
+            tmp_path / "out.jsonl",
+            model="simulated",
+            prompt="{text}",
+            deterministic=deterministic,
         )
 
     ask_simulated(begun)
@@ -106,7 +122,12 @@ def test_determinism_is_part_of_the_job(source, tmp_path, begun, resumed):
 def test_rows_that_sample_without_a_seed_are_answered_the_same_where_it_is_deterministic(source):
     def answers(deterministic):
         job = penstock.run(
-            source, model="simulated", prompt="{text}", temperature=1.0, limit=20, deterministic=deterministic
+            source,
+            model="simulated",
+            prompt="{text}",
+            temperature=1.0,
+            limit=20,
+            deterministic=deterministic,
         )
         return [row["response"] for row in job.rows()]
 
@@ -117,8 +138,14 @@ def test_rows_that_sample_without_a_seed_are_answered_the_same_where_it_is_deter
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"engine": "remote", "engine_kwargs": {"base_url": "http://127.0.0.1:9/v1"}}, "the remote engine cannot"),
-        ({"engine_kwargs": {"kv_cache_precision": "u8"}}, "engine_kwargs.kv_cache_precision: does not go together"),
+        (
+            {"engine": "remote", "engine_kwargs": {"base_url": "http://127.0.0.1:9/v1"}},
+            "the remote engine cannot",
+        ),
+        (
+            {"engine_kwargs": {"kv_cache_precision": "u8"}},
+            "engine_kwargs.kv_cache_precision: does not go together",
+        ),
         ({"deterministic": 1}, "must be true or false"),
     ],
 )
@@ -132,13 +159,19 @@ async def test_an_output_that_holds_its_input_or_lies_in_it_is_refused(tmp_path,
     folder.mkdir()
     pq.write_table(pa.table({"text": ["a"]}), folder / "part-7.parquet")
     (tmp_path / "link").symlink_to(folder)
-    for source, output in ((folder, "link/"), (folder / "part-7.parquet", "data/"), (folder, "data/out.parquet")):
+    for source, output in (
+        (folder, "link/"),
+        (folder / "part-7.parquet", "data/"),
+        (folder, "data/out.parquet"),
+    ):
         with pytest.raises(ConfigError, match="part of the input"):
             await ask(source, f"{tmp_path}/{output}", make_engine(), fresh=True)
     assert os.listdir(folder) == ["part-7.parquet"]
 
 
-@pytest.mark.parametrize("options", [{"model": "demo"}, {"engine_kwargs": {}}, {"deterministic": True}])
+@pytest.mark.parametrize(
+    "options", [{"model": "demo"}, {"engine_kwargs": {}}, {"deterministic": True}]
+)
 async def test_an_engine_object_brings_its_own_model(make_engine, options):
     with pytest.raises(ConfigError, match="engine object"):
         await penstock.arun(numbered(1), engine=make_engine(), prompt="{text}", **options)
@@ -147,13 +180,16 @@ async def test_an_engine_object_brings_its_own_model(make_engine, options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"prompt": 5}, {"schema": 5}, {"stop": None}, {"limit": "5"}, {"engine_kwargs": ["a"]}, {"seed": 1 << 64},
+        {"prompt": 5}, {"schema": 5}, {"stop": None}, {"limit": "5"}, {"engine_kwargs": ["a"]},
+        {"seed": 1 << 64},
         {"temperature": float("nan")}, {"temperature": 9.0}, {"top_p": 0.0}, {"output": ""},
     ],
 )  # fmt: skip
 async def test_options_of_a_wrong_type_or_size_are_refused(tmp_path, options):
     with pytest.raises(ConfigError):
-        await penstock.arun(numbered(1), **{"prompt": "{text}", "output": tmp_path / "o.jsonl", **options})
+        await penstock.arun(
+            numbered(1), **{"prompt": "{text}", "output": tmp_path / "o.jsonl", **options}
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -179,7 +215,9 @@ def test_the_callers_signal_handlers_are_kept():
     ],
 )
 async def test_messages_that_no_template_can_read(make_engine, message):
-    result = await penstock.arun([{"m": [message]}], engine=make_engine(), messages="m", progress=False)
+    result = await penstock.arun(
+        [{"m": [message]}], engine=make_engine(), messages="m", progress=False
+    )
     assert [row["error"]["stage"] for row in result.rows()] == ["prompt"]
 
 
@@ -190,7 +228,9 @@ def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys
 
     async def cell():
         options = {"time_per_token_ms": 1000, "start_ms": 0}
-        penstock.run(rows(), model="simulated", engine_kwargs=options, prompt="{text}", progress=False)
+        penstock.run(
+            rows(), model="simulated", engine_kwargs=options, prompt="{text}", progress=False
+        )
 
     monkeypatch.setattr("penstock.batch.flow.DRAIN_SECONDS", 0.05)
     loop = asyncio.new_event_loop()  # as in a notebook: `asyncio.run` has a handler of its own
@@ -200,7 +240,9 @@ def test_ctrl_c_beside_a_running_loop_drains_the_job(ctrl_c, monkeypatch, capsys
     assert "Finishing the rows in flight" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("kind", "message"), [("LazyFrame", r"\.collect\(\)"), ("Series", "no data set")])
+@pytest.mark.parametrize(
+    ("kind", "message"), [("LazyFrame", r"\.collect\(\)"), ("Series", "no data set")]
+)
 async def test_things_that_are_nearly_data_sets(kind, message):
     library = pytest.importorskip("polars" if kind == "LazyFrame" else "pandas")
     with pytest.raises(InputError, match=message):
@@ -213,12 +255,16 @@ async def test_a_directory_whose_name_ends_in_a_dash(source, tmp_path, make_engi
 
 
 async def test_an_engine_that_cancels_by_itself_leaves_nobody_waiting(make_engine):
-    engine = make_engine(lambda text: asyncio.CancelledError("from below") if text == "text 3" else text)
+    engine = make_engine(
+        lambda text: asyncio.CancelledError("from below") if text == "text 3" else text
+    )
     with pytest.raises(JobError, match="CancelledError: from below"):
         await ask(numbered(10), None, engine)
 
 
-@pytest.mark.parametrize(("options", "warned"), [({}, 1), ({"limit": 1}, 0), ({"prompt": "{text}"}, 0)])
+@pytest.mark.parametrize(
+    ("options", "warned"), [({}, 1), ({"limit": 1}, 0), ({"prompt": "{text}"}, 0)]
+)
 async def test_a_prompt_without_a_column_is_warned_of_once(make_engine, caplog, options, warned):
     given = {"prompt": "hello", **options}
     await penstock.arun([{"text": "a"}, {"text": "b"}], engine=make_engine(), **given)

@@ -51,13 +51,16 @@ async def test_parquet_keeps_the_types_of_the_input(tmp_path, make_engine):
 
 async def test_parquet_from_lines_finds_types_or_falls_back_to_text(tmp_path, make_engine):
     source: list[dict] = [
-        {"text": f"text {n}", "n": n, "mixed": n if n < 100 else f"s{n}", "late": {}} for n in range(120)
+        {"text": f"text {n}", "n": n, "mixed": n if n < 100 else f"s{n}", "late": {}}
+        for n in range(120)
     ]
     source[60]["n"] = 0.5
     source[110]["more"] = [1, 2]
     await ask(source, tmp_path / "out.parquet", make_engine())
     found = pq.read_table(tmp_path / "out.parquet")
-    kinds = {name: str(found.schema.field(name).type) for name in ("n", "mixed", "late", "more", "error")}
+    kinds = {
+        name: str(found.schema.field(name).type) for name in ("n", "mixed", "late", "more", "error")
+    }
     assert kinds["n"] == "double"
     assert kinds["mixed"] == kinds["late"] == "string"
     assert kinds["more"] == "list<element: int64>"
@@ -78,7 +81,14 @@ async def test_parquet_types_of_parsed_fields(tmp_path, make_engine):
             "any": {},
         },
     }
-    answer = {"label": "x", "count": 1, "share": None, "tags": ["t"], "inner": {"yes": True}, "any": {"a": 1}}
+    answer = {
+        "label": "x",
+        "count": 1,
+        "share": None,
+        "tags": ["t"],
+        "inner": {"yes": True},
+        "any": {"a": 1},
+    }
     engine = make_engine(lambda text: answer if text == "text 0" else "no json")
     await ask(numbered(2), tmp_path / "out.parquet", engine, schema=schema)
     found = pq.read_table(tmp_path / "out.parquet")
@@ -117,7 +127,11 @@ async def test_csv_has_flat_columns(tmp_path, make_engine):
     ]
     assert (good["in.x"], good["in.y"], good["error.type"]) == ("1", "[1]", "")
     assert good["text"] == good["response"] == 'an "a",\nthen b'
-    assert (bad["in.x"], bad["error.retryable"], bad["error.message"]) == ("", "false", 'said "no", then died')
+    assert (bad["in.x"], bad["error.retryable"], bad["error.message"]) == (
+        "",
+        "false",
+        'said "no", then died',
+    )
 
 
 async def test_a_directory_of_parquet(source, tmp_path, make_engine):
@@ -136,7 +150,9 @@ async def test_urls(source, tmp_path, make_engine, monkeypatch):
         assert (await ask(source, url, engine)).already_complete
         again = await ask(source, url, make_engine(), retry_failed=True)
         assert again.counts.ok == 300
-        assert [row["response"].upper() for row in again.rows()] == [f"TEXT {n}" for n in range(300)]
+        assert [row["response"].upper() for row in again.rows()] == [
+            f"TEXT {n}" for n in range(300)
+        ]
     assert len(fsspec.filesystem("memory").ls(f"/{tmp_path.name}/set", detail=False)) == 1
 
 
@@ -148,10 +164,22 @@ async def test_no_rows_give_an_empty_output(tmp_path, make_engine, name, form):
     assert (result.counts.rows, list(result.rows())) == (0, [])
     if name == "out.parquet":
         names = pq.read_schema(tmp_path / name).names
-        assert names[-7:] == ["response", "status", "error", "finish_reason", "usage", "attempts", "latency_ms"]
+        assert names[-7:] == [
+            "response",
+            "status",
+            "error",
+            "finish_reason",
+            "usage",
+            "attempts",
+            "latency_ms",
+        ]
         assert names[:-7] == (["id", "text"] if form == "in.csv" else [])
     if name == "out.csv":
-        assert (tmp_path / name).read_text().startswith("id,text," if form == "in.csv" else "response,")
+        assert (
+            (tmp_path / name)
+            .read_text()
+            .startswith("id,text," if form == "in.csv" else "response,")
+        )
 
 
 async def test_values_that_json_does_not_know(tmp_path, make_engine):
@@ -187,7 +215,9 @@ async def test_files_that_disagree_on_a_type_become_text(tmp_path, make_engine):
 async def test_columns_that_only_some_rows_have(make_engine):
     rows = [{"a": 1}, {"a": 1, "b": 2}]
     for source in (rows, iter(rows)):
-        found = (await penstock.arun(source, engine=make_engine(), prompt="{b}", progress=False)).rows()
+        found = (
+            await penstock.arun(source, engine=make_engine(), prompt="{b}", progress=False)
+        ).rows()
         assert [row["status"] for row in found] == ["error", "ok"]
 
 

@@ -29,7 +29,9 @@ async def test_a_complete_job_is_left_alone(source, tmp_path, make_engine):
 
 async def test_what_was_answered_at_the_same_time_as_the_failure_is_kept(tmp_path, make_engine):
     texts = [row["text"] for row in numbered(6)]
-    engine = make_engine(lambda text: EngineError("no luck") if text == texts[2] else text, concurrency=6)
+    engine = make_engine(
+        lambda text: EngineError("no luck") if text == texts[2] else text, concurrency=6
+    )
     with pytest.raises(JobError, match="row 2 failed"):
         await ask(numbered(6), tmp_path / "out.jsonl", engine, on_error="fail", max_attempts=1)
     assert sorted(engine.asked) == texts
@@ -98,7 +100,10 @@ async def test_another_job_is_refused_with_what_differs(source, tmp_path, make_e
     await ask(source, output, make_engine())
     with pytest.raises(JobMismatchError) as caught:
         await ask(source, output, make_engine(), prompt="Now: {text}", max_tokens=5)
-    assert caught.value.differences == {"prompt": ("{text}", "Now: {text}"), "max_tokens": (None, 5)}
+    assert caught.value.differences == {
+        "prompt": ("{text}", "Now: {text}"),
+        "max_tokens": (None, 5),
+    }
     assert "journaled" in str(caught.value)
     source.write_text('{"text": "other"}\n')
     with pytest.raises(JobMismatchError, match="input digest"):
@@ -123,7 +128,9 @@ async def test_a_job_that_did_nothing_binds_to_nothing(source, tmp_path, make_en
 async def test_what_does_not_change_results_may_change(source, tmp_path, make_engine):
     output = tmp_path / "out.jsonl"
     await interrupted(source, output, make_engine(), 50)
-    result = await ask(source, output, make_engine(), max_attempts=7, on_error="fail", progress=None)
+    result = await ask(
+        source, output, make_engine(), max_attempts=7, on_error="fail", progress=None
+    )
     assert result.counts.rows == 300
 
 
@@ -154,7 +161,9 @@ async def test_a_job_whose_engine_failed_for_good_goes_on(source, tmp_path, make
     assert [row["response"] for row in result.rows()] == [f"TEXT {n}" for n in range(300)]
 
 
-async def test_a_part_that_fails_after_the_last_row_is_not_forgotten(source, tmp_path, make_engine, monkeypatch):
+async def test_a_part_that_fails_after_the_last_row_is_not_forgotten(
+    source, tmp_path, make_engine, monkeypatch
+):
     output = tmp_path / "out.jsonl"
 
     def finish(self):
@@ -185,7 +194,9 @@ async def test_damaged_input_ends_the_job_but_keeps_what_is_done(tmp_path, make_
 
 @pytest.mark.parametrize("call", ["write", "fsync", "replace"])
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
-async def test_a_full_disk_stops_the_job_which_goes_on_later(source, tmp_path, make_engine, monkeypatch, call, name):
+async def test_a_full_disk_stops_the_job_which_goes_on_later(
+    source, tmp_path, make_engine, monkeypatch, call, name
+):
     output = tmp_path / name
     whole = await ask(source, tmp_path / f"whole-{name}", make_engine())
     await interrupted(source, output, make_engine(), 60)

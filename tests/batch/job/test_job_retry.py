@@ -17,11 +17,15 @@ pytestmark = pytest.mark.usefixtures("small_parts")
 async def test_retry_failed_runs_the_error_rows_alone(source, tmp_path, make_engine, name, order):
     output = f"{tmp_path}/{name}"
     failing = {f"text {n}" for n in (0, 3, 4, 77, 150, 299)}
-    engine = make_engine(lambda text: EngineTimeoutError("late") if text in failing else text.upper())
+    engine = make_engine(
+        lambda text: EngineTimeoutError("late") if text in failing else text.upper()
+    )
     first = await ask(source, output, engine, order=order)
     assert first.counts.errors == {"engine_timeout": 6}
     for left in ({"text 3", "text 150"}, {"text 150"}, set()):
-        engine = make_engine(lambda text, left=left: EngineError("no") if text in left else text.upper())
+        engine = make_engine(
+            lambda text, left=left: EngineError("no") if text in left else text.upper()
+        )
         result = await ask(source, output, engine, order=order, retry_failed=True)
         assert set(engine.asked) == failing
         assert result.counts.failed == len(left)
@@ -61,7 +65,11 @@ async def test_a_retry_of_nothing_but_failures_goes_on_too(source, tmp_path, mak
     assert output.read_bytes() == b""
     await interrupted(source, output, make_engine(), 100, retry_failed=True, **options)
     result = await ask(source, output, make_engine(), **options)
-    assert (result.counts.ok, len(lines(output)), lines(tmp_path / "failed.jsonl")) == (300, 300, [])
+    assert (result.counts.ok, len(lines(output)), lines(tmp_path / "failed.jsonl")) == (
+        300,
+        300,
+        [],
+    )
 
 
 async def test_done_order_keeps_old_rows_where_they_were(source, tmp_path, make_engine):

@@ -1,4 +1,6 @@
-"""Values in jobs: from frames and objects, through processors, over resumes, into each form of output."""
+"""Values in jobs: from frames and objects, through processors, over resumes, into each form of
+output.
+"""
 
 import asyncio
 import csv
@@ -35,22 +37,33 @@ def circle():
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
 async def test_a_row_that_cannot_be_stored_is_an_error_row(tmp_path, make_engine, name):
-    source = [{"text": "a", "more": 1}, {"text": "b", "more": object()}, {"text": "c", "more": {"in": (circle(),)}}]
+    source = [
+        {"text": "a", "more": 1},
+        {"text": "b", "more": object()},
+        {"text": "c", "more": {"in": (circle(),)}},
+    ]
     engine = make_engine()
     result = await ask(source, tmp_path / name, engine)
     assert engine.asked == ["a"]
     assert result.counts.errors == {"invalid_request_error": 1, "input_error": 1}
     good, *bad = result.rows()
     assert (good["text"], int(good["more"])) == ("a", 1)
-    assert [(row["text"] or None, row["more"] or None) for row in bad] == [("b", None), (None, None)]
-    messages = [row["error.message"] if name == "out.csv" else row["error"]["message"] for row in bad]
+    assert [(row["text"] or None, row["more"] or None) for row in bad] == [
+        ("b", None),
+        (None, None),
+    ]
+    messages = [
+        row["error.message"] if name == "out.csv" else row["error"]["message"] for row in bad
+    ]
     assert "column 'more' cannot be stored: a value of type object" in messages[0]
     assert "nested" in messages[1]
 
 
 async def test_rows_in_memory_keep_their_objects(make_engine):
     odd = object()
-    result = await penstock.arun([{"text": "a", "odd": odd}], engine=make_engine(), prompt="{text}", progress=False)
+    result = await penstock.arun(
+        [{"text": "a", "odd": odd}], engine=make_engine(), prompt="{text}", progress=False
+    )
     assert next(result.rows())["odd"] is odd
     with pytest.raises(OutputError, match="column 'odd' cannot be stored"):
         result.table()
@@ -68,7 +81,9 @@ async def test_polars_objects_are_refused_by_name(make_engine):
     frame = pl.DataFrame({"text": ["a"], "odd": pl.Series([object()], dtype=pl.Object)})
     with pytest.raises(InputError, match="column 'odd' holds Python objects"):
         await ask(frame, None, make_engine())
-    named = pl.DataFrame({"text": ["a"], "s": [{"Object": 1}], "e": pl.Series(["Object"], dtype=pl.Enum(["Object"]))})
+    named = pl.DataFrame(
+        {"text": ["a"], "s": [{"Object": 1}], "e": pl.Series(["Object"], dtype=pl.Enum(["Object"]))}
+    )
     (row,) = (await ask(named, None, make_engine())).rows()
     assert (row["s"], row["e"]) == ({"Object": 1}, "Object")
 
@@ -118,7 +133,9 @@ async def test_frames(tmp_path, make_engine, name):
     with pytest.raises(InputError, match="two columns have the same name, 'a'"):
         await ask(pd.DataFrame([[1, 2]], columns=["a", "a"]), None, make_engine())
 
-    polars = pl.DataFrame({"text": ["a"], "wide": pl.Series([2**100], dtype=pl.Int128), "time": [datetime.time(1)]})
+    polars = pl.DataFrame(
+        {"text": ["a"], "wide": pl.Series([2**100], dtype=pl.Int128), "time": [datetime.time(1)]}
+    )
     (row,) = (await ask(polars, tmp_path / f"polars-{name}", make_engine())).rows()
     assert row["wide"] in (2**100, str(2**100))
     assert str(row["time"]) == "01:00:00"
@@ -140,7 +157,9 @@ async def test_processors_give_any_values(tmp_path, name):
     def postprocess(row):
         return made if row["id"] != 1 else {"id": odd}
 
-    processor = Processor(ProcessorConfig(should_continue_on_error=True), [], postprocess=postprocess)
+    processor = Processor(
+        ProcessorConfig(should_continue_on_error=True), [], postprocess=postprocess
+    )
     source = [{"id": 0}, {"id": 1}, {"id": 2, "image": odd}]
     result = await penstock.arun(source, tmp_path / name, processor=processor, progress=False)
     good, bad, other = result.rows()
@@ -164,7 +183,9 @@ def test_an_error_row_of_a_processor_says_what_was_left_out(tmp_path, capsys):
     def postprocess(row):
         raise ValueError("no")
 
-    processor = Processor(ProcessorConfig(should_continue_on_error=True), [], postprocess=postprocess)
+    processor = Processor(
+        ProcessorConfig(should_continue_on_error=True), [], postprocess=postprocess
+    )
     source = [{"id": 1, "image": Image("a", object())}]
     for output in (tmp_path / "out.jsonl", tmp_path / "out.parquet"):
         (row,) = penstock.run(source, output, processor=processor, progress=False).rows()
@@ -176,13 +197,18 @@ def test_an_error_row_of_a_processor_says_what_was_left_out(tmp_path, capsys):
 async def test_values_of_two_runs_meet(tmp_path, make_engine, name):
     """The first run writes parts of integers, the second parts of something else."""
     big = 2**53 + 1
-    source = [{"text": f"{n}", "n": big + n if n < 80 else 0.5, "at": AT if n < 80 else NS} for n in range(160)]
+    source = [
+        {"text": f"{n}", "n": big + n if n < 80 else 0.5, "at": AT if n < 80 else NS}
+        for n in range(160)
+    ]
     engine = make_engine()
     engine.held = {str(n) for n in range(80, 160)}
     engine.gate = asyncio.Event()
     await interrupted(iter(source), tmp_path / name, engine, 82)
     result = await ask(
-        iter(source), tmp_path / name, make_engine(lambda text: EngineError("no") if text == "7" else text)
+        iter(source),
+        tmp_path / name,
+        make_engine(lambda text: EngineError("no") if text == "7" else text),
     )
     assert result.counts.resumed >= 80
 
@@ -203,7 +229,10 @@ async def test_values_of_two_runs_meet(tmp_path, make_engine, name):
 
 @pytest.mark.parametrize("name", ["out.csv", "out.parquet"])
 async def test_objects_with_other_keys_in_each_row_stay_json(tmp_path, make_engine, name):
-    source = [{"text": "a", "counts": {f"user {number}": number}, "few": {"one": number}} for number in range(1200)]
+    source = [
+        {"text": "a", "counts": {f"user {number}": number}, "few": {"one": number}}
+        for number in range(1200)
+    ]
     await ask(iter(source), tmp_path / name, make_engine())
     if name == "out.csv":
         written = list(csv.DictReader((tmp_path / name).read_text().splitlines(keepends=True)))
@@ -212,9 +241,9 @@ async def test_objects_with_other_keys_in_each_row_stay_json(tmp_path, make_engi
         written = pq.read_table(tmp_path / name).to_pylist()
         assert [row["few"] for row in written] == [{"one": number} for number in range(1200)]
     found = [json.loads(row["counts"]) for row in written]
-    assert [{name: count for name, count in counts.items() if count is not None} for counts in found] == [
-        row["counts"] for row in source
-    ]
+    assert [
+        {name: count for name, count in counts.items() if count is not None} for counts in found
+    ] == [row["counts"] for row in source]
 
 
 async def test_objects_of_a_csv_whose_names_would_clash_stay_json(tmp_path, make_engine):
@@ -224,7 +253,9 @@ async def test_objects_of_a_csv_whose_names_would_clash_stay_json(tmp_path, make
         {"text": "c", "r": {"s.t": 1, "s": {"t": 2}}},
     ]
     await ask(source, tmp_path / "out.csv", make_engine())
-    first, second, third = csv.DictReader((tmp_path / "out.csv").read_text().splitlines(keepends=True))
+    first, second, third = csv.DictReader(
+        (tmp_path / "out.csv").read_text().splitlines(keepends=True)
+    )
     assert (first["o"], second["o"], second["o.x"]) == ('{"x":1}', '{"x":2}', "3")
     assert (first["p.q"], second["p.q"]) == ("1", "2")
     assert third["r"] == '{"s.t":1,"s":{"t":2}}'
@@ -234,7 +265,11 @@ async def test_objects_of_a_csv_whose_names_would_clash_stay_json(tmp_path, make
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
 async def test_times_beyond_the_calendar_of_python(tmp_path, make_engine, name, zone):
     table = pa.table(
-        {"text": ["a"], "at": pa.array([2**59], pa.timestamp("us", zone)), "day": pa.array([2**22], pa.date32())}
+        {
+            "text": ["a"],
+            "at": pa.array([2**59], pa.timestamp("us", zone)),
+            "day": pa.array([2**22], pa.date32()),
+        }
     )
     pq.write_table(table, tmp_path / "in.parquet")
     result = await ask(tmp_path / "in.parquet", tmp_path / name, make_engine(), prompt="{day}")
@@ -277,9 +312,14 @@ async def test_infinity_is_told_from_null(tmp_path, make_engine):
 
 
 async def test_fields_of_answers_that_the_schema_does_not_name_are_kept(tmp_path, make_engine):
-    schema = {"type": "object", "properties": {"o": {"type": "object", "properties": {"a": {"type": "integer"}}}}}
+    schema = {
+        "type": "object",
+        "properties": {"o": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    }
     answer = {"o": {"a": 1, "b": "x"}}
-    await ask([{"text": "a"}], tmp_path / "out.parquet", make_engine(lambda text: answer), schema=schema)
+    await ask(
+        [{"text": "a"}], tmp_path / "out.parquet", make_engine(lambda text: answer), schema=schema
+    )
     assert pq.read_table(tmp_path / "out.parquet")["o"].to_pylist() == [{"a": 1, "b": "x"}]
 
 
@@ -295,13 +335,21 @@ async def test_types_without_a_place_are_refused_before_the_engine_starts(tmp_pa
     month = pa.array([(1, 2, 3)], pa.month_day_nano_interval())
     for column in (union, month, pa.array([[{"a": {}}]])):
         table = pa.table({"text": ["a"], "odd": column})
-        with pytest.raises(OutputError, match="cannot be written as Parquet, which has no such type: 'odd'"):
+        with pytest.raises(
+            OutputError, match="cannot be written as Parquet, which has no such type: 'odd'"
+        ):
             await ask(table, tmp_path / "out.parquet", engine)
     twice = pa.StructArray.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
     with pytest.raises(InputError, match="two fields of column 'odd' have the same name, 'a'"):
-        await ask(pa.table({"text": ["a"], "odd": [[]]}).set_column(1, "odd", twice), tmp_path / "out.jsonl", engine)
+        await ask(
+            pa.table({"text": ["a"], "odd": [[]]}).set_column(1, "odd", twice),
+            tmp_path / "out.jsonl",
+            engine,
+        )
     assert engine.starts == 0
-    (row,) = (await ask(pa.table({"text": ["a"], "odd": union}), tmp_path / "out.jsonl", engine)).rows()
+    (row,) = (
+        await ask(pa.table({"text": ["a"], "odd": union}), tmp_path / "out.jsonl", engine)
+    ).rows()
     assert row["odd"] == 1
 
 

@@ -36,9 +36,15 @@ async def test_each_kind_has_its_action(make_engine, tmp_path):
 
     policy = {"engine_error": "skip", "*": "keep"}
     result = await ask(numbered(4), tmp_path / "out.jsonl", make_engine(reply), on_error=policy)
-    assert [(row["id"], row["status"]) for row in result.rows()] == [(0, "ok"), (2, "error"), (3, "ok")]
+    assert [(row["id"], row["status"]) for row in result.rows()] == [
+        (0, "ok"),
+        (2, "error"),
+        (3, "ok"),
+    ]
     with pytest.raises(JobError, match="row 2 failed at stage engine: b"):
-        await ask(numbered(4), None, make_engine(reply), on_error={"context_length_exceeded": "fail"})
+        await ask(
+            numbered(4), None, make_engine(reply), on_error={"context_length_exceeded": "fail"}
+        )
 
 
 async def test_an_error_that_does_not_look_as_if_it_passed_is_retried_if_asked_for(make_engine):
@@ -108,9 +114,19 @@ async def test_dead_letters_take_no_other_file(make_engine, tmp_path):
     (tmp_path / "data").symlink_to(tmp_path)
     for data, letters, error, message in (
         (source, source, ConfigError, "dead_letter: .* is part of the input"),
-        (tmp_path, tmp_path / "new.jsonl", ConfigError, "(output|dead_letter): .* would be read as such"),
+        (
+            tmp_path,
+            tmp_path / "new.jsonl",
+            ConfigError,
+            "(output|dead_letter): .* would be read as such",
+        ),
         (source, tmp_path / "data" / "out.jsonl", ConfigError, "dead_letter: .* is the output"),
-        (source, other, OutputError, "other.jsonl exists and has no dead letters of this job; --fresh replaces it"),
+        (
+            source,
+            other,
+            OutputError,
+            "other.jsonl exists and has no dead letters of this job; --fresh replaces it",
+        ),
     ):
         with pytest.raises(error, match=message):
             await ask(data, output, make_engine(failing(0)), dead_letter=letters)
@@ -154,7 +170,11 @@ async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
     options = {"schema": SCHEMA, "on_invalid_json": "retry"}
     (row,) = (await ask(numbered(1), None, engine, **options)).rows()
     assert (row["status"], row["a"]) == ("ok", 1)
-    assert [message["role"] for message in engine.requests[1].messages] == ["user", "assistant", "user"]
+    assert [message["role"] for message in engine.requests[1].messages] == [
+        "user",
+        "assistant",
+        "user",
+    ]
     assert 'a: must be an integer, not "x"' in engine.asked[1]
     stubborn = make_engine(lambda text: "no json")
     (row,) = (await ask(numbered(1), None, stubborn, max_attempts=2, **options)).rows()
@@ -181,5 +201,7 @@ async def test_mistakes_in_options(options, message):
 
 async def test_usage_of_one_answer_is_left_alone(make_engine):
     answer = Delta(text="x", finish_reason="stop", usage=Usage(1, 2, 3))
-    (row,) = (await ask(numbered(1), None, make_engine(lambda text: answer), on_length="truncate")).rows()
+    (row,) = (
+        await ask(numbered(1), None, make_engine(lambda text: answer), on_length="truncate")
+    ).rows()
     assert row["usage"] == {"prompt_tokens": 1, "completion_tokens": 2, "cached_tokens": 3}

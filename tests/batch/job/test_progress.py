@@ -41,21 +41,30 @@ def test_a_summary_tells_of_pauses():
     counts = Counts(rows=1)
     counts.pauses.note("http://there", 30, is_kept=True)
     counts.pauses.note("http://there", 3600, is_kept=False)
-    assert "Pauses for servers: 2, up to 1 h for http://there\nGiven up after a server's refusals: 1" in summary(
-        RunResult(counts)
+    assert (
+        "Pauses for servers: 2, up to 1 h for http://there\nGiven up after a server's refusals: 1"
+        in summary(RunResult(counts))
     )
 
 
 def test_the_line_tells_of_a_pause():
     counts = Counts(rows=1, total=2)
     counts.pauses.note("http://there", 3600, is_kept=False)
-    assert "a pause of 1 h for http://there · 1 given up after refusals" in Progress(counts, shown=True)._line()
+    assert (
+        "a pause of 1 h for http://there · 1 given up after refusals"
+        in Progress(counts, shown=True)._line()
+    )
 
 
 def test_the_line_shows_where_the_job_is():
-    progress = Progress(Counts(rows=50, errors={"x": 2}, completion_tokens=100, total=200), shown=True)
+    progress = Progress(
+        Counts(rows=50, errors={"x": 2}, completion_tokens=100, total=200), shown=True
+    )
     progress._rows_before = 0
-    assert re.search(r"50/200 rows · [\d,]+ rows/s · [\d,]+ tokens/s · [\d.]+ s left · 2 errors", progress._line())
+    assert re.search(
+        r"50/200 rows · [\d,]+ rows/s · [\d,]+ tokens/s · [\d.]+ s left · 2 errors",
+        progress._line(),
+    )
 
 
 async def test_progress_goes_to_standard_error_and_leaves_nothing_behind(make_engine, capsys):

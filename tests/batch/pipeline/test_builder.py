@@ -34,7 +34,9 @@ def registered():
 
 
 def test_a_processor_of_your_own(registered):
-    processor = build_processor(Mine(number=5), preprocess=lambda row: {"x": 1}, builder_kwargs={"doubled": True})
+    processor = build_processor(
+        Mine(number=5), preprocess=lambda row: {"x": 1}, builder_kwargs={"doubled": True}
+    )
     assert processor([{}]).take_all() == [{"x": 11}]
     with pytest.raises(ConfigError, match="registered already"):
         ProcessorBuilder.register(Mine, build_mine)
@@ -58,13 +60,16 @@ def test_mistakes_in_building(registered):
         adding(1, preprocess=coroutine)
     with pytest.raises(ConfigError, match="preprocess_map_kwargs"):
         adding(1, preprocess_map_kwargs={"concurrency": "many"})
-    with pytest.raises(ConfigError, match=r"postprocess_map_kwargs: unknown key 'num_cpu'. Did you mean 'num_cpus'"):
+    with pytest.raises(
+        ConfigError, match=r"postprocess_map_kwargs: unknown key 'num_cpu'. Did you mean 'num_cpus'"
+    ):
         adding(1, postprocess_map_kwargs={"num_cpu": 1})
 
 
 def test_what_a_builder_does_not_take(registered):
     with pytest.raises(
-        ConfigError, match=r"the builder of HttpRequestProcessorConfig takes no 'double'. It takes none"
+        ConfigError,
+        match=r"the builder of HttpRequestProcessorConfig takes no 'double'. It takes none",
     ):
         build_processor(HttpRequestProcessorConfig(url="http://h/"), builder_kwargs={"double": 1})
     engine = OpenVINOEngineProcessorConfig(model_source="demo")
@@ -72,7 +77,9 @@ def test_what_a_builder_does_not_take(registered):
         build_processor(engine, builder_kwargs={"chat_template_kwarg": {}})
     ProcessorBuilder.clear_registry()
     ProcessorBuilder.register(Mine, lambda config, preprocess, doubled=False: adding(1))
-    with pytest.raises(ConfigError, match=r"the builder of Mine takes no 'double'. Did you mean 'doubled'"):
+    with pytest.raises(
+        ConfigError, match=r"the builder of Mine takes no 'double'. Did you mean 'doubled'"
+    ):
         ProcessorBuilder.build(Mine(), preprocess=None, double=True)
 
 

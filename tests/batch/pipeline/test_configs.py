@@ -1,4 +1,6 @@
-"""Configurations of processors: names, defaults and mistakes, as users of `ray.data.llm` know them."""
+"""Configurations of processors: names, defaults and mistakes, as users of `ray.data.llm` know
+them.
+"""
 
 import pickle
 
@@ -24,7 +26,10 @@ from penstock.errors import ConfigError
     [
         ({"engine": "shared"}, "^deterministic: say in model_source"),
         ({"engine": SimulatedEngine()}, "^deterministic: has no meaning beside an engine object"),
-        ({"model_source": "demo", "engine_kwargs": {"deterministic": False}}, "engine_kwargs.deterministic: does not"),
+        (
+            {"model_source": "demo", "engine_kwargs": {"deterministic": False}},
+            "engine_kwargs.deterministic: does not",
+        ),
     ],
 )
 def test_determinism_where_it_cannot_be_had(given, told):
@@ -36,16 +41,27 @@ def test_defaults_are_those_that_users_know():
     engine = vLLMEngineProcessorConfig(model_source="m")
     assert (engine.batch_size, engine.concurrency, engine.task_type) == (32, 1, "generate")
     assert (engine.max_concurrent_batches, engine.max_pending_requests) == (8, None)
-    assert (engine.chat_template_stage, engine.tokenize_stage, engine.detokenize_stage) == (True, True, True)
+    assert (engine.chat_template_stage, engine.tokenize_stage, engine.detokenize_stage) == (
+        True,
+        True,
+        True,
+    )
     assert (engine.prepare_multimodal_stage, engine.should_continue_on_error) == (False, False)
     http = HttpRequestProcessorConfig(url="http://127.0.0.1/")
-    assert (http.batch_size, http.max_retries, http.base_retry_wait_time_in_s, http.qps) == (64, 0, 1, None)
+    assert (http.batch_size, http.max_retries, http.base_retry_wait_time_in_s, http.qps) == (
+        64,
+        0,
+        1,
+        None,
+    )
     assert ServeDeploymentProcessorConfig(deployment_name="d").app_name == "default"
     assert PrepareMultimodalStageConfig().chat_template_content_format == "string"
 
 
 def test_a_configuration_can_be_pickled():
-    config = OpenVINOEngineProcessorConfig(model_source="m", concurrency=(1, 2), chat_template_stage={"batch_size": 2})
+    config = OpenVINOEngineProcessorConfig(
+        model_source="m", concurrency=(1, 2), chat_template_stage={"batch_size": 2}
+    )
     assert pickle.loads(pickle.dumps(config)) == config
 
 
@@ -58,10 +74,16 @@ def vllm(**options):
     [
         (lambda: vllm(batch_sise=1), "Did you mean 'batch_size'?"),
         (lambda: vllm(batch_size=0), "batch_size: must be at least 1, got 0"),
-        (lambda: vllm(task_type="embedding"), "task_type: there is no 'embedding'. Did you mean 'embed'?"),
+        (
+            lambda: vllm(task_type="embedding"),
+            "task_type: there is no 'embedding'. Did you mean 'embed'?",
+        ),
         (lambda: vllm(on_invalid_json="x"), "on_invalid_json: there is no 'x'. Known: keep, retry"),
         (lambda: vLLMEngineProcessorConfig(), "model_source: say which model"),
-        (lambda: vllm(placement_group_config={"bundls": []}), "placement_group_config.bundls: unknown key"),
+        (
+            lambda: vllm(placement_group_config={"bundls": []}),
+            "placement_group_config.bundls: unknown key",
+        ),
         (
             lambda: vllm(placement_group_config={"strategy": "PACK"}),
             "give exactly one of bundle_per_worker and bundles",
@@ -80,7 +102,9 @@ def test_mistakes_are_named(make, message):
 
 
 def test_secrets_are_not_shown():
-    config = HttpRequestProcessorConfig(url="http://u:p@h/?key=xyz", headers={"Authorization": "Bearer abc"})
+    config = HttpRequestProcessorConfig(
+        url="http://u:p@h/?key=xyz", headers={"Authorization": "Bearer abc"}
+    )
     assert "abc" not in repr(config)
     assert "u:p" not in repr(config)
     assert "xyz" not in repr(config)
@@ -109,5 +133,11 @@ def test_a_stage_field():
 
 
 def test_what_a_configuration_says():
-    config = HttpRequestProcessorConfig(url="http://h/", session_factory=pytest.raises, batch_size=3)
-    assert shown(config) == {"url": "http://h/", "batch_size": 3, "session_factory": "_pytest.raises.raises"}
+    config = HttpRequestProcessorConfig(
+        url="http://h/", session_factory=pytest.raises, batch_size=3
+    )
+    assert shown(config) == {
+        "url": "http://h/",
+        "batch_size": 3,
+        "session_factory": "_pytest.raises.raises",
+    }

@@ -27,9 +27,18 @@ def test_it_names_the_function():
         ("def f(row, most=1): return {'most': most}", "def f(row, most=2): return {'most': most}"),
         ("ASK = 'a'\ndef f(row): return {'p': ASK}", "ASK = 'b'\ndef f(row): return {'p': ASK}"),
         ("K = ('a', 1)\ndef f(row): return {'p': K}", "K = ('a', 2)\ndef f(row): return {'p': K}"),
-        ("def g(r): return 1\ndef f(row): return g(row)", "def g(r): return 2\ndef f(row): return g(row)"),
-        ("def m(a):\n return lambda row: a\nf = m('x')", "def m(a):\n return lambda row: a\nf = m('y')"),
-        ("A = 1\ndef f(row): return [A for _ in row]", "A = 2\ndef f(row): return [A for _ in row]"),
+        (
+            "def g(r): return 1\ndef f(row): return g(row)",
+            "def g(r): return 2\ndef f(row): return g(row)",
+        ),
+        (
+            "def m(a):\n return lambda row: a\nf = m('x')",
+            "def m(a):\n return lambda row: a\nf = m('y')",
+        ),
+        (
+            "A = 1\ndef f(row): return [A for _ in row]",
+            "A = 2\ndef f(row): return [A for _ in row]",
+        ),
         (
             "class C:\n def __call__(self, row): return 1\nf = C()",
             "class C:\n def __call__(self, row): return 2\nf = C()",
@@ -43,8 +52,12 @@ def test_a_changed_function_is_another(one, other):
 
 def test_what_a_partial_was_given_is_a_part_of_it():
     ask = made("def f(row, prompt): return {'p': prompt}")
-    assert function_identity(partial(ask, prompt="a")) == function_identity(partial(ask, prompt="a"))
-    assert function_identity(partial(ask, prompt="a")) != function_identity(partial(ask, prompt="b"))
+    assert function_identity(partial(ask, prompt="a")) == function_identity(
+        partial(ask, prompt="a")
+    )
+    assert function_identity(partial(ask, prompt="a")) != function_identity(
+        partial(ask, prompt="b")
+    )
 
 
 def test_sets_have_no_order():
@@ -58,7 +71,9 @@ def test_sets_have_no_order():
 
 
 def test_what_changes_while_it_runs_is_no_part_of_it():
-    counting = made("n = 0\nseen = []\ndef f(row):\n global n\n n += 1\n seen.append(row)\n return {}")
+    counting = made(
+        "n = 0\nseen = []\ndef f(row):\n global n\n n += 1\n seen.append(row)\n return {}"
+    )
     before = function_identity(counting)
     counting({})
     assert function_identity(counting) == before

@@ -21,9 +21,18 @@ def same(kind, ours, theirs):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (OpenVINOEngineProcessorConfig, {"engine_kwargs": {"num_threads": 2, "properties": {"CACHE_DIR": "c"}}}),
-        (vLLMEngineProcessorConfig, {"engine_kwargs": {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2}}),
-        (SGLangEngineProcessorConfig, {"engine_kwargs": {"mem_fraction_static": 0.5, "tp_size": 2}}),
+        (
+            OpenVINOEngineProcessorConfig,
+            {"engine_kwargs": {"num_threads": 2, "properties": {"CACHE_DIR": "c"}}},
+        ),
+        (
+            vLLMEngineProcessorConfig,
+            {"engine_kwargs": {"gpu_memory_utilization": 0.5, "tensor_parallel_size": 2}},
+        ),
+        (
+            SGLangEngineProcessorConfig,
+            {"engine_kwargs": {"mem_fraction_static": 0.5, "tp_size": 2}},
+        ),
         (OpenVINOEngineProcessorConfig, {"batch_size": 3, "concurrency": 2}),
     ],
 )
@@ -35,11 +44,17 @@ def test_what_costs_memory_or_time_makes_no_other_job(kind, options):
     ("kind", "options"),
     [
         (OpenVINOEngineProcessorConfig, {"engine_kwargs": {"inference_precision": "f32"}}),
-        (OpenVINOEngineProcessorConfig, {"engine_kwargs": {"properties": {"KV_CACHE_PRECISION": "u8"}}}),
+        (
+            OpenVINOEngineProcessorConfig,
+            {"engine_kwargs": {"properties": {"KV_CACHE_PRECISION": "u8"}}},
+        ),
         (OpenVINOEngineProcessorConfig, {"deterministic": True}),
         (vLLMEngineProcessorConfig, {"engine_kwargs": {"dtype": "float16"}}),
         (SGLangEngineProcessorConfig, {"deterministic": True}),
-        (OpenVINOEngineProcessorConfig, {"chat_template_stage": {"chat_template": "{{ messages }}"}}),
+        (
+            OpenVINOEngineProcessorConfig,
+            {"chat_template_stage": {"chat_template": "{{ messages }}"}},
+        ),
         (OpenVINOEngineProcessorConfig, {"chat_template_stage": False}),
     ],
 )
@@ -48,7 +63,11 @@ def test_what_decides_makes_another_job(kind, options):
 
 
 def test_how_many_workers_a_stage_has_makes_no_other_job():
-    given = [ChatTemplateStageConfig(batch_size=3, num_cpus=1), {"concurrency": 2, "memory": 1e9}, {}]
+    given = [
+        ChatTemplateStageConfig(batch_size=3, num_cpus=1),
+        {"concurrency": 2, "memory": 1e9},
+        {},
+    ]
     ours, *theirs = ({"model_source": "demo", "chat_template_stage": stage} for stage in given)
     for other in theirs:
         assert same(OpenVINOEngineProcessorConfig, ours, other)
@@ -56,7 +75,8 @@ def test_how_many_workers_a_stage_has_makes_no_other_job():
 
 def test_a_stage_that_is_switched_on_with_a_time_limit_is_on():
     off, on, patient = (
-        {"model_source": "demo", "prepare_multimodal_stage": stage} for stage in (False, True, {"timeout_s": 9})
+        {"model_source": "demo", "prepare_multimodal_stage": stage}
+        for stage in (False, True, {"timeout_s": 9})
     )
     assert same(vLLMEngineProcessorConfig, on, patient)
     assert not same(vLLMEngineProcessorConfig, off, patient)
@@ -64,4 +84,6 @@ def test_a_stage_that_is_switched_on_with_a_time_limit_is_on():
 
 def test_how_an_endpoint_is_reached_makes_no_other_job():
     url = {"url": "http://127.0.0.1/"}
-    assert same(HttpRequestProcessorConfig, url, {**url, "qps": 3, "timeout_s": 9, "headers": {"a": "b"}})
+    assert same(
+        HttpRequestProcessorConfig, url, {**url, "qps": 3, "timeout_s": 9, "headers": {"a": "b"}}
+    )

@@ -52,7 +52,8 @@ class Ending(BaseException):
 
 
 @pytest.mark.parametrize(
-    "error", [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Ending]
+    "error",
+    [StopIteration, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError, Ending],
 )
 async def test_what_no_future_can_hold_is_an_error_too(error):
     def call():

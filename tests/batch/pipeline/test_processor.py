@@ -57,7 +57,11 @@ def test_a_plain_loop_inside_an_event_loop():
 
 
 async def test_preprocess_adds_columns_and_postprocess_makes_the_row():
-    processor = adding(1, preprocess=lambda row: {"x": row["id"] * 2}, postprocess=lambda row: {"y": row["x"], **row})
+    processor = adding(
+        1,
+        preprocess=lambda row: {"x": row["id"] * 2},
+        postprocess=lambda row: {"y": row["x"], **row},
+    )
     assert await all_of(processor([{"id": 4, "a": "b"}])) == [{"y": 9, "x": 9, "id": 4, "a": "b"}]
 
 
@@ -74,7 +78,10 @@ async def test_a_slow_preprocess_leaves_the_loop_free():
 
 async def test_preprocess_in_several_threads():
     barrier = threading.Barrier(4)
-    options = {"preprocess": lambda row: {"at": barrier.wait(30)}, "preprocess_map_kwargs": {"concurrency": 4}}
+    options = {
+        "preprocess": lambda row: {"at": barrier.wait(30)},
+        "preprocess_map_kwargs": {"concurrency": 4},
+    }
     table = pa.Table.from_pylist(numbers(4))
     assert len(await all_of(adding(1, **options)(table))) == 4
 
@@ -99,7 +106,9 @@ class Counting:
         return {}
 
 
-@pytest.mark.parametrize(("concurrency", "batch_size", "count"), [(1, 4, 1), (3, 2, 3), ([1, 2], 5, 2)])
+@pytest.mark.parametrize(
+    ("concurrency", "batch_size", "count"), [(1, 4, 1), (3, 2, 3), ([1, 2], 5, 2)]
+)
 async def test_concurrency_and_batch_size_are_honoured(concurrency, batch_size, count):
     seen: list[tuple[int, int]] = []
     full = {"each": batch_size, "count": count, "workers": set(), "event": asyncio.Event()}
@@ -216,7 +225,10 @@ async def test_a_consumer_that_does_not_take_holds_up_the_rest():
 async def test_cancelling_the_consumer_stops_the_stages():
     log: list[str] = []
     entered: list[int] = []
-    stages = [AddStage(None, {"log": log}), StatefulStage(Held, {"free": {0: asyncio.Event()}, "entered": entered})]
+    stages = [
+        AddStage(None, {"log": log}),
+        StatefulStage(Held, {"free": {0: asyncio.Event()}, "entered": entered}),
+    ]
     task = asyncio.create_task(all_of(Processor(ProcessorConfig(), stages)(numbers(10))))
     while not entered:  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -255,7 +267,9 @@ class Spending:
 
 
 async def test_the_tokens_of_all_stages_are_counted():
-    stream = Processor(ProcessorConfig(), [StatefulStage(Spending), StatefulStage(Spending)])(numbers(10))
+    stream = Processor(ProcessorConfig(), [StatefulStage(Spending), StatefulStage(Spending)])(
+        numbers(10)
+    )
     assert stream.counts.cached_share == 0.0
     assert len(await all_of(stream)) == 10
     assert (stream.counts.prompt_tokens, stream.counts.completion_tokens) == (90, 20)
@@ -282,5 +296,9 @@ async def test_what_cannot_be_remembered_is_made_for_each_of_equal_rows(order):
         return {"id": row["id"], "vector": row["vector"].tolist()}
 
     rows = [{"id": n, "kind": n % 3} for n in range(200)]
-    found = await all_of(Processor(ProcessorConfig(), [VectorStage()], postprocess=spoil)(rows, order=order))
-    assert sorted(found, key=lambda row: row["id"]) == [{"id": n, "vector": [n % 3 + 10]} for n in range(200)]
+    found = await all_of(
+        Processor(ProcessorConfig(), [VectorStage()], postprocess=spoil)(rows, order=order)
+    )
+    assert sorted(found, key=lambda row: row["id"]) == [
+        {"id": n, "vector": [n % 3 + 10]} for n in range(200)
+    ]

@@ -1,4 +1,6 @@
-"""What fails in a processor, and what becomes of it: functions, stages, workers and sources that raise anything."""
+"""What fails in a processor, and what becomes of it: functions, stages, workers and sources that
+raise anything.
+"""
 
 import asyncio
 import pickle
@@ -21,9 +23,19 @@ from penstock.errors import ConfigError, EngineTimeoutError, InputError, JobErro
     ("options", "stage", "kind", "message"),
     [
         ({"preprocess": lambda row: 1 // 0}, "preprocess", "user_code_error", "ZeroDivisionError"),
-        ({"preprocess": lambda row: 3}, "preprocess", "user_code_error", "preprocess gave a int, no dict"),
+        (
+            {"preprocess": lambda row: 3},
+            "preprocess",
+            "user_code_error",
+            "preprocess gave a int, no dict",
+        ),
         ({"postprocess": lambda row: row["y"]}, "postprocess", "user_code_error", "KeyError: 'y'"),
-        ({"postprocess": lambda row: None}, "postprocess", "user_code_error", "postprocess gave a NoneType"),
+        (
+            {"postprocess": lambda row: None},
+            "postprocess",
+            "user_code_error",
+            "postprocess gave a NoneType",
+        ),
     ],
 )
 async def test_errors_in_functions_name_their_stage(options, stage, kind, message):
@@ -48,7 +60,10 @@ async def test_a_failing_row_spoils_no_other():
     assert [row["status"] for row in found].count("ok") == 98
     assert found[0] == {"id": 0, "x": 2, "status": "ok", "error": None}
     assert found[40]["error"]["message"] == "that is no number"
-    assert (found[60]["error"]["type"], found[60]["error"]["stage"]) == ("user_code_error", "AddStage")
+    assert (found[60]["error"]["type"], found[60]["error"]["stage"]) == (
+        "user_code_error",
+        "AddStage",
+    )
     with pytest.raises(JobError, match="row 40 failed at stage AddStage: that is no number"):
         await all_of(adding(1, 1)(rows))
 
@@ -62,12 +77,17 @@ async def test_a_row_that_failed_in_one_processor_does_not_succeed_in_the_next(t
         seen.append(row["id"])
         return {"x": -row["id"]}
 
-    given = adding(1, config=config)([{"id": 0, "x": 1}, {"id": 1, "x": "poison"}, {"id": 2, "x": 3}])
+    given = adding(1, config=config)(
+        [{"id": 0, "x": 1}, {"id": 1, "x": "poison"}, {"id": 2, "x": 3}]
+    )
     first = await all_of(given)
     second = adding(1, config=config, preprocess=preprocess)
     found = await all_of(second(pickle.loads(pickle.dumps(first)) if taken else given))
     assert found[1] == first[1]
-    assert (found[1]["error"]["message"], found[1]["error"]["stage"]) == ("that is no number", "AddStage")
+    assert (found[1]["error"]["message"], found[1]["error"]["stage"]) == (
+        "that is no number",
+        "AddStage",
+    )
     assert [row["status"] for row in found] == ["ok", "error", "ok"]
     assert seen == [0, 2]
     seen.clear()
@@ -114,14 +134,24 @@ class Silent(Exception):
         raise ValueError("there is no text")
 
 
-ENDINGS = [ValueError, Silent, Ending, SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError]
+ENDINGS = [
+    ValueError,
+    Silent,
+    Ending,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    asyncio.CancelledError,
+]
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("after", [0, 1])
 @pytest.mark.parametrize("arriving", [False, True])
 def test_a_source_that_wants_to_end_everything_ends_the_run(after, ending, arriving):
-    """In the thread that a plain `for` works in: in the main thread a `KeyboardInterrupt` is the user's."""
+    """In the thread that a plain `for` works in: in the main thread a `KeyboardInterrupt` is the
+    user's.
+    """
 
     def rows():
         yield from numbers(after)
@@ -147,7 +177,9 @@ async def test_a_stage_that_gives_no_dict():
 
 
 async def test_a_stage_that_cannot_be_made_or_started():
-    with pytest.raises(ConfigError, match=r"Add cannot be made: .* unexpected keyword argument 'nmber'"):
+    with pytest.raises(
+        ConfigError, match=r"Add cannot be made: .* unexpected keyword argument 'nmber'"
+    ):
         await all_of(Processor(ProcessorConfig(), [AddStage(None, {"nmber": 1})])(numbers(1)))
 
     class Broken(Add):
@@ -156,7 +188,11 @@ async def test_a_stage_that_cannot_be_made_or_started():
 
     log: list[str] = []
     with pytest.raises(EngineTimeoutError, match="does not start"):
-        await all_of(Processor(ProcessorConfig(), [AddStage(None, {"log": log}), StatefulStage(Broken)])(numbers(1)))
+        await all_of(
+            Processor(ProcessorConfig(), [AddStage(None, {"log": log}), StatefulStage(Broken)])(
+                numbers(1)
+            )
+        )
     assert log == ["start", "stop"]
 
     class Buggy(Add):
@@ -177,7 +213,10 @@ class Batches:
     [
         (
             StatefulStage(Batches),
-            r"StatefulStage.fn: Batches has no method process\(row\). It takes one row, where a `udf`",
+            (
+                r"StatefulStage.fn: Batches has no method process\(row\). It takes one row, where a"
+                r" `udf`"
+            ),
         ),
         (StatefulStage(dict), r"StatefulStage.fn: dict has no method process\(row\)$"),
         (Add(1), "stages: a Add is no penstock.batch.StatefulStage"),
@@ -215,7 +254,8 @@ class Absent:
 
 
 @pytest.mark.parametrize(
-    "use", [lambda last, rows: all_of(last(rows)), lambda last, rows: penstock.arun(rows, processor=last)]
+    "use",
+    [lambda last, rows: all_of(last(rows)), lambda last, rows: penstock.arun(rows, processor=last)],
 )
 async def test_what_gives_the_rows_ends_where_a_stage_does_not_start(use):
     """At once, and not when somebody forgets the error: it may hold an engine."""
@@ -272,14 +312,20 @@ def test_a_row_that_wants_to_end_everything_ends_alone(worker, ending):
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("place", ["init", "start"])
 def test_a_worker_that_wants_to_end_everything_ends_the_run(place, ending):
-    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": place, "ending": ending})])
-    with pytest.raises(UserCodeError, match=f"Leaving cannot be (made|started): {ending.__name__}: "):
+    processor = Processor(
+        ProcessorConfig(), [StatefulStage(Leaving, {"place": place, "ending": ending})]
+    )
+    with pytest.raises(
+        UserCodeError, match=f"Leaving cannot be (made|started): {ending.__name__}: "
+    ):
         processor(numbers(1)).take_all()
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_worker_that_cannot_be_stopped_costs_no_row(caplog, ending):
-    processor = Processor(ProcessorConfig(), [StatefulStage(Leaving, {"place": "stop", "ending": ending})])
+    processor = Processor(
+        ProcessorConfig(), [StatefulStage(Leaving, {"place": "stop", "ending": ending})]
+    )
     assert len(processor(numbers(2)).take_all()) == 2
     assert f"Leaving could not be stopped: {ending.__name__}: " in caplog.text
     assert "Traceback" not in caplog.text
@@ -329,5 +375,7 @@ async def test_nothing_is_still_starting_when_another_stage_has_failed():
             raise EngineTimeoutError("does not start")
 
     with pytest.raises(EngineTimeoutError):
-        await all_of(Processor(ProcessorConfig(), [StatefulStage(Slow), StatefulStage(Broken)])(numbers(1)))
+        await all_of(
+            Processor(ProcessorConfig(), [StatefulStage(Slow), StatefulStage(Broken)])(numbers(1))
+        )
     assert log == ["ended", "stopped"]

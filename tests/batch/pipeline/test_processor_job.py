@@ -1,4 +1,6 @@
-"""Processors in journaled jobs: what is written, what goes on after an end that was not chosen, what is refused."""
+"""Processors in journaled jobs: what is written, what goes on after an end that was not chosen,
+what is refused.
+"""
 
 import asyncio
 import csv
@@ -57,7 +59,9 @@ class Double:
 
 def doubling(seen=None, keep=True, postprocess=None, preprocess=None, **kwargs):
     stage = StatefulStage(Double, {"world": World(seen, **kwargs)})
-    return Processor(ProcessorConfig(should_continue_on_error=keep), [stage], preprocess, postprocess)
+    return Processor(
+        ProcessorConfig(should_continue_on_error=keep), [stage], preprocess, postprocess
+    )
 
 
 def numbered(count=300):
@@ -81,7 +85,9 @@ async def test_in_memory():
 
 async def test_good_and_bad_rows_have_the_same_columns(tmp_path):
     def make(failing):
-        return doubling(failing=failing, postprocess=lambda row: {"id": row["id"], "d": row["double"]})
+        return doubling(
+            failing=failing, postprocess=lambda row: {"id": row["id"], "d": row["double"]}
+        )
 
     columns = ["id", "text", "d", "status", "error"]
     result = await run(numbered(3), None, make((0,)))
@@ -92,19 +98,31 @@ async def test_good_and_bad_rows_have_the_same_columns(tmp_path):
         table = pq.read_table(tmp_path / f"{name}.parquet")
         if name != "bad":  # then there is no knowing what was to be made
             assert sorted(table.column_names) == sorted(columns)
-        assert all(whole.schema.field(field.name).type == field.type for field in table.schema), table.schema
+        assert all(whole.schema.field(field.name).type == field.type for field in table.schema), (
+            table.schema
+        )
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
 async def test_every_form_of_output(tmp_path, name):
     if name.endswith("/"):
         (tmp_path / name).mkdir()
-    processor = doubling(failing=(7,), postprocess=lambda row: {"id": row["id"], "d": row["double"], "raw": row["raw"]})
+    processor = doubling(
+        failing=(7,),
+        postprocess=lambda row: {"id": row["id"], "d": row["double"], "raw": row["raw"]},
+    )
     result = await run(numbered(), tmp_path / name, processor)
     assert result.counts.errors == {"user_code_error": 1}
     if name == "out.jsonl":
         found = lines(tmp_path / name)
-        assert found[8] == {"id": 8, "text": None, "d": 16, "raw": "CA==", "status": "ok", "error": None}
+        assert found[8] == {
+            "id": 8,
+            "text": None,
+            "d": 16,
+            "raw": "CA==",
+            "status": "ok",
+            "error": None,
+        }
         assert found[7]["text"] == "text 7"
     elif name == "out.csv":
         rows = list(csv.DictReader((tmp_path / name).read_text().splitlines()))
@@ -119,7 +137,9 @@ async def test_every_form_of_output(tmp_path, name):
 
 
 async def test_input_types_pass_through(tmp_path):
-    table = pa.table({"id": pa.array(range(50), pa.int16()), "at": pa.array([datetime(2026, 1, 2)] * 50)})
+    table = pa.table(
+        {"id": pa.array(range(50), pa.int16()), "at": pa.array([datetime(2026, 1, 2)] * 50)}
+    )
     await run(table, tmp_path / "out.parquet", doubling(keep=False))
     found = pq.read_table(tmp_path / "out.parquet")
     assert found.schema.field("id").type == pa.int16()
@@ -193,7 +213,9 @@ def test_a_signal_ends_a_job_that_goes_on_later(tmp_path, ctrl_c, number, where,
 
     def run_with(signals):
         stage = StatefulStage(Interrupting, {"at": Signals(signals)})
-        return penstock.run(numbered(5000), output, processor=Processor(ProcessorConfig(), [stage]), progress=False)
+        return penstock.run(
+            numbered(5000), output, processor=Processor(ProcessorConfig(), [stage]), progress=False
+        )
 
     with pytest.raises(JobInterrupted, match="stopped after") as stopped:
         where(lambda: run_with({100: number}))
@@ -206,7 +228,9 @@ def test_a_signal_ends_a_job_that_goes_on_later(tmp_path, ctrl_c, number, where,
 
 async def test_a_failure_ends_the_job_and_what_is_done_is_kept(tmp_path):
     output = tmp_path / "out.jsonl"
-    with pytest.raises(JobError, match="row 200 failed at stage StatefulStage: ValueError: not this one"):
+    with pytest.raises(
+        JobError, match="row 200 failed at stage StatefulStage: ValueError: not this one"
+    ):
         await run(numbered(), output, doubling(keep=False, failing=(200,)))
     seen: list[int] = []
     await run(numbered(), output, doubling(seen, keep=False))
@@ -224,11 +248,15 @@ async def test_failed_rows_are_run_again(tmp_path):
     assert pq.read_table(output)["double"].to_pylist() == [2 * n for n in range(300)]
 
 
-@pytest.mark.parametrize("options", [{"on_error": "keep"}, {"dead_letter": "failed.jsonl"}, {"max_error_rate": 0.2}])
+@pytest.mark.parametrize(
+    "options", [{"on_error": "keep"}, {"dead_letter": "failed.jsonl"}, {"max_error_rate": 0.2}]
+)
 async def test_what_is_said_of_the_job_goes_before_what_the_processor_says(tmp_path, options):
     if "dead_letter" in options:
         options = {"dead_letter": tmp_path / "failed.jsonl"}
-    result = await run(numbered(10), tmp_path / "out.jsonl", doubling(keep=False, failing=(3,)), **options)
+    result = await run(
+        numbered(10), tmp_path / "out.jsonl", doubling(keep=False, failing=(3,)), **options
+    )
     assert result.counts.errors == {"user_code_error": 1}
     assert {row["status"] for row in lines(tmp_path / "out.jsonl") if row["id"] != 3} == {"ok"}
 
@@ -241,7 +269,10 @@ async def test_rows_that_left_the_output_come_back_when_they_succeed(tmp_path, n
         policy = {"dead_letter": letters}
 
     def ids():
-        return [row["id"] for row in (lines(output) if name == "out.jsonl" else pq.read_table(output).to_pylist())]
+        return [
+            row["id"]
+            for row in (lines(output) if name == "out.jsonl" else pq.read_table(output).to_pylist())
+        ]
 
     await run(numbered(), output, doubling(failing=(5, 60, 61)), **policy)
     assert ids() == [n for n in range(300) if n not in (5, 60, 61)]
@@ -250,7 +281,9 @@ async def test_rows_that_left_the_output_come_back_when_they_succeed(tmp_path, n
             (n, f"text {n}", "StatefulStage") for n in (5, 60, 61)
         ]
     seen: list[int] = []
-    result = await run(numbered(), output, doubling(seen, failing=(61,)), retry_failed=True, **policy)
+    result = await run(
+        numbered(), output, doubling(seen, failing=(61,)), retry_failed=True, **policy
+    )
     assert sorted(seen) == [5, 60, 61]
     assert result.counts.errors == {"user_code_error": 1}
     assert ids() == [n for n in range(300) if n != 61]
@@ -323,7 +356,10 @@ async def test_duplicates_of_an_engines_rows_survive_in_a_job(tmp_path):
     config = OpenVINOEngineProcessorConfig(engine=engine)
     processor = build_processor(
         config,
-        preprocess=lambda row: {"prompt": f"t {row['id'] % 7}", "sampling_params": {"temperature": 0}},
+        preprocess=lambda row: {
+            "prompt": f"t {row['id'] % 7}",
+            "sampling_params": {"temperature": 0},
+        },
         postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]},
     )
     result = await run(numbered(70), tmp_path / "out.jsonl", processor)
@@ -335,11 +371,18 @@ async def test_duplicates_of_an_engines_rows_survive_in_a_job(tmp_path):
 
 async def test_policies_by_kind_of_error(tmp_path):
     output = tmp_path / "out.jsonl"
-    await run(numbered(10), output, doubling(keep=False, failing=(3,)), on_error={"user_code_error": "skip"})
+    await run(
+        numbered(10),
+        output,
+        doubling(keep=False, failing=(3,)),
+        on_error={"user_code_error": "skip"},
+    )
     assert [row["id"] for row in lines(output)] == [n for n in range(10) if n != 3]
     assert {row["status"] for row in lines(output)} == {"ok"}
     seen: list[int] = []
-    retried = await run(numbered(10), None, doubling(seen, failing=(3,)), on_error={"user_code_error": "retry"})
+    retried = await run(
+        numbered(10), None, doubling(seen, failing=(3,)), on_error={"user_code_error": "retry"}
+    )
     assert seen.count(3) == 3
     assert [row["status"] for row in retried.rows()].count("error") == 1
     with pytest.raises(JobError, match="row 3 failed"):
@@ -353,7 +396,9 @@ async def test_policies_by_kind_of_error(tmp_path):
 async def test_a_row_that_hangs_becomes_an_error_row():
     engine = SimulatedEngine(engine_kwargs={"hang_rate": 0.3, "max_num_seqs": 4})
     source = numbered(40)
-    result = await penstock.arun(source, engine=engine, prompt="{text}", row_timeout=0.05, progress=False)
+    result = await penstock.arun(
+        source, engine=engine, prompt="{text}", row_timeout=0.05, progress=False
+    )
     rows = list(result.rows())
     hung = [row for row in rows if row["status"] == "error"]
     assert 3 < len(hung) < 25

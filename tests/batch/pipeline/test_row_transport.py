@@ -29,7 +29,9 @@ async def test_batches_of_good_and_of_bad_rows_agree():
     good = block(await through([{"id": 2}, {"id": 4}], postprocess=postprocess))
     mixed = block(await through([{"id": 1}, {"id": 4}], postprocess=postprocess))
     bad = block(await through([{"id": 1}, {"id": 3}], postprocess=postprocess))
-    assert sorted(good.column_names) == sorted(mixed.column_names) == ["error", "half", "id", "status"]
+    assert (
+        sorted(good.column_names) == sorted(mixed.column_names) == ["error", "half", "id", "status"]
+    )
     assert sorted(bad.column_names) == ["error", "id", "status"]
     for other in (mixed, bad):
         for name in ("status", "error"):
@@ -52,7 +54,9 @@ async def test_what_an_endpoint_said_comes_with_the_error():
             raise UpstreamError("no", http_status=422, body="because")
 
     begun = Beginning(None, keep=True)([{"id": 1}])
-    (row,) = Ending(None, keep=True)(await StageProcess("S", StatefulStage(Refused), 4, keep=True)(begun))
+    (row,) = Ending(None, keep=True)(
+        await StageProcess("S", StatefulStage(Refused), 4, keep=True)(begun)
+    )
     assert (row["error"]["status"], row["error"]["body"]) == (422, "because")
 
 
@@ -100,5 +104,7 @@ async def test_an_error_row_has_the_columns_as_they_came_whatever_the_stage_did_
             raise ValueError("no")
 
     begun = Beginning(None, keep=True)([{"id": 1}])
-    (row,) = Ending(None, keep=True)(await StageProcess("S", StatefulStage(Careless), 4, keep=True)(begun))
+    (row,) = Ending(None, keep=True)(
+        await StageProcess("S", StatefulStage(Careless), 4, keep=True)(begun)
+    )
     assert (row["id"], row["status"]) == (1, "error")

@@ -103,7 +103,9 @@ async def test_view_layouts_inside_other_types():
         schema_overrides={"c": polars.Enum(["a", "b"])},
     ).with_columns(polars.col("c").cast(polars.Categorical).alias("d"))
     source = await open_source(frame)
-    pq.write_table(pa.Table.from_batches([next(source.batches())[0].batch]), pa.BufferOutputStream())
+    pq.write_table(
+        pa.Table.from_batches([next(source.batches())[0].batch]), pa.BufferOutputStream()
+    )
     assert "view" not in str(source.schema)
     assert source.first == {"c": "a", "l": ["x"], "s": {"k": "v"}, "d": "a"}
 

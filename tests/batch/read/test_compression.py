@@ -69,7 +69,9 @@ async def test_an_empty_file_has_no_rows(tmp_path, extension):
 
 
 @pytest.mark.parametrize("extension", COMPRESSED)
-@pytest.mark.parametrize("damage", ["cut", "cut to nothing", "garbage", "damaged second", "plain", "flipped"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "cut to nothing", "garbage", "damaged second", "plain", "flipped"]
+)
 async def test_damage_is_told_with_the_name(tmp_path, extension, damage):
     packed = PACK[extension](LINES)
     flipped = bytearray(packed)
@@ -84,7 +86,9 @@ async def test_damage_is_told_with_the_name(tmp_path, extension, damage):
     }[damage]
     path = tmp_path / f"rows.jsonl{extension}"
     path.write_bytes(data)
-    with pytest.raises(InputError, match=rf"rows\.jsonl{extension}: the compressed data are damaged or cut off$"):
+    with pytest.raises(
+        InputError, match=rf"rows\.jsonl{extension}: the compressed data are damaged or cut off$"
+    ):
         await values(path)
 
 

@@ -15,7 +15,9 @@ async def rows(source):
 
 def text(*values):
     """A column of text, whatever the bytes are."""
-    return pa.Array.from_buffers(pa.binary(), len(values), pa.array(values, pa.binary()).buffers()).view(pa.string())
+    return pa.Array.from_buffers(
+        pa.binary(), len(values), pa.array(values, pa.binary()).buffers()
+    ).view(pa.string())
 
 
 @pytest.mark.parametrize("nested", [False, True])
@@ -77,17 +79,26 @@ async def test_tables_without_columns_and_with_doubles(tmp_path):
 @pytest.mark.parametrize("damage", ["empty", "cut", "footer", "page", "no magic", "text"])
 async def test_damaged_parquet_is_told_with_its_name(tmp_path, damage):
     path = tmp_path / "in.parquet"
-    pq.write_table(pa.table({"a": [b"x" * 99] * 9}), path, compression="none", write_page_checksum=True)
+    pq.write_table(
+        pa.table({"a": [b"x" * 99] * 9}), path, compression="none", write_page_checksum=True
+    )
     data = bytearray(path.read_bytes())
     if damage == "footer":
         data[-30:-10] = b"\xff" * 20
     elif damage == "page":
         data[90] ^= 1  # only its checksum tells
     else:
-        others = {"empty": b"", "cut": data[:-20], "no magic": data[:-1] + b"?", "text": b'{"a": 1}\n'}
+        others = {
+            "empty": b"",
+            "cut": data[:-20],
+            "no magic": data[:-1] + b"?",
+            "text": b'{"a": 1}\n',
+        }
         data = bytearray(others[damage])
     path.write_bytes(data)
-    with pytest.raises(InputError, match=r"in\.parquet: (not a readable|damaged) Parquet file") as error:
+    with pytest.raises(
+        InputError, match=r"in\.parquet: (not a readable|damaged) Parquet file"
+    ) as error:
         await rows(path)
     assert "\n" not in str(error.value)
 

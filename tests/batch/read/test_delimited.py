@@ -23,13 +23,17 @@ async def test_with_damage(tmp_path):
     ]
     faults = [row.fault.removeprefix(str(path)) for row in rows if row.fault]
     assert faults == [":4: 3 fields where the header has 2", ":7: invalid UTF-8"]
-    assert [row.values for batch in source.batches(2) for row in batch] == [row.values for row in rows[2:]]
+    assert [row.values for batch in source.batches(2) for row in batch] == [
+        row.values for row in rows[2:]
+    ]
 
 
 @pytest.mark.parametrize("header", ["a,a", "a,,", '"a",b,a'])
 async def test_a_header_that_is_ambiguous(tmp_path, header):
     (tmp_path / "in.csv").write_text(f"{header}\n1,2\n")
-    with pytest.raises(InputError, match=r"in\.csv: two columns of its header have the same name, '(a|)'"):
+    with pytest.raises(
+        InputError, match=r"in\.csv: two columns of its header have the same name, '(a|)'"
+    ):
         await open_source(tmp_path / "in.csv")
 
 
@@ -59,7 +63,9 @@ async def test_a_quote_without_end_is_an_error_row_where_it_begins(tmp_path):
     (tmp_path / "a.csv").write_text('a,b\n1,x\n2,"open\n3,y\n')
     _, rows = await read(tmp_path / "a.csv")
     assert [row.values for row in rows] == [{"a": "1", "b": "x"}, None]
-    assert rows[1].fault == f"{tmp_path}/a.csv:3: malformed CSV: a quote that begins here has no end"
+    assert (
+        rows[1].fault == f"{tmp_path}/a.csv:3: malformed CSV: a quote that begins here has no end"
+    )
 
 
 async def test_a_quote_in_the_wrong_place_is_one_bad_row(tmp_path):

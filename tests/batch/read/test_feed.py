@@ -61,7 +61,8 @@ async def test_rows_come_while_the_next_is_waited_for():
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "most"), [(0, feed.READ_AHEAD_ROWS), (feed.READ_AHEAD_BYTES // 4, 4), (2 * feed.READ_AHEAD_BYTES, 1)]
+    ("nbytes", "most"),
+    [(0, feed.READ_AHEAD_ROWS), (feed.READ_AHEAD_BYTES // 4, 4), (2 * feed.READ_AHEAD_BYTES, 1)],
 )
 async def test_no_more_is_read_ahead_than_the_bounds_allow(nbytes, most):
     source = Lists((1 for _ in count()), nbytes)

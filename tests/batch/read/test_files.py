@@ -23,7 +23,16 @@ def names(folder, found):
 
 
 def test_directories_and_globs_are_sorted(tmp_path):
-    make(tmp_path, "b.jsonl", "a/c.jsonl", "a.jsonl", "_x.jsonl", ".h.jsonl", "o.jsonl.penstock/p.jsonl", "readme.md")
+    make(
+        tmp_path,
+        "b.jsonl",
+        "a/c.jsonl",
+        "a.jsonl",
+        "_x.jsonl",
+        ".h.jsonl",
+        "o.jsonl.penstock/p.jsonl",
+        "readme.md",
+    )
     assert names(tmp_path, files.find(str(tmp_path))) == ["a.jsonl", "b.jsonl", "a/c.jsonl"]
     assert names(tmp_path, files.find(f"{tmp_path}/*.jsonl")) == ["_x.jsonl", "a.jsonl", "b.jsonl"]
     assert names(tmp_path, files.find(f"{tmp_path}/**/c.jsonl")) == ["a/c.jsonl"]
@@ -174,7 +183,9 @@ async def test_names_that_are_no_text(tmp_path):
         source = await open_source(os.fsdecode(path))
         assert [row.values for batch in source.batches() for row in batch] == [{"a": 1}]
         assert json.dumps(source.fingerprint, ensure_ascii=False).encode()
-    assert [row.values for batch in (await open_source(tmp_path)).batches() for row in batch] == [{"a": 1}] * 3
+    assert [row.values for batch in (await open_source(tmp_path)).batches() for row in batch] == [
+        {"a": 1}
+    ] * 3
     assert [file.path[-8:] for file in files.find(f"{tmp_path}/caf*")] == ["f\udce9.jsonl"]
 
 
@@ -191,7 +202,10 @@ def test_links_to_directories_are_followed_once(tmp_path):
     (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "again").symlink_to(tmp_path / "data")
     (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
-    assert names(tmp_path, files.find(str(tmp_path / "data"))) == ["data/a.jsonl", "data/more/b.jsonl"]
+    assert names(tmp_path, files.find(str(tmp_path / "data"))) == [
+        "data/a.jsonl",
+        "data/more/b.jsonl",
+    ]
 
 
 def test_a_directory_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):

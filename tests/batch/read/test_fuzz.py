@@ -1,4 +1,6 @@
-"""Whatever a file holds, reading it ends: in rows and error rows, or in one error that names the file."""
+"""Whatever a file holds, reading it ends: in rows and error rows, or in one error that names the
+file.
+"""
 
 import asyncio
 import bz2
@@ -17,11 +19,13 @@ from penstock.batch.read import open_source
 from penstock.errors import InputError
 
 LINES = (
-    b'\xef\xbb\xbf{"id": 1, "text": "\xc3\xa9"}\r\n\n{"id": 2, "text": null, "n": [1.5, {"a": "\\u00e9"}]}\n{"id": 3}'
+    b'\xef\xbb\xbf{"id": 1, "text": "\xc3\xa9"}\r\n\n{"id": 2, "text": null, "n": [1.5, {"a":'
+    b' "\\u00e9"}]}\n{"id": 3}'
 )
 TABLE = b'\xef\xbb\xbfid,text,n\r\n1,"a ""b"", c",\n2,"two\nlines",3.5\n\n3,\xc3\xa9\n'
 PIECES = [
-    b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800", b" ",
+    b"", b"\n", b"\r", b"\r\n", b"\0", b'"', b"'", b",", b"{", b"}", b"[", b"]", b"\\", b"\\ud800",
+    b" ",
     b"\xff", b"\xfe\xff", b"\xc3", b"\xf0\x9f\x98\x80", b"\xef\xbb\xbf", b"\x1f\x8b", b"PAR1",
     b"NaN", b"1e999", b"-", b"9" * 5000, b"[" * 3000, b'{"a":' * 3000, b'"' * 999, b"," * 999,
     b"null", b'{"id": 4}', b"\n[1]\n",
@@ -112,7 +116,11 @@ def fuzz(examples):
         derandomize=True,
         database=None,
         deadline=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+        suppress_health_check=[
+            HealthCheck.function_scoped_fixture,
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+        ],
     )
 
 
@@ -153,7 +161,10 @@ def fuzzed(examples):
 
     @fuzz(examples)
     @given(
-        data=st.one_of(mutations(st.sampled_from(PARQUETS), [b"", b"\0", b"\xff" * 4, b"PAR1"]), st.binary(max_size=99))
+        data=st.one_of(
+            mutations(st.sampled_from(PARQUETS), [b"", b"\0", b"\xff" * 4, b"PAR1"]),
+            st.binary(max_size=99),
+        )
     )
     def test_parquet(tmp_path, data):
         (tmp_path / "rows.parquet").write_bytes(data)
@@ -163,4 +174,6 @@ def fuzzed(examples):
 
 
 test_lines, test_csv, test_compressed, test_parquet = fuzzed(60)
-test_many_lines, test_much_csv, test_much_compressed, test_much_parquet = map(pytest.mark.slow, fuzzed(1500))
+test_many_lines, test_much_csv, test_much_compressed, test_much_parquet = map(
+    pytest.mark.slow, fuzzed(1500)
+)

@@ -31,7 +31,10 @@ async def test_lists_know_their_length_and_can_be_begun_anywhere():
 
 async def test_a_row_that_is_no_dict_is_a_faulty_row():
     source = await open_source([{"n": 0}, "text"])
-    assert [row.fault for batch in source.batches() for row in batch] == [None, "row 1: a str, not a dict"]
+    assert [row.fault for batch in source.batches() for row in batch] == [
+        None,
+        "row 1: a str, not a dict",
+    ]
 
 
 async def test_asynchronous_rows():

@@ -85,7 +85,8 @@ async def test_a_pipe_without_a_line_can_be_left(monkeypatch):
     with pytest.raises(asyncio.CancelledError):
         await opening
     waiting = [thread for thread in threading.enumerate() if thread.name == "penstock-opener"]
-    assert all(thread.daemon for thread in waiting)  # else the end of the process would wait for the pipe
+    # Else the end of the process would wait for the pipe.
+    assert all(thread.daemon for thread in waiting)
     assert waiting
     os.close(writing)
 
@@ -108,7 +109,13 @@ async def test_brackets_in_text_are_not_deep(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data", ['[{"a": 1},\n{"a": 2}]', '\n[\n  {"a": 1},\n  {"a": 2}\n]\n', '[{"a": 1}, {"a": 2}]\n', "\ufeff[]"]
+    "data",
+    [
+        '[{"a": 1},\n{"a": 2}]',
+        '\n[\n  {"a": 1},\n  {"a": 2}\n]\n',
+        '[{"a": 1}, {"a": 2}]\n',
+        "\ufeff[]",
+    ],
 )
 async def test_a_file_that_is_one_array_is_told(tmp_path, data):
     (tmp_path / "a.jsonl").write_text(data)

@@ -70,7 +70,12 @@ async def test_a_long_line_is_one_bad_row(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["in.jsonl", "in.csv"])
 @pytest.mark.parametrize(
     ("encoding", "told"),
-    [("utf-16", "UTF-16"), ("utf-32", "UTF-32"), ("utf-16-le", "UTF-16LE"), ("utf-16-be", "UTF-16BE")],
+    [
+        ("utf-16", "UTF-16"),
+        ("utf-32", "UTF-32"),
+        ("utf-16-le", "UTF-16LE"),
+        ("utf-16-be", "UTF-16BE"),
+    ],
 )
 async def test_other_encodings_are_refused_by_name(tmp_path, name, encoding, told):
     (tmp_path / name).write_bytes('{"a": 1}\n'.encode(encoding))

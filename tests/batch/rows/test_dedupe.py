@@ -42,7 +42,9 @@ def test_answers_are_found_after_they_left_memory(opened, tmp_path):
     for number in range(100):
         answers.put(digest(number), answer(number))
     assert len(answers._recent) <= 10
-    assert [answers.get(digest(number)) for number in range(100)] == [answer(number) for number in range(100)]
+    assert [answers.get(digest(number)) for number in range(100)] == [
+        answer(number) for number in range(100)
+    ]
     assert answers.get(digest(100)) is None
 
 

@@ -13,7 +13,12 @@ def line(custom_id, body, url="/v1/chat/completions", **more):
 
 
 def chat(text, **more):
-    return {"model": "any-name", "messages": [{"role": "user", "content": text}], "temperature": 0, **more}
+    return {
+        "model": "any-name",
+        "messages": [{"role": "user", "content": text}],
+        "temperature": 0,
+        **more,
+    }
 
 
 async def answer(source, engine, output=None, **options):
@@ -74,7 +79,10 @@ async def test_a_bad_body_is_answered_with_400(make_engine, body, param):
 async def test_errors_of_the_engine_have_their_status(make_engine):
     replies = {"long": ContextLengthError("too long"), "bad": EngineError("broken")}
     result = await answer([line(text, chat(text)) for text in replies], make_engine(replies.get))
-    found = [(row["response"]["status_code"], row["response"]["body"]["error"]["code"]) for row in result.rows()]
+    found = [
+        (row["response"]["status_code"], row["response"]["body"]["error"]["code"])
+        for row in result.rows()
+    ]
     assert found == [(400, "context_length_exceeded"), (500, "engine_error")]
     assert result.counts.failed == 2
 
@@ -116,7 +124,9 @@ async def test_equal_bodies_are_computed_once(make_engine):
     assert [row["custom_id"] for row in found] == [f"a{n}" for n in range(30)]
     assert found[0]["response"]["body"] == found[3]["response"]["body"]
     engine = make_engine()
-    found = list((await answer([line(n, chat("same", temperature=1)) for n in "abc"], engine)).rows())
+    found = list(
+        (await answer([line(n, chat("same", temperature=1)) for n in "abc"], engine)).rows()
+    )
     assert len(engine.asked) == 3
     assert len({row["response"]["body"]["id"] for row in found}) == 3
 
@@ -146,12 +156,17 @@ async def test_an_interrupted_job_gives_the_same_lines(make_engine, tmp_path, mo
 async def test_adapters_are_named_behind_the_model(make_engine):
     engine = make_engine()
     engine.adapters = {"fast": ""}
-    source = [line(n, chat("x", model=name)) for n, name in (("a", "scripted-model:fast"), ("b", "scripted-model"))]
+    source = [
+        line(n, chat("x", model=name))
+        for n, name in (("a", "scripted-model:fast"), ("b", "scripted-model"))
+    ]
     await answer(source, engine)
     assert {request.adapter for request in engine.requests} == {"fast", None}
 
 
-@pytest.mark.parametrize("options", [{"max_tokens": 5}, {"system": "x"}, {"temperature": 0.5}, {"output": "out.csv"}])
+@pytest.mark.parametrize(
+    "options", [{"max_tokens": 5}, {"system": "x"}, {"temperature": 0.5}, {"output": "out.csv"}]
+)
 async def test_what_bodies_say_is_not_said_twice(make_engine, tmp_path, options):
     if "output" in options:
         options = {"output": tmp_path / "out.csv"}
@@ -194,7 +209,10 @@ async def test_embeddings_in_base64_and_without_adapter(make_engine):
 
 
 async def test_a_line_without_a_body_says_so(make_engine):
-    source = [line("a", chat("x")), {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions"}]
+    source = [
+        line("a", chat("x")),
+        {"custom_id": "b", "method": "POST", "url": "/v1/chat/completions"},
+    ]
     _, second = (await answer(source, make_engine())).rows()
     assert second["error"] == {"code": "invalid_line", "message": "the line has no body"}
 
@@ -204,5 +222,8 @@ async def test_integers_that_no_message_can_hold(make_engine):
     result = await answer([line("a", chat("x", tools=[tool])), line("b", chat("y"))], make_engine())
     first, second = result.rows()
     assert first["response"]["status_code"] == 400
-    assert first["response"]["body"]["error"]["message"] == "the body holds an integer of more than 64 bits"
+    assert (
+        first["response"]["body"]["error"]["message"]
+        == "the body holds an integer of more than 64 bits"
+    )
     assert second["response"]["status_code"] == 200

@@ -31,7 +31,10 @@ def test_rows_with_a_long_common_beginning_come_together():
 
 
 def test_what_all_prompts_share_is_no_reason_to_leave_the_order():
-    rows = [row(index, "You are a helpful clerk. " * 40 + f"{index * 7919 % 997}") for index in range(100)]
+    rows = [
+        row(index, "You are a helpful clerk. " * 40 + f"{index * 7919 % 997}")
+        for index in range(100)
+    ]
     assert by_prefix(rows) == rows
 
 

@@ -99,7 +99,9 @@ def test_the_cost_is_that_of_what_repetitions_expand_to(pattern, cost):
 _atoms = st.sampled_from(
     ["a", "b", "-", "[ab]", "[^a]", r"\d", r"\w", r"\s", ".", "(a|b)", "(?:ab)", r"\.", r"\-", "é"]
 )
-_patterns = st.lists(st.tuples(_atoms, st.sampled_from(["", "*", "+", "?", "{1,2}", "{2}"])), max_size=5)
+_patterns = st.lists(
+    st.tuples(_atoms, st.sampled_from(["", "*", "+", "?", "{1,2}", "{2}"])), max_size=5
+)
 
 
 @settings(max_examples=200, deadline=None)

@@ -28,7 +28,10 @@ def test_fields_are_the_properties():
 
 
 def test_parses_what_fits():
-    assert Schema(TICKET).parse('{"category": "billing", "count": 2}') == {"category": "billing", "count": 2}
+    assert Schema(TICKET).parse('{"category": "billing", "count": 2}') == {
+        "category": "billing",
+        "count": 2,
+    }
     assert Schema({"type": "integer"}).parse("7") == {"parsed": 7}
 
 
@@ -62,7 +65,9 @@ def test_the_quick_check_never_accepts_what_the_validator_rejects():
     accepted = 0
     for _ in range(3000):
         value = {
-            name: draw.choice(pool) for name in ("category", "count", "note", "tags", "more") if draw.random() < 0.6
+            name: draw.choice(pool)
+            for name in ("category", "count", "note", "tags", "more")
+            if draw.random() < 0.6
         }
         if check(value):
             accepted += 1
@@ -105,7 +110,9 @@ def test_bad_schemas_are_configuration_errors(tmp_path):
 
 
 def test_properties_keep_their_order():
-    schema = Schema({"type": "object", "properties": {"why": {"type": "string"}, "answer": {"type": "boolean"}}})
+    schema = Schema(
+        {"type": "object", "properties": {"why": {"type": "string"}, "answer": {"type": "boolean"}}}
+    )
     assert list(json.loads(schema.text)["properties"]) == ["why", "answer"]
 
 
@@ -135,7 +142,13 @@ def test_schemas_that_cannot_be_walked_through(tmp_path):
 @pytest.mark.parametrize(
     "reference",
     [
-        *("#/$defs/absent", "https://example.com/schema.json", "file:///etc/hostname", "other.json", "#absent"),
+        *(
+            "#/$defs/absent",
+            "https://example.com/schema.json",
+            "file:///etc/hostname",
+            "other.json",
+            "#absent",
+        ),
         "#/$defs/a/b/c",
     ],
 )
@@ -149,9 +162,16 @@ def test_references_that_lead_nowhere_are_refused(reference):
     [
         {"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}},
         {"$ref": "#x", "$defs": {"a": {"$anchor": "x", "type": "integer"}}},
-        {"$ref": "http://example.com/a", "$defs": {"a": {"$id": "http://example.com/a", "type": "integer"}}},
+        {
+            "$ref": "http://example.com/a",
+            "$defs": {"a": {"$id": "http://example.com/a", "type": "integer"}},
+        },
         {"$ref": "#/definitions/a~1b", "definitions": {"a/b": {"type": "integer"}}},
-        {"$schema": "http://json-schema.org/draft-04/schema#", "minimum": 0, "exclusiveMinimum": True},
+        {
+            "$schema": "http://json-schema.org/draft-04/schema#",
+            "minimum": 0,
+            "exclusiveMinimum": True,
+        },
         {"$schema": "http://json-schema.org/draft-07/schema#", "type": "integer"},
         {"$schema": "https://json-schema.org/draft/2019-09/schema", "type": "integer"},
         {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "integer"},
@@ -164,14 +184,18 @@ def test_references_within_and_the_drafts_are_followed(schema):
 
 
 def test_a_reference_that_leads_to_itself_ends():
-    assert Schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}).parse("1") == {"parsed": 1}
+    assert Schema({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}).parse("1") == {
+        "parsed": 1
+    }
     tree = Schema({"type": "object", "properties": {"a": {"$ref": "#"}}})
     assert tree.parse('{"a": {"a": {}}}') == {"a": {"a": {}}}
     with pytest.raises(ValueError, match=r"a\.a: must be an object"):
         tree.parse('{"a": {"a": 1}}')
 
 
-@pytest.mark.parametrize("declared", ["http://json-schema.org/draft-03/schema#", "https://example.com/mine", "x"])
+@pytest.mark.parametrize(
+    "declared", ["http://json-schema.org/draft-03/schema#", "https://example.com/mine", "x"]
+)
 def test_other_drafts_are_refused_by_name(declared):
     with pytest.raises(ConfigError, match=f'"{declared}" is none of the drafts'):
         Schema({"$schema": declared, "type": "integer"})
@@ -203,9 +227,13 @@ def test_fields_may_be_called_like_keywords(name):
     assert Schema(const).parse(json.dumps({name: "(?=a)"})) == {"parsed": {name: "(?=a)"}}
 
 
-@pytest.mark.parametrize("price", ["0.07", "19.99", "4.02", "1e300", "0", "-0.01", "100000000000000000000.01"])
+@pytest.mark.parametrize(
+    "price", ["0.07", "19.99", "4.02", "1e300", "0", "-0.01", "100000000000000000000.01"]
+)
 def test_cents_are_multiples_of_a_cent(price):
-    schema = Schema({"type": "object", "properties": {"price": {"type": "number", "multipleOf": 0.01}}})
+    schema = Schema(
+        {"type": "object", "properties": {"price": {"type": "number", "multipleOf": 0.01}}}
+    )
     assert schema.parse(f'{{"price": {price}}}') == {"price": json.loads(price)}
     with pytest.raises(ValueError, match=r"price: must be a multiple of 0\.01, not 4\.025"):
         schema.parse('{"price": 4.025}')
@@ -223,15 +251,35 @@ def test_cents_are_multiples_of_a_cent(price):
         ({"minProperties": 1}, "{}", "must have at least 1 fields"),
         ({"uniqueItems": True}, "[1, 1]", "has an item twice"),
         ({"pattern": r"^\d+$"}, '"٣"', r'must match \^\\d\+\$, not "٣"'),
-        ({"propertyNames": {"pattern": "^a"}}, '{"b": 1}', "a name of its fields does not fit: must match"),
-        ({"anyOf": [{"type": "string"}, {"type": "null"}]}, "1", "fits none of the schemas in 'anyOf'"),
-        ({"oneOf": [{"type": "integer"}, {"minimum": 0}]}, "1", "fits more than one of the schemas in 'oneOf'"),
+        (
+            {"propertyNames": {"pattern": "^a"}},
+            '{"b": 1}',
+            "a name of its fields does not fit: must match",
+        ),
+        (
+            {"anyOf": [{"type": "string"}, {"type": "null"}]},
+            "1",
+            "fits none of the schemas in 'anyOf'",
+        ),
+        (
+            {"oneOf": [{"type": "integer"}, {"minimum": 0}]},
+            "1",
+            "fits more than one of the schemas in 'oneOf'",
+        ),
         ({"not": {}}, "1", "is what 'not' excludes"),
         ({"contains": {"type": "string"}}, "[1]", "'contains' asks for"),
-        ({"properties": {"a": {}}, "additionalProperties": False}, '{"b": 1}', "'b' is not among the fields"),
+        (
+            {"properties": {"a": {}}, "additionalProperties": False},
+            '{"b": 1}',
+            "'b' is not among the fields",
+        ),
         ({"properties": {"a": False}}, '{"a": 1}', "a: 1 may not be there"),
         ({"dependentRequired": {"a": ["b"]}}, '{"a": 1}', "'b' is missing"),
-        ({"items": {"items": {"type": "string"}}}, '[["a"], ["b", 1]]', r"\[1\]\[1\]: must be a string"),
+        (
+            {"items": {"items": {"type": "string"}}},
+            '[["a"], ["b", 1]]',
+            r"\[1\]\[1\]: must be a string",
+        ),
         ({"maximum": 10**30}, str(10**31), "must be at most 10{30}, not 10{31}"),
     ],
 )
@@ -242,7 +290,9 @@ def test_what_does_not_fit_is_told_in_plain_words(schema, text, says):
 
 def test_numbers_are_kept_as_they_are():
     schema = Schema({"type": "array", "items": {"type": "number"}})
-    assert schema.parse("[18446744073709551616, 1.5, -0.0]") == {"parsed": [18446744073709551616, 1.5, -0.0]}
+    assert schema.parse("[18446744073709551616, 1.5, -0.0]") == {
+        "parsed": [18446744073709551616, 1.5, -0.0]
+    }
 
 
 def test_formats_are_for_people():
@@ -257,7 +307,9 @@ def test_no_pattern_takes_more_than_linear_time(pattern):
 
 @pytest.mark.slow
 async def test_what_may_take_long_is_checked_apart(monkeypatch):
-    schema = Schema({"type": "object", "properties": {"a": {"type": "string", "pattern": "^[ab]*a[ab]{9}$"}}})
+    schema = Schema(
+        {"type": "object", "properties": {"a": {"type": "string", "pattern": "^[ab]*a[ab]{9}$"}}}
+    )
     monkeypatch.setattr(structured, "SLOW_STEPS", 1)
     monkeypatch.setattr(Schema, "parse", None)  # not here
     assert await schema.read('{"a": "ababababababababab"}') == {"a": "ababababababababab"}

@@ -10,8 +10,22 @@ import pytest
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.base import Capabilities
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineTimeoutError, JobError
-from penstock.types import Classification, Classifications, Delta, Embeddings, ToolCallPart, Transcription, Usage
+from penstock.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineDeadError,
+    EngineTimeoutError,
+    JobError,
+)
+from penstock.types import (
+    Classification,
+    Classifications,
+    Delta,
+    Embeddings,
+    ToolCallPart,
+    Transcription,
+    Usage,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +34,9 @@ def no_pauses(monkeypatch):
 
 
 def processor(engine, preprocess=None, postprocess=None, **config):
-    return build_processor(OpenVINOEngineProcessorConfig(engine=engine, **config), preprocess, postprocess)
+    return build_processor(
+        OpenVINOEngineProcessorConfig(engine=engine, **config), preprocess, postprocess
+    )
 
 
 async def all_of(stream):
@@ -35,7 +51,9 @@ GREEDY = {"temperature": 0.0, "max_tokens": 8}
 
 
 async def test_the_columns_of_an_answer():
-    (row,) = await all_of(processor(SimulatedEngine())([chat("hello", id=1, sampling_params=GREEDY)]))
+    (row,) = await all_of(
+        processor(SimulatedEngine())([chat("hello", id=1, sampling_params=GREEDY)])
+    )
     assert row.pop("time_taken_llm") >= 0
     text = row.pop("generated_text")
     assert len(text) == 8
@@ -55,7 +73,10 @@ async def test_the_columns_of_an_answer():
 
 
 async def test_a_prompt_as_text_and_as_tokens_gives_the_same():
-    rows = [{"prompt": "abc", "sampling_params": GREEDY}, {"tokenized_prompt": [97, 98, 99], "sampling_params": GREEDY}]
+    rows = [
+        {"prompt": "abc", "sampling_params": GREEDY},
+        {"tokenized_prompt": [97, 98, 99], "sampling_params": GREEDY},
+    ]
     first, second = await all_of(processor(SimulatedEngine())(rows))
     assert first["generated_text"] == second["generated_text"]
 
@@ -91,11 +112,18 @@ async def test_tool_calls_and_reasoning_are_columns(make_engine):
     assert (cut["reasoning_content"], cut["generated_text"]) == ("Hm", "")
 
 
-@pytest.mark.parametrize("names", [("min_tokens", "max_tokens"), ("min_new_tokens", "max_new_tokens")])
+@pytest.mark.parametrize(
+    "names", [("min_tokens", "max_tokens"), ("min_new_tokens", "max_new_tokens")]
+)
 async def test_limits_in_the_names_of_each_engine(make_engine, names):
     engine = make_engine(lambda text: "b")
-    await all_of(processor(engine)([chat("a", sampling_params=dict(zip(names, (2, 4), strict=True)))]))
-    assert (engine.requests[0].sampling.min_tokens, engine.requests[0].sampling.max_tokens) == (2, 4)
+    await all_of(
+        processor(engine)([chat("a", sampling_params=dict(zip(names, (2, 4), strict=True)))])
+    )
+    assert (engine.requests[0].sampling.min_tokens, engine.requests[0].sampling.max_tokens) == (
+        2,
+        4,
+    )
 
 
 async def test_structured_output_in_each_of_its_names():
@@ -104,7 +132,10 @@ async def test_structured_output_in_each_of_its_names():
         chat("a", sampling_params={"structured_outputs": {"json": schema}}),
         chat("a", sampling_params={"guided_decoding": {"json": schema}}),
         chat("a", sampling_params={"json_schema": schema}),
-        chat("a", response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}),
+        chat(
+            "a",
+            response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        ),
     ]
     found = await all_of(processor(SimulatedEngine())(rows))
     assert all(row["generated_text"].startswith('{"n": ') for row in found)
@@ -113,28 +144,47 @@ async def test_structured_output_in_each_of_its_names():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"sampling_params": {"temprature": 1}}, "unknown key 'temprature'. Did you mean 'temperature'?"),
-        ({"sampling_params": {"temperature": "hot"}}, "sampling_params.temperature: must be a number"),
+        (
+            {"sampling_params": {"temprature": 1}},
+            "unknown key 'temprature'. Did you mean 'temperature'?",
+        ),
+        (
+            {"sampling_params": {"temperature": "hot"}},
+            "sampling_params.temperature: must be a number",
+        ),
         ({"sampling_params": 3}, "sampling_params must be a dict"),
-        ({"sampling_params": {"logit_bias": {"1": 2.0}}}, "sampling_params.logit_bias is not supported"),
-        ({"sampling_params": {"structured_outputs": {"grammar": "x"}}}, "grammars are not supported"),
+        (
+            {"sampling_params": {"logit_bias": {"1": 2.0}}},
+            "sampling_params.logit_bias is not supported",
+        ),
+        (
+            {"sampling_params": {"structured_outputs": {"grammar": "x"}}},
+            "grammars are not supported",
+        ),
         ({"response_format": {"type": "xml"}}, "unknown response_format type 'xml'"),
         ({"messages": "hi"}, "column 'messages' holds no list of messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role must be one of"),
         ({"messages": None}, "no column 'messages' or 'prompt'"),
         ({"model": 3}, "model must be a text"),
         ({"mm_processor_kwargs": {"fps": 1}}, "the column 'mm_processor_kwargs' is not supported"),
-        ({"messages": None, "prompt": "a", "multimodal_data": {"image": b"x"}}, "images belong into 'messages'"),
+        (
+            {"messages": None, "prompt": "a", "multimodal_data": {"image": b"x"}},
+            "images belong into 'messages'",
+        ),
     ],
 )
 async def test_mistakes_of_a_row(columns, message):
-    (row,) = await all_of(processor(SimulatedEngine(), should_continue_on_error=True)([chat("a", **columns)]))
+    (row,) = await all_of(
+        processor(SimulatedEngine(), should_continue_on_error=True)([chat("a", **columns)])
+    )
     assert row["error"]["stage"] == "OpenVINOEngineStage"
     assert message in row["error"]["message"]
 
 
 async def test_empty_parts_of_columnar_data_were_never_there():
-    row = chat("a", sampling_params={"temperature": 0.0, "max_tokens": 4, "stop": None, "seed": None})
+    row = chat(
+        "a", sampling_params={"temperature": 0.0, "max_tokens": 4, "stop": None, "seed": None}
+    )
     row["messages"][0]["tool_calls"] = None
     (found,) = await all_of(processor(SimulatedEngine())([row]))
     assert len(found["generated_text"]) == 4
@@ -143,7 +193,9 @@ async def test_empty_parts_of_columnar_data_were_never_there():
 async def test_equal_requests_are_asked_once(make_engine):
     engine = make_engine()
     rows = [chat(f"text {n % 10}", id=n, sampling_params={"temperature": 0}) for n in range(100)]
-    stream = processor(engine, postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]})(rows)
+    stream = processor(
+        engine, postprocess=lambda row: {"id": row["id"], "text": row["generated_text"]}
+    )(rows)
     assert await all_of(stream) == [{"id": n, "text": f"TEXT {n % 10}"} for n in range(100)]
     assert len(engine.asked) == 10
     assert stream.counts.deduplicated == 90
@@ -152,13 +204,21 @@ async def test_equal_requests_are_asked_once(make_engine):
 
 
 async def test_equal_is_what_has_equal_values(make_engine):
-    """Arrays are compared by what they hold, and objects of which nothing is known are equal to none."""
-    rows = [{"tokenized_prompt": numpy.array([97 + n % 2, 98]), "sampling_params": GREEDY} for n in range(4)]
+    """Arrays are compared by what they hold, and objects of which nothing is known are equal to
+    none.
+    """
+    rows = [
+        {"tokenized_prompt": numpy.array([97 + n % 2, 98]), "sampling_params": GREEDY}
+        for n in range(4)
+    ]
     stream = processor(SimulatedEngine())(rows)
     texts = [row["generated_text"] for row in await all_of(stream)]
     assert texts[0] == texts[2] != texts[1] == texts[3]
     assert stream.counts.deduplicated == 2
-    rows = [chat("a", chat_template_kwargs={"given": object()}, sampling_params=GREEDY) for _ in range(3)]
+    rows = [
+        chat("a", chat_template_kwargs={"given": object()}, sampling_params=GREEDY)
+        for _ in range(3)
+    ]
     stream = processor(make_engine())(rows)
     assert len(await all_of(stream)) == 3
     assert stream.counts.deduplicated == 0
@@ -169,7 +229,9 @@ async def test_what_one_row_does_to_its_answer_is_nothing_to_equal_rows(make_eng
         row["tool_calls"].append("more")
         return {"calls": len(row["tool_calls"])}
 
-    call = Delta(finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),))
+    call = Delta(
+        finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),)
+    )
     rows = [chat("same", sampling_params={"temperature": 0}) for _ in range(200)]
     stream = processor(make_engine(lambda text: call), postprocess=spoil)(rows)
     assert await all_of(stream) == [{"calls": 2}] * 200
@@ -178,7 +240,9 @@ async def test_what_one_row_does_to_its_answer_is_nothing_to_equal_rows(make_eng
 
 async def test_what_may_pass_is_asked_again(make_engine):
     failures = [EngineTimeoutError("late"), EngineDeadError("died")]
-    engine = make_engine(lambda text: failures.pop() if text == "hard" and failures else text.upper())
+    engine = make_engine(
+        lambda text: failures.pop() if text == "hard" and failures else text.upper()
+    )
     found = await all_of(processor(engine)([chat("easy"), chat("hard"), chat("other")]))
     assert [row["generated_text"] for row in found] == ["EASY", "HARD", "OTHER"]
     assert engine.starts == 2
@@ -204,16 +268,27 @@ async def test_a_running_engine_is_left_running(make_engine):
 
 async def test_two_processors_at_a_time_start_one_engine(make_engine):
     engine = make_engine()
-    first = processor(engine, lambda row: chat(f"one {row['id']}"), lambda row: {"said": row["generated_text"]})
-    second = processor(engine, lambda row: chat(row["said"].lower()), lambda row: {"answer": row["generated_text"]})
-    assert await all_of(second(first([{"id": n} for n in range(50)]))) == [{"answer": f"ONE {n}"} for n in range(50)]
+    first = processor(
+        engine, lambda row: chat(f"one {row['id']}"), lambda row: {"said": row["generated_text"]}
+    )
+    second = processor(
+        engine, lambda row: chat(row["said"].lower()), lambda row: {"answer": row["generated_text"]}
+    )
+    assert await all_of(second(first([{"id": n} for n in range(50)]))) == [
+        {"answer": f"ONE {n}"} for n in range(50)
+    ]
     assert (engine.starts, engine.stops) == (1, 1)
 
 
 async def test_adapters_by_row(make_engine, tmp_path):
     (tmp_path / "fr").mkdir()
     engine = make_engine()
-    rows = [chat("a", model="fr"), chat("b", model=None), chat("c", model="scripted-model"), chat("d", model="fr")]
+    rows = [
+        chat("a", model="fr"),
+        chat("b", model=None),
+        chat("c", model="scripted-model"),
+        chat("d", model="fr"),
+    ]
     await all_of(processor(engine, dynamic_lora_loading_path=str(tmp_path))(rows))
     used = {request.messages[0]["content"]: request.adapter for request in engine.requests}
     assert used == {"a": "fr", "b": None, "c": None, "d": "fr"}
@@ -236,16 +311,26 @@ async def test_embeddings():
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"pooling_params": {"normalize": True}}, "pooling_params.normalize is not supported; dimensions is"),
+        (
+            {"pooling_params": {"normalize": True}},
+            "pooling_params.normalize is not supported; dimensions is",
+        ),
         ({"pooling_params": [1]}, "pooling_params must be a dict"),
-        ({"tokenization_kwargs": {"truncation": True}}, "the column 'tokenization_kwargs' is not supported"),
+        (
+            {"tokenization_kwargs": {"truncation": True}},
+            "the column 'tokenization_kwargs' is not supported",
+        ),
     ],
 )
 async def test_what_embeddings_would_not_follow(columns, message):
     config = {"task_type": "embed", "should_continue_on_error": True}
     (row,) = await all_of(processor(SimulatedEngine(), **config)([{"prompt": "a", **columns}]))
     assert message in row["error"]["message"]
-    empty = {"prompt": "a", "pooling_params": {"dimensions": 4, "normalize": None}, "tokenization_kwargs": None}
+    empty = {
+        "prompt": "a",
+        "pooling_params": {"dimensions": 4, "normalize": None},
+        "tokenization_kwargs": None,
+    }
     (row,) = await all_of(processor(SimulatedEngine(), **config)([empty]))
     assert len(row["embeddings"]) == 4
 
@@ -294,11 +379,17 @@ async def test_classification_by_a_model_that_does_nothing_else(make_engine):
     engine.capabilities = Capabilities(frozenset({"classify"}), 100, 4)
 
     async def classify(request):
-        return Classifications([Classification("good", [0.25, 0.75]) for _ in request.inputs], Usage(3))
+        return Classifications(
+            [Classification("good", [0.25, 0.75]) for _ in request.inputs], Usage(3)
+        )
 
     engine.classify = classify
     (row,) = await all_of(processor(engine, task_type="classify")([{"prompt": "a"}]))
-    assert (row["label"], row["probabilities"], row["num_input_tokens"]) == ("good", [0.25, 0.75], 3)
+    assert (row["label"], row["probabilities"], row["num_input_tokens"]) == (
+        "good",
+        [0.25, 0.75],
+        3,
+    )
     kept = processor(SimulatedEngine(), task_type="classify", should_continue_on_error=True)
     (row,) = await all_of(kept([{"prompt": "a"}]))
     assert row["error"]["message"] == "a language model needs a list of texts in column 'labels'"
@@ -315,12 +406,22 @@ async def test_recordings_are_written_down(make_engine, tmp_path):
         return Transcription("words")
 
     engine.transcriptions = transcriptions
-    rows = [{"audio": str(tmp_path / "a.wav"), "language": "en"}, {"audio": b"RIFFb"}, {"audio": "/absent.wav"}, {}]
-    found = await all_of(processor(engine, task_type="transcribe", should_continue_on_error=True)(rows))
+    rows = [
+        {"audio": str(tmp_path / "a.wav"), "language": "en"},
+        {"audio": b"RIFFb"},
+        {"audio": "/absent.wav"},
+        {},
+    ]
+    found = await all_of(
+        processor(engine, task_type="transcribe", should_continue_on_error=True)(rows)
+    )
     assert [row["status"] for row in found] == ["ok", "ok", "error", "error"]
     assert found[0]["transcription"] == found[0]["generated_text"] == "words"
     assert sorted(heard, key=str) == [(b"RIFFa", "en"), (b"RIFFb", None)]
-    assert f"'/absent.wav' cannot be loaded: {os.strerror(errno.ENOENT)}" in found[2]["error"]["message"]
+    assert (
+        f"'/absent.wav' cannot be loaded: {os.strerror(errno.ENOENT)}"
+        in found[2]["error"]["message"]
+    )
 
 
 async def test_reasoning_that_the_engine_tells_apart(make_engine):
@@ -331,7 +432,8 @@ async def test_reasoning_that_the_engine_tells_apart(make_engine):
 
 async def test_a_task_that_the_model_does_not_do(make_engine):
     with pytest.raises(
-        ConfigError, match="task_type: the scripted engine cannot embed with this model; it offers chat"
+        ConfigError,
+        match="task_type: the scripted engine cannot embed with this model; it offers chat",
     ):
         await all_of(processor(make_engine(), task_type="embed")([{"prompt": "a"}]))
 
@@ -365,7 +467,9 @@ async def test_a_higher_limit_for_answers_that_were_cut_off():
     (row,) = await all_of(processor(engine, on_length="raise")(rows))
     assert (row["finish_reason"], len(row["generated_text"])) == ("stop", 50)
     assert row["num_generated_tokens"] == 10 + 20 + 40 + 50
-    (row,) = await all_of(processor(engine, on_length="raise")([{**rows[0], "prompt": "a", "messages": None}]))
+    (row,) = await all_of(
+        processor(engine, on_length="raise")([{**rows[0], "prompt": "a", "messages": None}])
+    )
     assert (row["finish_reason"], len(row["generated_text"])) == ("stop", 50)
 
 
@@ -391,7 +495,11 @@ async def test_the_model_is_told_what_was_wrong_with_its_json(make_engine):
     assert kept["generated_text"] == '{"a": "x"}'
     (row,) = await all_of(processor(engine, on_invalid_json="retry")(rows))
     assert row["generated_text"] == '{"a": 1}'
-    assert [message["role"] for message in engine.requests[-1].messages] == ["user", "assistant", "user"]
+    assert [message["role"] for message in engine.requests[-1].messages] == [
+        "user",
+        "assistant",
+        "user",
+    ]
     assert "a: must be an integer" in engine.asked[-1]
     stubborn = make_engine(lambda text: "no json")
     config = {"max_attempts": 2, "should_continue_on_error": True, "on_invalid_json": "retry"}
@@ -404,7 +512,9 @@ async def test_what_follows_no_schema_is_not_asked_again(make_engine):
     engine = make_engine(lambda text: "no json")
     rows = [chat("a"), chat("b", sampling_params={"structured_outputs": {"regex": ".*"}})]
     assert len(await all_of(processor(engine, on_invalid_json="retry")(rows))) == 2
-    call = Delta(finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),))
+    call = Delta(
+        finish_reason="tool_calls", usage=Usage(1, 1), tool_calls=(ToolCallPart(0, "{}", "1", "f"),)
+    )
     calling = make_engine(lambda text: call)
     tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
     row = chat("a", tools=tools, sampling_params={"structured_outputs": {"json": SCHEMA}})

@@ -44,7 +44,9 @@ async def test_rows_come_one_to_one_and_in_order():
     async with serving(echo) as url:
         made = processor(url)
         assert made.list_stage_names() == ["HttpRequestStage"]
-        assert await all_of(made([{"n": n} for n in range(200)])) == [{"n": n, "got": n} for n in range(200)]
+        assert await all_of(made([{"n": n} for n in range(200)])) == [
+            {"n": n, "got": n} for n in range(200)
+        ]
 
 
 def test_mistakes_show_when_it_is_built():
@@ -129,13 +131,19 @@ async def test_keys_are_written_nowhere(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MY_KEY", "sesame-1")
 
     async def refuse(request):
-        return web.json_response({"error": f"no: {request.headers['Authorization']}, {request.url}"}, status=401)
+        return web.json_response(
+            {"error": f"no: {request.headers['Authorization']}, {request.url}"}, status=401
+        )
 
     headers = {"Authorization": "Bearer ${MY_KEY}", "X-Api-Key": "sesame-2"}
     async with serving(refuse) as url:
-        made = processor(f"{url}?api_key=sesame-3&page=2", headers=headers, should_continue_on_error=True)
+        made = processor(
+            f"{url}?api_key=sesame-3&page=2", headers=headers, should_continue_on_error=True
+        )
         with caplog.at_level("DEBUG"):
-            result = await penstock.arun([{"n": 1}], tmp_path / "out.jsonl", processor=made, progress=False)
+            result = await penstock.arun(
+                [{"n": 1}], tmp_path / "out.jsonl", processor=made, progress=False
+            )
     (row,) = result.rows()
     assert row["error"]["status"] == 401
     assert "no: ***" in row["error"]["body"]
@@ -143,7 +151,9 @@ async def test_keys_are_written_nowhere(tmp_path, monkeypatch, caplog):
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) > 2
     assert b"sesame" not in b"".join(kept)
-    logged = [record.getMessage() for record in caplog.records if record.name.startswith("penstock")]
+    logged = [
+        record.getMessage() for record in caplog.records if record.name.startswith("penstock")
+    ]
     assert "sesame" not in f"{made!r} {made.config!r} {logged} {row}"
 
 
@@ -151,7 +161,11 @@ async def test_tokens_that_answers_tell_of_are_counted(tmp_path):
     """And so `max_tokens_total` holds for endpoints too."""
 
     async def handler(request):
-        usage = {"prompt_tokens": 6, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 2}}
+        usage = {
+            "prompt_tokens": 6,
+            "completion_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 2},
+        }
         return web.json_response({"got": (await request.json())["n"], "usage": usage})
 
     rows, output = [{"n": n} for n in range(100)], tmp_path / "out.jsonl"
@@ -162,7 +176,11 @@ async def test_tokens_that_answers_tell_of_are_counted(tmp_path):
         result = await penstock.arun(rows, output, processor=made, progress=False)
     counts, asked = result.counts, 100 - result.counts.resumed
     assert 60 < asked < 75
-    assert (counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens) == (6 * asked, 4 * asked, 2 * asked)
+    assert (counts.prompt_tokens, counts.completion_tokens, counts.cached_tokens) == (
+        6 * asked,
+        4 * asked,
+        2 * asked,
+    )
     assert [json.loads(line)["got"] for line in output.read_text().splitlines()] == list(range(100))
 
 

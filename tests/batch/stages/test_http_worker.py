@@ -14,7 +14,13 @@ from aiohttp.test_utils import TestServer
 from import_time import modules_added
 from penstock.batch import HttpRequestProcessorConfig, build_processor
 from penstock.batch.stages.http_worker import HttpRequests
-from penstock.errors import ConfigError, EngineDeadError, MissingExtraError, RequestError, UpstreamError
+from penstock.errors import (
+    ConfigError,
+    EngineDeadError,
+    MissingExtraError,
+    RequestError,
+    UpstreamError,
+)
 
 
 @asynccontextmanager
@@ -60,14 +66,24 @@ async def test_what_json_cannot_hold_is_sent_as_a_form():
     async def look(request):
         found = {}
         async for part in await request.multipart():
-            found[part.name] = [part.filename, part.headers["content-type"], (await part.read()).decode()]
+            found[part.name] = [
+                part.filename,
+                part.headers["content-type"],
+                (await part.read()).decode(),
+            ]
         again = len(tries) < 2
         tries.append(1)
         return web.json_response(found, status=500 if again else 200)
 
     tries: list[int] = []
     named = {"content": b"RIFF", "filename": "a.wav", "content_type": "audio/wav"}
-    payload = {"model": "m", "file": named, "raw": bytearray(b"xy"), "n": 2, "of": {"content": "text"}}
+    payload = {
+        "model": "m",
+        "file": named,
+        "raw": bytearray(b"xy"),
+        "n": 2,
+        "of": {"content": "text"},
+    }
     headers = {"Content-Type": "application/json", "X-Mine": "yes"}
     async with worker(look, headers=headers, max_retries=2, base_retry_wait_time_in_s=0) as made:
         found = (await made.process({"payload": payload}))["http_response"]
@@ -84,13 +100,18 @@ async def test_what_json_cannot_hold_is_sent_as_a_form():
 @pytest.mark.parametrize("own_session", [False, True])
 async def test_the_content_type_of_json_can_be_another(own_session):
     async def look(request):
-        return web.json_response([request.headers.getall("content-type"), request.headers["X-Mine"]])
+        return web.json_response(
+            [request.headers.getall("content-type"), request.headers["X-Mine"]]
+        )
 
     options: dict = {"headers": {"content-type": "application/vnd.mine+json", "X-Mine": "yes"}}
     if own_session:
         options["session_factory"] = aiohttp.ClientSession
     async with worker(look, **options) as made:
-        assert (await made.process({"payload": {}}))["http_response"] == [["application/vnd.mine+json"], "yes"]
+        assert (await made.process({"payload": {}}))["http_response"] == [
+            ["application/vnd.mine+json"],
+            "yes",
+        ]
 
 
 @pytest.mark.parametrize("row", [{}, {"payload": None}, {"payload": {"a": object()}}])
@@ -173,13 +194,17 @@ async def test_a_byte_order_mark_before_the_answer_is_no_fault():
         assert await made.process({"payload": {}}) == {"http_response": {"a": 1}}
 
 
-@pytest.mark.parametrize(("body", "shown"), [(b"<html>", "<html>"), (b"\xff", "\ufffd"), (b"a sk-12345 b", "a *** b")])
+@pytest.mark.parametrize(
+    ("body", "shown"), [(b"<html>", "<html>"), (b"\xff", "\ufffd"), (b"a sk-12345 b", "a *** b")]
+)
 async def test_an_answer_that_is_not_json_is_an_error(body, shown):
     async def page(request):
         return web.Response(body=body, content_type="text/html")
 
     async with worker(page, headers={"Authorization": "Bearer sk-12345"}) as made:
-        with pytest.raises(UpstreamError, match=r"answered 200 with text/html.*, not JSON") as caught:
+        with pytest.raises(
+            UpstreamError, match=r"answered 200 with text/html.*, not JSON"
+        ) as caught:
             await made.process({"payload": {}})
     assert caught.value.body == shown
 
@@ -210,7 +235,14 @@ async def test_an_error_with_status_200_is_one_and_retried_by_its_code(answer, s
 
 
 @pytest.mark.parametrize(
-    "answer", [{"error": 0.02}, {"error": None, "a": 1}, {"error": "x", "score": 1}, {"error": {"rate": 1}}, ["error"]]
+    "answer",
+    [
+        {"error": 0.02},
+        {"error": None, "a": 1},
+        {"error": "x", "score": 1},
+        {"error": {"rate": 1}},
+        ["error"],
+    ],
 )
 async def test_an_answer_may_have_a_field_of_that_name(answer):
     async def serve(request):
@@ -257,9 +289,16 @@ async def test_methods_headers_columns_and_session_are_the_callers():
         return made_sessions[0]
 
     async def look(request):
-        return web.json_response([request.method, request.headers["X-Mine"], request.headers["X-Session"]])
+        return web.json_response(
+            [request.method, request.headers["X-Mine"], request.headers["X-Session"]]
+        )
 
-    options = {"method": "PUT", "headers": {"X-Mine": "yes"}, "payload_column": "body", "output_column": "out"}
+    options = {
+        "method": "PUT",
+        "headers": {"X-Mine": "yes"},
+        "payload_column": "body",
+        "output_column": "out",
+    }
     async with worker(look, session_factory=factory, **options) as made:
         assert await made.process({"body": {}}) == {"out": ["PUT", "yes", "mine"]}
     assert made_sessions[0].closed
@@ -269,7 +308,9 @@ async def test_a_session_that_raises_for_a_status_loses_neither_status_nor_body(
     async def refuse(request):
         return web.Response(status=422, text="because")
 
-    async with worker(refuse, session_factory=lambda: aiohttp.ClientSession(raise_for_status=True)) as made:
+    async with worker(
+        refuse, session_factory=lambda: aiohttp.ClientSession(raise_for_status=True)
+    ) as made:
         with pytest.raises(UpstreamError, match="answered 422: because") as caught:
             await made.process({"payload": {}})
     assert (caught.value.http_status, caught.value.body) == (422, "because")
@@ -277,7 +318,9 @@ async def test_a_session_that_raises_for_a_status_loses_neither_status_nor_body(
 
 async def test_a_factory_that_makes_no_session_is_named():
     made = HttpRequests("http://127.0.0.1:1/", session_factory=lambda: None)
-    with pytest.raises(ConfigError, match="session_factory: must make an aiohttp session, not a NoneType"):
+    with pytest.raises(
+        ConfigError, match="session_factory: must make an aiohttp session, not a NoneType"
+    ):
         await made.start()
     await made.stop()
 
@@ -291,7 +334,9 @@ async def test_a_processor_gives_answers_and_error_rows_with_status_and_body():
 
     async with worker(sometimes) as made:
         config = HttpRequestProcessorConfig(url=made.options.url, should_continue_on_error=True)
-        processor = build_processor(config, preprocess=lambda row: {"payload": {"number": row["n"]}})
+        processor = build_processor(
+            config, preprocess=lambda row: {"payload": {"number": row["n"]}}
+        )
         rows = [row async for row in processor([{"n": number} for number in range(20)])]
     assert [row["n"] for row in rows] == list(range(20))
     for row in rows:
@@ -318,7 +363,11 @@ async def test_tokens_are_charged_by_what_the_answer_tells():
 
 @pytest.mark.parametrize(
     ("options", "per_minute"),
-    [({"qps": 100}, 6000), ({"qps": 1, "requests_per_minute": 30}, 30), ({"qps": 100, "processes": 4}, 1500)],
+    [
+        ({"qps": 100}, 6000),
+        ({"qps": 1, "requests_per_minute": 30}, 30),
+        ({"qps": 100, "processes": 4}, 1500),
+    ],
 )
 async def test_rates_are_the_strictest_and_each_process_has_its_share(options, per_minute):
     async with worker(echo, **options) as made:
@@ -352,7 +401,9 @@ def test_wrong_options_name_their_field(options, hint):
 
 
 def test_keys_are_not_shown():
-    made = HttpRequests("http://user:pass@h", headers={"Authorization": "Bearer sk-secret-1", "X-Team": "shown"})
+    made = HttpRequests(
+        "http://user:pass@h", headers={"Authorization": "Bearer sk-secret-1", "X-Team": "shown"}
+    )
     assert "sk-secret-1" not in repr(made.options)
     assert "pass" not in repr(made.options)
     assert "shown" in repr(made.options)

@@ -18,7 +18,8 @@ from penstock.errors import ConfigError, MissingExtraError, RequestError
 
 
 def image(form="PNG", size=8):
-    pixels = random.Random(0).randbytes(3 * size * size)  # does not compress, so that half of it is not enough
+    # Does not compress, so that half of it is not enough.
+    pixels = random.Random(0).randbytes(3 * size * size)
     file = BytesIO()
     Image.frombytes("RGB", (size, size), pixels).save(file, form)
     return file.getvalue()
@@ -29,7 +30,10 @@ def png():
 
 
 def asked(image, kind="image_url"):
-    content = [{"type": "text", "text": "What is it?", kind: None}, {"type": kind, kind: image, "text": None}]
+    content = [
+        {"type": "text", "text": "What is it?", kind: None},
+        {"type": kind, kind: image, "text": None},
+    ]
     return {"messages": [{"role": "user", "content": content}]}
 
 
@@ -47,7 +51,9 @@ def serve():
         async def handle(reader, writer):
             path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
             status, body = answers[path]
-            writer.write(b"HTTP/1.0 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body))
+            writer.write(
+                b"HTTP/1.0 %d X\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
+            )
             await writer.drain()
             writer.close()
 
@@ -86,7 +92,9 @@ async def test_images_from_everywhere_become_part_of_the_message(tmp_path, serve
 @pytest.mark.parametrize("kind", ["image", "image_pil", "image_url"])
 async def test_images_that_the_caller_has_opened(mode, kind):
     opened = Image.open(BytesIO(image())).convert(mode)
-    whole, broken = await prepared([asked(opened, kind), asked(Image.open(BytesIO(image("JPEG", 64)[:-300])), kind)])
+    whole, broken = await prepared(
+        [asked(opened, kind), asked(Image.open(BytesIO(image("JPEG", 64)[:-300])), kind)]
+    )
     uri = whole["messages"][0]["content"][1]["image_url"]["url"]
     assert uri.startswith("data:image/png;base64,")
     again = Image.open(BytesIO(b64decode(uri.partition(",")[2])))
@@ -136,7 +144,9 @@ async def test_what_cannot_be_loaded_is_an_error_of_its_row(tmp_path, serve):
         "",
         "more than",
     ]
-    for row, part in zip(found, [*parts, "no column 'messages'", "no list of messages"], strict=False):
+    for row, part in zip(
+        found, [*parts, "no column 'messages'", "no list of messages"], strict=False
+    ):
         assert row["error"]["stage"] == "PrepareMultimodalStage"
         assert part in row["error"]["message"]
 
@@ -158,7 +168,9 @@ async def test_a_download_that_does_not_come(serve):
 async def test_rows_come_one_to_one_in_order_and_can_be_cancelled():
     sizes = [1 + number % 9 for number in range(60)]
     found = await prepared([asked(image(size=size), "image") for size in sizes])
-    assert [row["multimodal_data"]["image"][0] for row in found] == [image(size=size) for size in sizes]
+    assert [row["multimodal_data"]["image"][0] for row in found] == [
+        image(size=size) for size in sizes
+    ]
     asked_for = asyncio.Event()
     never = asyncio.Event()
     servers = set()
@@ -192,7 +204,8 @@ def test_every_form_of_image_is_decoded_to_its_end(form):
 
 
 def test_what_is_no_image():
-    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"  # Pillow would run a program on it
+    # Pillow would run a program on it.
+    postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n"
     for data in (b"", b"no image", postscript):
         with pytest.raises(RequestError, match="no image of a known form"):
             prepared_image(data)
@@ -210,7 +223,9 @@ async def test_a_truncated_image_is_an_error_of_its_row():
 async def test_without_pillow(monkeypatch):
     monkeypatch.delitem(sys.modules, "penstock.batch.stages.images")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(MissingExtraError, match=r"preparation of images needs .* pip install 'penstock\[images\]'"):
+    with pytest.raises(
+        MissingExtraError, match=r"preparation of images needs .* pip install 'penstock\[images\]'"
+    ):
         await prepared([asked(b"")])
 
 

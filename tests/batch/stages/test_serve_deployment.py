@@ -15,7 +15,9 @@ class ChatRequest(msgspec.Struct, omit_defaults=True):
 
 
 def processor(preprocess=None, **config):
-    return build_processor(ServeDeploymentProcessorConfig(deployment_name="llm", app_name="app", **config), preprocess)
+    return build_processor(
+        ServeDeploymentProcessorConfig(deployment_name="llm", app_name="app", **config), preprocess
+    )
 
 
 async def all_of(stream):
@@ -39,7 +41,11 @@ def chat(text, **kwargs):
 async def test_chat_completions_and_embeddings(engine):
     rows = [
         {"row": 0, "method": "chat", "request_kwargs": chat("a", max_tokens=4)},
-        {"row": 1, "method": "completions", "request_kwargs": {"prompt": ["a", "b"], "max_tokens": 3}},
+        {
+            "row": 1,
+            "method": "completions",
+            "request_kwargs": {"prompt": ["a", "b"], "max_tokens": 3},
+        },
         {"row": 2, "method": "embeddings", "request_kwargs": {"input": "a"}},
     ]
     first, second, third = await all_of(processor()(rows))
@@ -55,12 +61,17 @@ async def test_chat_completions_and_embeddings(engine):
 async def test_requests_are_seen_through_their_type(engine):
     types = {"ChatCompletionRequest": ChatRequest}
     asked: list[tuple[str, dict]] = [
-        ("ChatCompletionRequest", {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4}),
+        (
+            "ChatCompletionRequest",
+            {"messages": [{"role": "user", "content": "a"}], "max_tokens": 4},
+        ),
         ("ChatCompletionRequest", {"mesages": []}),
         ("Other", {}),
     ]
     rows = [{"method": "chat", "dtype": name, "request_kwargs": kwargs} for name, kwargs in asked]
-    good, wrong, unknown = await all_of(processor(dtype_mapping=types, should_continue_on_error=True)(rows))
+    good, wrong, unknown = await all_of(
+        processor(dtype_mapping=types, should_continue_on_error=True)(rows)
+    )
     assert good["choices"][0]["finish_reason"] == "length"
     assert "request_kwargs are no ChatCompletionRequest" in wrong["error"]["message"]
     assert "unknown dtype 'Other'" in unknown["error"]["message"]
@@ -76,7 +87,10 @@ async def test_requests_are_seen_through_their_type(engine):
         ),
         ({"method": "chat"}, "no dict in column 'request_kwargs'"),
         ({"method": "chat", "request_kwargs": {"messages": []}}, "messages"),
-        ({"method": "chat", "request_kwargs": chat("a", max_token=3)}, "Did you mean 'max_tokens'?"),
+        (
+            {"method": "chat", "request_kwargs": chat("a", max_token=3)},
+            "Did you mean 'max_tokens'?",
+        ),
     ],
 )
 async def test_an_error_is_no_success(engine, row, message):
@@ -99,7 +113,9 @@ async def test_cancellation_frees_the_model():
     engine = SimulatedEngine(engine_kwargs={"hang_rate": 1.0})
     await engine.start()
     engines().put("llm", engine, "app")
-    task = asyncio.create_task(all_of(processor()([{"method": "chat", "request_kwargs": chat(text)} for text in "ab"])))
+    task = asyncio.create_task(
+        all_of(processor()([{"method": "chat", "request_kwargs": chat(text)} for text in "ab"]))
+    )
     while engine.running < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     task.cancel()
@@ -123,7 +139,10 @@ async def test_an_engine_that_dies_is_started_and_asked_again(monkeypatch):
 
 
 async def test_rows_come_one_to_one_and_in_order(engine):
-    rows = [{"row": n, "method": "chat", "request_kwargs": chat(f"{n}", max_tokens=1 + n % 7)} for n in range(200)]
+    rows = [
+        {"row": n, "method": "chat", "request_kwargs": chat(f"{n}", max_tokens=1 + n % 7)}
+        for n in range(200)
+    ]
     found = await all_of(processor(concurrency=2)(rows))
     assert [row["row"] for row in found] == list(range(200))
     assert [row["usage"]["completion_tokens"] for row in found] == [1 + n % 7 for n in range(200)]

@@ -1,4 +1,6 @@
-"""Template, tokenizer and detokenizer as stages of their own give what the engine does in its own pass."""
+"""Template, tokenizer and detokenizer as stages of their own give what the engine does in its own
+pass.
+"""
 
 import asyncio
 from typing import Any
@@ -49,7 +51,8 @@ async def test_rows_come_one_to_one_and_in_order(own):
     """From the engine alone and from each stage, though they finish in another order."""
     engine = SimulatedEngine(engine_kwargs={"output_tokens": 100})
     given = [
-        {**row, "sampling_params": {"temperature": 0.0, "max_tokens": 1 + row["id"] * 7 % 13}} for row in rows(200)
+        {**row, "sampling_params": {"temperature": 0.0, "max_tokens": 1 + row["id"] * 7 % 13}}
+        for row in rows(200)
     ]
     config = OpenVINOEngineProcessorConfig(engine=engine, **own)
     finished = [row["id"] async for row in build_processor(config)(given, order="done")]
@@ -63,12 +66,19 @@ async def test_rows_come_one_to_one_and_in_order(own):
 async def test_stages_can_be_left_out():
     plain = processor(chat_template_stage=False, tokenize_stage=False, detokenize_stage=False)
     assert plain.list_stage_names() == ["OpenVINOEngineStage"]
-    asked = [{"prompt": "a", "sampling_params": {"max_tokens": 4, "detokenize": wanted}} for wanted in (True, False)]
+    asked = [
+        {"prompt": "a", "sampling_params": {"max_tokens": 4, "detokenize": wanted}}
+        for wanted in (True, False)
+    ]
     found = await all_of(plain(asked))
     assert [row["generated_text"] and len(row["generated_text"]) for row in found] == [4, None]
     assert [len(row["generated_tokens"]) for row in found] == [4, 4]
     older = processor(apply_chat_template=False, tokenize=False, detokenize=True, has_image=True)
-    assert older.list_stage_names() == ["PrepareMultimodalStage", "OpenVINOEngineStage", "DetokenizeStage"]
+    assert older.list_stage_names() == [
+        "PrepareMultimodalStage",
+        "OpenVINOEngineStage",
+        "DetokenizeStage",
+    ]
 
 
 async def test_without_a_stage_for_it_the_engine_still_gives_texts():
@@ -78,7 +88,10 @@ async def test_without_a_stage_for_it_the_engine_still_gives_texts():
 
 async def test_each_of_several_answers_gets_its_text():
     asked = [{**row, "sampling_params": {"n": 3, "seed": 1, "max_tokens": 8}} for row in rows(1)]
-    (row,), (expected,) = await all_of(processor(detokenize_stage={})(asked)), await all_of(processor()(asked))
+    (row,), (expected,) = (
+        await all_of(processor(detokenize_stage={})(asked)),
+        await all_of(processor()(asked)),
+    )
     assert row["outputs"] == expected["outputs"]
     assert len({output["generated_text"] for output in row["outputs"]}) == 3
 
@@ -91,7 +104,9 @@ async def test_a_row_keeps_its_own_prompt():
 
 async def test_token_ids_are_those_of_the_filled_template():
     tokens = processor(tokenize_stage={})
-    found = await all_of(tokens([*rows(1), {"id": 1, "prompt": "as it is", "sampling_params": {"max_tokens": 4}}]))
+    found = await all_of(
+        tokens([*rows(1), {"id": 1, "prompt": "as it is", "sampling_params": {"max_tokens": 4}}])
+    )
     assert [row["prompt"] for row in found] == ["text 0\n", "as it is"]
     assert [bytes(row["tokenized_prompt"]) for row in found] == [b"text 0\n", b"as it is"]
     assert found[0]["generated_text"] == (await all_of(processor()(rows(1))))[0]["generated_text"]
@@ -99,7 +114,11 @@ async def test_token_ids_are_those_of_the_filled_template():
 
 @pytest.mark.parametrize("own", [{}, {"batch_size": 8}])
 async def test_a_template_of_the_users(own):
-    stage = {"chat_template": "{{ messages[0]['content'] }}{{ mark }}", "chat_template_kwargs": {"mark": "!"}, **own}
+    stage = {
+        "chat_template": "{{ messages[0]['content'] }}{{ mark }}",
+        "chat_template_kwargs": {"mark": "!"},
+        **own,
+    }
     engine = SimulatedEngine()
     await engine.start()
     config = OpenVINOEngineProcessorConfig(engine=engine, chat_template_stage=stage)
@@ -112,8 +131,12 @@ async def test_variables_of_the_template_for_all_rows_and_for_one():
     """`builder_kwargs`, before them the stage's own, and before both the row's."""
     template = "{{ messages[0]['content'] }}{{ a }}{{ b }}{{ c }}"
     stage = {"chat_template": template, "chat_template_kwargs": {"b": 22}}
-    config = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), **{**OWN, "chat_template_stage": stage})
-    made = build_processor(config, builder_kwargs={"chat_template_kwargs": {"a": 1, "b": 2, "c": 3}})
+    config = OpenVINOEngineProcessorConfig(
+        engine=SimulatedEngine(), **{**OWN, "chat_template_stage": stage}
+    )
+    made = build_processor(
+        config, builder_kwargs={"chat_template_kwargs": {"a": 1, "b": 2, "c": 3}}
+    )
     given = [{**row, "chat_template_kwargs": {"c": 33}} for row in rows(1)]
     assert [row["prompt"] for row in await all_of(made(given))] == ["text 012233"]
     plain = OpenVINOEngineProcessorConfig(engine=SimulatedEngine(), chat_template=template)
@@ -122,10 +145,20 @@ async def test_variables_of_the_template_for_all_rows_and_for_one():
 
 
 async def test_how_many_workers_and_rows_each_stage_has():
-    config = {**OWN, "prepare_multimodal_stage": {"num_cpus": 2, "memory": 1e9}, "batch_size": 16, "concurrency": 3}
+    config = {
+        **OWN,
+        "prepare_multimodal_stage": {"num_cpus": 2, "memory": 1e9},
+        "batch_size": 16,
+        "concurrency": 3,
+    }
     placed = {name: stage.map_batches_kwargs for name, stage in processor(**config).stages.items()}
     assert placed == {
-        "PrepareMultimodalStage": {"batch_size": 16, "concurrency": 3, "num_cpus": 2, "memory": 1e9},
+        "PrepareMultimodalStage": {
+            "batch_size": 16,
+            "concurrency": 3,
+            "num_cpus": 2,
+            "memory": 1e9,
+        },
         "ChatTemplateStage": {"batch_size": 4, "concurrency": 3},
         "TokenizeStage": {"batch_size": 16, "concurrency": 2},
         "OpenVINOEngineStage": {"batch_size": 16, "concurrency": 3},

@@ -10,12 +10,28 @@ from penstock.types import Usage
     ("columns", "usage"),
     [
         ({}, None),
-        ({"num_input_tokens": 3, "num_generated_tokens": 4, "num_cached_tokens": 1}, Usage(3, 4, 1)),
+        (
+            {"num_input_tokens": 3, "num_generated_tokens": 4, "num_cached_tokens": 1},
+            Usage(3, 4, 1),
+        ),
         ({"num_input_tokens": 3, "embeddings": []}, Usage(3)),
         ({"usage": {"prompt_tokens": 3, "completion_tokens": 4}}, Usage(3, 4)),
-        ({"usage": {"prompt_tokens": 3, "completion_tokens": None, "prompt_tokens_details": None}}, Usage(3)),
         (
-            {"http_response": {"usage": {"input_tokens": 3, "input_tokens_details": {"cached_tokens": 2}}}},
+            {
+                "usage": {
+                    "prompt_tokens": 3,
+                    "completion_tokens": None,
+                    "prompt_tokens_details": None,
+                }
+            },
+            Usage(3),
+        ),
+        (
+            {
+                "http_response": {
+                    "usage": {"input_tokens": 3, "input_tokens_details": {"cached_tokens": 2}}
+                }
+            },
             Usage(3, 0, 2),
         ),
         ({"http_response": {"usage": {"output_tokens": 4}}}, Usage(0, 4)),

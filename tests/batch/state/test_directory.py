@@ -1,4 +1,6 @@
-"""What a job does with its state folder and with the place of its output, and with those who meddle with them."""
+"""What a job does with its state folder and with the place of its output, and with those who meddle
+with them.
+"""
 
 import os
 import shutil
@@ -52,7 +54,9 @@ def during_the_job(monkeypatch, act):
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out/"])
-async def test_state_is_private_and_the_output_is_as_usual(source, tmp_path, make_engine, monkeypatch, name):
+async def test_state_is_private_and_the_output_is_as_usual(
+    source, tmp_path, make_engine, monkeypatch, name
+):
     modes: dict[tuple[str, bool], int] = {}
 
     def look():
@@ -67,11 +71,18 @@ async def test_state_is_private_and_the_output_is_as_usual(source, tmp_path, mak
     during_the_job(monkeypatch, look)
     before = os.umask(0o002)
     try:
-        await ask(source, f"{tmp_path}/{name}", make_engine(failing), dead_letter=tmp_path / "failed.jsonl")
+        await ask(
+            source,
+            f"{tmp_path}/{name}",
+            make_engine(failing),
+            dead_letter=tmp_path / "failed.jsonl",
+        )
     finally:
         os.umask(before)
     look()
-    assert {"answers.bin", "answers.sqlite", "failed.jsonl", "manifest.json", "lock"} <= {name for name, _ in modes}
+    assert {"answers.bin", "answers.sqlite", "failed.jsonl", "manifest.json", "lock"} <= {
+        name for name, _ in modes
+    }
     assert len(modes) > 8
     assert {mode for (_, folder), mode in modes.items() if folder} == {0o700}
     assert {mode for (_, folder), mode in modes.items() if not folder} == {0o600}
@@ -81,7 +92,9 @@ async def test_state_is_private_and_the_output_is_as_usual(source, tmp_path, mak
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out/", "failed.jsonl"])
 @pytest.mark.parametrize("kind", ["file", "link", "folder"])
-async def test_what_appears_during_the_run_is_not_overwritten(source, tmp_path, make_engine, monkeypatch, name, kind):
+async def test_what_appears_during_the_run_is_not_overwritten(
+    source, tmp_path, make_engine, monkeypatch, name, kind
+):
     place = tmp_path / name.rstrip("/")
 
     def appear():
@@ -96,7 +109,9 @@ async def test_what_appears_during_the_run_is_not_overwritten(source, tmp_path, 
             (place / "part-00000.parquet").write_text("mine")
 
     options = {"dead_letter": tmp_path / "failed.jsonl"}
-    output = str(tmp_path / ("out.jsonl" if name == "failed.jsonl" else name)) + ("/" if name.endswith("/") else "")
+    output = str(tmp_path / ("out.jsonl" if name == "failed.jsonl" else name)) + (
+        "/" if name.endswith("/") else ""
+    )
     with monkeypatch.context() as patch:
         during_the_job(patch, appear)
         with pytest.raises(OutputError, match=f"{place.name}.* has appeared .* Move it away"):
@@ -120,7 +135,9 @@ async def test_what_appears_during_the_run_is_not_overwritten(source, tmp_path, 
     assert len(lines(tmp_path / "failed.jsonl")) == 30
 
 
-async def test_what_appears_at_the_last_moment_is_not_overwritten(source, tmp_path, make_engine, monkeypatch):
+async def test_what_appears_at_the_last_moment_is_not_overwritten(
+    source, tmp_path, make_engine, monkeypatch
+):
     output = tmp_path / "out.jsonl"
     save = Manifest.save
 
@@ -139,7 +156,9 @@ async def test_what_appears_at_the_last_moment_is_not_overwritten(source, tmp_pa
     assert len(lines(output)) == 300
 
 
-async def test_an_output_that_changes_while_it_is_made_anew(source, tmp_path, make_engine, monkeypatch):
+async def test_an_output_that_changes_while_it_is_made_anew(
+    source, tmp_path, make_engine, monkeypatch
+):
     output = tmp_path / "out.jsonl"
     await ask(source, output, make_engine(failing))
 
@@ -166,14 +185,18 @@ async def test_an_output_that_is_edited_where_it_stands_while_failed_rows_are_re
     await ask(source, output, make_engine(failing))
     with monkeypatch.context() as patch:
         during_the_job(patch, lambda: output.write_text("mine"))
-        with pytest.raises((JobError, OutputError), match=r"base-1\.jsonl is damaged or was changed.*--fresh"):
+        with pytest.raises(
+            (JobError, OutputError), match=r"base-1\.jsonl is damaged or was changed.*--fresh"
+        ):
             await ask(source, output, make_engine(), retry_failed=True)
     assert output.read_text() == "mine"
     with pytest.raises(OutputError, match="was changed since"):
         await ask(source, output, make_engine())
 
 
-async def test_a_file_at_a_url_that_appears_is_not_overwritten(source, tmp_path, make_engine, monkeypatch):
+async def test_a_file_at_a_url_that_appears_is_not_overwritten(
+    source, tmp_path, make_engine, monkeypatch
+):
     monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
     url = f"memory://{tmp_path.name}/out.jsonl"
     with monkeypatch.context() as patch:
@@ -186,7 +209,9 @@ async def test_a_file_at_a_url_that_appears_is_not_overwritten(source, tmp_path,
 
 
 @pytest.mark.parametrize("what", ["lock", "folder", "another"])
-async def test_a_run_whose_state_is_taken_away_ends(source, tmp_path, make_engine, monkeypatch, what):
+async def test_a_run_whose_state_is_taken_away_ends(
+    source, tmp_path, make_engine, monkeypatch, what
+):
     output = tmp_path / "out.jsonl"
     state = Path(f"{output}.penstock")
 
@@ -218,7 +243,9 @@ async def test_parts_with_rows_in_common_are_refused(source, tmp_path, make_engi
     parts = [*records.read(), b'{"file":"part-0-0.jsonl","runs":[[39,80]]}']
     records = Records(records.path, manifest_of(state).key)
     replace_file(records.path, b"".join(map(records.seal, parts)))
-    with pytest.raises(JobError, match=r"parts-0\.jsonl is damaged: some rows are in two parts.*--fresh"):
+    with pytest.raises(
+        JobError, match=r"parts-0\.jsonl is damaged: some rows are in two parts.*--fresh"
+    ):
         await ask(source, output, make_engine())
 
 
@@ -231,12 +258,16 @@ async def test_a_damaged_part_is_told_and_its_rows_run_again(source, tmp_path, m
     rows = len(lines(part))
     engine = make_engine()
     result = await ask(source, output, engine)
-    assert [record.message for record in caplog.records] == [f"{part} is damaged; its {rows} rows run again"]
+    assert [record.message for record in caplog.records] == [
+        f"{part} is damaged; its {rows} rows run again"
+    ]
     assert {f"text {number}" for number in range(rows)} <= set(engine.asked)
     assert settled(result.rows()) == settled(whole.rows())
 
 
-async def test_a_part_that_is_damaged_during_the_run_is_not_put_together(source, tmp_path, make_engine, monkeypatch):
+async def test_a_part_that_is_damaged_during_the_run_is_not_put_together(
+    source, tmp_path, make_engine, monkeypatch
+):
     output = tmp_path / "out.jsonl"
     part = Path(f"{output}.penstock/part-0-0.jsonl")
     with monkeypatch.context() as patch:
@@ -255,7 +286,9 @@ async def test_state_of_another_version_and_without_manifest(source, tmp_path, m
     manifest = manifest_of(state)
     manifest.version = 1
     manifest.save(state)
-    with pytest.raises(JobError, match=r"manifest\.json has version 1, .* reads version 2: finish .*--fresh"):
+    with pytest.raises(
+        JobError, match=r"manifest\.json has version 1, .* reads version 2: finish .*--fresh"
+    ):
         await ask(source, output, make_engine())
     remove(state / "manifest.json")
     with pytest.raises(JobError, match=r"its manifest\.json is gone.*--fresh"):
@@ -279,7 +312,14 @@ async def test_a_complete_job_cleans_up_after_a_kill(tmp_path, make_engine):
     output = tmp_path / "out.jsonl"
     await ask(numbered(5), output, make_engine())
     state = Path(f"{output}.penstock")
-    for name in ("part-0-0.jsonl", "rows-0-0.jsonl", "base-1.jsonl", "answers.bin", "final.jsonl", "x.tmp"):
+    for name in (
+        "part-0-0.jsonl",
+        "rows-0-0.jsonl",
+        "base-1.jsonl",
+        "answers.bin",
+        "final.jsonl",
+        "x.tmp",
+    ):
         (state / name).touch()
     (state / "base-2").mkdir()
     (state / "notes.txt").touch()

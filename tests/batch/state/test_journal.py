@@ -105,8 +105,15 @@ def test_the_next_generation_counts_only_when_it_is_opened(tmp_path):
     assert (size(old.done.runs), sorted(old.pending)) == (3, [3, 4])
     journal.next_generation([Part("part-0-0.jsonl", [(0, 3)], dropped=[(1, 2)])])
     new = opened(tmp_path, 1)
-    assert (new.done.runs, sorted(new.pending), new.errors, new.check) == ([(0, 1), (2, 3)], [3], {}, None)
-    assert not list(tmp_path.glob("*-0.jsonl")) or all("-1-" in p.name or "s-1" in p.name for p in tmp_path.iterdir())
+    assert (new.done.runs, sorted(new.pending), new.errors, new.check) == (
+        [(0, 1), (2, 3)],
+        [3],
+        {},
+        None,
+    )
+    assert not list(tmp_path.glob("*-0.jsonl")) or all(
+        "-1-" in p.name or "s-1" in p.name for p in tmp_path.iterdir()
+    )
 
 
 def test_short_writes_are_completed(tmp_path):

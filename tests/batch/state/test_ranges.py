@@ -23,7 +23,9 @@ def test_set_operations_agree_with_python_sets():
         second = union(in_order(draw.sample(range(40), draw.randrange(20))))
         assert rows_of(union(first, second)) == sorted({*rows_of(first), *rows_of(second)})
         removed = set(rows_of(second))
-        assert rows_of(without(first, second)) == [row for row in rows_of(first) if row not in removed]
+        assert rows_of(without(first, second)) == [
+            row for row in rows_of(first) if row not in removed
+        ]
 
 
 def test_row_set_knows_its_rows_and_gaps():

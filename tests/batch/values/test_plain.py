@@ -18,7 +18,13 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
-from penstock.batch.values.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta, date_text, duration_text
+from penstock.batch.values.nanoseconds import (
+    NanoDatetime,
+    NanoTime,
+    NanoTimedelta,
+    date_text,
+    duration_text,
+)
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import UnstorableError, json_line, plain, plain_row, text
 from penstock.batch.values.to_arrow import array
@@ -124,7 +130,9 @@ NS = np.datetime64("2024-01-02T03:04:05.000000006")
 )
 def test_in_json(value, said):
     assert msgspec.json.decode(json_line({"value": value})) == {"value": said}
-    assert msgspec.json.decode(json_line({"value": [{"deep": value}]})) == {"value": [{"deep": said}]}
+    assert msgspec.json.decode(json_line({"value": [{"deep": value}]})) == {
+        "value": [{"deep": said}]
+    }
     if isinstance(said, str):
         assert text(value) == said
         assert array([value, "text"]).to_pylist() == [said, "text"]
@@ -158,7 +166,12 @@ class Failing:
     ],
 )
 def test_what_no_output_can_hold(value, why):
-    for way in (plain, text, lambda given: json_line({"value": given}), lambda given: array([given])):
+    for way in (
+        plain,
+        text,
+        lambda given: json_line({"value": given}),
+        lambda given: array([given]),
+    ):
         with pytest.raises(UnstorableError, match=why):
             way(value)
     row, wrong = plain_row({"good": 1, "bad": value})
@@ -186,9 +199,15 @@ def nested_type(depth):
         ([True, 5], pa.string()),
         ([b"a", "a"], pa.string()),
         ([datetime.date(2024, 1, 2), datetime.datetime(2024, 1, 2, 5)], pa.string()),
-        ([datetime.datetime(2024, 1, 2), datetime.datetime(2024, 1, 2, tzinfo=BERLIN)], pa.string()),
+        (
+            [datetime.datetime(2024, 1, 2), datetime.datetime(2024, 1, 2, tzinfo=BERLIN)],
+            pa.string(),
+        ),
         ([datetime.datetime(2024, 1, 2, tzinfo=BERLIN)], pa.timestamp("us", "Europe/Berlin")),
-        ([datetime.datetime(2024, 1, 2, tzinfo=zone) for zone in (BERLIN, datetime.UTC)], pa.timestamp("us", "UTC")),
+        (
+            [datetime.datetime(2024, 1, 2, tzinfo=zone) for zone in (BERLIN, datetime.UTC)],
+            pa.timestamp("us", "UTC"),
+        ),
         ([datetime.time(1, tzinfo=datetime.UTC)], pa.string()),
         ([datetime.timedelta.max], pa.string()),
         ([NS], pa.timestamp("ns")),
@@ -213,7 +232,9 @@ def test_a_type_that_is_asked_for_holds_each_value_or_is_not_taken():
     assert array([0.1], pa.float32()).type == pa.float64()
     assert array([datetime.datetime(2024, 1, 2, 5)], pa.date32()).type == pa.timestamp("us")
     assert array(["a"], pa.binary()).type == pa.string()
-    assert array([{"a": 1, "b": 2}], pa.struct([("a", pa.int64())])).to_pylist() == [{"a": 1, "b": 2}]
+    assert array([{"a": 1, "b": 2}], pa.struct([("a", pa.int64())])).to_pylist() == [
+        {"a": 1, "b": 2}
+    ]
     nested = pa.list_(pa.struct([("at", pa.timestamp("ns"))]))
     made = array([[{"at": NS}, None], None], nested)
     assert made.type == nested
@@ -252,7 +273,12 @@ def test_times_with_nanoseconds_are_values():
         NanoTimedelta.of(datetime.timedelta(-1), 7),
     ):
         copy = pickle.loads(pickle.dumps(value))
-        assert (type(copy), copy, hash(copy), str(copy)) == (type(value), value, hash(value), str(value))
+        assert (type(copy), copy, hash(copy), str(copy)) == (
+            type(value),
+            value,
+            hash(value),
+            str(value),
+        )
     assert NanoTime.of(datetime.time(1), 6) != datetime.time(1)
     assert str(NanoTime.of(datetime.time(1), 6)) == "01:00:00.000000006"
     assert str(NanoTimedelta.of(datetime.timedelta(-1), 7)) == "-PT86399.999999993S"

@@ -1,4 +1,6 @@
-"""Whatever rows hold stands in the output as it is, or as its documented text, or the job says that it cannot."""
+"""Whatever rows hold stands in the output as it is, or as its documented text, or the job says that
+it cannot.
+"""
 
 import asyncio
 import csv
@@ -51,7 +53,9 @@ class Point:
 
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
-zones = st.one_of(st.none(), st.timezones(), st.just(datetime.timezone(datetime.timedelta(hours=5, minutes=45))))
+zones = st.one_of(
+    st.none(), st.timezones(), st.just(datetime.timezone(datetime.timedelta(hours=5, minutes=45)))
+)
 numbers = st.one_of(
     st.integers(-5, 5),
     st.integers(-(2**63), 2**64),
@@ -71,7 +75,9 @@ scalars = st.one_of(
     st.times(),
     st.timedeltas(),
     st.uuids(),
-    st.sampled_from([*Colour, pathlib.PurePosixPath("/a b/c"), Point(1, 0.5), "lone \ud800", (1, "a"), {3, 1}]),
+    st.sampled_from(
+        [*Colour, pathlib.PurePosixPath("/a b/c"), Point(1, 0.5), "lone \ud800", (1, "a"), {3, 1}]
+    ),
     st.builds(np.datetime64, st.integers(-(2**62), 2**62), st.sampled_from(["ns", "us"])).filter(
         lambda value: np.datetime_data(value.dtype)[0] == "ns" or abs(value.astype("int64")) < 2**53
     ),
@@ -85,11 +91,15 @@ scalars = st.one_of(
 )
 keys = st.one_of(st.sampled_from(["a", "b", "c.d", ""]), st.integers(0, 3), st.none())
 nested = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3), max_leaves=6
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3),
+    max_leaves=6,
 )
 whole = st.integers(-5, 5)
 long = st.sampled_from([2**53 + 1, 3, 2**63 + 5, -(2**63)])
-aware = st.datetimes(timezones=st.timezones() | st.just(datetime.timezone(datetime.timedelta(hours=5, minutes=45))))
+aware = st.datetimes(
+    timezones=st.timezones() | st.just(datetime.timezone(datetime.timedelta(hours=5, minutes=45)))
+)
 FAMILIES: list[list[st.SearchStrategy]] = [
     [whole, long, st.floats(), st.booleans()],
     [whole, st.sampled_from([2**53 - 1, 2**63 + 5]), st.sampled_from([0.5, 1e300])],
@@ -100,7 +110,11 @@ FAMILIES: list[list[st.SearchStrategy]] = [
     [st.timedeltas(), st.builds(np.timedelta64, st.integers(-(2**62), 2**62), st.just("ns"))],
     [st.binary(max_size=3), text, whole],
     [st.lists(whole), st.lists(long, min_size=1), st.lists(st.floats())],
-    [st.dictionaries(st.sampled_from("ab"), numbers), st.just({}), st.lists(st.dictionaries(text, whole, max_size=2))],
+    [
+        st.dictionaries(st.sampled_from("ab"), numbers),
+        st.just({}),
+        st.lists(st.dictionaries(text, whole, max_size=2)),
+    ],
     [scalars],
     [nested],
 ]
@@ -113,10 +127,13 @@ def drifting(draw):
     for number, family in enumerate(FAMILIES):
         values = columns[f"{number}.x"] = []
         for _ in range(3):
-            values += draw(st.lists(st.none() | draw(st.sampled_from(family)), min_size=1, max_size=3))
+            values += draw(
+                st.lists(st.none() | draw(st.sampled_from(family)), min_size=1, max_size=3)
+            )
     count = max(map(len, columns.values()))
     return [
-        {name: values[number] for name, values in columns.items() if number < len(values)} for number in range(count)
+        {name: values[number] for name, values in columns.items() if number < len(values)}
+        for number in range(count)
     ]
 
 
@@ -140,13 +157,19 @@ ARROW = {
     "wide": (st.decimals(-(10**40), 10**40, places=2), pa.decimal256(60, 2)),
     "tags": (st.sampled_from(["x", "y"]), pa.dictionary(pa.int8(), pa.string())),
     "uuid": (st.uuids().map(lambda value: value.bytes), pa.uuid()),
-    "pairs": (st.lists(st.tuples(text, st.integers(0, 9)), max_size=2), pa.map_(pa.string(), pa.int32())),
+    "pairs": (
+        st.lists(st.tuples(text, st.integers(0, 9)), max_size=2),
+        pa.map_(pa.string(), pa.int32()),
+    ),
     "list": (st.lists(st.none() | st.integers(-9, 9), max_size=3), pa.list_(pa.int64())),
     "floats": (st.lists(st.floats(), min_size=2, max_size=2), pa.list_(pa.float64(), 2)),
     "big list": (st.lists(st.integers(2**63, 2**64 - 1), max_size=2), pa.large_list(pa.uint64())),
     "struct": (st.fixed_dictionaries({"a": st.integers(0, 9), "b": st.none() | text}),
                pa.struct([("a", pa.int64()), ("b", pa.string())])),
-    "other struct": (st.fixed_dictionaries({"a": st.floats(allow_nan=False)}), pa.struct([("a", pa.float64())])),
+    "other struct": (
+        st.fixed_dictionaries({"a": st.floats(allow_nan=False)}),
+        pa.struct([("a", pa.float64())]),
+    ),
 }  # fmt: skip
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 INTEGERS = [name for name, (_, kind) in ARROW.items() if pa.types.is_integer(kind)]
@@ -173,7 +196,9 @@ def arrow_column(draw, name, count):
         drawn = [None if gone else draw(values) for gone in empty]
         if kind == pa.uuid():
             storage = pa.array(drawn, pa.binary(16))
-            return storage.cast(kind), [None if value is None else uuid.UUID(bytes=value) for value in drawn]
+            return storage.cast(kind), [
+                None if value is None else uuid.UUID(bytes=value) for value in drawn
+            ]
         return pa.array(drawn, kind), drawn
     unit = draw(st.sampled_from(sorted(PER_SECOND)))
     size = 2**62 if unit != "s" else 2**50
@@ -189,10 +214,14 @@ def arrow_column(draw, name, count):
     elif name == "length":
         kind = pa.duration(unit)
     elif name == "instant":
-        kind = pa.timestamp(unit, draw(st.sampled_from(["UTC", "Asia/Kolkata", "America/New_York", "+02:00"])))
+        kind = pa.timestamp(
+            unit, draw(st.sampled_from(["UTC", "Asia/Kolkata", "America/New_York", "+02:00"]))
+        )
     drawn = [None if gone else draw(ticks) for gone in empty]
     stored = pa.int32() if kind.bit_width == 32 else pa.int64()
-    return pa.array(drawn, stored).cast(kind), [None if tick is None else Ticks(name, tick * step) for tick in drawn]
+    return pa.array(drawn, stored).cast(kind), [
+        None if tick is None else Ticks(name, tick * step) for tick in drawn
+    ]
 
 
 @st.composite
@@ -206,7 +235,9 @@ def arrow_tables(draw):
             name = f"c{number}.{number}"
             columns[name], given[name] = draw(arrow_column(draw(st.sampled_from(family)), count))
         tables.append(pa.table({"text": ["x"] * count, **columns}))
-        rows += [{name: values[number] for name, values in given.items()} for number in range(count)]
+        rows += [
+            {name: values[number] for name, values in given.items()} for number in range(count)
+        ]
     return tables, rows
 
 
@@ -215,7 +246,13 @@ def run(source, output, **options):
 
     async def job():
         return await penstock.arun(
-            source, output, engine="simulated", model="x", prompt="{text}", progress=False, **options
+            source,
+            output,
+            engine="simulated",
+            model="x",
+            prompt="{text}",
+            progress=False,
+            **options,
         )
 
     result = asyncio.run(job())

@@ -96,12 +96,17 @@ def test_a_directory_is_replaced_file_by_file(made, tmp_path):
         place(made / "final", str(target), known)
     (target / "part-00002.parquet").unlink()
     place(made / "final", str(target), known)
-    assert {path.name: path.read_text() for path in target.iterdir()} == {"part-00000.parquet": "new", "README": "old"}
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "part-00000.parquet": "new",
+        "README": "old",
+    }
 
 
 def test_what_comes_between_the_look_and_the_move_stays(made, tmp_path, monkeypatch):
     target = tmp_path / "out.jsonl"
-    monkeypatch.setattr("penstock.private_files.open_to_usual", lambda path, folder: target.write_text("mine"))
+    monkeypatch.setattr(
+        "penstock.private_files.open_to_usual", lambda path, folder: target.write_text("mine")
+    )
     with pytest.raises(OutputError, match="not overwritten"):
         place(made / "final.jsonl", str(target), None)
     assert target.read_text() == "mine"

@@ -24,7 +24,8 @@ class Writer:
             if ids[-1] != self._tokenizer.get_eos_token_id():
                 continue
             text = self._tokenizer.decode(ids)
-            # The engine takes special tokens for their names, which are no part of the text that is read.
+            # The engine takes special tokens for their names, which are no part of the text that is
+            # read.
             if text == self._tokenizer.decode(ids[:-1], skip_special_tokens=False):
                 found.add(text)
         return sorted(found)

@@ -42,7 +42,10 @@ class Mortal(OpenVINOEngine):
 
 
 def rows(fatal):
-    return [{"id": n, "text": f"{'a fatal' if n in fatal else 'a'} ticket, number {n}"} for n in range(80)]
+    return [
+        {"id": n, "text": f"{'a fatal' if n in fatal else 'a'} ticket, number {n}"}
+        for n in range(80)
+    ]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGKILL])
@@ -50,9 +53,13 @@ async def test_rows_that_kill_cost_themselves_alone(tmp_path, monkeypatch, sent)
     monkeypatch.setattr(Mortal, "sent", sent)
     fatal, output = {3, 40, 41, 79}, tmp_path / "out.jsonl"
     engine = Mortal("demo", engine_kwargs=OPTIONS)
-    await penstock.arun(rows(fatal), output, engine=engine, prompt="{text}", max_tokens=12, progress=False)
+    await penstock.arun(
+        rows(fatal), output, engine=engine, prompt="{text}", max_tokens=12, progress=False
+    )
     found = [json.loads(line) for line in output.read_text().splitlines()]
-    assert {row["id"]: row["error"]["type"] for row in found if row["error"]} == dict.fromkeys(fatal, "quarantined")
+    assert {row["id"]: row["error"]["type"] for row in found if row["error"]} == dict.fromkeys(
+        fatal, "quarantined"
+    )
     assert len(found) == 80
 
 
@@ -60,13 +67,17 @@ async def test_a_processor_too():
     engine = Mortal("demo", engine_kwargs=OPTIONS)
     config = OpenVINOEngineProcessorConfig(engine=engine, should_continue_on_error=True)
     params = {"temperature": 0.0, "max_tokens": 12}
-    processor = build_processor(config, lambda row: {"prompt": row["text"], "sampling_params": params})
+    processor = build_processor(
+        config, lambda row: {"prompt": row["text"], "sampling_params": params}
+    )
     found = [row async for row in processor(rows({0, 1, 50}))]
     assert {row["id"] for row in found if row["status"] == "error"} == {0, 1, 50}
 
 
 async def test_served_requests_that_kill_are_refused_and_the_others_answered():
-    config = LLMConfig.from_dict({"model_loading_config": {"model_id": "m"}, "llm_engine": "openvino"})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "llm_engine": "openvino"}
+    )
     model = LocalModel(config, engine=Mortal("demo", engine_kwargs=OPTIONS))
     await model.start()
 
@@ -98,7 +109,9 @@ async def test_kills_from_outside_charge_no_row(tmp_path):
 
     many = [{"id": n, "text": f"a ticket, number {n}"} for n in range(2000)]
     killing = asyncio.create_task(killer())
-    result = await penstock.arun(many, output, engine=engine, prompt="{text}", max_tokens=40, progress=False)
+    result = await penstock.arun(
+        many, output, engine=engine, prompt="{text}", max_tokens=40, progress=False
+    )
     killing.cancel()
     assert (result.counts.ok, result.counts.failed) == (2000, 0)
     assert kills >= 3

@@ -11,12 +11,23 @@ from penstock.engines.mailbox import Mailbox
 from penstock.engines.openvino import OpenVINOEngine
 from penstock.engines.process import worker_engine
 from penstock.engines.process.child import EngineProcess
-from penstock.errors import ConfigError, ContextLengthError, EngineDeadError, EngineStartError, UnsupportedError
+from penstock.errors import (
+    ConfigError,
+    ContextLengthError,
+    EngineDeadError,
+    EngineStartError,
+    UnsupportedError,
+)
 from penstock.testing import EngineContract, answer, chat_request
 from penstock.types import CompletionRequest, Sampling
 from random_model import TINY, write_random_model
 
-OPTIONS = {"max_num_seqs": 16, "deterministic": True, "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
+OPTIONS = {
+    "max_num_seqs": 16,
+    "deterministic": True,
+    "num_threads": 1,
+    "kv_cache_memory_bytes": 64 << 20,
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +82,16 @@ class TestContract(EngineContract):
         await engine.reset_prefix_cache()
         shared = "The one long instruction that every row begins with. " * 8
         requests = [
-            chat_request(f"{shared} {n}", Sampling(temperature=0, max_tokens=4), stream=False) for n in range(12)
+            chat_request(f"{shared} {n}", Sampling(temperature=0, max_tokens=4), stream=False)
+            for n in range(12)
         ]
         results = await asyncio.gather(*(answer(engine, request) for request in requests))
         assert sum(result.usage.cached_tokens == 0 for result in results) == 1
 
     async def test_a_prompt_larger_than_the_cache_is_refused(self, gguf):
-        small = OpenVINOEngine(gguf, engine_kwargs={**OPTIONS, "kv_cache_memory_bytes": 1 << 20, "max_model_len": 8192})
+        small = OpenVINOEngine(
+            gguf, engine_kwargs={**OPTIONS, "kv_cache_memory_bytes": 1 << 20, "max_model_len": 8192}
+        )
         await small.start()
         try:
             with pytest.raises(ContextLengthError, match="kv_cache_memory_bytes"):
@@ -196,4 +210,7 @@ def test_wrong_options_are_known_before_anything_starts(options, hint):
 
 
 def test_one_thread_takes_full_precision():
-    assert OpenVINOEngine("demo", engine_kwargs={"num_threads": 1}).options.inference_precision == "f32"
+    assert (
+        OpenVINOEngine("demo", engine_kwargs={"num_threads": 1}).options.inference_precision
+        == "f32"
+    )

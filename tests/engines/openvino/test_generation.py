@@ -11,7 +11,9 @@ pytestmark = pytest.mark.slow
 
 
 class Fails:
-    """A pipeline whose steps fail while a request for nine tokens runs in it that has so many already."""
+    """A pipeline whose steps fail while a request for nine tokens runs in it that has so many
+    already.
+    """
 
     def __init__(self, pipeline, lane, after):
         self._pipeline, self._lane, self._after = pipeline, lane, after
@@ -23,7 +25,10 @@ class Fails:
         import openvino_genai as genai
 
         for request in self._lane.active.values():
-            bad = request.sampling.max_tokens == 9 and request.handle.get_status() == genai.GenerationStatus.RUNNING
+            bad = (
+                request.sampling.max_tokens == 9
+                and request.handle.get_status() == genai.GenerationStatus.RUNNING
+            )
             if bad and len(request.ids) >= self._after:
                 raise RuntimeError("Check failed at sampler.cpp:1:\nit does not compute")
         self._pipeline.step()
@@ -47,7 +52,9 @@ def answered(generation, submits):
 def generation():
     from penstock.engines.openvino.generation import Generation
 
-    options = OpenVINOOptions(max_num_seqs=8, kv_cache_memory_bytes=32 << 20, inference_precision="f32")
+    options = OpenVINOOptions(
+        max_num_seqs=8, kv_cache_memory_bytes=32 << 20, inference_precision="f32"
+    )
     return Generation(str(demo.model_path()), options, 2048)
 
 
@@ -55,9 +62,13 @@ def generation():
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_request_that_fails_a_step_fails_alone(generation, after, stream):
     def submits(bad=None):
-        samplings = [Sampling(max_tokens=9 if number == bad else 12, temperature=0.0) for number in range(6)]
+        samplings = [
+            Sampling(max_tokens=9 if number == bad else 12, temperature=0.0) for number in range(6)
+        ]
         return [
-            Submit(number, f"Repeat the text. The pump {number} leaks.", sampling, None, stream, False)
+            Submit(
+                number, f"Repeat the text. The pump {number} leaks.", sampling, None, stream, False
+            )
             for number, sampling in enumerate(samplings)
         ]
 
@@ -65,11 +76,14 @@ def test_the_request_that_fails_a_step_fails_alone(generation, after, stream):
     assert not failures
     lane = generation._lanes[None]
     whole = lane.pipeline
-    lane.pipeline = Fails(whole, lane, after if stream else 0)  # tokens of one that nobody watches are not counted
+    # Tokens of one that nobody watches are not counted.
+    lane.pipeline = Fails(whole, lane, after if stream else 0)
     texts, failures = answered(generation, submits(bad=2))
     lane.pipeline = whole
     assert [(failed.id, failed.kind) for failed in failures] == [(2, "invalid_request_error")]
     assert failures[0].message.endswith("it does not compute")
-    assert {n: text for n, text in texts.items() if n != 2} == {n: text for n, text in expected.items() if n != 2}
+    assert {n: text for n, text in texts.items() if n != 2} == {
+        n: text for n, text in expected.items() if n != 2
+    }
     again, failures = answered(generation, submits())
     assert (again, failures) == (expected, [])

@@ -1,4 +1,6 @@
-"""Requests with values at and beyond every limit: each works or is refused, and the engine's process stays the same."""
+"""Requests with values at and beyond every limit: each works or is refused, and the engine's
+process stays the same.
+"""
 
 import asyncio
 import random
@@ -32,11 +34,34 @@ NUMBERS = [
     1e308,
 ]
 ODD = [NAN, INF, -INF, True, "1", None, [1], 2**64, 10**400]
-WHOLE = [0, 1, -1, -2, 2, 64, 127, 2**15, 2**31 - 1, 2**31, 2**32, 2**53, 2**63 - 1, -(2**63), 2**63, 2**64, 10**5000]
+WHOLE = [
+    0,
+    1,
+    -1,
+    -2,
+    2,
+    64,
+    127,
+    2**15,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**53,
+    2**63 - 1,
+    -(2**63),
+    2**63,
+    2**64,
+    10**5000,
+]
 VALUES: dict[str, list] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"), NUMBERS + ODD),
+    **dict.fromkeys(
+        ("temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty"), NUMBERS + ODD
+    ),
     "repetition_penalty": NUMBERS + ODD,
-    **{name: [*WHOLE, 1.5, True, "1"] for name in ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")},
+    **{
+        name: [*WHOLE, 1.5, True, "1"]
+        for name in ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
+    },
     "stop": [
         (),
         ("",),
@@ -93,7 +118,9 @@ NAMED = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine():
-    engine = OpenVINOEngine("demo", engine_kwargs={"max_num_seqs": 8, "kv_cache_memory_bytes": 32 << 20})
+    engine = OpenVINOEngine(
+        "demo", engine_kwargs={"max_num_seqs": 8, "kv_cache_memory_bytes": 32 << 20}
+    )
     await engine.start()
     yield engine
     await engine.stop()
@@ -109,7 +136,9 @@ def drawn(rng):
     stream = rng.random() < 0.5
     n = rng.choice([1] * 8 + [0, 2, -1, 129, 2**70])
     if rng.random() < 0.7:
-        request = chat_request(rng.choice(["Hi", "Ticket: it does not work"]), sampling, stream=stream)
+        request = chat_request(
+            rng.choice(["Hi", "Ticket: it does not work"]), sampling, stream=stream
+        )
         return msgspec.structs.replace(request, n=n)
     return CompletionRequest(rng.choice(PROMPTS), sampling, n, stream=stream)
 
@@ -146,8 +175,16 @@ async def test_named_values_that_once_ended_the_process(engine):
 @pytest.mark.asyncio(loop_scope="module")
 async def test_empty_prompts_that_arrive_together(engine):
     pid = engine._process.pid
-    requests = [CompletionRequest(text, Sampling(temperature=0, max_tokens=3)) for text in ("", "", "Hi", "")]
-    assert await asyncio.gather(*(outcome(engine, request) for request in requests)) == [400, 400, "ok", 400]
+    requests = [
+        CompletionRequest(text, Sampling(temperature=0, max_tokens=3))
+        for text in ("", "", "Hi", "")
+    ]
+    assert await asyncio.gather(*(outcome(engine, request) for request in requests)) == [
+        400,
+        400,
+        "ok",
+        400,
+    ]
     assert engine._process.pid == pid
 
 

@@ -7,7 +7,9 @@ SHARED = [1] * (2 * BLOCK_SIZE)
 
 
 def request(number, prompt, structured=None):
-    return Request(Submit(number, prompt, Sampling(structured=structured), None, False, False), prompt)
+    return Request(
+        Submit(number, prompt, Sampling(structured=structured), None, False, False), prompt
+    )
 
 
 def lane(slots=8):
@@ -42,7 +44,9 @@ def test_a_cached_prompt_goes_first_but_passes_nobody_for_ever():
     assert admitted(queue) == [0]
     queue.note_prefilled(queue.active[0])
     fresh = request(1, [9] * BLOCK_SIZE)
-    queue.waiting.extend([fresh, request(2, [8] * BLOCK_SIZE), request(3, [*SHARED, 6]), request(4, [3])])
+    queue.waiting.extend(
+        [fresh, request(2, [8] * BLOCK_SIZE), request(3, [*SHARED, 6]), request(4, [3])]
+    )
     queue.remove(queue.active[0])
     assert admitted(queue) == [3]
     assert [r.id for r in queue.waiting] == [1, 2, 4]

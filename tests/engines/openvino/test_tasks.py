@@ -1,4 +1,6 @@
-"""Embedding, rerank and speech-to-text, on models so small that the right answers are known (`word_models`)."""
+"""Embedding, rerank and speech-to-text, on models so small that the right answers are known
+(`word_models`).
+"""
 
 import asyncio
 import io
@@ -13,7 +15,13 @@ from penstock.engines.openvino import OpenVINOEngine, tasks
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.errors import ContextLengthError, EngineStartError, RequestError, UnsupportedError
 from penstock.testing import chat_request
-from penstock.types import CompletionRequest, EmbeddingRequest, Embeddings, RerankRequest, TranscriptionRequest
+from penstock.types import (
+    CompletionRequest,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    TranscriptionRequest,
+)
 from word_models import CONTEXT, VOCABULARY, WORDS, embedding_model, rerank_model, write_tokenizer
 
 OPTIONS = {"inference_precision": "f32", "num_threads": 1}
@@ -25,7 +33,9 @@ def sigmoid(x):
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def embedder(tmp_path_factory):
-    engine = OpenVINOEngine(embedding_model(tmp_path_factory.mktemp("embed")), engine_kwargs=OPTIONS)
+    engine = OpenVINOEngine(
+        embedding_model(tmp_path_factory.mktemp("embed")), engine_kwargs=OPTIONS
+    )
     await engine.start()
     yield engine
     await engine.stop()
@@ -68,7 +78,9 @@ class TestEmbedding:
             await self.embed(embedder, "red", dimensions=dimensions)
 
     async def test_a_long_text_is_refused_and_not_cut(self, embedder):
-        with pytest.raises(ContextLengthError, match=r"input\[1\] has 17 tokens; this model takes 16"):
+        with pytest.raises(
+            ContextLengthError, match=r"input\[1\] has 17 tokens; this model takes 16"
+        ):
             await self.embed(embedder, "red", "red " * 15)
         assert (await self.embed(embedder, "red " * 14)).usage.prompt_tokens == 16
 
@@ -77,7 +89,9 @@ class TestEmbedding:
             await self.embed(embedder)
 
     async def test_requests_that_arrive_together_have_answers_of_their_own(self, embedder):
-        requests = [self.embed(embedder, word, dimensions=n) for word in WORDS for n in (None, 8, 99)]
+        requests = [
+            self.embed(embedder, word, dimensions=n) for word in WORDS for n in (None, 8, 99)
+        ]
         results = await asyncio.gather(*requests, return_exceptions=True)
         for at, result in enumerate(results):
             if at % 3 == 2:
@@ -91,7 +105,9 @@ class TestEmbedding:
         assert embedder.capabilities.context_length == CONTEXT
 
     async def test_what_it_cannot_do_is_named_with_engine_and_kind(self, embedder):
-        with pytest.raises(UnsupportedError, match="openvino engine does not support chat with an embedding model"):
+        with pytest.raises(
+            UnsupportedError, match="openvino engine does not support chat with an embedding model"
+        ):
             await anext(embedder.chat(chat_request("red")))
         with pytest.raises(UnsupportedError, match="completions with an embedding model"):
             await anext(embedder.completions(CompletionRequest("red")))
@@ -174,7 +190,10 @@ class TestSpeech:
             def get_generation_config(self):
                 languages = {"<|en|>": 1, "<|de|>": 2} if self.multilingual else {}
                 return SimpleNamespace(
-                    lang_to_id=languages, is_multilingual=self.multilingual, language=None, task=None
+                    lang_to_id=languages,
+                    is_multilingual=self.multilingual,
+                    language=None,
+                    task=None,
                 )
 
             def generate(self, samples, config):
@@ -185,7 +204,9 @@ class TestSpeech:
                     SimpleNamespace(start_ts=0.1, end_ts=-1, text="b"),
                 ]
                 chunks = [parts] if config.return_timestamps else None
-                return SimpleNamespace(texts=[text], perf_metrics=metrics, chunks=chunks, languages=["<|de|>"])
+                return SimpleNamespace(
+                    texts=[text], perf_metrics=metrics, chunks=chunks, languages=["<|de|>"]
+                )
 
         monkeypatch.setattr("openvino_genai.ASRPipeline", Pipeline)
         write_tokenizer(tmp_path, token_types=False)
@@ -206,7 +227,10 @@ class TestSpeech:
         assert speech.transcribe(audio, "en", "transcribe", 20).segments is None
         result = speech.transcribe(audio, "en", "transcribe", 20, True)
         assert (result.duration, result.language) == (0.2, "en")
-        assert [(s.start, s.end, s.text) for s in result.segments] == [(0.0, 0.1, "a"), (0.1, 0.2, "b")]
+        assert [(s.start, s.end, s.text) for s in result.segments] == [
+            (0.0, 0.1, "a"),
+            (0.1, 0.2, "b"),
+        ]
 
     def test_an_unknown_language(self, speech):
         with pytest.raises(RequestError, match="'xx'; it knows de, en"):

@@ -30,7 +30,9 @@ def test_samples_are_scaled():
 
 def test_channels_are_mixed():
     both = np.column_stack([tone(440, 16_000), np.zeros(8000)])
-    assert read_wav(wav(both, channels=2)) == pytest.approx(read_wav(wav(tone(440, 16_000) / 2)), abs=1e-4)
+    assert read_wav(wav(both, channels=2)) == pytest.approx(
+        read_wav(wav(tone(440, 16_000) / 2)), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])

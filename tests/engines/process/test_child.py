@@ -163,7 +163,9 @@ def outlives_not(tmp_path, waits=True):
         asyncio.run(main())
         """
     )
-    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as running:
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True
+    ) as running:
         assert running.stdout is not None
         child = int(running.stdout.readline())
         running.kill()

@@ -29,7 +29,12 @@ def whole(text="hi", sampling=None, **fields):
 
 async def test_chunks_become_deltas(script):
     script.answers = [
-        sse(chunk(role="assistant", content=""), chunk(content="y"), chunk(content="es", reason="stop"), USAGE)
+        sse(
+            chunk(role="assistant", content=""),
+            chunk(content="y"),
+            chunk(content="es", reason="stop"),
+            USAGE,
+        )
     ]
     async with remote(script) as engine:
         deltas = await deltas_of(engine, chat_request("hi"))
@@ -64,7 +69,13 @@ async def test_usage_in_the_last_chunk_is_read_too(script):
 
 
 async def test_several_answers_keep_their_index_and_share_the_usage(script):
-    events = [chunk(0, content="a"), chunk(1, content="b"), chunk(1, reason="stop"), chunk(0, reason="length"), USAGE]
+    events = [
+        chunk(0, content="a"),
+        chunk(1, content="b"),
+        chunk(1, reason="stop"),
+        chunk(0, reason="length"),
+        USAGE,
+    ]
     whole_answer = {
         "choices": [
             {"index": 1, "message": {"content": "b"}, "finish_reason": "stop"},
@@ -83,7 +94,11 @@ async def test_several_answers_keep_their_index_and_share_the_usage(script):
 
 async def test_tool_calls_come_in_parts_or_whole(script):
     def call(index, arguments, **first):
-        return {"index": index, **first, "function": {"arguments": arguments, **({"name": "f"} if first else {})}}
+        return {
+            "index": index,
+            **first,
+            "function": {"arguments": arguments, **({"name": "f"} if first else {})},
+        }
 
     streamed = [
         chunk(tool_calls=[call(0, "", id="c1", type="function")]),
@@ -97,7 +112,10 @@ async def test_tool_calls_come_in_parts_or_whole(script):
         {"id": "c2", "type": "function", "function": {"name": "f", "arguments": "{}"}},
     ]
     message = {"content": None, "tool_calls": calls}
-    script.answers = [sse(*streamed), {"choices": [{"message": message, "finish_reason": "tool_calls"}]}]
+    script.answers = [
+        sse(*streamed),
+        {"choices": [{"message": message, "finish_reason": "tool_calls"}]},
+    ]
     async with remote(script) as engine:
         for request in (chat_request("hi"), whole()):
             result = await answer(engine, request)
@@ -108,8 +126,17 @@ async def test_tool_calls_come_in_parts_or_whole(script):
 
 
 async def test_reasoning_is_told_from_the_answer(script):
-    streamed = [chunk(reasoning="let "), chunk(reasoning_content="me see"), chunk(content="yes"), chunk(reason="stop")]
-    said = {"choices": [{"message": {"content": "yes", "reasoning": "let me see"}, "finish_reason": "stop"}]}
+    streamed = [
+        chunk(reasoning="let "),
+        chunk(reasoning_content="me see"),
+        chunk(content="yes"),
+        chunk(reason="stop"),
+    ]
+    said = {
+        "choices": [
+            {"message": {"content": "yes", "reasoning": "let me see"}, "finish_reason": "stop"}
+        ]
+    }
     script.answers = [sse(*streamed), said]
     async with remote(script) as engine:
         for request in (chat_request("hi"), whole()):
@@ -119,17 +146,32 @@ async def test_reasoning_is_told_from_the_answer(script):
 
 async def test_what_vllm_knows_beyond_openai(script):
     script.answers = [
-        {"choices": [{"text": "b", "finish_reason": "stop"}], "kv_transfer_params": {"remote_port": 7}},
-        {"data": [{"index": 0, "label": "good", "probs": [0.1, 0.9]}, {"index": 1, "probs": [0.8, 0.2]}]},
+        {
+            "choices": [{"text": "b", "finish_reason": "stop"}],
+            "kv_transfer_params": {"remote_port": 7},
+        },
+        {
+            "data": [
+                {"index": 0, "label": "good", "probs": [0.1, 0.9]},
+                {"index": 1, "probs": [0.8, 0.2]},
+            ]
+        },
     ]
     request = CompletionRequest(
-        "a", Sampling(), stream=False, special_tokens=False, kv_transfer_params={"do_remote_decode": True}
+        "a",
+        Sampling(),
+        stream=False,
+        special_tokens=False,
+        kv_transfer_params={"do_remote_decode": True},
     )
     async with remote(script) as engine:
         (delta,) = await deltas_of(engine, request)
         assert delta.kv_transfer_params == {"remote_port": 7}
         classes = await engine.classify(ClassifyRequest(["x", "y"]))
-        assert [(one.label, one.probabilities) for one in classes.items] == [("good", [0.1, 0.9]), ("0", [0.8, 0.2])]
+        assert [(one.label, one.probabilities) for one in classes.items] == [
+            ("good", [0.1, 0.9]),
+            ("0", [0.8, 0.2]),
+        ]
     sent = script.asked[0][1]
     assert sent["add_special_tokens"] is False
     assert sent["kv_transfer_params"] == {"do_remote_decode": True}
@@ -137,21 +179,45 @@ async def test_what_vllm_knows_beyond_openai(script):
 
 
 async def test_logprobs_of_chats_and_completions(script):
-    token = {"token": "a", "logprob": -0.5, "bytes": [97], "top_logprobs": [{"token": "a", "logprob": -0.5}]}
+    token = {
+        "token": "a",
+        "logprob": -0.5,
+        "bytes": [97],
+        "top_logprobs": [{"token": "a", "logprob": -0.5}],
+    }
     chat = {"message": {"content": "a"}, "logprobs": {"content": [token]}, "finish_reason": "stop"}
-    plain = {"tokens": ["a", "b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {"b": -0.5}]}
-    script.answers = [{"choices": [chat]}, {"choices": [{"text": "ab", "logprobs": plain, "finish_reason": "stop"}]}]
+    plain = {
+        "tokens": ["a", "b"],
+        "token_logprobs": [None, -0.5],
+        "top_logprobs": [None, {"b": -0.5}],
+    }
+    script.answers = [
+        {"choices": [chat]},
+        {"choices": [{"text": "ab", "logprobs": plain, "finish_reason": "stop"}]},
+    ]
     async with remote(script) as engine:
         result = await answer(engine, whole(sampling=Sampling(logprobs=1)))
         assert result.logprobs[0] == [TokenLogprob("a", -0.5, (("a", -0.5),))]
         result = await answer(engine, CompletionRequest("x", Sampling(logprobs=1), stream=False))
-        assert result.logprobs[0] == [TokenLogprob("a", 0.0), TokenLogprob("b", -0.5, (("b", -0.5),))]
+        assert result.logprobs[0] == [
+            TokenLogprob("a", 0.0),
+            TokenLogprob("b", -0.5, (("b", -0.5),)),
+        ]
 
 
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"content": [{"type": "text", "text": "a"}, {"type": "other"}, {"type": "text", "text": "b"}]}, "ab"),
+        (
+            {
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "other"},
+                    {"type": "text", "text": "b"},
+                ]
+            },
+            "ab",
+        ),
         ({"content": None, "refusal": "I will not"}, "I will not"),
         ({"content": None}, ""),
     ],
@@ -165,7 +231,10 @@ async def test_forms_of_content(script, message, text):
 
 async def test_the_other_tasks(script):
     script.answers = [
-        {"data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}], "usage": {"prompt_tokens": 3}},
+        {
+            "data": [{"index": 1, "embedding": [2.0]}, {"index": 0, "embedding": [1.0]}],
+            "usage": {"prompt_tokens": 3},
+        },
         {"results": [{"index": 1, "relevance_score": 0.9}, {"index": 0, "relevance_score": 0.1}]},
         {"data": [{"index": 0, "score": 0.3}, {"index": 1, "score": 0.4}]},
         {"text": " hello "},
@@ -184,7 +253,14 @@ async def test_the_other_tasks(script):
         assert await engine.detokenize([1, 2]) == "ab"
     paths = [path for path, _ in script.asked]
     assert paths == [
-        *("/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/transcriptions", "/tokenize", "/detokenize")
+        *(
+            "/v1/embeddings",
+            "/v1/rerank",
+            "/v1/score",
+            "/v1/audio/transcriptions",
+            "/tokenize",
+            "/detokenize",
+        )
     ]
     assert script.asked[3][1] == {"model": "m", "language": "de", "file": b"RIFF"}
 
@@ -198,7 +274,9 @@ async def test_an_answer_that_lacks_a_vector_is_an_error(script):
 
 async def test_a_transcription_with_times(script):
     segments = [{"id": 0, "start": 0.0, "end": 1.5, "text": " hello", "tokens": [1]}]
-    script.answers = [{"text": "hello", "language": "english", "duration": "1.5", "segments": segments}]
+    script.answers = [
+        {"text": "hello", "language": "english", "duration": "1.5", "segments": segments}
+    ]
     async with remote(script) as engine:
         said = await engine.transcriptions(TranscriptionRequest(b"RIFF", timestamps=True))
     assert said.segments == (TranscriptionSegment(0.0, 1.5, " hello"),)
@@ -223,12 +301,19 @@ async def test_a_transcription_is_sent_whole_again_after_a_failure(script):
 
 
 async def test_tokens_a_minute_count_what_was_used(script):
-    script.answers = [{**SAID, "usage": USAGE["usage"]}, sse(chunk(content="a"), chunk(reason="stop"), USAGE)]
+    script.answers = [
+        {**SAID, "usage": USAGE["usage"]},
+        sse(chunk(content="a"), chunk(reason="stop"), USAGE),
+    ]
     async with remote(script, tokens_per_minute=10**9) as engine:
         limiter = engine._upstreams.members[0].limiter
         charged: list[float] = []
         limiter.charge = charged.append
-        for request in (whole(sampling=Sampling(max_tokens=100)), chat_request("hi", Sampling(max_tokens=100))):
+        for request in (
+            whole(sampling=Sampling(max_tokens=100)),
+            chat_request("hi", Sampling(max_tokens=100)),
+        ):
             await answer(engine, request)
     assert len(charged) == 2
-    assert all(-150 < amount < -93 for amount in charged)  # 7 used, a body and 100 tokens had been estimated
+    # 7 used, a body and 100 tokens had been estimated.
+    assert all(-150 < amount < -93 for amount in charged)

@@ -30,7 +30,11 @@ async def test_chunks_are_handed_on_unread_where_the_caller_takes_them(script):
     async with remote(script) as engine:
         deltas = await deltas_of(engine, chat_request("hi", forward_chunks=True))
     assert forwarded(deltas) == plain
-    assert (deltas[-1].text, deltas[-1].finish_reason, deltas[-1].usage) == ("c", "stop", Usage(5, 2))
+    assert (deltas[-1].text, deltas[-1].finish_reason, deltas[-1].usage) == (
+        "c",
+        "stop",
+        Usage(5, 2),
+    )
     assert all(not delta.text for delta in deltas[:-1])
 
 

@@ -1,4 +1,6 @@
-"""The contract through `penstock serve` of the embedded engine with the demo model, its adapters included."""
+"""The contract through `penstock serve` of the embedded engine with the demo model, its adapters
+included.
+"""
 
 import asyncio
 import os
@@ -31,7 +33,16 @@ class Server:
         self.base_url = f"http://127.0.0.1:{self.port}/v1"
 
     def start(self):
-        argv = [sys.executable, "-c", SERVE, "demo", "--port", str(self.port), "--log-level", "warning"]
+        argv = [
+            sys.executable,
+            "-c",
+            SERVE,
+            "demo",
+            "--port",
+            str(self.port),
+            "--log-level",
+            "warning",
+        ]
         argv += ["--deterministic", "--engine-kwargs", '{"max_num_seqs": 16}']
         env = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=env)
@@ -77,9 +88,13 @@ class TestContract(EngineContract):
     async def test_its_adapters_mix_with_the_base_model(self, engine):
         await check_adapters_mix(engine, self.prompt, engine.adapters)
 
-    async def test_a_killed_server_is_an_error_at_once_and_found_again_when_it_is_back(self, engine, server):
+    async def test_a_killed_server_is_an_error_at_once_and_found_again_when_it_is_back(
+        self, engine, server
+    ):
         before = await answer(engine, chat_request(self.prompt))
-        endless = Sampling(temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True)
+        endless = Sampling(
+            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
+        )
         stream = engine.chat(chat_request(self.prompt, endless))
         await anext(stream)
         server.stop(signal.SIGKILL)

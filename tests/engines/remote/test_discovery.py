@@ -35,7 +35,9 @@ async def test_the_only_model_is_found(script):
 
 
 async def test_adapters_are_found_and_addressed(script):
-    script.models = {"data": [{"id": "m"}, {"id": "m:german", "parent": "m"}, {"id": "sql-lora", "parent": "m"}]}
+    script.models = {
+        "data": [{"id": "m"}, {"id": "m:german", "parent": "m"}, {"id": "sql-lora", "parent": "m"}]
+    }
     script.answers = [SAID]
     async with remote(script) as engine:
         assert engine.capabilities.adapters
@@ -64,11 +66,15 @@ async def test_a_model_that_is_not_there_is_named_at_the_start(script, models, m
             await engine.check_health()
 
 
-@pytest.mark.parametrize(("named", "hint"), [(True, "key in MY_KEY"), (False, "api_key_env names no variable")])
+@pytest.mark.parametrize(
+    ("named", "hint"), [(True, "key in MY_KEY"), (False, "api_key_env names no variable")]
+)
 async def test_a_key_that_is_not_taken_is_named_at_the_start(script, monkeypatch, named, hint):
     monkeypatch.setenv("MY_KEY", KEY)
     script.models = refusal(401)
-    async with remote(script, start=False, **({"api_key_env": "MY_KEY"} if named else {})) as engine:
+    async with remote(
+        script, start=False, **({"api_key_env": "MY_KEY"} if named else {})
+    ) as engine:
         with pytest.raises(EngineStartError, match=hint) as caught:
             await engine.start()
     assert KEY not in str(caught.value)
@@ -115,7 +121,9 @@ async def test_what_a_server_tells_only_when_it_has_loaded_is_learned_then(scrip
     script.answers = [SAID]
     async with remote(script) as engine:
         told = {"tasks": ["chat"], "structured": ["regex"], "max_top_logprobs": 0}
-        script.models = {"data": [{"id": "m", "engine": "openvino", "metadata": {"capabilities": told}}]}
+        script.models = {
+            "data": [{"id": "m", "engine": "openvino", "metadata": {"capabilities": told}}]
+        }
         assert "embeddings" in engine.capabilities.tasks
         await answer(engine, whole())
         await engine._learning
@@ -129,7 +137,14 @@ async def test_what_a_server_tells_only_when_it_has_loaded_is_learned_then(scrip
     [
         {
             "data": [
-                {"id": "m", "created": "x", "owned_by": 5, "max_model_len": "4096", "parent": [], "metadata": "none"}
+                {
+                    "id": "m",
+                    "created": "x",
+                    "owned_by": 5,
+                    "max_model_len": "4096",
+                    "parent": [],
+                    "metadata": "none",
+                }
             ]
         },
         {"data": [{"id": "m", "max_model_len": 4096.0}], "object": None},

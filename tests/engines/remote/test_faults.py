@@ -22,8 +22,17 @@ from scripted_api import USAGE, chunk, refusal, remote, sse
 
 ASK = chat_request("hi", Sampling())
 WHOLE = chat_request("hi", Sampling(), stream=False)
-SAID = {"choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}], "usage": USAGE["usage"]}
-STREAM = sse(chunk(role="assistant", content=""), chunk(content="y"), chunk(content="es"), chunk(reason="stop"), USAGE)
+SAID = {
+    "choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}],
+    "usage": USAGE["usage"],
+}
+STREAM = sse(
+    chunk(role="assistant", content=""),
+    chunk(content="y"),
+    chunk(content="es"),
+    chunk(reason="stop"),
+    USAGE,
+)
 
 
 def text_of(result):
@@ -86,14 +95,21 @@ async def test_a_named_pause_is_waited(script, monkeypatch):
         (400, {"param": "top_k"}, RequestError, "no"),
         (422, {}, RequestError, "no"),
         (400, {"code": "context_length_exceeded"}, ContextLengthError, "no"),
-        (400, {"message": "This model's maximum context length is 10 tokens"}, ContextLengthError, "10 tokens"),
+        (
+            400,
+            {"message": "This model's maximum context length is 10 tokens"},
+            ContextLengthError,
+            "10 tokens",
+        ),
         (404, {"type": "NotFoundError", "code": 404}, ModelNotFoundError, "no"),
         (501, {"code": "unsupported"}, UnsupportedError, "no"),
         (401, {}, UpstreamError, "answered 401"),
         (403, {}, UpstreamError, "answered 403"),
     ],
 )
-async def test_refusals_are_the_callers_errors_and_not_tried_again(script, status, fields, error, says):
+async def test_refusals_are_the_callers_errors_and_not_tried_again(
+    script, status, fields, error, says
+):
     script.answers = [refusal(status, **fields)]
     async with remote(script) as engine:
         with pytest.raises(error, match=says) as caught:
@@ -168,7 +184,9 @@ async def test_an_error_in_the_stream_after_a_token_is_raised(script):
 
 
 async def test_a_refusal_in_the_stream_is_the_callers(script):
-    script.answers = [sse({"error": {"message": "bad", "type": "invalid_request_error", "param": "x"}})]
+    script.answers = [
+        sse({"error": {"message": "bad", "type": "invalid_request_error", "param": "x"}})
+    ]
     async with remote(script) as engine:
         with pytest.raises(RequestError, match="bad"):
             await answer(engine, ASK)
@@ -224,7 +242,9 @@ async def test_another_server_is_asked_at_once(script, other):
 
 async def test_a_server_that_was_killed_is_left_alone_and_found_again(script, other):
     script.answers = other.answers = [STREAM]
-    async with remote(script, other, trip_after=1, cooldown_s=0.01, base_retry_wait_s=1000) as engine:
+    async with remote(
+        script, other, trip_after=1, cooldown_s=0.01, base_retry_wait_s=1000
+    ) as engine:
         breaker = engine._upstreams.members[0].breaker
         await script.stop()
         for _ in range(4):
@@ -240,7 +260,9 @@ async def test_a_server_that_was_killed_is_left_alone_and_found_again(script, ot
 async def test_a_server_that_recovers_gets_requests_again(script, other):
     script.answers = [refusal(500)]
     other.answers = [STREAM]
-    async with remote(script, other, trip_after=1, cooldown_s=0.01, base_retry_wait_s=1000) as engine:
+    async with remote(
+        script, other, trip_after=1, cooldown_s=0.01, base_retry_wait_s=1000
+    ) as engine:
         while engine._upstreams.members[0].breaker.closed:
             await answer(engine, ASK)
         script.answers = [STREAM]
@@ -252,12 +274,15 @@ async def test_a_server_that_recovers_gets_requests_again(script, other):
         counted = len(script.asked), len(other.asked)
         for _ in range(6):
             await answer(engine, ASK)
-        assert (len(script.asked) - counted[0], len(other.asked) - counted[1]) == (3, 3)  # it need not make up
+        # It need not make up.
+        assert (len(script.asked) - counted[0], len(other.asked) - counted[1]) == (3, 3)
 
 
 async def test_while_no_server_is_well_requests_wait_for_one(script):
     script.answers = [refusal(500), refusal(500), STREAM]  # the second one is for the probe
-    async with remote(script, trip_after=1, cooldown_s=0.02, max_retries=0, patience_s=20) as engine:
+    async with remote(
+        script, trip_after=1, cooldown_s=0.02, max_retries=0, patience_s=20
+    ) as engine:
         with pytest.raises(UpstreamError):
             await answer(engine, ASK)
         await probed(engine)
@@ -281,7 +306,9 @@ async def test_patience_ends(script):
 
 async def test_stopping_ends_waiting_for_a_server(script):
     script.answers = [refusal(500)]
-    async with remote(script, trip_after=1, cooldown_s=1000, max_retries=0, patience_s=1000) as engine:
+    async with remote(
+        script, trip_after=1, cooldown_s=1000, max_retries=0, patience_s=1000
+    ) as engine:
         with pytest.raises(UpstreamError):
             await answer(engine, ASK)
         await probed(engine)

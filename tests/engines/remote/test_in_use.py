@@ -1,4 +1,6 @@
-"""The remote engine where engines are used: under a batch job, and under a server before another server."""
+"""The remote engine where engines are used: under a batch job, and under a server before another
+server.
+"""
 
 import asyncio
 import json
@@ -48,7 +50,13 @@ def test_a_job_gives_what_the_engine_itself_gives(upstream):
 
 def test_a_job_goes_on_where_the_server_has_moved_and_its_manifest_holds_no_key(upstream, tmp_path):
     output = tmp_path / "out.jsonl"
-    asked: Any = {"engine": "remote", "model": "sim", "prompt": "{text}", "max_tokens": 4, "progress": False}
+    asked: Any = {
+        "engine": "remote",
+        "model": "sim",
+        "prompt": "{text}",
+        "max_tokens": 4,
+        "progress": False,
+    }
     secret = {"Authorization": "Bearer sk-very-secret-1234"}
     penstock.run(ROWS, output, engine_kwargs={"base_url": upstream, "headers": secret}, **asked)
     for file in tmp_path.rglob("*"):
@@ -66,8 +74,20 @@ async def test_a_job_stops_where_no_server_is_left_and_goes_on_when_one_is(scrip
 
     stopping: list[Any] = []
     script.answers = [*[said] * 10, last]
-    options = {"base_url": script.base_url, "patience_s": 0, "trip_after": 1, "base_retry_wait_s": 0, "concurrency": 2}
-    asked: Any = {"engine": "remote", "model": "m", "engine_kwargs": options, "prompt": "{text}", "progress": False}
+    options = {
+        "base_url": script.base_url,
+        "patience_s": 0,
+        "trip_after": 1,
+        "base_retry_wait_s": 0,
+        "concurrency": 2,
+    }
+    asked: Any = {
+        "engine": "remote",
+        "model": "m",
+        "engine_kwargs": options,
+        "prompt": "{text}",
+        "progress": False,
+    }
     output = tmp_path / "out.jsonl"
     with pytest.raises(JobError, match="cannot be reached"):
         await penstock.arun(ROWS, output, **asked)
@@ -84,7 +104,11 @@ async def test_a_job_stops_where_no_server_is_left_and_goes_on_when_one_is(scrip
 def test_a_job_with_a_schema(upstream):
     schema = {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]}
     result = penstock.run(
-        ROWS[:5], engine="remote", engine_kwargs={"base_url": upstream}, prompt="{text}", schema=schema
+        ROWS[:5],
+        engine="remote",
+        engine_kwargs={"base_url": upstream},
+        prompt="{text}",
+        schema=schema,
     )
     assert all(isinstance(row["sure"], bool) for row in result.rows())
 
@@ -122,8 +146,13 @@ def test_a_server_in_front_of_a_server_answers_alike(upstream):
             post(base, model, tools=tools, tool_choice="required").json()["choices"][0]
             for base, model in ((upstream, "sim"), (url, "front"))
         ]
-        assert called[0]["message"]["tool_calls"][0]["function"] == called[1]["message"]["tool_calls"][0]["function"]
-        refused = client.post(f"{url}/chat/completions", json={"model": "front", **ask, "max_tokens": 10**6})
+        assert (
+            called[0]["message"]["tool_calls"][0]["function"]
+            == called[1]["message"]["tool_calls"][0]["function"]
+        )
+        refused = client.post(
+            f"{url}/chat/completions", json={"model": "front", **ask, "max_tokens": 10**6}
+        )
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"
         card = client.get(f"{url}/models/front").json()
@@ -131,19 +160,30 @@ def test_a_server_in_front_of_a_server_answers_alike(upstream):
 
 
 def test_openais_client_reads_what_is_handed_on(upstream):
-    with penstock_serve(front(upstream)) as url, openai.OpenAI(base_url=url, api_key="none") as client:
-        asked: Any = {"model": "front", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+    with (
+        penstock_serve(front(upstream)) as url,
+        openai.OpenAI(base_url=url, api_key="none") as client,
+    ):
+        asked: Any = {
+            "model": "front",
+            "messages": [{"role": "user", "content": "hello"}],
+            "temperature": 0,
+        }
         whole = client.chat.completions.create(**asked)
-        chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+        chunks = list(
+            client.chat.completions.create(
+                **asked, stream=True, stream_options={"include_usage": True}
+            )
+        )
         assert {(chunk.id, chunk.model, chunk.created) for chunk in chunks} == {
             (chunks[0].id, "front", chunks[0].created)
         }
         text = "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
         assert text == whole.choices[0].message.content
         assert chunks[-1].usage == whole.usage
-        assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][-1] == whole.choices[
-            0
-        ].finish_reason
+        assert [choice.finish_reason for chunk in chunks for choice in chunk.choices][
+            -1
+        ] == whole.choices[0].finish_reason
 
 
 def test_a_wrong_model_is_a_reason_not_to_start(upstream):
@@ -179,7 +219,10 @@ async def _idle(client, upstream):
 async def test_a_prompt_that_a_template_has_made_is_understood(upstream):
     engine = RemoteEngine("sim", engine_kwargs={"base_url": upstream})
     await engine.start()
-    made = [await answer(engine, CompletionRequest("x", GREEDY, special_tokens=own)) for own in (True, False)]
+    made = [
+        await answer(engine, CompletionRequest("x", GREEDY, special_tokens=own))
+        for own in (True, False)
+    ]
     await engine.stop()
     assert made[0].texts == made[1].texts  # the simulated tokenizer has none to add
 
@@ -187,6 +230,9 @@ async def test_a_prompt_that_a_template_has_made_is_understood(upstream):
 async def test_hundreds_of_requests_through_a_few_connections(upstream):
     engine = RemoteEngine("sim", engine_kwargs={"base_url": upstream, "concurrency": 8})
     result = await penstock.arun(
-        [{"text": str(number)} for number in range(300)], engine=engine, prompt="{text}", max_tokens=4
+        [{"text": str(number)} for number in range(300)],
+        engine=engine,
+        prompt="{text}",
+        max_tokens=4,
     )
     assert len(answers_of(result)) == 300

@@ -61,11 +61,15 @@ ODD = {
     "a function call null": body(message={"function_call": None, "annotations": 3}),
     "refusal odd": body(message={"refusal": False}),
     "reasoning odd": body(message={"reasoning": {"a": 1}, "reasoning_content": []}),
-    "content in parts": body(message={"content": [{"type": "text", "text": "y"}, {"text": "es"}, {"type": "image"}]}),
+    "content in parts": body(
+        message={"content": [{"type": "text", "text": "y"}, {"text": "es"}, {"type": "image"}]}
+    ),
     "content as texts": body(message={"content": ["y", "es"]}),
     "error null": body(error=None),
     "error empty": body(error={}),
-    "more answers than asked for": {"choices": [CHOICE, {**CHOICE, "index": 1, "message": {"content": "no"}}]},
+    "more answers than asked for": {
+        "choices": [CHOICE, {**CHOICE, "index": 1, "message": {"content": "no"}}]
+    },
     "no index": {"choices": [{"message": MESSAGE}]},
     "a delta in place of a message": {"choices": [{"delta": MESSAGE}]},
     "kv_transfer_params odd": body(kv_transfer_params=[]),
@@ -175,15 +179,39 @@ async def test_what_an_unreadable_answer_said_is_told(script, given):
 @pytest.mark.parametrize(
     ("given", "kind", "says"),
     [
-        ({"error": {"message": "provider is down", "code": 502}}, UpstreamError, "provider is down"),
-        ({"error": {"message": "provider is down", "code": "502"}, "choices": None}, UpstreamError, "is down"),
+        (
+            {"error": {"message": "provider is down", "code": 502}},
+            UpstreamError,
+            "provider is down",
+        ),
+        (
+            {"error": {"message": "provider is down", "code": "502"}, "choices": None},
+            UpstreamError,
+            "is down",
+        ),
         ({"error": "it broke"}, UpstreamError, "it broke"),
         ({"error": {"message": "slow down", "code": 429}}, OverloadedError, "slow down"),
         ({"error": {"message": "top_k is bad", "code": 400}}, RequestError, "top_k is bad"),
-        ({"error": {"message": "the prompt is too long", "code": 400}}, ContextLengthError, "too long"),
-        ({"object": "error", "message": "bad", "type": "BadRequestError", "code": 400}, RequestError, "bad"),
-        ([{"error": {"message": "used up", "code": 429, "status": "RESOURCE_EXHAUSTED"}}], OverloadedError, "used up"),
-        ({"choices": [{**CHOICE, "error": {"message": "lost it", "code": 502}}]}, UpstreamError, "lost it"),
+        (
+            {"error": {"message": "the prompt is too long", "code": 400}},
+            ContextLengthError,
+            "too long",
+        ),
+        (
+            {"object": "error", "message": "bad", "type": "BadRequestError", "code": 400},
+            RequestError,
+            "bad",
+        ),
+        (
+            [{"error": {"message": "used up", "code": 429, "status": "RESOURCE_EXHAUSTED"}}],
+            OverloadedError,
+            "used up",
+        ),
+        (
+            {"choices": [{**CHOICE, "error": {"message": "lost it", "code": 502}}]},
+            UpstreamError,
+            "lost it",
+        ),
     ],
 )
 async def test_an_error_with_status_200_is_one(script, given, kind, says, stream, monkeypatch):
@@ -207,33 +235,55 @@ async def test_such_errors_are_retried_by_their_code(script, code, asked):
 
 
 # Streams
-Y, ES, STOP = (json.dumps(one) for one in (chunk(content="y"), chunk(content="es"), chunk(reason="stop")))
+Y, ES, STOP = (
+    json.dumps(one) for one in (chunk(content="y"), chunk(content="es"), chunk(reason="stop"))
+)
 STREAMS = {
     "no space": f"data:{Y}\n\ndata:{ES}\n\ndata:{STOP}\n\ndata:[DONE]\n\n",
-    "carriage returns": f"data: {Y}\r\n\r\ndata: {ES}\r\n\r\ndata: {STOP}\r\n\r\ndata: [DONE]\r\n\r\n",
+    "carriage returns": (
+        f"data: {Y}\r\n\r\ndata: {ES}\r\n\r\ndata: {STOP}\r\n\r\ndata: [DONE]\r\n\r\n"
+    ),
     "bare carriage returns": f"data: {Y}\r\rdata: {ES}\r\rdata: {STOP}\r\rdata: [DONE]\r\r",
-    "comments": f": ping\n\n: ping\ndata: {Y}\n\n:\n\ndata: {ES}\n: x\n\ndata: {STOP}\n\ndata: [DONE]\n\n",
-    "names and ids": f"event: message\nid: 1\nretry: 5\ndata: {Y}\n\nevent: x\ndata: {ES}\n\ndata: {STOP}\n\n",
-    "events without data": f"data: {Y}\n\ndata: \n\ndata\n\ndata:\n\nevent: ping\n\ndata: {ES}\n\ndata: {STOP}\n\n",
+    "comments": (
+        f": ping\n\n: ping\ndata: {Y}\n\n:\n\ndata: {ES}\n: x\n\ndata: {STOP}\n\ndata: [DONE]\n\n"
+    ),
+    "names and ids": (
+        f"event: message\nid: 1\nretry: 5\ndata: {Y}\n\nevent: x\ndata: {ES}\n\ndata: {STOP}\n\n"
+    ),
+    "events without data": (
+        f"data: {Y}\n\ndata: \n\ndata\n\ndata:\n\nevent: ping\n\ndata: {ES}\n\ndata: {STOP}\n\n"
+    ),
     "blank lines": f"\n\n\n\ndata: {Y}\n\n\n\n\ndata: {ES}\n\n\ndata: {STOP}\n\n\n\n",
     "a byte order mark": f"\ufeffdata: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: [DONE]\n\n",
     "no [DONE]": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\n",
     "no end of the last event": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}",
     "space around [DONE]": f"data: {Y}\n\ndata: {ES}\n\ndata:  [DONE] \n\n",
     "no reason": f"data: {Y}\n\ndata: {ES}\n\ndata: [DONE]\n\n",
-    "empty reasons": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: [DONE]\n\n".replace("null", '""'),
-    "several lines of data": "data: " + Y.replace(", ", ",\ndata: ") + f"\n\ndata: {ES}\n\ndata: {STOP}\n\n",
-    "more after [DONE]": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: [DONE]\n\ndata: garbage\n\n",
+    "empty reasons": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: [DONE]\n\n".replace(
+        "null", '""'
+    ),
+    "several lines of data": (
+        "data: " + Y.replace(", ", ",\ndata: ") + f"\n\ndata: {ES}\n\ndata: {STOP}\n\n"
+    ),
+    "more after [DONE]": (
+        f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: [DONE]\n\ndata: garbage\n\n"
+    ),
     "an answer in one piece": json.dumps(body()),
     "one in one piece with blank lines": json.dumps(body(), indent=1).replace("\n", "\n\n"),
     "choices null": f'data: {{"choices": null}}\n\ndata: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\n',
-    "index null": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\n".replace('"index": 0', '"index": null'),
+    "index null": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\n".replace(
+        '"index": 0', '"index": null'
+    ),
     "index one": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\n".replace('"index": 0', '"index": 1'),
-    "the reason twice": f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: {STOP}\n\ndata: [DONE]\n\n",
+    "the reason twice": (
+        f"data: {Y}\n\ndata: {ES}\n\ndata: {STOP}\n\ndata: {STOP}\n\ndata: [DONE]\n\n"
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", ["text/event-stream", "application/json", "text/event-stream; charset=latin-1"])
+@pytest.mark.parametrize(
+    "kind", ["text/event-stream", "application/json", "text/event-stream; charset=latin-1"]
+)
 @pytest.mark.parametrize("given", STREAMS.values(), ids=STREAMS)
 async def test_streams_may_be_odd(script, given, kind):
     result = await said(script, raw(given.encode(), kind), ASK)
@@ -263,7 +313,11 @@ async def test_a_stream_that_says_nothing_is_no_answer(script, end):
 # Encodings
 @pytest.mark.parametrize(
     ("name", "encode"),
-    [("gzip", gzip.compress), ("deflate", zlib.compress), ("deflate", lambda b: zlib.compress(b, wbits=-15))],
+    [
+        ("gzip", gzip.compress),
+        ("deflate", zlib.compress),
+        ("deflate", lambda b: zlib.compress(b, wbits=-15)),
+    ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_answers_may_be_compressed(script, name, encode, stream):
@@ -275,7 +329,9 @@ async def test_answers_may_be_compressed(script, name, encode, stream):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 async def test_an_encoding_that_does_not_hold_is_told(script, stream):
     with pytest.raises(UpstreamError, match="not in the encoding that its headers name"):
-        await said(script, raw(TEXT.encode(), **{"Content-Encoding": "gzip"}), ASK if stream else WHOLE)
+        await said(
+            script, raw(TEXT.encode(), **{"Content-Encoding": "gzip"}), ASK if stream else WHOLE
+        )
 
 
 # Other tasks
@@ -297,8 +353,14 @@ async def test_vectors_may_be_odd(script, given):
 @pytest.mark.parametrize(
     "given",
     [
-        {"results": [{"index": 1, "relevance_score": "0.5"}, {"index": 0, "relevance_score": 1}], "usage": {"a": 1}},
-        {"results": [{"index": 1.0, "score": 0.5}, {"index": "0", "score": 1.0, "document": 3}], "usage": "x"},
+        {
+            "results": [{"index": 1, "relevance_score": "0.5"}, {"index": 0, "relevance_score": 1}],
+            "usage": {"a": 1},
+        },
+        {
+            "results": [{"index": 1.0, "score": 0.5}, {"index": "0", "score": 1.0, "document": 3}],
+            "usage": "x",
+        },
         [{"index": 1, "score": 0.5}, {"index": 0, "score": 1.0}],
     ],
 )
@@ -309,7 +371,8 @@ async def test_scores_may_be_odd(script, given):
 
 
 @pytest.mark.parametrize(
-    "given", [{"text": " yes "}, {"text": "yes", "segments": "none", "duration": "x", "language": 3}]
+    "given",
+    [{"text": " yes "}, {"text": "yes", "segments": "none", "duration": "x", "language": 3}],
 )
 async def test_transcriptions_may_be_odd(script, given):
     script.answers = [given]
@@ -324,7 +387,9 @@ async def test_their_errors_with_status_200_are_errors(script):
             await engine.embeddings(EmbeddingRequest(["a"]))
 
 
-@pytest.mark.parametrize("given", [{"error": {"message": "bad key sk-12345"}}, {"choices": [], "note": "sk-12345"}])
+@pytest.mark.parametrize(
+    "given", [{"error": {"message": "bad key sk-12345"}}, {"choices": [], "note": "sk-12345"}]
+)
 async def test_keys_are_taken_out_of_what_comes_with_status_200(script, given):
     with pytest.raises(UpstreamError) as caught:
         await said(script, given, headers={"Authorization": "Bearer sk-12345"})

@@ -34,15 +34,22 @@ def test_the_table_knows_it():
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     for module in [
-        name for name in sys.modules if name.startswith(("penstock.engines.remote", "penstock.http.client"))
+        name
+        for name in sys.modules
+        if name.startswith(("penstock.engines.remote", "penstock.http.client"))
     ]:
         monkeypatch.delitem(sys.modules, module)
-    with pytest.raises(MissingExtraError, match=r"The remote engine needs .*'aiohttp'.*pip install 'penstock\[http\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"The remote engine needs .*'aiohttp'.*pip install 'penstock\[http\]'",
+    ):
         engine_class("remote")
 
 
 def test_keys_that_are_given_in_the_open_are_not_shown():
-    options = {"upstreams": [{"base_url": "http://h", "headers": {"Authorization": f"Bearer {KEY}"}}]}
+    options = {
+        "upstreams": [{"base_url": "http://h", "headers": {"Authorization": f"Bearer {KEY}"}}]
+    }
     assert KEY not in repr(RemoteEngine("m", engine_kwargs=options).options)
 
 
@@ -54,9 +61,15 @@ def test_keys_that_are_given_in_the_open_are_not_shown():
         ({"base_ulr": "http://h"}, "Did you mean 'base_url'"),
         ({"base_url": "http://h", "upstreams": [{"base_url": "http://h"}]}, "not both"),
         ({"upstreams": [{"base_url": "http://h"}], "api_key_env": "K"}, "belongs to one server"),
-        ({"upstreams": [{"base_url": "http://h", "wieght": 1}]}, r"upstreams\[0\].*Did you mean 'weight'"),
+        (
+            {"upstreams": [{"base_url": "http://h", "wieght": 1}]},
+            r"upstreams\[0\].*Did you mean 'weight'",
+        ),
         ({"upstreams": [{"base_url": "http://h", "weight": 0}]}, r"upstreams\[0\].weight"),
-        ({"base_url": "http://h", "routing": "prefix_awar"}, r"routing: there is no .*Did you mean 'prefix_aware'"),
+        (
+            {"base_url": "http://h", "routing": "prefix_awar"},
+            r"routing: there is no .*Did you mean 'prefix_aware'",
+        ),
         ({"base_url": "http://h", "concurrency": 0}, "engine_kwargs.concurrency"),
         ({"base_url": "http://h", "tasks": ["chatt"]}, "engine_kwargs.tasks"),
     ],
@@ -72,7 +85,9 @@ def test_auto_needs_discovery():
 
 
 async def test_a_key_that_is_not_set_is_named_at_the_start():
-    engine = RemoteEngine("m", engine_kwargs={"base_url": "http://127.0.0.1:1", "api_key_env": "NOT_SET_AT_ALL"})
+    engine = RemoteEngine(
+        "m", engine_kwargs={"base_url": "http://127.0.0.1:1", "api_key_env": "NOT_SET_AT_ALL"}
+    )
     with pytest.raises(EngineStartError, match="NOT_SET_AT_ALL is not set"):
         await engine.start()
 

@@ -17,7 +17,8 @@ from scripted_api import refusal, remote
 QUICK: dict[str, Any] = {"base_retry_wait_s": 0.01, "cooldown_s": 0.05}
 SAID = {"choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}]}
 STREAMED = (
-    b'data: {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+    b'data: {"choices": [{"index": 0, "delta": {"content": "yes"}, "finish_reason":'
+    b' "stop"}]}\n\ndata: [DONE]\n\n'
 )
 VECTOR = {"data": [{"embedding": [1.0]}]}
 
@@ -43,7 +44,13 @@ async def inside(request):
     return web.json_response({"error": {"message": "template error", "code": 500}})
 
 
-KINDS = {"500": refusal(500, "template error"), "504": refusal(504), "close": closed, "half": half, "page": page}
+KINDS = {
+    "500": refusal(500, "template error"),
+    "504": refusal(504),
+    "close": closed,
+    "half": half,
+    "page": page,
+}
 
 
 def poisoned(bad, ill=lambda: False):
@@ -80,7 +87,9 @@ async def job(rows, *scripts, output=None, **options):
 
 
 def kinds_of(result):
-    return Counter((row["text"].split()[0], row["error"] and row["error"]["type"]) for row in result.rows())
+    return Counter(
+        (row["text"].split()[0], row["error"] and row["error"]["type"]) for row in result.rows()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,7 +109,9 @@ async def test_what_the_server_said_stands_in_the_row(script):
     assert row["error"]["retryable"]
 
 
-@pytest.mark.parametrize("options", [{"max_retries": 0}, {"trip_after": 1}, {"trip_after": 1, "patience_s": 0}])
+@pytest.mark.parametrize(
+    "options", [{"max_retries": 0}, {"trip_after": 1}, {"trip_after": 1, "patience_s": 0}]
+)
 async def test_whatever_the_options(script, options):
     script.answers = [poisoned(KINDS["500"])]
     result = await job([f"bad {n}" for n in range(12)] + ["fine"] * 3, script, **options)
@@ -130,7 +141,9 @@ async def test_good_ones_do_not_wait_for_them(script):
         assert (await answer(engine, ask("fine"))).texts[0] == "yes"
         held.set()
         assert (await answer(engine, ask("fine", stream=True))).texts[0] == "yes"
-        assert all(isinstance(e, UpstreamError) for e in await asyncio.gather(*bad, return_exceptions=True))
+        assert all(
+            isinstance(e, UpstreamError) for e in await asyncio.gather(*bad, return_exceptions=True)
+        )
 
 
 async def test_vectors_too(script):
@@ -157,7 +170,9 @@ async def test_the_probe_is_the_smallest_request_of_its_kind_and_nobodys(script)
 
 async def test_a_job_stops_where_the_server_is_really_ill_and_goes_on_later(script, tmp_path):
     state = {"ill": False}
-    script.answers = [poisoned(refusal(502, "bad gateway"), lambda: state["ill"] or len(script.asked) > 20)]
+    script.answers = [
+        poisoned(refusal(502, "bad gateway"), lambda: state["ill"] or len(script.asked) > 20)
+    ]
     rows, output = [f"fine {n}" for n in range(60)], tmp_path / "out.jsonl"
     with pytest.raises(penstock.errors.JobError, match=r"no server answers: .*bad gateway"):
         await job(rows, script, output=output, concurrency=4, patience_s=0.1)
@@ -172,7 +187,9 @@ async def test_a_server_that_wants_to_be_left_alone_for_an_hour_is_ill(script):
     script.answers = [refusal(429, "daily limit", headers={"Retry-After": "3600"})]
     async with remote(script, trip_after=2) as engine:
         for number in range(2):
-            with pytest.raises(penstock.errors.OverloadedError, match=r"daily limit \(it asks for a pause of 1 h\)"):
+            with pytest.raises(
+                penstock.errors.OverloadedError, match=r"daily limit \(it asks for a pause of 1 h\)"
+            ):
                 await answer(engine, ask(f"fine {number}"))
         await asyncio.gather(*engine._upstreams._probes)
         with pytest.raises(EngineDeadError, match="daily limit"):
@@ -190,7 +207,9 @@ async def test_a_page_that_says_there_is_no_such_route_is_no_word_on_the_route(s
     assert kinds_of(result) == {("fine", None): 20, ("bad", "upstream_error"): 2}
 
 
-@pytest.mark.parametrize("code", ["insufficient_quota", "billing_hard_limit_reached", "account_deactivated"])
+@pytest.mark.parametrize(
+    "code", ["insufficient_quota", "billing_hard_limit_reached", "account_deactivated"]
+)
 async def test_what_only_a_person_can_mend_is_asked_once(script, code):
     script.answers = [refusal(429, "see your plan", code=code)]
     result = await job(["fine"], script)

@@ -21,7 +21,10 @@ from penstock.types import Sampling
 from scripted_api import USAGE, Script, chunk, sse
 from warped_time import run_warped
 
-SAID = {"choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}], "usage": USAGE["usage"]}
+SAID = {
+    "choices": [{"index": 0, "message": {"content": "yes"}, "finish_reason": "stop"}],
+    "usage": USAGE["usage"],
+}
 INSIDE = {"error": {"message": "slow down", "code": 429}}
 
 
@@ -51,7 +54,9 @@ def rows(last="fine"):
 
 
 def timed(refused, main, **options):
-    """What `main` gives of a script whose server does so, and how long it took on the loop's clock."""
+    """What `main` gives of a script whose server does so, and how long it took on the loop's
+    clock.
+    """
 
     async def run():
         script = Script()
@@ -76,7 +81,9 @@ async def outcomes(engine, texts, **more):
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_who_is_refused_alone_is_given_up_in_seconds(concurrency, inside, stream):
     async def main(script):
-        engine = RemoteEngine("m", engine_kwargs={"base_url": script.base_url, "concurrency": concurrency})
+        engine = RemoteEngine(
+            "m", engine_kwargs={"base_url": script.base_url, "concurrency": concurrency}
+        )
         await engine.start()
         try:
             return await outcomes(engine, rows(), stream=stream)
@@ -109,9 +116,9 @@ def test_a_job_makes_error_rows_of_them_and_says_so(last):
     result, seconds = timed(bad, main)
     wrong = [row for row in result.rows() if row["error"]]
     assert {row["text"] for row in wrong} == {text for text in rows(last) if bad(text)}
-    assert {(row["error"]["type"], row["error"]["retryable"], row["attempts"]) for row in wrong} == {
-        ("rate_limit_exceeded", True, 1)
-    }
+    assert {
+        (row["error"]["type"], row["error"]["retryable"], row["attempts"]) for row in wrong
+    } == {("rate_limit_exceeded", True, 1)}
     assert result.counts.pauses.given_up == len(wrong)
     assert seconds < (30 if last == "fine" else 90)
 
@@ -166,16 +173,26 @@ def test_a_served_request_gets_a_429_within_seconds(headers, stream, inside, eve
     async def main(script):
         loading = {"model_id": "m", "model_source": "m"}
         config = {"model_loading_config": loading, "llm_engine": "remote"}
-        config["engine_kwargs"] = {"base_url": script.base_url, "discover": False, "tasks": ["chat"]}
+        config["engine_kwargs"] = {
+            "base_url": script.base_url,
+            "discover": False,
+            "tasks": ["chat"],
+        }
         handles = build_local_handles([LLMConfig.from_dict(config)])
         await asyncio.gather(*(handle.start() for handle in handles.values()))
         transport = httpx.ASGITransport(build_app(handles))
         try:
-            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=None) as client:
+            async with httpx.AsyncClient(
+                transport=transport, base_url="http://test", timeout=None
+            ) as client:
 
                 async def ask(text):
                     began = asyncio.get_running_loop().time()
-                    body = {"model": "m", "messages": [{"role": "user", "content": text}], "stream": stream}
+                    body = {
+                        "model": "m",
+                        "messages": [{"role": "user", "content": text}],
+                        "stream": stream,
+                    }
                     reply = await client.post("/v1/chat/completions", json=body)
                     return reply, asyncio.get_running_loop().time() - began
 
@@ -183,7 +200,9 @@ def test_a_served_request_gets_a_429_within_seconds(headers, stream, inside, eve
         finally:
             await asyncio.gather(*(handle.stop() for handle in handles.values()))
 
-    results, _ = timed((lambda text: True) if everybody else bad, main, headers=headers, inside=inside)
+    results, _ = timed(
+        (lambda text: True) if everybody else bad, main, headers=headers, inside=inside
+    )
     for text, (reply, seconds) in zip(rows(), results, strict=True):
         assert seconds < 15, text
         if reply.status_code != 200:
@@ -224,7 +243,10 @@ def test_a_named_pause_of_up_to_a_minute_is_waited_by_a_job_and_told_to_the_serv
     async def main(script):
         began = asyncio.get_running_loop().time()
         script.answers = [
-            server(lambda text: asyncio.get_running_loop().time() < began + 45, headers={"Retry-After": "45"})
+            server(
+                lambda text: asyncio.get_running_loop().time() < began + 45,
+                headers={"Retry-After": "45"},
+            )
         ]
         engine = RemoteEngine("m", engine_kwargs={"base_url": script.base_url})
         await engine.start()

@@ -55,7 +55,9 @@ async def test_everything_asked_is_sent(script):
         request_id="r-1",
         priority=2,
     )
-    async with remote(script, max_tokens_field="max_completion_tokens", extra_body={"service_tier": "flex"}) as engine:
+    async with remote(
+        script, max_tokens_field="max_completion_tokens", extra_body={"service_tier": "flex"}
+    ) as engine:
         await deltas_of(engine, request)
     assert script.asked[0][1] == {
         "model": "m",
@@ -116,7 +118,9 @@ async def test_constraints_are_sent_in_their_form(script, constraint, sent):
 async def test_a_constraint_that_the_server_may_not_know_is_refused(script):
     async with remote(script) as engine:
         with pytest.raises(UnsupportedError, match="remote engine does not support regex"):
-            await answer(engine, whole(sampling=Sampling(structured=StructuredOutput("regex", "a"))))
+            await answer(
+                engine, whole(sampling=Sampling(structured=StructuredOutput("regex", "a")))
+            )
     assert script.asked == []
 
 
@@ -127,7 +131,9 @@ async def test_keys_come_from_the_environment_and_go_nowhere_else(script, monkey
     async with remote(script, api_key_env="MY_KEY", headers={"X-Org": "${MY_ORG}"}) as engine:
         with pytest.raises(UpstreamError, match=r"Incorrect API key provided: \*\*\*") as caught:
             await answer(engine, whole())
-        assert KEY not in repr(engine.options) + repr(vars(engine)) + caught.value.body + caplog.text
+        assert (
+            KEY not in repr(engine.options) + repr(vars(engine)) + caught.value.body + caplog.text
+        )
     assert script.headers[-1]["Authorization"] == f"Bearer {KEY}"
     assert script.headers[-1]["X-Org"] == "org-1"
 

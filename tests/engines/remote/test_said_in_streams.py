@@ -23,7 +23,10 @@ TOKEN = 'data: {"choices": [{"index": 0, "delta": {"content": "a"}}]}\n\n'
         'event:error\r\ndata: {"message": "upstream is asleep"}\r\n\r\n',
         'event: error\ndata: {"detail": "upstream is asleep"}\n\n',
         'event: error\ndata: {"error": {"message": "upstream is asleep", "code": 400}}\n\n',
-        ': ping\n\nevent: error\nid: 3\ndata: {"type": "error", "error": {"message": "upstream is asleep"}}\n\n',
+        (
+            ': ping\n\nevent: error\nid: 3\ndata: {"type": "error", "error": {"message": "upstream'
+            ' is asleep"}}\n\n'
+        ),
     ],
 )
 async def test_the_servers_words_are_told(script, before, said):
@@ -38,7 +41,9 @@ async def test_the_servers_words_are_told(script, before, said):
 
 async def test_a_chunk_that_is_none_is_told_where_nothing_else_comes(script):
     async def serve(request):
-        return web.Response(text='data: {"detail": "upstream is asleep"}\n\n', content_type="text/event-stream")
+        return web.Response(
+            text='data: {"detail": "upstream is asleep"}\n\n', content_type="text/event-stream"
+        )
 
     script.answers = [serve]
     async with remote(script, max_retries=0) as engine:

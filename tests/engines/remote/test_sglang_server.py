@@ -4,11 +4,23 @@ import pytest
 
 from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.testing import answer, chat_request, deltas_of
-from penstock.types import ClassifyRequest, CompletionRequest, RerankRequest, Sampling, StructuredOutput
+from penstock.types import (
+    ClassifyRequest,
+    CompletionRequest,
+    RerankRequest,
+    Sampling,
+    StructuredOutput,
+)
 from scripted_api import chunk, remote, sse
 
 CARD = {"id": "m", "owned_by": "sglang", "root": "m", "parent": None, "max_model_len": 4096}
-ADAPTER = {"id": "french", "owned_by": "sglang", "root": "/adapters/french", "parent": "m", "max_model_len": None}
+ADAPTER = {
+    "id": "french",
+    "owned_by": "sglang",
+    "root": "/adapters/french",
+    "parent": "m",
+    "max_model_len": None,
+}
 SAID = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop", "matched_stop": 2}]}
 
 
@@ -65,7 +77,9 @@ async def test_the_stop_string_has_another_name(server, stream):
 
 
 async def test_scores_are_its_reranks_and_come_sorted_in_a_bare_list(server):
-    server.answers = [[{"score": 0.9, "document": "y", "index": 1}, {"score": 0.2, "document": "x", "index": 0}]]
+    server.answers = [
+        [{"score": 0.9, "document": "y", "index": 1}, {"score": 0.2, "document": "x", "index": 0}]
+    ]
     async with remote(server) as engine:
         for ask in (engine.score, engine.rerank):
             assert (await ask(RerankRequest("q", ["x", "y"]))).scores == [0.2, 0.9]
@@ -85,7 +99,10 @@ async def test_tokens_and_texts(server):
     async with remote(server) as engine:
         assert await engine.tokenize("ab") == [1, 2]
         assert await engine.detokenize([1, 2]) == "ab"
-    assert server.asked[0] == ("/tokenize", {"model": "m", "prompt": "ab", "add_special_tokens": False})
+    assert server.asked[0] == (
+        "/tokenize",
+        {"model": "m", "prompt": "ab", "add_special_tokens": False},
+    )
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -93,7 +110,13 @@ async def test_its_errors_have_no_envelope_but_in_streams(server, streamed):
     from aiohttp import web
 
     told = "The input (9000 tokens) is longer than the model's context length (4096 tokens)."
-    said = {"object": "error", "message": told, "type": "BadRequestError", "param": None, "code": 400}
+    said = {
+        "object": "error",
+        "message": told,
+        "type": "BadRequestError",
+        "param": None,
+        "code": 400,
+    }
 
     async def refuse(request):
         return web.json_response(said, status=400)

@@ -25,7 +25,9 @@ LORA = {"enable_lora": True, "max_lora_rank": 16, "lora_target_modules": ["all"]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(stand_in):
-    engine = SGLangEngine("demo", engine_kwargs={**LORA, "context_length": 2048, "max_running_requests": 8})
+    engine = SGLangEngine(
+        "demo", engine_kwargs={**LORA, "context_length": 2048, "max_running_requests": 8}
+    )
     await engine.start()
     yield engine
     await engine.stop()
@@ -66,7 +68,10 @@ def test_without_the_package_its_extra_is_named(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"mem_fraction": 0.8}, "engine_kwargs.mem_fraction: unknown key 'mem_fraction'.*mem_fraction_static"),
+        (
+            {"mem_fraction": 0.8},
+            "engine_kwargs.mem_fraction: unknown key 'mem_fraction'.*mem_fraction_static",
+        ),
         ({"model_path": "x"}, "the model that the engine is made for"),
         ({"tool_call_parser": "qwen25"}, "SGLang's server alone.*remote engine"),
         ({"skip_tokenizer_init": True}, "not possible"),
@@ -79,7 +84,9 @@ def test_wrong_arguments_are_named_before_anything_starts(stand_in, given, messa
 
 def test_an_old_version_is_refused_and_a_new_one_noted(monkeypatch):
     monkeypatch.setattr(options, "version", lambda: "0.4.9.post1")
-    with pytest.raises(EngineStartError, match=r"SGLang 0\.4\.9\.post1 is not supported.*0\.5\.20 to 0\.5\.23"):
+    with pytest.raises(
+        EngineStartError, match=r"SGLang 0\.4\.9\.post1 is not supported.*0\.5\.20 to 0\.5\.23"
+    ):
         options.check_version()
     monkeypatch.setattr(options, "version", lambda: "0.6.0")
     options.check_version()
@@ -94,7 +101,9 @@ def test_the_context_is_known_without_loading(stand_in):
 
 
 def demo_context():
-    return json.loads((demo.model_path("huggingface") / "config.json").read_text())["max_position_embeddings"]
+    return json.loads((demo.model_path("huggingface") / "config.json").read_text())[
+        "max_position_embeddings"
+    ]
 
 
 def test_an_adapter_of_too_high_a_rank_never_reaches_the_engine(stand_in):
@@ -134,7 +143,12 @@ async def test_an_embedding_model_embeds_and_does_not_chat(started):
 async def test_capabilities_follow_the_arguments(started):
     engine = await started(grammar_backend="none", disable_radix_cache=True, max_running_requests=3)
     able = engine.capabilities
-    assert (able.structured, able.prefix_caching, able.max_concurrency, able.adapters) == (frozenset(), False, 3, False)
+    assert (able.structured, able.prefix_caching, able.max_concurrency, able.adapters) == (
+        frozenset(),
+        False,
+        3,
+        False,
+    )
     with pytest.raises(UnsupportedError, match="enable_lora"):
         await engine.resolve_lora("summary", str(demo.adapter_path("summary")))
 
@@ -179,7 +193,9 @@ async def test_sleep_needs_the_memory_saver(started):
 async def test_pause(started, mode):
     engine = await started()
     endless = Sampling(temperature=0, max_tokens=3000, ignore_eos=True)
-    running = asyncio.create_task(answer(engine, chat_request("a", endless if mode != "wait" else GREEDY)))
+    running = asyncio.create_task(
+        answer(engine, chat_request("a", endless if mode != "wait" else GREEDY))
+    )
     while not (await engine.metrics())["requests_running"] and not running.done():
         pass
     await engine.pause(mode)

@@ -35,9 +35,14 @@ def test_a_processor_runs_on_it(stand_in):
 
 
 async def test_a_server_with_adapters_starts_it_for_them(stand_in):
-    lora = {"adapters": {"german": str(demo.adapter_path("german"))}, "max_num_adapters_per_replica": 2}
+    lora = {
+        "adapters": {"german": str(demo.adapter_path("german"))},
+        "max_num_adapters_per_replica": 2,
+    }
     loading = {"model_id": "m", "model_source": "demo"}
-    config = LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "SGLang", "lora_config": lora})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": loading, "llm_engine": "SGLang", "lora_config": lora}
+    )
     handle: Any = build_local_handles([config])["m"]
     await handle.start()
     try:

@@ -1,4 +1,5 @@
-"""The stand-in, which the engine's tests run on, held against SGLang's own sources. Nothing of SGLang is imported.
+"""The stand-in, which the engine's tests run on, held against SGLang's own sources. Nothing of
+SGLang is imported.
 
 PENSTOCK_SGLANG is the folder of its package; scripts/test_sglang.sh downloads it.
 """
@@ -33,11 +34,19 @@ def real():
 
 
 def classes(file):
-    return {node.name: node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)}
+    return {
+        node.name: node
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 def methods(node):
-    return {part.name: part for part in node.body if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))}
+    return {
+        part.name: part
+        for part in node.body
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
 
 
 def real_methods(real, file, name):
@@ -62,7 +71,9 @@ def parameters(function):
     return named | {arg.arg: (None, default is not None) for arg, default in by_name}
 
 
-@pytest.mark.parametrize(("file", "name"), [("srt/entrypoints/engine.py", "Engine"), (MANAGER, "TokenizerManager")])
+@pytest.mark.parametrize(
+    ("file", "name"), [("srt/entrypoints/engine.py", "Engine"), (MANAGER, "TokenizerManager")]
+)
 def test_methods_are_called_as_sglang_declares_them(real, file, name):
     theirs = real_methods(real, file, name)
     ours = methods(classes(STAND_IN / file)[name])
@@ -74,9 +85,14 @@ def test_methods_are_called_as_sglang_declares_them(real, file, name):
         declared = parameters(other)
         for parameter, (place, optional) in parameters(function).items():
             assert parameter in declared, f"{function.name} has no '{parameter}'"
-            if place is not None and name == "TokenizerManager":  # the engine's are all given by name
-                assert declared[parameter][0] == place, f"{function.name}: '{parameter}' is at another place"
-            assert declared[parameter][1] == optional, f"{function.name}: '{parameter}' is (not) optional"
+            # The engine's are all given by name.
+            if place is not None and name == "TokenizerManager":
+                assert declared[parameter][0] == place, (
+                    f"{function.name}: '{parameter}' is at another place"
+                )
+            assert declared[parameter][1] == optional, (
+                f"{function.name}: '{parameter}' is (not) optional"
+            )
         needed = {each for each, (_, optional) in declared.items() if not optional}
         assert needed <= parameters(function).keys(), f"{function.name} needs more arguments"
 
@@ -105,16 +121,28 @@ def test_structures_have_the_fields(real, file, names):
     for name in names:
         for field, declared in fields(ours[name]).items():
             assert field in fields(theirs[name]), f"{name} has no {field}"
-            assert (declared.value is None) == (fields(theirs[name])[field].value is None), f"{name}.{field}"
+            assert (declared.value is None) == (fields(theirs[name])[field].value is None), (
+                f"{name}.{field}"
+            )
 
 
 def test_everything_that_is_imported_is_there(real):
     library = Path(sampling_params.__code__.co_filename).with_name("library.py")
-    found = [node for node in ast.walk(ast.parse(library.read_text())) if isinstance(node, ast.ImportFrom)]
-    ours = {node.module: node.names for node in found if node.module and node.module.startswith("sglang.")}
+    found = [
+        node
+        for node in ast.walk(ast.parse(library.read_text()))
+        if isinstance(node, ast.ImportFrom)
+    ]
+    ours = {
+        node.module: node.names
+        for node in found
+        if node.module and node.module.startswith("sglang.")
+    }
     assert ours
     for module, names in ours.items():
-        assert {alias.name for alias in names} <= classes(real.parent / f"{module.replace('.', '/')}.py").keys()
+        assert {alias.name for alias in names} <= classes(
+            real.parent / f"{module.replace('.', '/')}.py"
+        ).keys()
 
 
 def test_server_arguments_are_found_under_their_names(real):
@@ -134,22 +162,42 @@ def test_server_arguments_are_found_under_their_names(real):
 
 def test_attributes_and_keys_that_are_read_are_set(real):
     manager = (real / MANAGER).read_text()
-    for attribute in ("tokenizer", "model_config", "is_generation", "max_req_input_len", "context_len"):
+    for attribute in (
+        "tokenizer",
+        "model_config",
+        "is_generation",
+        "max_req_input_len",
+        "context_len",
+    ):
         assert f"self.{attribute} = " in manager
     assert "self.vocab_size = " in (real / "srt/configs/model_config.py").read_text()
     for key in ("finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens"):
         assert f'"{key}": recv_obj' in manager
-    for key in ("text", "output_ids", "meta_info", "output_token_logprobs", "output_top_logprobs", "embedding"):
+    for key in (
+        "text",
+        "output_ids",
+        "meta_info",
+        "output_token_logprobs",
+        "output_top_logprobs",
+        "embedding",
+    ):
         assert f'"{key}"' in manager
     assert "max_req_len - 5" in (real / "srt/managers/tp_worker.py").read_text()
     assert "self.max_req_len - input_len - 1" in (real / "srt/managers/scheduler.py").read_text()
-    scheduler = [real / "srt/managers/scheduler.py", *(real / "srt/managers/scheduler_components").glob("*.py")]
+    scheduler = [
+        real / "srt/managers/scheduler.py",
+        *(real / "srt/managers/scheduler_components").glob("*.py"),
+    ]
     assert any('"effective_max_running_requests_per_dp"' in file.read_text() for file in scheduler)
 
 
 def test_importing_it_sets_the_policy_of_event_loops(real):
-    for package in (real, STAND_IN):  # so that loops that were there before are not the current one any more
-        assert "\nasyncio.set_event_loop_policy(" in (package / "srt/entrypoints/engine.py").read_text()
+    # So that loops that were there before are not the current one any more.
+    for package in (real, STAND_IN):
+        assert (
+            "\nasyncio.set_event_loop_policy("
+            in (package / "srt/entrypoints/engine.py").read_text()
+        )
 
 
 def test_sampling_parameters_have_sglangs_names(real):
@@ -161,4 +209,6 @@ def test_sampling_parameters_have_sglangs_names(real):
 
 def test_sglangs_processes_end_with_their_parent(real):
     for file in ("scheduler", "detokenizer_manager", "data_parallel_controller"):
-        assert "    kill_itself_when_parent_died()" in (real / f"srt/managers/{file}.py").read_text()
+        assert (
+            "    kill_itself_when_parent_died()" in (real / f"srt/managers/{file}.py").read_text()
+        )

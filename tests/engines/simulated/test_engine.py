@@ -46,11 +46,14 @@ async def test_answers_depend_on_prompt_and_seed_alone():
     assert await texts(await started(seed=1)) != first
 
 
-@pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "input_audio"}])
+@pytest.mark.parametrize(
+    "part", [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "input_audio"}]
+)
 async def test_what_is_no_text_is_refused(engine, part):
     messages = [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, part]}]
     with pytest.raises(
-        UnsupportedError, match=rf"messages\[0\].content: the simulated engine reads texts, no '{part['type']}'"
+        UnsupportedError,
+        match=rf"messages\[0\].content: the simulated engine reads texts, no '{part['type']}'",
     ):
         await answer(engine, ChatRequest(messages))
 
@@ -83,7 +86,9 @@ async def test_the_engine_dies_as_often_as_it_was_told():
 
 async def test_time_passes_in_steps_that_slow_with_the_batch():
     clock = asyncio.get_running_loop().time
-    engine = await started(time_per_token_ms=2, time_to_first_token_ms=10, batch_slowdown=0.0, output_tokens=10)
+    engine = await started(
+        time_per_token_ms=2, time_to_first_token_ms=10, batch_slowdown=0.0, output_tokens=10
+    )
     begin = clock()
     await answer(engine, chat_request("a"))
     alone = clock() - begin

@@ -12,8 +12,8 @@ from penstock.types import ChatRequest, EmbeddingRequest
 
 
 class Engine:
-    """Answers after so many turns of the event loop, and dies of the names in `fatal` after as many, or `killing`; all
-    in it die with it. `killed`: by a signal that somebody may have sent.
+    """Answers after so many turns of the event loop, and dies of the names in `fatal` after as
+    many, or `killing`; all in it die with it. `killed`: by a signal that somebody may have sent.
     """
 
     def __init__(self, fatal=(), turns=1, killing=None, killed=False):
@@ -50,7 +50,9 @@ class Engine:
 
 
 async def ask(quarantine, engine, name, stop=False):
-    """One request, asked until it is answered or refused; with `stop`, only until the engine dies of it."""
+    """One request, asked until it is answered or refused; with `stop`, only until the engine dies
+    of it.
+    """
     with quarantine.visit(lambda: name.encode()) as visit:
         while True:
             try:
@@ -108,7 +110,9 @@ async def test_after_one_kill_all_are_asked_again_together():
     asked = asyncio.create_task(ask_all(quarantine, engine, names, 40))
     await until(lambda: len(engine.inside) == 40)
     engine.kill()
-    await until(lambda: len(engine.inside) == 40 and not any(ended.done() for ended in engine.inside))
+    await until(
+        lambda: len(engine.inside) == 40 and not any(ended.done() for ended in engine.inside)
+    )
     engine.kill()  # once more, and they are taken apart
     assert await asked == ["ok"] * 40
     assert [len(together) for together in engine.together] == [40, 40]
@@ -117,7 +121,9 @@ async def test_after_one_kill_all_are_asked_again_together():
 
 async def test_equal_requests_share_their_proof():
     engine, quarantine = Engine({"bad"}), Quarantine()
-    found = await asyncio.gather(*(ask(quarantine, engine, name) for name in ("bad", "good", "bad", "bad")))
+    found = await asyncio.gather(
+        *(ask(quarantine, engine, name) for name in ("bad", "good", "bad", "bad"))
+    )
     assert found == ["refused", "ok", "refused", "refused"]
     deaths = engine.deaths
     assert await ask(quarantine, engine, "bad") == "refused"
@@ -227,7 +233,9 @@ async def test_a_suspect_that_is_not_asked_again_holds_nobody_up():
 
 
 async def test_one_that_was_there_at_two_deaths_is_alone_the_next_time():
-    """As a stream that its client asks for again and again: what has begun is not asked again here."""
+    """As a stream that its client asks for again and again: what has begun is not asked again
+    here.
+    """
     engine, quarantine = Engine({"bad"}, turns=2), Quarantine()
     for _ in range(2):
         await asyncio.gather(
@@ -278,7 +286,9 @@ async def test_what_is_remembered_is_bounded(monkeypatch):
 
 def test_a_digest_is_that_of_what_is_asked():
     hello = ChatRequest([{"role": "user", "content": "Hi"}])
-    same = ChatRequest([{"role": "user", "content": "Hi"}], request_id="1", priority=3, stream=False)
+    same = ChatRequest(
+        [{"role": "user", "content": "Hi"}], request_id="1", priority=3, stream=False
+    )
     assert digest_of(hello) == digest_of(same)
     assert digest_of(hello) != digest_of(ChatRequest([{"role": "user", "content": "Ho"}]))
     assert digest_of(EmbeddingRequest(["a"])) != digest_of(("EmbeddingRequest", "a"))

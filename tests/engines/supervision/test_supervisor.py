@@ -107,7 +107,9 @@ async def test_a_start_that_is_cancelled_from_within_holds_nobody_up():
             pass
 
 
-async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself(monkeypatch):
+async def test_a_user_that_comes_while_another_leaves_keeps_the_engine_no_longer_than_itself(
+    monkeypatch,
+):
     engine = Counted()
     checking, go_on = asyncio.Event(), asyncio.Event()
     check_health = engine.check_health
@@ -136,7 +138,9 @@ async def test_a_dead_engine_is_started_once_for_all_its_requests():
     engine = Counted()
     supervisor = supervisor_of(engine)
     async with supervisor.running():
-        assert await asyncio.gather(*(asked(supervisor, str(n), dies=n == 3) for n in range(8))) == list("01234567")
+        assert await asyncio.gather(
+            *(asked(supervisor, str(n), dies=n == 3) for n in range(8))
+        ) == list("01234567")
         assert (engine.starts, supervisor.restarts, supervisor.generation) == (2, 1, 2)
         assert not supervisor.quarantine.troubled
 

@@ -11,7 +11,10 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 def test_renders_with_the_generation_prompt():
-    assert ChatTemplate(CHATML).render(HELLO) == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        ChatTemplate(CHATML).render(HELLO)
+        == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_without_a_template_contents_are_lines():
@@ -20,12 +23,17 @@ def test_without_a_template_contents_are_lines():
 
 def test_text_parts_become_one_text():
     parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
-    assert ChatTemplate(CHATML).render([{"role": "user", "content": parts}]) == ChatTemplate(CHATML).render(HELLO)
+    assert ChatTemplate(CHATML).render([{"role": "user", "content": parts}]) == ChatTemplate(
+        CHATML
+    ).render(HELLO)
 
 
 def test_special_tokens_and_variables_are_names():
     template = ChatTemplate("{{ bos_token }}{{ style }}{{ tools | tojson }}", {"bos_token": "<s>"})
-    assert template.render(HELLO, tools=[{"a": "<b>"}], variables={"style": "x"}) == '<s>x[{"a": "<b>"}]'
+    assert (
+        template.render(HELLO, tools=[{"a": "<b>"}], variables={"style": "x"})
+        == '<s>x[{"a": "<b>"}]'
+    )
 
 
 def test_an_override_replaces_the_models_template():
@@ -34,7 +42,12 @@ def test_an_override_replaces_the_models_template():
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ raise_exception('no system role') }}", "{% for %}", "{{ messages[0].content + 1 }}", "{{ undefined.x }}"],
+    [
+        "{{ raise_exception('no system role') }}",
+        "{% for %}",
+        "{{ messages[0].content + 1 }}",
+        "{{ undefined.x }}",
+    ],
 )
 def test_what_the_template_rejects_is_the_callers_error(template):
     with pytest.raises(RequestError) as caught:
@@ -50,9 +63,17 @@ def test_templates_run_in_a_sandbox():
 @pytest.mark.parametrize(
     ("template", "messages", "told"),
     [
-        ("{{ raise_exception('no system role') }}", HELLO, "the chat template rejected the messages: no system role"),
+        (
+            "{{ raise_exception('no system role') }}",
+            HELLO,
+            "the chat template rejected the messages: no system role",
+        ),
         ("{% for %}", HELLO, "line 1 of the chat template is no valid Jinja"),
-        ("{{ undefined.x }}", HELLO, "the chat template cannot be filled: it needs 'undefined', which is not given"),
+        (
+            "{{ undefined.x }}",
+            HELLO,
+            "the chat template cannot be filled: it needs 'undefined', which is not given",
+        ),
         (
             "{% for m in messages %}{{ m.content + '!' }}{% endfor %}",
             [*HELLO, {"role": "assistant", "content": None}],
@@ -64,8 +85,14 @@ def test_templates_run_in_a_sandbox():
             "the chat template cannot use messages[1]: it has no 'content'",
         ),
         (
-            "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name.x }}{% endfor %}{% endfor %}",
-            [*HELLO, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"arguments": "{}"}}]}],
+            (
+                "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.name.x }}{% endfor"
+                " %}{% endfor %}"
+            ),
+            [
+                *HELLO,
+                {"role": "assistant", "tool_calls": [{"id": "1", "function": {"arguments": "{}"}}]},
+            ],
             "the chat template cannot use messages[1].tool_calls[0].function: it has no 'name'",
         ),
         (
@@ -77,7 +104,10 @@ def test_templates_run_in_a_sandbox():
         (
             "{{ 1 / 0 }}",
             HELLO,
-            "the chat template cannot use messages[0]: it has not the form that the template expects",
+            (
+                "the chat template cannot use messages[0]: it has not the form that the template"
+                " expects"
+            ),
         ),
     ],
 )
@@ -88,5 +118,8 @@ def test_what_a_template_has_no_use_for_is_named(template, messages, told):
 
 
 def test_what_is_not_there_is_no_error_where_templates_ask_for_it():
-    template = "{% if tools is defined and x is not defined %}{{ x }}{{ messages[0].name or 'nobody' }}{% endif %}"
+    template = (
+        "{% if tools is defined and x is not defined %}{{ x }}{{ messages[0].name or 'nobody' }}{%"
+        " endif %}"
+    )
     assert ChatTemplate(template).render(HELLO) == "nobody"

@@ -27,7 +27,9 @@ def test_the_same_request_has_the_same_seed_and_another_one_another():
     assert all(0 <= value < 1 << 31 for value in (*same, *other))
 
 
-@pytest.mark.parametrize("sampling", [Sampling(temperature=0), Sampling(seed=5), Sampling(temperature=0, seed=5)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0), Sampling(seed=5), Sampling(temperature=0, seed=5)]
+)
 def test_one_that_needs_no_seed_stays_as_it_is(sampling):
     request = msgspec.structs.replace(ASK, sampling=sampling)
     assert with_seed(request) is request
@@ -37,7 +39,9 @@ def test_one_that_needs_no_seed_stays_as_it_is(sampling):
 async def test_a_deterministic_engine_samples_the_same_again(n):
     answers = []
     for deterministic in (True, True, False):
-        engine = SimulatedEngine(engine_kwargs={"deterministic": deterministic, "output_tokens": 64})
+        engine = SimulatedEngine(
+            engine_kwargs={"deterministic": deterministic, "output_tokens": 64}
+        )
         await engine.start()
         found: dict[int, str] = {}
         async for delta in engine.chat(msgspec.structs.replace(ASK, n=n)):

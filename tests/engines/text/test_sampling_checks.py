@@ -13,7 +13,9 @@ from penstock.engines.text.sampling_checks import (
 from penstock.errors import RequestError
 from penstock.types import Sampling, StructuredOutput
 
-ANY = Capabilities(tasks=frozenset({"chat"}), context_length=100, max_concurrency=1, max_top_logprobs=5)
+ANY = Capabilities(
+    tasks=frozenset({"chat"}), context_length=100, max_concurrency=1, max_top_logprobs=5
+)
 NAN, INF = float("nan"), float("inf")
 
 

@@ -35,12 +35,17 @@ def test_nothing_comes_after_the_stop():
     assert cutter.flush() == ""
 
 
-@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3), st.data())
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=4), min_size=1, max_size=3),
+    st.data(),
+)
 def test_pieces_make_no_difference(text, stop, data):
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
     found = [at for s in stop if (at := text.find(s)) >= 0]
-    # Piece by piece the stop string that ends first is met first, so where the cut begins may differ.
+    # Piece by piece the stop string that ends first is met first, so where the cut begins may
+    # differ.
     result, stopped = shown(pieces, tuple(stop))
     assert stopped == bool(found)
     if not found:

@@ -1,4 +1,6 @@
-"""What an engine must be started for: profiles, a KV connector; and a server that puts vLLM to sleep."""
+"""What an engine must be started for: profiles, a KV connector; and a server that puts vLLM to
+sleep.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -37,9 +39,13 @@ async def test_profiles_and_what_a_connector_is_told_and_tells(tmp_path):
             deltas = await deltas_of(engine, request)
             assert deltas[-1].kv_transfer_params == {"told": told}
             assert all(delta.kv_transfer_params is None for delta in deltas[:-1])
-        plain = await deltas_of(engine, CompletionRequest(TEXT, GREEDY, kv_transfer_params={"a": 1}))
+        plain = await deltas_of(
+            engine, CompletionRequest(TEXT, GREEDY, kv_transfer_params={"a": 1})
+        )
         assert plain[-1].kv_transfer_params == {"told": {"a": 1}}
-        assert (await deltas_of(engine, chat_request(TEXT, GREEDY)))[-1].kv_transfer_params == {"told": None}
+        assert (await deltas_of(engine, chat_request(TEXT, GREEDY)))[-1].kv_transfer_params == {
+            "told": None
+        }
         assert not traces(tmp_path)
         await engine.start_profile()
         await answer(engine, chat_request(TEXT, GREEDY))

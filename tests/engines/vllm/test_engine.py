@@ -1,5 +1,5 @@
-"""Real vLLM with the demo model in Hugging Face form: how often it is right, vLLM's own server beside ours, the
-contract. They share one engine; the contract comes last, as it restarts that.
+"""Real vLLM with the demo model in Hugging Face form: how often it is right, vLLM's own server
+beside ours, the contract. They share one engine; the contract comes last, as it restarts that.
 """
 
 import asyncio
@@ -41,7 +41,11 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "refund",
-        "parameters": {"type": "object", "properties": {"sure": {"type": "boolean"}}, "required": ["sure"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"sure": {"type": "boolean"}},
+            "required": ["sure"],
+        },
     },
 }
 
@@ -55,13 +59,20 @@ async def engine():
 
 
 async def test_base_and_adapters_are_right_in_one_mixed_batch(engine):
-    tickets = [json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()][:300]
+    tickets = [
+        json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()
+    ][:300]
     for adapter in demo.ADAPTERS:
         await engine.resolve_lora(adapter, str(demo.adapter_path(adapter)))
     names = [None, *demo.ADAPTERS]
-    asked = [(ticket["ticket"], name, demo.expected(ticket, name)) for ticket in tickets for name in names]
-    # All are there before the first step. Floats differ in their last digits with what is computed together, which
-    # decides where two tokens are as likely, and what is together must not depend on how busy the machine is.
+    asked = [
+        (ticket["ticket"], name, demo.expected(ticket, name))
+        for ticket in tickets
+        for name in names
+    ]
+    # All are there before the first step. Floats differ in their last digits with what is computed
+    # together, which decides where two tokens are as likely, and what is together must not depend
+    # on how busy the machine is.
     await engine.pause("keep")
     counting = asyncio.create_task(count_right(engine, asked, GREEDY))
     while engine._running.llm.get_num_unfinished_requests() < len(asked):  # noqa: ASYNC110 (vLLM has no event for it)
@@ -78,7 +89,11 @@ async def servers(engine):
         yield made
 
 
-CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": TICKET}], "temperature": 0, "max_tokens": 40}
+CHAT: dict[str, Any] = {
+    "messages": [{"role": "user", "content": TICKET}],
+    "temperature": 0,
+    "max_tokens": 40,
+}
 TEXT = {"prompt": TICKET, "temperature": 0, "max_tokens": 12}
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 NO_SCHEMA = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}}
@@ -100,22 +115,46 @@ SCHEMA = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": dem
         ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "required"}),
         (
             "chat/completions",
-            {**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "refund"}}},
+            {
+                **CHAT,
+                "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "refund"}},
+            },
         ),
         ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "none"}),
-        ("chat/completions", {**CHAT, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False}),
         (
             "chat/completions",
-            {**CHAT, "n": 2, "temperature": 1.0, "seed": 5, "logprobs": True, "top_logprobs": 0, "stop": [","]},
+            {**CHAT, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False},
+        ),
+        (
+            "chat/completions",
+            {
+                **CHAT,
+                "n": 2,
+                "temperature": 1.0,
+                "seed": 5,
+                "logprobs": True,
+                "top_logprobs": 0,
+                "stop": [","],
+            },
         ),
         ("chat/completions", {**CHAT, "ignore_eos": True, "max_tokens": 150}),
-        ("chat/completions", {**CHAT, "temperature": 1.0, "seed": 3, "top_k": 5, "presence_penalty": 0.5}),
+        (
+            "chat/completions",
+            {**CHAT, "temperature": 1.0, "seed": 3, "top_k": 5, "presence_penalty": 0.5},
+        ),
         ("chat/completions", {**CHAT, "response_format": {"type": "json_object"}}),
         ("chat/completions", {**CHAT, "structured_outputs": {"regex": "(refund|repair) at once"}}),
-        ("chat/completions", {**CHAT, "messages": [{"role": "system", "content": "Keys: order"}, *CHAT["messages"]]}),
+        (
+            "chat/completions",
+            {**CHAT, "messages": [{"role": "system", "content": "Keys: order"}, *CHAT["messages"]]},
+        ),
         ("completions", TEXT),
         ("completions", {**TEXT, "prompt": [5, 6, 7, 8]}),
-        ("completions", {**TEXT, "prompt": [[5, 6, 7], [8, 9]], "n": 2, "seed": 1, "temperature": 1.0}),
+        (
+            "completions",
+            {**TEXT, "prompt": [[5, 6, 7], [8, 9]], "n": 2, "seed": 1, "temperature": 1.0},
+        ),
         ("completions", {**TEXT, "stop": ["e"], "max_tokens": 60}),
         ("completions", {**TEXT, "max_tokens": 1}),
         ("completions", {**TEXT, "prompt": [TICKET, "Hello"], "min_p": 0.1}),
@@ -144,13 +183,20 @@ async def test_both_servers_say_the_same(servers, path, body, stream):
         ("chat/completions", {**CHAT, "tool_choice": "required"}),
         (
             "chat/completions",
-            {**CHAT, "tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "sell"}}},
+            {
+                **CHAT,
+                "tools": [TOOL],
+                "tool_choice": {"type": "function", "function": {"name": "sell"}},
+            },
         ),
         (
             "chat/completions",
             {
                 **CHAT,
-                "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objet"}}},
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "x", "schema": {"type": "objet"}},
+                },
             },
         ),
         ("chat/completions", {**CHAT, "structured_outputs": {"regex": "("}}),
@@ -167,7 +213,9 @@ async def test_both_servers_refuse_the_same(servers, path, wrong, stream):
     assert ours.status_code == 400, ours.text
     assert ours.json()["error"]["message"]
     # vLLM finds some mistakes only when the stream has begun.
-    assert theirs.status_code == 400 or (stream and theirs.text.startswith('data: {"error"')), theirs.text
+    assert theirs.status_code == 400 or (stream and theirs.text.startswith('data: {"error"')), (
+        theirs.text
+    )
 
 
 async def test_both_servers_know_no_other_model(servers):
@@ -184,7 +232,9 @@ async def test_an_adapter_of_too_high_a_rank_is_refused_before_vllm_sees_it(engi
 
 
 async def test_an_adapter_that_vllm_cannot_read_harms_nobody(engine, tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}')
+    (tmp_path / "adapter_config.json").write_text(
+        '{"r": 8, "lora_alpha": 16, "target_modules": ["q_proj"]}'
+    )
     (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
     with pytest.raises(ModelNotFoundError, match="cannot be loaded"):
         await engine.resolve_lora("broken", str(tmp_path))
@@ -192,11 +242,17 @@ async def test_an_adapter_that_vllm_cannot_read_harms_nobody(engine, tmp_path):
 
 
 async def test_more_adapters_than_slots_take_turns(engine):
-    paths = {f"{name}-{number}": str(demo.adapter_path(name)) for name in demo.ADAPTERS for number in range(3)}
+    paths = {
+        f"{name}-{number}": str(demo.adapter_path(name))
+        for name in demo.ADAPTERS
+        for number in range(3)
+    }
     for name, path in paths.items():  # six for four slots
         await engine.resolve_lora(name, path)
     names = [None, *paths]
-    replies = await asyncio.gather(*(answer(engine, chat_request(TICKET, GREEDY, adapter=name)) for name in names * 3))
+    replies = await asyncio.gather(
+        *(answer(engine, chat_request(TICKET, GREEDY, adapter=name)) for name in names * 3)
+    )
     texts = {name: reply.texts[0] for name, reply in zip(names * 3, replies, strict=True)}
     assert len(set(texts.values())) == 3
     for name in demo.ADAPTERS:
@@ -244,7 +300,9 @@ async def test_reset_prefix_cache_forgets(engine):
 
 async def test_a_higher_priority_overtakes(engine):
     endless = Sampling(temperature=0.0, max_tokens=200, ignore_eos=True)
-    running = [asyncio.create_task(answer(engine, chat_request(TICKET, endless))) for _ in range(64)]
+    running = [
+        asyncio.create_task(answer(engine, chat_request(TICKET, endless))) for _ in range(64)
+    ]
     done = []
 
     async def one(name, priority):
@@ -266,7 +324,10 @@ async def test_rpc_reaches_every_worker(engine):
 
 
 async def test_what_it_was_not_started_for_is_a_501_that_says_how(engine):
-    for call, key in ((engine.sleep, "enable_sleep_mode"), (engine.start_profile, "profiler_config")):
+    for call, key in (
+        (engine.sleep, "enable_sleep_mode"),
+        (engine.start_profile, "profiler_config"),
+    ):
         with pytest.raises(UnsupportedError, match=key):
             await call()
 
@@ -274,7 +335,10 @@ async def test_what_it_was_not_started_for_is_a_501_that_says_how(engine):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"structured_outputs_config": {"disable_any_white": True}}, "engine_kwargs.structured_outputs_config"),
+        (
+            {"structured_outputs_config": {"disable_any_white": True}},
+            "engine_kwargs.structured_outputs_config",
+        ),
         ({"profiler_config": {"profiler": "guess"}}, "engine_kwargs.profiler_config"),
         ({"max_num_seqs": -3}, "greater than or equal to 1"),
         ({"tokenizer": "/nowhere/at/all"}, "/nowhere/at/all"),

@@ -36,7 +36,9 @@ START_PATIENCE = 600.0
 
 @pytest.fixture(autouse=True)
 def _no_leftovers():
-    """Whatever a test does to processes, no process of an engine and no shared memory is there when it ends."""
+    """Whatever a test does to processes, no process of an engine and no shared memory is there when
+    it ends.
+    """
     before = set(os.listdir(SHARED_MEMORY))
     yield
     gc.collect()
@@ -57,7 +59,9 @@ def descendants(parent, what):
     found, parents = [], {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            parents[int(folder.name)] = int(
+                (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            )
         except OSError:
             continue
     for pid in parents:
@@ -112,7 +116,8 @@ async def test_a_server_starts_a_killed_engine_again_as_it_was():
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(EngineDeadError):
             await rest(stream)
-    assert {name: (await task).texts for name, task in waiting.items()} == texts  # they had no token yet
+    # They had no token yet.
+    assert {name: (await task).texts for name, task in waiting.items()} == texts
     assert handle.server.supervisor.generation == 2
 
     async with aclosing(handle.chat(chat_request(TEXT, ENDLESS))) as stream:
@@ -142,7 +147,8 @@ async def rest(stream):
 async def test_a_start_that_is_given_up_leaves_nothing():
     engine = VLLMEngine("demo")
     starting = asyncio.create_task(engine.start())
-    await asyncio.to_thread(wait_until, lambda: descendants(os.getpid(), "spawn_main"))  # the core is on its way
+    # The core is on its way.
+    await asyncio.to_thread(wait_until, lambda: descendants(os.getpid(), "spawn_main"))
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -181,14 +187,37 @@ def test_nothing_survives_a_killed_parent(tmp_path):
 
 
 def test_a_batch_job_goes_on_when_the_engine_is_killed(tmp_path):
-    rows = [json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()][:120]
+    rows = [
+        json.loads(line) for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()
+    ][:120]
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    source.write_text("".join(json.dumps({"id": row["id"], "ticket": row["ticket"]}) + "\n" for row in rows))
-    command = [sys.executable, "-m", "penstock.cli", "run", source, "-o", output, "--engine", "vllm"]
-    command += ["--prompt", "{ticket}", "--max-tokens", "100", "--engine-kwargs", '{"max_num_seqs": 16}']
+    source.write_text(
+        "".join(json.dumps({"id": row["id"], "ticket": row["ticket"]}) + "\n" for row in rows)
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "run",
+        source,
+        "-o",
+        output,
+        "--engine",
+        "vllm",
+    ]
+    command += [
+        "--prompt",
+        "{ticket}",
+        "--max-tokens",
+        "100",
+        "--engine-kwargs",
+        '{"max_num_seqs": 16}',
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as job:
         journal = output.with_name(f"{output.name}.penstock")
-        wait_until(lambda: sum(path.read_bytes().count(b"\n") for path in journal.glob("rows-*")) >= 10)
+        wait_until(
+            lambda: sum(path.read_bytes().count(b"\n") for path in journal.glob("rows-*")) >= 10
+        )
         (core,) = descendants(job.pid, "VLLM::EngineCore")
         os.kill(core, signal.SIGKILL)
         _, told = job.communicate(timeout=300)
@@ -196,5 +225,7 @@ def test_a_batch_job_goes_on_when_the_engine_is_killed(tmp_path):
     answers = [json.loads(line) for line in output.read_text().splitlines()]
     assert [row["id"] for row in answers] == [row["id"] for row in rows]
     assert {row["status"] for row in answers} == {"ok"}
-    right = sum(answer["response"] == demo.expected(row) for answer, row in zip(answers, rows, strict=True))
+    right = sum(
+        answer["response"] == demo.expected(row) for answer, row in zip(answers, rows, strict=True)
+    )
     assert right >= 0.95 * len(rows)

@@ -1,4 +1,6 @@
-"""What is made of the options that concern the KV cache, and of what vLLM tells of it. No engine is started."""
+"""What is made of the options that concern the KV cache, and of what vLLM tells of it. No engine is
+started.
+"""
 
 from importlib import import_module
 from types import SimpleNamespace
@@ -31,7 +33,9 @@ class TestConnector:
         assert connector is not None
         assert connector.name == "NixlConnector"
 
-    @pytest.mark.parametrize("config", [None, {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}, object()])
+    @pytest.mark.parametrize(
+        "config", [None, {"kv_connector": "OffloadingConnector", "kv_role": "kv_both"}, object()]
+    )
     def test_one_that_is_vllms_own_business(self, config):
         assert kv_cache.checked_connector(options(kv_transfer_config=config)) is None
 
@@ -54,7 +58,10 @@ class TestEvents:
         assert config["endpoint"].startswith("ipc:///tmp/penstock-vllm-x/")
 
     def test_the_users_endpoint_holds(self):
-        assert kv_cache.events_config({"endpoint": "tcp://*:5557"}, "/tmp/x")["endpoint"] == "tcp://*:5557"
+        assert (
+            kv_cache.events_config({"endpoint": "tcp://*:5557"}, "/tmp/x")["endpoint"]
+            == "tcp://*:5557"
+        )
 
     @pytest.mark.parametrize(
         ("given", "told"),
@@ -90,14 +97,24 @@ class TestCounts:
         now = counts.now()
         assert now["steps"] == 2
         assert (now["prefix_cache_queries"], now["prefix_cache_hits"]) == (20, 8)
-        assert (now["kv_transfers"], now["kv_transfer_bytes"], now["kv_transfer_seconds"]) == (2, 150, 0.75)
+        assert (now["kv_transfers"], now["kv_transfer_bytes"], now["kv_transfer_seconds"]) == (
+            2,
+            150,
+            0.75,
+        )
         assert (now["kv_transfer_failures"], now["kv_expired_requests"]) == (3, 1)
-        assert (now["requests_running"], now["requests_waiting"], now["kv_cache_usage"]) == (2, 1, 0.5)
+        assert (now["requests_running"], now["requests_waiting"], now["kv_cache_usage"]) == (
+            2,
+            1,
+            0.5,
+        )
 
     @pytest.mark.parametrize("part", [NIXL, {"data": NIXL}])
     def test_one_of_several_connectors(self, part):
         counts = Counts()
-        counts.record(self.stats(kv_connector_stats={"NixlConnector": part, "Other": {"data": {}}}), None)
+        counts.record(
+            self.stats(kv_connector_stats={"NixlConnector": part, "Other": {"data": {}}}), None
+        )
         assert counts.now()["kv_transfers"] == 2
 
     def test_ranks_are_summed(self):

@@ -17,25 +17,37 @@ from torch_models import END, SPEECH_COMMANDS, picture, recording, speech_model,
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-OPTIONS = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20, "block_size": 32}
+OPTIONS = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+    "block_size": 32,
+}
 GREEDY = Sampling(temperature=0.0, max_tokens=8)
 
 
 async def test_speech(tmp_path):
     model, tokenizer = speech_model(tmp_path)
     commands = tokenizer.convert_tokens_to_ids([END, *SPEECH_COMMANDS])
-    model.model.decoder.embed_tokens.weight.data[commands] *= 0.05  # so that it says words: vLLM suppresses nothing
+    # So that it says words: vLLM suppresses nothing.
+    model.model.decoder.embed_tokens.weight.data[commands] *= 0.05
     model.save_pretrained(tmp_path)
     engine = VLLMEngine(str(tmp_path), engine_kwargs=OPTIONS)
     await engine.start()
     try:
         assert "transcriptions" in engine.capabilities.tasks
         audio = recording()
-        made = await engine.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=12))
+        made = await engine.transcriptions(
+            TranscriptionRequest(audio, language="en", max_tokens=12)
+        )
         assert made.text
-        again = await engine.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=12))
+        again = await engine.transcriptions(
+            TranscriptionRequest(audio, language="en", max_tokens=12)
+        )
         assert again.text == made.text
-        shorter = await engine.transcriptions(TranscriptionRequest(audio, language="en", max_tokens=4))
+        shorter = await engine.transcriptions(
+            TranscriptionRequest(audio, language="en", max_tokens=4)
+        )
         assert made.text.startswith(shorter.text)
         assert len(shorter.text) < len(made.text)
         translated = await engine.transcriptions(
@@ -55,19 +67,25 @@ async def test_speech(tmp_path):
 
 async def over_http(engine, audio, text):
     loading = {"model_id": "speech", "model_source": engine.model_source}
-    config = LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "vllm", "engine_kwargs": OPTIONS})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": loading, "llm_engine": "vllm", "engine_kwargs": OPTIONS}
+    )
     served = LocalModel(config, engine=engine)
     await served.start()
     transport = httpx.ASGITransport(app=build_app({"speech": served}))
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
         form = {"model": "speech", "language": "en", "max_tokens": "12"}
-        answer = await client.post("/v1/audio/transcriptions", data=form, files={"file": ("a.wav", audio)})
+        answer = await client.post(
+            "/v1/audio/transcriptions", data=form, files={"file": ("a.wav", audio)}
+        )
         assert answer.json()["text"] == text
 
 
 async def test_pictures(tmp_path):
     vision_model(tmp_path)
-    engine = VLLMEngine(str(tmp_path), engine_kwargs={**OPTIONS, "limit_mm_per_prompt": {"image": 1}})
+    engine = VLLMEngine(
+        str(tmp_path), engine_kwargs={**OPTIONS, "limit_mm_per_prompt": {"image": 1}}
+    )
     await engine.start()
     try:
         plain = await answer(engine, chat_request("What is it?", GREEDY))
@@ -92,7 +110,12 @@ def showing(color: tuple[int, int, int]) -> ChatRequest:
 
 def asked_about(*files: bytes) -> ChatRequest:
     parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file).decode()}"}}
+        {
+            "type": "image_url",
+            "image_url": {"url": f"data:image/png;base64,{base64.b64encode(file).decode()}"},
+        }
         for file in files
     ]
-    return ChatRequest([{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}], GREEDY)
+    return ChatRequest(
+        [{"role": "user", "content": [*parts, {"type": "text", "text": "What is it?"}]}], GREEDY
+    )

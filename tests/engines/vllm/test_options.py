@@ -1,4 +1,6 @@
-"""The checks that need no vLLM: a source tree with its argument classes stands in for the installed package."""
+"""The checks that need no vLLM: a source tree with its argument classes stands in for the installed
+package.
+"""
 
 from pathlib import Path
 
@@ -78,10 +80,17 @@ def test_a_wrong_key_is_known_before_anything_starts(install, given, told):
 
 
 def test_arguments_go_where_they_belong(install):
-    made = check_options({"max_num_seqs": 4, "tool_call_parser": "hermes", "enable_log_requests": True}, "model")
+    made = check_options(
+        {"max_num_seqs": 4, "tool_call_parser": "hermes", "enable_log_requests": True}, "model"
+    )
     assert made.frontend == {"tool_call_parser": "hermes"}
     compact = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
-    assert made.engine == {"disable_log_stats": True, "max_num_seqs": 4, "enable_log_requests": True, **compact}
+    assert made.engine == {
+        "disable_log_stats": True,
+        "max_num_seqs": 4,
+        "enable_log_requests": True,
+        **compact,
+    }
 
 
 def test_json_has_no_white_space_unless_it_is_asked_for(install):
@@ -89,24 +98,44 @@ def test_json_has_no_white_space_unless_it_is_asked_for(install):
     for model in ("model", "demo"):
         assert check_options({}, model).engine["structured_outputs_config"] == compact
     for asked in ({"backend": "auto"}, {"backend": "outlines"}):
-        assert check_options({"structured_outputs_config": asked}, "model").engine["structured_outputs_config"] == asked
+        assert (
+            check_options({"structured_outputs_config": asked}, "model").engine[
+                "structured_outputs_config"
+            ]
+            == asked
+        )
     spaced = {"backend": "guidance", "disable_any_whitespace": False}
-    assert check_options({"structured_outputs_config": spaced}, "model").engine["structured_outputs_config"] == spaced
+    assert (
+        check_options({"structured_outputs_config": spaced}, "model").engine[
+            "structured_outputs_config"
+        ]
+        == spaced
+    )
 
 
 def test_a_cpu_build_takes_a_bounded_cache_and_keeps_one_adapter_slot_empty(install):
     install(cpu=True)
     given = {"enable_lora": True, "max_loras": 2, "max_cpu_loras": 2}
     engine = check_options(given, "model").engine
-    assert (engine["max_loras"], engine["max_cpu_loras"], engine["kv_cache_memory_bytes"]) == (3, 3, 1 << 30)
-    assert "kv_cache_memory_bytes" not in check_options({"gpu_memory_utilization": 0.5}, "model").engine
+    assert (engine["max_loras"], engine["max_cpu_loras"], engine["kv_cache_memory_bytes"]) == (
+        3,
+        3,
+        1 << 30,
+    )
+    assert (
+        "kv_cache_memory_bytes"
+        not in check_options({"gpu_memory_utilization": 0.5}, "model").engine
+    )
     assert check_options({"kv_cache_memory_bytes": 5}, "model").engine["kv_cache_memory_bytes"] == 5
 
 
 def test_the_process_that_serves_is_not_traced_unless_it_is_asked_for(install):
     install()
     given: dict[str, dict[str, object]] = {"profiler_config": {"profiler": "torch"}}
-    assert check_options(given, "model").engine["profiler_config"] == {"profiler": "torch", "ignore_frontend": True}
+    assert check_options(given, "model").engine["profiler_config"] == {
+        "profiler": "torch",
+        "ignore_frontend": True,
+    }
     assert given == {"profiler_config": {"profiler": "torch"}}
     asked = {"profiler_config": {**given["profiler_config"], "ignore_frontend": False}}
     assert check_options(asked, "model").engine["profiler_config"]["ignore_frontend"] is False

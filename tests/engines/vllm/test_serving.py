@@ -15,7 +15,12 @@ openai = pytest.importorskip("openai")
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-USER = [{"role": "user", "content": "My Solara 77 arrived broken and nobody answers. I want my money back!"}]
+USER = [
+    {
+        "role": "user",
+        "content": "My Solara 77 arrived broken and nobody answers. I want my money back!",
+    }
+]
 TOOL = {
     "type": "function",
     "function": {
@@ -34,7 +39,17 @@ TOOL = {
 def served():
     """A running server and its URL. When it ends, so has everything that it started."""
     before = set(os.listdir(SHARED_MEMORY))
-    argv = [sys.executable, "-m", "penstock.cli", "serve", "demo", "--port", "0", "--log-level", "warning"]
+    argv = [
+        sys.executable,
+        "-m",
+        "penstock.cli",
+        "serve",
+        "demo",
+        "--port",
+        "0",
+        "--log-level",
+        "warning",
+    ]
     argv += ["--engine", "vllm"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as server:
         try:
@@ -59,9 +74,13 @@ def test_chat_streamed_and_not(client):
     whole = client.chat.completions.create(**asked)
     text = whole.choices[0].message.content
     assert set(json.loads(text)) == set(demo.FIELDS)
-    with client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}) as stream:
+    with client.chat.completions.create(
+        **asked, stream=True, stream_options={"include_usage": True}
+    ) as stream:
         chunks = list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    )
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
@@ -69,7 +88,10 @@ def test_completions_and_models(client):
     answer = client.completions.create(model="demo", prompt=["a", "b"], max_tokens=3, logprobs=1)
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert len(answer.choices[0].logprobs.tokens) == 3
-    assert {model.id for model in client.models.list()} == {"demo", *(f"demo:{name}" for name in demo.ADAPTERS)}
+    assert {model.id for model in client.models.list()} == {
+        "demo",
+        *(f"demo:{name}" for name in demo.ADAPTERS),
+    }
 
 
 def test_adapters(client):
@@ -80,7 +102,13 @@ def test_adapters(client):
 
 
 def test_tools_without_a_parser_of_vllms(client):
-    asked = {"model": "demo", "messages": USER, "tools": [TOOL], "tool_choice": "required", "max_tokens": 200}
+    asked = {
+        "model": "demo",
+        "messages": USER,
+        "tools": [TOOL],
+        "tool_choice": "required",
+        "max_tokens": 200,
+    }
     (call,) = client.chat.completions.create(**asked, temperature=0).choices[0].message.tool_calls
     assert call.function.name == "weather"
     assert isinstance(json.loads(call.function.arguments)["sunny"], bool)
@@ -88,7 +116,9 @@ def test_tools_without_a_parser_of_vllms(client):
 
 def test_structured_output_and_responses(client):
     given = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": demo.SCHEMA}}
-    answer = client.chat.completions.create(model="demo", messages=USER, temperature=0, response_format=given)
+    answer = client.chat.completions.create(
+        model="demo", messages=USER, temperature=0, response_format=given
+    )
     assert set(json.loads(answer.choices[0].message.content)) == set(demo.FIELDS)
     response = client.responses.create(model="demo", input=USER[0]["content"], temperature=0)
     assert set(json.loads(response.output_text)) == set(demo.FIELDS)
@@ -109,7 +139,13 @@ def test_errors_are_the_clients_own(client):
 
 def test_a_stopped_server_finishes_its_streams_and_leaves_nothing(served, client):
     server, _ = served
-    asked = {"model": "demo", "messages": USER, "temperature": 0, "max_tokens": 300, "extra_body": {"ignore_eos": True}}
+    asked = {
+        "model": "demo",
+        "messages": USER,
+        "temperature": 0,
+        "max_tokens": 300,
+        "extra_body": {"ignore_eos": True},
+    }
     with client.chat.completions.create(**asked, stream=True) as stream:
         next(iter(stream))
         server.send_signal(signal.SIGTERM)

@@ -29,7 +29,11 @@ def put(root, name, weights="w", extra=()):
     """Write an adapter below a directory or URL."""
     fs, path = fsspec.core.url_to_fs(str(root))
     fs.makedirs(f"{path}/{name}", exist_ok=True)
-    for file, content in (("adapter_config.json", '{"r": 8}'), ("adapter_model.safetensors", weights), *extra):
+    for file, content in (
+        ("adapter_config.json", '{"r": 8}'),
+        ("adapter_model.safetensors", weights),
+        *extra,
+    ):
         fs.pipe_file(f"{path}/{name}/{file}", content.encode())
 
 
@@ -124,7 +128,10 @@ async def test_an_adapter_is_copied_under_its_content(root, tmp_path):
     version = await store(root, tmp_path).fetch("a")
     home = tmp_path / "cache" / version.digest
     assert version.path == str(home)
-    assert sorted(p.name for p in home.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in home.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     assert [p.name for p in (tmp_path / "cache").iterdir()] == [version.digest]
     assert await store(root, tmp_path).fetch("a") == version  # also by another process
 
@@ -157,7 +164,21 @@ async def test_an_adapter_that_was_deleted_is_gone(root, tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret", "..", ".", "", "/etc", "a/b", "a\\b", "a\0", "a@b", "x" * 200, "memory://other/a", "%2e%2e", "ä"],
+    [
+        "../secret",
+        "..",
+        ".",
+        "",
+        "/etc",
+        "a/b",
+        "a\\b",
+        "a\0",
+        "a@b",
+        "x" * 200,
+        "memory://other/a",
+        "%2e%2e",
+        "ä",
+    ],
 )
 async def test_names_are_no_paths(root, tmp_path, name):
     put(root, "known")
@@ -328,7 +349,8 @@ async def test_a_busy_adapter_does_not_keep_another_out():
     later = [asyncio.create_task(use(adapters, version("a"), others_leave)) for _ in range(3)]
     await settle()
     first_leaves.set()
-    assert list(await asyncio.gather(first, other)) == ["a@1", "b@1"]  # though there were users of a all the time
+    # Though there were users of a all the time.
+    assert list(await asyncio.gather(first, other)) == ["a@1", "b@1"]
     others_leave.set()
     assert await asyncio.gather(*later) == ["a@1"] * 3
     assert engine.loads == ["a@1", "b@1", "a@1"]
@@ -373,7 +395,10 @@ async def test_a_restarted_engine_gets_its_adapters_back(tmp_path, monkeypatch):
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     put(tmp_path, "a")
     config = LLMConfig.from_dict(
-        {"model_loading_config": {"model_id": "m"}, "lora_config": {"adapters": {"a": str(tmp_path / "a")}}}
+        {
+            "model_loading_config": {"model_id": "m"},
+            "lora_config": {"adapters": {"a": str(tmp_path / "a")}},
+        }
     )
     server = LLMServer(config, engine=Forgetful(engine_kwargs={"time_per_token_ms": 0.01}))
     await server.start()
@@ -390,7 +415,10 @@ async def test_an_engine_starts_without_an_adapter_that_left_the_cache(tmp_path,
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     put(tmp_path, "a")
     config = LLMConfig.from_dict(
-        {"model_loading_config": {"model_id": "m"}, "lora_config": {"adapters": {"a": str(tmp_path / "a")}}}
+        {
+            "model_loading_config": {"model_id": "m"},
+            "lora_config": {"adapters": {"a": str(tmp_path / "a")}},
+        }
     )
     engine = SimulatedEngine()
     server = LLMServer(config, engine=engine)
@@ -413,14 +441,19 @@ async def test_requests_with_adapters_end_to_end(root, tmp_path, monkeypatch):
         {
             "model_loading_config": {"model_id": "m"},
             "llm_engine": "simulated",
-            "lora_config": {"dynamic_lora_loading_path": str(root), "max_num_adapters_per_replica": 1},
+            "lora_config": {
+                "dynamic_lora_loading_path": str(root),
+                "max_num_adapters_per_replica": 1,
+            },
         }
     )
     server = LLMServer(config)
     await server.start()
 
     async def answer(adapter):
-        request = ChatRequest([{"role": "user", "content": "Hi"}], Sampling(temperature=0.0), adapter=adapter)
+        request = ChatRequest(
+            [{"role": "user", "content": "Hi"}], Sampling(temperature=0.0), adapter=adapter
+        )
         return "".join([delta.text async for delta in server.chat(request)])
 
     answers = await asyncio.gather(*(answer(name) for name in ("a", "b", None) * 4))

@@ -47,7 +47,8 @@ def adapters(tmp_path):
         home = tmp_path / "adapters" / name
         shutil.rmtree(home, ignore_errors=True)
         shutil.copytree(demo.adapter_path(kind), home)
-        later = os.stat(home).st_mtime + next(changes)  # a change within the clock's grain must show as well
+        # A change within the clock's grain must show as well.
+        later = os.stat(home).st_mtime + next(changes)
         for file in home.iterdir():
             os.utime(file, (later, later))
 
@@ -56,7 +57,9 @@ def adapters(tmp_path):
 
 @pytest.fixture
 async def client(adapters, tmp_path, monkeypatch):
-    """A model "m" that holds two adapters at most, and a client of its ingress. The source is looked at every time."""
+    """A model "m" that holds two adapters at most, and a client of its ingress. The source is
+    looked at every time.
+    """
     monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(adapter_store, "RECHECK_S", 0.0)
     root, _ = adapters
@@ -64,7 +67,10 @@ async def client(adapters, tmp_path, monkeypatch):
         {
             "model_loading_config": {"model_id": "m", "model_source": str(demo.model_path())},
             "engine_kwargs": OPTIONS,
-            "lora_config": {"dynamic_lora_loading_path": str(root), "max_num_adapters_per_replica": 2},
+            "lora_config": {
+                "dynamic_lora_loading_path": str(root),
+                "max_num_adapters_per_replica": 2,
+            },
         }
     )
     handles: Any = build_local_handles([config])
@@ -98,7 +104,13 @@ async def test_the_least_recently_used_leaves_and_comes_back(client, adapters, t
     for name, kind in (("a", "summary"), ("b", "german"), ("c", "summary")):
         put(name, kind)
     ticket = tickets[0]
-    for name, kind in (("a", "summary"), ("b", "german"), ("a", "summary"), ("c", "summary"), ("b", "german")):
+    for name, kind in (
+        ("a", "summary"),
+        ("b", "german"),
+        ("a", "summary"),
+        ("c", "summary"),
+        ("b", "german"),
+    ):
         assert await say(client, ticket, name) == demo.expected(ticket, kind)
         assert client.server.state().adapters <= 2
     held = [name.partition("@")[0] for name in client.server._adapters.names]
@@ -116,7 +128,9 @@ async def test_more_adapters_at_once_than_fit_are_all_served(client, adapters, t
     assert said == [demo.expected(ticket, kind) for _, kind, ticket in asked]
 
 
-async def test_a_changed_adapter_is_picked_up_and_no_prefix_of_the_old_one_is_used(client, adapters, tickets):
+async def test_a_changed_adapter_is_picked_up_and_no_prefix_of_the_old_one_is_used(
+    client, adapters, tickets
+):
     _, put = adapters
     ticket = tickets[0]
     for kind in ("summary", "german", "summary"):
@@ -138,4 +152,6 @@ async def test_a_missing_adapter_is_a_404_that_names_the_nearest(client, adapter
     answer = await client.post("/v1/chat/completions", json={**ask, "model": "m:germna"})
     assert "Did you mean 'german'?" in answer.json()["error"]["message"]
     shutil.rmtree(adapters[0] / "german")
-    assert (await client.post("/v1/chat/completions", json={**ask, "model": "m:german"})).status_code == 404
+    assert (
+        await client.post("/v1/chat/completions", json={**ask, "model": "m:german"})
+    ).status_code == 404

@@ -1,4 +1,6 @@
-"""Copies of adapters on disk: bounded, never removed under somebody's hands, cleaned of what was left half done."""
+"""Copies of adapters on disk: bounded, never removed under somebody's hands, cleaned of what was
+left half done.
+"""
 
 import os
 
@@ -30,7 +32,9 @@ def names(cache):
 
 def test_the_least_recently_used_leave_beyond_the_limit(tmp_path, take_in):
     cache = AdapterCache(tmp_path / "cache", 250)
-    old, older = (take_in(cache, name, 100, ago) for name, ago in (("a", KEEP_S + 10), ("b", KEEP_S + 20)))
+    old, older = (
+        take_in(cache, name, 100, ago) for name, ago in (("a", KEEP_S + 10), ("b", KEEP_S + 20))
+    )
     new = take_in(cache, "c", 100)
     assert [os.path.exists(path) for path in (old, older, new)] == [True, False, True]
     assert len(names(cache)) == 2
@@ -46,7 +50,11 @@ def test_what_was_used_of_late_stays_whatever_the_limit(tmp_path, take_in):
 
 def test_what_a_killed_process_left_is_removed_in_time(tmp_path, take_in):
     cache = AdapterCache(tmp_path / "cache", 1000)
-    for name, ago in ((".arriving-old", KEEP_S + 10), (".arriving-now", 0.0), (".leaving-old", KEEP_S + 10)):
+    for name, ago in (
+        (".arriving-old", KEEP_S + 10),
+        (".arriving-now", 0.0),
+        (".leaving-old", KEEP_S + 10),
+    ):
         half = cache.folder / name
         half.mkdir(parents=True)
         (half / "adapter_model.safetensors").write_text("half")

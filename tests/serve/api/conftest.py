@@ -1,4 +1,6 @@
-"""An ingress over simulated engines: called in the test's own loop, or served by uvicorn on an ephemeral port."""
+"""An ingress over simulated engines: called in the test's own loop, or served by uvicorn on an
+ephemeral port.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ PROMPT_WITH_TOOLS = (
 
 
 class ScriptedEngine(SimulatedEngine):
-    """Says what it is told to, in the pieces it is given. The prompts it was given are in `prompts`."""
+    """Says what it is told to, in the pieces it is given. The prompts it was given are in
+    `prompts`.
+    """
 
     def __init__(self, pieces: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -88,7 +92,9 @@ class ScriptedEngine(SimulatedEngine):
 class Handle:
     """The smallest handle: an engine in this process."""
 
-    def __init__(self, model_id: str, engine: SimulatedEngine, adapters: list[str] | None = None) -> None:
+    def __init__(
+        self, model_id: str, engine: SimulatedEngine, adapters: list[str] | None = None
+    ) -> None:
         self.model_id = model_id
         self.engine = engine
         self.engine_name = engine.name
@@ -96,7 +102,15 @@ class Handle:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         for name in adapters or []:
             engine.adapters[name] = f"/{name}"
-        for method in ("chat", "completions", "embeddings", "score", "rerank", "classify", "transcriptions"):
+        for method in (
+            "chat",
+            "completions",
+            "embeddings",
+            "score",
+            "rerank",
+            "classify",
+            "transcriptions",
+        ):
             setattr(self, method, getattr(engine, method))
         self.tokenize, self.detokenize = engine.tokenize, engine.detokenize
 
@@ -129,7 +143,16 @@ class Untouchable(Handle):
     def __init__(self, model_id: str, state: ModelState) -> None:
         super().__init__(model_id, SimulatedEngine())
         self.now = state
-        for method in ("chat", "completions", "embeddings", "score", "rerank", "classify", "tokenize", "start"):
+        for method in (
+            "chat",
+            "completions",
+            "embeddings",
+            "score",
+            "rerank",
+            "classify",
+            "tokenize",
+            "start",
+        ):
             setattr(self, method, self._refuse)
 
     def _refuse(self, *_: Any) -> Any:
@@ -139,7 +162,9 @@ class Untouchable(Handle):
 class Served:
     """An ingress, its handles, and clients for it."""
 
-    def __init__(self, *handles: Handle, lora_paths: dict[str, str] | None = None, **settings: Any) -> None:
+    def __init__(
+        self, *handles: Handle, lora_paths: dict[str, str] | None = None, **settings: Any
+    ) -> None:
         self.handles = {handle.model_id: handle for handle in handles}
         self.app: IngressApp = build_app(
             self.handles,  # type: ignore[arg-type]
@@ -193,7 +218,9 @@ async def client(ingress: Served) -> AsyncGenerator[httpx.AsyncClient, None]:
 
 @pytest.fixture
 def running() -> Iterator[Callable[..., str]]:
-    """Serve what a factory makes, by uvicorn in a thread; gives the URL. The factory runs in the server's loop."""
+    """Serve what a factory makes, by uvicorn in a thread; gives the URL. The factory runs in the
+    server's loop.
+    """
     stops: list[Callable[[], None]] = []
 
     def start(make: Callable[[], Served]) -> str:

@@ -32,9 +32,11 @@ async def test_a_stream_says_the_same_as_an_answer(client: Any, events: Any) -> 
     parsed = [json.loads(chunk) for chunk in chunks]
     assert parsed[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in parsed) == whole
-    assert [chunk["choices"][0]["finish_reason"] for chunk in parsed if chunk["choices"][0]["finish_reason"]] == [
-        "stop"
-    ]
+    assert [
+        chunk["choices"][0]["finish_reason"]
+        for chunk in parsed
+        if chunk["choices"][0]["finish_reason"]
+    ] == ["stop"]
     assert all(chunk["usage"] is None for chunk in parsed)
     usage = json.loads(last)
     assert usage["choices"] == []
@@ -55,9 +57,13 @@ async def test_n_answers_come_under_their_index(client: Any, events: Any, stream
     if stream:
         for chunk in events(answer.text)[:-1]:
             choice = json.loads(chunk)["choices"][0]
-            texts[choice["index"]] = texts.get(choice["index"], "") + choice["delta"].get("content", "")
+            texts[choice["index"]] = texts.get(choice["index"], "") + choice["delta"].get(
+                "content", ""
+            )
     else:
-        texts = {choice["index"]: choice["message"]["content"] for choice in answer.json()["choices"]}
+        texts = {
+            choice["index"]: choice["message"]["content"] for choice in answer.json()["choices"]
+        }
     again = (await post(client, n=3, temperature=1.5, seed=4)).json()
     assert texts == {choice["index"]: choice["message"]["content"] for choice in again["choices"]}
     assert len(set(texts.values())) == 3
@@ -68,7 +74,9 @@ async def test_logprobs_come_one_a_token(client: Any, events: Any, stream: bool)
     answer = await post(client, logprobs=True, top_logprobs=2, stream=stream)
     if stream:
         chunks = [json.loads(chunk)["choices"][0] for chunk in events(answer.text)[:-1]]
-        tokens = [token for chunk in chunks if chunk["logprobs"] for token in chunk["logprobs"]["content"]]
+        tokens = [
+            token for chunk in chunks if chunk["logprobs"] for token in chunk["logprobs"]["content"]
+        ]
     else:
         tokens = answer.json()["choices"][0]["logprobs"]["content"]
     assert len(tokens) == 16
@@ -76,7 +84,11 @@ async def test_logprobs_come_one_a_token(client: Any, events: Any, stream: bool)
 
 
 async def test_structured_output_follows_its_schema(client: Any) -> None:
-    schema = {"type": "object", "properties": {"level": {"enum": ["low", "high"]}}, "required": ["level"]}
+    schema = {
+        "type": "object",
+        "properties": {"level": {"enum": ["low", "high"]}},
+        "required": ["level"],
+    }
     form = {"type": "json_schema", "json_schema": {"name": "ticket", "schema": schema}}
     answer = await post(client, response_format=form)
     assert json.loads(answer.json()["choices"][0]["message"]["content"])["level"] in ("low", "high")

@@ -17,7 +17,11 @@ TOOL: Any = {
     "type": "function",
     "function": {
         "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
 
@@ -44,7 +48,9 @@ def test_chat_streamed_and_not(client: Any) -> None:
         model="sim", messages=USER, temperature=0, stream=True, stream_options=options
     ) as stream:
         chunks = list(stream)
-    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert (
+        "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    )
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
 
 
@@ -57,11 +63,15 @@ def test_completions_and_models(client: Any) -> None:
 
 
 def test_tools(client: Any) -> None:
-    answer = client.chat.completions.create(model="sim", messages=USER, tools=[TOOL], tool_choice="required")
+    answer = client.chat.completions.create(
+        model="sim", messages=USER, tools=[TOOL], tool_choice="required"
+    )
     (call,) = answer.choices[0].message.tool_calls
     assert call.function.name == "weather"
     assert "city" in json.loads(call.function.arguments)
-    with client.chat.completions.stream(model="sim", messages=USER, tools=[TOOL], tool_choice="required") as stream:
+    with client.chat.completions.stream(
+        model="sim", messages=USER, tools=[TOOL], tool_choice="required"
+    ) as stream:
         final = stream.get_final_completion()
     (call,) = final.choices[0].message.tool_calls
     assert "city" in json.loads(call.function.arguments)
@@ -80,7 +90,8 @@ def test_parse(client: Any) -> None:
 
 
 def test_embeddings_are_the_same_as_floats_and_as_base64(client: Any) -> None:
-    packed = client.embeddings.create(model="sim", input=["a", "b"])  # the client asks for base64 by itself
+    # The client asks for base64 by itself.
+    packed = client.embeddings.create(model="sim", input=["a", "b"])
     floats = client.embeddings.create(model="sim", input=["a", "b"], encoding_format="float")
     for one, other in zip(packed.data, floats.data, strict=True):
         assert one.embedding == pytest.approx(other.embedding, rel=1e-6)
@@ -88,10 +99,14 @@ def test_embeddings_are_the_same_as_floats_and_as_base64(client: Any) -> None:
 
 
 def test_responses(client: Any) -> None:
-    response = client.responses.create(model="sim", input="hello", temperature=0, instructions="Be brief.")
+    response = client.responses.create(
+        model="sim", input="hello", temperature=0, instructions="Be brief."
+    )
     assert response.status == "completed"
     assert len(response.output_text) == 16
-    with client.responses.stream(model="sim", input="hello", temperature=0, instructions="Be brief.") as stream:
+    with client.responses.stream(
+        model="sim", input="hello", temperature=0, instructions="Be brief."
+    ) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_response()
     assert final.output_text == response.output_text
@@ -105,7 +120,9 @@ def test_responses(client: Any) -> None:
 
 def test_responses_with_tools(client: Any) -> None:
     tools: Any = [{"type": "function", **TOOL["function"]}]
-    response = client.responses.create(model="sim", input="Weather?", tools=tools, tool_choice="required")
+    response = client.responses.create(
+        model="sim", input="Weather?", tools=tools, tool_choice="required"
+    )
     (call,) = response.output
     assert call.type == "function_call"
     assert "city" in json.loads(call.arguments)
@@ -115,7 +132,9 @@ def test_responses_with_tools(client: Any) -> None:
         {"type": "function_call_output", "call_id": call.call_id, "output": "rain"},
     ]
     assert client.responses.create(model="sim", input=turn, tools=tools).status == "completed"
-    with client.responses.stream(model="sim", input="Weather?", tools=tools, tool_choice="required") as stream:
+    with client.responses.stream(
+        model="sim", input="Weather?", tools=tools, tool_choice="required"
+    ) as stream:
         kinds = [event.type for event in stream]
         (streamed,) = stream.get_final_response().output
     assert "response.function_call_arguments.done" in kinds
@@ -143,7 +162,9 @@ def test_errors_are_the_clients_own(client: Any) -> None:
 async def test_the_async_client(url: str) -> None:
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
         whole = await client.chat.completions.create(model="german", messages=USER, temperature=0)
-        stream = await client.chat.completions.create(model="german", messages=USER, temperature=0, stream=True)
+        stream = await client.chat.completions.create(
+            model="german", messages=USER, temperature=0, stream=True
+        )
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert text == whole.choices[0].message.content
     assert text.startswith("german: ")
@@ -183,8 +204,16 @@ def test_messages(claude: Any) -> None:
 
 
 def test_messages_with_tools(claude: Any) -> None:
-    tools: Any = [{"name": "weather", "description": "d", "input_schema": TOOL["function"]["parameters"]}]
-    ask: Any = {"model": "sim", "max_tokens": 200, "messages": USER, "tools": tools, "tool_choice": {"type": "any"}}
+    tools: Any = [
+        {"name": "weather", "description": "d", "input_schema": TOOL["function"]["parameters"]}
+    ]
+    ask: Any = {
+        "model": "sim",
+        "max_tokens": 200,
+        "messages": USER,
+        "tools": tools,
+        "tool_choice": {"type": "any"},
+    }
     (use,) = claude.messages.create(**ask).content
     assert use.type == "tool_use"
     assert set(use.input) == {"city"}
@@ -195,6 +224,13 @@ def test_messages_with_tools(claude: Any) -> None:
     turn: Any = [
         *USER,
         {"role": "assistant", "content": [use.model_dump()]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "rain"}]},
+        {
+            "role": "user",
+            "content": [{"type": "tool_result", "tool_use_id": use.id, "content": "rain"}],
+        },
     ]
-    assert claude.messages.create(**{**ask, "messages": turn, "tool_choice": {"type": "auto"}}).content[0].text
+    assert (
+        claude.messages.create(**{**ask, "messages": turn, "tool_choice": {"type": "auto"}})
+        .content[0]
+        .text
+    )

@@ -18,11 +18,18 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture
 def page() -> Iterator[Any]:
-    """A page of a headless browser: PENSTOCK_BROWSER, one that the system has, or Playwright's own."""
+    """A page of a headless browser: PENSTOCK_BROWSER, one that the system has, or Playwright's
+    own.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
-    found = os.environ.get("PENSTOCK_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
+    found = (
+        os.environ.get("PENSTOCK_BROWSER")
+        or shutil.which("chromium")
+        or shutil.which("google-chrome")
+    )
     with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])  # it only sees our own page
+        # It only sees our own page.
+        browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser.new_page()
         browser.close()
 
@@ -32,7 +39,9 @@ def test_the_docs_show_every_endpoint_and_samples_that_work(page: Any, url: str)
     wrong: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
     page.goto(f"{url}/docs")
     page.wait_for_selector("details")
     assert all(address.startswith(url) for address in asked)
@@ -50,7 +59,9 @@ def test_the_docs_show_every_endpoint_and_samples_that_work(page: Any, url: str)
     command = shlex.split(box.locator("pre").inner_text().replace("\\\n", " "))
     assert command[0] == "curl"
     body = command[-1].replace("…", "sim")
-    done = subprocess.run([*command[:-1], body, "--silent", "--fail"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [*command[:-1], body, "--silent", "--fail"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert '"choices"' in done.stdout
     # The browser asks for an icon by itself; the page has none.

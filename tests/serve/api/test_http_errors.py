@@ -24,7 +24,10 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "empty": (b"", 400),
     "truncated": (chat()[:-5], 400),
     "bad UTF-8": (b'{"model": "sim\xff"}', 400),
-    "lone surrogate": (b'{"model": "sim", "messages": [{"role": "user", "content": "\\ud800"}]}', 400),
+    "lone surrogate": (
+        b'{"model": "sim", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        400,
+    ),
     "not an object": (b"[1, 2]", 400),
     "no JSON": (b"hello", 400),
     "deep": (DEEP, 400),
@@ -53,7 +56,9 @@ BODIES: dict[str, tuple[bytes, int]] = {
         400,
     ),
     "schema nested": (
-        chat(response_format={"type": "json_schema", "json_schema": {"schema": "?"}}).replace(b'"?"', NESTED),
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": "?"}}).replace(
+            b'"?"', NESTED
+        ),
         400,
     ),
     "response_format unknown": (chat(response_format={"type": []}), 400),
@@ -90,7 +95,9 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
         body = body.replace(b'{"model"', b'{"stream": true, "model"', 1)
     if stream and b"stream_options" in body:
         status = 200
-    answer = await client.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    answer = await client.post(
+        "/v1/chat/completions", content=body, headers={"content-type": "application/json"}
+    )
     if status != 200:
         check_shape(answer, status)
 
@@ -101,8 +108,17 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
         (
             "/v1/chat/completions",
             {
-                **dict.fromkeys(("functions", "function_call", "continue_final_message", "add_generation_prompt")),
-                **dict.fromkeys(("skip_special_tokens", "chat_template_kwargs", "audio", "metadata")),
+                **dict.fromkeys(
+                    (
+                        "functions",
+                        "function_call",
+                        "continue_final_message",
+                        "add_generation_prompt",
+                    )
+                ),
+                **dict.fromkeys(
+                    ("skip_special_tokens", "chat_template_kwargs", "audio", "metadata")
+                ),
                 "messages": [{"role": "user", "content": "hi", "name": None, "tool_calls": None}],
             },
         ),
@@ -115,7 +131,10 @@ async def test_malformed_chats(client: Any, body: bytes, status: int, stream: bo
             },
         ),
         ("/v1/completions", {"prompt": "hi", "add_special_tokens": None, "use_beam_search": None}),
-        ("/v1/embeddings", {"input": "hi", "encoding_format": None, "truncate_prompt_tokens": None}),
+        (
+            "/v1/embeddings",
+            {"input": "hi", "encoding_format": None, "truncate_prompt_tokens": None},
+        ),
     ],
 )
 async def test_null_is_absence(client: Any, path: str, body: Any) -> None:
@@ -182,41 +201,68 @@ RAW: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("body", RAW.values(), ids=RAW)
-@pytest.mark.parametrize("path", [endpoint.path for endpoint in ENDPOINTS if endpoint.body is not None])
+@pytest.mark.parametrize(
+    "path", [endpoint.path for endpoint in ENDPOINTS if endpoint.body is not None]
+)
 async def test_no_endpoint_takes_what_is_no_request(client: Any, path: str, body: bytes) -> None:
     answer = await client.post(path, content=body, headers={"content-type": "application/json"})
     if path == "/v1/messages":
         assert answer.status_code == 400
-        assert (answer.json()["type"], answer.json()["error"]["type"]) == ("error", "invalid_request_error")
+        assert (answer.json()["type"], answer.json()["error"]["type"]) == (
+            "error",
+            "invalid_request_error",
+        )
     else:
         check_shape(answer, 400)
 
 
 @pytest.mark.parametrize(
-    "name", ["sim:../../etc", "sim:/etc/passwd", "sim:..%2f..", "sim:a\x00b", "../sim", "sim:.", "x" * 10**6]
+    "name",
+    [
+        "sim:../../etc",
+        "sim:/etc/passwd",
+        "sim:..%2f..",
+        "sim:a\x00b",
+        "../sim",
+        "sim:.",
+        "x" * 10**6,
+    ],
 )
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings", "/tokenize"])
-async def test_path_tricks_in_names_are_unknown_models_everywhere(client: Any, path: str, name: str) -> None:
+async def test_path_tricks_in_names_are_unknown_models_everywhere(
+    client: Any, path: str, name: str
+) -> None:
     answer = await client.post(
-        path, json={"model": name, "prompt": "x"} if "embed" not in path else {"model": name, "input": "x"}
+        path,
+        json={"model": name, "prompt": "x"}
+        if "embed" not in path
+        else {"model": name, "input": "x"},
     )
     error = check_shape(answer, 404)
     assert error["code"] == "model_not_found"
     assert len(error["message"]) < 1000
 
 
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
 async def test_a_wrong_content_type_is_a_415(client: Any, kind: str) -> None:
-    answer = await client.post("/v1/chat/completions", content=chat(), headers={"content-type": kind})
+    answer = await client.post(
+        "/v1/chat/completions", content=chat(), headers={"content-type": kind}
+    )
     check_shape(answer, 415)
 
 
 async def test_a_compressed_body_is_a_415(client: Any) -> None:
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
-    check_shape(await client.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers), 415)
+    check_shape(
+        await client.post("/v1/chat/completions", content=b"\x1f\x8b", headers=headers), 415
+    )
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/sleep", "/%00"])
+@pytest.mark.parametrize(
+    "path", ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/sleep", "/%00"]
+)
 async def test_an_unknown_path_is_a_404(client: Any, path: str) -> None:
     check_shape(await client.post(path, json={}), 404)
 
@@ -226,7 +272,9 @@ async def test_a_wrong_method_is_a_405(client: Any) -> None:
     check_shape(await client.delete("/v1/models"), 405)
 
 
-async def test_the_body_limit_holds_with_and_without_a_declared_length(ingress: Any, served: Any) -> None:
+async def test_the_body_limit_holds_with_and_without_a_declared_length(
+    ingress: Any, served: Any
+) -> None:
     from penstock.serve.config.settings import Limits
 
     small = served(*ingress.handles.values(), limits=Limits(max_body_bytes=1000))
@@ -237,9 +285,15 @@ async def test_the_body_limit_holds_with_and_without_a_declared_length(ingress: 
 
     async with small.client() as client:
         headers = {"content-type": "application/json"}
-        check_shape(await client.post("/v1/chat/completions", content=b" " * 2000, headers=headers), 413)
-        check_shape(await client.post("/v1/chat/completions", content=chunks(), headers=headers), 413)
-        assert (await client.post("/v1/chat/completions", content=chat(), headers=headers)).status_code == 200
+        check_shape(
+            await client.post("/v1/chat/completions", content=b" " * 2000, headers=headers), 413
+        )
+        check_shape(
+            await client.post("/v1/chat/completions", content=chunks(), headers=headers), 413
+        )
+        assert (
+            await client.post("/v1/chat/completions", content=chat(), headers=headers)
+        ).status_code == 200
 
 
 async def test_limits_on_tokens_and_choices(ingress: Any, served: Any) -> None:
@@ -247,7 +301,9 @@ async def test_limits_on_tokens_and_choices(ingress: Any, served: Any) -> None:
 
     tight = served(*ingress.handles.values(), limits=Limits(max_tokens=5, max_choices=2))
     async with tight.client() as client:
-        error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 6}), 400)
+        error = check_shape(
+            await client.post("/v1/chat/completions", json={**CHAT, "max_tokens": 6}), 400
+        )
         assert error["param"] == "max_tokens"
         error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "n": 3}), 400)
         assert error["param"] == "n"
@@ -256,17 +312,25 @@ async def test_limits_on_tokens_and_choices(ingress: Any, served: Any) -> None:
 
 
 async def test_unknown_names_are_told_the_nearest(client: Any) -> None:
-    error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "model": "sin"}), 404)
+    error = check_shape(
+        await client.post("/v1/chat/completions", json={**CHAT, "model": "sin"}), 404
+    )
     assert "Did you mean 'sim'?" in error["message"]
-    error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "model": "sim:germna"}), 404)
+    error = check_shape(
+        await client.post("/v1/chat/completions", json={**CHAT, "model": "sim:germna"}), 404
+    )
     assert "Did you mean 'german'?" in error["message"]
-    error = check_shape(await client.post("/v1/chat/completions", json={**CHAT, "tempature": 1}), 400)
+    error = check_shape(
+        await client.post("/v1/chat/completions", json={**CHAT, "tempature": 1}), 400
+    )
     assert "Did you mean 'temperature'?" in error["message"]
 
 
 async def test_what_the_engine_cannot_do_is_a_501(client: Any) -> None:
     files = {"file": ("a.wav", b"RIFF")}
-    error = check_shape(await client.post("/v1/audio/transcriptions", files=files, data={"model": "sim"}), 501)
+    error = check_shape(
+        await client.post("/v1/audio/transcriptions", files=files, data={"model": "sim"}), 501
+    )
     assert "simulated" in error["message"]
 
 
@@ -280,16 +344,24 @@ async def test_what_the_engine_cannot_do_is_a_501(client: Any) -> None:
     ],
 )
 async def test_malformed_forms(client: Any, files: Any, data: Any) -> None:
-    answer = await client.post("/v1/audio/transcriptions", files=files or {"model": (None, "sim")}, data=data)
+    answer = await client.post(
+        "/v1/audio/transcriptions", files=files or {"model": (None, "sim")}, data=data
+    )
     check_shape(answer, 400)
 
 
 async def test_a_form_that_is_none(client: Any) -> None:
     for content in (b"", b"--x\r\n", b"--x\r\nContent-Disposition: form-data\r\n\r\n\xff\r\n--x--"):
         headers = {"content-type": "multipart/form-data; boundary=x"}
-        check_shape(await client.post("/v1/audio/transcriptions", content=content, headers=headers), 400)
+        check_shape(
+            await client.post("/v1/audio/transcriptions", content=content, headers=headers), 400
+        )
     check_shape(
-        await client.post("/v1/audio/transcriptions", content=b"x", headers={"content-type": "multipart/form-data"}),
+        await client.post(
+            "/v1/audio/transcriptions",
+            content=b"x",
+            headers={"content-type": "multipart/form-data"},
+        ),
         400,
     )
 
@@ -307,12 +379,16 @@ async def test_overload_says_when_to_come_back(served: Any, untouchable: Any) ->
     full.chat = chat
     async with served(full).client() as client:
         for stream in (False, True):
-            answer = await client.post("/v1/chat/completions", json={**CHAT, "model": "m", "stream": stream})
+            answer = await client.post(
+                "/v1/chat/completions", json={**CHAT, "model": "m", "stream": stream}
+            )
             check_shape(answer, 503)
             assert answer.headers["retry-after"] == "3"
 
 
-async def test_an_unforeseen_error_tells_nothing_of_the_inside(served: Any, untouchable: Any, caplog: Any) -> None:
+async def test_an_unforeseen_error_tells_nothing_of_the_inside(
+    served: Any, untouchable: Any, caplog: Any
+) -> None:
     from penstock.serve.models.handle import ModelState
 
     broken = untouchable("m", ModelState("ready"))
@@ -330,8 +406,16 @@ async def test_anthropics_route_answers_in_its_own_shape(client: Any) -> None:
         ({"model": "nobody"}, 404, "not_found_error"),
         ({"max_tokens": -1}, 400, "invalid_request_error"),
         ({"messages": []}, 400, "invalid_request_error"),
-        ({"messages": [{"role": "user", "content": [{"type": "document"}]}]}, 400, "invalid_request_error"),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, 400, "invalid_request_error"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
+            400,
+            "invalid_request_error",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+            400,
+            "invalid_request_error",
+        ),
         ({"tool_choice": {"type": []}}, 400, "invalid_request_error"),
         ({"system": [{"type": "image"}]}, 400, "invalid_request_error"),
         ({"tools": [{"name": 5}]}, 400, "invalid_request_error"),

@@ -16,14 +16,19 @@ from penstock.serve.models.local_runtime import build_local_handles
 
 TOOL = {
     "type": "function",
-    "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}},
+    "function": {
+        "name": "weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
 }
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
 
 
 def config(**fields: Any) -> LLMConfig:
     loading = {"model_id": "m", "model_source": "simulated"}
-    return LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "simulated", **fields})
+    return LLMConfig.from_dict(
+        {"model_loading_config": loading, "llm_engine": "simulated", **fields}
+    )
 
 
 @pytest.fixture
@@ -83,7 +88,13 @@ async def test_the_stop_sequence_survives_the_server(local: Any, interval: int) 
     client = await local(config(experimental_configs={"stream_batching_interval_ms": interval}))
     ask = {"model": "m", "max_tokens": 50, "messages": CHAT["messages"], "temperature": 0}
     text = (await client.post("/v1/messages", json=ask)).json()["content"][0]["text"]
-    answer = await client.post("/v1/messages", json={**ask, "stop_sequences": [text[6:9]], "stream": True})
-    (ending,) = (json.loads(line[6:])["delta"] for line in answer.text.splitlines() if '"type":"message_delta"' in line)
+    answer = await client.post(
+        "/v1/messages", json={**ask, "stop_sequences": [text[6:9]], "stream": True}
+    )
+    (ending,) = (
+        json.loads(line[6:])["delta"]
+        for line in answer.text.splitlines()
+        if '"type":"message_delta"' in line
+    )
     assert ending == {"stop_reason": "stop_sequence", "stop_sequence": text[6:9]}
     assert answer.text.count("event: message_start") == 1

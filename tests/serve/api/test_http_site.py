@@ -1,4 +1,6 @@
-"""What is not about generating: models, health, metrics, keys, control, the API's description, other tasks."""
+"""What is not about generating: models, health, metrics, keys, control, the API's description,
+other tasks.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ async def test_models_are_listed_without_being_called(served: Any, untouchable: 
         assert one == cards[1]
         assert (await client.get("/health")).json() == {"status": "ok"}
         assert (await client.get("/openapi.json")).status_code == 200
-        assert 'penstock_model_state{model_name="m1",state="failed"} 1.0' in (await client.get("/metrics")).text
+        assert (
+            'penstock_model_state{model_name="m1",state="failed"} 1.0'
+            in (await client.get("/metrics")).text
+        )
 
 
 async def test_adapters_are_listed_and_found(client: Any) -> None:
@@ -59,7 +64,9 @@ async def test_ids_may_hold_slashes_and_colons(served: Any, untouchable: Any) ->
         assert (await client.get("/v1/models/org/model:7b")).json()["id"] == "org/model:7b"
 
 
-async def test_an_adapter_of_two_models_must_be_asked_for_in_full(served: Any, handle: Any, scripted: Any) -> None:
+async def test_an_adapter_of_two_models_must_be_asked_for_in_full(
+    served: Any, handle: Any, scripted: Any
+) -> None:
     engines = [scripted(["x"]), scripted(["x"])]
     for engine in engines:
         await engine.start()
@@ -68,12 +75,16 @@ async def test_an_adapter_of_two_models_must_be_asked_for_in_full(served: Any, h
         answer = await client.post("/v1/chat/completions", json={"model": "a", **CHAT})
         assert answer.status_code == 404
         assert "'m0:a', 'm1:a'" in answer.json()["error"]["message"]
-        assert (await client.post("/v1/chat/completions", json={"model": "m1:a", **CHAT})).status_code == 200
+        assert (
+            await client.post("/v1/chat/completions", json={"model": "m1:a", **CHAT})
+        ).status_code == 200
         # With several models, leaving the model out is a mistake.
         assert (await client.post("/v1/chat/completions", json=CHAT)).status_code == 400
 
 
-async def test_an_adapter_that_is_not_listed_yet_is_left_to_its_server(served: Any, handle: Any, scripted: Any) -> None:
+async def test_an_adapter_that_is_not_listed_yet_is_left_to_its_server(
+    served: Any, handle: Any, scripted: Any
+) -> None:
     engine = scripted(["x"])
     await engine.start()
     site = served(handle("m", engine), lora_paths={"m": "/adapters"})
@@ -84,12 +95,16 @@ async def test_an_adapter_that_is_not_listed_yet_is_left_to_its_server(served: A
 
     site.handles["m"].adapters = none
     async with site.client() as client:
-        assert (await client.post("/v1/chat/completions", json={"model": "m:new", **CHAT})).status_code == 200
+        assert (
+            await client.post("/v1/chat/completions", json={"model": "m:new", **CHAT})
+        ).status_code == 200
         unknown = await client.post("/v1/chat/completions", json={"model": "m:neww", **CHAT})
         assert unknown.status_code == 404
         asked = len(engine.prompts)
         engine.adapters["../new"] = "/new"  # even a server that would take such a name is not asked
-        assert (await client.post("/v1/chat/completions", json={"model": "m:../new", **CHAT})).status_code == 404
+        assert (
+            await client.post("/v1/chat/completions", json={"model": "m:../new", **CHAT})
+        ).status_code == 404
         assert len(engine.prompts) == asked
 
 
@@ -104,12 +119,16 @@ async def test_embeddings_as_floats_and_as_base64(client: Any) -> None:
 
 
 async def test_score_and_rerank(client: Any) -> None:
-    score = await client.post("/v1/score", json={"text_1": "red fish", "text_2": ["blue fish", "red fish", "cat"]})
+    score = await client.post(
+        "/v1/score", json={"text_1": "red fish", "text_2": ["blue fish", "red fish", "cat"]}
+    )
     assert [item["score"] for item in score.json()["data"]] == [0.5, 1.0, 0.0]
     pairs = await client.post("/v1/score", json={"text_1": ["a", "b"], "text_2": ["a", "c"]})
     assert [item["score"] for item in pairs.json()["data"]] == [1.0, 0.0]
     documents = ["blue fish", {"text": "red fish"}, "cat"]
-    rerank = await client.post("/v1/rerank", json={"query": "red fish", "documents": documents, "top_n": 2})
+    rerank = await client.post(
+        "/v1/rerank", json={"query": "red fish", "documents": documents, "top_n": 2}
+    )
     assert [(item["index"], item["document"]["text"]) for item in rerank.json()["results"]] == [
         (1, "red fish"),
         (0, "blue fish"),
@@ -118,14 +137,18 @@ async def test_score_and_rerank(client: Any) -> None:
 
 async def test_classes_in_the_form_of_vllm(served: Any, handle: Any, scripted: Any) -> None:
     async with served(handle("m", scripted())).client() as client:
-        answer = (await client.post("/classify", json={"model": "m", "input": ["abc", "abcdefg"]})).json()
+        answer = (
+            await client.post("/classify", json={"model": "m", "input": ["abc", "abcdefg"]})
+        ).json()
         assert answer["data"] == [
             {"index": 0, "label": "short", "probs": [0.25, 0.75], "num_classes": 2},
             {"index": 1, "label": "long", "probs": [0.125, 0.875], "num_classes": 2},
         ]
         assert (answer["object"], answer["model"]) == ("list", "m")
         assert answer["usage"] == {"prompt_tokens": 10, "total_tokens": 10}
-        (one,) = (await client.post("/classify", json={"model": "m", "input": "abc"})).json()["data"]
+        (one,) = (await client.post("/classify", json={"model": "m", "input": "abc"})).json()[
+            "data"
+        ]
         assert one == answer["data"][0]
 
 
@@ -133,15 +156,21 @@ async def test_tokens_there_and_back(client: Any) -> None:
     answer = (await client.post("/tokenize", json={"prompt": "Grüße"})).json()
     assert answer["count"] == len(answer["tokens"]) == 7
     assert answer["max_model_len"] == 32768
-    assert (await client.post("/detokenize", json={"tokens": answer["tokens"]})).json() == {"prompt": "Grüße"}
+    assert (await client.post("/detokenize", json={"tokens": answer["tokens"]})).json() == {
+        "prompt": "Grüße"
+    }
 
 
 async def test_transcriptions(served: Any, handle: Any, scripted: Any) -> None:
     async with served(handle("m", scripted())).client() as client:
         files = {"file": ("a.wav", b"RIFF1234")}
-        answer = await client.post("/v1/audio/transcriptions", files=files, data={"model": "m", "language": "de"})
+        answer = await client.post(
+            "/v1/audio/transcriptions", files=files, data={"model": "m", "language": "de"}
+        )
         assert answer.json() == {"text": "8 bytes in de"}
-        text = await client.post("/v1/audio/transcriptions", files=files, data={"response_format": "text"})
+        text = await client.post(
+            "/v1/audio/transcriptions", files=files, data={"response_format": "text"}
+        )
         assert text.text == "8 bytes in None"
 
 
@@ -150,18 +179,28 @@ async def test_transcriptions_with_their_times(served: Any, handle: Any, scripte
 
         async def ask(**data: str) -> Any:
             files = {"file": ("a.wav", b"RIFF1234")}
-            return await client.post("/v1/audio/transcriptions", files=files, data={"language": "de", **data})
+            return await client.post(
+                "/v1/audio/transcriptions", files=files, data={"language": "de", **data}
+            )
 
-        assert (await ask(response_format="srt")).text == "1\n00:00:00,000 --> 00:00:01,500\n8 bytes in de\n"
+        assert (
+            await ask(response_format="srt")
+        ).text == "1\n00:00:00,000 --> 00:00:01,500\n8 bytes in de\n"
         assert (await ask(response_format="vtt")).text.startswith("WEBVTT\n\n00:00:00.000")
-        verbose = (await ask(response_format="verbose_json", **{"timestamp_granularities[]": "segment"})).json()
+        verbose = (
+            await ask(response_format="verbose_json", **{"timestamp_granularities[]": "segment"})
+        ).json()
         assert (verbose["duration"], verbose["segments"][0]["end"]) == (1.5, 1.5)
         # The engine of this test knows no times for English.
         untimed = await ask(response_format="srt", language="en")
         assert (untimed.status_code, untimed.json()["error"]["param"]) == (400, "response_format")
         assert "scripted" in untimed.text or "simulated" in untimed.text
         assert (await ask(response_format="xml")).status_code == 400
-        for refused in ({"timestamp_granularities[]": "word"}, {"prompt": "Names: Ann"}, {"temperature": "0.5"}):
+        for refused in (
+            {"timestamp_granularities[]": "word"},
+            {"prompt": "Names: Ann"},
+            {"temperature": "0.5"},
+        ):
             assert (await ask(**refused)).status_code == 501
         assert (await ask(temperature="0")).status_code == 200
 
@@ -169,7 +208,12 @@ async def test_transcriptions_with_their_times(served: Any, handle: Any, scripte
 # Keys
 @pytest.fixture
 def keyed(ingress: Any, served: Any) -> Any:
-    return served(*ingress.handles.values(), api_keys=frozenset({"k1", "k2"}), admin_keys=frozenset({"boss"}), dev=True)
+    return served(
+        *ingress.handles.values(),
+        api_keys=frozenset({"k1", "k2"}),
+        admin_keys=frozenset({"boss"}),
+        dev=True,
+    )
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -188,13 +232,17 @@ async def test_every_route_but_the_probes_wants_a_key(keyed: Any) -> None:
                 continue
             assert answer.status_code == 401, path
             assert answer.headers["www-authenticate"] == "Bearer"
-            assert (await client.request(endpoint.method, path, headers=bearer("k3"))).status_code == 401
+            assert (
+                await client.request(endpoint.method, path, headers=bearer("k3"))
+            ).status_code == 401
         assert (await client.get("/nowhere")).status_code == 401
         assert (await client.get("/v1/models", headers=bearer("k2"))).status_code == 200
         assert (await client.get("/v1/models", headers={"x-api-key": "k1"})).status_code == 200
         assert (await client.get("/v1/models", headers=bearer("boss"))).status_code == 200
         assert (
-            await client.get("/v1/models", headers={"authorization": "Bearer k\xff1".encode("latin-1")})
+            await client.get(
+                "/v1/models", headers={"authorization": "Bearer k\xff1".encode("latin-1")}
+            )
         ).status_code == 401
         refused = await client.post("/v1/messages", json={})
         assert refused.json()["error"]["type"] == "authentication_error"
@@ -206,7 +254,9 @@ async def test_control_wants_an_admin_key(keyed: Any) -> None:
         assert (await client.post("/sleep", json={}, headers=bearer("boss"))).status_code == 200
 
 
-async def test_without_an_admin_key_api_keys_open_no_control_route(ingress: Any, served: Any) -> None:
+async def test_without_an_admin_key_api_keys_open_no_control_route(
+    ingress: Any, served: Any
+) -> None:
     site = served(*ingress.handles.values(), api_keys=frozenset({"k1"}), dev=True)
     async with site.client() as client:
         assert (await client.post("/sleep", json={}, headers=bearer("k1"))).status_code == 403
@@ -275,7 +325,9 @@ async def test_no_origin_may_call_unless_asked(ingress: Any, served: Any) -> Non
     async with ingress.client() as client:
         answer = await client.get("/health", headers=headers)
         assert "access-control-allow-origin" not in answer.headers
-    site = served(*ingress.handles.values(), cors_origins=("https://a.example",), api_keys=frozenset({"k"}))
+    site = served(
+        *ingress.handles.values(), cors_origins=("https://a.example",), api_keys=frozenset({"k"})
+    )
     async with site.client() as client:
         assert (await client.options("/v1/models", headers=headers)).status_code == 200
         answer = await client.get("/v1/models", headers=headers)
@@ -299,7 +351,10 @@ async def test_metrics_count_requests_and_tokens(ingress: Any) -> None:
     one = '{model_name="sim"}'
     ok = '{endpoint="/v1/chat/completions",model_name="sim",status="200"}'
     assert lines[f"penstock_requests_total{ok}"] == "2.0"
-    assert lines['penstock_requests_total{endpoint="/v1/chat/completions",model_name="",status="404"}'] == "1.0"
+    assert (
+        lines['penstock_requests_total{endpoint="/v1/chat/completions",model_name="",status="404"}']
+        == "1.0"
+    )
     assert lines['penstock_requests_total{endpoint="other",model_name="",status="404"}'] == "1.0"
     assert lines[f"penstock_generation_tokens_total{one}"] == "32.0"
     for name, count in [
@@ -311,12 +366,17 @@ async def test_metrics_count_requests_and_tokens(ingress: Any) -> None:
     ]:
         assert lines[f"penstock_{name}_count{one}"] == count
     total = float(lines[f"penstock_e2e_request_latency_seconds_sum{one}"])
-    parts = [float(lines[f"penstock_request_{part}_time_seconds_sum{one}"]) for part in ("engine", "framework")]
+    parts = [
+        float(lines[f"penstock_request_{part}_time_seconds_sum{one}"])
+        for part in ("engine", "framework")
+    ]
     assert sum(parts) == pytest.approx(total)
     assert min(parts) > 0
 
 
-async def test_metrics_tell_loads_restarts_adapters_and_what_engines_count(served: Any, untouchable: Any) -> None:
+async def test_metrics_tell_loads_restarts_adapters_and_what_engines_count(
+    served: Any, untouchable: Any
+) -> None:
     busy = untouchable("m", ModelState("ready", loads=3, restarts=1, adapter_loads=7, adapters=2))
     stuck = untouchable("stuck", ModelState("ready"))
 
@@ -362,9 +422,15 @@ async def test_the_description_names_every_route_and_every_field(client: Any) ->
     from penstock.serve.api.routes import ENDPOINTS
 
     api = (await client.get("/openapi.json")).json()
-    described = {(method.upper(), path) for path, methods in api["paths"].items() for method in methods}
-    assert described == {(endpoint.method, endpoint.path.replace(":path", "")) for endpoint in ENDPOINTS}
-    body = api["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    described = {
+        (method.upper(), path) for path, methods in api["paths"].items() for method in methods
+    }
+    assert described == {
+        (endpoint.method, endpoint.path.replace(":path", "")) for endpoint in ENDPOINTS
+    }
+    body = api["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]["schema"]
     form = api["components"]["schemas"][body["$ref"].rpartition("/")[2]]
     assert form["required"] == ["messages"]
     assert {"temperature", "tools", "stream_options"} <= set(form["properties"])

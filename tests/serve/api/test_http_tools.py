@@ -11,12 +11,23 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
 CLOCK = {"type": "function", "function": {"name": "clock"}}
-ASK: Any = {"model": "m", "messages": [{"role": "user", "content": "Weather?"}], "tools": [WEATHER, CLOCK]}
-SAID = 'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln </tool_call> }"}}\n</tool_call>\n'
+ASK: Any = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "Weather?"}],
+    "tools": [WEATHER, CLOCK],
+}
+SAID = (
+    'Let me see.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Köln </tool_call>'
+    ' }"}}\n</tool_call>\n'
+)
 SAID += '<tool_call>\n{"arguments": {}, "name": "clock"}\n</tool_call>'
 
 
@@ -49,7 +60,9 @@ def streamed_calls(text: str, events: Any) -> tuple[str, list[dict[str, str]], s
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
-async def test_calls_are_read_out_of_the_text(engine: Any, tools_client: Any, events: Any, size: int) -> None:
+async def test_calls_are_read_out_of_the_text(
+    engine: Any, tools_client: Any, events: Any, size: int
+) -> None:
     engine.pieces = [SAID[at : at + size] for at in range(0, len(SAID), size)]
     whole = (await tools_client.post("/v1/chat/completions", json=ASK)).json()["choices"][0]
     assert whole["finish_reason"] == "tool_calls"
@@ -67,35 +80,54 @@ async def test_calls_are_read_out_of_the_text(engine: Any, tools_client: Any, ev
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-async def test_without_parallel_calls_there_is_one(engine: Any, tools_client: Any, events: Any, size: int) -> None:
+async def test_without_parallel_calls_there_is_one(
+    engine: Any, tools_client: Any, events: Any, size: int
+) -> None:
     said = SAID + " And then?"
     engine.pieces = [said[at : at + size] for at in range(0, len(said), size)]
     ask = {**ASK, "parallel_tool_calls": False}
-    message = (await tools_client.post("/v1/chat/completions", json=ask)).json()["choices"][0]["message"]
+    message = (await tools_client.post("/v1/chat/completions", json=ask)).json()["choices"][0][
+        "message"
+    ]
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather"]
     assert message["content"] == "Let me see."
     answer = await tools_client.post("/v1/chat/completions", json={**ask, "stream": True})
     content, calls, reason = streamed_calls(answer.text, events)
-    assert (content, [call["name"] for call in calls], reason) == ("Let me see.", ["weather"], "tool_calls")
+    assert (content, [call["name"] for call in calls], reason) == (
+        "Let me see.",
+        ["weather"],
+        "tool_calls",
+    )
     body: Any = {"model": "m", "input": "?", "parallel_tool_calls": False}
     body["tools"] = [{"type": "function", **tool["function"]} for tool in ASK["tools"]]
     output = (await tools_client.post("/v1/responses", json=body)).json()["output"]
     assert [item["type"] for item in output] == ["message", "function_call"]
-    body = {"model": "m", "max_tokens": 50, "messages": ASK["messages"], "tool_choice": {"type": "auto"}}
-    body["tools"] = [{"name": tool["function"]["name"], "input_schema": {}} for tool in ASK["tools"]]
+    body = {
+        "model": "m",
+        "max_tokens": 50,
+        "messages": ASK["messages"],
+        "tool_choice": {"type": "auto"},
+    }
+    body["tools"] = [
+        {"name": tool["function"]["name"], "input_schema": {}} for tool in ASK["tools"]
+    ]
     for alone, calls_made in ((True, 1), (False, 2)):
         body["tool_choice"]["disable_parallel_tool_use"] = alone
         blocks = (await tools_client.post("/v1/messages", json=body)).json()["content"]
         assert [block["type"] for block in blocks] == ["text"] + ["tool_use"] * calls_made
 
 
-async def test_a_template_without_tools_is_told_rather_than_passed_over(engine: Any, tools_client: Any) -> None:
+async def test_a_template_without_tools_is_told_rather_than_passed_over(
+    engine: Any, tools_client: Any
+) -> None:
     engine.template = ChatTemplate("{% for m in messages %}{{ m.content }}{% endfor %}")
     engine.pieces = ["ok"]
     refused = await tools_client.post("/v1/chat/completions", json=ASK)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tools")
     for choice in ("none", "required"):
-        assert (await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": choice})).status_code == 200
+        assert (
+            await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": choice})
+        ).status_code == 200
 
 
 async def test_what_is_no_call_stays_text(engine: Any, tools_client: Any, events: Any) -> None:
@@ -113,7 +145,9 @@ async def test_what_is_no_call_stays_text(engine: Any, tools_client: Any, events
 
 async def test_tool_choice_none_hides_the_tools(engine: Any, tools_client: Any) -> None:
     engine.pieces = ["<tool_call>{}</tool_call>"]
-    choice = (await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": "none"})).json()["choices"][0]
+    choice = (
+        await tools_client.post("/v1/chat/completions", json={**ASK, "tool_choice": "none"})
+    ).json()["choices"][0]
     assert choice["message"]["content"] == "<tool_call>{}</tool_call>"
     assert "weather" not in engine.prompts[-1]
     await tools_client.post("/v1/chat/completions", json=ASK)
@@ -145,18 +179,27 @@ async def test_a_required_call_is_a_constraint(
         assert said["finish_reason"] == "tool_calls"
         assert said["message"]["content"] is None
     assert name in names
-    assert isinstance(json.loads(arguments)["city" if name == "weather" else ""], str) or name == "clock"
+    assert (
+        isinstance(json.loads(arguments)["city" if name == "weather" else ""], str)
+        or name == "clock"
+    )
 
 
 async def test_earlier_calls_reach_the_template_as_objects(engine: Any, tools_client: Any) -> None:
     engine.pieces = ["ok"]
-    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
+    call = {
+        "id": "1",
+        "type": "function",
+        "function": {"name": "weather", "arguments": '{"city": "Bonn"}'},
+    }
     messages = [
         {"role": "user", "content": "q"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "rain"},
     ]
-    assert (await tools_client.post("/v1/chat/completions", json={**ASK, "messages": messages})).status_code == 200
+    assert (
+        await tools_client.post("/v1/chat/completions", json={**ASK, "messages": messages})
+    ).status_code == 200
     assert "Bonn" in engine.prompts[-1]
 
 
@@ -172,7 +215,9 @@ async def test_earlier_calls_reach_the_template_as_objects(engine: Any, tools_cl
         ({"tool_choice": "required", "response_format": {"type": "json_object"}}, "tool_choice"),
     ],
 )
-async def test_wrong_tools_name_the_parameter(tools_client: Any, change: dict[str, Any], param: str) -> None:
+async def test_wrong_tools_name_the_parameter(
+    tools_client: Any, change: dict[str, Any], param: str
+) -> None:
     answer = await tools_client.post("/v1/chat/completions", json={**ASK, **change})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param

@@ -33,7 +33,9 @@ def spans() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_is_a_span_of_the_callers_trace(client: Any, spans: Any, stream: bool) -> None:
+async def test_a_request_is_a_span_of_the_callers_trace(
+    client: Any, spans: Any, stream: bool
+) -> None:
     headers = {"traceparent": PARENT, "x-request-id": "r1"}
     await client.post("/v1/chat/completions", json={**CHAT, "stream": stream}, headers=headers)
     (span,) = spans()
@@ -57,7 +59,9 @@ async def test_a_request_is_a_span_of_the_callers_trace(client: Any, spans: Any,
     assert span.end_time > span.start_time
 
 
-async def test_failures_are_marked_and_the_callers_mistakes_are_not(client: Any, spans: Any, ingress: Any) -> None:
+async def test_failures_are_marked_and_the_callers_mistakes_are_not(
+    client: Any, spans: Any, ingress: Any
+) -> None:
     await client.post("/v1/chat/completions", json={**CHAT, "model": "nobody"})
     await client.get("/no/such/path")
     ingress.ingress.draining = True
@@ -69,7 +73,9 @@ async def test_failures_are_marked_and_the_callers_mistakes_are_not(client: Any,
     ]
 
 
-async def test_a_stream_that_breaks_is_a_failed_span(spans: Any, served: Any, handle: Any, scripted: Any) -> None:
+async def test_a_stream_that_breaks_is_a_failed_span(
+    spans: Any, served: Any, handle: Any, scripted: Any
+) -> None:
     engine = scripted(["a", "b"])
     engine.fail_after = 1
     await engine.start()
@@ -77,7 +83,10 @@ async def test_a_stream_that_breaks_is_a_failed_span(spans: Any, served: Any, ha
         answer = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert answer.status_code == 200
     (span,) = spans()
-    assert (span.attributes["error.type"], span.status.status_code.name) == ("engine_error", "ERROR")
+    assert (span.attributes["error.type"], span.status.status_code.name) == (
+        "engine_error",
+        "ERROR",
+    )
 
 
 @pytest.mark.slow
@@ -110,5 +119,10 @@ def test_the_command_sends_its_spans_to_a_collector(serving: Any) -> None:
             thread.join()
     assert {path for path, _ in received} == {"/v1/traces"}
     sent = b"".join(body for _, body in received)
-    for text in (b"service.name", b"penstock", b"POST /v1/chat/completions", b"gen_ai.usage.output_tokens"):
+    for text in (
+        b"service.name",
+        b"penstock",
+        b"POST /v1/chat/completions",
+        b"gen_ai.usage.output_tokens",
+    ):
         assert text in sent

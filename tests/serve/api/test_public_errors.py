@@ -18,8 +18,14 @@ from penstock.serve.api.public_errors import public, without_paths
         ("/tmp", "tmp"),
         ("model=/tmp/x/y, at:/tmp/x", "model=y, at:x"),
         # What is no path of this machine stays.
-        ("no path /v1/chat; /docs lists those that exist", "no path /v1/chat; /docs lists those that exist"),
-        ("http://127.0.0.1:8000/v1/models and s3://bucket/a/b", "http://127.0.0.1:8000/v1/models and s3://bucket/a/b"),
+        (
+            "no path /v1/chat; /docs lists those that exist",
+            "no path /v1/chat; /docs lists those that exist",
+        ),
+        (
+            "http://127.0.0.1:8000/v1/models and s3://bucket/a/b",
+            "http://127.0.0.1:8000/v1/models and s3://bucket/a/b",
+        ),
         ("org/model and 3/4 and and/or", "org/model and 3/4 and and/or"),
     ],
 )
@@ -29,7 +35,10 @@ def test_paths_become_their_last_part(text, shown):
 
 def test_models_are_called_by_their_names():
     sources = {"models/secret/llama": "llama"}
-    assert without_paths("'models/secret/llama' could not be loaded", sources) == "'llama' could not be loaded"
+    assert (
+        without_paths("'models/secret/llama' could not be loaded", sources)
+        == "'llama' could not be loaded"
+    )
 
 
 def test_an_error_stays_of_its_kind():

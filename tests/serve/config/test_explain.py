@@ -30,10 +30,17 @@ BIG = {
 
 @pytest.fixture
 def model(tmp_path):
-    """A model's directory: 4,000 bytes of weights, 2 layers of 4 heads of 8, 2 of them for keys and values."""
+    """A model's directory: 4,000 bytes of weights, 2 layers of 4 heads of 8, 2 of them for keys and
+    values.
+    """
     (tmp_path / "model.safetensors").write_bytes(bytes(4000))
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "hidden_size": 32}
-    said = {**heads, "num_hidden_layers": 2, "max_position_embeddings": 512, "torch_dtype": "float16"}
+    said = {
+        **heads,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 512,
+        "torch_dtype": "float16",
+    }
     (tmp_path / "config.json").write_text(json.dumps(said))
     return tmp_path
 
@@ -57,7 +64,10 @@ def test_bundles_are_those_that_are_placed():
 
 
 def test_sums_are_of_all_models_with_the_fewest_and_the_most_replicas():
-    scaled = {**BIG, "deployment_config": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 3}}}
+    scaled = {
+        **BIG,
+        "deployment_config": {"autoscaling_config": {"min_replicas": 0, "max_replicas": 3}},
+    }
     auto = {"llm_engine": "simulated", "deployment_config": {"num_replicas": "auto"}}
     found = explain(args(scaled, auto), "ray")
     assert found.least == {"CPU": 2.0}
@@ -87,16 +97,25 @@ def test_groups_multiply_their_ranks():
 
 
 def test_a_tpu_slice_has_no_bundles_and_still_needs():
-    found = one({"accelerator_config": {"kind": "tpu", "topology": "2x2"}, "loading": {"model_source": "demo"}})
+    found = one(
+        {
+            "accelerator_config": {"kind": "tpu", "topology": "2x2"},
+            "loading": {"model_source": "demo"},
+        }
+    )
     assert (found.bundles, found.strategy) == ([], "")
     assert found.needs == {"CPU": 1.0, "TPU": 1.0}
 
 
 def test_memory_is_read_from_the_models_files(model):
-    given = {"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}, "loading": {"model_source": str(model)}}
+    given = {
+        "engine_kwargs": {"kv_cache_memory_bytes": 1 << 20},
+        "loading": {"model_source": str(model)},
+    }
     memory = one(given).memory
     assert (memory.weights, memory.kv_cache) == (4000, 1 << 20)
-    assert memory.kv_token == 2 * 2 * (2 * 8) * 2  # layers × keys and values × width of the heads × bytes
+    # Layers × keys and values × width of the heads × bytes.
+    assert memory.kv_token == 2 * 2 * (2 * 8) * 2
     assert memory.kv_tokens == (1 << 20) // 128
 
 
@@ -123,12 +142,18 @@ def test_a_hub_model_is_known_only_from_the_cache(tmp_path, monkeypatch, model):
 
 
 def test_ports():
-    given = {"llm_engine": "simulated", "experimental_configs": {"NIXL_SIDE_CHANNEL_PORT_BASE": 21000}}
+    given = {
+        "llm_engine": "simulated",
+        "experimental_configs": {"NIXL_SIDE_CHANNEL_PORT_BASE": 21000},
+    }
     assert one(given, "local").ports == [Port("ingress", 8000)]
     assert one(given, "local").warnings == [
-        "experimental_configs.NIXL_SIDE_CHANNEL_PORT_BASE is set, and no KV connector takes ports from there"
+        "experimental_configs.NIXL_SIDE_CHANNEL_PORT_BASE is set, and no KV connector takes ports"
+        " from there"
     ]
-    nixl = side(engine_kwargs={"data_parallel_size": 2}, experimental_configs=given["experimental_configs"])
+    nixl = side(
+        engine_kwargs={"data_parallel_size": 2}, experimental_configs=given["experimental_configs"]
+    )
     (found,) = explain(read_args({"llm_config": nixl, "listen": "127.0.0.1:8123"}), "ray").models
     assert found.ports == [
         Port("ingress", 8123),
@@ -140,7 +165,12 @@ def test_ports():
 def side(connector="NixlConnector", **fields):
     options = {"kv_transfer_config": {"kv_connector": connector}, **fields.pop("engine_kwargs", {})}
     loading = {"model_id": "m", "model_source": "demo"}
-    return {"model_loading_config": loading, "llm_engine": "vLLM", "engine_kwargs": options, **fields}
+    return {
+        "model_loading_config": loading,
+        "llm_engine": "vLLM",
+        "engine_kwargs": options,
+        **fields,
+    }
 
 
 def test_a_pair_is_two_plans():
@@ -152,8 +182,16 @@ def test_a_pair_is_two_plans():
         ("m", "prefill", "PrefillServer"),
         ("m", "decode", "DecodeServer"),
     ]
-    assert (one.min_replicas, one.max_replicas, other.min_replicas, other.max_replicas) == (3, 3, 1, 4)
-    assert (one.bundles, other.bundles) == ([{"CPU": 1, "GPU": 1}, {"GPU": 1}], [{"CPU": 1, "GPU": 1}])
+    assert (one.min_replicas, one.max_replicas, other.min_replicas, other.max_replicas) == (
+        3,
+        3,
+        1,
+        4,
+    )
+    assert (one.bundles, other.bundles) == (
+        [{"CPU": 1, "GPU": 1}, {"GPU": 1}],
+        [{"CPU": 1, "GPU": 1}],
+    )
     assert (one.connector, other.connector) == ("NixlConnector", "NixlConnector")
     assert one.ports == [
         Port("each replica, for the decode side", None),
@@ -169,7 +207,10 @@ def test_a_pair_is_two_plans():
 
 
 def test_a_pair_of_groups():
-    sides = {f"{name}_config": side(engine_kwargs={"data_parallel_size": 2}) for name in ("prefill", "decode")}
+    sides = {
+        f"{name}_config": side(engine_kwargs={"data_parallel_size": 2})
+        for name in ("prefill", "decode")
+    }
     for plan in explain(read_args(sides), "ray").models:
         assert [rank.data for rank in plan.ranks] == [0, 1]
         assert plan.ports[-1].what.startswith("NIXL_SIDE_CHANNEL_PORT_BASE, 2 a replica")
@@ -184,31 +225,53 @@ def test_a_wrong_port_base_is_refused():
 @pytest.mark.parametrize(
     ("deployment", "warning"),
     [
-        ({"max_ongoing_requests": 8}, r"max_ongoing_requests \(8\) is less than the engine works on at once \(64\)"),
-        ({"autoscaling_config": {"target_ongoing_requests": 900}}, r"target_ongoing_requests \(900\) is far above"),
+        (
+            {"max_ongoing_requests": 8},
+            r"max_ongoing_requests \(8\) is less than the engine works on at once \(64\)",
+        ),
+        (
+            {"autoscaling_config": {"target_ongoing_requests": 900}},
+            r"target_ongoing_requests \(900\) is far above",
+        ),
         ({"num_replicas": 2, "autoscaling_config": {}}, "both given"),
     ],
 )
 def test_what_looks_wrong_is_said(deployment, warning):
-    given = {"llm_engine": "simulated", "engine_kwargs": {"max_num_seqs": 64}, "deployment_config": deployment}
+    given = {
+        "llm_engine": "simulated",
+        "engine_kwargs": {"max_num_seqs": 64},
+        "deployment_config": deployment,
+    }
     (found,) = one(given).warnings
     assert re.search(warning, found)
 
 
 def test_bundles_that_do_not_fit_the_workers_are_counted():
-    found = one({"llm_engine": "simulated", "placement_group_config": {"bundles": [{"CPU": 1}] * 3}})
+    found = one(
+        {"llm_engine": "simulated", "placement_group_config": {"bundles": [{"CPU": 1}] * 3}}
+    )
     assert found.warnings == ["3 bundles are given for 1 workers"]
     assert found.ranks[0].bundle is None
 
 
 def test_a_cache_smaller_than_the_context_is_told():
-    found = one({"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}, "loading": {"model_source": "demo"}})
-    assert found.warnings == ["the KV cache of a rank holds 1,024 tokens, and the context has 4,096"]
+    found = one(
+        {"engine_kwargs": {"kv_cache_memory_bytes": 1 << 20}, "loading": {"model_source": "demo"}}
+    )
+    assert found.warnings == [
+        "the KV cache of a rank holds 1,024 tokens, and the context has 4,096"
+    ]
 
 
 def test_heads_that_cannot_be_shared_are_counted(model):
-    given = {**BIG, "engine_kwargs": {"tensor_parallel_size": 3}, "loading": {"model_source": str(model)}}
-    assert any("4 attention heads cannot be shared by 3" in warning for warning in one(given).warnings)
+    given = {
+        **BIG,
+        "engine_kwargs": {"tensor_parallel_size": 3},
+        "loading": {"model_source": str(model)},
+    }
+    assert any(
+        "4 attention heads cannot be shared by 3" in warning for warning in one(given).warnings
+    )
 
 
 def test_what_serving_would_refuse_is_refused():

@@ -12,7 +12,11 @@ def test_objects_may_be_given():
 
 def test_where_and_how_the_ingress_listens() -> None:
     model = {"model_loading_config": {"model_id": "m"}}
-    given = {"llm_configs": [model], "listen": "[::1]:8000", "http": {"api_keys": ["a"], "limits": {"max_tokens": 5}}}
+    given = {
+        "llm_configs": [model],
+        "listen": "[::1]:8000",
+        "http": {"api_keys": ["a"], "limits": {"max_tokens": 5}},
+    }
     args = LLMServingArgs.from_dict(given)
     assert args.listen_address == ("::1", 8000)
     assert args.http.api_keys == {"a"}
@@ -30,7 +34,10 @@ PLAIN = {"model_loading_config": {"model_id": "m"}}
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
-        ({"llm_configs": [PLAIN, {**PLAIN, "model_loading_config": {"model_id": "other"}}]}, "several models"),
+        (
+            {"llm_configs": [PLAIN, {**PLAIN, "model_loading_config": {"model_id": "other"}}]},
+            "several models",
+        ),
         ({"llm_configs": [{**PLAIN, "deployment_config": {"num_replicas": 2}}]}, "more replicas"),
         ({"ingress_cls_config": {"ingress_cls": "a:B"}}, "ingress class"),
         ({"http": {"dev": True}}, "control routes"),
@@ -38,4 +45,6 @@ PLAIN = {"model_loading_config": {"model_id": "m"}}
 )
 def test_where_the_replica_cannot_be_the_front(fields: dict, why: str) -> None:
     with pytest.raises(ConfigError, match=why):
-        LLMServingArgs.from_dict({"llm_configs": [PLAIN], "listen": "127.0.0.1:1", "front": "replica", **fields})
+        LLMServingArgs.from_dict(
+            {"llm_configs": [PLAIN], "listen": "127.0.0.1:1", "front": "replica", **fields}
+        )

@@ -40,7 +40,11 @@ def write(tmp_path, text, name="serve.yaml"):
 def test_a_ray_serve_file_is_read_unchanged(tmp_path):
     write(tmp_path, MODEL, "one.yaml")
     first, second = load_serving_args(write(tmp_path, RAY)).llm_configs
-    assert (first.model_id, first.engine_name, first.engine_kwargs["max_model_len"]) == ("qwen-0.5b", "vllm", 8192)
+    assert (first.model_id, first.engine_name, first.engine_kwargs["max_model_len"]) == (
+        "qwen-0.5b",
+        "vllm",
+        8192,
+    )
     assert first.lora_config is not None
     assert first.lora_config.max_num_adapters_per_replica == 8
     assert second.deployment_config.max_ongoing_requests == 128

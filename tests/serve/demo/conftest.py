@@ -1,7 +1,9 @@
-"""A real `penstock serve` process: the demo model with its adapters, and a tiny model for each of the other tasks.
+"""A real `penstock serve` process: the demo model with its adapters, and a tiny model for each of
+the other tasks.
 
-With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of PENSTOCK_TEST_PYTHON, and the other
-tasks are left out: the clients need not be where vLLM is (`scripts/test_vllm_clients.sh`).
+With PENSTOCK_TEST_ENGINE=vllm the demo model is on vLLM, in the environment of
+PENSTOCK_TEST_PYTHON, and the other tasks are left out: the clients need not be where vLLM is
+(`scripts/test_vllm_clients.sh`).
 """
 
 import json
@@ -38,7 +40,9 @@ def server(serving, tmp_path_factory):
             path.mkdir()
             source = source(path)
         loading = {"model_id": name, "model_source": source}
-        models.append({"model_loading_config": loading, "llm_engine": ENGINE, "engine_kwargs": OPTIONS})
+        models.append(
+            {"model_loading_config": loading, "llm_engine": ENGINE, "engine_kwargs": OPTIONS}
+        )
     (folder / "models.yaml").write_text(json.dumps({"llm_configs": models}))  # JSON is YAML
     env = {"PENSTOCK_CACHE_DIR": str(folder / "cache")}
     with serving(str(folder / "models.yaml"), "--dev", env=env, python=PYTHON) as process:

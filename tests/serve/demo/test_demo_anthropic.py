@@ -17,7 +17,13 @@ def client(server):
 
 def asking(ticket, model="demo", **more):
     messages = [{"role": "user", "content": ticket["ticket"]}]
-    return {"model": model, "max_tokens": 100, "messages": messages, "extra_body": {"temperature": 0}, **more}
+    return {
+        "model": model,
+        "max_tokens": 100,
+        "messages": messages,
+        "extra_body": {"temperature": 0},
+        **more,
+    }
 
 
 def prompt_tokens(usage):
@@ -59,7 +65,11 @@ def test_the_stop_sequence_is_named(client, tickets, stream):
 
 
 def test_tools(client, tickets):
-    schema = {"type": "object", "properties": {"category": {"enum": list(demo.CATEGORIES)}}, "required": ["category"]}
+    schema = {
+        "type": "object",
+        "properties": {"category": {"enum": list(demo.CATEGORIES)}},
+        "required": ["category"],
+    }
     tools = [{"name": "route", "input_schema": {**schema, "additionalProperties": False}}]
     ask = asking(tickets[0], tools=tools, tool_choice={"type": "any"})
     (call,) = client.messages.create(**ask).content

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is n
 
 @pytest.fixture(scope="module")
 def curl(serving, tmp_path_factory):
-    """Runs a command of the pages, their port being led to that of the server, which may not be free."""
+    """Runs a command of the pages, their port being led to that of the server, which may not be
+    free.
+    """
     home = tmp_path_factory.mktemp("home")
     with serving("demo", env={"PENSTOCK_CACHE_DIR": str(home / "cache")}) as server:
         settings = ["silent", "show-error", "fail-with-body", "max-time = 60", 'noproxy = "*"']
@@ -49,7 +51,13 @@ def curl(serving, tmp_path_factory):
 
 def test_the_pages_show_the_main_endpoints():
     shown = {path for _, command in COMMANDS for path in re.findall(r"8000(/[\w/]+)", command)}
-    assert {"/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/completions", "/v1/models"} <= shown
+    assert {
+        "/v1/chat/completions",
+        "/v1/responses",
+        "/v1/messages",
+        "/v1/completions",
+        "/v1/models",
+    } <= shown
     assert {page for page, _ in COMMANDS} == {"README.md", "docs/serving.md"}
 
 

@@ -20,7 +20,10 @@ TOOL: dict[str, Any] = {
         "description": "Send a ticket to a team.",
         "parameters": {
             "type": "object",
-            "properties": {"category": {"enum": list(demo.CATEGORIES)}, "priority": {"enum": list(demo.PRIORITIES)}},
+            "properties": {
+                "category": {"enum": list(demo.CATEGORIES)},
+                "priority": {"enum": list(demo.PRIORITIES)},
+            },
             "required": ["category", "priority"],
             "additionalProperties": False,
         },
@@ -64,7 +67,11 @@ def test_chat(client, tickets, model, adapter):
         streamed = ""
         usage: Any = None
         with client.chat.completions.create(
-            model=model, messages=says(ticket), stream=True, stream_options={"include_usage": True}, **GREEDY
+            model=model,
+            messages=says(ticket),
+            stream=True,
+            stream_options={"include_usage": True},
+            **GREEDY,
         ) as stream:
             for chunk in stream:
                 usage = chunk.usage or usage
@@ -84,21 +91,36 @@ def test_an_adapter_may_be_called_by_its_name_alone(client, tickets):
 
 
 async def test_the_async_client_at_once_with_every_adapter(server, tickets):
-    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1", api_key="none", max_retries=0
+    ) as client:
 
         async def ask(model, ticket):
-            stream = await client.chat.completions.create(model=model, messages=says(ticket), stream=True, **GREEDY)
+            stream = await client.chat.completions.create(
+                model=model, messages=says(ticket), stream=True, **GREEDY
+            )
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
         asked = [(model, ticket) for ticket in tickets for model in MODELS]
         said = await asyncio.gather(*(ask(model, ticket) for model, ticket in asked))
-    right = sum(text == demo.expected(ticket, MODELS[model]) for text, (model, ticket) in zip(said, asked, strict=True))
+    right = sum(
+        text == demo.expected(ticket, MODELS[model])
+        for text, (model, ticket) in zip(said, asked, strict=True)
+    )
     assert right >= len(asked) - 3
 
 
-@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "route"}}])
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "route"}}]
+)
 def test_tools(client, tickets, choice):
-    ask = {"model": "demo", "messages": says(tickets[0]), "tools": [TOOL], "tool_choice": choice, **GREEDY}
+    ask = {
+        "model": "demo",
+        "messages": says(tickets[0]),
+        "tools": [TOOL],
+        "tool_choice": choice,
+        **GREEDY,
+    }
     whole = client.chat.completions.create(**ask)
     assert whole.choices[0].finish_reason == "tool_calls"
     (call,) = whole.choices[0].message.tool_calls
@@ -106,7 +128,10 @@ def test_tools(client, tickets, choice):
     with client.chat.completions.stream(**ask) as stream:
         final = stream.get_final_completion()
     (streamed,) = final.choices[0].message.tool_calls
-    assert (streamed.function.name, streamed.function.arguments) == ("route", call.function.arguments)
+    assert (streamed.function.name, streamed.function.arguments) == (
+        "route",
+        call.function.arguments,
+    )
     turn = [
         *says(tickets[0]),
         whole.choices[0].message.model_dump(exclude_none=True),
@@ -118,16 +143,27 @@ def test_tools(client, tickets, choice):
 
 def test_structured_output(client, tickets):
     ticket = tickets[0]
-    parsed = client.chat.completions.parse(model="demo", messages=says(ticket), response_format=Ticket, **GREEDY)
+    parsed = client.chat.completions.parse(
+        model="demo", messages=says(ticket), response_format=Ticket, **GREEDY
+    )
     assert parsed.choices[0].message.parsed.category == ticket["category"]
     response = client.responses.parse(
-        model="demo", input=ticket["ticket"], text_format=Ticket, temperature=0, max_output_tokens=100
+        model="demo",
+        input=ticket["ticket"],
+        text_format=Ticket,
+        temperature=0,
+        max_output_tokens=100,
     )
     assert response.output_parsed == parsed.choices[0].message.parsed
 
 
 def test_responses(client, tickets):
-    ask = {"model": "demo:summary", "input": tickets[0]["ticket"], "temperature": 0, "max_output_tokens": 100}
+    ask = {
+        "model": "demo:summary",
+        "input": tickets[0]["ticket"],
+        "temperature": 0,
+        "max_output_tokens": 100,
+    }
     whole = client.responses.create(**ask)
     assert whole.output_text == demo.expected(tickets[0], "summary")
     with client.responses.stream(**ask) as stream:
@@ -138,7 +174,9 @@ def test_responses(client, tickets):
     cut = client.responses.create(**{**ask, "max_output_tokens": 2})
     assert cut.incomplete_details.reason == "max_output_tokens"
     tool = {"type": "function", **TOOL["function"]}
-    (call,) = client.responses.create(**{**ask, "model": "demo"}, tools=[tool], tool_choice="required").output
+    (call,) = client.responses.create(
+        **{**ask, "model": "demo"}, tools=[tool], tool_choice="required"
+    ).output
     assert json.loads(call.arguments)["category"] in demo.CATEGORIES
 
 
@@ -157,24 +195,43 @@ def test_completions(client, tickets):
 
 
 def test_seeds_answers_and_logprobs(client, tickets):
-    ask = {"model": "demo", "messages": says(tickets[0]), "temperature": 2, "max_tokens": 12, "n": 3, "seed": 5}
+    ask = {
+        "model": "demo",
+        "messages": says(tickets[0]),
+        "temperature": 2,
+        "max_tokens": 12,
+        "n": 3,
+        "seed": 5,
+    }
     first, again = (
-        [choice.message.content for choice in client.chat.completions.create(**ask).choices] for _ in range(2)
+        [choice.message.content for choice in client.chat.completions.create(**ask).choices]
+        for _ in range(2)
     )
     assert first == again
     assert len(set(first)) > 1
-    (choice,) = client.chat.completions.create(model="demo", messages=says(tickets[0]), logprobs=True, **GREEDY).choices
-    assert "".join(token.token for token in choice.logprobs.content).startswith(choice.message.content[:20])
-    stopped = client.chat.completions.create(model="demo", messages=says(tickets[0]), stop=["priority"], **GREEDY)
+    (choice,) = client.chat.completions.create(
+        model="demo", messages=says(tickets[0]), logprobs=True, **GREEDY
+    ).choices
+    assert "".join(token.token for token in choice.logprobs.content).startswith(
+        choice.message.content[:20]
+    )
+    stopped = client.chat.completions.create(
+        model="demo", messages=says(tickets[0]), stop=["priority"], **GREEDY
+    )
     assert "priority" not in stopped.choices[0].message.content
 
 
 def test_embeddings(client, engine_name):
     if engine_name != "openvino":
         pytest.skip("no such model is served")
-    packed = client.embeddings.create(model="words", input=["red fox", "blue"])  # as base64, the client's own way
-    floats = client.embeddings.create(model="words", input=["red fox", "blue"], encoding_format="float")
-    assert [item.embedding for item in packed.data] == [pytest.approx(item.embedding) for item in floats.data]
+    # As base64, the client's own way.
+    packed = client.embeddings.create(model="words", input=["red fox", "blue"])
+    floats = client.embeddings.create(
+        model="words", input=["red fox", "blue"], encoding_format="float"
+    )
+    assert [item.embedding for item in packed.data] == [
+        pytest.approx(item.embedding) for item in floats.data
+    ]
     assert floats.data[1].embedding == pytest.approx([0, 0, 1, 0, 0, 0, 0, 0], abs=1e-6)
     with pytest.raises(openai.BadRequestError, match="16"):
         client.embeddings.create(model="words", input="red " * 50)
@@ -184,7 +241,9 @@ def test_errors_are_the_clients_own(client, tickets, engine_name):
     with pytest.raises(openai.NotFoundError, match="Did you mean 'german'"):
         client.chat.completions.create(model="demo:germna", messages=says(tickets[0]))
     with pytest.raises(openai.BadRequestError) as caught:
-        client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "word " * 10_000}])
+        client.chat.completions.create(
+            model="demo", messages=[{"role": "user", "content": "word " * 10_000}]
+        )
     assert caught.value.code == "context_length_exceeded"
     with pytest.raises(openai.InternalServerError, match=engine_name) as unable:
         client.embeddings.create(model="demo", input="x")

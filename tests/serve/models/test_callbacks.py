@@ -43,7 +43,9 @@ def server():
     def make(**fields):
         Hooks.engine = Scripted()
         Hooks.engine.go_on.set()
-        return LLMServer(config(callback_config={"callback_class": Hooks, **fields}), engine=Hooks.engine)
+        return LLMServer(
+            config(callback_config={"callback_class": Hooks, **fields}), engine=Hooks.engine
+        )
 
     return make
 

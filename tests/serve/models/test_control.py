@@ -68,7 +68,9 @@ async def test_an_engine_that_can_pause_is_asked_and_a_new_one_is_told_again(sta
 
 
 @pytest.mark.parametrize("before", [True, False])
-async def test_an_engine_that_dies_while_it_is_paused_does_not_keep_the_server_closed(started, before):
+async def test_an_engine_that_dies_while_it_is_paused_does_not_keep_the_server_closed(
+    started, before
+):
     engine = Pausing()
     engine.go_on.set()
     server = await started(engine)

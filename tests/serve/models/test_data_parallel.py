@@ -24,7 +24,12 @@ def config(ranks=3, **fields):
     options = {"data_parallel_size": ranks, **fields.pop("engine_kwargs", {})}
     loading = {"model_id": "m", "model_source": "simulated"}
     return LLMConfig.from_dict(
-        {"model_loading_config": loading, "llm_engine": "simulated", "engine_kwargs": options, **fields}
+        {
+            "model_loading_config": loading,
+            "llm_engine": "simulated",
+            "engine_kwargs": options,
+            **fields,
+        }
     )
 
 
@@ -55,7 +60,10 @@ def test_the_policy_that_is_named_chooses_the_rank():
         return type(group._pool.policy.policy)
 
     assert policy() is LeastLoaded
-    assert policy(request_router_config={"request_router_class": "PrefixCacheAffinityRouter"}) is PrefixAware
+    assert (
+        policy(request_router_config={"request_router_class": "PrefixCacheAffinityRouter"})
+        is PrefixAware
+    )
 
 
 def test_wrong_options_of_a_rank_are_named():
@@ -85,7 +93,12 @@ def test_a_replica_holds_the_bundles_of_all_its_ranks():
     one = LLMConfig.from_dict(
         {"model_loading_config": {"model_id": "m"}, "llm_engine": "vLLM", "engine_kwargs": options}
     )
-    assert replica_bundles(one) == [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}, {"GPU": 1.0}, {"GPU": 1.0}]
+    assert replica_bundles(one) == [
+        {"CPU": 1.0, "GPU": 1.0},
+        {"GPU": 1.0},
+        {"GPU": 1.0},
+        {"GPU": 1.0},
+    ]
     assert DPServer.get_deployment_options(one)["placement_group_strategy"] == "STRICT_PACK"
     assert deployment_options(one)["placement_group_strategy"] == "PACK"
 
@@ -93,7 +106,9 @@ def test_a_replica_holds_the_bundles_of_all_its_ranks():
 # Living
 async def test_all_ranks_answer(server):
     greedy = Sampling(temperature=0, max_tokens=8)
-    results = await asyncio.gather(*(answer(server, chat_request(f"row {n}", greedy)) for n in range(30)))
+    results = await asyncio.gather(
+        *(answer(server, chat_request(f"row {n}", greedy)) for n in range(30))
+    )
     assert all(result.reasons[0] in ("stop", "length") for result in results)
     assert [rank.requests_served for rank in server.engine.ranks] == [10, 10, 10]
 

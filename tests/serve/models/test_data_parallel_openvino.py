@@ -34,7 +34,9 @@ async def test_ranks_answer_alike_and_a_killed_one_takes_the_group_with_it():
     server: Any = DPServer(config())
     await server.start()
     try:
-        results = await asyncio.gather(*(answer(server, chat_request(TICKET, GREEDY)) for _ in range(8)))
+        results = await asyncio.gather(
+            *(answer(server, chat_request(TICKET, GREEDY)) for _ in range(8))
+        )
         assert len({result.texts[0] for result in results}) == 1
         before = pids(server)
         assert len(set(before)) == 2

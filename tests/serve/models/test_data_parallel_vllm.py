@@ -1,4 +1,6 @@
-"""Data-parallel ranks inside one vLLM engine: a group that vLLM makes and balances, and that lives and dies as one."""
+"""Data-parallel ranks inside one vLLM engine: a group that vLLM makes and balances, and that lives
+and dies as one.
+"""
 
 import asyncio
 import os
@@ -32,7 +34,9 @@ RANKS = 2
 async def server():
     loading = {"model_id": "m", "model_source": "demo"}
     options = {"data_parallel_size": RANKS, "max_num_seqs": 16, "kv_cache_memory_bytes": 64 << 20}
-    config = LLMConfig.from_dict({"model_loading_config": loading, "llm_engine": "vllm", "engine_kwargs": options})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": loading, "llm_engine": "vllm", "engine_kwargs": options}
+    )
     with pytest.MonkeyPatch.context() as patch:
         # Ranks that share cores: threads that spin while they wait would take them from each other.
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -57,7 +61,11 @@ def working(server):
 def ended(pids):
     """Whether none of these processes is more than an entry that nobody has looked at yet."""
     try:
-        return all(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE for pid in pids if psutil.pid_exists(pid))
+        return all(
+            psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+            for pid in pids
+            if psutil.pid_exists(pid)
+        )
     except psutil.NoSuchProcess:
         return ended(pids)
 
@@ -72,7 +80,9 @@ async def test_the_engine_makes_the_ranks_and_shares_requests_out(server):
     assert isinstance(server.engine, VLLMEngine)
     assert len(set(pids(server))) == RANKS
     assert server.engine.capabilities.max_concurrency == RANKS * 16
-    results = await asyncio.gather(*(answer(server, chat_request(TICKET, GREEDY)) for _ in range(16)))
+    results = await asyncio.gather(
+        *(answer(server, chat_request(TICKET, GREEDY)) for _ in range(16))
+    )
     assert len({result.texts[0] for result in results}) == 1
     assert working(server) == list(range(RANKS))
 

@@ -17,7 +17,9 @@ GREEDY = Sampling(temperature=0.0, max_tokens=2)
 
 
 async def served(**options):
-    config = LLMConfig.from_dict({"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"}
+    )
     model = LocalModel(config, engine=SimulatedEngine(engine_kwargs={"die_on": FATAL, **options}))
     await model.start()
     return model
@@ -43,12 +45,15 @@ async def test_innocent_requests_are_all_answered(concurrency, options):
             return await outcome(model, text, stream=False)
 
     found = await asyncio.gather(*(one(text) for text in texts))
-    expected = [400 if FATAL in text else await outcome(clean, text, stream=False) for text in texts]
+    expected = [
+        400 if FATAL in text else await outcome(clean, text, stream=False) for text in texts
+    ]
     assert found == expected
     assert model.state().state == "ready"
     assert model.state().restarts <= 10 * (concurrency.bit_length() + 3)
     restarts = model.state().restarts
-    assert await outcome(model, f"{FATAL} 7", stream=True) == 400  # from whomever, however it is asked
+    # From whomever, however it is asked.
+    assert await outcome(model, f"{FATAL} 7", stream=True) == 400
     assert model.state().restarts == restarts
     await model.stop()
     await clean.stop()
@@ -95,7 +100,9 @@ async def test_a_call_that_kills_is_refused_like_an_answer(monkeypatch):
 
     monkeypatch.setattr(engine, "tokenize", dies)
     found = await asyncio.gather(
-        *(model.tokenize(text) for text in ("a", FATAL, "b")), outcome(model, "Hello"), return_exceptions=True
+        *(model.tokenize(text) for text in ("a", FATAL, "b")),
+        outcome(model, "Hello"),
+        return_exceptions=True,
     )
     assert [type(one) for one in found] == [list, QuarantinedError, list, str]
     with pytest.raises(QuarantinedError):

@@ -96,7 +96,8 @@ async def test_a_dead_engine_is_started_again_and_unseen_requests_are_tried_once
     server = await started(engine)
     engine.silent_deaths = 1
     assert await texts(server.chat(ASK)) == "ab"
-    assert (engine.starts, len(engine.seen)) == (2, 3)  # the second saw whether the new engine lives at all
+    # The second saw whether the new engine lives at all.
+    assert (engine.starts, len(engine.seen)) == (2, 3)
 
 
 async def test_a_stream_that_had_begun_ends_with_the_death_and_others_go_on(started):
@@ -152,7 +153,9 @@ async def test_a_restart_that_fails_is_tried_again(started):
 
 def test_a_tokenizer_of_its_own_is_refused_by_an_engine_that_takes_none(tmp_path):
     loading = {"model_id": "m", "model_source": "a", "tokenizer_source": "b"}
-    with pytest.raises(ConfigError, match=r"tokenizer_source: the simulated engine takes no tokenizer"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer_source: the simulated engine takes no tokenizer"
+    ):
         LLMServer(config(model_loading_config=loading))
     LLMServer(config(model_loading_config={**loading, "tokenizer_source": "a"}))  # the model's own
     engine: Any = LLMServer(config(model_loading_config=loading, llm_engine="openvino")).engine

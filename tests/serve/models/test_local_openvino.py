@@ -17,7 +17,12 @@ from penstock.serve.models.local_runtime import build_local_handles
 from penstock.types import ChatRequest, Sampling
 from random_model import TINY, write_random_model
 
-OPTIONS = {"max_num_seqs": 4, "inference_precision": "f32", "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
+OPTIONS = {
+    "max_num_seqs": 4,
+    "inference_precision": "f32",
+    "num_threads": 1,
+    "kv_cache_memory_bytes": 64 << 20,
+}
 ENDLESS = Sampling(temperature=0.0, max_tokens=2000, ignore_eos=True)
 PATIENCE = 60.0
 
@@ -99,7 +104,11 @@ async def test_a_tokenizer_may_come_from_elsewhere(tmp_path, monkeypatch):
     model, tokenizer = tmp_path / "model", tmp_path / "tokenizer"
     shutil.copytree(demo.model_path(), model)
     tokenizer.mkdir()
-    for file in [file for file in model.iterdir() if "token" in file.name or file.name == "chat_template.jinja"]:
+    for file in [
+        file
+        for file in model.iterdir()
+        if "token" in file.name or file.name == "chat_template.jinja"
+    ]:
         file.rename(tokenizer / file.name)
     loading = {"model_id": "m", "model_source": str(model), "tokenizer_source": str(tokenizer)}
     lora = {"adapters": {"german": str(demo.adapter_path("german"))}}
@@ -109,12 +118,16 @@ async def test_a_tokenizer_may_come_from_elsewhere(tmp_path, monkeypatch):
     ticket = json.loads(demo.tickets_path().read_text(encoding="utf-8").splitlines()[0])
     for adapter in (None, "german"):
         request = ChatRequest(
-            [{"role": "user", "content": ticket["ticket"]}], Sampling(temperature=0.0, max_tokens=100), adapter=adapter
+            [{"role": "user", "content": ticket["ticket"]}],
+            Sampling(temperature=0.0, max_tokens=100),
+            adapter=adapter,
         )
         assert await rest(handle.chat(request)) == demo.expected(ticket, adapter)
     await handle.stop(0)
     nowhere = {**loading, "tokenizer_source": str(tmp_path)}
-    handle = build_local_handles([LLMConfig.from_dict({**fields, "model_loading_config": nowhere})])["m"]
+    handle = build_local_handles(
+        [LLMConfig.from_dict({**fields, "model_loading_config": nowhere})]
+    )["m"]
     with pytest.raises(EngineStartError, match="is no directory with an openvino_tokenizer"):
         await handle.start()
     assert handle.state().state == "failed"

@@ -40,7 +40,8 @@ class Watched(SimulatedEngine):
 @pytest.fixture(autouse=True)
 def watched(monkeypatch):
     monkeypatch.setattr(
-        "penstock.serve.models.server.engine_class", lambda name: Watched if name == "simulated" else engine_class(name)
+        "penstock.serve.models.server.engine_class",
+        lambda name: Watched if name == "simulated" else engine_class(name),
     )
     Watched.loaded, Watched.order = set(), []
 
@@ -53,7 +54,11 @@ def config(name, *, scaling=None, memory=None, **deployment):
     if memory:
         options["ray_actor_options"] = {"memory": memory}
     return LLMConfig.from_dict(
-        {"model_loading_config": {"model_id": name}, "llm_engine": "simulated", "deployment_config": options}
+        {
+            "model_loading_config": {"model_id": name},
+            "llm_engine": "simulated",
+            "deployment_config": options,
+        }
     )
 
 
@@ -81,7 +86,9 @@ async def settle():
 
 
 async def until_it_waits_for_room(budget):
-    while budget._changed.is_set() or not budget._acquiring.locked():  # noqa: ASYNC110 - nothing tells of it
+    while (  # noqa: ASYNC110 - nothing tells of it
+        budget._changed.is_set() or not budget._acquiring.locked()
+    ):
         await asyncio.sleep(0)
 
 
@@ -106,7 +113,9 @@ async def test_nothing_is_loaded_until_it_is_asked_for(build):
     assert Watched.loaded == {"b"}
 
 
-@pytest.mark.parametrize("scaling", [{}, {"min_replicas": 1}, {"min_replicas": 0, "initial_replicas": 1}])
+@pytest.mark.parametrize(
+    "scaling", [{}, {"min_replicas": 1}, {"min_replicas": 0, "initial_replicas": 1}]
+)
 async def test_some_are_loaded_at_the_start(build, scaling):
     handle = build(config("a", scaling=scaling))["a"]
     await handle.start()
@@ -115,7 +124,9 @@ async def test_some_are_loaded_at_the_start(build, scaling):
 
 async def test_a_broken_model_says_why_and_harms_no_other(build):
     handles = build(config("a"), config("broken"), config("c"))
-    results = await asyncio.gather(*(ask(handle) for handle in handles.values()), return_exceptions=True)
+    results = await asyncio.gather(
+        *(ask(handle) for handle in handles.values()), return_exceptions=True
+    )
     assert isinstance(results[1], EngineStartError)
     assert results[1].status == 503
     assert results[0]
@@ -138,9 +149,12 @@ async def test_an_idle_model_is_unloaded_and_comes_back(build):
 
 
 async def test_the_delay_counts_from_the_last_request(build, monkeypatch):
-    handle = build(config("a", scaling={"min_replicas": 0, "downscale_to_zero_delay_s": 100, "downscale_delay_s": 7}))[
-        "a"
-    ]
+    handle = build(
+        config(
+            "a",
+            scaling={"min_replicas": 0, "downscale_to_zero_delay_s": 100, "downscale_delay_s": 7},
+        )
+    )["a"]
     await ask(handle)
     timers: list[float] = []
     now = asyncio.get_running_loop().time()
@@ -219,7 +233,9 @@ async def test_models_that_take_each_others_room_all_answer(build):
 async def test_a_sleeping_model_takes_no_memory_and_its_state_is_its_own(build):
     handles = build(*(config(name, memory=60) for name in "ab"), memory_budget_bytes=100)
     await ask(handles["a"])
-    assert await handles["a"].control("sleep", {}) == [{"replica": "local-0", "ok": True, "result": None}]
+    assert await handles["a"].control("sleep", {}) == [
+        {"replica": "local-0", "ok": True, "result": None}
+    ]
     assert await ask(handles["b"])
     assert states(handles) == {"a": "asleep", "b": "ready"}
     with pytest.raises(UnavailableError):
@@ -245,10 +261,17 @@ async def test_everything_is_checked_before_anything_is_loaded():
         build_local_handles([good, good])
     with pytest.raises(ConfigError, match=r"model 'b'.*unknown engine 'vllmm'"):
         build_local_handles(
-            [good, LLMConfig.from_dict({"model_loading_config": {"model_id": "b"}, "llm_engine": "vLLMm"})]
+            [
+                good,
+                LLMConfig.from_dict(
+                    {"model_loading_config": {"model_id": "b"}, "llm_engine": "vLLMm"}
+                ),
+            ]
         )
     with pytest.raises(ConfigError, match="server_cls"):
-        build_local_handles([LLMConfig.from_dict({**_fields(good), "server_cls": "penstock.errors:ConfigError"})])
+        build_local_handles(
+            [LLMConfig.from_dict({**_fields(good), "server_cls": "penstock.errors:ConfigError"})]
+        )
     assert Watched.loaded == set()
 
 
@@ -262,7 +285,10 @@ async def test_the_server_class_may_be_another(build):
 
 
 def _fields(one):
-    return {name: getattr(one, name) for name in ("model_loading_config", "llm_engine", "deployment_config")}
+    return {
+        name: getattr(one, name)
+        for name in ("model_loading_config", "llm_engine", "deployment_config")
+    }
 
 
 def test_memory_is_estimated_from_what_is_said_or_from_the_files(tmp_path):
@@ -304,9 +330,10 @@ def test_what_one_process_cannot_honour_of_a_prefill_side_is_named(caplog):
     wide = {**side, "deployment_config": {"num_replicas": 3}}
     build_local_handles(read_args({"prefill_config": wide, "decode_config": side}).llm_configs)
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "the prefill side of model 'm': the local runtime has one replica, in this process; it passes over "
-        "deployment_config.num_replicas"
+    assert (
+        record.getMessage()
+        == "the prefill side of model 'm': the local runtime has one replica, in this process; it"
+        " passes over deployment_config.num_replicas"
     )
 
 
@@ -317,8 +344,10 @@ def test_what_one_process_cannot_honour_is_named(caplog):
     given = config("wide", scaling=wide, health_check_period_s=3, max_ongoing_requests=5)
     build_local_handles([LLMConfig(**{**msgspec.structs.asdict(given), "accelerator_type": "L4"})])
     (record,) = caplog.records
-    assert record.getMessage() == (
-        "model 'wide': the local runtime has one replica, in this process; it passes over accelerator_type, "
-        "deployment_config.health_check_period_s, deployment_config.autoscaling_config.min_replicas (2), "
-        "deployment_config.autoscaling_config.max_replicas (4)"
+    assert (
+        record.getMessage()
+        == "model 'wide': the local runtime has one replica, in this process; it passes over"
+        " accelerator_type, deployment_config.health_check_period_s,"
+        " deployment_config.autoscaling_config.min_replicas (2),"
+        " deployment_config.autoscaling_config.max_replicas (4)"
     )

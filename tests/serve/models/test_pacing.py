@@ -14,9 +14,21 @@ END = Delta(0, "!", (9,), finish_reason="stop", usage=Usage(1, 3))
 
 def test_joining_loses_nothing():
     token = TokenLogprob("a", -1.0)
-    one = joined([Delta(2, "a", (1,), (token,)), Delta(2, "b", (2, 3), (token, token)), Delta(2, "", (), None, "stop")])
+    one = joined(
+        [
+            Delta(2, "a", (1,), (token,)),
+            Delta(2, "b", (2, 3), (token, token)),
+            Delta(2, "", (), None, "stop"),
+        ]
+    )
     assert one == Delta(2, "ab", (1, 2, 3), (token, token, token), "stop")
-    one = joined([Delta(chunks=(b"x",)), Delta(chunks=(b"y", b"z")), Delta(text="a", finish_reason="stop", stop="END")])
+    one = joined(
+        [
+            Delta(chunks=(b"x",)),
+            Delta(chunks=(b"y", b"z")),
+            Delta(text="a", finish_reason="stop", stop="END"),
+        ]
+    )
     assert one == Delta(text="a", finish_reason="stop", stop="END", chunks=(b"x", b"y", b"z"))
 
 
@@ -109,7 +121,8 @@ async def test_without_one_the_caller_is_handed_all_that_is_there_without_waitin
     async with aclosing(one_by_one(stream_of(source))) as deltas:
         await source.give(Delta(0, "a"), Delta(0, "b"), END)
         for text in ("a", "b", "!"):
-            with pytest.raises(StopIteration) as ready:  # a step that had to wait would not end at its first push
+            # A step that had to wait would not end at its first push.
+            with pytest.raises(StopIteration) as ready:
                 anext(deltas).send(None)
             assert ready.value.value.text == text
 

@@ -30,7 +30,9 @@ def held():
 
 @pytest.mark.slow
 async def test_two_hundred_deaths_leave_no_process_descriptor_or_task():
-    config = LLMConfig.from_dict({"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"}
+    )
     engine = SimulatedEngine()
     server: Any = LLMServer(config, engine=engine)
     await server.start()

@@ -90,7 +90,9 @@ async def test_what_the_engine_cannot_do_is_a_501_that_names_it(started):
         await server.transcriptions(None)
     for method in ("start_profile", "collective_rpc"):
         with pytest.raises(UnsupportedError, match="simulated"):
-            await control_result(server, "0", method, {"method": "x"} if method == "collective_rpc" else {})
+            await control_result(
+                server, "0", method, {"method": "x"} if method == "collective_rpc" else {}
+            )
 
 
 async def test_an_unknown_adapter_is_a_404(started):

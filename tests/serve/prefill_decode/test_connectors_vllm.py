@@ -1,5 +1,5 @@
-"""What `test_prefill_decode_vllm` leaves out, between two real vLLM engines: files in a folder, several connectors at
-once, and engines of several ranks.
+"""What `test_prefill_decode_vllm` leaves out, between two real vLLM engines: files in a folder,
+several connectors at once, and engines of several ranks.
 """
 
 import asyncio
@@ -14,7 +14,8 @@ from penstock.serve.models.local import LocalModel
 from penstock.serve.prefill_decode.pair import paired
 from penstock.types import ChatRequest, Sampling
 
-pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]  # vLLM's own are not ours to mend
+# VLLM's own are not ours to mend.
+pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
 needs_nixl = pytest.mark.skipif(
     nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh"
@@ -27,7 +28,10 @@ def side(connector, **engine_kwargs):
     return LLMConfig.from_dict(
         {
             # As a folder, and so without its adapters, whose caches files would mix up.
-            "model_loading_config": {"model_id": "m", "model_source": str(model_path("huggingface"))},
+            "model_loading_config": {
+                "model_id": "m",
+                "model_source": str(model_path("huggingface")),
+            },
             "llm_engine": "vllm",
             "engine_kwargs": {
                 "kv_transfer_config": connector,
@@ -51,11 +55,15 @@ async def check(connector, **engine_kwargs):
     await pair.start()
     try:
         # Long enough that each fills blocks of its own.
-        asked = [ChatRequest([{"role": "user", "content": f"{n}. {TICKET * (6 + n)}"}], GREEDY) for n in range(6)]
+        asked = [
+            ChatRequest([{"role": "user", "content": f"{n}. {TICKET * (6 + n)}"}], GREEDY)
+            for n in range(6)
+        ]
         texts = await asyncio.gather(*(answer(pair, request) for request in asked))
         assert server.handoffs == {"remote": 6}
         for engine in (server.engine, server.prefill.server.engine):
-            assert len(engine._counts._latest) == engine_kwargs.get("data_parallel_size", 1)  # all ranks had work
+            # All ranks had work.
+            assert len(engine._counts._latest) == engine_kwargs.get("data_parallel_size", 1)
         counts = await server.engine.metrics()
         await pair.control("reset_prefix_cache", {})
         assert texts == await asyncio.gather(*(answer(server.engine, request) for request in asked))
@@ -72,7 +80,10 @@ def _shared_cores(monkeypatch):
 
 
 def files(folder):
-    return {"kv_connector": "ExampleConnector", "kv_connector_extra_config": {"shared_storage_path": str(folder)}}
+    return {
+        "kv_connector": "ExampleConnector",
+        "kv_connector_extra_config": {"shared_storage_path": str(folder)},
+    }
 
 
 async def test_files_in_a_folder(tmp_path):
@@ -83,7 +94,9 @@ async def test_files_in_a_folder(tmp_path):
 @needs_nixl
 async def test_several_connectors(tmp_path):
     parts = [{"kv_connector": "NixlConnector"}, files(tmp_path)]
-    counts = await check({"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": parts}})
+    counts = await check(
+        {"kv_connector": "MultiConnector", "kv_connector_extra_config": {"connectors": parts}}
+    )
     assert counts["kv_transfers"] > 0
     assert counts["kv_transfer_failures"] == 0
     assert len(list(tmp_path.iterdir())) >= 6

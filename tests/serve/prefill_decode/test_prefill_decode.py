@@ -70,7 +70,9 @@ async def pair():
 @pytest.fixture
 async def alone():
     """The same model on one engine."""
-    model = LocalModel(LLMConfig.from_dict({"model_loading_config": LOADING, "llm_engine": "simulated"}))
+    model = LocalModel(
+        LLMConfig.from_dict({"model_loading_config": LOADING, "llm_engine": "simulated"})
+    )
     await model.start()
     yield model
     await model.stop(0.0)
@@ -96,11 +98,16 @@ REQUESTS = {
     "echo": CompletionRequest("The water stands", GREEDY, echo=True),
     "logprobs": structs.replace(ASK, sampling=structs.replace(GREEDY, logprobs=3)),
     "schema": structs.replace(
-        ASK, sampling=structs.replace(GREEDY, max_tokens=60, structured=StructuredOutput("json_schema", SCHEMA))
+        ASK,
+        sampling=structs.replace(
+            GREEDY, max_tokens=60, structured=StructuredOutput("json_schema", SCHEMA)
+        ),
     ),
     "stop": structs.replace(ASK, sampling=structs.replace(GREEDY, stop=("e",))),
     "long": CompletionRequest("The water stands high. " * 400, GREEDY),
-    "tools": structs.replace(ASK, tools=[{"type": "function", "function": {"name": "open"}}], request_id="r"),
+    "tools": structs.replace(
+        ASK, tools=[{"type": "function", "function": {"name": "open"}}], request_id="r"
+    ),
 }
 
 
@@ -168,7 +175,10 @@ class TestHandOver:
             (tmp_path / name / "adapter_model.safetensors").write_bytes(name.encode())
         lora = {"lora_config": {"dynamic_lora_loading_path": str(tmp_path)}}
         one = await pair(lora, lora)
-        texts = [(await answer(one.model, structs.replace(ASK, adapter=name)))[0] for name in ("a", "b", None)]
+        texts = [
+            (await answer(one.model, structs.replace(ASK, adapter=name)))[0]
+            for name in ("a", "b", None)
+        ]
         assert texts[0].startswith("a@")
         assert texts[1].startswith("b@")
         assert texts[2] == (await answer(alone, ASK))[0]
@@ -180,8 +190,14 @@ class TestHandOver:
             {"engine_kwargs": {"max_num_seqs": 4, "time_to_first_token_ms": 1}},
             {"engine_kwargs": {"max_num_seqs": 8, "time_per_token_ms": 0.5}},
         )
-        asked = [CompletionRequest(f"Gate {n} " * (1 + 7 * (n % 3)), GREEDY, stream=n % 2 > 0) for n in range(60)]
-        texts = [text for text, _ in await asyncio.gather(*(answer(one.model, request) for request in asked))]
+        asked = [
+            CompletionRequest(f"Gate {n} " * (1 + 7 * (n % 3)), GREEDY, stream=n % 2 > 0)
+            for n in range(60)
+        ]
+        texts = [
+            text
+            for text, _ in await asyncio.gather(*(answer(one.model, request) for request in asked))
+        ]
         assert texts == [(await answer(alone, request))[0] for request in asked]
         assert one.handoffs == {"remote": 60}
         assert one.idle()
@@ -189,7 +205,9 @@ class TestHandOver:
     async def test_a_request_that_brings_a_cache_is_left_alone(self, pair):
         one = await pair()
         ids = await one.decode.engine.prompt_ids(ASK)
-        asked = CompletionRequest(ids, GREEDY, kv_transfer_params=one.decode.engine.connector.request_params())
+        asked = CompletionRequest(
+            ids, GREEDY, kv_transfer_params=one.decode.engine.connector.request_params()
+        )
         _, told = await answer(one.decode.prefill, asked)
         await answer(one.model, structs.replace(ASK, kv_transfer_params=told.kv_transfer_params))
         assert one.decode.engine.kv_transfers == 1
@@ -208,7 +226,9 @@ class TestFallback:
     async def check(self, one, outcome, request=ASK):
         """The answer is right, and was computed here."""
         text, _ = await answer(one.model, request)
-        whole = LocalModel(LLMConfig.from_dict({"model_loading_config": LOADING, "llm_engine": "simulated"}))
+        whole = LocalModel(
+            LLMConfig.from_dict({"model_loading_config": LOADING, "llm_engine": "simulated"})
+        )
         await whole.start()
         assert text == (await answer(whole, request))[0]
         await whole.stop(0.0)
@@ -247,7 +267,9 @@ class TestFallback:
         await until(lambda: one.prefill.engine.running)
         one.prefill.engine._die("killed")
         await asked
-        one.prefill.engine.options = structs.replace(one.prefill.engine.options, time_to_first_token_ms=0.0)
+        one.prefill.engine.options = structs.replace(
+            one.prefill.engine.options, time_to_first_token_ms=0.0
+        )
         await answer(one.model, ASK)  # at once: it does not wait for the restart
         await one.prefill.supervisor.ready()
         await answer(one.model, ASK)
@@ -283,7 +305,9 @@ class TestFallback:
 
     async def test_a_full_one(self, pair):
         full = {"engine_kwargs": {"time_to_first_token_ms": 3_600_000}}
-        one = await pair({**full, "deployment_config": {"max_ongoing_requests": 1, "max_queued_requests": 0}})
+        one = await pair(
+            {**full, "deployment_config": {"max_ongoing_requests": 1, "max_queued_requests": 0}}
+        )
         stuck = one.decode.prefill.chat(ASK)
         asked = asyncio.create_task(anext(stuck))
         await until(lambda: one.prefill.engine.running)
@@ -340,7 +364,9 @@ class TestCancelling:
         assert one.decode.admission.idle
 
     async def test_on_the_decode_leg(self, pair):
-        one = await pair(decode={"engine_kwargs": {"time_per_token_ms": 1, "output_tokens": 30_000}})
+        one = await pair(
+            decode={"engine_kwargs": {"time_per_token_ms": 1, "output_tokens": 30_000}}
+        )
         stream = one.model.chat(structs.replace(ASK, sampling=Sampling(temperature=0.0)))
         await anext(stream)
         assert one.decode.engine.running == 1
@@ -350,7 +376,9 @@ class TestCancelling:
 
     async def test_before_the_cache_was_fetched(self, pair):
         busy = {"max_num_seqs": 1, "time_per_token_ms": 1, "output_tokens": 30_000}
-        one = await pair(decode={"engine_kwargs": busy, "deployment_config": {"max_ongoing_requests": 2}})
+        one = await pair(
+            decode={"engine_kwargs": busy, "deployment_config": {"max_ongoing_requests": 2}}
+        )
         endless = structs.replace(ASK, sampling=Sampling(temperature=0.0))
         first = one.model.chat(endless)
         await anext(first)
@@ -399,7 +427,9 @@ class TestLife:
     async def test_over_http_with_metrics(self, pair):
         one = await pair()
         app = build_app({"m": one.model})
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://test"
+        ) as client:
             body = {"model": "m", "messages": ASK.messages, "temperature": 0, "max_tokens": 8}
             whole = (await client.post("/v1/chat/completions", json=body)).json()
             stream = (await client.post("/v1/chat/completions", json={**body, "stream": True})).text
@@ -418,16 +448,19 @@ class TestConfiguration:
             "engine_kwargs: {kv_transfer_config: {kv_connector: SimulatedConnector}}\n"
         )
         (tmp_path / "pair.yaml").write_text(
-            "prefill_config:\n  model_loading_config: {model_id: m, model_source: simulated}\n"
-            "  llm_engine: simulated\n  engine_kwargs: {kv_transfer_config: {kv_connector: SimulatedConnector}}\n"
-            "decode_config: decode.yaml\nlisten: 127.0.0.1:0\n"
+            "prefill_config:\n  model_loading_config: {model_id: m, model_source: simulated}\n "
+            " llm_engine: simulated\n  engine_kwargs: {kv_transfer_config: {kv_connector:"
+            " SimulatedConnector}}\ndecode_config: decode.yaml\nlisten: 127.0.0.1:0\n"
         )
         args = load_serving_args(tmp_path / "pair.yaml")
         (model,) = args.llm_configs
         assert model.prefill_config is not None
         assert model.prefill_config.model_id == "m"
         assert args.listen == "127.0.0.1:0"
-        assert isinstance(PDServingArgs(prefill_config=config(), decode_config=config()).serving_args(), LLMServingArgs)
+        assert isinstance(
+            PDServingArgs(prefill_config=config(), decode_config=config()).serving_args(),
+            LLMServingArgs,
+        )
         serve = "applications: [{args: {prefill_config: decode.yaml, decode_config: decode.yaml}}]"
         (tmp_path / "serve.yaml").write_text(serve)
         assert load_serving_args(tmp_path / "serve.yaml").llm_configs[0].prefill_config is not None
@@ -436,11 +469,23 @@ class TestConfiguration:
         ("prefill", "told"),
         [
             ({"model_loading_config": {"model_id": "n"}}, "the same model_id"),
-            ({"model_loading_config": {"model_id": "m", "model_source": "other"}}, "the same model_source"),
+            (
+                {"model_loading_config": {"model_id": "m", "model_source": "other"}},
+                "the same model_source",
+            ),
             ({"lora_config": {"dynamic_lora_loading_path": "/a"}}, "the same adapters"),
-            ({"engine_kwargs": {"kv_transfer_config": None}}, "prefill_config.engine_kwargs.kv_transfer_config"),
-            ({"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlConnector"}}}, "the same connector"),
-            ({"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlPushConnector"}}}, "unknown connector"),
+            (
+                {"engine_kwargs": {"kv_transfer_config": None}},
+                "prefill_config.engine_kwargs.kv_transfer_config",
+            ),
+            (
+                {"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlConnector"}}},
+                "the same connector",
+            ),
+            (
+                {"engine_kwargs": {"kv_transfer_config": {"kv_connector": "NixlPushConnector"}}},
+                "unknown connector",
+            ),
         ],
     )
     def test_two_sides_that_do_not_fit(self, prefill, told):
@@ -455,7 +500,9 @@ class TestConfiguration:
 
     def test_penstock_serve(self, serving, tmp_path):
         side = {"model_loading_config": LOADING, "llm_engine": "simulated", "engine_kwargs": KV}
-        (tmp_path / "pair.yaml").write_text(json.dumps({"prefill_config": side, "decode_config": side}))
+        (tmp_path / "pair.yaml").write_text(
+            json.dumps({"prefill_config": side, "decode_config": side})
+        )
         with serving(str(tmp_path / "pair.yaml")) as server:
             body = {"model": "m", "messages": ASK.messages, "max_tokens": 5}
             handed_over = 'outcome="remote"} 1.0'

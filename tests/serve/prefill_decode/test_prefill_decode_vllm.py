@@ -1,4 +1,6 @@
-"""Two real vLLM engines with NIXL between them, as one model of this process. The tests share them; one kills one."""
+"""Two real vLLM engines with NIXL between them, as one model of this process. The tests share them;
+one kills one.
+"""
 
 import asyncio
 import json
@@ -20,12 +22,17 @@ from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredO
 pytestmark = [
     pytest.mark.vllm,
     pytest.mark.filterwarnings("ignore"),  # vLLM's own are not ours to mend
-    pytest.mark.skipif(nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh"),
+    pytest.mark.skipif(
+        nixl.package_name() is None, reason="needs NIXL: VLLM_EXTRAS=nixl scripts/install_vllm.sh"
+    ),
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
 GREEDY = Sampling(temperature=0.0, max_tokens=40)
-TICKETS = [json.loads(line)["ticket"] for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()[:120]]
+TICKETS = [
+    json.loads(line)["ticket"]
+    for line in demo.tickets_path().read_text(encoding="utf-8").splitlines()[:120]
+]
 
 
 def config():
@@ -44,7 +51,8 @@ def config():
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair():
     with pytest.MonkeyPatch.context() as patch:
-        # Engines that share cores: threads that spin while they wait would take them from each other.
+        # Engines that share cores: threads that spin while they wait would take them from each
+        # other.
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         model = LocalModel(paired(config(), config()))
@@ -61,21 +69,34 @@ async def answer(handle, request):
 
 
 def alone(pair, request):
-    """The same request on the decode engine without a prefill side: what one server of both kinds of work answers."""
+    """The same request on the decode engine without a prefill side: what one server of both kinds
+    of work answers.
+    """
     name = request.adapter
     if name is not None:
-        version = next(held for held in pair.server._adapters.names if held.partition("@")[0] == name)
+        version = next(
+            held for held in pair.server._adapters.names if held.partition("@")[0] == name
+        )
         request = structs.replace(request, adapter=version)
     return answer(pair.server.engine, request)
 
 
 def mixed(count):
-    """Requests of every kind: short and long, streamed or not, with and without adapters, chats and texts."""
+    """Requests of every kind: short and long, streamed or not, with and without adapters, chats and
+    texts.
+    """
     made: list[Any] = []
     for number in range(count):
         ticket = TICKETS[number % len(TICKETS)]
-        text = " ".join(TICKETS[(number + k) % len(TICKETS)] for k in range(20)) if number % 5 == 0 else ticket
-        common: Any = {"stream": number % 2 == 0, "adapter": (None, "summary", "german")[number % 3]}
+        text = (
+            " ".join(TICKETS[(number + k) % len(TICKETS)] for k in range(20))
+            if number % 5 == 0
+            else ticket
+        )
+        common: Any = {
+            "stream": number % 2 == 0,
+            "adapter": (None, "summary", "german")[number % 3],
+        }
         if number % 4 == 3:
             made.append(CompletionRequest(text, GREEDY, **common))
         else:
@@ -112,7 +133,9 @@ async def test_200_mixed_requests_are_answered_as_by_one_engine(pair):
     assert counts["kv_transfer_failures"] == 0
     await forget(pair)
     expected = await all_of(lambda request: alone(pair, request), requests)
-    assert [n for n, (text, right) in enumerate(zip(texts, expected, strict=True)) if text != right] == []
+    assert [
+        n for n, (text, right) in enumerate(zip(texts, expected, strict=True)) if text != right
+    ] == []
 
 
 async def test_each_prompt_is_one_transfer_and_usage_tells_of_the_prefill_sides_cache(pair):
@@ -157,22 +180,31 @@ async def test_a_prompt_is_tokenized_once(pair, monkeypatch):
 async def test_log_probabilities_and_schemas(pair):
     schema = StructuredOutput("json_schema", json.dumps(demo.SCHEMA))
     for change in ({"logprobs": 3}, {"structured": schema, "max_tokens": 60}):
-        request = ChatRequest([{"role": "user", "content": TICKETS[0]}], structs.replace(GREEDY, **change))
+        request = ChatRequest(
+            [{"role": "user", "content": TICKETS[0]}], structs.replace(GREEDY, **change)
+        )
         await forget(pair)
         text, last, logprobs = await answer(pair, request)
         await forget(pair)
         right, whole, expected = await alone(pair, request)
         assert (text, last.finish_reason) == (right, whole.finish_reason)
         assert [one.token for one in logprobs] == [one.token for one in expected]
-        assert [one.logprob for one in logprobs] == pytest.approx([one.logprob for one in expected], abs=1e-3)
+        assert [one.logprob for one in logprobs] == pytest.approx(
+            [one.logprob for one in expected], abs=1e-3
+        )
 
 
 async def kept(pair):
-    """What each engine tells after the last step of a short request: requests beside it, and its cache's usage."""
+    """What each engine tells after the last step of a short request: requests beside it, and its
+    cache's usage.
+    """
     await forget(pair)
     await answer(pair, mixed(2)[1])
     counts = [await server.engine.metrics() for server in (pair.server.prefill.server, pair.server)]
-    return [(each["requests_running"], each["requests_waiting"], each["kv_cache_usage"]) for each in counts]
+    return [
+        (each["requests_running"], each["requests_waiting"], each["kv_cache_usage"])
+        for each in counts
+    ]
 
 
 def signal_engine(server, number):
@@ -184,7 +216,9 @@ def signal_engine(server, number):
 async def test_cancelling_on_either_leg_frees_both(pair, leg):
     prefill = pair.server.prefill.server
     before = await kept(pair)
-    endless = CompletionRequest(" ".join(TICKETS)[:4000], Sampling(temperature=0.0, max_tokens=2000, ignore_eos=True))
+    endless = CompletionRequest(
+        " ".join(TICKETS)[:4000], Sampling(temperature=0.0, max_tokens=2000, ignore_eos=True)
+    )
     if leg == "prefill":
         signal_engine(prefill, signal.SIGSTOP)  # it takes as long for the prompt as the test needs
     try:

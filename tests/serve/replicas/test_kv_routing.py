@@ -1,4 +1,6 @@
-"""Requests go where their prompt is cached, as the engines tell it: simulated engines behind replicas on loopback."""
+"""Requests go where their prompt is cached, as the engines tell it: simulated engines behind
+replicas on loopback.
+"""
 
 import asyncio
 from typing import Any
@@ -55,7 +57,9 @@ class Cluster:
         self.model = RemoteModel(config(router), self, key=KEY)
         self.policy: Any = kv_aware_in(self.model.pool.policy)
         app = build_app({"m": self.model}, settings=SETTINGS)
-        self.client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
+        self.client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=app), base_url="http://test"
+        )
 
     def current(self):
         return self.listed
@@ -79,7 +83,9 @@ class Cluster:
         return server
 
     async def ask(self, text):
-        answer = await self.client.post("/v1/completions", json={"model": "m", "prompt": text, "max_tokens": 2})
+        answer = await self.client.post(
+            "/v1/completions", json={"model": "m", "prompt": text, "max_tokens": 2}
+        )
         assert answer.status_code == 200, answer.text
 
     def served(self):
@@ -144,7 +150,9 @@ async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask
     model = GroupedModel(one.model) if grouped else one.model
     for more in range(6):  # of different lengths
         request = ask(prompt(1) + "and more " * more)
-        async for _ in model.chat(request) if isinstance(request, ChatRequest) else model.completions(request):
+        async for _ in (
+            model.chat(request) if isinstance(request, ChatRequest) else model.completions(request)
+        ):
             pass
     assert sorted(one.served()) == [0, 6]
 
@@ -153,7 +161,9 @@ async def test_the_names_of_a_group_are_those_of_its_first_prompt(cluster, monke
     one = await cluster(1)
     first, second = (CompletionRequest(prompt(number), SHORT) for number in (1, 2))
     named = []
-    monkeypatch.setattr(one.servers["r0"].server.engine.cached_blocks, "asked", lambda *given: named.append(given))
+    monkeypatch.setattr(
+        one.servers["r0"].server.engine.cached_blocks, "asked", lambda *given: named.append(given)
+    )
     model = GroupedModel(one.model)
 
     async def ask(request):

@@ -49,7 +49,12 @@ class Pair:
     """Two replicas, and a model in front of them. Keeps `penstock.serve.replicas.info.Replicas`."""
 
     def __init__(self):
-        shared: Any = {"host": "127.0.0.1", "key": KEY, "settings": HttpSettings(), "desired": InMemoryStore()}
+        shared: Any = {
+            "host": "127.0.0.1",
+            "key": KEY,
+            "settings": HttpSettings(),
+            "desired": InMemoryStore(),
+        }
         self.servers: dict[str, Any] = {
             name: ReplicaServer(config(), replica_id=name, **shared) for name in ("r0", "r1")
         }
@@ -80,7 +85,10 @@ class Pair:
 
     def told(self):
         """By replica, how many of all names its engine has told to hold."""
-        return {name: len(server.server.engine.cached_blocks.held()) for name, server in self.servers.items()}
+        return {
+            name: len(server.server.engine.cached_blocks.held())
+            for name, server in self.servers.items()
+        }
 
     async def stop(self):
         if self.model is not None:
@@ -91,7 +99,8 @@ class Pair:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair():
     with pytest.MonkeyPatch.context() as patch:
-        # Engines that share cores: threads that spin while they wait would take them from each other.
+        # Engines that share cores: threads that spin while they wait would take them from each
+        # other.
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         one = Pair()

@@ -1,4 +1,6 @@
-"""A model whose replicas are servers of their own, here on loopback: forwarding, choosing, losing, controlling."""
+"""A model whose replicas are servers of their own, here on loopback: forwarding, choosing, losing,
+controlling.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,12 @@ from penstock.types import (
 )
 from replica_cluster import KEY, Make, config, until
 
-CHAT = {"model": "m", "messages": [{"role": "user", "content": "hello"}], "temperature": 0, "max_tokens": 8}
+CHAT = {
+    "model": "m",
+    "messages": [{"role": "user", "content": "hello"}],
+    "temperature": 0,
+    "max_tokens": 8,
+}
 
 
 def events(text: str) -> list[str]:
@@ -45,7 +52,9 @@ def events(text: str) -> list[str]:
 class TestForwarding:
     async def test_an_answer_is_that_of_a_replica(self, cluster: Make) -> None:
         one = await cluster()
-        answer = await one.client.post("/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"})
+        answer = await one.client.post(
+            "/v1/chat/completions", json=CHAT, headers={"x-request-id": "mine"}
+        )
         assert answer.status_code == 200
         assert answer.headers["x-request-id"] == "mine"
         assert answer.json()["id"] == "chatcmpl-mine"
@@ -65,14 +74,19 @@ class TestForwarding:
         [
             ("/v1/completions", {"model": "m", "prompt": "hello"}),
             ("/v1/responses", {"model": "m", "input": "hello"}),
-            ("/v1/messages", {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}),
+            (
+                "/v1/messages",
+                {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]},
+            ),
             ("/v1/embeddings", {"model": "m", "input": ["a", "b"]}),
             ("/v1/rerank", {"model": "m", "query": "a", "documents": ["b"]}),
             ("/tokenize", {"model": "m", "prompt": "hi"}),
             ("/detokenize", {"model": "m", "tokens": [104, 105]}),
         ],
     )
-    async def test_every_endpoint_is_forwarded(self, cluster: Make, path: str, body: dict[str, Any]) -> None:
+    async def test_every_endpoint_is_forwarded(
+        self, cluster: Make, path: str, body: dict[str, Any]
+    ) -> None:
         one = await cluster()
         answer = await one.client.post(path, json=body)
         assert answer.status_code == 200, answer.text
@@ -82,7 +96,9 @@ class TestForwarding:
         audio = {"file": ("a.wav", b"RIFF")}
         answer = await one.client.post("/v1/audio/transcriptions", data={"model": "m"}, files=audio)
         assert answer.status_code == 501  # of the simulated engine
-        answer = await one.client.post("/v1/audio/transcriptions", data={"model": "mm"}, files=audio)
+        answer = await one.client.post(
+            "/v1/audio/transcriptions", data={"model": "mm"}, files=audio
+        )
         assert answer.status_code == 404
 
     async def test_errors_of_the_replica_come_back(self, cluster: Make) -> None:
@@ -113,7 +129,9 @@ class TestForwarding:
                 assert (await stranger.post(path, json=CHAT)).status_code == 401
 
     async def test_a_client_that_leaves_frees_the_replicas_slot(self, cluster: Make) -> None:
-        one = await cluster(model=config(engine_kwargs={"time_per_token_ms": 5, "output_tokens": 30_000}))
+        one = await cluster(
+            model=config(engine_kwargs={"time_per_token_ms": 5, "output_tokens": 30_000})
+        )
         (server,) = one.servers.values()
         request = ChatRequest([{"role": "user", "content": "hello"}])
         stream = one.model.chat(request)
@@ -128,10 +146,13 @@ class TestChoosing:
         one = await cluster(3)
         for _ in range(6):
             await one.client.post("/v1/chat/completions", json=CHAT)
-        assert [server.server.engine.requests_served for server in one.servers.values()] == [2, 2, 2]  # type: ignore[attr-defined]
+        engines = [server.server.engine for server in one.servers.values()]
+        assert [engine.requests_served for engine in engines] == [2, 2, 2]  # type: ignore[attr-defined]
 
     async def test_the_first_request_starts_a_replica(self, cluster: Make) -> None:
-        one = await cluster(0, model=config(deployment_config={"autoscaling_config": {"min_replicas": 0}}))
+        one = await cluster(
+            0, model=config(deployment_config={"autoscaling_config": {"min_replicas": 0}})
+        )
         assert one.model.state().state == "cold"
         assert (await one.client.get("/v1/models")).json()["data"][0]["state"] == "cold"
         assert one.obtained == 0
@@ -140,7 +161,9 @@ class TestChoosing:
         assert one.model.state().state == "ready"
         assert one.model.card().context_length == 32768
 
-    async def test_a_runtime_that_starts_none_is_not_waited_for_forever(self, cluster: Make) -> None:
+    async def test_a_runtime_that_starts_none_is_not_waited_for_forever(
+        self, cluster: Make
+    ) -> None:
         one = await cluster(0, model=config(experimental_configs={"start_timeout_s": 0}))
         never = asyncio.Event()
 
@@ -156,7 +179,9 @@ class TestChoosing:
 
     async def test_loads_are_counted_and_given_back(self, cluster: Make) -> None:
         one = await cluster(2)
-        streams = [one.model.chat(ChatRequest([{"role": "user", "content": "x"}])) for _ in range(4)]
+        streams = [
+            one.model.chat(ChatRequest([{"role": "user", "content": "x"}])) for _ in range(4)
+        ]
         for stream in streams:
             await anext(stream)
         assert [replica.running for replica in one.model.pool.current()] == [2, 2]
@@ -189,9 +214,14 @@ class TestLosing:
         assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
         assert one.obtained == 1
 
-    async def test_a_request_without_a_token_survives_the_death_of_its_replica(self, cluster: Make) -> None:
+    async def test_a_request_without_a_token_survives_the_death_of_its_replica(
+        self, cluster: Make
+    ) -> None:
         one = await cluster(2, model=config(engine_kwargs={"time_to_first_token_ms": 100}))
-        asking = [asyncio.create_task(one.client.post("/v1/chat/completions", json=CHAT)) for _ in range(6)]
+        asking = [
+            asyncio.create_task(one.client.post("/v1/chat/completions", json=CHAT))
+            for _ in range(6)
+        ]
         await until(lambda: sum(server.ongoing for server in one.servers.values()) == 6)
         await one.kill("r0")
         answers = await asyncio.gather(*asking)
@@ -205,8 +235,12 @@ class TestLosing:
             ("/v1/responses", '"code":"engine_dead"'),
         ],
     )
-    async def test_a_stream_that_breaks_ends_with_an_error_event(self, cluster: Make, path: str, end: str) -> None:
-        one = await cluster(1, model=config(engine_kwargs={"time_per_token_ms": 5, "output_tokens": 30_000}))
+    async def test_a_stream_that_breaks_ends_with_an_error_event(
+        self, cluster: Make, path: str, end: str
+    ) -> None:
+        one = await cluster(
+            1, model=config(engine_kwargs={"time_per_token_ms": 5, "output_tokens": 30_000})
+        )
         begun = asyncio.Event()
         sent: list[Any] = []
 
@@ -215,9 +249,17 @@ class TestLosing:
             if message["type"] == "http.response.body":
                 begun.set()
 
-        body = {"model": "m", "stream": True, "max_tokens": 30_000, "messages": CHAT["messages"], "input": "hello"}
+        body = {
+            "model": "m",
+            "stream": True,
+            "max_tokens": 30_000,
+            "messages": CHAT["messages"],
+            "input": "hello",
+        }
         body.pop("messages" if path == "/v1/responses" else "input")
-        body["max_output_tokens" if path == "/v1/responses" else "max_tokens"] = body.pop("max_tokens")
+        body["max_output_tokens" if path == "/v1/responses" else "max_tokens"] = body.pop(
+            "max_tokens"
+        )
         asked = asyncio.create_task(_call(one.app, path, body, send))
         await begun.wait()
         await one.kill("r0")
@@ -244,10 +286,14 @@ class TestLosing:
             assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
         assert one.servers["r1"].server.engine.requests_served == 4  # type: ignore[attr-defined]
 
-    async def test_a_full_replica_is_left_for_another_and_the_last_one_tells(self, cluster: Make) -> None:
+    async def test_a_full_replica_is_left_for_another_and_the_last_one_tells(
+        self, cluster: Make
+    ) -> None:
         one = await cluster(2, model=config(deployment_config={"max_queued_requests": 0}))
         one.servers["r0"].server.admission.close()
-        assert {(await one.client.post("/v1/chat/completions", json=CHAT)).status_code for _ in range(4)} == {200}
+        assert {
+            (await one.client.post("/v1/chat/completions", json=CHAT)).status_code for _ in range(4)
+        } == {200}
         one.servers["r1"].server.admission.close()
         refused = await one.client.post("/v1/chat/completions", json=CHAT)
         assert refused.status_code == 503
@@ -259,13 +305,18 @@ class TestControl:
     async def test_every_replica_is_told_and_answers_for_itself(self, cluster: Make) -> None:
         one = await cluster(2)
         results = await one.model.control("pause", {})
-        assert [(result["replica"], result["ok"]) for result in results] == [("r0", True), ("r1", True)]
+        assert [(result["replica"], result["ok"]) for result in results] == [
+            ("r0", True),
+            ("r1", True),
+        ]
         assert all(server.server.paused == "wait" for server in one.servers.values())
         assert one.model.state().state == "paused"
         await one.model.control("resume", {})
         assert one.model.state().state == "ready"
 
-    async def test_a_replica_that_cannot_be_reached_is_reported_and_the_others_are_told(self, cluster: Make) -> None:
+    async def test_a_replica_that_cannot_be_reached_is_reported_and_the_others_are_told(
+        self, cluster: Make
+    ) -> None:
         one = await cluster(2)
         await one.kill("r0")
         lost, told = await one.model.control("pause", {})
@@ -302,7 +353,9 @@ class TestControl:
         await one.model.control("wakeup", {})
         assert (await one.client.post("/v1/chat/completions", json=CHAT)).status_code == 200
 
-    async def test_wrong_calls_are_refused_before_any_replica_hears_of_them(self, cluster: Make) -> None:
+    async def test_wrong_calls_are_refused_before_any_replica_hears_of_them(
+        self, cluster: Make
+    ) -> None:
         one = await cluster(1)
         with pytest.raises(RequestError, match="Did you mean 'pause'"):
             await one.model.control("pauze", {})
@@ -311,17 +364,25 @@ class TestControl:
         with pytest.raises(UnsupportedError):
             await one.model.control("collective_rpc", {"method": "x"})
 
-    async def test_threads_with_event_loops_of_their_own_may_call_while_requests_run(self, cluster: Make) -> None:
-        one = await cluster(2, model=config(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 200}))
+    async def test_threads_with_event_loops_of_their_own_may_call_while_requests_run(
+        self, cluster: Make
+    ) -> None:
+        one = await cluster(
+            2, model=config(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 200})
+        )
         stream = one.model.chat(
-            ChatRequest([{"role": "user", "content": "x"}], Sampling(max_tokens=200, ignore_eos=True))
+            ChatRequest(
+                [{"role": "user", "content": "x"}], Sampling(max_tokens=200, ignore_eos=True)
+            )
         )
         await anext(stream)
         results: list[Any] = []
 
         def call(number: int) -> None:
             method = "pause" if number % 2 else "resume"
-            results.append(asyncio.run(one.model.control(method, {"mode": "keep"} if number % 2 else {})))
+            results.append(
+                asyncio.run(one.model.control(method, {"mode": "keep"} if number % 2 else {}))
+            )
 
         threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
         for thread in threads:
@@ -348,7 +409,9 @@ class TestControl:
 
         store = Far()
         first, second = (RemoteModel(config(), one, key=KEY, desired=store) for _ in range(2))
-        await asyncio.gather(first.control("sleep", {}), second.control("pause", {}), first.control("sleep", {}))
+        await asyncio.gather(
+            first.control("sleep", {}), second.control("pause", {}), first.control("sleep", {})
+        )
         assert (store.state.version, store.state.asleep, store.state.paused) == (3, 1, "wait")
 
 
@@ -358,7 +421,9 @@ class TestCalls:
     async def test_generation(self, cluster: Make) -> None:
         one = await cluster()
         (server,) = one.servers.values()
-        request = ChatRequest([{"role": "user", "content": "hello"}], Sampling(temperature=0, seed=1), n=2)
+        request = ChatRequest(
+            [{"role": "user", "content": "hello"}], Sampling(temperature=0, seed=1), n=2
+        )
         over_the_network = [delta async for delta in one.model.chat(request)]
         assert {delta.index for delta in over_the_network} == {0, 1}
         prompt = CompletionRequest("hello", Sampling(temperature=0, max_tokens=5))
@@ -393,12 +458,20 @@ class TestCalls:
     async def test_errors_keep_their_kind(self, cluster: Make) -> None:
         one = await cluster()
         with pytest.raises(RequestError, match="temperature"):
-            await anext(one.model.chat(ChatRequest([{"role": "user", "content": "x"}], Sampling(temperature=9))))
+            await anext(
+                one.model.chat(
+                    ChatRequest([{"role": "user", "content": "x"}], Sampling(temperature=9))
+                )
+            )
         with pytest.raises(ModelNotFoundError):
-            await anext(one.model.chat(ChatRequest([{"role": "user", "content": "x"}], adapter="none")))
+            await anext(
+                one.model.chat(ChatRequest([{"role": "user", "content": "x"}], adapter="none"))
+            )
 
     async def test_an_engine_that_dies_in_a_stream_is_told_of(self, cluster: Make) -> None:
-        one = await cluster(model=config(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 1000}))
+        one = await cluster(
+            model=config(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 1000})
+        )
         (server,) = one.servers.values()
         stream = one.model.chat(ChatRequest([{"role": "user", "content": "x"}]))
         await anext(stream)
@@ -411,7 +484,8 @@ class TestCalls:
 class TestReplica:
     async def test_a_model_that_may_be_absent_may_fail(self, cluster: Make) -> None:
         broken = config(
-            llm_engine="openvino", deployment_config={"autoscaling_config": {"min_replicas": 0, "max_replicas": 1}}
+            llm_engine="openvino",
+            deployment_config={"autoscaling_config": {"min_replicas": 0, "max_replicas": 1}},
         )
         one = await cluster(1, model=broken)
         (server,) = one.servers.values()

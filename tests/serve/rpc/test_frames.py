@@ -1,4 +1,6 @@
-"""Both sides of the way to replicas, on one event loop, with applications that say what a test wants them to."""
+"""Both sides of the way to replicas, on one event loop, with applications that say what a test
+wants them to.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ class TestExchanges:
             await echo(scope, receive, send)
 
         async with served(app) as one, asyncio.timeout(10):
-            reply = await one.ask("/v1/x?a=b", b"hello", [("authorization", "Bearer k"), ("x-y", "é")])
+            reply = await one.ask(
+                "/v1/x?a=b", b"hello", [("authorization", "Bearer k"), ("x-y", "é")]
+            )
             assert (reply.status, reply.header("content-type")) == (201, "text/plain")
             assert await reply.body() == b"hello"
             assert reply.done
@@ -125,7 +129,10 @@ class TestExchanges:
 
     async def test_http_is_spoken_on_the_same_port(self) -> None:
         async with served(echo) as one, httpx.AsyncClient() as client:
-            answers = [await client.post(f"http://127.0.0.1:{one.port}/", content=b"hello") for _ in range(2)]
+            answers = [
+                await client.post(f"http://127.0.0.1:{one.port}/", content=b"hello")
+                for _ in range(2)
+            ]
             assert [(answer.status_code, answer.text) for answer in answers] == [(201, "hello")] * 2
             assert await (await one.ask(body=b"both")).body() == b"both"
 
@@ -135,7 +142,10 @@ class TestExchanges:
             payload = wire._pack(("POST", "/", [], 0))
             writer.write(PREFACE[:4])
             await until(
-                lambda: any(getattr(connection, "_seen", b"") == PREFACE[:4] for connection in one.state.connections)
+                lambda: any(
+                    getattr(connection, "_seen", b"") == PREFACE[:4]
+                    for connection in one.state.connections
+                )
             )
             writer.write(PREFACE[4:] + FRAME.pack(len(payload), 7, ASK) + payload)
             _, number, kind = FRAME.unpack(await reader.readexactly(FRAME.size))
@@ -156,11 +166,17 @@ class TestExchanges:
             await echo(scope, receive, send)
 
         async with served(app) as one, asyncio.timeout(10):
-            replies = await asyncio.gather(*(one.ask(body=str(number).encode()) for number in range(100)))
+            replies = await asyncio.gather(
+                *(one.ask(body=str(number).encode()) for number in range(100))
+            )
             assert len(one.state.connections) == 1
-            assert [await reply.body() for reply in replies] == [str(number).encode() for number in range(100)]
+            assert [await reply.body() for reply in replies] == [
+                str(number).encode() for number in range(100)
+            ]
 
-    async def test_a_long_body_goes_in_pieces_and_comes_back_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_long_body_goes_in_pieces_and_comes_back_in_pieces(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         for module in (wire, wire_server):
             monkeypatch.setattr(module, "PIECE", 1000)
         body = bytes(range(256)) * 50
@@ -184,7 +200,9 @@ class TestExchanges:
             go_on.set()
             assert [first, *await parts_of(reply)] == [b"a" * 100, b"b" * 100]
 
-    async def test_a_request_that_is_refused_unread_harms_no_other(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_request_that_is_refused_unread_harms_no_other(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(wire, "PIECE", 1000)
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -195,7 +213,9 @@ class TestExchanges:
                 await echo(scope, receive, send)
 
         async with served(app) as one, asyncio.timeout(10):
-            refused, good = await asyncio.gather(one.ask("/refused", b"x" * 100_000), one.ask("/", b"y" * 5000))
+            refused, good = await asyncio.gather(
+                one.ask("/refused", b"x" * 100_000), one.ask("/", b"y" * 5000)
+            )
             assert (refused.status, await refused.body()) == (413, b"too much")
             assert await good.body() == b"y" * 5000
 
@@ -252,7 +272,8 @@ class TestLeaving:
     async def test_a_server_that_goes_ends_its_answers_first(self) -> None:
         go_on = asyncio.Event()
         async with served(whole_after(go_on)) as one, asyncio.timeout(10):
-            _, silent = await asyncio.open_connection("127.0.0.1", one.port)  # has not said what it speaks
+            # Has not said what it speaks.
+            _, silent = await asyncio.open_connection("127.0.0.1", one.port)
             reply = await one.ask()
             await until(lambda: len(one.state.connections) == 2)
             for connection in list(one.state.connections):
@@ -307,7 +328,8 @@ class TestLosing:
             assert await begun.read() == b"some"
             with pytest.raises(ReplicaLostError):
                 await begun.read()
-            assert await (await one.ask("/echo", b"again")).body() == b"again"  # on a new connection
+            # On a new connection.
+            assert await (await one.ask("/echo", b"again")).body() == b"again"
 
     async def test_nobody_there(self) -> None:
         async with served(echo) as one:
@@ -340,7 +362,14 @@ class TestLosing:
             ASKED + FRAME.pack(1, 1, TAKEN) + b"x",
             ASKED + ASKED,
         ],
-        ids=["too long", "no request", "more than was told", "of the wrong side", "no number", "the same number"],
+        ids=[
+            "too long",
+            "no request",
+            "more than was told",
+            "of the wrong side",
+            "no number",
+            "the same number",
+        ],
     )
     async def test_who_speaks_otherwise_is_cut_off(self, frames: bytes) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -362,7 +391,10 @@ class TestLosing:
             reply = await one.ask()
             connection = reply._connection.transport.get_extra_info("socket")
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == wire.KEEPALIVE[socket.TCP_KEEPIDLE]
+            assert (
+                connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                == wire.KEEPALIVE[socket.TCP_KEEPIDLE]
+            )
 
 
 class TestSlowReaders:
@@ -408,7 +440,9 @@ class TestSlowReaders:
             reply.close()
             await ended.wait()
 
-    async def test_an_ingress_that_reads_nothing_stops_the_application(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_an_ingress_that_reads_nothing_stops_the_application(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(wire_server, "WINDOW", 1 << 40)
         sent = 0
 
@@ -451,8 +485,15 @@ class Recorded(FramedConnection):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 12, 13, 14, 50, 1000])
 def test_frames_come_whole_however_the_bytes_are_cut(size: int) -> None:
-    frames = [(1, PART, b"hello"), (2, PART, b""), (1 << 40, PART, b"x" * 100), (3, BODY, b"\0" * 13)]
-    data = b"".join(FRAME.pack(len(payload), number, kind) + payload for number, kind, payload in frames)
+    frames = [
+        (1, PART, b"hello"),
+        (2, PART, b""),
+        (1 << 40, PART, b"x" * 100),
+        (3, BODY, b"\0" * 13),
+    ]
+    data = b"".join(
+        FRAME.pack(len(payload), number, kind) + payload for number, kind, payload in frames
+    )
     one = Recorded()
     for at in range(0, len(data), size):
         one.data_received(data[at : at + size])

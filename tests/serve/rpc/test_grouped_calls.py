@@ -17,7 +17,9 @@ from replica_cluster import Cluster, Make, config, until
 
 
 def asked(text: str, tokens: int = 4) -> CompletionRequest:
-    return CompletionRequest(text, sampling=Sampling(max_tokens=tokens, temperature=0, ignore_eos=True))
+    return CompletionRequest(
+        text, sampling=Sampling(max_tokens=tokens, temperature=0, ignore_eos=True)
+    )
 
 
 async def text(model: GroupedModel, request: CompletionRequest) -> str:
@@ -43,13 +45,17 @@ async def test_calls_of_one_turn_travel_together_and_are_answered_as_they_are_al
 ) -> None:
     one = await cluster()
     model = GroupedModel(one.model)
-    request = ChatRequest([{"role": "user", "content": "hello"}], sampling=Sampling(max_tokens=5, seed=1), n=2)
+    request = ChatRequest(
+        [{"role": "user", "content": "hello"}], sampling=Sampling(max_tokens=5, seed=1), n=2
+    )
 
     async def chat(handle: GroupedModel) -> list[Delta]:
         return [delta async for delta in handle.chat(request)]
 
     answers: list[Any] = await asyncio.gather(
-        chat(model), model.embeddings(EmbeddingRequest(["a", "b"])), *(text(model, asked(f"row {n}")) for n in range(8))
+        chat(model),
+        model.embeddings(EmbeddingRequest(["a", "b"])),
+        *(text(model, asked(f"row {n}")) for n in range(8)),
     )
     chatted, vectors, *texts = answers
     assert paths == [GROUP_PATH]
@@ -60,7 +66,9 @@ async def test_calls_of_one_turn_travel_together_and_are_answered_as_they_are_al
         assert told.text == "".join(delta.text for delta in mine)
         assert (told.finish_reason, told.usage) == (mine[-1].finish_reason, mine[-1].usage)
     assert vectors == await one.model.embeddings(EmbeddingRequest(["a", "b"]))
-    assert texts == ["".join([d.text async for d in one.model.completions(asked(f"row {n}"))]) for n in range(8)]
+    assert texts == [
+        "".join([d.text async for d in one.model.completions(asked(f"row {n}"))]) for n in range(8)
+    ]
 
 
 async def test_results_come_one_by_one(cluster: Make) -> None:
@@ -93,14 +101,18 @@ async def test_an_error_is_that_of_its_call(cluster: Make) -> None:
     one = await cluster()
     model = GroupedModel(one.model)
     wrong = CompletionRequest("x", sampling=Sampling(temperature=-1))
-    good, bad = await asyncio.gather(text(model, asked("x")), text(model, wrong), return_exceptions=True)
+    good, bad = await asyncio.gather(
+        text(model, asked("x")), text(model, wrong), return_exceptions=True
+    )
     assert isinstance(good, str)
     assert isinstance(bad, RequestError)
 
 
 async def test_what_is_no_group_is_refused(cluster: Make) -> None:
     one = await cluster()
-    calls = pack([GroupedCall("dance", msgspec.Raw(pack("x"))), GroupedCall("chat", msgspec.Raw(pack("x")))])
+    calls = pack(
+        [GroupedCall("dance", msgspec.Raw(pack("x"))), GroupedCall("chat", msgspec.Raw(pack("x")))]
+    )
     route = one.model.pool.route(b"")
     async with one.model.pool.ask(GROUP_PATH, [], b"\xc1", route) as reply:
         assert reply.status == 400

@@ -1,1 +1,3 @@
-"""Which replica a request goes to. Pure: no clock, no network, no Ray; each runtime adapts a policy once."""
+"""Which replica a request goes to. Pure: no clock, no network, no Ray; each runtime adapts a policy
+once.
+"""

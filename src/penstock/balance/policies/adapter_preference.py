@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
 
 SLACK = 8
-"""Requests that a holder may have beyond twice those of another replica: about what loading an adapter costs."""
+"""Requests that a holder may have beyond twice those of another replica: about what loading an
+adapter costs.
+"""
 
 
 class AdapterPreference:
-    """Takes the choice of `policy`, unless that replica lacks the request's adapter and one that is not much busier
-    holds it.
+    """Takes the choice of `policy`, unless that replica lacks the request's adapter and one that is
+    not much busier holds it.
     """
 
     def __init__(self, policy: RoutingPolicy, seed: int | None = None) -> None:

@@ -10,8 +10,8 @@ from msgspec import Struct
 
 
 class Replica(Protocol):
-    """What a policy sees of a replica. `load` is how many requests it has and has not answered, as far as is known, for
-    its `weight`; `adapters` are those it holds.
+    """What a policy sees of a replica. `load` is how many requests it has and has not answered, as
+    far as is known, for its `weight`; `adapters` are those it holds.
     """
 
     @property
@@ -28,8 +28,8 @@ R = TypeVar("R", bound=Replica)
 
 
 class RouteRequest(Struct, frozen=True):
-    """What a policy sees of a request. `blocks` names the prompt's blocks, each name depending on all blocks before it
-    and on the adapter; it is filled for policies that read it.
+    """What a policy sees of a request. `blocks` names the prompt's blocks, each name depending on
+    all blocks before it and on the adapter; it is filled for policies that read it.
     """
 
     session: str = ""
@@ -49,8 +49,8 @@ class RoutingPolicy(Protocol):
         """Whether `RouteRequest.blocks` matters to it."""
 
     def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
-        """One of `replicas`, of which there is at least one. As long as they stay the same, so must the sequence: what
-        a policy derives from them it derives once.
+        """One of `replicas`, of which there is at least one. As long as they stay the same, so must
+        the sequence: what a policy derives from them it derives once.
         """
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:

@@ -1,4 +1,6 @@
-"""The policy that a configuration asks for, by our name or by that of Ray's router of the same kind."""
+"""The policy that a configuration asks for, by our name or by that of Ray's router of the same
+kind.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""As prefix-aware, corrected by what the engines tell of their KV caches: what they hold and what they dropped."""
+"""As prefix-aware, corrected by what the engines tell of their KV caches: what they hold and what
+they dropped.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,16 @@ from penstock.balance.policies.overlap import Overlap
 
 
 class KVAware(Overlap):
-    """The replica that has most of a prompt cached, unless it is too busy. `capacity` bounds what is kept of events.
+    """The replica that has most of a prompt cached, unless it is too busy. `capacity` bounds what
+    is kept of events.
 
     `RouteRequest.blocks` must carry the names that the engines' events use.
     """
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """The replica is about to hold the prompt: until its engine tells, requests alike should follow this one."""
+        """The replica is about to hold the prompt: until its engine tells, requests alike should
+        follow this one.
+        """
         self.tree.add(request.blocks, replica_id)
 
     def stored(self, replica: str, blocks: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
 """The power of two choices: of two replicas at random, the one with less to do.
 
-Nearly as even as asking all of them, at a cost that does not grow with their number, and without the herd that runs to
-the one replica which looked idle to every router at once (https://doi.org/10.1109/71.963420).
+Nearly as even as asking all of them, at a cost that does not grow with their number, and without
+the herd that runs to the one replica which looked idle to every router at once
+(https://doi.org/10.1109/71.963420).
 """
 
 from __future__ import annotations

@@ -19,11 +19,12 @@ MOST_HOLDERS = 4
 
 
 class Overlap:
-    """Takes the replica where a prompt costs least: blocks to compute, plus the requests that are before it.
+    """Takes the replica where a prompt costs least: blocks to compute, plus the requests that are
+    before it.
 
-    `tree` is what the replicas hold, as far as is known; `capacity` bounds it. Looked at are some holders of the
-    longest prefix, and two replicas at random, so that the cost of choosing does not grow with the number of replicas,
-    and a hot prefix spreads when its holders are busy.
+    `tree` is what the replicas hold, as far as is known; `capacity` bounds it. Looked at are some
+    holders of the longest prefix, and two replicas at random, so that the cost of choosing does not
+    grow with the number of replicas, and a hot prefix spreads when its holders are busy.
     """
 
     reads_blocks = True
@@ -42,10 +43,13 @@ class Overlap:
         candidates = list(two_of(replicas, self._draw))
         depth = len(path)
         while depth:
-            # Few hold a long prefix, and all may hold a short one: then some, from a place drawn anew.
+            # Few hold a long prefix, and all may hold a short one: then some, from a place drawn
+            # anew.
             holders = path[depth - 1]
             start = int(self._draw.random() * len(holders)) if len(holders) > MOST_HOLDERS else 0
-            near = [*islice(holders, start, start + MOST_HOLDERS)] or [*islice(holders, MOST_HOLDERS)]
+            near = [*islice(holders, start, start + MOST_HOLDERS)] or [
+                *islice(holders, MOST_HOLDERS)
+            ]
             found = [self._by_id[holder] for holder in near if holder in self._by_id]
             if found:
                 candidates += found
@@ -70,7 +74,9 @@ class Overlap:
 
 
 def _held(path: list[dict[str, None]], holder: str) -> int:
-    """How many of the path's leading blocks `holder` has: whoever has a block has those before it."""
+    """How many of the path's leading blocks `holder` has: whoever has a block has those before
+    it.
+    """
     low, high = 0, len(path)
     while low < high:
         middle = (low + high) // 2

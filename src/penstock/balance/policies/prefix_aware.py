@@ -1,4 +1,5 @@
-"""Prompts that begin alike go where their beginning was computed before, unless that replica is too busy.
+"""Prompts that begin alike go where their beginning was computed before, unless that replica is too
+busy.
 
 What the replicas have cached is guessed from what was sent to them.
 """
@@ -10,7 +11,9 @@ from penstock.balance.policies.overlap import Overlap
 
 
 class PrefixAware(Overlap):
-    """The replica that is probably done with a prompt first. `capacity` bounds the memory of what was sent where."""
+    """The replica that is probably done with a prompt first. `capacity` bounds the memory of what
+    was sent where.
+    """
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:
         """The replica is taken to hold the prompt from now on."""

@@ -1,7 +1,8 @@
 """Which replicas hold which prompt prefixes.
 
-A tree of blocks, kept flat: a block's name depends on all blocks before it, so a name is a node, and the path of a
-prompt is found without following links. Memory is bounded; what was used longest ago leaves first, leaves before roots.
+A tree of blocks, kept flat: a block's name depends on all blocks before it, so a name is a node,
+and the path of a prompt is found without following links. Memory is bounded; what was used longest
+ago leaves first, leaves before roots.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ BLOCK_BYTES = 256
 
 
 def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> list[int]:
-    """Names of the prompt's full blocks, first to last, `most` of them. They mean nothing to another process."""
+    """Names of the prompt's full blocks, first to last, `most` of them. They mean nothing to
+    another process.
+    """
     names: list[int] = []
     parent = 0
     for start in range(0, min(len(prompt) - size + 1, size * most), size):
@@ -24,8 +27,12 @@ def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> lis
     return names
 
 
-def shared_blocks(prompt: bytes, root: str = "", size: int = BLOCK_BYTES, most: int = 1024) -> list[int]:
-    """As `byte_blocks`, with names that mean the same to every process. Those of another `root` differ."""
+def shared_blocks(
+    prompt: bytes, root: str = "", size: int = BLOCK_BYTES, most: int = 1024
+) -> list[int]:
+    """As `byte_blocks`, with names that mean the same to every process. Those of another `root`
+    differ.
+    """
     names: list[int] = []
     name = root.encode()
     for start in range(0, min(len(prompt) - size + 1, size * most), size):

@@ -1,8 +1,9 @@
 """A session's requests go to one replica, whose cache holds what they share.
 
-Replicas stand on a ring of hashes (consistent hashing), so that all routers agree without talking to each other, and a
-replica that comes or goes moves only its own share of the sessions. A replica that is much busier than another is
-passed over for the next one on the ring (bounded loads, https://arxiv.org/abs/1608.01350).
+Replicas stand on a ring of hashes (consistent hashing), so that all routers agree without talking
+to each other, and a replica that comes or goes moves only its own share of the sessions. A replica
+that is much busier than another is passed over for the next one on the ring (bounded loads,
+https://arxiv.org/abs/1608.01350).
 """
 
 from __future__ import annotations

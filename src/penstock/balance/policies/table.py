@@ -28,7 +28,10 @@ def make_policy(name: str = DEFAULT_POLICY, field: str = "") -> RoutingPolicy:
         module, _, attribute = POLICIES[name].partition(":")
     except KeyError:
         raise ConfigError(
-            f"unknown routing policy '{name}'", field=field, value=name, hint=nearest(name, POLICIES)
+            f"unknown routing policy '{name}'",
+            field=field,
+            value=name,
+            hint=nearest(name, POLICIES),
         ) from None
     policy: RoutingPolicy = getattr(import_module(module), attribute)()
     return AdapterPreference(policy)

@@ -10,10 +10,10 @@ from penstock.balance.pauses import Pauses
 class Counts(Struct):
     """`rows` are all finished rows of the output, `ok` and `errors` (by type) among them.
 
-    Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in all and
-    `row_seconds` of them after the engine was loaded, and rows answered without computing: `deduplicated` from an equal
-    request, `resumed` from an earlier run. `total` is the number of rows to do, if known. `pauses` are those that
-    servers asked for.
+    Of this run alone: tokens computed, `cached_tokens` of the prompts, `engine_calls`, `seconds` in
+    all and `row_seconds` of them after the engine was loaded, and rows answered without computing:
+    `deduplicated` from an equal request, `resumed` from an earlier run. `total` is the number of
+    rows to do, if known. `pauses` are those that servers asked for.
     """
 
     rows: int = 0

@@ -1,4 +1,6 @@
-"""Carries a planned job out: takes up its state, starts the engine, moves the rows, puts the output together."""
+"""Carries a planned job out: takes up its state, starts the engine, moves the rows, puts the output
+together.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +49,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Plan:
-    """A checked job, on an engine or a processor. `identity` is all that decides its output; `adapter` is the one
-    adapter of all rows, if any.
+    """A checked job, on an engine or a processor. `identity` is all that decides its output;
+    `adapter` is the one adapter of all rows, if any.
     """
 
     source: Source
@@ -80,7 +82,9 @@ class Plan:
 
         Where columns pass through in Arrow form, only those that requests are made of.
         """
-        return self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
+        return (
+            self.form.columns if isinstance(self.output, Output) and self.output.columnar else None
+        )
 
     def tables(self) -> Tables | RowTables:
         """What makes Arrow tables of the output."""
@@ -107,13 +111,21 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
         if output.columnar:
             plan.tables().check_storable()
         state = State.open(
-            output, plan.identity, keep_order=plan.keep_order, fresh=plan.fresh, retry_failed=plan.retry_failed
+            output,
+            plan.identity,
+            keep_order=plan.keep_order,
+            fresh=plan.fresh,
+            retry_failed=plan.retry_failed,
         )
         with contextlib.closing(state):
             if state.complete:
                 if plan.source.fingerprint is None:
-                    await compare_stream(plan.source, plan.limit, plan.value_columns, state.manifest.stream)
-                return RunResult(Counts(**state.manifest.result), output.path, already_complete=True)
+                    await compare_stream(
+                        plan.source, plan.limit, plan.value_columns, state.manifest.stream
+                    )
+                return RunResult(
+                    Counts(**state.manifest.result), output.path, already_complete=True
+                )
             result = await _durable(plan, output, state, interrupts)
     else:
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
@@ -124,7 +136,8 @@ async def _execute(plan: Plan, interrupts: Interrupts) -> RunResult:
 
 async def _durable(plan: Plan, output: Output, state: State, interrupts: Interrupts) -> RunResult:
     if isinstance(plan.form, OpenAILines):
-        plan.form.created = state.manifest.created  # answers of a resumed job carry the time of its beginning
+        # Answers of a resumed job carry the time of its beginning.
+        plan.form.created = state.manifest.created
     journal = state.journal
     done = len(journal.done)
     counts = Counts(rows=done, errors=dict(journal.errors), resumed=done, total=plan.total)
@@ -145,9 +158,14 @@ async def _durable(plan: Plan, output: Output, state: State, interrupts: Interru
             if journal.damage:
                 raise JobError(f"{journal.damage[0]}: start the job again")
             if len(journal.done) != counts.rows:
-                raise JobError(f"{counts.rows} rows were finished, but {len(journal.done)} stand in the journal")
+                raise JobError(
+                    f"{counts.rows} rows were finished, but {len(journal.done)} stand in the"
+                    " journal"
+                )
             names = [*plan.source.columns, *plan.form.flat_columns]
-            await asyncio.to_thread(state.publish, counts, stream, lambda: plan.tables().empty(), names)
+            await asyncio.to_thread(
+                state.publish, counts, stream, lambda: plan.tables().empty(), names
+            )
     finally:
         answers.close()
     return RunResult(counts, output.path, stopped_by=None if finished else interrupts.received)
@@ -164,16 +182,25 @@ async def _transient(plan: Plan, folder: Path, interrupts: Interrupts) -> RunRes
         finished, _ = await _move(plan, sink, counts, answers, None, interrupts)
     finally:
         answers.close()
-    result = RunResult(counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received)
+    result = RunResult(
+        counts, "-" if plan.output else None, stopped_by=None if finished else interrupts.received
+    )
     result._items, result._form = kept.items, plan.form
     result._tables = None if isinstance(plan.form, OpenAILines) else plan.tables
     return result
 
 
 async def _move(
-    plan: Plan, sink: Sink, counts: Counts, answers: AnswerCache, journal: Journal | None, interrupts: Interrupts
+    plan: Plan,
+    sink: Sink,
+    counts: Counts,
+    answers: AnswerCache,
+    journal: Journal | None,
+    interrupts: Interrupts,
 ) -> tuple[bool, StreamSum | None]:
-    """Move the rows through the engine into the sink. Returns whether all are there, and what a stream gave."""
+    """Move the rows through the engine into the sink. Returns whether all are there, and what a
+    stream gave.
+    """
     told = job_pauses.set(counts.pauses)
     try:
         async with asking(plan, counts) as asker:
@@ -229,7 +256,8 @@ async def asking(plan: Plan, counts: Counts) -> AsyncGenerator[Asker, None]:
         return
     assert plan.engine is not None
     if plan.adapter is not None:
-        adapter_path(plan.engine, plan.adapter)  # an unknown name need not wait for the model to load
+        # An unknown name need not wait for the model to load.
+        adapter_path(plan.engine, plan.adapter)
     supervisor = supervisor_of(plan.engine)
     async with supervisor.running() as engine:
         if plan.adapter is not None:

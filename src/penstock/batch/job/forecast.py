@@ -30,11 +30,12 @@ _SAMPLE = 256
 class Forecast(Struct, kw_only=True):
     """What a job will be like.
 
-    `rows` is their number, None where they were not all read and the data does not say; `read` how many were read.
-    Among these are `unreadable` rows, which fail before they are asked, by kind of error, and `duplicates`, rows with
-    the request of another row, which is asked once. The rest is estimated: `tried` rows were asked, `counted` had their
-    tokens counted. `over_long` rows do not fit the model. Tokens are those that the whole job computes: none for rows
-    that fail, and of a prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
+    `rows` is their number, None where they were not all read and the data does not say; `read` how
+    many were read. Among these are `unreadable` rows, which fail before they are asked, by kind of
+    error, and `duplicates`, rows with the request of another row, which is asked once. The rest is
+    estimated: `tried` rows were asked, `counted` had their tokens counted. `over_long` rows do not
+    fit the model. Tokens are those that the whole job computes: none for rows that fail, and of a
+    prompt that is cut until it fits what fits at most. `seconds` is the time for them at the speed
     that was measured; None where nothing was tried. `failed` are tried rows that failed, by kind.
     """
 
@@ -56,10 +57,13 @@ class Forecast(Struct, kw_only=True):
 
 
 async def forecast(plan: Plan, trial: int) -> Forecast:
-    """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the job would."""
+    """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the
+    job would.
+    """
     found = Forecast(rows=plan.total, read=0)
     sample, complete = await _read(plan, found)
-    random.Random(0).shuffle(sample)  # its first rows are those tried, and data may be sorted by length
+    # Its first rows are those tried, and data may be sorted by length.
+    random.Random(0).shuffle(sample)
     if complete:
         found.rows = found.read
     counts = Counts()
@@ -76,7 +80,9 @@ async def _read(plan: Plan, found: Forecast) -> tuple[list[Row], bool]:
     seen: set[bytes] = set()
     good = 0
     began = time.monotonic()
-    async with contextlib.aclosing(read_ahead(plan.source, 0, plan.limit, plan.form.columns)) as batches:
+    async with contextlib.aclosing(
+        read_ahead(plan.source, 0, plan.limit, plan.form.columns)
+    ) as batches:
         async for batch in batches:
             async for rows in plan.form.ready(batch):
                 for row in rows:
@@ -116,7 +122,9 @@ def _fault_of(plan: Plan, row: Row) -> str | None:
 
 
 async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> None:
-    """Count the prompts' tokens, where it shows what is asked, and the engine's template and tokenizer are at hand."""
+    """Count the prompts' tokens, where it shows what is asked, and the engine's template and
+    tokenizer are at hand.
+    """
     from penstock.batch.job.prompt_lengths import prompt_length
 
     lengths: list[PromptLength] = []
@@ -134,8 +142,12 @@ async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> Non
     found.context_length = lengths[0].context
     found.counted = len(lengths)
     found.longest_prompt = max(length.tokens for length in lengths)
-    found.over_long = round(distinct * sum(length.is_over_long for length in lengths) / len(lengths))
-    found.prompt_tokens = round(distinct * sum(length.computed for length in lengths) / len(lengths))
+    found.over_long = round(
+        distinct * sum(length.is_over_long for length in lengths) / len(lengths)
+    )
+    found.prompt_tokens = round(
+        distinct * sum(length.computed for length in lengths) / len(lengths)
+    )
 
 
 async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:
@@ -156,7 +168,9 @@ async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> 
     began = time.perf_counter()
     outcomes = await asyncio.gather(*(ask(row) for row in sample))
     took = max(time.perf_counter() - began, 1e-6)
-    usages = [outcome.usage for outcome in outcomes if outcome is not None and outcome.usage is not None]
+    usages = [
+        outcome.usage for outcome in outcomes if outcome is not None and outcome.usage is not None
+    ]
     for outcome in outcomes:
         if outcome is None or outcome.error is not None:
             kind = outcome.error.type if outcome is not None else "engine_timeout"
@@ -170,11 +184,15 @@ async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> 
         found.tokens_per_second = completed / took
         found.completion_tokens = round(distinct * completed / len(outcomes))
         if found.prompt_tokens is None:
-            found.prompt_tokens = round(distinct * sum(usage.prompt_tokens for usage in usages) / len(outcomes))
+            found.prompt_tokens = round(
+                distinct * sum(usage.prompt_tokens for usage in usages) / len(outcomes)
+            )
 
 
 def _distinct(found: Forecast) -> int:
-    """The rows that will be asked for, the share of duplicates and bad rows being as among those that were read."""
+    """The rows that will be asked for, the share of duplicates and bad rows being as among those
+    that were read.
+    """
     if not found.read:
         return 0
     asked = found.read - found.duplicates - sum(found.unreadable.values())
@@ -185,13 +203,16 @@ def described(found: Forecast) -> str:
     """The forecast for a person, a line a finding."""
     whole = "" if found.rows == found.read else f", {found.read:,} of them read"
     lines = [f"{'at least ' if found.rows is None else ''}{found.rows or found.read:,} rows{whole}"]
-    lines += [f"  {number:,} × {kind}: error rows, never asked" for kind, number in sorted(found.unreadable.items())]
+    lines += [
+        f"  {number:,} × {kind}: error rows, never asked"
+        for kind, number in sorted(found.unreadable.items())
+    ]
     if found.duplicates:
         lines.append(f"  {found.duplicates:,} with the request of another row, asked once")
     if found.over_long:
         lines.append(
-            f"  about {found.over_long:,} too long for the model's context of {found.context_length:,} tokens"
-            f" (longest prompt seen: {found.longest_prompt:,})"
+            f"  about {found.over_long:,} too long for the model's context of"
+            f" {found.context_length:,} tokens (longest prompt seen: {found.longest_prompt:,})"
         )
     if found.prompt_tokens is not None:
         out = f", {found.completion_tokens:,} out" if found.completion_tokens is not None else ""
@@ -201,5 +222,8 @@ def described(found: Forecast) -> str:
         if found.tokens_per_second is not None:
             speed += f", {found.tokens_per_second:,.0f} tokens/s"
         lines.append(f"about {duration(found.seconds)} ({speed}, as {found.tried:,} rows showed)")
-    lines += [f"  {number:,} × {kind} among the rows tried" for kind, number in sorted(found.failed.items())]
+    lines += [
+        f"  {number:,} × {kind} among the rows tried"
+        for kind, number in sorted(found.failed.items())
+    ]
     return "\n".join(lines)

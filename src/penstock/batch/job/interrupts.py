@@ -15,7 +15,9 @@ from penstock.stderr import say
 
 
 class JobInterrupted(KeyboardInterrupt):
-    """A job was stopped by a signal, whose number is `signal`. What it had done is kept, as the text says."""
+    """A job was stopped by a signal, whose number is `signal`. What it had done is kept, as the
+    text says.
+    """
 
     def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
@@ -23,13 +25,14 @@ class JobInterrupted(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Handles the given signals from its making until `restore`, if made in the main thread; else it does nothing.
+    """Handles the given signals from its making until `restore`, if made in the main thread; else
+    it does nothing.
 
-    The job runs inside `with`, in an event loop of any thread. A signal that comes before counts from there on; one
-    that comes after is ignored, as it would tear the loop that closes.
+    The job runs inside `with`, in an event loop of any thread. A signal that comes before counts
+    from there on; one that comes after is ignored, as it would tear the loop that closes.
 
-    `received` is the number of the signal that came. Until `on_first` is set, and from the second signal on,
-    the task that entered is cancelled; else the first signal calls `on_first`.
+    `received` is the number of the signal that came. Until `on_first` is set, and from the second
+    signal on, the task that entered is cancelled; else the first signal calls `on_first`.
     """
 
     def __init__(self, *numbers: signal.Signals) -> None:
@@ -51,7 +54,10 @@ class Interrupts:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._task = None
 

@@ -45,7 +45,15 @@ _log = logging.getLogger(__name__)
 
 # Options that say what is asked of a row; OpenAI batch lines say that themselves.
 _REPAIRS = frozenset({"on_length", "on_invalid_json"})
-_ROW_OPTIONS = _REPAIRS | {"prompt", "messages", "system", "schema", "adapter", "result_prefix", "max_tokens"}
+_ROW_OPTIONS = _REPAIRS | {
+    "prompt",
+    "messages",
+    "system",
+    "schema",
+    "adapter",
+    "result_prefix",
+    "max_tokens",
+}
 _ENGINE_OPTIONS = frozenset({"model", "engine", "engine_kwargs", "deterministic"})
 _SAMPLING = frozenset(field.name for field in msgspec.structs.fields(Sampling))
 
@@ -55,61 +63,66 @@ class Job:
     """A language model over every row of a data set.
 
     What to read and write:
-        source: a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV; "-" for JSON lines on standard
-        input; a
-            pyarrow table or record batch reader; a pandas or Polars frame; an iterable or asynchronous iterable
-            of dicts. An iterable is read in a thread of its own.
-        output: a path or URL ending in .jsonl, .parquet or .csv, a directory (ending in "/") for Parquet files,
-        "-" for
-            JSON lines on standard output, or None to have the rows in `RunResult`. A path makes the job
-            durable: the same job on the same path resumes what was interrupted.
+        source: a path, directory, glob or URL of Parquet, JSONL/NDJSON or CSV; "-" for JSON lines
+            on standard input; a pyarrow table or record batch reader; a pandas or Polars frame; an
+            iterable or asynchronous iterable of dicts. A thread of its own reads an iterable.
+        output: a path or URL ending in .jsonl, .parquet or .csv; a directory (ending in "/") for
+            Parquet files; "-" for JSON lines on standard output; None keeps the rows in
+            `RunResult`. A path makes the job durable: the same job on the same path resumes what
+            was interrupted.
 
     What to run:
         model: "demo", a model directory or file, or a hub id. Default "demo".
-        engine: an engine's name, or an engine object, which is left running if it runs. Default "openvino".
-        engine_kwargs: options of the engine, where it is given by name.
+        engine: an engine's name, or an engine object; a running one keeps running. Default
+            "openvino".
+        engine_kwargs: options of an engine that is given by name.
         deterministic: the same row gets the same answer whatever runs beside it, in any order, also
             in a resumed job. It costs speed. Engines that cannot promise it refuse it.
-        runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on a Ray cluster: the
-            one that RAY_ADDRESS names, or that of this machine, or one of its own. The job is the same, so what was
-            interrupted on one goes on on the other.
+        runtime: "local" is this process. "ray" puts the rows to so many `replicas` of the engine on
+            a Ray cluster: the one that RAY_ADDRESS names, the one on this machine, or one of its
+            own. The job is the same, so either runtime resumes what the other began.
 
-        processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an engine and of what
-            to ask; then of the options below only those of how to run have a meaning. Its configuration says
-            whether a failing row ends the job, unless `on_error` does.
+        processor: stages of your own choosing (`penstock.batch.build_processor`) in the place of an
+            engine and of what to ask. Of the options below only those of how to run then have a
+            meaning. Its configuration says whether a failing row ends the job, unless `on_error`
+            does.
 
     What to ask (input in OpenAI's batch form needs none of these, and takes none):
         prompt: text with `{column}` in it, which becomes the user's message.
         messages: the column that holds whole conversations, as lists of messages or as JSON text.
         system: a system message before each.
         schema: a JSON Schema (mapping or path) that answers follow; its fields become columns.
-        adapter: a column with the names of LoRA adapters (null: none), else one adapter's name or directory.
+        adapter: a column with the names of LoRA adapters (null: none), else one adapter's name or
+            directory.
         max_tokens, temperature (default 0: the likeliest token), top_p, top_k, min_p, seed, stop,
-        stop_token_ids,
-        min_tokens, ignore_eos, presence_penalty, frequency_penalty, repetition_penalty: as in
-        `penstock.types.Sampling`.
+        stop_token_ids, min_tokens, ignore_eos, presence_penalty, frequency_penalty,
+        repetition_penalty: as in `penstock.types.Sampling`.
 
     How to run:
         limit: read only this many rows.
         order: "input" writes rows in the order of the input, "done" as they finish.
-        on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output, "fail" stops the job at
-            it, "retry" tries it again though its failure does not look as if it passed, and keeps it then. Or a mapping
-            of kinds of errors (`error.type`) to these, with "*" for the others. Default: "keep"; with a processor that
-            does not continue on errors, and without `dead_letter` or `max_error_rate`, "fail".
-        on_length: "raise" asks again, with twice the `max_tokens`, for an answer that was cut off by it; "truncate"
-            shortens a prompt that is too long for the model; "raise,truncate" does both. Default "keep": neither.
-        on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow the schema, and asks
-            again, up to `max_attempts` times. Default "keep": it becomes an error row.
-        dead_letter: a path ending in .jsonl for the rows that failed, which then are not in the output.
+        on_error: "keep" makes a failing row an error row, "skip" leaves it out of the output,
+            "fail" stops the job at it, "retry" tries it again though its failure looks permanent,
+            and then keeps it. Or a mapping of kinds of errors (`error.type`) to these, with "*" for
+            the others. Default: "keep"; "fail" with a processor that does not continue on errors,
+            unless `dead_letter` or `max_error_rate` is given.
+        on_length: "raise" asks again, with twice the `max_tokens`, for an answer that these cut
+            off; "truncate" shortens a prompt that is too long for the model; "raise,truncate" does
+            both. Default "keep": neither.
+        on_invalid_json: "retry" tells the model what was wrong with an answer that does not follow
+            the schema, and asks again, up to `max_attempts` times. Default "keep": it becomes an
+            error row.
+        dead_letter: a path ending in .jsonl for the rows that failed; the output leaves them out.
         retry_failed: run the error rows of an earlier run again, and nothing that succeeded.
         fresh: discard what an earlier run did.
         max_tokens_total: stop when prompts and answers of this run have so many tokens together.
-        max_error_rate: stop when more than this share (0 to 1) of the rows have failed, from 50 rows on.
-        deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that was stopped by one of
-            these limits raises `JobLimitError`, and can be resumed.
+        max_error_rate: stop when more than this share (0 to 1) of the rows failed, from 50 rows on.
+        deadline: stop then: seconds from now, a duration such as "2h", or a time. A job that one of
+            these limits stops raises `JobLimitError`, and can be resumed.
         max_attempts: how often a row is tried if its failure may pass.
-        row_timeout: seconds after which a row that is not answered becomes an error row (`engine_timeout`), all its
-            attempts together, from when it goes to the engine. Default: no limit.
+        row_timeout: seconds after which a row without an answer becomes an error row
+            (`engine_timeout`): all its attempts together, from when it goes to the engine. Default:
+            no limit.
         result_prefix: goes before the name of each result column.
         progress: show a progress line on standard error. Default: where that is a terminal.
     """
@@ -175,14 +188,18 @@ class Job:
             interrupts.restore()
 
     async def arun(self) -> RunResult:
-        """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is done."""
+        """Do the job in the running event loop. Raises `PenstockError`. Cancelling it keeps what is
+        done.
+        """
         with Interrupts() as interrupts:
             return await execute(await self._plan(), interrupts)
 
     def plan(self, *, trial: int = 32) -> Forecast:
-        """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its time.
+        """What the job will be like: its rows, tokens, duplicates, rows that are too long, and its
+        time.
 
-        Reads the data, starts the engine, and asks for `trial` rows. Writes nothing. Raises `PenstockError`.
+        Reads the data, starts the engine, and asks for `trial` rows. Writes nothing. Raises
+        `PenstockError`.
         """
         try:
             asyncio.get_running_loop()
@@ -198,26 +215,35 @@ class Job:
         if trial < 0:
             raise ConfigError(f"must be at least 0, not {trial}", field="trial", value=trial)
         if self.source == "-" or isinstance(self.source, AsyncIterable | Iterator):
-            raise ConfigError("can be read once only, and the job itself must read it", field="source")
+            raise ConfigError(
+                "can be read once only, and the job itself must read it", field="source"
+            )
         return await forecast(await self._plan(), trial)
 
     @property
     def _engine_object(self) -> LLMEngine | None:
         """The engine that the caller has made, if it is one."""
-        given = self.engine if self.processor is None else getattr(self.processor.config, "engine", None)
+        given = (
+            self.engine
+            if self.processor is None
+            else getattr(self.processor.config, "engine", None)
+        )
         return given if isinstance(given, LLMEngine) else None
 
     def _check_may_wait(self, instead: str) -> None:
         """Whether a running event loop can wait for the job. Raises `ConfigError`."""
         if self._engine_object is not None:
-            raise ConfigError(f"an engine object belongs to its event loop; use `{instead}`", field="engine")
+            raise ConfigError(
+                f"an engine object belongs to its event loop; use `{instead}`", field="engine"
+            )
         if self.processor is not None:
             background.check_may_wait()
 
     def _main(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work`, done in an event loop; a stop by signal raised as `JobInterrupted`.
 
-        A processor's is that of all work that has no event loop of its own: there are the engines that it names.
+        A processor's is that of all work that has no event loop of its own: there are the engines
+        that it names.
         """
         try:
             return asyncio.run(work) if self.processor is None else background.run(work)
@@ -236,7 +262,8 @@ class Job:
 
         threading.Thread(target=main, name="penstock-job").start()
         while not future.done():
-            concurrent.futures.wait([future], 0.2)  # not for ever, so that signals come through on every system
+            # Not for ever, so that signals come through on every system.
+            concurrent.futures.wait([future], 0.2)
         return future.result()
 
     async def _run(self, interrupts: Interrupts) -> RunResult:
@@ -248,16 +275,26 @@ class Job:
                     raise
                 raise _Stopped(interrupts.received, "stopped") from None
             if result.stopped_by is not None:
-                kept = "are kept: the same command goes on" if result.output not in (None, "-") else "were done"
-                raise _Stopped(result.stopped_by, f"stopped after {result.counts.rows:,} rows, which {kept}")
+                kept = (
+                    "are kept: the same command goes on"
+                    if result.output not in (None, "-")
+                    else "were done"
+                )
+                raise _Stopped(
+                    result.stopped_by, f"stopped after {result.counts.rows:,} rows, which {kept}"
+                )
             return result
 
     async def rows_to_read(self) -> Any:
-        """For a job as the source of another: what it makes, run first or taken up. Raises as `arun`."""
+        """For a job as the source of another: what it makes, run first or taken up. Raises as
+        `arun`.
+        """
         return await (await self.arun()).rows_to_read()
 
     async def _plan(self) -> Plan:
-        """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or `OutputError`."""
+        """Check all that can be checked without the engine. Raises `ConfigError`, `InputError` or
+        `OutputError`.
+        """
         self._check_choices()
         schema = structured.load(self.schema)
         sampling = self._sampling(schema)
@@ -282,20 +319,32 @@ class Job:
         if isinstance(output, Output):
             for field, path in (("output", output.path), ("dead_letter", output.dead_letter)):
                 if path is not None and source.reads(path):
-                    raise ConfigError(f"{path} is part of the input, or would be read as such", field=field, value=path)
+                    raise ConfigError(
+                        f"{path} is part of the input, or would be read as such",
+                        field=field,
+                        value=path,
+                    )
         form: ColumnRequests | OpenAILines | ProcessorRows
         constant: str | None = None
         policy = ErrorPolicy(self.on_error or "keep")
         if self.processor is not None:
-            self._check_unset(_REPAIRS, "is said in the configuration of the processor, in a field of this name")
-            self._check_unset(_ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor")
+            self._check_unset(
+                _REPAIRS, "is said in the configuration of the processor, in a field of this name"
+            )
+            self._check_unset(
+                _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
+            )
             counts_on_errors = self.dead_letter is not None or self.max_error_rate is not None
             going_on = self.processor.config.should_continue_on_error or counts_on_errors
             if self.on_error is None and not going_on:
                 policy = ErrorPolicy("fail")
             keep_errors = going_on or self.on_error not in (None, "fail")
             form = self.processor.rows(packed=output is not None, keep_errors=keep_errors)
-        elif self.prompt is None and self.messages is None and (source.first is None or are_lines(source.first)):
+        elif (
+            self.prompt is None
+            and self.messages is None
+            and (source.first is None or are_lines(source.first))
+        ):
             self._check_lines(output)
             assert engine is not None
             form = OpenAILines(model=engine.model_source, created=int(time.time()))
@@ -316,11 +365,14 @@ class Job:
             )
             if self.prompt is None and self.messages is None:
                 raise ConfigError(
-                    "say what to ask: give a prompt with {column} in it, or a column of messages", field="prompt"
+                    "say what to ask: give a prompt with {column} in it, or a column of messages",
+                    field="prompt",
                 )
             if self.prompt is not None and not form.columns and 1 not in (self.limit, source.rows):
                 known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
-                _log.warning("The prompt names no {column}, so all rows ask the same.%s", printable(known))
+                _log.warning(
+                    "The prompt names no {column}, so all rows ask the same.%s", printable(known)
+                )
             if source.columns:
                 flat = isinstance(output, Output) and output.form == "csv"
                 form.check(source.columns, source.every_column(), flat=flat)
@@ -336,7 +388,9 @@ class Job:
             keep_order=self.order == "input",
             policy=policy,
             limits=Limits(
-                tokens=self.max_tokens_total, error_rate=self.max_error_rate, seconds=seconds_until(self.deadline)
+                tokens=self.max_tokens_total,
+                error_rate=self.max_error_rate,
+                seconds=seconds_until(self.deadline),
             ),
             retry_failed=self.retry_failed,
             fresh=self.fresh,
@@ -346,11 +400,15 @@ class Job:
         )
 
     def _engine(self) -> LLMEngine:
-        engine = engine_for(self.model, self.engine, self.engine_kwargs, deterministic=self.deterministic)
+        engine = engine_for(
+            self.model, self.engine, self.engine_kwargs, deterministic=self.deterministic
+        )
         if self.runtime == "local":
             return engine
         if self._engine_object is not None:
-            raise ConfigError("an engine object is in this process, and no replica on Ray", field="engine")
+            raise ConfigError(
+                "an engine object is in this process, and no replica on Ray", field="engine"
+            )
         if self.adapter is not None and os.path.isdir(self.adapter):
             engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
         replicated: LLMEngine = runtimes.load(runtimes.ENGINES, self.runtime)(engine, self.replicas)
@@ -361,16 +419,21 @@ class Job:
         if self.runtime == "local" and self.replicas != 1:
             raise ConfigError("is for the runtime 'ray'", field="replicas", value=self.replicas)
         if self.runtime == "ray" and self.processor is not None:
-            raise ConfigError("a processor runs on Ray when it is called on a Ray data set", field="runtime")
+            raise ConfigError(
+                "a processor runs on Ray when it is called on a Ray data set", field="runtime"
+            )
         if self.prompt is not None and self.messages is not None:
             raise ConfigError("give a prompt or a column of messages, not both", field="messages")
 
     def _check_lines(self, output: Output | Literal["-"] | None) -> None:
         self._check_unset(
-            _ROW_OPTIONS | _SAMPLING, "has no meaning for OpenAI batch lines, whose bodies say what is asked"
+            _ROW_OPTIONS | _SAMPLING,
+            "has no meaning for OpenAI batch lines, whose bodies say what is asked",
         )
         if isinstance(output, Output) and output.form != "jsonl":
-            raise ConfigError("OpenAI batch lines are answered in .jsonl", field="output", value=output.path)
+            raise ConfigError(
+                "OpenAI batch lines are answered in .jsonl", field="output", value=output.path
+            )
 
     def _check_unset(self, names: frozenset[str], why: str) -> None:
         for option in fields(self):
@@ -415,7 +478,11 @@ class Job:
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
             stop_token_ids=tuple(self.stop_token_ids),
             ignore_eos=self.ignore_eos,
-            structured=StructuredOutput("json_schema", schema.text, checked=True) if schema is not None else None,
+            structured=(
+                StructuredOutput("json_schema", schema.text, checked=True)
+                if schema is not None
+                else None
+            ),
         )
 
     def _identity(
@@ -460,11 +527,14 @@ class Job:
         }
 
 
-def _values_for(source: Source, output: Output | Literal["-"] | None) -> Literal["json", "parquet"] | None:
+def _values_for(
+    source: Source, output: Output | Literal["-"] | None
+) -> Literal["json", "parquet"] | None:
     if output is None or source.json_values:
         return None
     if isinstance(output, Output) and output.columnar:
-        return "parquet" if source.schema is None else None  # columns of a schema pass through in Arrow form
+        # Columns of a schema pass through in Arrow form.
+        return "parquet" if source.schema is None else None
     return "json"
 
 

@@ -25,9 +25,10 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class ErrorPolicy:
     """What to do with rows that fail, by the kind of their error.
 
-    "keep" makes an error row of them, "skip" leaves them out of the output, "fail" ends the job, "retry" asks again,
-    where that would not be done of itself, and keeps what fails nevertheless. `given` is one action for all, or a
-    mapping of kinds to actions, in which "*" stands for the others. Raises `ConfigError`.
+    "keep" makes an error row of them, "skip" leaves them out of the output, "fail" ends the job,
+    "retry" asks again, where that would not be done of itself, and keeps what fails nevertheless.
+    `given` is one action for all, or a mapping of kinds to actions, in which "*" stands for the
+    others. Raises `ConfigError`.
     """
 
     def __init__(self, given: str | Mapping[str, str]) -> None:
@@ -36,10 +37,14 @@ class ErrorPolicy:
             if action not in ACTIONS:
                 said = f"{kind}: " if kind != OTHERS else ""
                 raise ConfigError(
-                    f"{said}must be keep, fail, skip or retry, not {action!r}", field="on_error", value=action
+                    f"{said}must be keep, fail, skip or retry, not {action!r}",
+                    field="on_error",
+                    value=action,
                 )
             if kind != OTHERS and kind not in _kinds():
-                raise ConfigError(f"no error is called '{kind}'", field="on_error", hint=nearest(kind, _kinds()))
+                raise ConfigError(
+                    f"no error is called '{kind}'", field="on_error", hint=nearest(kind, _kinds())
+                )
         self._actions = actions
         self._default = actions.get(OTHERS, "keep")
 
@@ -67,12 +72,17 @@ def _kinds() -> frozenset[str]:
 class Limits:
     """When a job stops, cleanly and to be resumed.
 
-    `tokens` is the most of prompts and answers together, computed in this run; `error_rate` the largest share of rows
-    that may fail, seen from 50 rows on; `seconds` the time that is left, also for what is done before the first row.
+    `tokens` is the most of prompts and answers together, computed in this run; `error_rate` the
+    largest share of rows that may fail, seen from 50 rows on; `seconds` the time that is left, also
+    for what is done before the first row.
     """
 
     def __init__(
-        self, *, tokens: int | None = None, error_rate: float | None = None, seconds: float | None = None
+        self,
+        *,
+        tokens: int | None = None,
+        error_rate: float | None = None,
+        seconds: float | None = None,
     ) -> None:
         self._ends = None if seconds is None else time.monotonic() + seconds
         self._tokens = tokens
@@ -84,15 +94,24 @@ class Limits:
         return None if self._ends is None else self._ends - time.monotonic()
 
     def exceeded(self, counts: Counts, *, end: bool = False) -> JobLimitError | None:
-        """The limit that these counts have reached, if any. `end`: there are no more rows to come."""
+        """The limit that these counts have reached, if any. `end`: there are no more rows to
+        come.
+        """
         tokens = counts.prompt_tokens + counts.completion_tokens
         if self._tokens is not None and tokens >= self._tokens and not end:
-            return JobLimitError(f"{tokens:,} tokens were computed, and max_tokens_total is {self._tokens:,}")
+            return JobLimitError(
+                f"{tokens:,} tokens were computed, and max_tokens_total is {self._tokens:,}"
+            )
         rate = self._error_rate
-        if rate is not None and counts.failed > rate * counts.rows and (end or counts.rows >= _ENOUGH_ROWS):
+        if (
+            rate is not None
+            and counts.failed > rate * counts.rows
+            and (end or counts.rows >= _ENOUGH_ROWS)
+        ):
             share = counts.failed / counts.rows
             return JobLimitError(
-                f"{counts.failed:,} of {counts.rows:,} rows failed ({share:.1%}), and max_error_rate is {rate:.1%}"
+                f"{counts.failed:,} of {counts.rows:,} rows failed ({share:.1%}), and"
+                f" max_error_rate is {rate:.1%}"
             )
         return None
 
@@ -102,15 +121,17 @@ class Limits:
 
 
 def seconds_until(deadline: Any) -> float | None:
-    """The seconds from now to a deadline: a number of them, a `timedelta`, text such as "90s", "30m" or "2h", or a
-    point in time (a `datetime`, or as ISO 8601 text). Raises `ConfigError`.
+    """The seconds from now to a deadline: a number of them, a `timedelta`, text such as "90s",
+    "30m" or "2h", or a point in time (a `datetime`, or as ISO 8601 text). Raises `ConfigError`.
     """
     if deadline is None:
         return None
     seconds = _seconds(deadline)
     if seconds is None or not math.isfinite(seconds):
         raise ConfigError(
-            f"must be seconds, a duration such as '30m', or a time, not {deadline!r}", field="deadline", value=deadline
+            f"must be seconds, a duration such as '30m', or a time, not {deadline!r}",
+            field="deadline",
+            value=deadline,
         )
     if seconds <= 0:
         raise ConfigError(f"has passed: {deadline}", field="deadline", value=deadline)

@@ -41,7 +41,10 @@ class Progress:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._task is not None:
             self._task.cancel()
@@ -73,10 +76,15 @@ class Progress:
 
 
 def summary(result: RunResult) -> str:
-    """The lines that tell how a job went: rows, errors by type, tokens, time, where the output is."""
+    """The lines that tell how a job went: rows, errors by type, tokens, time, where the output
+    is.
+    """
     counts = result.counts
     if result.already_complete:
-        return f"Complete already: {_rows(counts)} in {result.output}. Nothing to do; --fresh computes it again."
+        return (
+            f"Complete already: {_rows(counts)} in {result.output}. Nothing to do; --fresh computes"
+            " it again."
+        )
     lines = [_rows(counts)]
     taken = [
         f"{number:,} {what}"
@@ -90,12 +98,16 @@ def summary(result: RunResult) -> str:
         lines[0] += f" ({', '.join(taken)})"
     lines += [f"  {number:,} × {kind}" for kind, number in sorted(counts.errors.items())]
     lines.append(
-        f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached), {counts.completion_tokens:,} out, "
-        f"{duration(counts.seconds)}, {counts.tokens_per_second:,.0f} tokens/s"
+        f"{counts.prompt_tokens:,} tokens in ({counts.cached_tokens:,} cached),"
+        f" {counts.completion_tokens:,} out, {duration(counts.seconds)},"
+        f" {counts.tokens_per_second:,.0f} tokens/s"
     )
     pauses = counts.pauses
     if pauses.count:
-        lines.append(f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for {pauses.server}")
+        lines.append(
+            f"Pauses for servers: {pauses.count:,}, up to {span(pauses.longest_s)} for"
+            f" {pauses.server}"
+        )
     if pauses.given_up:
         lines.append(f"Given up after a server's refusals: {pauses.given_up:,}")
     if result.output not in (None, "-"):

@@ -19,8 +19,9 @@ from penstock.types import ChatRequest
 
 
 class PromptLength(NamedTuple):
-    """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those of both together
-    that the model takes. `shortened`: a prompt that is too long is not refused, but cut until it fits.
+    """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those
+    of both together that the model takes. `shortened`: a prompt that is too long is not refused,
+    but cut until it fits.
     """
 
     tokens: int
@@ -54,20 +55,33 @@ async def prompt_length(asker: Asker, row: Row) -> PromptLength | None:
     if tokens is None:
         return None
     return PromptLength(
-        tokens, request.sampling.max_tokens or 1, engine.capabilities.context_length, shortened=repair.truncate
+        tokens,
+        request.sampling.max_tokens or 1,
+        engine.capabilities.context_length,
+        shortened=repair.truncate,
     )
 
 
 def _asked(asker: Asker, row: Row) -> tuple[LLMEngine, Request, Repair] | None:
-    """What the engine is asked for a row, where that shows before anything has been done with it."""
+    """What the engine is asked for a row, where that shows before anything has been done with
+    it.
+    """
     if isinstance(asker, EngineAsker):
         if not isinstance(row.request, ChatRequest):
             return None
-        return asker.engine, row.request, asker.form.repair if isinstance(asker.form, ColumnRequests) else Repair()
+        return (
+            asker.engine,
+            row.request,
+            asker.form.repair if isinstance(asker.form, ColumnRequests) else Repair(),
+        )
     if not isinstance(asker, Pipeline):
         return None
     others = [worker for worker in asker.workers if not isinstance(worker, ChatTemplates | Tokens)]
-    if not others or not isinstance(first := others[0], EngineRequests) or (asked := first.asked(row.request)) is None:
+    if (
+        not others
+        or not isinstance(first := others[0], EngineRequests)
+        or (asked := first.asked(row.request)) is None
+    ):
         return None
     return *asked, first.repair
 

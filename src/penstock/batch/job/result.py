@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 class RunResult:
     """The end of a job: its `counts`, and where its rows are.
 
-    `output` is the path or URL of the output, None for results in memory. `already_complete` says that an
-    earlier run had done everything; then only `counts.rows` and `counts.errors` are set. `stopped_by` is the
-    number of the signal that drained the job before its end.
+    `output` is the path or URL of the output, None for results in memory. `already_complete` says
+    that an earlier run had done everything; then only `counts.rows` and `counts.errors` are set.
+    `stopped_by` is the number of the signal that drained the job before its end.
     """
 
     counts: Counts
@@ -67,7 +67,9 @@ class RunResult:
                 yield from python_rows(batch)
 
     async def rows_to_read(self) -> Any:
-        """What a job that has this result as its source reads. Raises `InputError` for what went to standard output."""
+        """What a job that has this result as its source reads. Raises `InputError` for what went to
+        standard output.
+        """
         if self.output == "-":
             raise InputError("rows that went to standard output cannot be read again")
         return self.output if self.output is not None else list(self.rows())
@@ -80,8 +82,12 @@ class RunResult:
             tables = self._tables()
             if not self._items:
                 return tables.empty()
-            return tables.make([row for row, _ in self._items], [outcome for _, outcome in self._items])
-        if self.output not in (None, "-") and not self.output.lower().endswith((".jsonl", ".ndjson", ".csv")):
+            return tables.make(
+                [row for row, _ in self._items], [outcome for _, outcome in self._items]
+            )
+        if self.output not in (None, "-") and not self.output.lower().endswith(
+            (".jsonl", ".ndjson", ".csv")
+        ):
             return read_parquet(_parquet_files(self.output))
         from penstock.batch.write.tables import from_rows
 
@@ -100,6 +106,12 @@ def _open(path: str, mode: str) -> Any:
 def _parquet_files(path: str) -> list[str]:
     if is_url(path):
         fs, inner = filesystem(path)
-        found = sorted(fs.glob(f"{inner.rstrip('/')}/part-*.parquet")) if fs.isdir(inner) else [inner]
+        found = (
+            sorted(fs.glob(f"{inner.rstrip('/')}/part-*.parquet")) if fs.isdir(inner) else [inner]
+        )
         return [fs.unstrip_protocol(name) for name in found]
-    return sorted(glob.glob(os.path.join(glob.escape(path), "part-*.parquet"))) if os.path.isdir(path) else [path]
+    return (
+        sorted(glob.glob(os.path.join(glob.escape(path), "part-*.parquet")))
+        if os.path.isdir(path)
+        else [path]
+    )

@@ -15,7 +15,9 @@ T = TypeVar("T")
 
 
 def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], Callable[P, T]]:
-    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`, without writing them again."""
+    """Give a function the parameters of `Job`, for type checkers, IDEs and `help`, without writing
+    them again.
+    """
 
     def decorate(function: Callable[..., T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -32,16 +34,19 @@ def _with_parameters_of(job: Callable[P, Job]) -> Callable[[Callable[..., T]], C
 
 @_with_parameters_of(Job)
 def run(*args: Any, **kwargs: Any) -> RunResult:
-    """Run a language model over a data set and return when all rows are done. Takes what `Job` takes.
+    """Run a language model over a data set and return when all rows are done. Takes what `Job`
+    takes.
 
-    Works inside a running event loop too (as in a notebook), except with an engine object: use `arun` there.
-    Ctrl-C and SIGTERM finish the rows in flight, keep what is done and raise `KeyboardInterrupt`; the same call
-    resumes.
+    Works inside a running event loop too (as in a notebook), except with an engine object: use
+    `arun` there. Ctrl-C and SIGTERM finish the rows in flight, keep what is done and raise
+    `KeyboardInterrupt`; the same call resumes.
     """
     return Job(*args, **kwargs).run()
 
 
 @_with_parameters_of(Job)
 def arun(*args: Any, **kwargs: Any) -> Awaitable[RunResult]:
-    """Like `run`, for a running event loop: `result = await penstock.arun(...)`. Cancelling it keeps what is done."""
+    """Like `run`, for a running event loop: `result = await penstock.arun(...)`. Cancelling it
+    keeps what is done.
+    """
     return Job(*args, **kwargs).arun()

@@ -26,7 +26,12 @@ from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import RowFunction
 from penstock.batch.rows.repair import Repair
 from penstock.batch.stages.base import StatefulStage
-from penstock.batch.stages.engine import EngineStage, OpenVINOEngineStage, SGLangEngineStage, vLLMEngineStage
+from penstock.batch.stages.engine import (
+    EngineStage,
+    OpenVINOEngineStage,
+    SGLangEngineStage,
+    vLLMEngineStage,
+)
 from penstock.batch.stages.http import HttpRequestStage
 from penstock.batch.stages.multimodal import PrepareMultimodalStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
@@ -52,7 +57,9 @@ _OWN_ARGUMENTS = ("preprocess", "postprocess", "preprocess_map_kwargs", "postpro
 
 
 class ProcessorBuilder:
-    """Knows how a processor is made from each type of configuration. Your own types are registered here."""
+    """Knows how a processor is made from each type of configuration. Your own types are registered
+    here.
+    """
 
     _builders: ClassVar[dict[type[ProcessorConfig], Builder]] = {}
 
@@ -63,12 +70,16 @@ class ProcessorBuilder:
         Raises `ConfigError` if the type is taken.
         """
         if config_type in cls._builders:
-            raise ConfigError(f"a builder of {config_type.__name__} is registered already", field="config_type")
+            raise ConfigError(
+                f"a builder of {config_type.__name__} is registered already", field="config_type"
+            )
         cls._builders[config_type] = builder
 
     @classmethod
     def clear_registry(cls) -> None:
-        """Forget all builders that were registered. Those of the configurations that come with Penstock stay."""
+        """Forget all builders that were registered. Those of the configurations that come with
+        Penstock stay.
+        """
         cls._builders.clear()
 
     @classmethod
@@ -76,13 +87,19 @@ class ProcessorBuilder:
         """Raise `ConfigError` if they repeat an argument of `build_processor`."""
         repeated = [name for name in _OWN_ARGUMENTS if name in (builder_kwargs or {})]
         if repeated:
-            raise ConfigError(f"give {', '.join(repeated)} to build_processor itself", field="builder_kwargs")
+            raise ConfigError(
+                f"give {', '.join(repeated)} to build_processor itself", field="builder_kwargs"
+            )
 
     @classmethod
     def build(
-        cls, config: ProcessorConfig, override_stage_config_fn: Override | None = None, **kwargs: Any
+        cls,
+        config: ProcessorConfig,
+        override_stage_config_fn: Override | None = None,
+        **kwargs: Any,
     ) -> Processor:
-        """Make the processor. `override_stage_config_fn` gets each stage's name and the stage, which it may change.
+        """Make the processor. `override_stage_config_fn` gets each stage's name and the stage,
+        which it may change.
 
         `kwargs` go to the builder. Raises `ConfigError`, also for some that it does not take.
         """
@@ -90,7 +107,9 @@ class ProcessorBuilder:
         builder = next((kinds[kind] for kind in type(config).__mro__ if kind in kinds), None)
         if builder is None:
             hint = nearest(type(config).__name__, (kind.__name__ for kind in kinds))
-            raise ConfigError(f"nothing builds a {type(config).__name__}", field="config", hint=hint)
+            raise ConfigError(
+                f"nothing builds a {type(config).__name__}", field="config", hint=hint
+            )
         _check_taken(builder, kwargs, type(config).__name__)
         processor = builder(config, **kwargs)
         if override_stage_config_fn is not None:
@@ -109,10 +128,10 @@ def build_processor(
 ) -> Processor:
     """A processor: call it on a data set.
 
-    `preprocess` takes a row as a dict and returns the columns that the stages read, which are added to the row's own;
-    `postprocess` takes the row with all columns and returns the output row. `builder_kwargs` go to the builder of the
-    configuration's type: those of engines take `chat_template_kwargs`, variables of the chat template for all rows.
-    Raises `ConfigError`.
+    `preprocess` takes a row as a dict and returns the columns that the stages read, which are added
+    to the row's own; `postprocess` takes the row with all columns and returns the output row.
+    `builder_kwargs` go to the builder of the configuration's type: those of engines take
+    `chat_template_kwargs`, variables of the chat template for all rows. Raises `ConfigError`.
     """
     ProcessorBuilder.validate_builder_kwargs(builder_kwargs)
     return ProcessorBuilder.build(
@@ -138,7 +157,9 @@ def _building(stages: Stages) -> Builder:
     ) -> Processor:
         _check_taken(stages, more, type(config).__name__)
         made = stages(config, **more)
-        return Processor(config, made, preprocess, postprocess, preprocess_map_kwargs, postprocess_map_kwargs)
+        return Processor(
+            config, made, preprocess, postprocess, preprocess_map_kwargs, postprocess_map_kwargs
+        )
 
     return build
 
@@ -152,7 +173,9 @@ def _check_taken(function: Callable[..., Any], given: Iterable[str], kind: str) 
         if name not in taken:
             known = [other for other in taken if other not in ("config", *_OWN_ARGUMENTS)]
             hint = nearest(name, known) or "It takes none"
-            raise ConfigError(f"the builder of {kind} takes no '{name}'", field="builder_kwargs", hint=hint)
+            raise ConfigError(
+                f"the builder of {kind} takes no '{name}'", field="builder_kwargs", hint=hint
+            )
 
 
 def _engine_stages(
@@ -164,18 +187,34 @@ def _engine_stages(
     source = EngineSource(config.engine_name, config.model_source, options, config.engine)
     generates = config.task_type == "generate"
     for name in ("on_length", "on_invalid_json"):
-        meant = ("keep", "truncate") if name == "on_length" and config.task_type == "embed" else ("keep",)
+        meant = (
+            ("keep", "truncate")
+            if name == "on_length" and config.task_type == "embed"
+            else ("keep",)
+        )
         if not generates and getattr(config, name) not in meant:
             raise ConfigError(f"has no meaning for the task '{config.task_type}'", field=name)
     template_field = _legacy(config.chat_template_stage, config.apply_chat_template)
     chat = stage_config(ChatTemplateStageConfig, template_field, "chat_template_stage")
-    tokens = stage_config(TokenizerStageConfig, _legacy(config.tokenize_stage, config.tokenize), "tokenize_stage")
-    texts = stage_config(DetokenizeStageConfig, _legacy(config.detokenize_stage, config.detokenize), "detokenize_stage")
+    tokens = stage_config(
+        TokenizerStageConfig, _legacy(config.tokenize_stage, config.tokenize), "tokenize_stage"
+    )
+    texts = stage_config(
+        DetokenizeStageConfig,
+        _legacy(config.detokenize_stage, config.detokenize),
+        "detokenize_stage",
+    )
     media_field = _legacy(config.prepare_multimodal_stage, config.has_image)
     media = stage_config(PrepareMultimodalStageConfig, media_field, "prepare_multimodal_stage")
-    for name, stage in (("chat_template_stage", chat), ("tokenize_stage", tokens), ("detokenize_stage", texts)):
+    for name, stage in (
+        ("chat_template_stage", chat),
+        ("tokenize_stage", tokens),
+        ("detokenize_stage", texts),
+    ):
         if stage is not None and stage.model_source not in (None, config.model_source):
-            raise ConfigError("must be that of the processor, whose engine does it", field=f"{name}.model_source")
+            raise ConfigError(
+                "must be that of the processor, whose engine does it", field=f"{name}.model_source"
+            )
 
     stages: list[StatefulStage] = []
     if media is not None:
@@ -194,9 +233,13 @@ def _engine_stages(
     templated = chat is not None and generates and (_own(template_field) or tokenizes)
     if chat is not None and generates:
         own = {"source": source, "template": template, "variables": variables}
-        stages.append(_text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated))
+        stages.append(
+            _text_stage(ChatTemplateStage, ChatTemplates, own, config, chat, real=templated)
+        )
     if tokens is not None and generates:
-        stages.append(_text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=tokenizes))
+        stages.append(
+            _text_stage(TokenizeStage, Tokens, {"source": source}, config, tokens, real=tokenizes)
+        )
     detokenizes = texts is not None and generates and _own(config.detokenize_stage)
     stages.append(
         _stage_kind(config)(
@@ -218,14 +261,18 @@ def _engine_stages(
         )
     )
     if texts is not None and generates:
-        stages.append(_text_stage(DetokenizeStage, Texts, {"source": source}, config, texts, real=detokenizes))
+        stages.append(
+            _text_stage(DetokenizeStage, Texts, {"source": source}, config, texts, real=detokenizes)
+        )
     return stages
 
 
 def _http_stages(config: HttpRequestProcessorConfig) -> list[StatefulStage]:
     stage = stage_config(HttpRequestStageConfig, config.http_request_stage, "http_request_stage")
     if stage is None:
-        raise ConfigError("cannot be left out: it is all that this processor does", field="http_request_stage")
+        raise ConfigError(
+            "cannot be left out: it is all that this processor does", field="http_request_stage"
+        )
     placing = _placing(config, stage)
     arguments = {
         "url": config.url,
@@ -301,7 +348,9 @@ def _text_stage(
 
 
 def _placing(config: ProcessorConfig, stage: StageConfig) -> dict[str, Any]:
-    """How many workers a stage has, how many rows each, and what each takes; the processor's where it does not say."""
+    """How many workers a stage has, how many rows each, and what each takes; the processor's where
+    it does not say.
+    """
     placing = {
         "batch_size": stage.batch_size or config.batch_size,
         "concurrency": stage.concurrency or config.concurrency,

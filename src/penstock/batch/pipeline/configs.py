@@ -15,13 +15,17 @@ from penstock.llm_config import PlacementGroupConfig
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0)]
 Concurrency = Positive | Annotated[tuple[Positive, ...], Meta(min_length=2, max_length=2)]
-"""Workers of a stage: so many, or from so many to so many. On one machine the most are taken at once."""
+"""Workers of a stage: so many, or from so many to so many. On one machine the most are taken at
+once.
+"""
 
 
 def check_concurrency(given: int | tuple[int, ...] | None) -> None:
     """Raise `ConfigError` for a pair whose first number is the larger one."""
     if not isinstance(given, int | None) and given[0] > given[-1]:
-        raise ConfigError("the least must not be more than the most", field="concurrency", value=given)
+        raise ConfigError(
+            "the least must not be more than the most", field="concurrency", value=given
+        )
 
 
 TaskType = Literal["generate", "embed", "classify", "score", "transcribe"]
@@ -41,8 +45,9 @@ COSTS_ONLY = frozenset(
         *("request_timeout_s", "rows_per_call"),
     }
 )
-"""Fields of processors and of stages that cost memory or time, or say where, and decide no row of the
-output: a job that is taken up again may have others. What decides of `engine_kwargs`, the engine says.
+"""Fields of processors and of stages that cost memory or time, or say where, and decide no row of
+the output: a job that is taken up again may have others. What decides of `engine_kwargs`, the
+engine says.
 """
 
 
@@ -50,8 +55,8 @@ output: a job that is taken up again may have others. What decides of `engine_kw
 class StageConfig(Options, frozen=True, kw_only=True):
     """What every stage's configuration has.
 
-    `concurrency` is the number of workers and `batch_size` how many rows each has at a time; None takes the
-    processor's. `num_cpus`, `memory` (bytes) and `runtime_env` are for Ray.
+    `concurrency` is the number of workers and `batch_size` how many rows each has at a time; None
+    takes the processor's. `num_cpus`, `memory` (bytes) and `runtime_env` are for Ray.
     """
 
     enabled: bool = True
@@ -88,9 +93,9 @@ class DetokenizeStageConfig(StageConfig, frozen=True, kw_only=True):
 class PrepareMultimodalStageConfig(StageConfig, frozen=True, kw_only=True):
     """Images in `messages`, by path, URL or bytes, to images within the messages.
 
-    `chat_template_content_format` and `apply_sys_msg_formatting`: with "openai", or if true, texts stay lists of parts;
-    else a message without images gets its text as one string. `timeout_s` is how long the loading of an image may take,
-    `max_bytes` how large it may be.
+    `chat_template_content_format` and `apply_sys_msg_formatting`: with "openai", or if true, texts
+    stay lists of parts; else a message without images gets its text as one string. `timeout_s` is
+    how long the loading of an image may take, `max_bytes` how large it may be.
     """
 
     model_source: str | None = None
@@ -109,9 +114,10 @@ class HttpRequestStageConfig(StageConfig, frozen=True, kw_only=True):
 class ProcessorConfig(Options, frozen=True, kw_only=True):
     """What every processor's configuration has, and the base of your own.
 
-    `batch_size` and `concurrency` are those of each stage that does not say otherwise. With `should_continue_on_error`
-    a row that fails becomes an error row, and each row has the columns `status` and `error`; else the first failure
-    ends the run. `accelerator_type` and `resources_per_bundle` are for Ray.
+    `batch_size` and `concurrency` are those of each stage that does not say otherwise. With
+    `should_continue_on_error` a row that fails becomes an error row, and each row has the columns
+    `status` and `error`; else the first failure ends the run. `accelerator_type` and
+    `resources_per_bundle` are for Ray.
     """
 
     batch_size: Positive = 32
@@ -128,10 +134,11 @@ class ProcessorConfig(Options, frozen=True, kw_only=True):
 class HttpRequestProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     """Sends each row's `payload` to `url` and puts the JSON answer into `http_response`.
 
-    `batch_size` requests of each worker are under way at a time; with `adaptive` fewer while the endpoint refuses for
-    load. `qps`, `requests_per_minute` and `tokens_per_minute` are limits of all workers together. A request whose
-    failure may pass is sent again up to `max_retries` times, after `base_retry_wait_time_in_s` seconds, doubled each
-    time, or when the endpoint asks for it. `session_factory` makes the aiohttp session. `timeout_s` is for one attempt.
+    `batch_size` requests of each worker are under way at a time; with `adaptive` fewer while the
+    endpoint refuses for load. `qps`, `requests_per_minute` and `tokens_per_minute` are limits of
+    all workers together. A request whose failure may pass is sent again up to `max_retries` times,
+    after `base_retry_wait_time_in_s` seconds, doubled each time, or when the endpoint asks for it.
+    `session_factory` makes the aiohttp session. `timeout_s` is for one attempt.
     """
 
     batch_size: Positive = 64
@@ -151,23 +158,26 @@ class HttpRequestProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
 class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     """What processors on an engine have in common.
 
-    What runs: `model_source` and `engine_kwargs` make an engine of the processor's own; or `engine` is one that others
-    use as well: an engine object, which stays as its owner keeps it, or a name, under which the first processor that
-    needs it makes it, and which it keeps until `penstock.engines.registry.stop_engines`. `deterministic` makes it
-    answer the same request the same each time, whatever else runs.
+    What runs: `model_source` and `engine_kwargs` make an engine of the processor's own; or `engine`
+    is one that others use as well: an engine object, which stays as its owner keeps it, or a name,
+    under which the first processor that needs it makes it, and which it keeps until
+    `penstock.engines.registry.stop_engines`. `deterministic` makes it answer the same request the
+    same each time, whatever else runs.
 
-    What it does: `task_type` "generate", "embed", "classify", "score" or "transcribe". `dynamic_lora_loading_path` is
-    where the adapters lie that rows name in `model`.
+    What it does: `task_type` "generate", "embed", "classify", "score" or "transcribe".
+    `dynamic_lora_loading_path` is where the adapters lie that rows name in `model`.
 
-    Stages take True (the engine does it in its own pass), False, or a configuration (a stage of its own).
-    `apply_chat_template`, `chat_template`, `tokenize`, `detokenize` and `has_image` are older names of these.
+    Stages take True (the engine does it in its own pass), False, or a configuration (a stage of its
+    own). `apply_chat_template`, `chat_template`, `tokenize`, `detokenize` and `has_image` are older
+    names of these.
 
-    How: `max_pending_requests` are in flight at a time (default: a quarter more than the engine works on at once), a
-    row whose failure may pass is asked `max_attempts` times. With `on_length` "raise" an answer that its `max_tokens`
-    cut off is asked for again with twice as many, with "truncate" a prompt, or a text to embed, that is too long for
-    the model is shortened, "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow
-    the row's JSON Schema is asked for again, up to `max_attempts` times, the model being told what was wrong; a row
-    without a good one fails. `max_concurrent_batches`,
+    How: `max_pending_requests` are in flight at a time (default: a quarter more than the engine
+    works on at once), a row whose failure may pass is asked `max_attempts` times. With `on_length`
+    "raise" an answer that its `max_tokens` cut off is asked for again with twice as many, with
+    "truncate" a prompt, or a text to embed, that is too long for the model is shortened,
+    "raise,truncate" does both. With `on_invalid_json` "retry" an answer that does not follow the
+    row's JSON Schema is asked for again, up to `max_attempts` times, the model being told what was
+    wrong; a row without a good one fails. `max_concurrent_batches`,
     `max_tasks_in_flight_per_actor`, `runtime_env` and `placement_group_config` are for Ray.
     """
 
@@ -201,16 +211,24 @@ class EngineProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_concurrency(self.concurrency)
         if self.engine is None and self.model_source is None:
-            raise ConfigError("say which model: a directory, a file, a hub id, or 'demo'", field="model_source")
+            raise ConfigError(
+                "say which model: a directory, a file, a hub id, or 'demo'", field="model_source"
+            )
         for name in ("engine_kwargs", "deterministic"):
             if not getattr(self, name):
                 continue
             if self.engine is not None and not isinstance(self.engine, str):
-                raise ConfigError("has no meaning beside an engine object, which has its own", field=name)
+                raise ConfigError(
+                    "has no meaning beside an engine object, which has its own", field=name
+                )
             if self.model_source is None:
-                raise ConfigError(f"say in model_source of which model '{self.engine}' is made", field=name)
+                raise ConfigError(
+                    f"say in model_source of which model '{self.engine}' is made", field=name
+                )
         if self.placement_group_config is not None:
-            parse_options(PlacementGroupConfig, self.placement_group_config, "placement_group_config")
+            parse_options(
+                PlacementGroupConfig, self.placement_group_config, "placement_group_config"
+            )
 
 
 class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
@@ -232,12 +250,13 @@ class SGLangEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=Tr
 
 
 class ServeDeploymentProcessorConfig(ProcessorConfig, frozen=True, kw_only=True):
-    """Sends rows to a model that is served already: `method` and `request_kwargs` of each row, `dtype` naming the type
-    of its request.
+    """Sends rows to a model that is served already: `method` and `request_kwargs` of each row,
+    `dtype` naming the type of its request.
 
     On one machine `app_name` and `deployment_name` name an engine or handle of this process
-    (`penstock.engines.registry`), on Ray a Serve deployment. `dtype_mapping` maps the names in `dtype` to classes that
-    check the request. On Ray `rows_per_call` rows travel to a replica in one call, and come back as each is answered.
+    (`penstock.engines.registry`), on Ray a Serve deployment. `dtype_mapping` maps the names in
+    `dtype` to classes that check the request. On Ray `rows_per_call` rows travel to a replica in
+    one call, and come back as each is answered.
     """
 
     deployment_name: str
@@ -251,7 +270,8 @@ C = TypeVar("C", bound=StageConfig)
 
 
 def stage_config(kind: type[C], given: Any, where: str) -> C | None:
-    """The configuration in a stage field: a bool, a mapping, or the configuration itself; None if it is switched off.
+    """The configuration in a stage field: a bool, a mapping, or the configuration itself; None if
+    it is switched off.
 
     Raises `ConfigError`.
     """
@@ -264,7 +284,8 @@ def stage_config(kind: type[C], given: Any, where: str) -> C | None:
             raise ConfigError(str(error), field=where, value=given) from None
     if not isinstance(given, kind):
         raise ConfigError(
-            f"must be true, false, a mapping or a {kind.__name__}, not a {type(given).__name__}", field=where
+            f"must be true, false, a mapping or a {kind.__name__}, not a {type(given).__name__}",
+            field=where,
         )
     return given if given.enabled else None
 

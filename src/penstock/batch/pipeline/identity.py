@@ -7,7 +7,13 @@ from typing import Any
 
 import msgspec
 
-from penstock.batch.pipeline.configs import COSTS_ONLY, EngineProcessorConfig, ProcessorConfig, plain_value, shown
+from penstock.batch.pipeline.configs import (
+    COSTS_ONLY,
+    EngineProcessorConfig,
+    ProcessorConfig,
+    plain_value,
+    shown,
+)
 from penstock.batch.pipeline.function_identity import function_identity
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.stages.base import StatefulStage
@@ -21,12 +27,19 @@ def identity(processor: Processor) -> dict[str, Any]:
     said = _deciding_fields(config)
     engine = getattr(config, "engine", None)
     if isinstance(engine, LLMEngine):
-        said["engine"] = {"engine": engine.name, "model": engine.model_source, **engine.deciding_kwargs}
+        said["engine"] = {
+            "engine": engine.name,
+            "model": engine.model_source,
+            **engine.deciding_kwargs,
+        }
     if isinstance(config, EngineProcessorConfig) and "engine_kwargs" in said:
         deciding = engine_class(config.engine_name).deciding_options(said.pop("engine_kwargs"))
         said |= {"engine_kwargs": deciding} if deciding else {}
     does = {
-        name: [f"{stage.fn.__module__}.{stage.fn.__qualname__}", plain_value(_deciding_arguments(stage))]
+        name: [
+            f"{stage.fn.__module__}.{stage.fn.__qualname__}",
+            plain_value(_deciding_arguments(stage)),
+        ]
         for name, stage in processor.stages.items()
         if stage.fn is not None
     }
@@ -55,11 +68,13 @@ def _deciding_fields(config: ProcessorConfig) -> dict[str, Any]:
 
 
 def _deciding_arguments(stage: StatefulStage) -> dict[str, Any]:
-    """What a stage's workers are made with; of those of this package without what decides nothing, and without the
-    engine, of which the configuration tells.
+    """What a stage's workers are made with; of those of this package without what decides nothing,
+    and without the engine, of which the configuration tells.
     """
     assert stage.fn is not None
     if not stage.fn.__module__.startswith("penstock."):
         return stage.fn_constructor_kwargs
     left_out = COSTS_ONLY | {"source", "most", "repair"}
-    return {name: value for name, value in stage.fn_constructor_kwargs.items() if name not in left_out}
+    return {
+        name: value for name, value in stage.fn_constructor_kwargs.items() if name not in left_out
+    }

@@ -1,4 +1,6 @@
-"""Calls that may take long, kept off the event loop; those that prove quick are made in place, which is cheaper."""
+"""Calls that may take long, kept off the event loop; those that prove quick are made in place,
+which is cheaper.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from typing import Any
 from penstock.batch.rows.user_code import is_ctrl_c, user_error
 
 QUICK_SECONDS = 0.0002
-"""A call that takes no longer may be made on the event loop: changing threads would cost as much."""
+"""A call that takes no longer may be made on the event loop: changing threads would cost as
+much.
+"""
 _TRIAL = 32
 _QUICK_OF_TRIAL = 24
 """Not all: on a busy machine a call also waits for the interpreter's lock."""
@@ -29,7 +33,8 @@ Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
 class Offload:
     """Makes calls in `threads` threads at a time. Make it inside a running event loop.
 
-    Calls are judged 32 at a time: while most of them are quick, they are made in place, if they may be (`in_place`).
+    Calls are judged 32 at a time: while most of them are quick, they are made in place, if they may
+    be (`in_place`).
     """
 
     def __init__(self, threads: int = 1, *, in_place: bool = True) -> None:
@@ -49,7 +54,9 @@ class Offload:
         return self._in_place and not self._pending
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
-        """The future of what `call` returns or raises. Cancelling it lets a call that has begun run on, unheard."""
+        """The future of what `call` returns or raises. Cancelling it lets a call that has begun run
+        on, unheard.
+        """
         future: asyncio.Future[Any] = self._loop.create_future()
         if self.in_place:
             self._settle(_made(call, future))
@@ -96,7 +103,8 @@ class Offload:
         while (item := self._waiting.get()) is not None:
             done = [_made(*item)]
             began = time.perf_counter()
-            # Calls that are there already are made too before the loop is told, which costs it a wake-up.
+            # Calls that are there already are made too before the loop is told, which costs it a
+            # wake-up.
             with contextlib.suppress(Empty):
                 while item is not None and time.perf_counter() - began < _DELIVER_SECONDS:
                     item = self._waiting.get_nowait()

@@ -1,4 +1,6 @@
-"""Output rows of a processor: where rows that failed are kept, good and bad ones have the same columns."""
+"""Output rows of a processor: where rows that failed are kept, good and bad ones have the same
+columns.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,10 @@ ERROR_FIELDS = RowError.__struct_fields__
 class OutputRows:
     """Makes them, for one run.
 
-    With `keep` each row has the columns of the input, those that the processor makes, `status` and `error`: in a good
-    row a column of the input that it no longer has is null, in one that failed what was to be made is. What that is
-    shows in a good row (`known`), so `learn` of it as soon as there is one.
+    With `keep` each row has the columns of the input, those that the processor makes, `status` and
+    `error`: in a good row a column of the input that it no longer has is null, in one that failed
+    what was to be made is. What that is shows in a good row (`known`), so `learn` of it as soon as
+    there is one.
     """
 
     def __init__(self, *, keep: bool) -> None:

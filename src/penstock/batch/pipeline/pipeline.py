@@ -7,7 +7,15 @@ import contextlib
 import inspect
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from typing import Any, Protocol
 
@@ -33,7 +41,9 @@ class Failure(Protocol):
 
 
 class StagePool:
-    """The workers of one stage. Each has at most so many rows at a time; the least busy one takes the next."""
+    """The workers of one stage. Each has at most so many rows at a time; the least busy one takes
+    the next.
+    """
 
     def __init__(
         self,
@@ -49,16 +59,21 @@ class StagePool:
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
         self.capacity = 0
-        self.places: asyncio.Semaphore | None = None  # once started, unless none brings more than fit
+        # Once started, unless none brings more than fit.
+        self.places: asyncio.Semaphore | None = None
 
     async def start(self) -> None:
-        """Make the workers and start them. Raises `PenstockError`; what it started, `stop` stops."""
+        """Make the workers and start them. Raises `PenstockError`; what it started, `stop`
+        stops.
+        """
         fn, kwargs = self._stage.fn, self._stage.fn_constructor_kwargs
         assert fn is not None
         try:
             self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
         except TypeError as error:
-            raise ConfigError(f"{fn.__name__} cannot be made: {text_of(error)}", field=self.name) from error
+            raise ConfigError(
+                f"{fn.__name__} cannot be made: {text_of(error)}", field=self.name
+            ) from error
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
@@ -105,7 +120,10 @@ class StagePool:
             if self.places is not None:
                 self.places.release()
         if made.__class__ is not dict and not isinstance(made, Mapping):
-            raise UserCodeError(f"{self._stage.fn and self._stage.fn.__name__} gave a {type(made).__name__}, no dict")
+            raise UserCodeError(
+                f"{self._stage.fn and self._stage.fn.__name__} gave a {type(made).__name__}, no"
+                " dict"
+            )
         return made
 
 
@@ -152,8 +170,9 @@ class Pipeline:
 
     `batch_size` and `concurrency` are those of a stage that does not say otherwise.
 
-    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A stage tries again by
-    itself what it knows may pass; what `policy` says is to be tried is tried here, up to `max_attempts` times.
+    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A
+    stage tries again by itself what it knows may pass; what `policy` says is to be tried is tried
+    here, up to `max_attempts` times.
     """
 
     def __init__(
@@ -174,7 +193,9 @@ class Pipeline:
         self._failure = failure
         self._counts = counts
         self._pools = [
-            StagePool(name, stage, batch_size, concurrency) for name, stage in stages.items() if stage.fn is not None
+            StagePool(name, stage, batch_size, concurrency)
+            for name, stage in stages.items()
+            if stage.fn is not None
         ]
 
     @property
@@ -198,7 +219,8 @@ class Pipeline:
         """The stages, started, for as long as the context lasts."""
         try:
             await _all_or_none(pool.start() for pool in self._pools)
-            self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
+            # Every stage can be full at once.
+            self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1
             if len(self._pools) == 1:  # as many as it has room for come here
                 self._pools[0].places = None
             yield self
@@ -226,7 +248,11 @@ class Pipeline:
             except PenstockError as error:
                 if self._ending and error.retryable:
                     return None  # it gets its attempts when the job resumes
-                if self._policy.action(error.kind) == "retry" and attempts < self._max_attempts and not self._ending:
+                if (
+                    self._policy.action(error.kind) == "retry"
+                    and attempts < self._max_attempts
+                    and not self._ending
+                ):
                     attempts += 1
                 else:
                     outcome = self._failure(row, error, pool.name, attempts)
@@ -237,7 +263,9 @@ class Pipeline:
 
 
 async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Start all side by side; where one fails, the others have ended too when this raises: nothing starts later on."""
+    """Start all side by side; where one fails, the others have ended too when this raises: nothing
+    starts later on.
+    """
     tasks = [asyncio.ensure_future(start) for start in starts]
     try:
         await asyncio.gather(*tasks)

@@ -1,4 +1,6 @@
-"""A processor: what happens to each row of a data set, from preprocess over the stages to postprocess."""
+"""A processor: what happens to each row of a data set, from preprocess over the stages to
+postprocess.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from penstock.batch.read.base import HasRows
 from penstock.batch.stages.base import StatefulStage, check_stage
 from penstock.errors import ConfigError, UnknownStageError, nearest
 
-Listed = Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
+Listed = (
+    Sequence[Mapping[str, Any]] | Iterator[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
+)
 Rows = str | PathLike[str] | Listed | HasRows
 """What type checkers know to be no Ray data set; such a one has an `__iter__` that raises."""
 
@@ -25,11 +29,13 @@ _log = logging.getLogger(__name__)
 
 
 class Processor:
-    """Stages in their order, with what comes before and after. Call it on a data set; `build_processor` makes it.
+    """Stages in their order, with what comes before and after. Call it on a data set;
+    `build_processor` makes it.
 
-    `preprocess` takes a row as a dict and returns the columns that the stages read: they are added to the row's own.
-    `postprocess` takes the row with all columns and returns the output row. Both are plain functions and may be slow.
-    Of their `map_kwargs`, `concurrency` is the number of threads; the others are for Ray.
+    `preprocess` takes a row as a dict and returns the columns that the stages read: they are added
+    to the row's own. `postprocess` takes the row with all columns and returns the output row. Both
+    are plain functions and may be slow. Of their `map_kwargs`, `concurrency` is the number of
+    threads; the others are for Ray.
     """
 
     def __init__(
@@ -43,7 +49,9 @@ class Processor:
     ) -> None:
         for name, function in (("preprocess", preprocess), ("postprocess", postprocess)):
             if function is not None and not _is_plain(function):
-                raise ConfigError("must be a plain function that takes a row and returns a dict", field=name)
+                raise ConfigError(
+                    "must be a plain function that takes a row and returns a dict", field=name
+                )
         self.config = config
         self.preprocess = preprocess
         self.postprocess = postprocess
@@ -61,17 +69,19 @@ class Processor:
             self.stages[f"{kind}_{same + 1}" if same else kind] = stage
 
     @overload
-    def __call__(self, dataset: Rows, *, order: Literal["input", "done"] = "input") -> RowStream: ...
+    def __call__(
+        self, dataset: Rows, *, order: Literal["input", "done"] = "input"
+    ) -> RowStream: ...
 
     @overload
     def __call__(self, dataset: Any, *, order: Literal["input", "done"] = "input") -> Any: ...
 
     def __call__(self, dataset: Any, *, order: Literal["input", "done"] = "input") -> Any:
-        """The output rows for a data set: a path, a table or frame, an (async) iterable of dicts, a `Job` or its
-        result, or what another processor gives.
+        """The output rows for a data set: a path, a table or frame, an (async) iterable of dicts, a
+        `Job` or its result, or what another processor gives.
 
-        Returns a `RowStream`; for a Ray data set a Ray data set. Raises `ConfigError` for stages that ask for what
-        there is not.
+        Returns a `RowStream`; for a Ray data set a Ray data set. Raises `ConfigError` for stages
+        that ask for what there is not.
         """
         for name, stage in self.stages.items():  # they may have been changed since they were made
             check_stage(stage)
@@ -115,7 +125,9 @@ class Processor:
             self.preprocess,
             self.postprocess,
             threads=self._threads,
-            keep_errors=self.config.should_continue_on_error if keep_errors is None else keep_errors,
+            keep_errors=self.config.should_continue_on_error
+            if keep_errors is None
+            else keep_errors,
             packed=packed,
         )
 

@@ -1,4 +1,6 @@
-"""The rows of a processor in a job or a stream: preprocessed on their way in, postprocessed on their way out."""
+"""The rows of a processor in a job or a stream: preprocessed on their way in, postprocessed on
+their way out.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,10 @@ _AHEAD = 64
 class ProcessorRows:
     """The form of such rows. Make it inside a running event loop.
 
-    `preprocess` gets a row's columns and gives further ones; `postprocess` gets all of them and gives the output row.
-    Each runs in so many threads. With `keep_errors` rows that failed are output rows too (`OutputRows`). `packed`:
-    results go to an output, and are held as bytes; a row with a value that no output can hold fails.
+    `preprocess` gets a row's columns and gives further ones; `postprocess` gets all of them and
+    gives the output row. Each runs in so many threads. With `keep_errors` rows that failed are
+    output rows too (`OutputRows`). `packed`: results go to an output, and are held as bytes; a row
+    with a value that no output can hold fails.
     """
 
     columns: tuple[str, ...] | None = None
@@ -63,7 +66,10 @@ class ProcessorRows:
         self._rows = OutputRows(keep=keep_errors)
         self._packed = packed
         self._opaque = False
-        read = [{*stage.get_required_input_keys(), *stage.get_optional_input_keys()} for stage in self._stages]
+        read = [
+            {*stage.get_required_input_keys(), *stage.get_optional_input_keys()}
+            for stage in self._stages
+        ]
         self._read = sorted(set().union(*read))
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=self._content).encode
 
@@ -94,7 +100,8 @@ class ProcessorRows:
                 if done:
                     yield done
                     done = []
-                await asyncio.wait([future])  # where calls are made in place, others get their turn here
+                # Where calls are made in place, others get their turn here.
+                await asyncio.wait([future])
             done.append(row)
             if (following := next(coming, None)) is not None:
                 under_way.append((following, self._submit(following)))
@@ -126,7 +133,8 @@ class ProcessorRows:
             if not stage.shareable(values):
                 row.shareable = False
                 break
-        if row.shareable or self._packed:  # else nobody asks which rows are equal, or whether this is the same again
+        # Else nobody asks which rows are equal, or whether this is the same again.
+        if row.shareable or self._packed:
             self._identify(row, values)
         if self._preprocess is not None:  # else it is no more than what was read
             row.nbytes += nbytes(values)
@@ -136,12 +144,18 @@ class ProcessorRows:
             row.longest = longest if isinstance(longest, int) else 0
         messages = values.get("messages")
         try:
-            row.prefix = conversation_text(messages) if messages is not None else str(values.get("prompt") or "")
+            row.prefix = (
+                conversation_text(messages)
+                if messages is not None
+                else str(values.get("prompt") or "")
+            )
         except Exception:  # no messages, as the stage that reads them will find
             row.prefix = ""
 
     def _identify(self, row: Row, values: Mapping[str, Any]) -> None:
-        asked = {name: values[name] for name in self._read if name in values} if self._read else values
+        asked = (
+            {name: values[name] for name in self._read if name in values} if self._read else values
+        )
         self._opaque = False
         try:
             said = self._encode(asked)
@@ -151,8 +165,8 @@ class ProcessorRows:
         row.digest = blake2b(said, digest_size=16).digest()
 
     def _content(self, value: Any) -> Any:
-        """What stands for a value of an unknown type in a digest: arrays as they are, else its type, which is the same
-        in each process. Rows with such values are not known to be equal.
+        """What stands for a value of an unknown type in a digest: arrays as they are, else its
+        type, which is the same in each process. Rows with such values are not known to be equal.
         """
         if hasattr(value, "tolist"):
             return value.tolist()

@@ -1,6 +1,8 @@
-"""A processor's rows where its stages are in different processes: what travels between them, and each process's part.
+"""A processor's rows where its stages are in different processes: what travels between them, and
+each process's part.
 
-The parts are those of a local run: the same stages in the same pools, the same errors, the same output rows.
+The parts are those of a local run: the same stages in the same pools, the same errors, the same
+output rows.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 
 class Carried(Struct):
-    """A row on its way: the columns that it came with, those it has now, and why it failed if it did."""
+    """A row on its way: the columns that it came with, those it has now, and why it failed if it
+    did.
+    """
 
     values: dict[str, Any]
     columns: dict[str, Any]
@@ -43,7 +47,9 @@ def unpack(data: bytes) -> Carried:
 
 
 class Beginning:
-    """Preprocesses rows. With `keep` a row that fails is carried on as an error, else it raises `JobError`."""
+    """Preprocesses rows. With `keep` a row that fails is carried on as an error, else it raises
+    `JobError`.
+    """
 
     def __init__(self, preprocess: RowFunction | None, *, keep: bool) -> None:
         self._preprocess = preprocess
@@ -56,7 +62,9 @@ class Beginning:
         if self._preprocess is None:
             return Carried(values, values)
         try:
-            return Carried(values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")})
+            return Carried(
+                values, {**values, **_mapping(self._preprocess(dict(values)), "preprocess")}
+            )
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
@@ -108,7 +116,9 @@ class Ending:
             if row.error is None:
                 output.learn(row.values, row.columns)
         return [
-            output.good(row.values, row.columns) if row.error is None else output.bad(row.values, row.error)
+            output.good(row.values, row.columns)
+            if row.error is None
+            else output.bad(row.values, row.error)
             for row in ended
         ]
 
@@ -124,7 +134,9 @@ class Ending:
 
 
 def failure(error: BaseException, stage: str, keep: bool) -> RowError:
-    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error is not the row's."""
+    """What is told of a row's error, if the row is kept. Raises `JobError` if not, or if the error
+    is not the row's.
+    """
     known = user_error(error)
     if not keep or isinstance(error, JobError):
         raise JobError(f"a row failed at {stage}: {text_of(known)}") from error

@@ -35,14 +35,17 @@ AHEAD_BYTES = 32 << 20
 
 
 class RowStream:
-    """The output rows of a processor, for `for` or `async for`. Nothing runs before; each iteration runs anew.
+    """The output rows of a processor, for `for` or `async for`. Nothing runs before; each iteration
+    runs anew.
 
-    Rows come in the order of the input, or with `order` "done" as they finish, while later ones are still being
-    worked on. Leaving the loop early stops the work. In a plain `for` the work goes on in a thread.
-    `counts` tell of the latest iteration.
+    Rows come in the order of the input, or with `order` "done" as they finish, while later ones are
+    still being worked on. Leaving the loop early stops the work. In a plain `for` the work goes on
+    in a thread. `counts` tell of the latest iteration.
     """
 
-    def __init__(self, processor: Processor, source: Any, *, order: Literal["input", "done"] = "input") -> None:
+    def __init__(
+        self, processor: Processor, source: Any, *, order: Literal["input", "done"] = "input"
+    ) -> None:
         if order not in ("input", "done"):
             raise ConfigError(f"must be input or done, not {order!r}", field="order", value=order)
         self.counts = Counts()
@@ -58,7 +61,9 @@ class RowStream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if any(isinstance(engine, LLMEngine) for engine in self._engines()) and _in_event_loop():
-            raise ConfigError("an engine object belongs to its event loop; use `async for` there", field="engine")
+            raise ConfigError(
+                "an engine object belongs to its event loop; use `async for` there", field="engine"
+            )
         batches = self._batches()
         try:
             while (batch := background.run(_next(batches))) is not None:
@@ -99,7 +104,9 @@ class RowStream:
         form = processor.rows()
         sink = _Outbox(form, keep_order=self._order == "input")
         config = processor.config
-        pipeline = Pipeline(processor.stages, config.batch_size, config.concurrency, form.failure, counts)
+        pipeline = Pipeline(
+            processor.stages, config.batch_size, config.concurrency, form.failure, counts
+        )
         policy = ErrorPolicy("keep" if processor.config.should_continue_on_error else "fail")
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             answers = AnswerCache(Path(folder))
@@ -125,8 +132,8 @@ class RowStream:
 class _Outbox:
     """Hands rows on to whoever takes them, as many at a time as there are.
 
-    Rows that failed before any has succeeded wait for the first good one, to have its columns too, but never when
-    nothing is under way: whoever takes rows may be the one who is to give the next.
+    Rows that failed before any has succeeded wait for the first good one, to have its columns too,
+    but never when nothing is under way: whoever takes rows may be the one who is to give the next.
     """
 
     fail: Fail
@@ -156,7 +163,9 @@ class _Outbox:
 
     async def take(self) -> list[dict[str, Any]]:
         """The rows that are ready, at least one; none after the last."""
-        while not self._finished and not (self._ready and (self._released or self._form.columns_known)):
+        while not self._finished and not (
+            self._ready and (self._released or self._form.columns_known)
+        ):
             self._news.clear()
             await self._news.wait()
         rows = [self._form.output(*item) for item in self._ready]

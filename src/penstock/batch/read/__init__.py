@@ -14,10 +14,11 @@ from penstock.errors import InputError
 
 
 async def open_source(source: Any) -> Source:
-    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, (async) iterable of dicts, job, or
-    result of a job.
+    """The reader for `source`: a path, directory, glob, URL, "-", table, frame, (async) iterable of
+    dicts, job, or result of a job.
 
-    Looks at the first rows. Raises `InputError` if there is no such thing to read, or it is of an unknown form.
+    Looks at the first rows. Raises `InputError` if there is no such thing to read, or it is of an
+    unknown form.
     """
     if isinstance(source, HasRows):
         source = await source.rows_to_read()
@@ -27,8 +28,13 @@ async def open_source(source: Any) -> Source:
         return await in_daemon_thread(lambda: _open_path(path))
     if type(source).__name__ == "LazyFrame":
         raise InputError("a LazyFrame has no rows yet; give its .collect()")
-    if isinstance(source, Mapping | bytes) or (_module(source) == "pandas" and not hasattr(source, "columns")):
-        raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
+    if isinstance(source, Mapping | bytes) or (
+        _module(source) == "pandas" and not hasattr(source, "columns")
+    ):
+        raise InputError(
+            f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of"
+            " dicts"
+        )
     if isinstance(source, AsyncIterable):
         return await AsyncRows.open(source)
     if hasattr(source, "__arrow_c_stream__") or _is_frame(source):
@@ -37,7 +43,9 @@ async def open_source(source: Any) -> Source:
         return await in_daemon_thread(lambda: arrow.from_object(source))
     if isinstance(source, Iterable):
         return await in_daemon_thread(lambda: Rows(source))
-    raise InputError(f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts")
+    raise InputError(
+        f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of dicts"
+    )
 
 
 def _open_path(path: str) -> Source:
@@ -63,7 +71,9 @@ def _open_path(path: str) -> Source:
 
 def _is_frame(source: Any) -> bool:
     """A record batch, or a frame of a pandas too old to speak Arrow."""
-    return hasattr(source, "__arrow_c_array__") or (_module(source) == "pandas" and hasattr(source, "columns"))
+    return hasattr(source, "__arrow_c_array__") or (
+        _module(source) == "pandas" and hasattr(source, "columns")
+    )
 
 
 def _module(source: Any) -> str:

@@ -1,4 +1,6 @@
-"""Rows from Arrow data: Parquet files, tables, record batch readers, and frames that speak Arrow."""
+"""Rows from Arrow data: Parquet files, tables, record batch readers, and frames that speak
+Arrow.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,9 @@ class Batches(Source):
 
 
 def from_object(source: Any) -> Source:
-    """The source for an object that speaks Arrow: a pyarrow table or reader, a pandas or Polars frame, and others."""
+    """The source for an object that speaks Arrow: a pyarrow table or reader, a pandas or Polars
+    frame, and others.
+    """
     try:
         if isinstance(source, pa.RecordBatchReader):
             return Batches(source)
@@ -127,15 +131,21 @@ def from_object(source: Any) -> Source:
         if isinstance(source, pa.Table):
             return Table(source)
         library = type(source).__module__.partition(".")[0]
-        convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(library, pa.table)
+        convert = {"pandas": frames.from_pandas, "polars": frames.from_polars}.get(
+            library, pa.table
+        )
         return Table(convert(source))
     except PenstockError:
         raise
     except Exception as error:
-        raise InputError(f"this {type(source).__name__} has no Arrow form: {_line(error)}") from error
+        raise InputError(
+            f"this {type(source).__name__} has no Arrow form: {_line(error)}"
+        ) from error
 
 
-def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) -> list[dict[str, Any] | Unreadable]:
+def plain_values(
+    batch: pa.RecordBatch, columns: Sequence[str] | None = None
+) -> list[dict[str, Any] | Unreadable]:
     """A batch's rows as Python values. A row with a damaged value is `Unreadable`."""
     if columns is not None:
         batch = batch.select([name for name in batch.schema.names if name in columns])
@@ -150,7 +160,9 @@ def plain_values(batch: pa.RecordBatch, columns: Sequence[str] | None = None) ->
 def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
     with contextlib.ExitStack() as stack:
         try:
-            opened = stack.enter_context(file.open_stored() if is_url(file.path) else for_arrow(file.path))
+            opened = stack.enter_context(
+                file.open_stored() if is_url(file.path) else for_arrow(file.path)
+            )
             parquet = stack.enter_context(pq.ParquetFile(opened, page_checksum_verification=True))
         except PenstockError:
             raise
@@ -159,15 +171,20 @@ def _parquet(file: DataFile) -> Iterator[pq.ParquetFile]:
         yield parquet
 
 
-def _batches(parquet: pq.ParquetFile, size: int, groups: list[int], path: str) -> Iterator[pa.RecordBatch]:
-    # Only the reading, not what becomes of the batches: that a value is odd does not damage the file.
+def _batches(
+    parquet: pq.ParquetFile, size: int, groups: list[int], path: str
+) -> Iterator[pa.RecordBatch]:
+    # Only the reading, not what becomes of the batches: that a value is odd does not damage the
+    # file.
     try:
         yield from parquet.iter_batches(batch_size=size, row_groups=groups, use_threads=False)
     except Exception as error:
         raise InputError(f"{path}: damaged Parquet file: {_line(error)}") from error
 
 
-def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None) -> Iterator[list[Row]]:
+def _split(
+    batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | None
+) -> Iterator[list[Row]]:
     for batch in batches:
         size = max(1, BATCH_BYTES * batch.num_rows // max(batch.nbytes, 1))
         for start in range(0, batch.num_rows, size):
@@ -175,12 +192,21 @@ def _split(batches: list[pa.RecordBatch], index: int, columns: Sequence[str] | N
         index += batch.num_rows
 
 
-def _rows(batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "") -> list[Row]:
+def _rows(
+    batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = ""
+) -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
     rows = []
     for offset, values in enumerate(plain_values(batch, columns)):
         if isinstance(values, Unreadable):
-            rows.append(Row(index + offset, None, f"{name or 'table'}: row {index + offset}: {values}", nbytes))
+            rows.append(
+                Row(
+                    index + offset,
+                    None,
+                    f"{name or 'table'}: row {index + offset}: {values}",
+                    nbytes,
+                )
+            )
             continue
         row = Row(index + offset, values, None, nbytes)
         row.batch = batch
@@ -200,7 +226,9 @@ def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
         raise InputError(f"{name}: two columns have the same name, '{twice}'")
     for field in schema:
         if (twice := _twice_inside(field.type)) is not None:
-            raise InputError(f"{name}: two fields of column '{field.name}' have the same name, '{twice}'")
+            raise InputError(
+                f"{name}: two fields of column '{field.name}' have the same name, '{twice}'"
+            )
     return tuple(schema.names)
 
 
@@ -211,11 +239,15 @@ def _twice_inside(kind: pa.DataType) -> str | None:
 
 
 def _plain_layout(table: pa.Table) -> pa.Table:
-    """The same table without layouts that not every Arrow function takes, such as views and dictionaries with nulls."""
+    """The same table without layouts that not every Arrow function takes, such as views and
+    dictionaries with nulls.
+    """
     for position, field in enumerate(table.schema):
         column = table.column(position)
         kind = _plain_type(field.type, whole=True)
-        if pa.types.is_dictionary(kind) and any(chunk.dictionary.null_count for chunk in column.chunks):
+        if pa.types.is_dictionary(kind) and any(
+            chunk.dictionary.null_count for chunk in column.chunks
+        ):
             kind = kind.value_type
         if kind != field.type:
             column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
@@ -226,15 +258,23 @@ def _plain_layout(table: pa.Table) -> pa.Table:
 def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_run_end_encoded(chunk.type):
         chunk = pc.run_end_decode(chunk)
-    if pa.types.is_dictionary(chunk.type):  # which cast does not take from one kind of text to another
+    # Which cast does not take from one kind of text to another.
+    if pa.types.is_dictionary(chunk.type):
         value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-        values = chunk.dictionary if chunk.dictionary.type == value_type else chunk.dictionary.cast(value_type)
+        values = (
+            chunk.dictionary
+            if chunk.dictionary.type == value_type
+            else chunk.dictionary.cast(value_type)
+        )
         return (
-            pa.DictionaryArray.from_arrays(chunk.indices, values) if kind != value_type else values.take(chunk.indices)
+            pa.DictionaryArray.from_arrays(chunk.indices, values)
+            if kind != value_type
+            else values.take(chunk.indices)
         )
     if chunk.type == kind:
         return chunk
-    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of length 0 fails.
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of
+    # length 0 fails.
     odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
     return build(python_values(chunk), kind) if odd else chunk.cast(kind)
 
@@ -260,7 +300,9 @@ def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
             return make(kind.value_field.with_type(_plain_type(kind.value_type)))
     if pa.types.is_fixed_size_list(kind):
         # Parquet takes those of length 0, and cannot be read then.
-        return pa.list_(kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1)
+        return pa.list_(
+            kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1
+        )
     return kind
 
 

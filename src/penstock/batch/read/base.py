@@ -27,10 +27,11 @@ BATCH_BYTES = 1 << 20
 class Source:
     """Rows to read, in a fixed order, numbered from 0.
 
-    `columns` are the columns known beforehand, from a schema or the first rows; empty if none are. `schema` is
-    the Arrow schema where the data has one. `rows` is their number where it is known without reading. `first`
-    is the first good row. `json_values` says that rows hold only what JSON has. `fingerprint` tells one data set
-    from another; None for streams, whose rows are compared as they come again.
+    `columns` are the columns known beforehand, from a schema or the first rows; empty if none are.
+    `schema` is the Arrow schema where the data has one. `rows` is their number where it is known
+    without reading. `first` is the first good row. `json_values` says that rows hold only what JSON
+    has. `fingerprint` tells one data set from another; None for streams, whose rows are compared as
+    they come again.
     """
 
     name: str = "rows"
@@ -44,13 +45,16 @@ class Source:
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         """Rows from number `start` on, in lists of bounded size.
 
-        A damaged row comes as a row with a `fault`. `columns` limits what sources with an Arrow form put into
-        `Row.values`; None means everything. Raises `InputError` if the rest cannot be read.
+        A damaged row comes as a row with a `fault`. `columns` limits what sources with an Arrow
+        form put into `Row.values`; None means everything. Raises `InputError` if the rest cannot be
+        read.
         """
         raise NotImplementedError
 
     def every_column(self) -> tuple[str, ...] | None:
-        """The columns that rows may have, those that only later rows have too; None where nobody can tell."""
+        """The columns that rows may have, those that only later rows have too; None where nobody
+        can tell.
+        """
         return self.columns
 
     def reads(self, path: str) -> bool:
@@ -70,7 +74,9 @@ def unreadable(error: BaseException) -> InputError:
 
 def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
     """The columns of some rows, in order of first appearance."""
-    return tuple(dict.fromkeys(name for row in rows if row.values is not None for name in row.values))
+    return tuple(
+        dict.fromkeys(name for row in rows if row.values is not None for name in row.values)
+    )
 
 
 def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:

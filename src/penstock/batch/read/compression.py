@@ -1,4 +1,6 @@
-"""Decompresses files as they are read: every member of them, and what is damaged or cut off is an error."""
+"""Decompresses files as they are read: every member of them, and what is damaged or cut off is an
+error.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 
 
 def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    """The content of the open file `raw`, whose name says how it is compressed. Closing it closes `raw`."""
+    """The content of the open file `raw`, whose name says how it is compressed. Closing it closes
+    `raw`.
+    """
     lower = path.lower()
     if lower.endswith(".gz"):
         return cast(BinaryIO, io.BufferedReader(_Gzip(raw)))
@@ -48,8 +52,8 @@ class _Gzip(gzip.GzipFile):
 class _Members(io.RawIOBase):
     """The members of a file, one after the other.
 
-    `bz2` and `lzma` have such readers too. Those end without a word at a member whose beginning is damaged, and the
-    rows in it and after it would be missing.
+    `bz2` and `lzma` have such readers too. Those end without a word at a member whose beginning is
+    damaged, and the rows in it and after it would be missing.
     """
 
     def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:

@@ -1,4 +1,6 @@
-"""Rows from CSV, read as streams. A damaged record becomes a faulty row that names its file and line."""
+"""Rows from CSV, read as streams. A damaged record becomes a faulty row that names its file and
+line.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from penstock.errors import InputError
 _PREVIEW_ROWS = 64
 _MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
 _NO_END = "a quote that begins here has no end"
-_MALFORMED = f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
+_MALFORMED = (
+    f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
+)
 
 
 class Csv(Source):
@@ -32,7 +36,9 @@ class Csv(Source):
         self.fingerprint = fingerprint(name, files)
         with files[0].open() as file:
             self.columns = tuple(_header(_records(file, files[0].path), files[0].path))
-        preview = list(itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS))
+        preview = list(
+            itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS)
+        )
         self.first = first_of(preview)
 
     def reads(self, path: str) -> bool:
@@ -84,9 +90,13 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
     with reading(path):
         source = io.BufferedReader(cast(io.RawIOBase, stream))
         check_text(source.peek(64), path)
-        # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the end of the file.
-        with io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            # Strict, so that a quote without end is an error and not one long field that swallows the rows after it.
+        # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the
+        # end of the file.
+        with io.TextIOWrapper(
+            source, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as text:
+            # Strict, so that a quote without end is an error and not one long field that swallows
+            # the rows after it.
             lines = _Lines(text)
             reader = csv.reader(lines, strict=True)
             while True:
@@ -110,7 +120,9 @@ class _TooLongError(Exception):
 
 
 class _Lines:
-    """Lines of text. In the place of one longer than `MAX_LINE` it raises `_TooLongError`, and goes on after it."""
+    """Lines of text. In the place of one longer than `MAX_LINE` it raises `_TooLongError`, and goes
+    on after it.
+    """
 
     def __init__(self, text: TextIO) -> None:
         self._readline = text.readline

@@ -22,10 +22,16 @@ _LEAST_BYTES = READ_AHEAD_BYTES // READ_AHEAD_ROWS
 async def read_ahead(
     source: Source, start: int = 0, limit: int | None = None, columns: Sequence[str] | None = None
 ) -> AsyncGenerator[list[Row], None]:
-    """The source's rows from number `start` on, and before number `limit`, in lists as they become ready."""
+    """The source's rows from number `start` on, and before number `limit`, in lists as they become
+    ready.
+    """
     if limit is not None and limit <= start:
         return
-    arriving = source.arrive(start) if isinstance(source, AsyncRows) else _in_thread(source, start, columns)
+    arriving = (
+        source.arrive(start)
+        if isinstance(source, AsyncRows)
+        else _in_thread(source, start, columns)
+    )
     async with contextlib.aclosing(arriving) as batches:
         async for batch in batches:
             if limit is not None and batch[-1].index >= limit - 1:
@@ -34,7 +40,9 @@ async def read_ahead(
             yield batch
 
 
-async def _in_thread(source: Source, start: int, columns: Sequence[str] | None) -> AsyncGenerator[list[Row], None]:
+async def _in_thread(
+    source: Source, start: int, columns: Sequence[str] | None
+) -> AsyncGenerator[list[Row], None]:
     reader = _Reader(source.batches(start, columns), asyncio.get_running_loop())
     try:
         while (batch := await reader.get()) is not None:
@@ -46,8 +54,9 @@ async def _in_thread(source: Source, start: int, columns: Sequence[str] | None) 
 class _Reader:
     """A bounded queue between a thread that reads and the event loop.
 
-    Neither side takes a lock for a row: that would cost more than all else. Each counts for itself what it has put in
-    or taken out, and says that it waits before it looks a last time, so that the other will see the one or the other.
+    Neither side takes a lock for a row: that would cost more than all else. Each counts for itself
+    what it has put in or taken out, and says that it waits before it looks a last time, so that the
+    other will see the one or the other.
     """
 
     def __init__(self, batches: Iterator[list[Row]], loop: asyncio.AbstractEventLoop) -> None:
@@ -115,7 +124,9 @@ class _Reader:
                     self._tell()
         except PenstockError as error:
             self._error = error
-        except BaseException as error:  # whatever it is: rows that are missing in silence would be worse
+        except (
+            BaseException
+        ) as error:  # whatever it is: rows that are missing in silence would be worse
             self._error = unreadable(error)
         finally:
             self._finished = True

@@ -41,7 +41,9 @@ def is_url(path: str) -> bool:
 
 
 def form_of(path: str) -> str | None:
-    """The form that a file's name tells, or None. Compressed text forms count, compressed Parquet does not."""
+    """The form that a file's name tells, or None. Compressed text forms count, compressed Parquet
+    does not.
+    """
     stem, extension = os.path.splitext(path.lower())
     if extension not in COMPRESSED:
         return FORMS.get(extension)
@@ -65,7 +67,9 @@ def filesystem(url: str) -> tuple[Any, str]:
     except ImportError as error:
         module, extra = _FILESYSTEMS.get(scheme, (None, None))
         if module is None:
-            raise InputError(f"{scheme}:// needs a package that is not installed: {error}") from error
+            raise InputError(
+                f"{scheme}:// needs a package that is not installed: {error}"
+            ) from error
         raise MissingExtraError(module, extra, f"Reading and writing {scheme}://") from error
     except Exception as error:  # each file system has errors of its own
         raise InputError(f"{url}: {told(error)}") from error
@@ -85,15 +89,17 @@ def reading(path: str) -> Iterator[None]:
 def _reason(error: Exception, path: str) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return error.strerror or told(error)
-    if path.lower().endswith(COMPRESSED) and isinstance(error, OSError | EOFError | ValueError | _DAMAGE):
+    if path.lower().endswith(COMPRESSED) and isinstance(
+        error, OSError | EOFError | ValueError | _DAMAGE
+    ):
         return "the compressed data are damaged or cut off"
     return told(error)
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set. `path` is local, or a URL. `state` is a local file's size and time of change when it was
-    found.
+    """One file of a data set. `path` is local, or a URL. `state` is a local file's size and time of
+    change when it was found.
     """
 
     path: str
@@ -122,9 +128,14 @@ class DataFile:
             return open(self.path, "rb", buffering=1 << 18, opener=_open_regular)
 
     def check_unchanged(self) -> None:
-        """Raise `InputError` if the file is not what it was when it was found: its rows would be of two data sets."""
+        """Raise `InputError` if the file is not what it was when it was found: its rows would be of
+        two data sets.
+        """
         if self.state is not None and self.state != _state(self.path):
-            raise InputError(f"{self.path}: was changed while it was read; --fresh begins again with what it holds now")
+            raise InputError(
+                f"{self.path}: was changed while it was read; --fresh begins again with what it"
+                " holds now"
+            )
 
     def size(self) -> int:
         """The file's size in bytes, as stored."""
@@ -135,7 +146,9 @@ class DataFile:
             return os.path.getsize(self.path)
 
     def changed(self) -> str:
-        """What changes when the file is written again: its time of change, or what the URL's file system has for it."""
+        """What changes when the file is written again: its time of change, or what the URL's file
+        system has for it.
+        """
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
@@ -175,7 +188,9 @@ def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open what is a file on a disk, as an opener for `open`. A pipe would wait for a writer, or be read twice."""
+    """Open what is a file on a disk, as an opener for `open`. A pipe would wait for a writer, or be
+    read twice.
+    """
     _check_regular(path, os.stat(path))
     descriptor = os.open(path, flags | os.O_NONBLOCK)  # it can have become a pipe since
     try:
@@ -191,10 +206,16 @@ def _check_regular(path: str, found: os.stat_result) -> None:
         return
     if stat.S_ISFIFO(found.st_mode):
         raise InputError(
-            f"{path}: is a pipe, which can be read once only; give '-' as the input and the pipe as standard input, "
-            "as JSON lines"
+            f"{path}: is a pipe, which can be read once only; give '-' as the input and the pipe as"
+            " standard input, as JSON lines"
         )
-    kind = "directory" if stat.S_ISDIR(found.st_mode) else "socket" if stat.S_ISSOCK(found.st_mode) else "device"
+    kind = (
+        "directory"
+        if stat.S_ISDIR(found.st_mode)
+        else "socket"
+        if stat.S_ISSOCK(found.st_mode)
+        else "device"
+    )
     raise InputError(f"{path}: is a {kind}, no file")
 
 
@@ -206,7 +227,9 @@ def _state(path: str) -> tuple[int, int]:
 
 
 def find(pattern: str) -> list[DataFile]:
-    """The files that `pattern` names, sorted. Raises `InputError` if there are none, or several forms of them."""
+    """The files that `pattern` names, sorted. Raises `InputError` if there are none, or several
+    forms of them.
+    """
     if "\0" in pattern:
         raise InputError(f"{pattern!r}: a path holds no zero byte")
     if is_url(pattern):
@@ -215,15 +238,18 @@ def find(pattern: str) -> list[DataFile]:
         files = [DataFile(path, _state(path)) for path in _find_local(pattern)]
     forms = sorted({file.form for file in files})
     if len(forms) > 1:
-        raise InputError(f"{pattern}: files of several forms ({', '.join(forms)}); name one form, such as *.{forms[0]}")
+        raise InputError(
+            f"{pattern}: files of several forms ({', '.join(forms)}); name one form, such as"
+            f" *.{forms[0]}"
+        )
     return files
 
 
 def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     """What tells this data set from another: the names, sizes and content of its files.
 
-    Of URLs, and of more than 1 GiB in all, not the content counts but the time of change, and the head and tail of
-    the first 64 files.
+    Of URLs, and of more than 1 GiB in all, not the content counts but the time of change, and the
+    head and tail of the first 64 files.
     """
     digest = blake2b(digest_size=16)
     sizes = [file.size() for file in files]
@@ -245,7 +271,9 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
 
 
 def contains(files: list[DataFile], path: str, pattern: str) -> bool:
-    """Whether writing to `path` touches the files that `pattern` found, or gives it more to find."""
+    """Whether writing to `path` touches the files that `pattern` found, or gives it more to
+    find.
+    """
     place = _place(path)
     found = [_place(file.path) for file in files]
     if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
@@ -255,7 +283,11 @@ def contains(files: list[DataFile], path: str, pattern: str) -> bool:
     if os.path.isdir(pattern):
         below = os.path.relpath(place, _place(pattern)).split(os.sep)
         return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
-    return glob.has_magic(pattern) and not os.path.exists(pattern) and PurePath(place).match(_place(pattern))
+    return (
+        glob.has_magic(pattern)
+        and not os.path.exists(pattern)
+        and PurePath(place).match(_place(pattern))
+    )
 
 
 def _place(path: str) -> str:
@@ -279,11 +311,15 @@ def _find_local(pattern: str) -> list[str]:
 
 
 def _walk(directory: str) -> Iterator[str]:
-    """The files in a directory and those below. Links to directories are followed, each directory read once."""
+    """The files in a directory and those below. Links to directories are followed, each directory
+    read once.
+    """
     known = {os.path.realpath(directory)}
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         # Left out: hidden folders, and the state that jobs keep beside their outputs.
-        kept = sorted(n for n in folders if not n.startswith((".", "_")) and not n.endswith(".penstock"))
+        kept = sorted(
+            n for n in folders if not n.startswith((".", "_")) and not n.endswith(".penstock")
+        )
         folders.clear()
         for name in kept:
             real = os.path.realpath(os.path.join(folder, name))
@@ -316,5 +352,8 @@ def _find_remote(url: str) -> list[str]:
 def _data_files(directory: str, paths: Iterable[str]) -> list[str]:
     found = [p for p in paths if form_of(p) and not os.path.basename(p).startswith((".", "_"))]
     if not found:
-        raise InputError(f"{directory}: no data files in this directory; known extensions are {known_extensions()}")
+        raise InputError(
+            f"{directory}: no data files in this directory; known extensions are"
+            f" {known_extensions()}"
+        )
     return found

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
 from itertools import chain, islice
 from typing import Any
 
@@ -16,7 +25,9 @@ _TEXT = frozenset({str})
 
 
 class Rows(Source):
-    """An iterable of dicts. Those of a generator come one by one, as the next may be long in coming."""
+    """An iterable of dicts. Those of a generator come one by one, as the next may be long in
+    coming.
+    """
 
     def __init__(self, rows: Iterable[Any]) -> None:
         if isinstance(rows, Sized):
@@ -30,7 +41,9 @@ class Rows(Source):
     def every_column(self) -> tuple[str, ...] | None:
         if self._all is None:
             return None
-        return tuple(dict.fromkeys(name for row in self._all if isinstance(row, Mapping) for name in row))
+        return tuple(
+            dict.fromkeys(name for row in self._all if isinstance(row, Mapping) for name in row)
+        )
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         rows = islice(chain(self._preview, self._read(len(self._preview))), start, None)
@@ -86,7 +99,9 @@ class AsyncRows(Source):
             await self._iterator.aclose()  # it may hold an engine, or rows of another processor
 
 
-async def _read(iterator: AsyncIterator[Any], index: int, limit: int | None = None) -> AsyncIterator[Row]:
+async def _read(
+    iterator: AsyncIterator[Any], index: int, limit: int | None = None
+) -> AsyncIterator[Row]:
     while limit is None or index < limit:
         try:
             value = await anext(iterator)
@@ -115,7 +130,9 @@ def _row(index: int, value: Any) -> Row:
 
 
 def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """The row with the text of names that are none, as outputs have it; None if two of them are equal then."""
+    """The row with the text of names that are none, as outputs have it; None if two of them are
+    equal then.
+    """
     try:
         named = {key_text(name): part for name, part in value.items()}
     except UnstorableError:

@@ -1,4 +1,6 @@
-"""Rows from JSON lines, read as streams. A damaged line becomes a faulty row that names its file and line."""
+"""Rows from JSON lines, read as streams. A damaged line becomes a faulty row that names its file
+and line.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class JsonLines(Source):
         self.name = name
         self._files = files
         self.fingerprint = fingerprint(name, files)
-        preview = list(itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS))
+        preview = list(
+            itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS)
+        )
         _refuse_array(preview, files)
         self.columns = columns_of(preview)
         self.first = first_of(preview)
@@ -52,7 +56,8 @@ class JsonStream(Source):
     def __init__(self, name: str, stream: BinaryIO) -> None:
         self.name = name
         self._rows = _parsed(_read(stream, name))
-        self._preview = list(itertools.islice(self._rows, 1))  # no more: the next line may be long in coming
+        # No more: the next line may be long in coming.
+        self._preview = list(itertools.islice(self._rows, 1))
         self.columns = columns_of(self._preview)
         self.first = first_of(self._preview)
 
@@ -136,7 +141,9 @@ def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
     else:
         if any(row.values is not None for row in preview):
             return  # a bad row among good ones
-    raise InputError(f"{path}: is a JSON array, not JSON objects, one a line; jq -c '.[]' makes such lines")
+    raise InputError(
+        f"{path}: is a JSON array, not JSON objects, one a line; jq -c '.[]' makes such lines"
+    )
 
 
 def batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
@@ -158,7 +165,7 @@ def stdin() -> JsonStream:
     if sys.stdin is None:
         raise InputError("standard input is closed")
     with reading("stdin"):
-        # Not sys.stdin: the thread that waits for its next line holds its lock, on which the interpreter's end would
-        # fail.
+        # Not sys.stdin: the thread that waits for its next line holds its lock, on which the
+        # interpreter's end would fail.
         stream = open(_STDIN, "rb", closefd=False)  # noqa: SIM115
     return JsonStream("stdin", stream)

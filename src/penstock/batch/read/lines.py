@@ -1,4 +1,6 @@
-"""Lines of files and streams: as they come, in bounded memory, and none in another encoding than UTF-8."""
+"""Lines of files and streams: as they come, in bounded memory, and none in another encoding than
+UTF-8.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ _OLD_LINE_END = re.compile(rb"\r[^\n]")
 
 
 def lines_of(stream: BinaryIO, path: str) -> Iterator[list[bytes | None]]:
-    """The lines without their ends, in lists as they come; None for a line that is longer than `MAX_LINE`.
+    """The lines without their ends, in lists as they come; None for a line that is longer than
+    `MAX_LINE`.
 
-    They end with a line feed, before which there may be a carriage return, or all with carriage returns alone. Raises
-    `InputError` if this is no text in UTF-8.
+    They end with a line feed, before which there may be a carriage return, or all with carriage
+    returns alone. Raises `InputError` if this is no text in UTF-8.
     """
-    read = getattr(stream, "read1", stream.read)  # what has come already: the rest may be long in coming
+    # What has come already: the rest may be long in coming.
+    read = getattr(stream, "read1", stream.read)
     block: bytes = read(_BLOCK)
     check_text(block, path)
     end = b"\r" if b"\n" not in block and _OLD_LINE_END.search(block) else b"\n"
@@ -53,12 +57,14 @@ def check_text(head: bytes, path: str) -> None:
     """Raise `InputError` if a file that begins with `head` is no text in UTF-8."""
     encoding = other_encoding(head)
     if encoding is not None:
-        raise InputError(f"{path}: is {encoding}, not UTF-8; iconv -f {encoding} -t UTF-8 converts it")
+        raise InputError(
+            f"{path}: is {encoding}, not UTF-8; iconv -f {encoding} -t UTF-8 converts it"
+        )
     for magic, extension in MAGIC.items():
         if head.startswith(magic):
             raise InputError(
-                f"{path}: is compressed, as *{extension} files are; give the file a name that ends so, "
-                "or decompress what goes to standard input"
+                f"{path}: is compressed, as *{extension} files are; give the file a name that ends"
+                " so, or decompress what goes to standard input"
             )
     if head.startswith(b"PAR1"):
         raise InputError(f"{path}: is Parquet, and its name must end in .parquet")

@@ -14,7 +14,8 @@ T = TypeVar("T")
 
 
 async def in_daemon_thread(call: Callable[[], T]) -> T:
-    """What `call` returns or raises, from a thread of its own that nobody waits for once this is cancelled.
+    """What `call` returns or raises, from a thread of its own that nobody waits for once this is
+    cancelled.
 
     `asyncio.to_thread` will not do for a pipe: the end of the event loop waits for its threads.
     """
@@ -34,8 +35,11 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
         try:
             result.append(call())
         except Exception as error:
-            failure = unreadable(error) if isinstance(error, StopIteration) else error  # no future can hold that one
-        except BaseException as error:  # it would end the thread, and whoever waits would wait for ever
+            # No future can hold that one.
+            failure = unreadable(error) if isinstance(error, StopIteration) else error
+        except (
+            BaseException
+        ) as error:  # it would end the thread, and whoever waits would wait for ever
             failure = unreadable(error)
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             loop.call_soon_threadsafe(settle, result, failure)

@@ -1,9 +1,10 @@
 """Remembers answers by the digest of their request, for inputs of any size in bounded memory.
 
-The latest answers stay in memory, as bytes: their size is known, and whoever gets one gets it whole, whatever became of
-the one before. Older ones move to a file, to be found by an index in SQLite; a small filter
-in memory spares the look-up of digests that were never there. The file outlives a killed job: each record holds
-its own digest and a checksum, and the index is made anew from it. What is damaged is computed again.
+The latest answers stay in memory, as bytes: their size is known, and whoever gets one gets it
+whole, whatever became of the one before. Older ones move to a file, to be found by an index in
+SQLite; a small filter in memory spares the look-up of digests that were never there. The file
+outlives a killed job: each record holds its own digest and a checksum, and the index is made anew
+from it. What is damaged is computed again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _decode = msgspec.msgpack.Decoder(Outcome).decode
 class AnswerCache:
     """Outcomes by request digest. `folder` is where answers spill to, made when first needed.
 
-    `key` is that of the job: answers of other jobs are not taken. Raises `OutputError` where the disk fails.
+    `key` is that of the job: answers of other jobs are not taken. Raises `OutputError` where the
+    disk fails.
     """
 
     def __init__(self, folder: Path, *, in_memory: int = _IN_MEMORY, key: int = 0) -> None:
@@ -55,7 +57,9 @@ class AnswerCache:
             self._spill = _Spill(folder, key)
 
     def get(self, digest: bytes) -> Outcome | None:
-        """The answer to the request with this digest, if it was given: an object of the caller's own."""
+        """The answer to the request with this digest, if it was given: an object of the caller's
+        own.
+        """
         packed = self._recent.get(digest)
         if packed is None and self._spill is not None:
             packed = self._spill.get(digest)
@@ -94,17 +98,23 @@ class _Spill:
         self._end = 0
         with self._failing():
             self._index = _new_index(folder / self.INDEX)
-            self._file: BinaryIO = open(self._path, "a+b", buffering=0, opener=private_files.opener)  # noqa: SIM115
+            self._file: BinaryIO = open(  # noqa: SIM115
+                self._path, "a+b", buffering=0, opener=private_files.opener
+            )
             self._recover()
 
     def get(self, digest: bytes) -> bytes | None:
         if not self._maybe(digest):
             return None
         with self._failing():
-            found = self._index.execute("SELECT place FROM answers WHERE key = ?", (_key(digest),)).fetchone()
+            found = self._index.execute(
+                "SELECT place FROM answers WHERE key = ?", (_key(digest),)
+            ).fetchone()
             if found is None:
                 return None
-            stored, check, size = _HEADER.unpack(os.pread(self._file.fileno(), _HEADER.size, found[0]))
+            stored, check, size = _HEADER.unpack(
+                os.pread(self._file.fileno(), _HEADER.size, found[0])
+            )
             if stored != digest:  # another digest with the same key: rare enough to compute again
                 return None
             body = os.pread(self._file.fileno(), size, found[0] + _HEADER.size)
@@ -144,7 +154,9 @@ class _Spill:
         return all(self._filter[bit >> 3] >> (bit & 7) & 1 for bit in _bits(_key(digest)))
 
     def _recover(self) -> None:
-        """Index what an earlier run left, up to the record that its end cut short, or that is damaged."""
+        """Index what an earlier run left, up to the record that its end cut short, or that is
+        damaged.
+        """
         size = os.fstat(self._file.fileno()).st_size
         places: list[tuple[int, int]] = []
         with open(self._path, "rb", buffering=1 << 18) as file:
@@ -154,7 +166,9 @@ class _Spill:
                 body = file.read(length) if end <= size else b""
                 if self._checksum(digest, body) != check:
                     if end <= size:
-                        _log.warning("%s is damaged; its later answers are computed again", self._path)
+                        _log.warning(
+                            "%s is damaged; its later answers are computed again", self._path
+                        )
                     break
                 places.append((_key(digest), self._end))
                 self._end = end
@@ -169,19 +183,23 @@ class _Spill:
         try:
             yield
         except (OSError, sqlite3.Error, struct.error) as error:
-            raise OutputError(f"{self._path}: {getattr(error, 'strerror', None) or error}") from error
+            raise OutputError(
+                f"{self._path}: {getattr(error, 'strerror', None) or error}"
+            ) from error
 
 
 def _new_index(path: Path) -> sqlite3.Connection:
-    """An index can be made anew at any time, so it needs neither a journal nor a lock of its own."""
+    """An index can be made anew at any time, so it needs neither a journal nor a lock of its
+    own.
+    """
     import sqlite3
 
     path.unlink(missing_ok=True)
     os.close(private_files.opener(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     index = sqlite3.connect(path, isolation_level=None)
     index.executescript(
-        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE; PRAGMA cache_size=-8192;"
-        "CREATE TABLE answers (key INTEGER PRIMARY KEY, place INTEGER)"
+        "PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA locking_mode=EXCLUSIVE; PRAGMA"
+        " cache_size=-8192;CREATE TABLE answers (key INTEGER PRIMARY KEY, place INTEGER)"
     )
     return index
 

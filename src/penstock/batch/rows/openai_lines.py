@@ -1,8 +1,8 @@
 """Jobs whose input is OpenAI's batch form: a request a line in, a response a line out.
 
-Lines are `{custom_id, method, url, body}`; answers `{id, custom_id, response{status_code, request_id, body},
-error}` (https://platform.openai.com/docs/guides/batch). Ids are made from the request and its place, so that a
-job that was interrupted gives the same lines as one that was not.
+Lines are `{custom_id, method, url, body}`; answers `{id, custom_id, response{status_code,
+request_id, body}, error}` (https://platform.openai.com/docs/guides/batch). Ids are made from the
+request and its place, so that a job that was interrupted gives the same lines as one that was not.
 """
 
 from __future__ import annotations
@@ -44,10 +44,12 @@ class _Request(NamedTuple):
 
 
 class OpenAILines:
-    """The form of such a job. `model` names the job's model; `model:adapter` in a body asks for an adapter.
+    """The form of such a job. `model` names the job's model; `model:adapter` in a body asks for an
+    adapter.
 
-    Any other `model` in a body is answered by the job's model, and named in the answer as it was asked for.
-    `created` is the time that answers carry, in Unix seconds. Holds about 70 bytes for each `custom_id` seen.
+    Any other `model` in a body is answered by the job's model, and named in the answer as it was
+    asked for. `created` is the time that answers carry, in Unix seconds. Holds about 70 bytes for
+    each `custom_id` seen.
     """
 
     columns: tuple[str, ...] | None = None
@@ -93,7 +95,9 @@ class OpenAILines:
             text = plain[0].prompt if isinstance(plain[0].prompt, str) else ""
         else:
             if adapter is not None:
-                raise UnsupportedError(f"embeddings take no adapter, as '{model}' asks for", param="model")
+                raise UnsupportedError(
+                    f"embeddings take no adapter, as '{model}' asks for", param="model"
+                )
             embedding = parse_body(EmbeddingBody, body)
             base64 = embedding.encoding_format == "base64"
             row.request = _Request(model or self._model, [embedding.request()], None, base64)
@@ -120,9 +124,13 @@ class OpenAILines:
         # Equal requests that share one computation share its id; others must not.
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
         if isinstance(asks[0], ChatRequest):
-            body = responses.chat_completion(collected[0], id=f"chatcmpl-{name}", created=self.created, model=model)
+            body = responses.chat_completion(
+                collected[0], id=f"chatcmpl-{name}", created=self.created, model=model
+            )
         else:
-            body = responses.completion(collected, id=f"cmpl-{name}", created=self.created, model=model)
+            body = responses.completion(
+                collected, id=f"cmpl-{name}", created=self.created, model=model
+            )
         usages = [answers.usage for answers in collected]
         usage = Usage(
             sum(u.prompt_tokens for u in usages),
@@ -149,7 +157,12 @@ class OpenAILines:
             }
         elif outcome.error is not None:
             error = {"code": outcome.error.type, "message": outcome.error.message}
-        return {"id": f"batch_req_{name}", "custom_id": custom_id, "response": response, "error": error}
+        return {
+            "id": f"batch_req_{name}",
+            "custom_id": custom_id,
+            "response": response,
+            "error": error,
+        }
 
     def _check_line(self, values: Mapping[str, Any]) -> None:
         custom_id = values.get("custom_id")
@@ -157,7 +170,9 @@ class OpenAILines:
             raise LineError("the line has no custom_id", param="custom_id")
         key = hash_key(custom_id)
         if key in self._seen:
-            raise DuplicateIdError(f"custom_id '{custom_id}' stands in an earlier line", param="custom_id")
+            raise DuplicateIdError(
+                f"custom_id '{custom_id}' stands in an earlier line", param="custom_id"
+            )
         self._seen.add(key)
         if values.get("method") != "POST":
             raise LineError(f"method must be POST, not {values.get('method')!r}", param="method")
@@ -173,7 +188,9 @@ def are_lines(first: Mapping[str, Any] | None) -> bool:
 
 
 def hash_key(text: str) -> int:
-    """A number that stands for an id: two ids in ten million share one with a chance of one in 400,000."""
+    """A number that stands for an id: two ids in ten million share one with a chance of one in
+    400,000.
+    """
     return int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "little")
 
 

@@ -1,4 +1,6 @@
-"""Asks for one answer, and asks again otherwise where it was cut off, too long to be asked, or not in its form."""
+"""Asks for one answer, and asks again otherwise where it was cut off, too long to be asked, or not
+in its form.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,21 @@ from penstock.batch.rows.row import Outcome, RowError
 from penstock.batch.schemas.structured import Schema
 from penstock.engines.base import LLMEngine
 from penstock.engines.deltas import Deltas
-from penstock.errors import AnswerFormError, ConfigError, ContextLengthError, EngineError, RequestError
+from penstock.errors import (
+    AnswerFormError,
+    ConfigError,
+    ContextLengthError,
+    EngineError,
+    RequestError,
+)
 from penstock.types import ChatRequest, CompletionRequest, Message, StructuredOutput, Usage
 
 _CUTS = 8
 _KEPT_EACH_CUT = 0.75
-_AGAIN = "That answer cannot be used: {why}. Answer again, with nothing but JSON that follows the schema."
+_AGAIN = (
+    "That answer cannot be used: {why}. Answer again, with nothing but JSON that follows the"
+    " schema."
+)
 
 Request = ChatRequest | CompletionRequest
 Ask = Callable[[Request], Awaitable[Outcome]]
@@ -25,8 +36,9 @@ Ask = Callable[[Request], Awaitable[Outcome]]
 
 @dataclass(frozen=True)
 class Repair:
-    """What may be done. `raise_limit`: twice the tokens for an answer that was cut off; `truncate`: a shorter prompt
-    where it is too long for the model; `json_attempts`: answers until one is in its form.
+    """What may be done. `raise_limit`: twice the tokens for an answer that was cut off; `truncate`:
+    a shorter prompt where it is too long for the model; `json_attempts`: answers until one is in
+    its form.
     """
 
     raise_limit: bool = False
@@ -39,7 +51,9 @@ class Repair:
         wanted = [part.strip() for part in on_length.split(",")]
         for part in wanted:
             if part not in ("keep", "raise", "truncate"):
-                raise ConfigError(f"must be keep, raise or truncate, not {part!r}", field="on_length", value=part)
+                raise ConfigError(
+                    f"must be keep, raise or truncate, not {part!r}", field="on_length", value=part
+                )
         return cls(
             raise_limit="raise" in wanted,
             truncate="truncate" in wanted,
@@ -53,7 +67,9 @@ class Repair:
         context_length: int,
         read: Callable[[Outcome], Awaitable[Outcome]] | None = None,
     ) -> Outcome:
-        """The last answer, as `read` finds it, with the tokens of all of them. Raises what `ask` raises."""
+        """The last answer, as `read` finds it, with the tokens of all of them. Raises what `ask`
+        raises.
+        """
         usages: list[Usage] = []
         fitting = partial(self._fitting, ask, context_length, usages)
         request, outcome = await fitting(request)
@@ -78,7 +94,9 @@ class Repair:
     async def _fitting(
         self, ask: Ask, context_length: int, usages: list[Usage], request: Request
     ) -> tuple[Request, Outcome]:
-        """An answer, the prompt made shorter or the limit higher as need be; and the request that brought it."""
+        """An answer, the prompt made shorter or the limit higher as need be; and the request that
+        brought it.
+        """
         cuts = 0
         while True:
             try:
@@ -93,38 +111,53 @@ class Repair:
                 usages.append(outcome.usage)
             limit = request.sampling.max_tokens
             room = context_length - (outcome.usage.prompt_tokens if outcome.usage else 0)
-            if not self.raise_limit or outcome.finish_reason != "length" or limit is None or limit >= room:
+            if (
+                not self.raise_limit
+                or outcome.finish_reason != "length"
+                or limit is None
+                or limit >= room
+            ):
                 return request, outcome
             wider = msgspec.structs.replace(request.sampling, max_tokens=min(2 * limit, room))
             request = msgspec.structs.replace(request, sampling=wider)
 
 
 def shortened(request: Request) -> Request:
-    """The request with its prompt, or the longest text of its conversation, cut to three quarters. The end goes: what
-    is asked often comes first.
+    """The request with its prompt, or the longest text of its conversation, cut to three quarters.
+    The end goes: what is asked often comes first.
     """
     if isinstance(request, CompletionRequest):
-        return msgspec.structs.replace(request, prompt=request.prompt[: int(len(request.prompt) * _KEPT_EACH_CUT)])
+        return msgspec.structs.replace(
+            request, prompt=request.prompt[: int(len(request.prompt) * _KEPT_EACH_CUT)]
+        )
     messages = request.messages
-    lengths = [len(text) if isinstance(text := message.get("content"), str) else 0 for message in messages]
+    lengths = [
+        len(text) if isinstance(text := message.get("content"), str) else 0 for message in messages
+    ]
     longest = max(range(len(messages)), key=lengths.__getitem__)
     if not lengths[longest]:
         return request
     text = messages[longest]["content"]
     cut = {**messages[longest], "content": text[: int(len(text) * _KEPT_EACH_CUT)]}
-    return msgspec.structs.replace(request, messages=[*messages[:longest], cut, *messages[longest + 1 :]])
+    return msgspec.structs.replace(
+        request, messages=[*messages[:longest], cut, *messages[longest + 1 :]]
+    )
 
 
 def invalid_json(why: str, finish_reason: str | None, usage: Usage | None) -> RowError:
     """The error of an answer that is not in its form, or was cut off before it could be."""
     if finish_reason == "length":
         count = usage.completion_tokens if usage else 0
-        why = f"the answer was cut off after {count} tokens, before its JSON ended; raise max_tokens"
+        why = (
+            f"the answer was cut off after {count} tokens, before its JSON ended; raise max_tokens"
+        )
     return RowError(AnswerFormError.kind, "parse", False, why)
 
 
 async def misfit(structured: StructuredOutput | None, text: str) -> str | None:
-    """Why an answer does not fit its constraint, if that is JSON. Raises `RequestError` for what is no schema."""
+    """Why an answer does not fit its constraint, if that is JSON. Raises `RequestError` for what is
+    no schema.
+    """
     if structured is None or structured.kind == "regex":
         return None
     try:
@@ -145,7 +178,9 @@ def _schema(spec: str) -> Schema:
 
 
 def _follow_up(request: Request, outcome: Outcome) -> Request | None:
-    """The request that asks again, saying what was wrong; None where nothing was, or it would get the same answer."""
+    """The request that asks again, saying what was wrong; None where nothing was, or it would get
+    the same answer.
+    """
     if outcome.error is None:
         return None
     if isinstance(request, CompletionRequest):

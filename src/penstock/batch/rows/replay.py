@@ -1,4 +1,6 @@
-"""Rows of a stream that come again: are they those that the journal, or the manifest of a complete job, knows?"""
+"""Rows of a stream that come again: are they those that the journal, or the manifest of a complete
+job, knows?
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ from penstock.errors import JobMismatchError
 
 
 class Replay:
-    """Checks that a stream which is read again, and has no fingerprint, is the one that the journal knows."""
+    """Checks that a stream which is read again, and has no fingerprint, is the one that the journal
+    knows.
+    """
 
     def __init__(self, journal: Journal | None, source: Source) -> None:
         self._journal = journal
         self._expected = journal.check if journal is not None and journal.done.runs else None
-        self._last = journal.done.runs[-1][1] - 1 if journal is not None and journal.done.runs else -1
+        self._last = (
+            journal.done.runs[-1][1] - 1 if journal is not None and journal.done.runs else -1
+        )
         self._sum = 0
         self.wanted = source.fingerprint is None and self._expected is not None
 
@@ -54,7 +60,9 @@ def add_row(total: StreamSum, row: Row) -> None:
 async def compare_stream(
     source: Source, limit: int | None, columns: Sequence[str] | None, expected: StreamSum | None
 ) -> None:
-    """Raise `JobMismatchError` unless the stream gives the rows that a complete job read. None: it is not known."""
+    """Raise `JobMismatchError` unless the stream gives the rows that a complete job read. None: it
+    is not known.
+    """
     if expected is None:
         return
     found = StreamSum(0, 0)

@@ -1,4 +1,6 @@
-"""From a row to a chat request, and from its answer to an output row: jobs with a prompt or a messages column."""
+"""From a row to a chat request, and from its answer to an output row: jobs with a prompt or a
+messages column.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +24,20 @@ from penstock.types import ChatRequest, Message, Sampling, Usage
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
-_OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (("error", ERROR_FIELDS), ("usage", Usage.__struct_fields__))
+_OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("error", ERROR_FIELDS),
+    ("usage", Usage.__struct_fields__),
+)
 
 
 class RequestForm(Protocol):
     """How a job's rows ask, and how their answers stand in the output.
 
-    `columns` are those a request is made of (None: any). `every_row` says that rows done earlier must be
-    prepared again when a job resumes, because later rows depend on them. `flat_columns` are the result columns,
-    objects taken apart. `preparing` names the stage of rows that cannot be prepared. `concludes` says that a row's
-    outcome is more than that of its request. `json_ready` says that output rows hold what `values.for_json` makes.
+    `columns` are those a request is made of (None: any). `every_row` says that rows done earlier
+    must be prepared again when a job resumes, because later rows depend on them. `flat_columns` are
+    the result columns, objects taken apart. `preparing` names the stage of rows that cannot be
+    prepared. `concludes` says that a row's outcome is more than that of its request. `json_ready`
+    says that output rows hold what `values.for_json` makes.
     """
 
     columns: tuple[str, ...] | None
@@ -42,13 +48,17 @@ class RequestForm(Protocol):
     flat_columns: tuple[str, ...]
 
     def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        """The rows in lists, each as soon as it can be prepared: what would hold up the event loop is done here."""
+        """The rows in lists, each as soon as it can be prepared: what would hold up the event loop
+        is done here.
+        """
 
     def prepare(self, row: Row) -> None:
         """Set the row's request, digest and prefix. Raises `RequestError`."""
 
     def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
-        """What the row's outcome is, given that of its request, which equal requests of other rows share."""
+        """What the row's outcome is, given that of its request, which equal requests of other rows
+        share.
+        """
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
         """The outcome of a row that failed for good."""
@@ -65,11 +75,13 @@ class EngineForm(RequestForm, Protocol):
 
 
 class ColumnRequests:
-    """Chat requests from a prompt template or a column of messages; answers become columns beside the input's.
+    """Chat requests from a prompt template or a column of messages; answers become columns beside
+    the input's.
 
-    `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for all rows.
-    `prefix` goes before the name of each result column. `values_for`: the output that
-    rows go to, where their values may be other ones than those of JSON; a row with one that it cannot hold fails.
+    `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for
+    all rows. `prefix` goes before the name of each result column. `values_for`: the output that
+    rows go to, where their values may be other ones than those of JSON; a row with one that it
+    cannot hold fails.
     """
 
     every_row: bool = False
@@ -95,7 +107,9 @@ class ColumnRequests:
         self.repair = repair or Repair()
         self._template = template
         self._messages = messages
-        self._system: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+        self._system: list[Message] = (
+            [{"role": "system", "content": system}] if system is not None else []
+        )
         self.sampling = sampling
         self.schema = schema
         self._adapter = adapter
@@ -104,7 +118,10 @@ class ColumnRequests:
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
         self._digest = blake2b(self._encode((sampling, self._system)), digest_size=16)
         asked = template.columns if template is not None else (messages or "",)
-        self.columns: tuple[str, ...] | None = (*asked, *([adapter_column] if adapter_column else []))
+        self.columns: tuple[str, ...] | None = (
+            *asked,
+            *([adapter_column] if adapter_column else []),
+        )
         self.fields = schema.fields if schema else ()
         for name in self.fields:
             if name in ("response", *RESULT_COLUMNS):
@@ -113,17 +130,27 @@ class ColumnRequests:
                     field="schema",
                     hint="Rename the field",
                 )
-        self.result_columns = tuple(prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS))
+        self.result_columns = tuple(
+            prefix + name for name in ("response", *self.fields, *RESULT_COLUMNS)
+        )
         self._results = frozenset(self.result_columns)
-        parts = {prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS}
-        self.flat_columns = tuple(flat for name in self.result_columns for flat in parts.get(name, [name]))
+        parts = {
+            prefix + name: [f"{prefix}{name}.{part}" for part in kind] for name, kind in _OBJECTS
+        }
+        self.flat_columns = tuple(
+            flat for name in self.result_columns for flat in parts.get(name, [name])
+        )
         self._blank: dict[str, Any] = {}
 
-    def check(self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False) -> None:
-        """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's name.
+    def check(
+        self, columns: Sequence[str], every: Sequence[str] | None, *, flat: bool = False
+    ) -> None:
+        """Raise `ConfigError` if the data lacks a needed column, or has one with a result column's
+        name.
 
-        `every` are all columns that rows may have, None if unknown: then a row that lacks one is an error row. `flat`
-        says that the output takes objects apart, and so has result columns such as `error.type`.
+        `every` are all columns that rows may have, None if unknown: then a row that lacks one is an
+        error row. `flat` says that the output takes objects apart, and so has result columns such
+        as `error.type`.
         """
         self._blank = dict.fromkeys(columns)
         if self._template is not None:
@@ -177,7 +204,9 @@ class ColumnRequests:
             raise RequestError("the prompt holds text that is no valid Unicode") from None
         except OverflowError:
             raise RequestError("the prompt holds an integer of more than 64 bits") from None
-        row.request = ChatRequest(messages=messages, sampling=self.sampling, adapter=adapter, stream=False)
+        row.request = ChatRequest(
+            messages=messages, sampling=self.sampling, adapter=adapter, stream=False
+        )
         row.digest = digest.digest()
         row.shareable = self._deterministic
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
@@ -222,27 +251,41 @@ class ColumnRequests:
         try:
             value = values[self._messages or ""]
         except KeyError:
-            raise RequestError(f"the row has no column '{self._messages}'", param=self._messages) from None
+            raise RequestError(
+                f"the row has no column '{self._messages}'", param=self._messages
+            ) from None
         if isinstance(value, str):
             try:
                 value = decode_json(value)
             except ValueError:
-                raise RequestError(f"column '{self._messages}' holds text that is no JSON list of messages") from None
+                raise RequestError(
+                    f"column '{self._messages}' holds text that is no JSON list of messages"
+                ) from None
         if not isinstance(value, list) or not value:
-            raise RequestError(f"column '{self._messages}' holds no list of messages", param="messages")
+            raise RequestError(
+                f"column '{self._messages}' holds no list of messages", param="messages"
+            )
         messages: list[Message] = []
         for item in value:
             if not isinstance(item, dict) or not isinstance(item.get("role"), str):
-                raise RequestError(f"column '{self._messages}' holds a message without a role", param="messages")
+                raise RequestError(
+                    f"column '{self._messages}' holds a message without a role", param="messages"
+                )
             # Columnar data gives every message every key; the empty ones were never there.
             messages.append({key: part for key, part in item.items() if part is not None})
         check_messages(messages)
         for message in messages:
-            if isinstance(message.get("content"), list) and any(part["type"] != "text" for part in message["content"]):
-                raise RequestError(f"column '{self._messages}' holds a message with other parts than text")
+            if isinstance(message.get("content"), list) and any(
+                part["type"] != "text" for part in message["content"]
+            ):
+                raise RequestError(
+                    f"column '{self._messages}' holds a message with other parts than text"
+                )
         return messages if messages[0]["role"] == "system" else self._system + messages
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """The contents of a conversation in order: conversations that begin alike sort together by it."""
+    """The contents of a conversation in order: conversations that begin alike sort together by
+    it.
+    """
     return "\n".join(as_text(message.get("content")) for message in messages)

@@ -1,4 +1,6 @@
-"""Gets a request answered: tries again what may pass, and finds the request that kills the engine."""
+"""Gets a request answered: tries again what may pass, and finds the request that kills the
+engine.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,20 @@ from penstock.batch.rows.requests import EngineForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.engines.base import Capabilities
 from penstock.engines.supervision.supervisor import Supervisor
-from penstock.errors import EngineDeadError, EngineError, JobError, PenstockError, QuarantinedError, told
+from penstock.errors import (
+    EngineDeadError,
+    EngineError,
+    JobError,
+    PenstockError,
+    QuarantinedError,
+    told,
+)
 
 LONGEST_PAUSE = 5.0
 ROW_LIMIT: ContextVar[asyncio.Timeout | None] = ContextVar("row_limit", default=None)
-"""The limit on the row's time, if it has one. It stands still while the row waits for an engine that others killed."""
+"""The limit on the row's time, if it has one. It stands still while the row waits for an engine
+that others killed.
+"""
 
 T = TypeVar("T")
 
@@ -34,8 +45,9 @@ class Tries:
 class Attempts:
     """Asks an engine, each request up to `most` times, deaths of the engine not counted.
 
-    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. While `is_ending` says so,
-    nothing is tried again. `policy` says which failures may pass beyond those that say so themselves.
+    `pause` is that before the second attempt, in seconds; it doubles up to 5 s. While `is_ending`
+    says so, nothing is tried again. `policy` says which failures may pass beyond those that say so
+    themselves.
     """
 
     def __init__(
@@ -100,7 +112,8 @@ class Attempts:
                 if isinstance(failure, EngineDeadError):
                     raise failure
                 attempts += 1
-                pause = self._retry.pause(failure, attempts)  # None where the row can be retried later
+                # None where the row can be retried later.
+                pause = self._retry.pause(failure, attempts)
                 if pause is None or self._is_ending() or not self._policy.retries(failure):
                     raise failure
                 await asyncio.sleep(pause)
@@ -113,8 +126,8 @@ def _beyond_help(supervisor: Supervisor) -> str:
     if not isinstance(supervisor.error, EngineDeadError):
         return f"the engine died and does not start again: {supervisor.error}"
     return (
-        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least that"
-        f" can be asked: {supervisor.error}"
+        f"the engine died {supervisor.deaths} times without finishing a row, at last of the least"
+        f" that can be asked: {supervisor.error}"
     )
 
 
@@ -143,7 +156,8 @@ class _RowClock:
 class Asker(Protocol):
     """Gets the rows of a job answered.
 
-    `most_in_flight` is how many rows it wants at a time. When `ending` is set, nothing is tried again.
+    `most_in_flight` is how many rows it wants at a time. When `ending` is set, nothing is tried
+    again.
     """
 
     ending: bool

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 UNKNOWN_BYTES = 64
 """What a value is counted for that cannot be measured."""
 Stage = str
-"""Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its stages."""
+"""Where a row is: "read", "prompt", "engine", "parse"; in a processor also the name of one of its
+stages.
+"""
 
 
 class RowError(Struct, frozen=True, omit_defaults=True):
-    """Why a row failed: `type` is the error's kind, `stage` where it happened, `message` one line for a person.
+    """Why a row failed: `type` is the error's kind, `stage` where it happened, `message` one line
+    for a person.
 
     Where an HTTP endpoint answered with an error, `status` and `body` are those of its answer.
     """
@@ -36,9 +39,9 @@ class RowError(Struct, frozen=True, omit_defaults=True):
 class Outcome(Struct, array_like=True, omit_defaults=True):
     """What became of a row. Journaled as it stands.
 
-    `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON text.
-    `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the last token,
-    retries included. `skipped`: the row failed, and is to be left out of the output.
+    `response` is the text of the answer; for OpenAI batch lines it is the response's body as JSON
+    text. `parsed` holds the fields of a structured answer. `latency_ms` runs from admission to the
+    last token, retries included. `skipped`: the row failed, and is to be left out of the output.
     """
 
     response: str | None = None
@@ -54,12 +57,13 @@ class Outcome(Struct, array_like=True, omit_defaults=True):
 class Row(Struct, eq=False):
     """One row of a data set.
 
-    `values` is None, and `fault` says why, where the row could not be read. `batch` and `offset` point to the
-    row's Arrow form where it has one, so that columns pass through without a change of type. `request`,
-    `digest` and `prefix` are set when the row's request has been made: `digest` names the request (16 bytes),
-    `prefix` sorts rows that share the start of a prompt next to each other. `failure` is why it could not be made,
-    where that was found out ahead, `earlier` why the row failed in the processor that it comes from. `longest` is how
-    many tokens its answer may have, 0 if nobody said.
+    `values` is None, and `fault` says why, where the row could not be read. `batch` and `offset`
+    point to the row's Arrow form where it has one, so that columns pass through without a change of
+    type. `request`, `digest` and `prefix` are set when the row's request has been made: `digest`
+    names the request (16 bytes), `prefix` sorts rows that share the start of a prompt next to each
+    other. `failure` is why it could not be made, where that was found out ahead, `earlier` why the
+    row failed in the processor that it comes from. `longest` is how many tokens its answer may
+    have, 0 if nobody said.
     """
 
     index: int
@@ -78,8 +82,8 @@ class Row(Struct, eq=False):
 
 
 class FailedRow(dict[str, Any]):
-    """An output row that failed, for whoever takes it a dict like others. Another processor knows it by its class, as
-    data may have columns of these names.
+    """An output row that failed, for whoever takes it a dict like others. Another processor knows
+    it by its class, as data may have columns of these names.
     """
 
     def __init__(self, row: dict[str, Any], error: RowError) -> None:
@@ -91,7 +95,14 @@ def failed(error: PenstockError, stage: Stage, attempts: int = 0) -> Outcome:
     """The outcome of a row that `error` ended at `stage`."""
     body = getattr(error, "body", None)
     status = getattr(error, "http_status", None) if body is not None else None
-    said = RowError(error.kind, stage, error.retryable, text_of(error), status, None if body is None else str(body))
+    said = RowError(
+        error.kind,
+        stage,
+        error.retryable,
+        text_of(error),
+        status,
+        None if body is None else str(body),
+    )
     return Outcome(error=said, attempts=attempts)
 
 
@@ -106,7 +117,8 @@ def nbytes(value: Any) -> int:
 
 
 def _opaque(value: Any) -> bytes:
-    pixels = getattr(value, "width", 0), getattr(value, "height", 0)  # an image of Pillow's, which tells no bytes
+    # An image of Pillow's, which tells no bytes.
+    pixels = getattr(value, "width", 0), getattr(value, "height", 0)
     size = getattr(value, "nbytes", None) or 4 * pixels[0] * pixels[1] or 64
     return bytes(size)
 

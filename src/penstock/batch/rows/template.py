@@ -1,7 +1,7 @@
 """Prompt templates: text with `{column}` in it, and nothing else that acts.
 
-Unlike `str.format` there are no attributes, indexes, conversions or format codes, so that a template from
-anywhere can only place a row's values. `{{` and `}}` stand for single braces.
+Unlike `str.format` there are no attributes, indexes, conversions or format codes, so that a
+template from anywhere can only place a row's values. `{{` and `}}` stand for single braces.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Template:
         for column in self.columns:
             if column not in known and (complete or '"' in column):
                 hint = _DOUBLE if _JSON_MARKS.intersection(column) else nearest(column, known)
-                raise ConfigError(f"the data has no column '{column}'", field="prompt", value=column, hint=hint)
+                raise ConfigError(
+                    f"the data has no column '{column}'", field="prompt", value=column, hint=hint
+                )
 
     def render(self, values: Mapping[str, Any]) -> str:
         """The text for one row. Raises `RequestError` if the row lacks a column."""
@@ -73,7 +75,9 @@ class Template:
 
 
 def as_text(value: Any) -> str:
-    """A value as it stands in a prompt: text as it is, null as nothing, numbers and dates plainly, the rest as JSON."""
+    """A value as it stands in a prompt: text as it is, null as nothing, numbers and dates plainly,
+    the rest as JSON.
+    """
     if isinstance(value, str):
         return value
     if value is None:

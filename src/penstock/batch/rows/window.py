@@ -1,7 +1,8 @@
 """In which order a window of rows enters the engine.
 
-Rows whose prompts begin alike go one after another: the engine's prefix cache then computes a shared beginning once,
-while it is still held. Rows with long answers go first, so that in the end none of them runs on alone.
+Rows whose prompts begin alike go one after another: the engine's prefix cache then computes a
+shared beginning once, while it is still held. Rows with long answers go first, so that in the end
+none of them runs on alone.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ _SAMPLES = 256
 def by_prefix(rows: Sequence[Row]) -> list[Row]:
     """The rows with equal beginnings together, or as they came where that would gain nothing.
 
-    What all prompts have in common (a template's opening, a system prompt) is cached in any order and counts
-    for nothing.
+    What all prompts have in common (a template's opening, a system prompt) is cached in any order
+    and counts for nothing.
     """
     arranged = sorted(rows, key=_prefix)  # stable: equal prompts keep their order
     if len(arranged) < 3:
@@ -33,7 +34,9 @@ def by_prefix(rows: Sequence[Row]) -> list[Row]:
 
 
 def in_order(rows: Sequence[Row]) -> list[Row]:
-    """The rows as they should be asked: by the size of their answers, and among those of one size by prefix."""
+    """The rows as they should be asked: by the size of their answers, and among those of one size
+    by prefix.
+    """
     arranged = by_prefix(rows)
     if len({row.longest.bit_length() for row in arranged}) > 1:
         arranged.sort(key=lambda row: -row.longest.bit_length())  # stable
@@ -57,7 +60,9 @@ def _prefix(row: Row) -> str:
 
 
 def _gain(rows: Sequence[Row], common: int) -> tuple[int, int]:
-    """Characters that neighbours share beyond `common`, and all characters, over a sample of neighbours."""
+    """Characters that neighbours share beyond `common`, and all characters, over a sample of
+    neighbours.
+    """
     gain = total = 0
     pairs = len(rows) - 1
     samples = min(pairs, _SAMPLES)

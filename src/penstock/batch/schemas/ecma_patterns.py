@@ -1,4 +1,6 @@
-"""The regular expressions of JSON Schema, which are those of ECMA 262, in the syntax of an engine of linear time."""
+"""The regular expressions of JSON Schema, which are those of ECMA 262, in the syntax of an engine
+of linear time.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,14 @@ from collections.abc import Iterable
 _DIGIT = ((0x30, 0x39),)
 _WORD = ((0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A))
 _SPACE = (
-    *((0x09, 0x0D), (0x20, 0x20), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029)),
+    *(
+        (0x09, 0x0D),
+        (0x20, 0x20),
+        (0xA0, 0xA0),
+        (0x1680, 0x1680),
+        (0x2000, 0x200A),
+        (0x2028, 0x2029),
+    ),
     *((0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)),
 )
 _SETS = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
@@ -32,10 +41,11 @@ Ranges = tuple[tuple[int, int], ...]
 
 
 def translated(pattern: str) -> tuple[str, int]:
-    """The pattern in Rust's syntax, and how many steps each character of a text may take it at most.
+    """The pattern in Rust's syntax, and how many steps each character of a text may take it at
+    most.
 
-    Raises `ValueError`, with a message for a person, for what takes more than linear time (look-around,
-    back-references) and for what is no pattern.
+    Raises `ValueError`, with a message for a person, for what takes more than linear time
+    (look-around, back-references) and for what is no pattern.
     """
     reader = _Reader(pattern)
     made, cost = reader.alternatives()
@@ -86,9 +96,13 @@ class _Reader:
         rest = self._pattern[self.at : self.at + 80]
         for opening, name in _REFUSED.items():
             if rest.startswith(opening):
-                raise ValueError(f"it has a {name} ('{opening}'), which is not matched in linear time")
+                raise ValueError(
+                    f"it has a {name} ('{opening}'), which is not matched in linear time"
+                )
         opening = "(?:"
-        if (found := _NAMED.match(rest)) or (rest.startswith("(?:") and (found := re.match(r"\(\?:", rest))):
+        if (found := _NAMED.match(rest)) or (
+            rest.startswith("(?:") and (found := re.match(r"\(\?:", rest))
+        ):
             self.at += found.end()
         elif found := _FLAGS.match(rest):
             opening = found[0]
@@ -132,7 +146,9 @@ class _Reader:
             self.at += 2
             return rf"(?-u:\{following})"
         if following == "k" or (following.isdigit() and following != "0"):
-            raise ValueError(f"it has a back-reference ('\\{following}'), which is not matched in linear time")
+            raise ValueError(
+                f"it has a back-reference ('\\{following}'), which is not matched in linear time"
+            )
         found = self._one()
         return _literal(found) if isinstance(found, int) else f"[{found}]"
 
@@ -231,7 +247,9 @@ def _others(ranges: Ranges) -> Ranges:
 
 
 def _written(ranges: Iterable[tuple[int, int]]) -> str:
-    """Ranges as they stand in a class, less what no text has: halves of pairs, and what is beyond Unicode."""
+    """Ranges as they stand in a class, less what no text has: halves of pairs, and what is beyond
+    Unicode.
+    """
     made = ""
     for low, high in ranges:
         low, high = (

@@ -1,4 +1,6 @@
-"""Structured answers: a JSON Schema, the columns its fields become, and the check of each answer against it."""
+"""Structured answers: a JSON Schema, the columns its fields become, and the check of each answer
+against it.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ _UNDERSTOOD = {"type", "enum", "const", "properties", "required", "additionalPro
 
 
 SLOW_STEPS = 50_000_000
-"""An answer whose check may take more steps than this is checked in a process of its own: a second, perhaps."""
+"""An answer whose check may take more steps than this is checked in a process of its own: a second,
+perhaps.
+"""
 
 
 class Schema:
@@ -57,11 +61,15 @@ class Schema:
         self._accepts = _quick_check(self.schema)
         properties = self.resolve(self.schema).get("properties")
         self._is_object = bool(properties)
-        self.properties: dict[str, Any] = dict(properties) if properties else {"parsed": self.schema}
+        self.properties: dict[str, Any] = (
+            dict(properties) if properties else {"parsed": self.schema}
+        )
         self.fields = tuple(self.properties)
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of an answer. Raises `ValueError`, with a message for a person, if it does not fit."""
+        """The fields of an answer. Raises `ValueError`, with a message for a person, if it does not
+        fit.
+        """
         value = _decoded(text)
         if self._accepts is None or not self._accepts(value):
             misfit = self._validator.misfit(value)
@@ -70,7 +78,9 @@ class Schema:
         return self._fields_of(value)
 
     async def read(self, text: str) -> dict[str, Any]:
-        """As `parse`, and where that may take long in a process of its own, so that nobody else is held up."""
+        """As `parse`, and where that may take long in a process of its own, so that nobody else is
+        held up.
+        """
         if self._validator.cost * len(text) <= SLOW_STEPS:
             return self.parse(text)
         from penstock.batch.schemas.subprocess import check_in_subprocess
@@ -85,7 +95,9 @@ class Schema:
     def resolve(self, schema: Any) -> dict[str, Any]:
         """The part that a local `$ref` points to; any other schema as it is."""
         seen = 0
-        while isinstance(schema, dict) and str(schema.get("$ref", "")).startswith("#/") and seen < 32:
+        while (
+            isinstance(schema, dict) and str(schema.get("$ref", "")).startswith("#/") and seen < 32
+        ):
             target: Any = self.schema
             for step in schema["$ref"][2:].split("/"):
                 key = step.replace("~1", "/").replace("~0", "~")
@@ -114,7 +126,9 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
     try:
         value = decode_json(read_file(schema))
     except OSError as error:
-        raise ConfigError(f"{os.fspath(schema)}: {error.strerror or error}", field="schema") from None
+        raise ConfigError(
+            f"{os.fspath(schema)}: {error.strerror or error}", field="schema"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"{os.fspath(schema)} is no JSON: {error}", field="schema") from None
     if not isinstance(value, dict):
@@ -123,10 +137,11 @@ def load(schema: Mapping[str, Any] | str | os.PathLike[str] | None) -> Schema | 
 
 
 def _quick_check(schema: Any) -> Check | None:
-    """A fast check for plain schemas that never accepts what the validator rejects; None for any other schema.
+    """A fast check for plain schemas that never accepts what the validator rejects; None for any
+    other schema.
 
-    Full validation costs more than the rest of a row's way through the job, and constrained answers nearly
-    always fit.
+    Full validation costs more than the rest of a row's way through the job, and constrained answers
+    nearly always fit.
     """
     if not isinstance(schema, dict) or schema.keys() - _ANNOTATIONS - _UNDERSTOOD:
         return None
@@ -134,7 +149,9 @@ def _quick_check(schema: Any) -> Check | None:
     if "type" in schema:
         names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         kinds = [_TYPES[name] for name in names]
-        checks.append(kinds[0] if len(kinds) == 1 else lambda value: any(kind(value) for kind in kinds))
+        checks.append(
+            kinds[0] if len(kinds) == 1 else lambda value: any(kind(value) for kind in kinds)
+        )
     allowed = [schema["const"]] if "const" in schema else schema.get("enum")
     if allowed is not None:
         if not all(isinstance(choice, str) for choice in allowed):
@@ -146,14 +163,25 @@ def _quick_check(schema: Any) -> Check | None:
             return None
         checks.append(lambda value: not isinstance(value, list) or all(map(each, value)))
     if schema.keys() & {"properties", "required", "additionalProperties"}:
-        properties = {name: _quick_check(part) for name, part in schema.get("properties", {}).items()}
-        if None in properties.values() or schema.get("additionalProperties", True) not in (True, False):
+        properties = {
+            name: _quick_check(part) for name, part in schema.get("properties", {}).items()
+        }
+        if None in properties.values() or schema.get("additionalProperties", True) not in (
+            True,
+            False,
+        ):
             return None
-        checks.append(_object_check(properties, schema.get("required", []), schema.get("additionalProperties", True)))
+        checks.append(
+            _object_check(
+                properties, schema.get("required", []), schema.get("additionalProperties", True)
+            )
+        )
     return lambda value: all(check(value) for check in checks)
 
 
-def _object_check(properties: Mapping[str, Check | None], required: list[str], others: bool) -> Check:
+def _object_check(
+    properties: Mapping[str, Check | None], required: list[str], others: bool
+) -> Check:
     def check(value: Any) -> bool:
         if not isinstance(value, dict):
             return True  # what is no object, these keywords leave alone

@@ -1,4 +1,6 @@
-"""Checks an answer against its schema in a process of its own, for what could hold up the event loop."""
+"""Checks an answer against its schema in a process of its own, for what could hold up the event
+loop.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,10 @@ async def check_in_subprocess(schema: str, text: str) -> str | None:
             *(sys.executable, "-P", "-m", "penstock.batch.schemas.subprocess"),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+            },
         )
         try:
             said, _ = await process.communicate(json.dumps([schema, text]).encode())

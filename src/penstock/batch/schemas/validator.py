@@ -1,6 +1,8 @@
-"""Checks values against a JSON Schema of draft 4, 6, 7, 2019-09 or 2020-12, in linear time, and says what does not fit.
+"""Checks values against a JSON Schema of draft 4, 6, 7, 2019-09 or 2020-12, in linear time, and
+says what does not fit.
 
-`jsonschema_rs` checks; the words are our own. Nothing is fetched: a `$ref` leads into the schema, or to a draft itself.
+`jsonschema_rs` checks; the words are our own. Nothing is fetched: a `$ref` leads into the schema,
+or to a draft itself.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import msgspec
 from penstock.batch.schemas.ecma_patterns import translated
 from penstock.errors import ConfigError
 
-_MAPS = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"})
+_MAPS = frozenset(
+    {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies"}
+)
 """Keywords whose values map names of any kind to schemas."""
 _VALUES = frozenset({"const", "enum", "default", "examples", "required", "dependentRequired"})
 _SHOWN_CHARS = 80
@@ -35,7 +39,9 @@ _ARTICLES = {"array": "an array", "integer": "an integer", "object": "an object"
 
 
 class Validator:
-    """Checks values. `cost` is how many steps a character of a text in them may take. Raises `ConfigError`."""
+    """Checks values. `cost` is how many steps a character of a text in them may take. Raises
+    `ConfigError`.
+    """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.cost = 0
@@ -43,7 +49,10 @@ class Validator:
         try:
             linear = self._linear(schema)
             self._check = jsonschema_rs.validator_for(
-                linear, validate_formats=False, pattern_options=jsonschema_rs.RegexOptions(), offline=True
+                linear,
+                validate_formats=False,
+                pattern_options=jsonschema_rs.RegexOptions(),
+                offline=True,
             ).validate
         except jsonschema_rs.ValidationError as error:
             raise ConfigError(self._complaint(schema, error), field="schema") from None
@@ -82,7 +91,9 @@ class Validator:
         try:
             made, cost = translated(pattern)
         except ValueError as error:
-            raise ConfigError(f"the pattern {_shown(pattern)} cannot be used: {error}", field="schema") from None
+            raise ConfigError(
+                f"the pattern {_shown(pattern)} cannot be used: {error}", field="schema"
+            ) from None
         self._patterns[made] = pattern
         self.cost += cost
         return made
@@ -93,8 +104,14 @@ class Validator:
             declared = schema.get("$schema")
             reason = str(error.kind.as_dict()["error"].message)
             if isinstance(declared, str) and declared in reason:
-                return f"the $schema {_shown(declared)} is none of the drafts 4, 6, 7, 2019-09 and 2020-12"
-            culprit = next((one for one in _references(schema) if one in reason or one.lstrip("#") in reason), "")
+                return (
+                    f"the $schema {_shown(declared)} is none of the drafts 4, 6, 7, 2019-09 and"
+                    " 2020-12"
+                )
+            culprit = next(
+                (one for one in _references(schema) if one in reason or one.lstrip("#") in reason),
+                "",
+            )
             return f"the $ref '{culprit}' leads nowhere in this schema"
         if kind == "format" and isinstance(error.instance, str):
             pattern = self._patterns.get(error.instance, error.instance)
@@ -113,12 +130,19 @@ class Validator:
         if kind in _BOUNDS:
             return _BOUNDS[kind].format(limit=told.get("limit")) + but
         if kind == "type":
-            return "must be " + " or ".join(_ARTICLES.get(name, f"a {name}") for name in told["types"]) + but
+            return (
+                "must be "
+                + " or ".join(_ARTICLES.get(name, f"a {name}") for name in told["types"])
+                + but
+            )
         if kind == "required":
             return f"'{told['property']}' is missing"
         if kind in ("additionalProperties", "unevaluatedProperties"):
             names = ", ".join(f"'{name}'" for name in told["unexpected"][:10])
-            return f"{names} {'is' if len(told['unexpected']) == 1 else 'are'} not among the fields that it may have"
+            return (
+                f"{names} {'is' if len(told['unexpected']) == 1 else 'are'} not among the fields"
+                " that it may have"
+            )
         if kind == "enum":
             options = ", ".join(_shown(option) for option in told["options"][:20])
             return f"must be one of {options}{but}"
@@ -159,7 +183,9 @@ def _references(part: Any) -> Iterator[str]:
 
 def _place(path: list[str | int]) -> str:
     """As one would write it: `a.b[0]`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+    return "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" for step in path
+    ).removeprefix(".")
 
 
 def _shown(value: Any) -> str:

@@ -1,4 +1,6 @@
-"""An engine's answer to a row: asked for, checked against its schema, and taken apart into columns."""
+"""An engine's answer to a row: asked for, checked against its schema, and taken apart into
+columns.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from penstock.types import StructuredOutput
 
 
 async def ask(engine: LLMEngine, request: Request) -> Outcome:
-    """The outcome of one request; `parsed` are the columns of its `n` answers. Raises what the engine raises."""
+    """The outcome of one request; `parsed` are the columns of its `n` answers. Raises what the
+    engine raises.
+    """
     found = Answers()
     tokens: dict[int, list[int]] = {}
     async for delta in deltas_of(engine, request):
@@ -30,7 +34,9 @@ async def ask(engine: LLMEngine, request: Request) -> Outcome:
 
 
 def checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitable[Outcome]]:
-    """What notes in an outcome that an answer is not the JSON that was asked for. A tool call need not be."""
+    """What notes in an outcome that an answer is not the JSON that was asked for. A tool call need
+    not be.
+    """
 
     async def check(outcome: Outcome) -> Outcome:
         for output in outcome.parsed:
@@ -45,7 +51,9 @@ def checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitabl
 
 
 def columns(outcome: Outcome, *, text: bool) -> dict[str, Any]:
-    """The columns of a row's answers; without `text` only their tokens. Raises `AnswerFormError`."""
+    """The columns of a row's answers; without `text` only their tokens. Raises
+    `AnswerFormError`.
+    """
     if outcome.error is not None:
         raise AnswerFormError(outcome.error.message)
     outputs, usage = outcome.parsed, outcome.usage

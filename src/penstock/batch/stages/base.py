@@ -11,10 +11,11 @@ from penstock.errors import ConfigError
 class StageWorker(Protocol):
     """What a stage's `fn` makes: one worker, which lives in one event loop.
 
-    `start` and `stop` may be left out. `process` may be a plain method: it is then run in a thread, one row of a worker
-    at a time. A worker may set `most_in_flight`, the rows that it wants at a time (default: the stage's `batch_size`),
-    and `ending`, which is set when a job ends and nothing is to be tried again. Where each worker has a process to
-    itself (on Ray), a class with `shares_rates` true is made with `processes` too: how many keep to a rate together.
+    `start` and `stop` may be left out. `process` may be a plain method: it is then run in a thread,
+    one row of a worker at a time. A worker may set `most_in_flight`, the rows that it wants at a
+    time (default: the stage's `batch_size`), and `ending`, which is set when a job ends and nothing
+    is to be tried again. Where each worker has a process to itself (on Ray), a class with
+    `shares_rates` true is made with `processes` too: how many keep to a rate together.
     """
 
     async def start(self) -> None:
@@ -33,10 +34,11 @@ class StageWorker(Protocol):
 class StatefulStage:
     """One step of a processor. Nothing runs until the processor does, and all of it can be pickled.
 
-    `fn` is a class of workers (`StageWorker`), made with `fn_constructor_kwargs`; None where the processor's engine
-    does the step itself, in the pass that it makes anyway. `map_batches_kwargs` say how it is run: `concurrency` (the
-    number of workers, or a pair of least and most), `batch_size` (the rows that a worker has at a time), and what Ray
-    is to reserve for a worker (`num_cpus`, `memory`, `runtime_env` …). A subclass may set `fn` in its body.
+    `fn` is a class of workers (`StageWorker`), made with `fn_constructor_kwargs`; None where the
+    processor's engine does the step itself, in the pass that it makes anyway. `map_batches_kwargs`
+    say how it is run: `concurrency` (the number of workers, or a pair of least and most),
+    `batch_size` (the rows that a worker has at a time), and what Ray is to reserve for a worker
+    (`num_cpus`, `memory`, `runtime_env` …). A subclass may set `fn` in its body.
     """
 
     fn: type[Any] | None = None
@@ -55,7 +57,9 @@ class StatefulStage:
         self.map_batches_kwargs = dict(map_batches_kwargs or {})
 
     def get_required_input_keys(self) -> dict[str, str]:
-        """The columns that every row must have, each with its meaning. It is `process` that raises for one without."""
+        """The columns that every row must have, each with its meaning. It is `process` that raises
+        for one without.
+        """
         return {}
 
     def get_optional_input_keys(self) -> dict[str, str]:
@@ -63,18 +67,31 @@ class StatefulStage:
         return {}
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
-        """Whether rows with equal columns, as far as this stage reads them, have equal results: asked once then."""
+        """Whether rows with equal columns, as far as this stage reads them, have equal results:
+        asked once then.
+        """
         return False
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(fn={getattr(self.fn, '__name__', None)}, {self.map_batches_kwargs})"
+        return (
+            f"{type(self).__name__}(fn={getattr(self.fn, '__name__', None)},"
+            f" {self.map_batches_kwargs})"
+        )
 
 
 def check_stage(stage: object) -> None:
     """Raise `ConfigError` for what is no stage, and for one whose class makes no workers."""
     kind = type(stage).__name__
     if not isinstance(stage, StatefulStage):
-        raise ConfigError(f"a {kind} is no penstock.batch.StatefulStage", field="stages", value=stage)
+        raise ConfigError(
+            f"a {kind} is no penstock.batch.StatefulStage", field="stages", value=stage
+        )
     if isinstance(stage.fn, type) and not callable(getattr(stage.fn, "process", None)):
-        hint = "It takes one row, where a `udf` of ray.data.llm takes a batch." if hasattr(stage.fn, "udf") else ""
-        raise ConfigError(f"{stage.fn.__name__} has no method process(row)", field=f"{kind}.fn", hint=hint)
+        hint = (
+            "It takes one row, where a `udf` of ray.data.llm takes a batch."
+            if hasattr(stage.fn, "udf")
+            else ""
+        )
+        raise ConfigError(
+            f"{stage.fn.__name__} has no method process(row)", field=f"{kind}.fn", hint=hint
+        )

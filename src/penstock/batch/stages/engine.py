@@ -28,11 +28,12 @@ Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 class EngineRequests:
     """Puts rows to the processor's engine, and asks again what may pass.
 
-    `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations, filled by the
-    engine into its chat template, or `template`; else the row has a `prompt` or a `tokenized_prompt`, which a stage
-    before has filled if `templated`. `text`: whether answers come as texts too, None: unless the row's `detokenize` is
-    false. `lora_path` is where adapters lie, by name. `most` limits the rows in flight.
-    `repair` says when a row is asked again with other words. While `ending` is set, nothing is tried again.
+    `task` is that of the processor's configuration. `chat`: rows with `messages` are conversations,
+    filled by the engine into its chat template, or `template`; else the row has a `prompt` or a
+    `tokenized_prompt`, which a stage before has filled if `templated`. `text`: whether answers come
+    as texts too, None: unless the row's `detokenize` is false. `lora_path` is where adapters lie,
+    by name. `most` limits the rows in flight. `repair` says when a row is asked again with other
+    words. While `ending` is set, nothing is tried again.
     """
 
     def __init__(
@@ -94,30 +95,44 @@ class EngineRequests:
         return columns
 
     def asked(self, row: Mapping[str, Any]) -> tuple[LLMEngine, Request] | None:
-        """The engine, and what it would be asked for a row; None where no text is to be continued. Raises
-        `RequestError`.
+        """The engine, and what it would be asked for a row; None where no text is to be continued.
+        Raises `RequestError`.
         """
         assert self._supervisor is not None
-        return (self._supervisor.engine, self._request(row, None)) if self._task == "generate" else None
+        return (
+            (self._supervisor.engine, self._request(row, None))
+            if self._task == "generate"
+            else None
+        )
 
     def _ask(self, row: Mapping[str, Any], adapter: str | None) -> tuple[Ask, Any]:
         """What asks the engine, and what it is asked."""
         if self._task != "generate":
-            columns = {name: row.get(name) for name in (*tasks.COLUMNS[self._task], "prompt", "messages")}
-            return tasks.request(self._task, row, truncate=self.repair.truncate), (self._task, columns)
+            columns = {
+                name: row.get(name) for name in (*tasks.COLUMNS[self._task], "prompt", "messages")
+            }
+            return tasks.request(self._task, row, truncate=self.repair.truncate), (
+                self._task,
+                columns,
+            )
         request = self._request(row, adapter)
         # A row's own `prompt` stays: what the engine fills into its template only the engine knows.
         text = self._text
         if text is None:
             text = (row.get("sampling_params") or {}).get("detokenize") is not False
-        return partial(self._answered, request=request, prompt=row.get("prompt"), text=text), request
+        return (
+            partial(self._answered, request=request, prompt=row.get("prompt"), text=text),
+            request,
+        )
 
     def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
         """The request of a row whose text is to be continued. Raises `RequestError`."""
         sampling, n = sampling_params.parse(row.get("sampling_params"))
         if row.get("response_format") is not None:
             if sampling.structured is not None:
-                raise RequestError("give response_format or structured outputs, not both", param="response_format")
+                raise RequestError(
+                    "give response_format or structured outputs, not both", param="response_format"
+                )
             structured = parse_response_format(row["response_format"])
             sampling = tasks.replaced(sampling, structured=structured)
         tools = row.get("tools") or None
@@ -145,16 +160,24 @@ class EngineRequests:
             asked = "'messages' or 'prompt'" if self._chat else "'prompt' or 'tokenized_prompt'"
             raise RequestError(f"the row has no column {asked} to be answered", param="prompt")
         filled = self._templated and row.get("messages") is not None
-        return CompletionRequest(prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not filled)
+        return CompletionRequest(
+            prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not filled
+        )
 
-    async def _answered(self, engine: LLMEngine, request: Request, prompt: Any, text: bool) -> dict[str, Any]:
+    async def _answered(
+        self, engine: LLMEngine, request: Request, prompt: Any, text: bool
+    ) -> dict[str, Any]:
         context = engine.capabilities.context_length
-        read = answers.checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
+        read = (
+            answers.checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
+        )
         outcome = await self.repair.answer(request, partial(answers.ask, engine), context, read)
         return {"prompt": prompt, **answers.columns(outcome, text=text)}
 
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
-        """The LoRA adapter that the row's `model` names, and where it lies; None for the base model."""
+        """The LoRA adapter that the row's `model` names, and where it lies; None for the base
+        model.
+        """
         name = row.get("model")
         if name is None or name == "" or name == self._source.model_source:
             return None
@@ -170,7 +193,8 @@ class EngineRequests:
         needed = {"generate": ("chat", "completions"), **tasks.NEEDED}[self._task]
         if not known & set(needed):
             raise ConfigError(
-                f"the {engine} engine cannot {self._task} with this model; it offers {', '.join(sorted(known))}",
+                f"the {engine} engine cannot {self._task} with this model; it offers"
+                f" {', '.join(sorted(known))}",
                 field="task_type",
                 value=self._task,
             )
@@ -185,7 +209,11 @@ class EngineStage(StatefulStage):
         task = self.fn_constructor_kwargs.get("task", "generate")
         if task != "generate":
             return {}
-        return {} if self.fn_constructor_kwargs.get("chat", True) else {"prompt": "The text to continue."}
+        return (
+            {}
+            if self.fn_constructor_kwargs.get("chat", True)
+            else {"prompt": "The text to continue."}
+        )
 
     def get_optional_input_keys(self) -> dict[str, str]:
         task = self.fn_constructor_kwargs.get("task", "generate")

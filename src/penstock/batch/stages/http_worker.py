@@ -1,4 +1,6 @@
-"""The HTTP stage's worker: each row's payload is sent, and what the server answers becomes a column."""
+"""The HTTP stage's worker: each row's payload is sent, and what the server answers becomes a
+column.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,17 @@ _MOST_TOKENS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     """What `HttpRequests` takes. The first six are those of `ray.data.llm`.
 
-    `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the environment. `qps` is the
-    most requests a second. `max_retries` counts tries after a failure that may pass; refusals for load (429, 503) are
-    waited out in any case. Pauses between tries begin at `base_retry_wait_time_in_s` and double. `session_factory`
-    makes the aiohttp session.
+    `url`, and `headers` beside the content type; `${NAME}` in a header is a variable of the
+    environment. `qps` is the most requests a second. `max_retries` counts tries after a failure
+    that may pass; refusals for load (429, 503) are waited out in any case. Pauses between tries
+    begin at `base_retry_wait_time_in_s` and double. `session_factory` makes the aiohttp session.
 
-    `method` is POST, PUT or PATCH. At most `concurrency` requests are under way, fewer while the server refuses for
-    load (`adaptive`); `requests_per_minute` and `tokens_per_minute` are limits on top. All workers of a process that
-    ask one server at the same rates share these, and the concurrency of each is added; where so many `processes` do,
-    each keeps to its share of the rates. A try takes at most `timeout_s` seconds, a new connection `connect_timeout_s`,
-    an answer `max_response_bytes`.
+    `method` is POST, PUT or PATCH. At most `concurrency` requests are under way, fewer while the
+    server refuses for load (`adaptive`); `requests_per_minute` and `tokens_per_minute` are limits
+    on top. All workers of a process that ask one server at the same rates share these, and the
+    concurrency of each is added; where so many `processes` do, each keeps to its share of the
+    rates. A try takes at most `timeout_s` seconds, a new connection `connect_timeout_s`, an answer
+    `max_response_bytes`.
     """
 
     url: Annotated[str, Meta(min_length=1)]
@@ -72,11 +75,11 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
 class HttpRequests:
     """Sends the column `payload` of each row; the answer, decoded, is the column `http_response`.
 
-    A payload is sent as JSON, or where it is a mapping that holds bytes (or mappings with bytes as `content`, and
-    `filename` and `content_type`) as a multipart form with these as its files.
+    A payload is sent as JSON, or where it is a mapping that holds bytes (or mappings with bytes as
+    `content`, and `filename` and `content_type`) as a multipart form with these as its files.
 
-    `await start()`, then any number of `process` at once, then `await stop()`. Raises `ConfigError` for a wrong option,
-    and `MissingExtraError`.
+    `await start()`, then any number of `process` at once, then `await stop()`. Raises `ConfigError`
+    for a wrong option, and `MissingExtraError`.
     """
 
     shares_rates = True
@@ -86,11 +89,15 @@ class HttpRequests:
         self.options = options = parse_options(HttpRequestOptions, given, "http_request")
         for name, value in options.headers.items():
             if not isinstance(value, str):
-                raise ConfigError(f"must be a text, not {type(value).__name__}", field=f"headers.{name}")
+                raise ConfigError(
+                    f"must be a text, not {type(value).__name__}", field=f"headers.{name}"
+                )
         client = lazy.require("penstock.http.client", needed_by="The HTTP processor")
         from penstock.http.retries import Retries
 
-        self._retries = Retries(max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s)
+        self._retries = Retries(
+            max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s
+        )
         self._endpoint = client.endpoint(options.method, options.url)
         self._client: HttpClient | None = None
         self._limiter: Limiter | None = None
@@ -102,7 +109,11 @@ class HttpRequests:
         from penstock.http.headers import Headers
 
         options = self.options
-        rates = [rate for rate in (options.qps and options.qps * 60, options.requests_per_minute) if rate is not None]
+        rates = [
+            rate
+            for rate in (options.qps and options.qps * 60, options.requests_per_minute)
+            if rate is not None
+        ]
         limits = Limits(
             concurrency=options.concurrency,
             requests_per_minute=min(rates, default=None),
@@ -121,8 +132,8 @@ class HttpRequests:
     async def process(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to one row: the decoded JSON; None for an empty body.
 
-        Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with `http_status` and
-        `body`) and `EngineTimeoutError` for what the server did.
+        Raises `RequestError` for a row without a payload that JSON can hold, `UpstreamError` (with
+        `http_status` and `body`) and `EngineTimeoutError` for what the server did.
         """
         payload = self._payload(row)
         body = self._form(payload) if _has_files(payload) else self._json(payload)
@@ -183,7 +194,9 @@ class HttpRequests:
         from penstock.http.client import multipart
 
         plain = {
-            str(key): value if _is_file(value) or isinstance(value, str) else self._json(value).decode()
+            str(key): value
+            if _is_file(value) or isinstance(value, str)
+            else self._json(value).decode()
             for key, value in payload.items()
         }
         return partial(multipart, plain)
@@ -200,8 +213,8 @@ class HttpRequests:
 
 
 def _error_in(body: bytes, where: str) -> UpstreamError | None:
-    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an answer may well
-    have a field of that name.
+    """The error that an answer is: in OpenAI's form, or a text called so and nothing else, since an
+    answer may well have a field of that name.
     """
     from penstock.http.complaints import as_error
 
@@ -231,7 +244,9 @@ def _has_files(payload: Any) -> bool:
 
 
 def _is_file(value: Any) -> bool:
-    return isinstance(value.get("content") if isinstance(value, Mapping) else value, bytes | bytearray)
+    return isinstance(
+        value.get("content") if isinstance(value, Mapping) else value, bytes | bytearray
+    )
 
 
 def _estimated(payload: Any, body: Body) -> float:

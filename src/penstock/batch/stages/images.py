@@ -1,4 +1,6 @@
-"""Looks into images, so that a damaged one is an error of its row and not of the engine. The home of Pillow."""
+"""Looks into images, so that a damaged one is an error of its row and not of the engine. The home
+of Pillow.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,17 @@ class PreparedImage(NamedTuple):
 
 
 def prepared(data: bytes) -> PreparedImage:
-    """An image, once all of it was decoded, which may take long. Raises `RequestError` if it cannot be."""
+    """An image, once all of it was decoded, which may take long. Raises `RequestError` if it cannot
+    be.
+    """
     try:
         with Image.open(BytesIO(data), formats=FORMS) as image:
             image.load()  # what is cut short shows only here
             kind = Image.MIME[str(image.format)]
     except UnidentifiedImageError:
-        raise RequestError(f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image") from None
+        raise RequestError(
+            f"these bytes are no image of a known form ({', '.join(FORMS)})", param="image"
+        ) from None
     except Exception as error:  # decoders meet damage in many ways
         raise _undecodable(error) from None
     return _prepared(data, kind)
@@ -42,10 +48,14 @@ def is_image(value: Any) -> bool:
 
 
 def written(image: Image.Image) -> PreparedImage:
-    """An image of Pillow's as a PNG file, which may take long. Raises `RequestError` if it cannot be written."""
+    """An image of Pillow's as a PNG file, which may take long. Raises `RequestError` if it cannot
+    be written.
+    """
     file = BytesIO()
     try:
-        plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+        plain = (
+            image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")
+        )
         plain.save(file, "PNG")
     except Exception as error:  # it may be read only now, and decoders meet damage in many ways
         raise _undecodable(error) from None
@@ -54,11 +64,17 @@ def written(image: Image.Image) -> PreparedImage:
 
 def _undecodable(error: Exception) -> RequestError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return RequestError(f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels", param="image")
-    return RequestError(f"the image cannot be decoded, it is damaged or cut off ({text_of(error)})", param="image")
+        return RequestError(
+            f"the image has more than {Image.MAX_IMAGE_PIXELS:,} pixels", param="image"
+        )
+    return RequestError(
+        f"the image cannot be decoded, it is damaged or cut off ({text_of(error)})", param="image"
+    )
 
 
 def _prepared(data: bytes, kind: str) -> PreparedImage:
     return PreparedImage(
-        data, f"data:{kind};base64,{b64encode(data).decode()}", blake2b(data, digest_size=16).hexdigest()
+        data,
+        f"data:{kind};base64,{b64encode(data).decode()}",
+        blake2b(data, digest_size=16).hexdigest(),
     )

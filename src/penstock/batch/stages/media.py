@@ -23,21 +23,26 @@ class Loader:
     `timeout_s` is for each step of a download, `max_bytes` the most that is read.
     """
 
-    def __init__(self, *, threads: int = 8, timeout_s: float = 30.0, max_bytes: int = 64 << 20) -> None:
-        self._offload = Offload(threads, in_place=False)  # the next disk or server may be slow, whatever these were
+    def __init__(
+        self, *, threads: int = 8, timeout_s: float = 30.0, max_bytes: int = 64 << 20
+    ) -> None:
+        # The next disk or server may be slow, whatever these were.
+        self._offload = Offload(threads, in_place=False)
         self._timeout = timeout_s
         self._most = max_bytes
 
     async def load(self, source: Any, what: str) -> bytes:
-        """The bytes of `source`: bytes, a path, a URL, a data URI, or a mapping with `bytes` or `path` (as data sets of
-        Hugging Face have it). Raises `RequestError` naming `what`.
+        """The bytes of `source`: bytes, a path, a URL, a data URI, or a mapping with `bytes` or
+        `path` (as data sets of Hugging Face have it). Raises `RequestError` naming `what`.
         """
         if isinstance(source, Mapping):
             source = source.get("bytes") or source.get("path") or source.get("url")
         if isinstance(source, bytes | bytearray | memoryview):
             return bytes(source)
         if not isinstance(source, str | os.PathLike):
-            raise RequestError(f"{what} must be bytes, a path or a URL, not a {type(source).__name__}", param=what)
+            raise RequestError(
+                f"{what} must be bytes, a path or a URL, not a {type(source).__name__}", param=what
+            )
         try:
             async with asyncio.timeout(self._timeout * 2):
                 data: bytes = await self._offload.submit(partial(self._read, os.fspath(source)))
@@ -47,9 +52,13 @@ class Loader:
             ) from None
         except (OSError, ValueError, HTTPException) as error:
             reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-            raise RequestError(f"{what} {_short(source)} cannot be loaded: {reason}", param=what) from None
+            raise RequestError(
+                f"{what} {_short(source)} cannot be loaded: {reason}", param=what
+            ) from None
         if len(data) > self._most:
-            raise RequestError(f"{what} {_short(source)} has more than {self._most:,} bytes", param=what)
+            raise RequestError(
+                f"{what} {_short(source)} has more than {self._most:,} bytes", param=what
+            )
         return data
 
     def close(self) -> None:
@@ -72,7 +81,10 @@ class Loader:
 
             with fsspec.open(source, "rb").open() as file:
                 return bytes(file.read(self._most + 1))
-        with open(unquote(source.removeprefix("file://")) if source.startswith("file://") else source, "rb") as local:
+        with open(
+            unquote(source.removeprefix("file://")) if source.startswith("file://") else source,
+            "rb",
+        ) as local:
             return local.read(self._most + 1)
 
 

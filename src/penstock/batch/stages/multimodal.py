@@ -1,4 +1,6 @@
-"""Prepares conversations with images: loads each image, and puts it into the message as a data URI if it is whole."""
+"""Prepares conversations with images: loads each image, and puts it into the message as a data URI
+if it is whole.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,17 @@ _IMAGE_PARTS = ("image_url", "image", "image_pil", "input_image")
 
 
 class PrepareMultimodal:
-    """Makes `messages` hold their images themselves, and lists them in `multimodal_data` and `multimodal_uuids`."""
+    """Makes `messages` hold their images themselves, and lists them in `multimodal_data` and
+    `multimodal_uuids`.
+    """
 
     def __init__(
-        self, *, content_format: str = "string", timeout_s: float = 30.0, max_bytes: int = 64 << 20, **_: Any
+        self,
+        *,
+        content_format: str = "string",
+        timeout_s: float = 30.0,
+        max_bytes: int = 64 << 20,
+        **_: Any,
     ) -> None:
         self._join_texts = content_format == "string"
         self._options: dict[str, Any] = {"timeout_s": timeout_s, "max_bytes": max_bytes}
@@ -32,7 +41,9 @@ class PrepareMultimodal:
 
     async def start(self) -> None:
         """Raises `MissingExtraError`."""
-        self._images = lazy.require("penstock.batch.stages.images", needed_by="The preparation of images")
+        self._images = lazy.require(
+            "penstock.batch.stages.images", needed_by="The preparation of images"
+        )
         self._loader = Loader(**self._options)
         self._decoding = Offload(os.cpu_count() or 1)
 
@@ -47,7 +58,9 @@ class PrepareMultimodal:
             raise RequestError("the row has no column 'messages'", param="messages")
         if hasattr(messages, "tolist"):
             messages = messages.tolist()
-        if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
+        if not isinstance(messages, list) or not all(
+            isinstance(message, dict) for message in messages
+        ):
             raise RequestError("column 'messages' holds no list of messages", param="messages")
         check_messages(messages)
         images: list[PreparedImage] = []
@@ -58,7 +71,9 @@ class PrepareMultimodal:
             "multimodal_uuids": {"image": [image.uuid for image in images]} if images else None,
         }
 
-    async def _message(self, message: dict[str, Any], images: list[PreparedImage]) -> dict[str, Any]:
+    async def _message(
+        self, message: dict[str, Any], images: list[PreparedImage]
+    ) -> dict[str, Any]:
         content = message.get("content")
         if not isinstance(content, list):
             return message
@@ -72,7 +87,10 @@ class PrepareMultimodal:
             return {key: value for key, value in part.items() if value is not None}
         assert self._loader is not None
         # Columnar data gives every part every key; the empty ones were never there.
-        given = next((part[key] for key in ("image_url", "image", "image_pil") if part.get(key) is not None), None)
+        given = next(
+            (part[key] for key in ("image_url", "image", "image_pil") if part.get(key) is not None),
+            None,
+        )
         if isinstance(given, Mapping) and "url" in given:
             given = given["url"]
         if self._images.is_image(given):
@@ -90,7 +108,12 @@ class PrepareMultimodalStage(StatefulStage):
     fn = PrepareMultimodal
 
     def get_required_input_keys(self) -> dict[str, str]:
-        return {"messages": "The conversation, in OpenAI's form; images by path, URL, data URI, as bytes or Pillow's."}
+        return {
+            "messages": (
+                "The conversation, in OpenAI's form; images by path, URL, data URI, as bytes or"
+                " Pillow's."
+            )
+        }
 
     def shareable(self, row: Mapping[str, Any]) -> bool:
         return True

@@ -1,4 +1,6 @@
-"""`sampling_params` of a row, in the names of vLLM (and SGLang), as the neutral parameters of engines."""
+"""`sampling_params` of a row, in the names of vLLM (and SGLang), as the neutral parameters of
+engines.
+"""
 
 from __future__ import annotations
 
@@ -66,11 +68,16 @@ _NOT_OURS = (
 
 
 def parse(params: Any) -> tuple[Sampling, int]:
-    """The sampling and the number of answers that `params` (a mapping, or None) ask for. Raises `RequestError`."""
+    """The sampling and the number of answers that `params` (a mapping, or None) ask for. Raises
+    `RequestError`.
+    """
     if params is None:
         return Sampling(), 1
     if not isinstance(params, Mapping):
-        raise RequestError(f"sampling_params must be a dict, not a {type(params).__name__}", param="sampling_params")
+        raise RequestError(
+            f"sampling_params must be a dict, not a {type(params).__name__}",
+            param="sampling_params",
+        )
     # Columnar data gives every row every key; the empty ones were never there.
     given = {name: value for name, value in params.items() if value is not None}
     try:
@@ -79,7 +86,9 @@ def parse(params: Any) -> tuple[Sampling, int]:
         raise RequestError(str(error), param=error.field) from None
     for name in _NOT_OURS:
         if getattr(wanted, name) != getattr(_DEFAULTS, name):
-            raise UnsupportedError(f"sampling_params.{name} is not supported", param=f"sampling_params.{name}")
+            raise UnsupportedError(
+                f"sampling_params.{name} is not supported", param=f"sampling_params.{name}"
+            )
     stop = wanted.stop or ()
     sampling = Sampling(
         max_tokens=wanted.max_tokens if wanted.max_tokens is not None else wanted.max_new_tokens,
@@ -111,12 +120,16 @@ def _structured(wanted: _Params) -> StructuredOutput | None:
     if said is None:
         said = _Structured(json=wanted.json_schema, regex=wanted.regex)
     if said.json is not None:
-        text = said.json if isinstance(said.json, str) else json.dumps(said.json, ensure_ascii=False)
+        text = (
+            said.json if isinstance(said.json, str) else json.dumps(said.json, ensure_ascii=False)
+        )
         return StructuredOutput("json_schema", text)
     if said.regex is not None:
         return StructuredOutput("regex", said.regex)
     if said.choice:
         return one_of(said.choice)
     if said.grammar is not None:
-        raise UnsupportedError("grammars are not supported; give a regex or a JSON schema", param="structured_outputs")
+        raise UnsupportedError(
+            "grammars are not supported; give a regex or a JSON schema", param="structured_outputs"
+        )
     return StructuredOutput("json_object") if said.json_object else None

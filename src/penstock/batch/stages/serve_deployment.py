@@ -1,4 +1,6 @@
-"""Sends rows to a model that is served in this process already, by its name, as requests of OpenAI's API."""
+"""Sends rows to a model that is served in this process already, by its name, as requests of
+OpenAI's API.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +32,12 @@ MOST_IN_FLIGHT = 256
 
 
 class DeploymentRequests:
-    """Asks the engine or handle called `deployment_name` in `app_name`. It is started, and kept, by its owner.
-    An engine that dies is started and asked again; a handle sees to that itself.
+    """Asks the engine or handle called `deployment_name` in `app_name`. It is started, and kept, by
+    its owner. An engine that dies is started and asked again; a handle sees to that itself.
 
-    A row has a `method`, its `request_kwargs` (the body of such a request), and where `dtype_mapping` is given a
-    `dtype`: the name of the class that checks them. The answer's fields become columns.
+    A row has a `method`, its `request_kwargs` (the body of such a request), and where
+    `dtype_mapping` is given a `dtype`: the name of the class that checks them. The answer's fields
+    become columns.
     """
 
     def __init__(
@@ -71,9 +74,13 @@ class DeploymentRequests:
         """The fields of the answer, and `request_id` and `time_taken` (seconds)."""
         method, kwargs = row.get("method"), row.get("request_kwargs")
         if method not in METHODS:
-            raise RequestError(f"unknown method {method!r}. {nearest(str(method), METHODS)}", param="method")
+            raise RequestError(
+                f"unknown method {method!r}. {nearest(str(method), METHODS)}", param="method"
+            )
         if not isinstance(kwargs, Mapping):
-            raise RequestError("the row has no dict in column 'request_kwargs'", param="request_kwargs")
+            raise RequestError(
+                "the row has no dict in column 'request_kwargs'", param="request_kwargs"
+            )
         body = self._checked(row.get("dtype"), kwargs)
         name = uuid.uuid4().hex
         began = time.perf_counter()
@@ -98,7 +105,9 @@ class DeploymentRequests:
             try:
                 made = self._types[dtype](**kwargs)
             except Exception as error:
-                raise RequestError(f"request_kwargs are no {dtype}: {error}", param="request_kwargs") from error
+                raise RequestError(
+                    f"request_kwargs are no {dtype}: {error}", param="request_kwargs"
+                ) from error
             kwargs = _fields(made)
         return {str(key): value for key, value in kwargs.items() if value is not None}
 
@@ -112,11 +121,19 @@ class DeploymentRequests:
             base64 = embedding.encoding_format == "base64"
             return responses.embedding_list(vectors, model=model, base64=base64)
         if method == "chat":
-            chat = parse_body(ChatBody, body).request(adapter=adapter, request_id=name, stream=False)
+            chat = parse_body(ChatBody, body).request(
+                adapter=adapter, request_id=name, stream=False
+            )
             answers = await _collected(generated(self._handle, chat), chat.n)
-            return responses.chat_completion(answers, id=f"chatcmpl-{name}", created=created, model=model)
-        plain = parse_body(CompletionBody, body).requests(adapter=adapter, request_id=name, stream=False)
-        several = await asyncio.gather(*(_collected(generated(self._handle, one), one.n) for one in plain))
+            return responses.chat_completion(
+                answers, id=f"chatcmpl-{name}", created=created, model=model
+            )
+        plain = parse_body(CompletionBody, body).requests(
+            adapter=adapter, request_id=name, stream=False
+        )
+        several = await asyncio.gather(
+            *(_collected(generated(self._handle, one), one.n) for one in plain)
+        )
         return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
 
 
@@ -128,7 +145,9 @@ async def _collected(batches: Batches, n: int) -> responses.Answers:
 
 
 def _fields(made: Any) -> Mapping[str, Any]:
-    """What was said in a request object: a mapping, a pydantic model, a structure, or any plain object."""
+    """What was said in a request object: a mapping, a pydantic model, a structure, or any plain
+    object.
+    """
     if isinstance(made, Mapping):
         return made
     if hasattr(made, "model_dump"):

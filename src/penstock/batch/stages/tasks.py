@@ -59,16 +59,22 @@ _NOT_OURS = ("mm_processor_kwargs", "tokenization_kwargs")
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
-    """Raise `UnsupportedError` for columns that would have a meaning elsewhere, and that nothing here would follow."""
+    """Raise `UnsupportedError` for columns that would have a meaning elsewhere, and that nothing
+    here would follow.
+    """
     for name in _NOT_OURS:
         if row.get(name):
             raise UnsupportedError(f"the column '{name}' is not supported", param=name)
     if row.get("multimodal_data") is not None and row.get("messages") is None:
-        raise UnsupportedError("images belong into 'messages', not beside a prompt", param="multimodal_data")
+        raise UnsupportedError(
+            "images belong into 'messages', not beside a prompt", param="multimodal_data"
+        )
 
 
 def request(task: str, row: Mapping[str, Any], *, truncate: bool = False) -> Ask:
-    """What puts a row to an engine; with `truncate` a text to embed may be shortened. Raises `RequestError`."""
+    """What puts a row to an engine; with `truncate` a text to embed may be shortened. Raises
+    `RequestError`.
+    """
     if task == "embed":
         return _embed(row, truncate)
     return {"classify": _classify, "score": _score, "transcribe": _transcribe}[task](row)
@@ -80,7 +86,9 @@ def replaced(sampling: Sampling, *, structured: StructuredOutput | None) -> Samp
 
 
 def without_reasoning(text: str) -> tuple[str | None, str]:
-    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>` may be missing."""
+    """What a model thought before it answered, and the answer. The first tag of `<think>…</think>`
+    may be missing.
+    """
     thought, end, answer = text.partition("</think>")
     if end:
         return thought.strip().removeprefix("<think>").strip(), answer.lstrip("\n")
@@ -104,7 +112,11 @@ def _embed(row: Mapping[str, Any], truncate: bool) -> Ask:
                     raise
             cuts -= 1
             shorter = shorter[: int(len(shorter) * _KEPT_EACH_CUT)]
-        return {"prompt": shorter, "embeddings": found.vectors[0], "num_input_tokens": found.usage.prompt_tokens}
+        return {
+            "prompt": shorter,
+            "embeddings": found.vectors[0],
+            "num_input_tokens": found.usage.prompt_tokens,
+        }
 
     return ask
 
@@ -131,15 +143,23 @@ def _score(row: Mapping[str, Any]) -> Ask:
 
 
 def _classify(row: Mapping[str, Any]) -> Ask:
-    """By a model that classifies; with `labels` a language model is made to answer with one of them."""
+    """By a model that classifies; with `labels` a language model is made to answer with one of
+    them.
+    """
     labels = row.get("labels") or _pooling(row, "labels")
     if labels is None and row.get("messages") is None:
         return _classified(_text(row, "prompt"))
     text = None if row.get("messages") is not None else _text(row, "prompt")
     messages = row.get("messages") or [{"role": "user", "content": text}]
-    if not isinstance(labels, list | tuple) or not labels or not all(isinstance(label, str) for label in labels):
+    if (
+        not isinstance(labels, list | tuple)
+        or not labels
+        or not all(isinstance(label, str) for label in labels)
+    ):
         raise RequestError("the row has no list of texts in column 'labels'", param="labels")
-    schema = json.dumps({"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]})
+    schema = json.dumps(
+        {"type": "object", "properties": {"label": {"enum": list(labels)}}, "required": ["label"]}
+    )
     given, _ = parse(row.get("sampling_params") or {"temperature": 0.0, "max_tokens": 64})
     chat = ChatRequest(
         messages=list(messages),
@@ -168,13 +188,16 @@ def _classify(row: Mapping[str, Any]) -> Ask:
 def _classified(text: str) -> Ask:
     async def ask(engine: LLMEngine) -> dict[str, Any]:
         if "classify" not in engine.capabilities.tasks:
-            raise RequestError("a language model needs a list of texts in column 'labels'", param="labels")
+            raise RequestError(
+                "a language model needs a list of texts in column 'labels'", param="labels"
+            )
         found = await engine.classify(ClassifyRequest([text]))
         return {
             "prompt": text,
             "label": found.items[0].label,
             "probabilities": found.items[0].probabilities,
-            "embeddings": found.items[0].probabilities,  # where users of `ray.data.llm` look for them
+            # Where users of `ray.data.llm` look for them.
+            "embeddings": found.items[0].probabilities,
             "num_input_tokens": found.usage.prompt_tokens,
         }
 
@@ -204,12 +227,16 @@ def _transcribe(row: Mapping[str, Any]) -> Ask:
 
 
 def _pooling(row: Mapping[str, Any], known: str) -> Any:
-    """The one of the row's `pooling_params` that its task knows. Raises for others, unless they are empty."""
+    """The one of the row's `pooling_params` that its task knows. Raises for others, unless they are
+    empty.
+    """
     params = row.get("pooling_params")
     if params is None:
         return None
     if not isinstance(params, Mapping):
-        raise RequestError(f"pooling_params must be a dict, not a {type(params).__name__}", param="pooling_params")
+        raise RequestError(
+            f"pooling_params must be a dict, not a {type(params).__name__}", param="pooling_params"
+        )
     for name, value in params.items():
         if name != known and value is not None:
             param = f"pooling_params.{name}"

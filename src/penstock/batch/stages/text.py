@@ -1,6 +1,8 @@
-"""Chat template, tokenizer and detokenizer as stages of their own, for those who ask for the columns they make.
+"""Chat template, tokenizer and detokenizer as stages of their own, for those who ask for the
+columns they make.
 
-Without them the engine does the same in the pass that it makes anyway, and nothing crosses to it twice.
+Without them the engine does the same in the pass that it makes anyway, and nothing crosses to it
+twice.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from penstock.openai.tools import arguments_as_objects
 
 
 class _OnEngine:
-    """A worker that uses the processor's engine: its template and its tokenizer, which are those of its requests."""
+    """A worker that uses the processor's engine: its template and its tokenizer, which are those of
+    its requests.
+    """
 
     engine: LLMEngine
 
@@ -40,7 +44,11 @@ class ChatTemplates(_OnEngine):
     """Fills the model's chat template, off the event loop. `template` replaces the model's own."""
 
     def __init__(
-        self, source: EngineSource, *, template: str | None = None, variables: Mapping[str, Any] | None = None
+        self,
+        source: EngineSource,
+        *,
+        template: str | None = None,
+        variables: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(source)
         self._offload: Offload
@@ -63,10 +71,16 @@ class ChatTemplates(_OnEngine):
             return {}
         messages = conversation(row)
         if row.get("tools") or self._render is None or not _is_text(messages):
-            # The engine fills its template itself: it must know the tools to read the calls, and the images.
+            # The engine fills its template itself: it must know the tools to read the calls, and
+            # the images.
             return {}
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
-        filled = partial(self._render, arguments_as_objects(messages), override=self._template, variables=variables)
+        filled = partial(
+            self._render,
+            arguments_as_objects(messages),
+            override=self._template,
+            variables=variables,
+        )
         return {"prompt": await self._offload.submit(filled)}
 
 
@@ -93,7 +107,8 @@ class Texts(_OnEngine):
         if row.get("outputs"):
             texts = [await self._text(output["generated_tokens"]) for output in row["outputs"]]
             made["outputs"] = [
-                {**output, "generated_text": text} for output, text in zip(row["outputs"], texts, strict=True)
+                {**output, "generated_text": text}
+                for output, text in zip(row["outputs"], texts, strict=True)
             ]
         return made
 
@@ -142,11 +157,18 @@ class DetokenizeStage(StatefulStage):
 
 def _is_text(messages: list[dict[str, Any]]) -> bool:
     contents = [message.get("content") for message in messages]
-    return all(part["type"] == "text" for content in contents if isinstance(content, list) for part in content)
+    return all(
+        part["type"] == "text"
+        for content in contents
+        if isinstance(content, list)
+        for part in content
+    )
 
 
 def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The row's `messages`, checked, what columnar data left empty taken out. Raises `RequestError`."""
+    """The row's `messages`, checked, what columnar data left empty taken out. Raises
+    `RequestError`.
+    """
     messages = row.get("messages")
     if messages is None:
         raise RequestError("the row has no column 'messages'", param="messages")
@@ -157,7 +179,9 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     plain = []
     for message in messages:
         if not isinstance(message, Mapping):
-            raise RequestError("column 'messages' holds something that is no message", param="messages")
+            raise RequestError(
+                "column 'messages' holds something that is no message", param="messages"
+            )
         plain.append({key: value for key, value in message.items() if value is not None})
     check_messages(plain)
     return plain

@@ -22,8 +22,16 @@ def usage_of(columns: Mapping[str, Any]) -> Usage | None:
         said = answer.get("usage")
     if not isinstance(said, dict):
         return None
-    cached = sum(_number(part, "cached_tokens") for name in _DETAILS if isinstance(part := said.get(name), dict))
-    usage = Usage(sum(_number(said, name) for name in _PROMPT), sum(_number(said, name) for name in _ANSWER), cached)
+    cached = sum(
+        _number(part, "cached_tokens")
+        for name in _DETAILS
+        if isinstance(part := said.get(name), dict)
+    )
+    usage = Usage(
+        sum(_number(said, name) for name in _PROMPT),
+        sum(_number(said, name) for name in _ANSWER),
+        cached,
+    )
     return usage if usage != Usage() else None
 
 

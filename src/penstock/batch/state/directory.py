@@ -35,18 +35,27 @@ class State:
         self.output = output
         self.manifest = manifest
         self.keep_order = keep_order
-        self.journal = Journal(output.folder, manifest.generation, key=manifest.key, check=lock.check)
+        self.journal = Journal(
+            output.folder, manifest.generation, key=manifest.key, check=lock.check
+        )
         self._lock = lock
 
     @classmethod
     def open(
-        cls, output: Output, job: Mapping[str, Any], *, keep_order: bool, fresh: bool, retry_failed: bool
+        cls,
+        output: Output,
+        job: Mapping[str, Any],
+        *,
+        keep_order: bool,
+        fresh: bool,
+        retry_failed: bool,
     ) -> State:
         """Take up the job in the output's state directory, or begin it.
 
-        `fresh` discards what is there; `retry_failed` strikes the failed rows out, to be done again. What is damaged
-        is told in the log, and its rows are to be done again. Raises `OutputError` for an output of other origin,
-        `JobMismatchError` for another job's, `JobError` if another process holds it or if it is damaged beyond that.
+        `fresh` discards what is there; `retry_failed` strikes the failed rows out, to be done
+        again. What is damaged is told in the log, and its rows are to be done again. Raises
+        `OutputError` for an output of other origin, `JobMismatchError` for another job's,
+        `JobError` if another process holds it or if it is damaged beyond that.
         """
         folder = output.folder
         job = manifests.normal(job)
@@ -58,17 +67,23 @@ class State:
             lock = Lock(folder)
             try:
                 found = None if fresh else manifests.load(folder)
-                state = cls(output, found or _begin(output, job, fresh=fresh), lock, keep_order=keep_order)
+                state = cls(
+                    output, found or _begin(output, job, fresh=fresh), lock, keep_order=keep_order
+                )
                 if not state.complete:
                     state._take_up()
                     if state.journal.is_empty:
-                        # Nothing was done, perhaps because the engine did not start: nothing need be the same.
+                        # Nothing was done, perhaps because the engine did not start: nothing need
+                        # be the same.
                         begun = _begin(output, job, fresh=fresh, before=state.manifest)
                         state = cls(output, begun, lock, keep_order=keep_order)
                 state.manifest.require(job, output.path)
                 if state.complete:
                     if not output.exists():
-                        raise JobError(f"the job is complete, but {output.path} is gone; --fresh computes it again")
+                        raise JobError(
+                            f"the job is complete, but {output.path} is gone; --fresh computes it"
+                            " again"
+                        )
                     state.journal.sweep()
                 if retry_failed:
                     state._strike_failed()
@@ -87,7 +102,9 @@ class State:
         """Whether all rows are done and stand in the output."""
         return self.manifest.status == "complete"
 
-    def publish(self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]) -> None:
+    def publish(
+        self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]
+    ) -> None:
         """Put the parts together and the output in place: then the job is complete.
 
         `stream` tells which rows a stream gave, `empty` and `columns` are as for `Output.assemble`.
@@ -105,7 +122,9 @@ class State:
             self._check_place()
             made = {"output": output.assemble(rows, empty, columns)}
             if self.dead_letter:
-                made["dead letter"] = output.assemble_failed(failed_segments(parts, keep_order=self.keep_order))
+                made["dead letter"] = output.assemble_failed(
+                    failed_segments(parts, keep_order=self.keep_order)
+                )
             self._check_place()
             manifest.published = _standing(self.output)
             manifest.placing = {which: output.stamp_of(path) for which, path in made.items()}
@@ -126,7 +145,9 @@ class State:
         self._lock.release()
 
     def _take_up(self) -> None:
-        """Read the journal of a job that is not complete, or complete it if only that was missing."""
+        """Read the journal of a job that is not complete, or complete it if only that was
+        missing.
+        """
         manifest = self.manifest
         if (
             manifest.status == "placing"
@@ -151,7 +172,9 @@ class State:
         self.journal.sweep()
 
     def _check_place(self) -> None:
-        """Raises `OutputError` if there is something in the place of an output that is not this job's."""
+        """Raises `OutputError` if there is something in the place of an output that is not this
+        job's.
+        """
         manifest = self.manifest
         if not self.output.is_own(manifest.known("output"), placing=manifest.status == "placing"):
             raise publishing.in_the_way(self.output.path)
@@ -162,19 +185,25 @@ class State:
     def _strike_failed(self) -> None:
         if self.complete and self.journal.parts_mark != self.manifest.parts_checksum:
             raise JobError(
-                f"the list of parts in {self.output.folder} is damaged, so the failed rows cannot be told apart; "
-                "--fresh computes all of them again"
+                f"the list of parts in {self.output.folder} is damaged, so the failed rows cannot"
+                " be told apart; --fresh computes all of them again"
             )
         parts = self.journal.read_parts()
-        failed_pending = any(record.outcome.error is not None for record in self.journal.pending.values())
+        failed_pending = any(
+            record.outcome.error is not None for record in self.journal.pending.values()
+        )
         if not failed_pending and not any(part.failed for part in parts):
             return
         manifest = self.manifest
         if self.complete:
             # The parts are gone: the output itself takes their place.
-            base = self.output.take_back(f"base-{manifest.generation + 1}", manifest.output_checksum)
+            base = self.output.take_back(
+                f"base-{manifest.generation + 1}", manifest.output_checksum
+            )
             found = checksum_of(self.output.folder / base)
-            parts = _as_base(parts, base, found, keep_order=self.keep_order, without_failed=self.dead_letter)
+            parts = _as_base(
+                parts, base, found, keep_order=self.keep_order, without_failed=self.dead_letter
+            )
             if not parts:
                 remove(self.output.folder / base)  # all rows failed and stand elsewhere
             manifest.published["output"] = self.output.stamp()
@@ -188,16 +217,25 @@ class State:
 
 
 def _check_new(output: Output) -> None:
-    """Raise `OutputError` if a new job would write over a file that is none of its own, or `JobError` over results."""
+    """Raise `OutputError` if a new job would write over a file that is none of its own, or
+    `JobError` over results.
+    """
     if output.exists():
-        raise OutputError(f"{output.path} exists and is not the output of this job; --fresh replaces it")
+        raise OutputError(
+            f"{output.path} exists and is not the output of this job; --fresh replaces it"
+        )
     letters = output.dead_letter
     if letters is not None and os.path.lexists(letters):
-        raise OutputError(f"{letters} exists and has no dead letters of this job; --fresh replaces it")
-    if any(path.name.startswith(("rows-", "parts-", "part-", "base-")) for path in _listed(output.folder)):
+        raise OutputError(
+            f"{letters} exists and has no dead letters of this job; --fresh replaces it"
+        )
+    if any(
+        path.name.startswith(("rows-", "parts-", "part-", "base-"))
+        for path in _listed(output.folder)
+    ):
         raise JobError(
-            f"{output.folder} holds results, but its {manifests.FILE} is gone, so it cannot be told of which job; "
-            "--fresh discards them"
+            f"{output.folder} holds results, but its {manifests.FILE} is gone, so it cannot be told"
+            " of which job; --fresh discards them"
         )
 
 
@@ -205,13 +243,19 @@ def _listed(folder: Path) -> Iterable[Path]:
     return folder.iterdir() if folder.is_dir() else ()
 
 
-def _as_base(parts: list[Part], file: str, checksum: int, *, keep_order: bool, without_failed: bool) -> list[Part]:
+def _as_base(
+    parts: list[Part], file: str, checksum: int, *, keep_order: bool, without_failed: bool
+) -> list[Part]:
     """The parts of a complete job, as they stand in its one output."""
-    absent = [union(part.dropped, part.failed if without_failed else part.skipped) for part in parts]
+    absent = [
+        union(part.dropped, part.failed if without_failed else part.skipped) for part in parts
+    ]
     failed = [list(without(part.failed, gone)) for part, gone in zip(parts, absent, strict=True)]
     if keep_order:
         live = union(*(without(part.runs, gone) for part, gone in zip(parts, absent, strict=True)))
-        return [Part(file, live, failed=union(*failed), check=None, checksum=checksum)] if live else []
+        return (
+            [Part(file, live, failed=union(*failed), check=None, checksum=checksum)] if live else []
+        )
     placed: list[Part] = []
     at = 0
     for part, gone, bad in zip(parts, absent, failed, strict=True):
@@ -233,7 +277,9 @@ def _struck(part: Part) -> Part:
     )
 
 
-def _begin(output: Output, job: Mapping[str, Any], *, fresh: bool, before: Manifest | None = None) -> Manifest:
+def _begin(
+    output: Output, job: Mapping[str, Any], *, fresh: bool, before: Manifest | None = None
+) -> Manifest:
     """The manifest of a new job, in a state directory that holds nothing else.
 
     What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
@@ -243,7 +289,9 @@ def _begin(output: Output, job: Mapping[str, Any], *, fresh: bool, before: Manif
             remove(path)
     manifest = Manifest(dict(job))
     if before is not None:
-        manifest.published = {which: before.known(which) or [] for which in {**before.published, **before.placing}}
+        manifest.published = {
+            which: before.known(which) or [] for which in {**before.published, **before.placing}
+        }
     elif fresh:
         manifest.published = _standing(output)
     manifest.save(output.folder)

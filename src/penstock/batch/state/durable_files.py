@@ -13,7 +13,9 @@ from penstock.errors import OutputError
 
 
 def replace_file(path: Path, data: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
-    """Write a whole file so that at any moment either the old or the new one is there. Raises `OutputError`."""
+    """Write a whole file so that at any moment either the old or the new one is there. Raises
+    `OutputError`.
+    """
     temporary = path.with_name(path.name + ".tmp")
     descriptor = guarded(private_files.opener, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -63,7 +65,9 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{error.filename or os.fspath(path)}: {error.strerror or error}") from error
+        raise OutputError(
+            f"{error.filename or os.fspath(path)}: {error.strerror or error}"
+        ) from error
 
 
 def guarded(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -72,4 +76,6 @@ def guarded(call: Callable[..., Any], *arguments: Any) -> Any:
         return call(*arguments)
     except OSError as error:
         place = f" ({error.filename})" if error.filename else ""
-        raise OutputError(f"the journal cannot be read or written: {error.strerror or error}{place}") from error
+        raise OutputError(
+            f"the journal cannot be read or written: {error.strerror or error}{place}"
+        ) from error

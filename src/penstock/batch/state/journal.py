@@ -1,23 +1,26 @@
-"""The journal of a job: which rows are finished, with what result, and in which part files they stand.
+"""The journal of a job: which rows are finished, with what result, and in which part files they
+stand.
 
 A state directory holds
 
-    manifest.json          which job this is, its key, and its generation g
-    rows-g-n.jsonl         results of rows that are in no part yet, a record each, in the order they finished
-    part-g-n.jsonl         output rows (.parquet where the output is Parquet)
-    parts-g.jsonl          a record for each part: its rows in written order. Its last byte is what commits a part
-    base-g                 the output of a complete job whose failed rows are run again: a part, too
-    answers.bin            answers for equal requests (`dedupe.py`)
-    lock                   held by the process that runs the job
+    manifest.json          which job this is, its key, and its generation g rows-g-n.jsonl
+    results of rows that are in no part yet, a record each, in the order they finished
+    part-g-n.jsonl         output rows (.parquet where the output is Parquet) parts-g.jsonl
+    a record for each part: its rows in written order. Its last byte is what commits a part base-g
+    the output of a complete job whose failed rows are run again: a part, too answers.bin
+    answers for equal requests (`dedupe.py`) lock                   held by the process that runs
+    the job
 
-A row's record is written in the event loop's turn in which the row finished, so that a killed process loses
-nothing that was finished before. Files are forced to disk only when a part is committed: first the part and the
-new rows file, then the record of the part. After a part, rows that it does not hold are copied to a new rows file
-before the old one is removed; whatever a crash leaves, reading all rows files and leaving out the rows of
-committed parts gives the state. `--retry-failed` starts the next generation: the same parts, failed rows struck out.
+A row's record is written in the event loop's turn in which the row finished, so that a killed
+process loses nothing that was finished before. Files are forced to disk only when a part is
+committed: first the part and the new rows file, then the record of the part. After a part, rows
+that it does not hold are copied to a new rows file before the old one is removed; whatever a crash
+leaves, reading all rows files and leaving out the rows of committed parts gives the state.
+`--retry-failed` starts the next generation: the same parts, failed rows struck out.
 
-Records and parts are checked when they are read (`records.py`). What is damaged counts as not done: its rows run
-again, and `damage` says so. Only where that would be the whole of a finished job it is refused.
+Records and parts are checked when they are read (`records.py`). What is damaged counts as not done:
+its rows run again, and `damage` says so. Only where that would be the whole of a finished job it is
+refused.
 """
 
 from __future__ import annotations
@@ -45,7 +48,9 @@ _OURS = re.compile(r"(part|parts|rows|base)-.*|(final|failed|download|answers|mo
 
 
 class Record(Struct, array_like=True):
-    """One finished row, as journaled. `key` is the start of its request's digest; 0 for a row without a request."""
+    """One finished row, as journaled. `key` is the start of its request's digest; 0 for a row
+    without a request.
+    """
 
     index: int
     key: int
@@ -62,10 +67,11 @@ def digest_key(digest: bytes) -> int:
 
 
 class Journal:
-    """The journal of generation `generation` in the state directory `folder`. `load` before anything else.
+    """The journal of generation `generation` in the state directory `folder`. `load` before
+    anything else.
 
-    `write` is `os.write`, for tests to fail. `key` is the job's own, `check` raises if the job's lock is lost.
-    Writing raises `OutputError`.
+    `write` is `os.write`, for tests to fail. `key` is the job's own, `check` raises if the job's
+    lock is lost. Writing raises `OutputError`.
     """
 
     def __init__(
@@ -97,7 +103,8 @@ class Journal:
         self._rows = Records(folder, key)
 
     def load(self) -> None:
-        """Read what earlier runs did: parts into `done`, rows in no part into `pending`. Repairs torn ends.
+        """Read what earlier runs did: parts into `done`, rows in no part into `pending`. Repairs
+        torn ends.
 
         Raises `JobError` if a row is in two parts.
         """
@@ -108,7 +115,8 @@ class Journal:
         self._list.cut()
         if self._list.lost:
             self.damage.append(
-                f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of those parts run again"
+                f"{self._list.path} is damaged ({_count(self._list.lost, 'record')}); the rows of"
+                " those parts run again"
             )
         for path in self._rows_files():
             self._number = max(self._number, _number(path) + 1)
@@ -118,12 +126,16 @@ class Journal:
                 if record.index not in self.done:
                     self.pending[record.index] = record
             if rows.lost:
-                self.damage.append(f"{path} is damaged ({_count(rows.lost, 'record')}); those rows run again")
+                self.damage.append(
+                    f"{path} is damaged ({_count(rows.lost, 'record')}); those rows run again"
+                )
 
     def mend(self) -> None:
-        """Compare the parts with their checksums, and give up those that are damaged or gone: their rows run again.
+        """Compare the parts with their checksums, and give up those that are damaged or gone: their
+        rows run again.
 
-        Removes what no part needs any more. Raises `JobError` if it is the output of a finished job that is damaged.
+        Removes what no part needs any more. Raises `JobError` if it is the output of a finished job
+        that is damaged.
         """
         parts = self._list.read()
         bad = self._list.damaged_files(parts)
@@ -136,7 +148,8 @@ class Journal:
         sound = [part for part in parts if part.file not in bad]
         if self._list.lost or lost:
             told = self.damage + [
-                f"{self.folder / part.file} {bad[part.file]}; its {_count(part.rows, 'row')} run again"
+                f"{self.folder / part.file} {bad[part.file]}; its {_count(part.rows, 'row')} run"
+                " again"
                 for part in parts
                 if part.file in bad
             ]
@@ -153,7 +166,10 @@ class Journal:
             name, why = next(iter(bad.items()), (self._list.path.name, "is damaged"))
             if name.startswith("base-"):
                 raise _no_base(self.folder / name)
-            raise JobError(f"{self.folder / name} {why}. Start the job again: it runs the rows again that were in it")
+            raise JobError(
+                f"{self.folder / name} {why}. Start the job again: it runs the rows again that were"
+                " in it"
+            )
 
     @property
     def is_empty(self) -> bool:
@@ -197,14 +213,17 @@ class Journal:
     def rotate(self, held: Iterable[tuple[int, bytes, Outcome]]) -> Callable[[Part], None]:
         """Begin a new rows file, as all rows but `held` and `pending` now stand in a finished part.
 
-        Returns the function that commits that part: it may run in another thread, and removes the old rows
-        files.
+        Returns the function that commits that part: it may run in another thread, and removes the
+        old rows files.
         """
         self._check_held()
         self.flush()
         old = self._rows_files()
         previous = self._descriptor
-        kept = [_encode_record(Record(index, digest_key(digest), outcome)) for index, digest, outcome in held]
+        kept = [
+            _encode_record(Record(index, digest_key(digest), outcome))
+            for index, digest, outcome in held
+        ]
         kept += [_encode_record(record) for record in self.pending.values()]
         descriptor = self._descriptor = self._open()
         if kept:
@@ -237,7 +256,9 @@ class Journal:
 
         It counts once the manifest names its generation; until then this one stays whole.
         """
-        following = Journal(self.folder, self.generation + 1, self._write, key=self._key, check=self._check_held)
+        following = Journal(
+            self.folder, self.generation + 1, self._write, key=self._key, check=self._check_held
+        )
         following._clean(own=True)
         following._list.replace(parts)
         kept = [record for record in self.pending.values() if record.outcome.error is None]
@@ -248,8 +269,8 @@ class Journal:
         return following
 
     def sweep(self, parts: set[str] | None = None) -> None:
-        """Remove what earlier runs left and nobody needs: of a complete job all but the list of parts, else all
-        but `parts` and what is journaled.
+        """Remove what earlier runs left and nobody needs: of a complete job all but the list of
+        parts, else all but `parts` and what is journaled.
         """
         needed = {self._list.path.name}
         if parts is not None:
@@ -263,8 +284,8 @@ class Journal:
         self.done = RowSet(run for runs in live for run in runs)
         if len(self.done) != sum(map(size, live)):
             raise JobError(
-                f"{self._list.path} is damaged: some rows are in two parts. Was the job run twice at a time? "
-                "--fresh discards what was done"
+                f"{self._list.path} is damaged: some rows are in two parts. Was the job run twice"
+                " at a time? --fresh discards what was done"
             )
         self.errors = {}
         self.check = 0
@@ -280,14 +301,18 @@ class Journal:
         self.parts = max(numbers, default=-1) + 1
 
     def _clean(self, *, own: bool = False) -> None:
-        """Remove the rows and parts files of other generations, or those of this one. Part files stay."""
+        """Remove the rows and parts files of other generations, or those of this one. Part files
+        stay.
+        """
         for path in [*self.folder.glob("rows-*.jsonl"), *self.folder.glob("parts-*.jsonl")]:
             if (path.stem.split("-")[1] == str(self.generation)) == own:
                 guarded(remove, path)
 
     def _rows_files(self) -> list[Path]:
         found = re.compile(rf"rows-{self.generation}-\d+\.jsonl")
-        return sorted((path for path in self.folder.iterdir() if found.fullmatch(path.name)), key=_number)
+        return sorted(
+            (path for path in self.folder.iterdir() if found.fullmatch(path.name)), key=_number
+        )
 
     def _open(self) -> int:
         rows = Records(self.folder / f"rows-{self.generation}-{self._number}.jsonl", self._key)
@@ -307,8 +332,8 @@ class Journal:
 
 def _no_base(path: Path) -> JobError:
     return JobError(
-        f"{path} is damaged or was changed, so the rows that were done before cannot be told apart; "
-        "--fresh computes all of them again"
+        f"{path} is damaged or was changed, so the rows that were done before cannot be told apart;"
+        " --fresh computes all of them again"
     )
 
 

@@ -14,9 +14,11 @@ FILE = "lock"
 
 
 class Lock:
-    """Held from when it is made until `release`. Raises `JobError` if another process holds it, `OSError`.
+    """Held from when it is made until `release`. Raises `JobError` if another process holds it,
+    `OSError`.
 
-    The folder itself is locked too, where its file system can: then a removed lock file lets nobody in.
+    The folder itself is locked too, where its file system can: then a removed lock file lets nobody
+    in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,8 +44,9 @@ class Lock:
             gone = True
         if gone:
             raise OutputError(
-                f"{self._path} was removed or replaced while the job ran, so another run may have taken its place; "
-                "this one ends here. Start the job again when no other run of it is under way"
+                f"{self._path} was removed or replaced while the job ran, so another run may have"
+                " taken its place; this one ends here. Start the job again when no other run of it"
+                " is under way"
             )
 
     def release(self) -> None:

@@ -31,14 +31,15 @@ Stamp = list[list[Any]]
 
 
 class Manifest(Struct):
-    """`job` holds all that decides the output, `result` the counts of a complete job, `created` seconds since
-    1970.
+    """`job` holds all that decides the output, `result` the counts of a complete job, `created`
+    seconds since 1970.
 
-    `key` is a random number that tells this job's records from others'. `generation` is that of the journal in force,
-    `stream` tells which rows a source without fingerprint gave. The outputs are "output" and "dead letter": `published`
-    tells what stood in their places and may be replaced, `placing` what is put there while the status is "placing".
-    `output_checksum` and `parts_checksum` are of the output and the list of parts of a complete job, `checksum` is of
-    the manifest without it.
+    `key` is a random number that tells this job's records from others'. `generation` is that of the
+    journal in force, `stream` tells which rows a source without fingerprint gave. The outputs are
+    "output" and "dead letter": `published` tells what stood in their places and may be replaced,
+    `placing` what is put there while the status is "placing". `output_checksum` and
+    `parts_checksum` are of the output and the list of parts of a complete job, `checksum` is of the
+    manifest without it.
     """
 
     job: dict[str, Any]
@@ -58,14 +59,18 @@ class Manifest(Struct):
     def save(self, folder: Path) -> None:
         """Write it, at once and for good. Raises `OutputError`."""
         self.checksum = self._own_checksum()
-        replace_file(folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n")
+        replace_file(
+            folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        )
 
     def is_sound(self) -> bool:
         """Whether it is as it was saved."""
         return self.checksum == self._own_checksum()
 
     def known(self, which: str) -> Stamp | None:
-        """The files in the place of an output that are this job's, or were given up to it; None: none may be there."""
+        """The files in the place of an output that are this job's, or were given up to it; None:
+        none may be there.
+        """
         found = [stamps[which] for stamps in (self.published, self.placing) if which in stamps]
         return [entry for stamp in found for entry in stamp] if found else None
 
@@ -74,7 +79,8 @@ class Manifest(Struct):
         return f"{checksum(msgspec.json.encode(bare)):016x}"
 
     def require(self, job: Mapping[str, Any], where: str) -> None:
-        """Raise `JobMismatchError`, with a table of what differs, unless this is the manifest of `job`.
+        """Raise `JobMismatchError`, with a table of what differs, unless this is the manifest of
+        `job`.
 
         `job` is as `normal` makes it.
         """
@@ -92,7 +98,9 @@ class Manifest(Struct):
 
 
 def normal(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The job as it comes back from a manifest: tuples are lists, what JSON does not know is text."""
+    """The job as it comes back from a manifest: tuples are lists, what JSON does not know is
+    text.
+    """
     try:
         data = msgspec.json.encode(job, enc_hook=str)
     except UnicodeEncodeError:  # a byte in the name of a file
@@ -110,7 +118,9 @@ def _printable(value: Any) -> Any:
 
 
 def load(folder: Path) -> Manifest | None:
-    """The manifest in `folder`, if there is one. Raises `JobError` if it is damaged, or of another version."""
+    """The manifest in `folder`, if there is one. Raises `JobError` if it is damaged, or of another
+    version.
+    """
     path = folder / FILE
     try:
         data = path.read_bytes()
@@ -125,8 +135,8 @@ def load(folder: Path) -> Manifest | None:
         raise damaged(path) from None
     if manifest is None:
         raise JobError(
-            f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the job with the "
-            "Penstock that began it, or discard it with --fresh"
+            f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the"
+            " job with the Penstock that began it, or discard it with --fresh"
         )
     if not manifest.is_sound():
         raise damaged(path)
@@ -135,7 +145,9 @@ def load(folder: Path) -> Manifest | None:
 
 def damaged(path: Path) -> JobError:
     """The error of a manifest that is not as it was saved."""
-    return JobError(f"{path} is damaged, so what was done cannot be told; --fresh discards it and begins anew")
+    return JobError(
+        f"{path} is damaged, so what was done cannot be told; --fresh discards it and begins anew"
+    )
 
 
 class _Version(Struct):
@@ -146,7 +158,9 @@ def _table(differences: Mapping[str, tuple[object, object]]) -> str:
     lines = [("", "journaled", "asked for")]
     lines += [(name, _short(old), _short(new)) for name, (old, new) in differences.items()]
     first, second = (max(len(line[column]) for line in lines) for column in (0, 1))
-    return "\n".join(f"  {name:<{first}}  {old:<{second}}  {new}".rstrip() for name, old, new in lines)
+    return "\n".join(
+        f"  {name:<{first}}  {old:<{second}}  {new}".rstrip() for name, old, new in lines
+    )
 
 
 def _short(value: object) -> str:

@@ -16,11 +16,13 @@ from penstock.batch.state.records import Records, checksum_of
 
 
 class Part(Struct, omit_defaults=True):
-    """One committed part: `runs` are its rows in written order, `at` the place of the first of them in `file`.
+    """One committed part: `runs` are its rows in written order, `at` the place of the first of them
+    in `file`.
 
-    `failed` are its error rows, `errors` their number by type, `skipped` those of them that are left out of the
-    output, `dropped` rows that are no longer done. `check` is the sum of its rows' request digests, which tells
-    whether a stream that is read again is the same; None if it is not known. `checksum` is of the file.
+    `failed` are its error rows, `errors` their number by type, `skipped` those of them that are
+    left out of the output, `dropped` rows that are no longer done. `check` is the sum of its rows'
+    request digests, which tells whether a stream that is read again is the same; None if it is not
+    known. `checksum` is of the file.
     """
 
     file: str
@@ -49,7 +51,9 @@ class PartList:
     `write` is `os.write`, for tests to fail. All methods raise `OutputError`.
     """
 
-    def __init__(self, folder: Path, generation: int, key: int, write: Callable[[int, bytes], int] = os.write) -> None:
+    def __init__(
+        self, folder: Path, generation: int, key: int, write: Callable[[int, bytes], int] = os.write
+    ) -> None:
         self.path = folder / f"parts-{generation}.jsonl"
         self._folder = folder
         self._key = key
@@ -79,7 +83,9 @@ class PartList:
     def append(self, part: Part) -> None:
         """Commit a part. Its file must be on disk."""
         new = not self.path.exists()
-        descriptor = guarded(private_files.opener, self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        descriptor = guarded(
+            private_files.opener, self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        )
         try:
             write_all(descriptor, self._records.seal(_encode(part)), self._write)
             guarded(os.fsync, descriptor)

@@ -1,9 +1,10 @@
 """Files of checked records, and checksums of whole files.
 
-A record is a line `["checksum",NUMBER,RECORD]`. Its checksum covers the record, its number, the file's name and the
-job's key, so that each line shows by itself whether it was changed, and where it belongs: one that is repeated or
-moved does no harm, one that is missing leaves a gap, and one of another file or job counts for nothing. A last line
-without its end was cut short by a crash: that is no damage.
+A record is a line `["checksum",NUMBER,RECORD]`. Its checksum covers the record, its number, the
+file's name and the job's key, so that each line shows by itself whether it was changed, and where
+it belongs: one that is repeated or moved does no harm, one that is missing leaves a gap, and one of
+another file or job counts for nothing. A last line without its end was cut short by a crash: that
+is no damage.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Records:
         return self._line(number, record)
 
     def read(self) -> list[bytes]:
-        """The sound records in the order in which they were written. `lost` counts those that are damaged or missing.
+        """The sound records in the order in which they were written. `lost` counts those that are
+        damaged or missing.
 
         Raises `OutputError` if the file cannot be read.
         """
@@ -76,7 +78,9 @@ class Records:
 
 
 def checksum_of(path: Path) -> int:
-    """Of a file's content; of a directory, of the names and contents of its Parquet files. Raises `OSError`."""
+    """Of a file's content; of a directory, of the names and contents of its Parquet files. Raises
+    `OSError`.
+    """
     if path.is_dir():
         total = 0
         for file in sorted(path.glob("*.parquet")):

@@ -1,4 +1,6 @@
-"""One Arrow type for a column that has several: none of its values may change. If there is none, text."""
+"""One Arrow type for a column that has several: none of its values may change. If there is none,
+text.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,24 @@ _DIGITS = 20
 
 
 class _Choice(NamedTuple):
-    """What values alone decide: whether integers of 64 bits have a sign, and whether times are finer than they need."""
+    """What values alone decide: whether integers of 64 bits have a sign, and whether times are
+    finer than they need.
+    """
 
     whole: pa.DataType
     finer: bool
 
 
-_CHOICES = [_Choice(whole, finer) for whole, finer in product((pa.int64(), pa.uint64()), (True, False))]
+_CHOICES = [
+    _Choice(whole, finer) for whole, finer in product((pa.int64(), pa.uint64()), (True, False))
+]
 
 Batches = Callable[[], Iterable[pa.Array | pa.ChunkedArray]]
 
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
-    """The type that holds whatever the types hold: of those that could, the first that holds all of `values`.
+    """The type that holds whatever the types hold: of those that could, the first that holds all of
+    `values`.
 
     A column that is null everywhere is text.
     """
@@ -48,7 +55,9 @@ def convert(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array |
     return made if made is not None else as_text(column, kind)
 
 
-def converted(column: pa.Array | pa.ChunkedArray, kind: pa.DataType) -> pa.Array | pa.ChunkedArray | None:
+def converted(
+    column: pa.Array | pa.ChunkedArray, kind: pa.DataType
+) -> pa.Array | pa.ChunkedArray | None:
     """The column as `kind`, None if that is not the same values."""
     if column.type == kind:
         return column
@@ -80,7 +89,9 @@ def _candidates(kinds: Sequence[pa.DataType]) -> Iterator[pa.DataType]:
             yield found
 
 
-def _common(one: pa.DataType | None, other: pa.DataType | None, choice: _Choice) -> pa.DataType | None:
+def _common(
+    one: pa.DataType | None, other: pa.DataType | None, choice: _Choice
+) -> pa.DataType | None:
     if one is None or other is None or one == other:
         return one if one == other else None
     if one == pa.null() or other == pa.null():
@@ -94,21 +105,30 @@ def _common(one: pa.DataType | None, other: pa.DataType | None, choice: _Choice)
     if is_kind.is_struct(one) and is_kind.is_struct(other):
         return _struct(one, other, choice)
     if is_kind.is_map(one) and is_kind.is_map(other):
-        key, item = _common(one.key_type, other.key_type, choice), _common(one.item_type, other.item_type, choice)
+        key, item = (
+            _common(one.key_type, other.key_type, choice),
+            _common(one.item_type, other.item_type, choice),
+        )
         return None if key is None or item is None else pa.map_(key, item)
     if _is_list(one) and _is_list(other):
         inner = _common(one.value_type, other.value_type, choice)
         if inner is None:
             return None
         large = is_kind.is_large_list(one) or is_kind.is_large_list(other)
-        if is_kind.is_fixed_size_list(one) and is_kind.is_fixed_size_list(other) and one.list_size == other.list_size:
+        if (
+            is_kind.is_fixed_size_list(one)
+            and is_kind.is_fixed_size_list(other)
+            and one.list_size == other.list_size
+        ):
             return pa.list_(inner, one.list_size)
         return pa.large_list(inner) if large else pa.list_(inner)
     return None
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -120,7 +140,11 @@ def _meant(kind: pa.DataType) -> pa.DataType:
 
 
 def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind))
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -188,11 +212,18 @@ def _string(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataTyp
 
 
 def _binary(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.large_binary() if pa.types.is_large_binary(one) or pa.types.is_large_binary(other) else pa.binary()
+    return (
+        pa.large_binary()
+        if pa.types.is_large_binary(one) or pa.types.is_large_binary(other)
+        else pa.binary()
+    )
 
 
 _SCALARS: list[
-    tuple[Callable[[pa.DataType], bool], Callable[[pa.DataType, pa.DataType, _Choice], pa.DataType | None]]
+    tuple[
+        Callable[[pa.DataType], bool],
+        Callable[[pa.DataType, pa.DataType, _Choice], pa.DataType | None],
+    ]
 ] = [
     (_is_number, _number),
     (_is_exact, _decimal),

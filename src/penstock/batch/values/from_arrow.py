@@ -1,7 +1,7 @@
 """The Python values of Arrow data, none of them cut or rounded.
 
-Times finer than a microsecond are of the classes in `nanoseconds`, and times that Python's calendar has no place for
-are text.
+Times finer than a microsecond are of the classes in `nanoseconds`, and times that Python's calendar
+has no place for are text.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def of_arrow(value: Any) -> Any:
         return python_values(value)
     if isinstance(value, pa.RecordBatch | pa.Table):
         columns = [python_values(column) for column in value.columns]
-        return [dict(zip(value.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [
+            dict(zip(value.column_names, row, strict=True)) for row in zip(*columns, strict=True)
+        ]
     return str(value)
 
 
@@ -84,7 +86,10 @@ def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
 def _unless_null(array: pa.Array, values: Any) -> list[Any]:
     if not array.null_count:
         return list(values)
-    return [value if there else None for value, there in zip(values, array.is_valid().to_pylist(), strict=True)]
+    return [
+        value if there else None
+        for value, there in zip(values, array.is_valid().to_pylist(), strict=True)
+    ]
 
 
 def _holds_times(kind: pa.DataType) -> bool:

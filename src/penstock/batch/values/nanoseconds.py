@@ -1,7 +1,8 @@
 """Times finer than a microsecond, which Python's own classes cannot hold.
 
-Each is a value of Python's class with a number of nanoseconds beyond it, shown in its text. A time that is whole in
-microseconds is never one of these. Arithmetic is that of Python's class, without them.
+Each is a value of Python's class with a number of nanoseconds beyond it, shown in its text. A time
+that is whole in microseconds is never one of these. Arithmetic is that of Python's class, without
+them.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ class NanoDatetime(_Finer, datetime.datetime):
         return self.isoformat(" ")
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return NanoDatetime.of, (datetime.datetime.combine(self.date(), self.timetz()), self.nanosecond)
+        return NanoDatetime.of, (
+            datetime.datetime.combine(self.date(), self.timetz()),
+            self.nanosecond,
+        )
 
 
 class NanoTime(_Finer, datetime.time):
@@ -70,7 +74,9 @@ class NanoTime(_Finer, datetime.time):
         """`whole`, so many nanoseconds later."""
         if not nanosecond:
             return whole
-        made = cls(whole.hour, whole.minute, whole.second, whole.microsecond, whole.tzinfo, fold=whole.fold)
+        made = cls(
+            whole.hour, whole.minute, whole.second, whole.microsecond, whole.tzinfo, fold=whole.fold
+        )
         made.nanosecond = nanosecond
         return made
 
@@ -83,7 +89,9 @@ class NanoTime(_Finer, datetime.time):
     __str__ = isoformat
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        whole = datetime.time(self.hour, self.minute, self.second, self.microsecond, self.tzinfo, fold=self.fold)
+        whole = datetime.time(
+            self.hour, self.minute, self.second, self.microsecond, self.tzinfo, fold=self.fold
+        )
         return NanoTime.of, (whole, self.nanosecond)
 
 
@@ -105,30 +113,44 @@ class NanoTimedelta(_Finer, datetime.timedelta):
         return duration_text(total_nanoseconds(self))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        return NanoTimedelta.of, (datetime.timedelta(self.days, self.seconds, self.microseconds), self.nanoseconds)
+        return NanoTimedelta.of, (
+            datetime.timedelta(self.days, self.seconds, self.microseconds),
+            self.nanoseconds,
+        )
 
 
 def total_nanoseconds(value: datetime.datetime | datetime.time | datetime.timedelta) -> int:
-    """A point in time since 1970 (in UTC where it has a zone), a time of day since midnight, or a length of time."""
+    """A point in time since 1970 (in UTC where it has a zone), a time of day since midnight, or a
+    length of time.
+    """
     if isinstance(value, datetime.time):
         seconds = (value.hour * 60 + value.minute) * 60 + value.second
         return (seconds * 1_000_000 + value.microsecond) * 1000 + _beyond(value)
     if isinstance(value, datetime.timedelta):
         whole = value
     else:
-        whole = datetime.datetime.combine(value.date(), value.time()) - _EPOCH - (value.utcoffset() or _NONE)
-    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + _beyond(value)
+        whole = (
+            datetime.datetime.combine(value.date(), value.time())
+            - _EPOCH
+            - (value.utcoffset() or _NONE)
+        )
+    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + _beyond(
+        value
+    )
 
 
 def date_text(days: int) -> str:
-    """The date so many days after 1970-01-01, in the Gregorian calendar, of any year: -0044-03-15, 12000-01-01."""
+    """The date so many days after 1970-01-01, in the Gregorian calendar, of any year: -0044-03-15,
+    12000-01-01.
+    """
     era, day = divmod(days + 719468, 146097)  # eras of 400 years, which begin on a first of March
     year = (day - day // 1460 + day // 36524 - day // 146096) // 365
     day -= 365 * year + year // 4 - year // 100
     month = (5 * day + 2) // 153
     number = (month + 2) % 12 + 1
     whole = year + era * 400 + (number <= 2)
-    return f"{'-' if whole < 0 else ''}{abs(whole):04}-{number:02}-{day - (153 * month + 2) // 5 + 1:02}"
+    sign, first = "-" if whole < 0 else "", (153 * month + 2) // 5
+    return f"{sign}{abs(whole):04}-{number:02}-{day - first + 1:02}"
 
 
 def datetime_text(ticks: int, per_second: int) -> str:

@@ -1,4 +1,6 @@
-"""A processor's results as bytes, for the journal: plain values as they are, whatever msgpack has a kind for."""
+"""A processor's results as bytes, for the journal: plain values as they are, whatever msgpack has a
+kind for.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from penstock.errors import printable
 _AS_THEY_ARE = frozenset({type(None), bool, int, float, str, bytes})
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))).decode
+_decode = msgspec.msgpack.Decoder(
+    ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))
+).decode
 
 
 def pack(values: Mapping[Any, Any]) -> tuple[bytes, str | None]:
@@ -25,7 +29,10 @@ def pack(values: Mapping[Any, Any]) -> tuple[bytes, str | None]:
     row, wrong = plain_row(values)
     try:
         return _encode(_marked(row)), wrong
-    except (OverflowError, UnicodeEncodeError):  # an integer of more than 64 bits, or a lone surrogate
+    except (
+        OverflowError,
+        UnicodeEncodeError,
+    ):  # an integer of more than 64 bits, or a lone surrogate
         return _encode(_checked(_marked(row))), wrong
 
 
@@ -40,9 +47,16 @@ def _marked(value: Any) -> Any:
     if kind in _AS_THEY_ARE:
         return value
     if kind is dict:
-        return {name: part if type(part) in _AS_THEY_ARE else _marked(part) for name, part in value.items()}
+        return {
+            name: part if type(part) in _AS_THEY_ARE else _marked(part)
+            for name, part in value.items()
+        }
     if kind is list:
-        return value if _AS_THEY_ARE.issuperset(map(type, value)) else [_marked(part) for part in value]
+        return (
+            value
+            if _AS_THEY_ARE.issuperset(map(type, value))
+            else [_marked(part) for part in value]
+        )
     code, said = _WRITE[kind]
     return Ext(code, _encode(said(value)))
 
@@ -66,7 +80,10 @@ _WRITE: dict[type, tuple[int, _Said]] = {
     datetime.timedelta: (4, lambda value: (value.days, value.seconds, value.microseconds)),
     NanoDatetime: (5, lambda value: (value.isoformat(timespec="microseconds"), value.nanosecond)),
     NanoTime: (6, lambda value: (value.isoformat("microseconds"), value.nanosecond)),
-    NanoTimedelta: (7, lambda value: (value.days, value.seconds, value.microseconds, value.nanoseconds)),
+    NanoTimedelta: (
+        7,
+        lambda value: (value.days, value.seconds, value.microseconds, value.nanoseconds),
+    ),
 }
 _READ: dict[int, _Said] = {
     0: decimal.Decimal,

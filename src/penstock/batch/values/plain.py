@@ -1,9 +1,9 @@
 """What a Python value becomes in an output, whatever its form.
 
-First it becomes a *plain* value (`plain`): None, bool, int, float, text, bytes, Decimal, date, datetime, time or
-timedelta (or one with nanoseconds), a list of such, or a dict of such by names. That is what Arrow holds. JSON and CSV
-hold fewer kinds (`for_json`): there a number that is not finite and a time are text. `text` is the one text form of any
-value. `docs/batch.md` has the table.
+First it becomes a *plain* value (`plain`): None, bool, int, float, text, bytes, Decimal, date,
+datetime, time or timedelta (or one with nanoseconds), a list of such, or a dict of such by names.
+That is what Arrow holds. JSON and CSV hold fewer kinds (`for_json`): there a number that is not
+finite and a time are text. `text` is the one text form of any value. `docs/batch.md` has the table.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ from typing import Any
 
 import msgspec
 
-from penstock.batch.values.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta, duration_text, total_nanoseconds
+from penstock.batch.values.nanoseconds import (
+    NanoDatetime,
+    NanoTime,
+    NanoTimedelta,
+    duration_text,
+    total_nanoseconds,
+)
 from penstock.errors import printable
 
 Plain = Any
@@ -36,7 +42,9 @@ _TIMES = frozenset({*_NANO, datetime.datetime, datetime.time})
 _ONLY_TEXT = frozenset({str})
 _ONLY_FLOAT = frozenset({float})
 _LONG = 14_000
-"""Bits of the longest integer that is written in decimal, which takes a time that grows with the square."""
+"""Bits of the longest integer that is written in decimal, which takes a time that grows with the
+square.
+"""
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 _LISTS = (Sequence, AbstractSet, deque, ValuesView)
 
@@ -44,7 +52,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 class UnstorableError(ValueError):
-    """A value that no output can hold: one that holds itself, or has no content that could be written down."""
+    """A value that no output can hold: one that holds itself, or has no content that could be
+    written down.
+    """
 
 
 def plain(value: Any) -> Plain:
@@ -58,7 +68,8 @@ def for_json(value: Any) -> Any:
 
 
 def text(value: Any) -> str | None:
-    """Text as it is, anything else as the JSON that stands for it; a text in JSON without its quotes. None stays None.
+    """Text as it is, anything else as the JSON that stands for it; a text in JSON without its
+    quotes. None stays None.
 
     Raises `UnstorableError`.
     """
@@ -75,21 +86,31 @@ def text(value: Any) -> str | None:
 
 
 def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
-    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them. Raises `UnstorableError`."""
+    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them. Raises
+    `UnstorableError`.
+    """
     if ready:
         try:
             return _encode(values) + b"\n"
         except (ValueError, TypeError):
             pass
-    made = {name: value if type(value) in _JSON else for_json(value) for name, value in values.items()}
+    made = {
+        name: value if type(value) in _JSON else for_json(value) for name, value in values.items()
+    }
     try:
         return _encode(made) + b"\n"
-    except (ValueError, TypeError):  # a lone surrogate, a very long number, or a name that is no text
+    except (
+        ValueError,
+        TypeError,
+    ):  # a lone surrogate, a very long number, or a name that is no text
         return _encode(encodable(for_json(made))) + b"\n"
 
 
-def plain_row(values: Mapping[Any, Any], *, json: bool = False) -> tuple[dict[str, Plain], str | None]:
-    """A row's plain values, and what is wrong with those that no output can hold: in their place stands None.
+def plain_row(
+    values: Mapping[Any, Any], *, json: bool = False
+) -> tuple[dict[str, Plain], str | None]:
+    """A row's plain values, and what is wrong with those that no output can hold: in their place
+    stands None.
 
     `json`: as `for_json` makes them.
     """
@@ -111,7 +132,9 @@ def plain_row(values: Mapping[Any, Any], *, json: bool = False) -> tuple[dict[st
 def is_missing(value: Any) -> bool:
     """Whether it is a missing value of pandas or NumPy: NA, NaT, or a masked one."""
     kind = type(value)
-    return kind.__name__ in ("NAType", "NaTType", "MaskedConstant") and kind.__module__.startswith(("pandas", "numpy"))
+    return kind.__name__ in ("NAType", "NaTType", "MaskedConstant") and kind.__module__.startswith(
+        ("pandas", "numpy")
+    )
 
 
 def _whole(value: Any, *, json: bool) -> Any:
@@ -133,7 +156,10 @@ def _walk(value: Any, json: bool) -> Any:
         return value if not json or math.isfinite(value) else _unlimited(value)
     if kind is dict:
         if _ONLY_TEXT.issuperset(map(type, value)):
-            return {name: part if type(part) in _JSON else _walk(part, json) for name, part in value.items()}
+            return {
+                name: part if type(part) in _JSON else _walk(part, json)
+                for name, part in value.items()
+            }
         made: dict[str, Any] = {}
         for name, part in value.items():
             key = key_text(name)
@@ -143,7 +169,9 @@ def _walk(value: Any, json: bool) -> Any:
         return made
     if kind is list:
         kinds = set(map(type, value))
-        if _JSON.issuperset(kinds) or (kinds <= _ONLY_FLOAT and (not json or all(map(math.isfinite, value)))):
+        if _JSON.issuperset(kinds) or (
+            kinds <= _ONLY_FLOAT and (not json or all(map(math.isfinite, value)))
+        ):
             return value
         return [_walk(part, json) for part in value]
     if kind in LEAVES:
@@ -197,15 +225,27 @@ def _time_text(value: Any) -> Any:
 
 
 def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
-    """A time of a subclass, such as one of pandas, as Python's own, with its nanoseconds if it has some."""
+    """A time of a subclass, such as one of pandas, as Python's own, with its nanoseconds if it has
+    some.
+    """
     if isinstance(value, datetime.datetime):
         zone, beyond = value.tzinfo, getattr(value, "nanosecond", 0)
-        parts = (value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond)
+        parts = (
+            value.year,
+            value.month,
+            value.day,
+            value.hour,
+            value.minute,
+            value.second,
+            value.microsecond,
+        )
         return NanoDatetime.of(datetime.datetime(*parts, tzinfo=zone, fold=value.fold), beyond)
     if isinstance(value, datetime.date):
         return datetime.date(value.year, value.month, value.day)
     if isinstance(value, datetime.time):
-        return datetime.time(value.hour, value.minute, value.second, value.microsecond, value.tzinfo, fold=value.fold)
+        return datetime.time(
+            value.hour, value.minute, value.second, value.microsecond, value.tzinfo, fold=value.fold
+        )
     whole = datetime.timedelta(value.days, value.seconds, value.microseconds)
     return NanoTimedelta.of(whole, getattr(value, "nanoseconds", 0))
 
@@ -229,7 +269,9 @@ def _fields(value: Any) -> dict[str, Any] | None:
 
 
 def _foreign(value: Any) -> Any:
-    """Values of NumPy, pandas, Polars, Arrow and whoever else has arrays; at last the text that a value has."""
+    """Values of NumPy, pandas, Polars, Arrow and whoever else has arrays; at last the text that a
+    value has.
+    """
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _numpy(numpy, value)
@@ -312,13 +354,21 @@ def _numpy_time(numpy: Any, value: Any) -> Any:
         if exact is not None:
             whole, beyond = divmod(exact, 1000)
             try:
-                return NanoDatetime.of(datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=whole), beyond)
+                return NanoDatetime.of(
+                    datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=whole), beyond
+                )
             except OverflowError:
                 pass
     return str(value)
 
 
-_NANOSECONDS = {"W": 604800 * 10**9, "D": 86400 * 10**9, "h": 3600 * 10**9, "m": 60 * 10**9, "s": 10**9}
+_NANOSECONDS = {
+    "W": 604800 * 10**9,
+    "D": 86400 * 10**9,
+    "h": 3600 * 10**9,
+    "m": 60 * 10**9,
+    "s": 10**9,
+}
 _NANOSECONDS |= {"ms": 10**6, "us": 1000, "ns": 1}
 _FINER = {"ps": 1000, "fs": 10**6, "as": 10**9}
 
@@ -354,7 +404,9 @@ def _in_order(values: Iterable[Any]) -> list[Any]:
 
 
 def encodable(value: Any) -> Any:
-    """What `for_json` made, with lone surrogates and integers too long for a decimal text as text."""
+    """What `for_json` made, with lone surrogates and integers too long for a decimal text as
+    text.
+    """
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
@@ -368,4 +420,8 @@ def encodable(value: Any) -> Any:
 
 def _class(value: Any) -> str:
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return (
+        kind.__qualname__
+        if kind.__module__ == "builtins"
+        else f"{kind.__module__}.{kind.__qualname__}"
+    )

@@ -1,4 +1,6 @@
-"""Arrow arrays of Python values: each value stands in the array as it is, or the whole column is text."""
+"""Arrow arrays of Python values: each value stands in the array as it is, or the whole column is
+text.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +13,26 @@ from typing import Any
 import pyarrow as pa
 
 from penstock.batch.values.from_arrow import python_values
-from penstock.batch.values.nanoseconds import NanoDatetime, NanoTime, NanoTimedelta, total_nanoseconds
+from penstock.batch.values.nanoseconds import (
+    NanoDatetime,
+    NanoTime,
+    NanoTimedelta,
+    total_nanoseconds,
+)
 from penstock.batch.values.plain import LEAVES, encodable, plain, text
 
 _NONE = type(None)
 _EXACT = 1 << 53
 """Integers up to this size are numbers of a float column too."""
-_TIMES = {_NONE, datetime.datetime, datetime.time, datetime.timedelta, NanoDatetime, NanoTime, NanoTimedelta}
+_TIMES = {
+    _NONE,
+    datetime.datetime,
+    datetime.time,
+    datetime.timedelta,
+    NanoDatetime,
+    NanoTime,
+    NanoTimedelta,
+}
 MOST_FIELDS = 1000
 """Of an object that is no text: keys that are other ones in each row are data."""
 _DEEPEST = 30
@@ -34,7 +49,8 @@ FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError)
 
 
 def array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
-    """An array of type `kind` (None: that of the values), or of text where that does not hold each value as it is.
+    """An array of type `kind` (None: that of the values), or of text where that does not hold each
+    value as it is.
 
     Raises `UnstorableError` for a value that no output can hold.
     """
@@ -56,7 +72,9 @@ def texts(values: Sequence[Any]) -> pa.Array:
 
 
 def _kind_at_once(values: Sequence[Any]) -> pa.DataType | None:
-    """The type of values that are all plain already, as most are: long lists are not walked through twice."""
+    """The type of values that are all plain already, as most are: long lists are not walked through
+    twice.
+    """
     try:
         return kind_of(values)
     except RecursionError:
@@ -64,7 +82,9 @@ def _kind_at_once(values: Sequence[Any]) -> pa.DataType | None:
 
 
 def kind_of(values: Sequence[Any]) -> pa.DataType | None:
-    """The Arrow type that holds all of some plain values as they are; None if there is none, but text."""
+    """The Arrow type that holds all of some plain values as they are; None if there is none, but
+    text.
+    """
     kinds = frozenset(map(type, values)) - {_NONE}
     if not kinds:
         return pa.null()
@@ -120,7 +140,11 @@ def same(one: Any, other: Any) -> bool:
         return one == other or all(map(same, one, other))
     if kind is float and other != other:
         return bool(one != one)
-    if type(one) is not kind and not (_number(one) and _number(other)) and not _both_times(one, other):
+    if (
+        type(one) is not kind
+        and not (_number(one) and _number(other))
+        and not _both_times(one, other)
+    ):
         return False
     return bool(one == other)
 
@@ -142,7 +166,10 @@ def build(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if not _finer(kind):
         return pa.array(values, kind)
     if pa.types.is_struct(kind):
-        fields = [build([None if value is None else value.get(f.name) for value in values], f.type) for f in kind]
+        fields = [
+            build([None if value is None else value.get(f.name) for value in values], f.type)
+            for f in kind
+        ]
         absent = pa.array([value is None for value in values], pa.bool_())
         return pa.StructArray.from_arrays(fields, fields=list(kind), mask=absent)
     if pa.types.is_list(kind):
@@ -178,7 +205,8 @@ def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
     if not _TEXT.issuperset(map(type, names)):
         return None
-    if not names or len(names) > MOST_FIELDS:  # no fields at all have no place in Parquet; very many are data
+    # No fields at all have no place in Parquet; very many are data.
+    if not names or len(names) > MOST_FIELDS:
         return None
     fields = []
     for name in names:
@@ -202,7 +230,9 @@ def _zone_of(values: list[Any]) -> str:
 
 
 def _storable(kind: pa.DataType, depth: int = 0) -> bool:
-    """Whether Parquet can hold the type: it has no place for objects without fields, nor for very deep ones."""
+    """Whether Parquet can hold the type: it has no place for objects without fields, nor for very
+    deep ones.
+    """
     if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
     return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))

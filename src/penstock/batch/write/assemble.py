@@ -1,4 +1,6 @@
-"""Puts the parts of a finished job together: which rows stand where, and in which order they go to the output."""
+"""Puts the parts of a finished job together: which rows stand where, and in which order they go to
+the output.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from penstock.errors import OutputError
 
 _AT_ONCE = 256
 _MOST_COLUMNS = 1000
-"""Of one object. More keys than that are data, and a table of rows × keys would be their product."""
+"""Of one object. More keys than that are data, and a table of rows × keys would be their
+product.
+"""
 
 
 class Segment(NamedTuple):
@@ -34,7 +38,9 @@ class Segment(NamedTuple):
     at: int
 
 
-def segments(parts: Iterable[Part], *, keep_order: bool, without_failed: bool = False) -> Iterable[Segment]:
+def segments(
+    parts: Iterable[Part], *, keep_order: bool, without_failed: bool = False
+) -> Iterable[Segment]:
     """The rows of the output in their order: that of the input, or that of the parts.
 
     `without_failed`: only those that did not fail.
@@ -42,7 +48,9 @@ def segments(parts: Iterable[Part], *, keep_order: bool, without_failed: bool = 
     found = (
         segment
         for part in parts
-        for segment in _segments(part, union(part.dropped, part.failed if without_failed else part.skipped))
+        for segment in _segments(
+            part, union(part.dropped, part.failed if without_failed else part.skipped)
+        )
     )
     return sorted(found) if keep_order else found
 
@@ -52,7 +60,9 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
     found = (
         segment
         for part in parts
-        for segment in _segments(part, union(without(part.runs, part.failed), part.dropped, part.skipped))
+        for segment in _segments(
+            part, union(without(part.runs, part.failed), part.dropped, part.skipped)
+        )
     )
     return sorted(found) if keep_order else found
 
@@ -60,17 +70,23 @@ def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segm
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
     lines = _Lines(folder)
-    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out, contextlib.closing(lines):
+    with (
+        open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
+        contextlib.closing(lines),
+    ):
         for segment in rows:
             lines.copy(segment, out.writelines)
         to_disk(out)
 
 
-def write_csv(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]) -> None:
-    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are no rows.
+def write_csv(
+    target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]
+) -> None:
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are
+    no rows.
 
-    An object stays JSON where one of those names would be that of another column of its row, and where it has more
-    than 1,000 of them in all rows.
+    An object stays JSON where one of those names would be that of another column of its row, and
+    where it has more than 1,000 of them in all rows.
     """
     whole: frozenset[str] = frozenset()
     names, unfit = _csv_columns(_objects(folder, rows()), columns, whole)
@@ -99,7 +115,9 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
 def _csv_columns(
     rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
 ) -> tuple[list[str], frozenset[str]]:
-    """The columns of the CSV, and those of the rows whose objects stay whole: the names would clash, or be too many."""
+    """The columns of the CSV, and those of the rows whose objects stay whole: the names would
+    clash, or be too many.
+    """
     filled = dict.fromkeys(columns, False)
     unfit: set[str] = set()
     for values in rows:
@@ -110,8 +128,11 @@ def _csv_columns(
             unfit.update(_clashing(values))
     if len(filled) > _MOST_COLUMNS:
         counts = Counter(name.partition(".")[0] for name in filled if "." in name)
-        unfit.update(name for name, count in counts.items() if count > _MOST_COLUMNS and name not in whole)
-    # A name that was only ever null is that of an object that other rows have: its fields are the columns.
+        unfit.update(
+            name for name, count in counts.items() if count > _MOST_COLUMNS and name not in whole
+        )
+    # A name that was only ever null is that of an object that other rows have: its fields are the
+    # columns.
     objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
     places = {name: place for place, name in enumerate(filled)}
     names = [name for name, has_value in filled.items() if has_value or name not in objects]
@@ -125,7 +146,9 @@ def _clashing(values: dict[str, Any]) -> Iterator[str]:
     for column, value in values.items():
         for name, _ in _flat({column: value}):
             if name in owners:
-                yield from (each for each in (column, owners[name]) if isinstance(values[each], dict))
+                yield from (
+                    each for each in (column, owners[name]) if isinstance(values[each], dict)
+                )
             owners[name] = column
 
 
@@ -133,7 +156,9 @@ def _dots(name: str) -> list[int]:
     return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
 
 
-def _flat(values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(
+    values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, dict) and value and name not in whole:
             yield from _flat(value, prefix=f"{prefix}{name}.")
@@ -163,7 +188,9 @@ class _Lines:
         self._open: dict[str, tuple[io.BufferedReader, int]] = {}
 
     def copy(self, segment: Segment, take: Callable[[list[bytes]], Any]) -> None:
-        """Give the segment's lines to `take`, some at a time. Segments of one file must come in ascending order."""
+        """Give the segment's lines to `take`, some at a time. Segments of one file must come in
+        ascending order.
+        """
         if segment.file not in self._open:
             self._open[segment.file] = open(self._folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
         file, place = self._open.pop(segment.file)
@@ -173,7 +200,9 @@ class _Lines:
         while left:
             lines = list(itertools.islice(file, min(left, _AT_ONCE)))
             if not lines:
-                raise OutputError(f"{segment.file}: the file ends before row {segment.start + segment.length}")
+                raise OutputError(
+                    f"{segment.file}: the file ends before row {segment.start + segment.length}"
+                )
             take(lines)
             left -= len(lines)
         if file.peek(1):
@@ -187,7 +216,9 @@ class _Lines:
 
 
 def csv_to_jsonl(source: Path, target: Path) -> None:
-    """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the same."""
+    """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the
+    same.
+    """
     encode = msgspec.json.Encoder().encode
     allow_long_fields()
     with (

@@ -22,8 +22,12 @@ _FILE_BYTES = 256 << 20
 _READ_ROWS = 4096
 
 
-def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
-    """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no rows."""
+def write_parquet(
+    target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
+) -> None:
+    """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no
+    rows.
+    """
     tables = _conformed(folder, rows, empty)
     first = next(tables)
     with open(target, "wb", opener=private_files.opener) as file:
@@ -34,7 +38,9 @@ def write_parquet(target: Path, folder: Path, rows: Callable[[], Iterable[Segmen
         to_disk(file)
 
 
-def write_dataset(target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> None:
+def write_dataset(
+    target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
+) -> None:
     """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
     private_files.make_folder(target)
     tables = _conformed(folder, rows, empty)
@@ -61,14 +67,19 @@ def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
         to_disk(file)
 
 
-def _conformed(folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table) -> Iterator[pa.Table]:
+def _conformed(
+    folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
+) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
     files = dict.fromkeys(segment.file for segment in rows())
     paths = [path for file in files for path in files_of(folder / file)]
     if not paths:
         yield empty
         return
-    schema = unify([_metadata(path).schema.to_arrow_schema() for path in paths], lambda name: _column(paths, name))
+    schema = unify(
+        [_metadata(path).schema.to_arrow_schema() for path in paths],
+        lambda name: _column(paths, name),
+    )
     gathered: list[pa.Table] = []
     count = size = 0
     readers: dict[str, _Reader] = {}
@@ -92,7 +103,9 @@ def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
     for path in paths:
         with for_arrow(path) as opened, pq.ParquetFile(opened) as parquet:
             if name in parquet.schema_arrow.names:
-                for batch in parquet.iter_batches(batch_size=_READ_ROWS, columns=[name], use_threads=False):
+                for batch in parquet.iter_batches(
+                    batch_size=_READ_ROWS, columns=[name], use_threads=False
+                ):
                     yield batch.column(name)
 
 

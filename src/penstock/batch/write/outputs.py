@@ -22,12 +22,18 @@ from penstock.batch.write.publish import is_own, place, stamp_of
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
 
 Form = Literal["jsonl", "csv", "parquet", "dataset"]
-_FORMS: dict[str, Form] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+_FORMS: dict[str, Form] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 
 
 class Output:
-    """A file, directory or URL that a job writes. `folder` holds the job's state until it is complete, and
-    after. Rows that failed go to `dead_letter`, a file of JSON lines, where one is given.
+    """A file, directory or URL that a job writes. `folder` holds the job's state until it is
+    complete, and after. Rows that failed go to `dead_letter`, a file of JSON lines, where one is
+    given.
 
     Raises `ConfigError` for an unknown extension.
     """
@@ -35,10 +41,16 @@ class Output:
     def __init__(self, path: str, dead_letter: str | None = None) -> None:
         if not path:
             raise ConfigError("must not be empty", field="output")
-        if dead_letter is not None and (is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))):
-            raise ConfigError("must be a local path ending in .jsonl", field="dead_letter", value=dead_letter)
+        if dead_letter is not None and (
+            is_url(dead_letter) or not dead_letter.lower().endswith((".jsonl", ".ndjson"))
+        ):
+            raise ConfigError(
+                "must be a local path ending in .jsonl", field="dead_letter", value=dead_letter
+            )
         if dead_letter is not None and os.path.realpath(dead_letter) == os.path.realpath(path):
-            raise ConfigError(f"{dead_letter} is the output", field="dead_letter", value=dead_letter)
+            raise ConfigError(
+                f"{dead_letter} is the output", field="dead_letter", value=dead_letter
+            )
         self.path = path
         self.dead_letter = dead_letter
         self.remote = is_url(path)
@@ -91,7 +103,10 @@ class Output:
             fs.invalidate_cache()
             if self.form == "dataset":
                 found = sorted(fs.glob(f"{path.rstrip('/')}/*.parquet"))
-                return [[printable(name.rpartition("/")[2]), int(fs.size(name) or 0), 0] for name in found]
+                return [
+                    [printable(name.rpartition("/")[2]), int(fs.size(name) or 0), 0]
+                    for name in found
+                ]
             return [["", int(fs.size(path) or 0), 0]] if fs.exists(path) else []
 
     def is_own(self, known: Stamp | None, *, placing: bool = False) -> bool:
@@ -104,7 +119,9 @@ class Output:
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
     def prepare(self) -> None:
-        """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be written."""
+        """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be
+        written.
+        """
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
@@ -117,13 +134,19 @@ class Output:
         except OSError as error:
             raise OutputError(f"{self.folder}: {error.strerror or error}") from error
 
-    def assemble(self, rows: Callable[[], Iterable[Segment]], empty: Callable[[], Any], columns: list[str]) -> Path:
+    def assemble(
+        self, rows: Callable[[], Iterable[Segment]], empty: Callable[[], Any], columns: list[str]
+    ) -> Path:
         """Write the final output from the parts, in the state directory. Returns its path there.
 
-        `empty` makes an Arrow table and `columns` name the columns for an output without rows. Raises
-        `OutputError`.
+        `empty` makes an Arrow table and `columns` name the columns for an output without rows.
+        Raises `OutputError`.
         """
-        target = self.folder / self.part_name("final") if self.form != "dataset" else self.folder / "final"
+        target = (
+            self.folder / self.part_name("final")
+            if self.form != "dataset"
+            else self.folder / "final"
+        )
         with self._failing():
             remove(target)
             if self.form == "jsonl":
@@ -133,12 +156,18 @@ class Output:
             else:
                 from penstock.batch.write import assemble_parquet
 
-                write = assemble_parquet.write_dataset if self.form == "dataset" else assemble_parquet.write_parquet
+                write = (
+                    assemble_parquet.write_dataset
+                    if self.form == "dataset"
+                    else assemble_parquet.write_parquet
+                )
                 write(target, self.folder, rows, empty())
         return target
 
     def assemble_failed(self, rows: Iterable[Segment]) -> Path:
-        """Write the rows that failed, in the state directory. Returns the file's path. Raises `OutputError`."""
+        """Write the rows that failed, in the state directory. Returns the file's path. Raises
+        `OutputError`.
+        """
         target = self.folder / "failed.jsonl"
         with self._failing():
             if self.columnar:
@@ -155,7 +184,9 @@ class Output:
         return [[name, size, 0] for name, size, _ in stamp] if self.remote else stamp
 
     def place(self, made: Path, known: Stamp | None) -> None:
-        """Put the final output in its place: at once, at a URL file by file. Raises `OutputError`."""
+        """Put the final output in its place: at once, at a URL file by file. Raises
+        `OutputError`.
+        """
         with self._failing():
             if self.remote:
                 self._upload(made)
@@ -169,7 +200,8 @@ class Output:
             place(made, self.dead_letter, known)
 
     def take_back(self, name: str, checksum: int) -> str:
-        """Make the final output a part of its job again, called `name`. Returns the part's file name.
+        """Make the final output a part of its job again, called `name`. Returns the part's file
+        name.
 
         Raises `OutputError` if it is not the one of this checksum.
         """
@@ -184,8 +216,8 @@ class Output:
                 fs.get(path, source, recursive=self.form == "dataset")
             if checksum_of(Path(source)) != checksum:
                 raise OutputError(
-                    f"{self.path} was changed since the job wrote it, so its rows cannot be told apart; "
-                    "--fresh computes all of them again"
+                    f"{self.path} was changed since the job wrote it, so its rows cannot be told"
+                    " apart; --fresh computes all of them again"
                 )
             if self.form == "dataset":
                 private_files.make_folder(target)
@@ -209,7 +241,8 @@ class Output:
             except Exception as error:
                 if not self.remote:
                     raise
-                raise OutputError(f"{self.path}: {error}") from error  # each file system has its own
+                # Each file system has its own.
+                raise OutputError(f"{self.path}: {error}") from error
 
     def _upload(self, made: Path) -> None:
         fs, path = filesystem(self.path)

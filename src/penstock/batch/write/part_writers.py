@@ -1,4 +1,6 @@
-"""Writers of part files: output rows in a job's own form, complete and on disk before they get their name."""
+"""Writers of part files: output rows in a job's own form, complete and on disk before they get
+their name.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class JsonlWriter:
         self._form = form
         try:
             # closed in finish
-            self._file = open(_temporary(path), "wb", buffering=1 << 18, opener=private_files.opener)  # noqa: SIM115
+            self._file = open(  # noqa: SIM115
+                _temporary(path), "wb", buffering=1 << 18, opener=private_files.opener
+            )
         except OSError as error:
             raise _failure(error) from error
 
@@ -70,13 +74,16 @@ class JsonlWriter:
             raise _failure(error) from error
 
     def abandon(self) -> None:
-        with contextlib.suppress(OSError):  # it cannot take its last bytes, and nobody will read them
+        # It cannot take its last bytes, and nobody will read them.
+        with contextlib.suppress(OSError):
             self._file.close()
         _discard(self._path)
 
 
 class ParquetWriter:
-    """A part of Parquet, one row group. Rows become Arrow data every 512 rows, which takes less memory than dicts."""
+    """A part of Parquet, one row group. Rows become Arrow data every 512 rows, which takes less
+    memory than dicts.
+    """
 
     def __init__(self, path: Path, tables: Tables | RowTables) -> None:
         self.nbytes = 0
@@ -105,7 +112,9 @@ class ParquetWriter:
         try:
             try:
                 self._write(schema, tables)
-            except pa.ArrowException:  # a value without a place in Parquet, such as a second of a very far year
+            except (
+                pa.ArrowException
+            ):  # a value without a place in Parquet, such as a second of a very far year
                 whole = storable(pa.concat_tables([conform(table, schema) for table in self._done]))
                 self._write(whole.schema, [whole])
             os.replace(_temporary(self._path), self._path)

@@ -15,7 +15,9 @@ from penstock.errors import OutputError, printable
 
 
 def stamp_of(path: str | Path) -> Stamp:
-    """What a local file, or the Parquet files of a directory, are like. Empty if there are none. Raises `OSError`."""
+    """What a local file, or the Parquet files of a directory, are like. Empty if there are none.
+    Raises `OSError`.
+    """
     if os.path.isdir(path):
         files = sorted(glob.glob(os.path.join(glob.escape(os.fspath(path)), "*.parquet")))
         return [[printable(os.path.basename(file)), *_stat(file)] for file in files]
@@ -23,7 +25,9 @@ def stamp_of(path: str | Path) -> Stamp:
 
 
 def is_own(path: str | Path, known: Stamp | None) -> bool:
-    """Whether nothing is at `path` but what `known` lists. An empty directory is nothing. Raises `OSError`."""
+    """Whether nothing is at `path` but what `known` lists. An empty directory is nothing. Raises
+    `OSError`.
+    """
     if known is not None:
         return all(entry in known for entry in stamp_of(path))
     return not os.path.lexists(path) or (os.path.isdir(path) and not os.listdir(path))
@@ -45,7 +49,8 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
     if not os.path.lexists(target):
         sync_folder(made)
         try:
-            os.rename(made, target)  # fails where a file or a directory with files has come meanwhile
+            # Fails where a file or a directory with files has come meanwhile.
+            os.rename(made, target)
         except (FileExistsError, NotADirectoryError):
             raise in_the_way(target) from None
         except OSError as error:
@@ -70,8 +75,8 @@ def place(made: Path, target: str, known: Stamp | None) -> None:
 def in_the_way(path: str) -> OutputError:
     """The error of an output that somebody else has written in the meantime."""
     return OutputError(
-        f"{path} has appeared or was changed since the job began, and is not overwritten. Move it away, and start the "
-        "job again: what was done is kept. Or discard both with --fresh"
+        f"{path} has appeared or was changed since the job began, and is not overwritten. Move it"
+        " away, and start the job again: what was done is kept. Or discard both with --fresh"
     )
 
 

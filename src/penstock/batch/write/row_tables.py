@@ -19,7 +19,9 @@ _KEPT = {"status": pa.string(), "error": _ERROR}
 
 
 class RowTables:
-    """Makes the output tables of one job. A column of the input (its `schema`) keeps its type if its values fit."""
+    """Makes the output tables of one job. A column of the input (its `schema`) keeps its type if
+    its values fit.
+    """
 
     def __init__(self, form: RequestForm, schema: pa.Schema | None) -> None:
         self._form = form
@@ -29,7 +31,9 @@ class RowTables:
 
     def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
         """The output rows of these rows, in this order."""
-        made = [self._form.output(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)]
+        made = [
+            self._form.output(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)
+        ]
         names = dict.fromkeys(name for values in made for name in values)
         columns = {name: [values.get(name) for values in made] for name in names}
         return table_of(columns, len(made), self._kinds)
@@ -43,13 +47,16 @@ class RowTables:
 
 
 def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Some output rows of a run, which others agree with: `error` has its type also where no row has one.
+    """Some output rows of a run, which others agree with: `error` has its type also where no row
+    has one.
 
     Raises pyarrow's errors for what Arrow cannot hold.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     kinds = _KEPT if _KEPT.keys() <= names.keys() else {}
-    return pa.table({name: _block_column([row.get(name) for row in rows], kinds.get(name)) for name in names})
+    return pa.table(
+        {name: _block_column([row.get(name) for row in rows], kinds.get(name)) for name in names}
+    )
 
 
 def _block_column(values: list[Any], kind: pa.DataType | None) -> pa.Array:

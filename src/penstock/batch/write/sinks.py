@@ -1,4 +1,6 @@
-"""Where finished rows go while a job runs: into memory, to standard output, or into a journal and part files."""
+"""Where finished rows go while a job runs: into memory, to standard output, or into a journal and
+part files.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ Fail = Callable[[PenstockError], None]
 class Sink(Protocol):
     """Takes finished rows in any order. All its methods raise `OutputError`.
 
-    `fail`, set before the first row, is told of errors that arise between calls. While `full`, no further row may be
-    asked for; `on_room`, set before the first row too, is called when it is so no more.
+    `fail`, set before the first row, is told of errors that arise between calls. While `full`, no
+    further row may be asked for; `on_room`, set before the first row too, is called when it is so
+    no more.
     """
 
     fail: Fail
@@ -36,7 +39,9 @@ class Sink(Protocol):
     on_room: Callable[[], None]
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
-        """Take a row; returns the rows that have left for good. `journaled`: the row comes from the journal."""
+        """Take a row; returns the rows that have left for good. `journaled`: the row comes from the
+        journal.
+        """
 
     async def finish(self) -> None:
         """All rows have come: write what is left."""
@@ -69,7 +74,9 @@ class MemorySink:
 
 
 class StreamSink:
-    """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are some."""
+    """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are
+    some.
+    """
 
     fail: Fail
     full = False
@@ -113,8 +120,8 @@ class StreamSink:
 class DurableSink:
     """Journals each row, and writes rows whose turn has come into part files.
 
-    `make_writer` opens a part; `part_name` makes a file name from a stem. A part is committed in another thread
-    while rows go on into the next.
+    `make_writer` opens a part; `part_name` makes a file name from a stem. A part is committed in
+    another thread while rows go on into the next.
     """
 
     fail: Fail
@@ -149,8 +156,14 @@ class DurableSink:
                 part = self._part = self._open_part()
             part.add(*item)
         part = self._part
-        if part is not None and self._committing is None and self._failure is None and self._is_full(part):
-            self._commit(part)  # while one is being committed rows go on into the next, however slow the disk
+        if (
+            part is not None
+            and self._committing is None
+            and self._failure is None
+            and self._is_full(part)
+        ):
+            # While one is being committed rows go on into the next, however slow the disk.
+            self._commit(part)
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
@@ -199,7 +212,9 @@ class DurableSink:
         error = None if done.cancelled() else done.exception()
         if error is not None:
             self._failure = (
-                error if isinstance(error, PenstockError) else OutputError(f"a part cannot be written: {error}")
+                error
+                if isinstance(error, PenstockError)
+                else OutputError(f"a part cannot be written: {error}")
             )
             self.fail(self._failure)
 

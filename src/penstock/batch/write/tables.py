@@ -1,13 +1,15 @@
 """Output rows as Arrow tables.
 
-Input columns keep their Arrow types, parsed fields have those of the JSON Schema, the rest is fixed. A column whose
-values have no common type becomes text: strings as they are, anything else as `values.text` says.
+Input columns keep their Arrow types, parsed fields have those of the JSON Schema, the rest is
+fixed. A column whose values have no common type becomes text: strings as they are, anything else as
+`values.text` says.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -20,15 +22,32 @@ from penstock.batch.values.plain import UnstorableError
 from penstock.batch.values.to_arrow import array, texts
 from penstock.errors import OutputError
 
-ERROR = pa.struct([("type", pa.string()), ("stage", pa.string()), ("retryable", pa.bool_()), ("message", pa.string())])
-USAGE = pa.struct([("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64()), ("cached_tokens", pa.int64())])
+ERROR = pa.struct(
+    [
+        ("type", pa.string()),
+        ("stage", pa.string()),
+        ("retryable", pa.bool_()),
+        ("message", pa.string()),
+    ]
+)
+USAGE = pa.struct(
+    [
+        ("prompt_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
+    ]
+)
 _DEEPEST = 8
 
 
 class Tables:
-    """Makes the output tables of one job. `schema` and `columns` describe its input, as far as they are known."""
+    """Makes the output tables of one job. `schema` and `columns` describe its input, as far as they
+    are known.
+    """
 
-    def __init__(self, form: ColumnRequests, schema: pa.Schema | None, columns: Sequence[str]) -> None:
+    def __init__(
+        self, form: ColumnRequests, schema: pa.Schema | None, columns: Sequence[str]
+    ) -> None:
         self._form = form
         self._input = schema.remove_metadata() if schema is not None else None
         self._columns = columns
@@ -42,7 +61,9 @@ class Tables:
         table = self._input_table(rows)
         results = zip(*(self._form.results(outcome) for outcome in outcomes), strict=True)
         for place, (field, values) in enumerate(zip(self._result, results, strict=True)):
-            column = _field(values, field.type) if place in self._fields else _own(values, field.type)
+            column = (
+                _field(values, field.type) if place in self._fields else _own(values, field.type)
+            )
             table = table.append_column(field.with_type(column.type), column)
         return table
 
@@ -68,7 +89,9 @@ class Tables:
             starts = dict(zip(batches, itertools.accumulate(sizes, initial=0), strict=False))
             whole = _joined([pa.Table.from_batches([batch]) for batch in batches.values()])
             # A row that could not be read has no place there, and is null in each column.
-            places = [None if row.batch is None else starts[id(row.batch)] + row.offset for row in rows]
+            places = [
+                None if row.batch is None else starts[id(row.batch)] + row.offset for row in rows
+            ]
             if places[0] is not None and places == list(range(places[0], places[0] + len(places))):
                 return whole.slice(places[0], len(places))
             return whole.unify_dictionaries().take(pa.array(places, pa.int64()))
@@ -76,7 +99,11 @@ class Tables:
         for row in rows:
             names.update(dict.fromkeys(row.values or ()))
         taken = set(self._result.names)
-        values = {name: [(row.values or {}).get(name) for row in rows] for name in names if name not in taken}
+        values = {
+            name: [(row.values or {}).get(name) for row in rows]
+            for name in names
+            if name not in taken
+        }
         return table_of(values, len(rows))
 
 
@@ -96,7 +123,9 @@ def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 def table_of(
     values: Mapping[str, Sequence[Any]], rows: int, kinds: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
-    """A table of columns, of these types where they hold the values. Raises `OutputError`, which names the column."""
+    """A table of columns, of these types where they hold the values. Raises `OutputError`, which
+    names the column.
+    """
     if not values:  # a table cannot count rows without columns
         return pa.table({"": pa.nulls(rows)}).select([])
     columns = {}
@@ -116,16 +145,21 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables([conform(table, schema) for table in tables])
 
 
-def unify(schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()) -> pa.Schema:
+def unify(
+    schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()
+) -> pa.Schema:
     """One schema that tables of all these schemas can take, columns in order of first appearance.
 
-    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds that as it is.
+    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds
+    that as it is.
     """
     kinds: dict[str, list[pa.DataType]] = {}
     for schema in schemas:
         for field in schema:
             kinds.setdefault(field.name, []).append(field.type)
-    return pa.schema([(name, common_type(known, lambda name=name: values(name))) for name, known in kinds.items()])  # type: ignore[misc]
+    return pa.schema(
+        [(name, common_type(known, partial(values, name))) for name, known in kinds.items()]
+    )
 
 
 def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
@@ -181,7 +215,11 @@ def _can_be_written(table: pa.Table) -> bool:
 
 
 def _field_types(schema: Schema | None) -> list[pa.DataType]:
-    return [_field_type(schema, part) for part in schema.properties.values()] if schema is not None else []
+    return (
+        [_field_type(schema, part) for part in schema.properties.values()]
+        if schema is not None
+        else []
+    )
 
 
 def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
@@ -207,11 +245,16 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
         return pa.list_(_field_type(schema, part["items"], depth + 1))
     properties = part.get("properties")
     if name == "object" and properties:
-        return pa.struct([(key, _field_type(schema, inner, depth + 1)) for key, inner in properties.items()])
-    return pa.string()  # an enumeration, or anything whose type the schema leaves open: text, or JSON
+        return pa.struct(
+            [(key, _field_type(schema, inner, depth + 1)) for key, inner in properties.items()]
+        )
+    # An enumeration, or anything whose type the schema leaves open: text, or JSON.
+    return pa.string()
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no table can hold."""
+    """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no
+    table can hold.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     return table_of({name: [row.get(name) for row in rows] for name in names}, len(rows))

@@ -32,11 +32,17 @@ class OpenVINOEngine(WorkerEngine):
     name: ClassVar[str] = "openvino"
     costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
     worker: ClassVar[str] = "penstock.engines.openvino.worker"
-    operations: ClassVar[frozenset[str]] = WorkerEngine.operations | {"sleep", "wakeup", "is_sleeping"}
+    operations: ClassVar[frozenset[str]] = WorkerEngine.operations | {
+        "sleep",
+        "wakeup",
+        "is_sleeping",
+    }
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
-        self.options = _for_this_machine(parse_options(OpenVINOOptions, self.engine_kwargs, "engine_kwargs"))
+        self.options = _for_this_machine(
+            parse_options(OpenVINOOptions, self.engine_kwargs, "engine_kwargs")
+        )
         self.deterministic = self.options.deterministic
         for name, path in self.adapters.items():
             adapter_rank(name, path)
@@ -47,7 +53,11 @@ class OpenVINOEngine(WorkerEngine):
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         deciding = super().deciding_options(engine_kwargs)
         given = deciding.pop("properties", {})
-        properties = {name: value for name, value in given.items() if name.upper() not in COSTS_ONLY_PROPERTIES}
+        properties = {
+            name: value
+            for name, value in given.items()
+            if name.upper() not in COSTS_ONLY_PROPERTIES
+        }
         return {**deciding, "properties": properties} if properties else deciding
 
     @classmethod
@@ -66,7 +76,9 @@ class OpenVINOEngine(WorkerEngine):
             check_tokenizer(self.options.tokenizer, files.task)
         self.model_kind = MODEL_KINDS[files.task]
         if self._constraints is None:
-            self._constraints = Constraints(self.options.tokenizer or str(files.path), lambda: self.serving)
+            self._constraints = Constraints(
+                self.options.tokenizer or str(files.path), lambda: self.serving
+            )
         return Load(str(files.path), files.task, files.context_length, self.options)
 
     async def stop(self) -> None:
@@ -93,10 +105,18 @@ class OpenVINOEngine(WorkerEngine):
         match task:
             case "score" | "rerank":
                 self._check_task("rerank")
-                return msgspec.convert(await self._call("rerank", request.query, request.documents), Scores)
+                return msgspec.convert(
+                    await self._call("rerank", request.query, request.documents), Scores
+                )
             case "transcriptions":
                 self._check_task(task)
-                given = request.audio, request.language, request.task, request.max_tokens, request.timestamps
+                given = (
+                    request.audio,
+                    request.language,
+                    request.task,
+                    request.max_tokens,
+                    request.timestamps,
+                )
                 return msgspec.convert(await self._call("transcribe", *given), Transcription)
         return await super().answer(task, request)
 
@@ -117,11 +137,15 @@ class OpenVINOEngine(WorkerEngine):
 
 
 def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:
-    """What `deterministic` needs. And bf16 on one thread ends in SIGFPE when the model is loaded on a CPU
-    with AMX, so f32 is taken there.
+    """What `deterministic` needs. And bf16 on one thread ends in SIGFPE when the model is loaded on
+    a CPU with AMX, so f32 is taken there.
     """
     if options.deterministic:
         return msgspec.structs.replace(options, **DETERMINISTIC_OPTIONS)
-    if options.inference_precision is None and options.device == "CPU" and 1 in (usable_cpus(), options.num_threads):
+    if (
+        options.inference_precision is None
+        and options.device == "CPU"
+        and 1 in (usable_cpus(), options.num_threads)
+    ):
         return msgspec.structs.replace(options, inference_precision="f32")
     return options

@@ -1,12 +1,13 @@
 """Generation inside the worker process: continuous batching over OpenVINO GenAI's pipeline.
 
-The life of a request: `submit` tokenizes it (all that arrived together in one call) → it waits in its lane → admitted
-when a slot is free and no request is just computing the prefix it could reuse → one token a step → its new text is
-detokenized together with everybody else's → its last delta carries reason and usage.
+The life of a request: `submit` tokenizes it (all that arrived together in one call) → it waits in
+its lane → admitted when a slot is free and no request is just computing the prefix it could reuse →
+one token a step → its new text is detokenized together with everybody else's → its last delta
+carries reason and usage.
 
-A lane is one pipeline: the base model, or the base with one adapter merged in. The pipeline ignores adapters given per
-request and its prefix cache does not tell them apart, so each adapter has a pipeline of its own, and every busy lane
-is stepped in turn.
+A lane is one pipeline: the base model, or the base with one adapter merged in. The pipeline ignores
+adapters given per request and its prefix cache does not tell them apart, so each adapter has a
+pipeline of its own, and every busy lane is stepped in turn.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ _GGUF_TOKENIZER_LIMIT = 8192
 
 
 class Generation:
-    """The model, and all requests on it. Single-threaded: `step` holds the interpreter lock anyway."""
+    """The model, and all requests on it. Single-threaded: `step` holds the interpreter lock
+    anyway.
+    """
 
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self.options = options
@@ -60,7 +63,9 @@ class Generation:
         self._tokenizer = pipeline.get_tokenizer()
         self._vocabulary = max(self._tokenizer.get_vocab().values()) + 1
         self._eos = self._tokenizer.get_eos_token_id()
-        self._stop_ids = set(pipeline.get_config().stop_token_ids) | ({self._eos} if self._eos >= 0 else set())
+        self._stop_ids = set(pipeline.get_config().stop_token_ids) | (
+            {self._eos} if self._eos >= 0 else set()
+        )
 
     # Face of the worker
     @property
@@ -136,7 +141,13 @@ class Generation:
                     lane.remove(request)
                     self._requests.pop(request.id, None)
                 if request.failed:
-                    failures.append(Failed(request.id, EngineError.kind, "the KV cache is too small for this request"))
+                    failures.append(
+                        Failed(
+                            request.id,
+                            EngineError.kind,
+                            "the KV cache is too small for this request",
+                        )
+                    )
             if not lane.active:
                 lane.rest()
         return deltas, failures
@@ -145,7 +156,9 @@ class Generation:
         """Answer, which shows that the process is alive."""
 
     def metrics(self) -> dict[str, float]:
-        """Steps made, requests in slots and in queues, and how full the fullest KV cache is (0 to 1)."""
+        """Steps made, requests in slots and in queues, and how full the fullest KV cache is (0 to
+        1).
+        """
         lanes = self._lanes.values()
         return {
             "steps": self._steps,
@@ -155,7 +168,9 @@ class Generation:
         }
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added. Raises `ContextLengthError` for a text that the tokenizer would cut."""
+        """Token ids, none added. Raises `ContextLengthError` for a text that the tokenizer would
+        cut.
+        """
         token_ids = self._encode([text], special_tokens=False)[0]
         self._check_uncut(token_ids, "text", "prompt")
         return token_ids
@@ -166,7 +181,9 @@ class Generation:
         return self._decode([token_ids])[0]
 
     def add_adapter(self, name: str, path: str) -> None:
-        """Load an adapter as a lane of its own; the least recently used idle one leaves if there are too many."""
+        """Load an adapter as a lane of its own; the least recently used idle one leaves if there
+        are too many.
+        """
         if self._adapter_paths.get(name) == path and name in self._lanes:
             return
         self.remove_adapter(name)
@@ -184,7 +201,9 @@ class Generation:
                 self._uncompiled.pop(request, None)
 
     def reset_prefix_cache(self) -> None:
-        """Reload every pipeline, the only way to empty their caches. Adapters come back when they are next used."""
+        """Reload every pipeline, the only way to empty their caches. Adapters come back when they
+        are next used.
+        """
         if self.busy:
             raise EngineError("the prefix cache can only be reset while no request runs")
         self._lanes.clear()
@@ -205,23 +224,33 @@ class Generation:
 
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
-        """Each request with its prompt's ids; texts are encoded together, a call being dear and a text cheap."""
+        """Each request with its prompt's ids; texts are encoded together, a call being dear and a
+        text cheap.
+        """
         ready: list[tuple[Submit, list[int]]] = []
         for special in (False, True):
-            texts = [s for s in submits if isinstance(s.prompt, str) and s.special_tokens == special]
+            texts = [
+                s for s in submits if isinstance(s.prompt, str) and s.special_tokens == special
+            ]
             if texts:
-                ready += zip(texts, self._encode([str(s.prompt) for s in texts], special), strict=True)
+                ready += zip(
+                    texts, self._encode([str(s.prompt) for s in texts], special), strict=True
+                )
         ready += [(s, s.prompt) for s in submits if not isinstance(s.prompt, str)]
         return sorted(ready, key=lambda pair: pair[0].id) if len(ready) > 1 else ready
 
     def _encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
-        """The ids of each text. Rows of one call are as long as its longest text, so a long one has a call to itself;
-        so has an empty one, since several give fewer rows than there are texts.
+        """The ids of each text. Rows of one call are as long as its longest text, so a long one has
+        a call to itself; so has an empty one, since several give fewer rows than there are texts.
         """
         short = [text for text in texts if 0 < len(text) <= _TOGETHER_CHARS]
         rows = iter(self._encode_together(short, special_tokens) if short else [])
         return [
-            next(rows) if 0 < len(text) <= _TOGETHER_CHARS else self._encode_together([text], special_tokens)[0]
+            (
+                next(rows)
+                if 0 < len(text) <= _TOGETHER_CHARS
+                else self._encode_together([text], special_tokens)[0]
+            )
             for text in texts
         ]
 
@@ -244,7 +273,8 @@ class Generation:
             )
         if size >= self._cache_tokens:
             raise ContextLengthError(
-                f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise kv_cache_memory_bytes",
+                f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise"
+                " kv_cache_memory_bytes",
                 param="messages",
             )
         self._check_ids(request.prompt, "prompt")
@@ -254,7 +284,9 @@ class Generation:
     def _check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
         if self._cut_at is not None and len(token_ids) >= self._cut_at:
             raise ContextLengthError(
-                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1} tokens", param=param
+                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1}"
+                " tokens",
+                param=param,
             )
 
     def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
@@ -273,7 +305,10 @@ class Generation:
         names = [name for name in self._lanes if name is not None]
         if len(names) >= self.options.max_loras:
             waited_for = {lane for lane, _ in self._uncompiled.values()}
-            idle = next((n for n in names if not self._lanes[n].busy and self._lanes[n] not in waited_for), None)
+            idle = next(
+                (n for n in names if not self._lanes[n].busy and self._lanes[n] not in waited_for),
+                None,
+            )
             if idle is not None:
                 del self._lanes[idle]
         return self._new_lane(self._pipelines.with_adapter(path))
@@ -286,7 +321,9 @@ class Generation:
             options.max_num_seqs,
             options.enable_prefix_caching,
             sequences_wanted(options.deterministic, options.num_threads),
-            CompiledGrammars(pipeline.get_tokenizer(), lambda: self._pipelines.logits() or self._vocabulary),
+            CompiledGrammars(
+                pipeline.get_tokenizer(), lambda: self._pipelines.logits() or self._vocabulary
+            ),
         )
 
     # CompiledGrammars
@@ -298,10 +335,15 @@ class Generation:
             lane.waiting.append(request)
         else:  # many are forgotten first, for which nothing may be under way
             start = self._compiling.start
-            self._uncompiled[request] = lane, None if lane.grammars.many else start(lane.grammars, structured.spec)
+            self._uncompiled[request] = (
+                lane,
+                None if lane.grammars.many else start(lane.grammars, structured.spec),
+            )
 
     def _take_compiled(self) -> list[Failed]:
-        """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be done."""
+        """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be
+        done.
+        """
         futures = [future for _, future in self._uncompiled.values() if future is not None]
         serving = any(lane.busy for lane in self._lanes.values())
         self._compiling.go_on(serving)
@@ -323,7 +365,9 @@ class Generation:
         return failures
 
     def _forget_many(self) -> None:
-        """Forget the grammars of lanes that have many, and begin with those that waited for that."""
+        """Forget the grammars of lanes that have many, and begin with those that waited for
+        that.
+        """
         for lane in self._lanes.values():
             if lane.grammars is not None and lane.grammars.many:
                 lane.grammars.forget()
@@ -338,7 +382,9 @@ class Generation:
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
         tensor = ov.Tensor(np.array([request.prompt], dtype=np.int64))
-        config = generation_config(request.sampling, request.max_new_tokens, self._eos, self._stop_ids, self.options)
+        config = generation_config(
+            request.sampling, request.max_new_tokens, self._eos, self._stop_ids, self.options
+        )
         request.handle = lane.pipeline.add_request(next(self._ids), tensor, config)
 
     def _collect(self, lane: Lane, request: Request) -> bool:
@@ -431,11 +477,13 @@ class Generation:
 
     # Faults
     def _recover(self, lane: Lane, error: Exception) -> list[Failed]:
-        """After an exception in a step the pipeline works again once all its requests are dropped and it was stepped.
+        """After an exception in a step the pipeline works again once all its requests are dropped
+        and it was stepped.
 
-        The request that was on trial, or alone, is to blame and fails. Where nobody knows, all are tried one at a time.
-        The others go on from where they are, their tokens so far being part of the prompt now; a constrained one cannot
-        (its grammar's state is lost), so it starts again if nobody saw its tokens, else it fails.
+        The request that was on trial, or alone, is to blame and fails. Where nobody knows, all are
+        tried one at a time. The others go on from where they are, their tokens so far being part of
+        the prompt now; a constrained one cannot (its grammar's state is lost), so it starts again
+        if nobody saw its tokens, else it fails.
         """
         lane.companions.leave()
         requests = list(lane.active.values())
@@ -445,7 +493,9 @@ class Generation:
                 request.handle.cancel()
         try:
             lane.pipeline.step()
-        except Exception:  # the pipeline reports the same fault once more while it drops the requests
+        except (
+            Exception
+        ):  # the pipeline reports the same fault once more while it drops the requests
             lane.cancelled = True
         failed: list[Failed] = []
         reason = reason_of(error)
@@ -453,10 +503,16 @@ class Generation:
             lane.remove(request)
             if request is blamed:
                 untried = request.sampling.structured is not None and not request.prefilled
-                why = "the constraint cannot be compiled" if untried else "the engine cannot answer this request"
+                why = (
+                    "the constraint cannot be compiled"
+                    if untried
+                    else "the engine cannot answer this request"
+                )
                 failed.append(Failed(request.id, RequestError.kind, f"{why}: {reason}"))
             elif request.sampling.structured is not None and request.stream and request.reported:
-                failed.append(Failed(request.id, EngineError.kind, f"the engine failed in a step: {reason}"))
+                failed.append(
+                    Failed(request.id, EngineError.kind, f"the engine failed in a step: {reason}")
+                )
             else:
                 request.suspect = request.suspect or blamed is None
                 lane.restart(request)
@@ -467,4 +523,6 @@ class Generation:
 
 def _not_taken(request_id: int, error: Exception) -> Failed:
     """A request that GenAI refuses."""
-    return Failed(request_id, RequestError.kind, f"the engine does not take this request: {reason_of(error)}")
+    return Failed(
+        request_id, RequestError.kind, f"the engine does not take this request: {reason_of(error)}"
+    )

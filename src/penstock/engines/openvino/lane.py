@@ -22,7 +22,9 @@ _PROVEN = 256
 _PATIENCE = 64
 """Turns in which a request may be passed by others."""
 _HARMLESS = 8
-"""Steps after which a request is no longer suspected of having failed one: its fault shows in one of the next."""
+"""Steps after which a request is no longer suspected of having failed one: its fault shows in one
+of the next.
+"""
 
 
 class Request:
@@ -94,20 +96,25 @@ class Lane:
         return bool(self.active or self.waiting or self.cancelled)
 
     def admit(self) -> list[Request]:
-        """Take requests from the queue into free slots, in order but for those that had better wait a step or two, or
-        had better not.
+        """Take requests from the queue into free slots, in order but for those that had better wait
+        a step or two, or had better not.
 
-        The pipeline looks into its prefix cache when a request is added, not when it is scheduled. A request whose
-        next uncached block is being computed by another one therefore waits for that. And a constraint that was never
-        used is tried by one request at a time, so that a broken one is known by the step that fails; so are the
-        requests of a step that failed for an unknown reason. A request whose prompt is cached goes first: while it
-        waits, what others compute drives that out of the cache.
+        The pipeline looks into its prefix cache when a request is added, not when it is scheduled.
+        A request whose next uncached block is being computed by another one therefore waits for
+        that. And a constraint that was never used is tried by one request at a time, so that a
+        broken one is known by the step that fails; so are the requests of a step that failed for an
+        unknown reason. A request whose prompt is cached goes first: while it waits, what others
+        compute drives that out of the cache.
         """
         if len(self.waiting) > 1 and len(self.active) < self._max_num_seqs:
             self._cached_first()
         admitted: list[Request] = []
         delayed: list[Request] = []
-        while self.waiting and len(self.active) < self._max_num_seqs and len(delayed) < _ADMISSION_SCAN:
+        while (
+            self.waiting
+            and len(self.active) < self._max_num_seqs
+            and len(delayed) < _ADMISSION_SCAN
+        ):
             request = self.waiting.popleft()
             matched = self.index.match(request.blocks)
             fresh_block = request.blocks[matched] if matched < len(request.blocks) else None
@@ -129,9 +136,14 @@ class Lane:
         return admitted
 
     def _cached_first(self) -> None:
-        """Bring requests whose prompts are cached for the most part before those that have not waited long."""
+        """Bring requests whose prompts are cached for the most part before those that have not
+        waited long.
+        """
         ahead = [self.waiting.popleft() for _ in range(min(len(self.waiting), _ADMISSION_SCAN))]
-        goes = [request.passed >= _PATIENCE or self.index.holds_half(request.blocks) for request in ahead]
+        goes = [
+            request.passed >= _PATIENCE or self.index.holds_half(request.blocks)
+            for request in ahead
+        ]
         first = [request for request, soon in zip(ahead, goes, strict=True) if soon]
         rest = [request for request, soon in zip(ahead, goes, strict=True) if not soon]
         if first:
@@ -150,7 +162,9 @@ class Lane:
             self.pipeline.step()
 
     def note_prefilled(self, request: Request) -> None:
-        """The request's first token is there: its prompt is in the cache, and its constraint works."""
+        """The request's first token is there: its prompt is in the cache, and its constraint
+        works.
+        """
         request.prefilled = True
         self._release(request, tried=not request.suspect)
         self.index.insert(request.blocks)
@@ -170,11 +184,15 @@ class Lane:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
     def trial(self) -> Request | None:
-        """The request that is being tried: its constraint for the first time, or itself after a step that failed."""
+        """The request that is being tried: its constraint for the first time, or itself after a
+        step that failed.
+        """
         return self._on_trial
 
     def note_step(self) -> None:
-        """A step has gone well: enough of them clear the request that was on trial for one that had not."""
+        """A step has gone well: enough of them clear the request that was on trial for one that had
+        not.
+        """
         tried = self._on_trial
         if tried is not None and tried.suspect and tried.prefilled:
             tried.harmless_steps += 1
@@ -183,8 +201,8 @@ class Lane:
                 self._on_trial = None
 
     def restart(self, request: Request) -> None:
-        """Queue a request again after a fault: what it made so far becomes prompt, or, where a grammar's state is
-        lost, goes.
+        """Queue a request again after a fault: what it made so far becomes prompt, or, where a
+        grammar's state is lost, goes.
         """
         request.handle = None
         request.prefilled = False

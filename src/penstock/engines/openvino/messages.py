@@ -10,7 +10,9 @@ from penstock.engines.process.messages import Abort, Call, Submit
 
 
 class Load(Struct, tag="load", array_like=True):
-    """First message: what to load. `path` is an IR directory or a GGUF file, `context_length` the model's in tokens."""
+    """First message: what to load. `path` is an IR directory or a GGUF file, `context_length` the
+    model's in tokens.
+    """
 
     path: str
     task: str
@@ -19,8 +21,9 @@ class Load(Struct, tag="load", array_like=True):
 
 
 class LoadTokenizer(Struct, tag="load_tokenizer", array_like=True):
-    """First message to a process that tries constraints: the directory or GGUF file of the tokenizer, and for each
-    constraint the seconds of processor time and the bytes of memory it may take.
+    """First message to a process that tries constraints: the directory or GGUF file of the
+    tokenizer, and for each constraint the seconds of processor time and the bytes of memory it may
+    take.
     """
 
     path: str

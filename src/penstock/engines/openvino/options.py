@@ -18,17 +18,20 @@ Positive = Annotated[int, Meta(ge=1)]
 class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Options of the embedded engine.
 
-    `task` None: what the model's files say. `tokenizer`: a directory with another tokenizer than the model's own, in
-    OpenVINO's form, for models that generate. `max_num_seqs`: requests decoded together. `max_num_batched_tokens`:
-    tokens a step may work on; small keeps the steps short, so a long prompt does not stall the others. `max_model_len`
-    None: the model's own context. `kv_cache_memory_bytes`: memory of the KV cache, used as it fills; a size that is
-    not a whole number of GiB costs a second load at the start. `num_threads` 0: all cores. `inference_precision` None:
-    the device's choice, f32 where only one CPU is visible (bf16 crashes there on AMX machines). `max_loras`: adapters
-    held at once, each with a copy of the model's weights; the least recently used leaves. `embedding_pooling` None:
-    what the model's `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of
-    the prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that speculates.
-    `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do not depend on what else runs, on
-    the cache or on restarts. `properties`: further OpenVINO properties.
+    `task` None: what the model's files say. `tokenizer`: a directory with another tokenizer than
+    the model's own, in OpenVINO's form, for models that generate. `max_num_seqs`: requests decoded
+    together. `max_num_batched_tokens`: tokens a step may work on; small keeps the steps short, so a
+    long prompt does not stall the others. `max_model_len` None: the model's own context.
+    `kv_cache_memory_bytes`: memory of the KV cache, used as it fills; a size that is not a whole
+    number of GiB costs a second load at the start. `num_threads` 0: all cores.
+    `inference_precision` None: the device's choice, f32 where only one CPU is visible (bf16 crashes
+    there on AMX machines). `max_loras`: adapters held at once, each with a copy of the model's
+    weights; the least recently used leaves. `embedding_pooling` None: what the model's
+    `1_Pooling/config.json` says, else the mean. `prompt_lookup`: speculate with n-grams of the
+    prompt, of `prompt_lookup_max` tokens at most. `draft_model`: directory of a smaller model that
+    speculates. `num_speculative_tokens`: how far either looks ahead. `deterministic`: answers do
+    not depend on what else runs, on the cache or on restarts. `properties`: further OpenVINO
+    properties.
     """
 
     task: Literal["generate", "embed", "score", "transcribe"] | None = None
@@ -54,7 +57,9 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.prompt_lookup and self.draft_model:
-            raise ConfigError("give prompt_lookup or draft_model, not both", field="engine_kwargs.draft_model")
+            raise ConfigError(
+                "give prompt_lookup or draft_model, not both", field="engine_kwargs.draft_model"
+            )
         if self.deterministic:
             self._check_deterministic()
 
@@ -81,7 +86,10 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
                 raise not_deterministic(f"properties.{name}", value)
 
 
-DETERMINISTIC_OPTIONS: Mapping[str, Any] = {"inference_precision": "f32", "kv_cache_precision": "f32"}
+DETERMINISTIC_OPTIONS: Mapping[str, Any] = {
+    "inference_precision": "f32",
+    "kv_cache_precision": "f32",
+}
 """In f32, what the order of sums changes is far below what separates two tokens."""
 _WITHOUT: Mapping[str, Any] = {"device": "CPU", "prompt_lookup": False, "draft_model": None}
 DETERMINISTIC_PROPERTIES: Mapping[str, str] = {

@@ -1,5 +1,5 @@
-"""Builds OpenVINO GenAI's objects: pipelines of the right cache size, with or without an adapter, and generation
-settings.
+"""Builds OpenVINO GenAI's objects: pipelines of the right cache size, with or without an adapter,
+and generation settings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ _LARGEST_MIN_P = 1.0 - 2.0**-24
 
 
 class Pipelines:
-    """Makes pipelines of one model that share its options and have a KV cache of `cache_blocks` blocks each."""
+    """Makes pipelines of one model that share its options and have a KV cache of `cache_blocks`
+    blocks each.
+    """
 
     def __init__(self, path: str, options: OpenVINOOptions) -> None:
         self._path = path
@@ -35,8 +37,9 @@ class Pipelines:
     def first(self) -> Any:
         """The model's first pipeline, which settles `cache_blocks`.
 
-        GenAI takes whole GiB or a number of blocks, and does not say how large a block is. So for another size it is
-        loaded with whole GiB first (which are only reserved), measured, and loaded again.
+        GenAI takes whole GiB or a number of blocks, and does not say how large a block is. So for
+        another size it is loaded with whole GiB first (which are only reserved), measured, and
+        loaded again.
         """
         size = self._options.kv_cache_memory_bytes
         pipeline = self._load()
@@ -48,7 +51,9 @@ class Pipelines:
         return pipeline
 
     def logits(self) -> int | None:
-        """The size of the model's logits, often more than the tokenizer's vocabulary; None where no file tells."""
+        """The size of the model's logits, often more than the tokenizer's vocabulary; None where no
+        file tells.
+        """
         file = Path(self._path) / "openvino_model.xml"
         if not file.is_file():
             return None
@@ -62,20 +67,26 @@ class Pipelines:
     def with_adapter(self, path: str) -> Any:
         """The model with a LoRA adapter (PEFT files in directory `path`) merged in."""
         if self._path.endswith(".gguf"):
-            raise UnsupportedError("the openvino engine has no LoRA adapters for GGUF models; use an IR directory")
+            raise UnsupportedError(
+                "the openvino engine has no LoRA adapters for GGUF models; use an IR directory"
+            )
         directory = Path(path)
         settings = json.loads((directory / "adapter_config.json").read_text())
         rank, alpha = settings["r"], settings.get("lora_alpha", settings["r"])
         # GenAI does not read alpha from the adapter's configuration.
         scale = alpha / (rank**0.5 if settings.get("use_rslora") else rank)
         adapter = genai.Adapter(str(directory / "adapter_model.safetensors"))
-        return self._load(genai.AdapterConfig(adapter, scale, mode=genai.AdapterConfig.Mode.MODE_STATIC))
+        return self._load(
+            genai.AdapterConfig(adapter, scale, mode=genai.AdapterConfig.Mode.MODE_STATIC)
+        )
 
     def _load(self, adapters: Any = None) -> Any:
         options = self._options
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_seqs = options.max_num_seqs + self._companions
-        scheduler.max_num_batched_tokens = max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
+        scheduler.max_num_batched_tokens = (
+            max(options.max_num_batched_tokens, options.max_num_seqs) + self._companions
+        )
         scheduler.enable_prefix_caching = options.enable_prefix_caching
         if self._exact_blocks:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
@@ -92,9 +103,13 @@ class Pipelines:
             properties["adapters"] = adapters
         properties.update(options.properties)
         if options.tokenizer is None:
-            return genai.ContinuousBatchingPipeline(self._path, scheduler, options.device, properties)
+            return genai.ContinuousBatchingPipeline(
+                self._path, scheduler, options.device, properties
+            )
         tokenizer = genai.Tokenizer(str(Path(options.tokenizer).expanduser()))
-        return genai.ContinuousBatchingPipeline(self._path, tokenizer, scheduler, options.device, **properties)
+        return genai.ContinuousBatchingPipeline(
+            self._path, tokenizer, scheduler, options.device, **properties
+        )
 
 
 def generation_config(
@@ -115,7 +130,9 @@ def generation_config(
     if eos >= 0:
         config.set_eos_token_id(eos)
     config.stop_token_ids = (
-        set(sampling.stop_token_ids) if sampling.ignore_eos else stop_ids.union(sampling.stop_token_ids)
+        set(sampling.stop_token_ids)
+        if sampling.ignore_eos
+        else stop_ids.union(sampling.stop_token_ids)
     )
     if sampling.temperature > 0:
         config.temperature = sampling.temperature
@@ -125,7 +142,9 @@ def generation_config(
             config.top_k = sampling.top_k
         config.rng_seed = random.getrandbits(31) if sampling.seed is None else sampling.seed % 2**31
     if sampling.structured is not None:
-        config.structured_output_config = genai.StructuredOutputConfig(grammar=sampling.structured.spec)
+        config.structured_output_config = genai.StructuredOutputConfig(
+            grammar=sampling.structured.spec
+        )
     _speculate(config, options)
     return config
 
@@ -144,7 +163,8 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions) -> tuple[int, int]:
     _speculate(config, options)
     handle = pipeline.add_request(0, ov.Tensor(np.zeros((1, 1), dtype=np.int64)), config)
     usage = 0.0
-    while handle.get_status() == genai.GenerationStatus.RUNNING:  # a request whose handle nobody holds is dropped
+    # A request whose handle nobody holds is dropped.
+    while handle.get_status() == genai.GenerationStatus.RUNNING:
         pipeline.step()
         usage = max(usage, pipeline.get_metrics().cache_usage)
     return round(100 / usage), pipeline.get_metrics().kv_cache_size_in_bytes

@@ -1,4 +1,6 @@
-"""Makes one readable line of OpenVINO's exceptions, which are many lines of C++ places with the reason at their end."""
+"""Makes one readable line of OpenVINO's exceptions, which are many lines of C++ places with the
+reason at their end.
+"""
 
 from __future__ import annotations
 

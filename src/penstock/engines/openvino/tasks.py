@@ -1,6 +1,8 @@
-"""Models that do not generate text, inside the worker process: embedding, rerank, and speech-to-text.
+"""Models that do not generate text, inside the worker process: embedding, rerank, and
+speech-to-text.
 
-They have the face of `Generation` towards the worker, but nothing to step: each call is answered at once.
+They have the face of `Generation` towards the worker, but nothing to step: each call is answered at
+once.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ _BATCH_TOKENS = 8192
 """Tokens of one pipeline call, padding included: more would take memory and give no speed."""
 _BATCH_CHARACTERS = 1 << 20
 _NO_LIMIT = 2**30
-"""Tokenizers cut long texts unless given a limit. It passes through a 32-bit float, so it is a power of two."""
+"""Tokenizers cut long texts unless given a limit. It passes through a 32-bit float, so it is a
+power of two.
+"""
 _POOLING = {
     "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
     "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
@@ -54,7 +58,9 @@ def load_task(load: Load) -> tuple[Task, Ready]:
     capabilities = Capabilities(
         tasks=frozenset({*model.tasks, "tokenize", "detokenize"}),
         context_length=load.context_length,
-        max_concurrency=load.options.max_num_seqs if "embeddings" in model.tasks else _CALLS_AT_ONCE,
+        max_concurrency=(
+            load.options.max_num_seqs if "embeddings" in model.tasks else _CALLS_AT_ONCE
+        ),
     )
     return model, Ready(capabilities, None, {})
 
@@ -104,7 +110,9 @@ class Task:
         if not token_ids:
             return ""
         if not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
-            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param="tokens")
+            raise RequestError(
+                f"token ids must be from 0 to {self._vocabulary - 1}", param="tokens"
+            )
         return str(self._tokenizer.decode(token_ids))
 
     def add_adapter(self, name: str, path: str) -> None:
@@ -132,7 +140,9 @@ class Task:
 
     @property
     def _batch_tokens(self) -> int:
-        """Tokens of one pipeline call. Where texts must not depend on each other, each has a call of its own."""
+        """Tokens of one pipeline call. Where texts must not depend on each other, each has a call
+        of its own.
+        """
         return 0 if self._options.deterministic else _BATCH_TOKENS
 
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
@@ -140,7 +150,9 @@ class Task:
         for index, length in enumerate(lengths):
             if length > self._context_length:
                 raise ContextLengthError(
-                    f"{param}[{index}] has {length} tokens; this model takes {self._context_length}", param=param
+                    f"{param}[{index}] has {length} tokens; this model takes"
+                    f" {self._context_length}",
+                    param=param,
                 )
             if not length:
                 raise RequestError(f"{param}[{index}] is empty", param=param)
@@ -154,22 +166,31 @@ class Embedding(Task):
 
     def _start(self) -> None:
         config = genai.TextEmbeddingPipeline.Config()
-        config.pooling_type = _POOLING[self._options.embedding_pooling or pooling_of(Path(self._path))]
+        config.pooling_type = _POOLING[
+            self._options.embedding_pooling or pooling_of(Path(self._path))
+        ]
         config.normalize = self._options.embedding_normalize
         config.max_length = self._context_length
-        self._pipeline = genai.TextEmbeddingPipeline(self._path, self._options.device, config, **self._properties())
-        self._width = len(self._pipeline.embed_query("a"))  # also shows at the start whether the model works
+        self._pipeline = genai.TextEmbeddingPipeline(
+            self._path, self._options.device, config, **self._properties()
+        )
+        # Also shows at the start whether the model works.
+        self._width = len(self._pipeline.embed_query("a"))
 
     def embed_together(self, calls: Sequence[Call]) -> list[Reply | Failed]:
-        """Answer calls of `embed(inputs, dimensions)`, all that arrived together in shared runs of the model.
+        """Answer calls of `embed(inputs, dimensions)`, all that arrived together in shared runs of
+        the model.
 
-        With `dimensions` below the model's width, vectors are cut and brought to length 1 again: what models
-        trained for it (Matryoshka) expect. Without normalization (`embedding_normalize`) they are only cut.
+        With `dimensions` below the model's width, vectors are cut and brought to length 1 again:
+        what models trained for it (Matryoshka) expect. Without normalization
+        (`embedding_normalize`) they are only cut.
         """
         answers: list[Reply | Failed] = []
         sound: list[tuple[Call, list[int]]] = []
         try:
-            counts = iter(_token_counts(self._tokenizer, [text for call in calls for text in call.args[0]]))
+            counts = iter(
+                _token_counts(self._tokenizer, [text for call in calls for text in call.args[0]])
+            )
             for call in calls:
                 inputs, dimensions = call.args
                 lengths = list(islice(counts, len(inputs)))
@@ -179,7 +200,9 @@ class Embedding(Task):
                 except RequestError as error:
                     answers.append(Failed(call.id, error.kind, str(error)))
             texts = [text for call, _ in sound for text in call.args[0]]
-            vectors = iter(self._vectors(texts, [length for _, lengths in sound for length in lengths]))
+            vectors = iter(
+                self._vectors(texts, [length for _, lengths in sound for length in lengths])
+            )
         except Exception as error:
             return [Failed(call.id, EngineError.kind, reason_of(error)) for call in calls]
         for call, lengths in sound:
@@ -191,7 +214,9 @@ class Embedding(Task):
         if not inputs:
             raise RequestError("there is nothing to embed", param="input")
         if dimensions is not None and not 1 <= dimensions <= self._width:
-            raise RequestError(f"this model's vectors have {self._width} dimensions", param="dimensions")
+            raise RequestError(
+                f"this model's vectors have {self._width} dimensions", param="dimensions"
+            )
         self._check_lengths(lengths, "input")
 
     def _vectors(self, texts: list[str], lengths: list[int]) -> list[list[float]]:
@@ -221,14 +246,17 @@ class Rerank(Task):
     def _start(self) -> None:
         if lacks_token_types(Path(self._path)):
             raise EngineStartError(
-                f"the tokenizer in '{self._path}' writes no token_type_ids, which this rerank model reads: "
-                "put token_type_ids into model_input_names of tokenizer_config.json and convert it again"
+                f"the tokenizer in '{self._path}' writes no token_type_ids, which this rerank model"
+                " reads: put token_type_ids into model_input_names of tokenizer_config.json and"
+                " convert it again"
             )
         self._pairs = genai.Tokenizer(self._path, add_second_input=True)
         config = genai.TextRerankPipeline.Config()
         config.top_n = _NO_LIMIT
         config.max_length = self._context_length
-        self._pipeline = genai.TextRerankPipeline(self._path, self._options.device, config, **self._properties())
+        self._pipeline = genai.TextRerankPipeline(
+            self._path, self._options.device, config, **self._properties()
+        )
         self._pipeline.rerank("a", ["b"])  # shows at the start whether the model works
 
     def rerank(self, query: str, documents: list[str]) -> Scores:
@@ -254,15 +282,23 @@ class Speech(Task):
         self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties())
 
     def transcribe(
-        self, audio: bytes, language: str | None, task: str, max_tokens: int | None, timestamps: bool = False
+        self,
+        audio: bytes,
+        language: str | None,
+        task: str,
+        max_tokens: int | None,
+        timestamps: bool = False,
     ) -> Transcription:
-        """The text of a recording, its language found out unless given; with `timestamps` also in segments."""
+        """The text of a recording, its language found out unless given; with `timestamps` also in
+        segments.
+        """
         samples = read_wav(audio)
         config = self._pipeline.get_generation_config()
         known = {name.strip("<|>"): name for name in config.lang_to_id or {}}
         if language is not None and known and language not in known:
             raise RequestError(
-                f"this model does not know the language '{language}'; it knows {', '.join(sorted(known))}",
+                f"this model does not know the language '{language}'; it knows"
+                f" {', '.join(sorted(known))}",
                 param="language",
             )
         if config.is_multilingual:
@@ -271,7 +307,8 @@ class Speech(Task):
                 config.language = known.get(language, language)
         elif task != "transcribe" or language not in (None, "en"):
             raise RequestError("this model only transcribes English", param="language")
-        # Past its last position a decoder talks nonsense, so the bound holds also if nobody asks for one.
+        # Past its last position a decoder talks nonsense, so the bound holds also if nobody asks
+        # for one.
         windows = -(-len(samples) // (_WINDOW_SECONDS * SAMPLE_RATE))
         room = max(self._context_length - _PROMPT_TOKENS, 1) * windows
         config.max_new_tokens = min(max_tokens or room, room)
@@ -279,7 +316,11 @@ class Speech(Task):
         result = self._pipeline.generate(samples, config)
         tokens = result.perf_metrics.get_num_generated_tokens()
         duration = len(samples) / SAMPLE_RATE
-        segments = _segments(result.chunks[0], duration) if timestamps and result.chunks is not None else None
+        segments = (
+            _segments(result.chunks[0], duration)
+            if timestamps and result.chunks is not None
+            else None
+        )
         spoken = language or "".join(result.languages[:1]).strip("<|>") or None
         return Transcription(result.texts[0].strip(), Usage(0, tokens), segments, spoken, duration)
 
@@ -287,7 +328,9 @@ class Speech(Task):
 def _segments(chunks: Iterable[Any], duration: float) -> tuple[TranscriptionSegment, ...]:
     """A chunk whose end the model did not tell has a negative one: it lasts to the end."""
     return tuple(
-        TranscriptionSegment(chunk.start_ts, chunk.end_ts if chunk.end_ts >= 0 else duration, chunk.text.strip())
+        TranscriptionSegment(
+            chunk.start_ts, chunk.end_ts if chunk.end_ts >= 0 else duration, chunk.text.strip()
+        )
         for chunk in chunks
     )
 
@@ -308,7 +351,9 @@ def _token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None
 
 
 def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indexes in groups of similar size, so that padding wastes little; each, padded, within the budget or single."""
+    """Indexes in groups of similar size, so that padding wastes little; each, padded, within the
+    budget or single.
+    """
     group: list[int] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         if group and sizes[index] * (len(group) + 1) > budget:

@@ -1,8 +1,8 @@
 """Turns growing token sequences into growing text, many sequences with one detokenizer call.
 
-A token's text can depend on its neighbours (multi-byte characters, leading spaces), so each piece is the difference
-between the text of a short window with and without the new tokens. The method is that of Hugging Face's text-
-generation-inference.
+A token's text can depend on its neighbours (multi-byte characters, leading spaces), so each piece
+is the difference between the text of a short window with and without the new tokens. The method is
+that of Hugging Face's text- generation-inference.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextStream:
-    """The text of one token sequence. `windows` goes to the detokenizer, its two texts come back to `advance`."""
+    """The text of one token sequence. `windows` goes to the detokenizer, its two texts come back to
+    `advance`.
+    """
 
     def __init__(self) -> None:
         self._ids: list[int] = []

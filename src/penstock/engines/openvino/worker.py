@@ -1,8 +1,9 @@
-"""The engine's own process, `python -m penstock.engines.openvino.worker FD PARENT`. It reads messages, steps the
-model, answers.
+"""The engine's own process, `python -m penstock.engines.openvino.worker FD PARENT`. It reads
+messages, steps the model, answers.
 
-One thread does everything, because a step holds the interpreter lock: between two steps the pipe is read without
-waiting, and while there is nothing to step it is waited for. The process ends when the pipe closes.
+One thread does everything, because a step holds the interpreter lock: between two steps the pipe is
+read without waiting, and while there is nothing to step it is waited for. The process ends when the
+pipe closes.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ class Pipe:
         self._buffer = bytearray()
 
     def read(self, wait: bool) -> list[ToWorker | Failed]:
-        """All messages that are there; with `wait`, at least one. In the place of one that cannot be read stands the
-        answer to it. Raises `EOFError` once the parent is gone.
+        """All messages that are there; with `wait`, at least one. In the place of one that cannot
+        be read stands the answer to it. Raises `EOFError` once the parent is gone.
         """
         messages: list[ToWorker | Failed] = []
         while True:
             try:
-                data = self._socket.recv(_READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT)
+                data = self._socket.recv(
+                    _READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT
+                )
             except BlockingIOError:
                 return messages
             if not data:
@@ -58,7 +61,11 @@ class Pipe:
             self._buffer += data
             at = 0
             while len(self._buffer) - at >= LENGTH_BYTES:
-                end = at + LENGTH_BYTES + int.from_bytes(self._buffer[at : at + LENGTH_BYTES], "little")
+                end = (
+                    at
+                    + LENGTH_BYTES
+                    + int.from_bytes(self._buffer[at : at + LENGTH_BYTES], "little")
+                )
                 if len(self._buffer) < end:
                     break
                 messages.append(_decoded(self._buffer[at + LENGTH_BYTES : end]))
@@ -85,7 +92,8 @@ def _decoded(data: bytearray) -> ToWorker | Failed:
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` to the process `parent` until it closes."""
     end_with_parent(fd, parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
+    # Ctrl-C is the parent's business: it drains, then closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipe = Pipe(socket.socket(fileno=fd))
     try:
         load, *early = pipe.read(wait=True)
@@ -107,7 +115,8 @@ def main(fd: int, parent: int) -> None:
 
 def _load(load: Load) -> tuple[Any, Ready]:
     if load.task != "generate":
-        from penstock.engines.openvino.tasks import load_task  # other pipelines: most workers never need them
+        # Other pipelines: most workers never need them.
+        from penstock.engines.openvino.tasks import load_task
 
         return load_task(load)
     from penstock.engines.openvino.generation import Generation

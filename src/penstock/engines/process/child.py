@@ -1,8 +1,9 @@
 """An engine's child process, seen from the parent: start it, exchange messages, notice its death.
 
-The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is everything one engine
-step produced, so that one wake-up of the event loop carries every request's new tokens. The child ends when the pipe
-closes, and is killed with its parent (`parent_death.py`), so it cannot outlive that, whatever happens.
+The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is
+everything one engine step produced, so that one wake-up of the event loop carries every request's
+new tokens. The child ends when the pipe closes, and is killed with its parent (`parent_death.py`),
+so it cannot outlive that, whatever happens.
 """
 
 from __future__ import annotations
@@ -31,17 +32,21 @@ _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]
 _wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] = {}
-"""What the thread that starts children is to start. By process: a forked one has no threads of its parent's."""
+"""What the thread that starts children is to start. By process: a forked one has no threads of its
+parent's.
+"""
 
 
 def _spawned(spawn: _Spawn) -> Future[subprocess.Popen[bytes]]:
-    """The child that `spawn` starts, in a thread that lives as long as this process: for the kernel a child's parent is
-    the thread that started it, and the child ends with that.
+    """The child that `spawn` starts, in a thread that lives as long as this process: for the kernel
+    a child's parent is the thread that started it, and the child ends with that.
     """
     pid = os.getpid()
     if pid not in _wanted:
         _wanted[pid] = SimpleQueue()
-        threading.Thread(target=_start_children, args=(_wanted[pid],), name="penstock-spawn", daemon=True).start()
+        threading.Thread(
+            target=_start_children, args=(_wanted[pid],), name="penstock-spawn", daemon=True
+        ).start()
     started: Future[subprocess.Popen[bytes]] = Future()
     _wanted[pid].put((spawn, started))
     return started
@@ -60,11 +65,13 @@ def _start_children(wanted: SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[by
 class EngineProcess(asyncio.Protocol):
     """A child that runs `python -m MODULE FD PARENT`, and calls `end_with_parent` with these.
 
-    `on_message` gets each message's bytes, `on_death` one line saying why it ended; `killed` then says whether it was
-    sent the signal to.
+    `on_message` gets each message's bytes, `on_death` one line saying why it ended; `killed` then
+    says whether it was sent the signal to.
     """
 
-    def __init__(self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]) -> None:
+    def __init__(
+        self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]
+    ) -> None:
         self.killed = False
         self._module = module
         self._on_message = on_message
@@ -87,12 +94,15 @@ class EngineProcess(asyncio.Protocol):
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with theirs:
-            # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ == "__main__"` guard.
+            # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ ==
+            # "__main__"` guard.
             command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
             fds = (theirs.fileno(),)
             spawned = _spawned(
-                lambda: subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment)
+                lambda: subprocess.Popen(
+                    command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment
+                )
             )
             try:
                 self._child = await asyncio.wrap_future(spawned)
@@ -115,7 +125,9 @@ class EngineProcess(asyncio.Protocol):
         self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
 
     async def stop(self) -> None:
-        """Close the pipe and wait for the child to end; kill it if it does not within five seconds."""
+        """Close the pipe and wait for the child to end; kill it if it does not within five
+        seconds.
+        """
         child = self._child
         if child is None:
             return
@@ -157,8 +169,10 @@ class EngineProcess(asyncio.Protocol):
         self._transport = None
         self._outgoing.clear()
         self._closed.set()
-        if not self._stopping:  # else nobody asks for the cause, and the child may take a while to end
-            # The pipe closes a moment before the child can be reaped: the event loop does not wait for that.
+        # Else nobody asks for the cause, and the child may take a while to end.
+        if not self._stopping:
+            # The pipe closes a moment before the child can be reaped: the event loop does not wait
+            # for that.
             cause = asyncio.get_running_loop().run_in_executor(None, self._cause_of_death)
             cause.add_done_callback(self._tell_death)
 

@@ -76,6 +76,10 @@ decode_to_parent = msgspec.msgpack.Decoder(ToParent).decode
 
 
 def refusal_of(data: bytes | bytearray) -> Failed:
-    """The answer to a message whose values have wrong types: the request is to blame, not the worker."""
+    """The answer to a message whose values have wrong types: the request is to blame, not the
+    worker.
+    """
     number: int = msgspec.msgpack.decode(data)[1]
-    return Failed(number, RequestError.kind, "a value of the request has a wrong type, or is out of its range")
+    return Failed(
+        number, RequestError.kind, "a value of the request has a wrong type, or is out of its range"
+    )

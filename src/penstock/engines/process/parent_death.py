@@ -1,7 +1,8 @@
 """Ends an engine's process with its parent, whatever that process is doing.
 
-A worker that reads its pipe sees it close when the parent is gone, but not while it is inside a long native call. So
-the kernel is asked to kill it then; and a thread watches the pipe, for systems whose kernel cannot be asked.
+A worker that reads its pipe sees it close when the parent is gone, but not while it is inside a
+long native call. So the kernel is asked to kill it then; and a thread watches the pipe, for systems
+whose kernel cannot be asked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ _GRACE_SECONDS = 4.0
 
 
 def end_with_parent(fd: int, parent: int) -> None:
-    """Call this first in a process that `EngineProcess` started: `fd` is its pipe, `parent` the parent's id."""
+    """Call this first in a process that `EngineProcess` started: `fd` is its pipe, `parent` the
+    parent's id.
+    """
     if sys.platform == "linux":
         import ctypes
 

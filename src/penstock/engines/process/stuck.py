@@ -11,9 +11,9 @@ _STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12
 class StuckWatch:
     """Watches one process. Ask it at intervals, while the process should be at work.
 
-    One that waits for the CPU is ready to run, one that computes uses CPU time, one that waits for a disk says so. When
-    so many `looks` in a row find all its threads asleep, and none has used any time, it waits for what nobody will
-    bring.
+    One that waits for the CPU is ready to run, one that computes uses CPU time, one that waits for
+    a disk says so. When so many `looks` in a row find all its threads asleep, and none has used any
+    time, it waits for what nobody will bring.
     """
 
     def __init__(self, pid: int, looks: int) -> None:
@@ -35,7 +35,9 @@ class StuckWatch:
 
 
 def _ticks_if_asleep(pid: int) -> int | None:
-    """The CPU time of a process, in the system's ticks, if all its threads sleep; None if not, or if nobody knows."""
+    """The CPU time of a process, in the system's ticks, if all its threads sleep; None if not, or
+    if nobody knows.
+    """
     try:
         total = 0
         for thread in os.listdir(f"/proc/{pid}/task"):

@@ -16,11 +16,28 @@ from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.deltas import Batches
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.process.child import EngineProcess
-from penstock.engines.process.messages import Abort, Call, Failed, Ready, Reply, Step, Submit, decode_to_parent, encode
+from penstock.engines.process.messages import (
+    Abort,
+    Call,
+    Failed,
+    Ready,
+    Reply,
+    Step,
+    Submit,
+    decode_to_parent,
+    encode,
+)
 from penstock.engines.process.stuck import StuckWatch
 from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.errors import EngineDeadError, EngineStartError, ModelNotFoundError, RequestError, by_kind, told
+from penstock.errors import (
+    EngineDeadError,
+    EngineStartError,
+    ModelNotFoundError,
+    RequestError,
+    by_kind,
+    told,
+)
 from penstock.types import Embeddings, StructuredOutput
 
 LOOK_SECONDS = 10.0
@@ -36,10 +53,11 @@ _log = logging.getLogger(__name__)
 
 
 class WorkerEngine(TokenEngine):
-    """An engine in front of the process `python -m WORKER`, which speaks `penstock.engines.process.messages`.
+    """An engine in front of the process `python -m WORKER`, which speaks
+    `penstock.engines.process.messages`.
 
-    The worker has the methods `ping`, `tokenize`, `detokenize`, `embed`, `add_adapter`, `remove_adapter`, `metrics` and
-    `reset_prefix_cache`, as far as its model has the abilities.
+    The worker has the methods `ping`, `tokenize`, `detokenize`, `embed`, `add_adapter`,
+    `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the abilities.
     """
 
     worker: ClassVar[str]
@@ -59,12 +77,14 @@ class WorkerEngine(TokenEngine):
     # Life
     @abstractmethod
     async def _load_message(self) -> msgspec.Struct:
-        """The worker's first message, which says what to load. Raises `EngineStartError` for what cannot be."""
+        """The worker's first message, which says what to load. Raises `EngineStartError` for what
+        cannot be.
+        """
 
     @property
     def watched(self) -> bool:
-        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that works on another device
-        than the CPU may just wait for that.
+        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that
+        works on another device than the CPU may just wait for that.
         """
         return False
 
@@ -78,12 +98,18 @@ class WorkerEngine(TokenEngine):
                 except EngineDeadError as error:
                     if not left or not error.suspects:  # or it was stopped
                         tries = f" in {STARTS} tries" if not left else ""
-                        raise EngineStartError(f"'{self.model_source}' could not be loaded{tries}: {error}") from None
-                    _log.warning("'%s': %s while it loaded; it is started again", self.model_source, error)
+                        raise EngineStartError(
+                            f"'{self.model_source}' could not be loaded{tries}: {error}"
+                        ) from None
+                    _log.warning(
+                        "'%s': %s while it loaded; it is started again", self.model_source, error
+                    )
 
     async def _start(self) -> None:
         load = await self._load_message()
-        process = EngineProcess(self.worker, self._on_message, lambda why: self._on_death(process, why))
+        process = EngineProcess(
+            self.worker, self._on_message, lambda why: self._on_death(process, why)
+        )
         ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._calls[0] = ready
         await process.start()
@@ -124,7 +150,10 @@ class WorkerEngine(TokenEngine):
             if not self._mailboxes and not self._calls:
                 watch.forget()
             elif watch.is_stuck() and self._process is process:
-                why = f"the engine process hung: it slept for {LOOKS * LOOK_SECONDS:g} s while requests waited"
+                why = (
+                    f"the engine process hung: it slept for {LOOKS * LOOK_SECONDS:g} s while"
+                    " requests waited"
+                )
                 _log.error("%s; it is ended", why)
                 self._on_death(process, why)
                 process.kill()
@@ -133,19 +162,31 @@ class WorkerEngine(TokenEngine):
     # Requests
     @property
     def serving(self) -> bool:
-        """Whether requests are under way in the process, or were a moment ago: others follow soon."""
-        return bool(self._mailboxes or self._calls) or time.monotonic() - self._answered_at < SERVING_SECONDS
+        """Whether requests are under way in the process, or were a moment ago."""
+        return (
+            bool(self._mailboxes or self._calls)
+            or time.monotonic() - self._answered_at < SERVING_SECONDS
+        )
 
     async def continue_prompt(self, request: GenerateRequest) -> Batches:
         sampling = request.sampling
         if sampling.structured is not None:
-            sampling = msgspec.structs.replace(sampling, structured=await self._constraint(sampling.structured))
+            sampling = msgspec.structs.replace(
+                sampling, structured=await self._constraint(sampling.structured)
+            )
         number = next(self._ids)
         mailbox = self._mailboxes[number] = Mailbox()
         finished = False
         try:
             self._send(
-                Submit(number, request.prompt, sampling, request.adapter, request.stream, request.special_tokens)
+                Submit(
+                    number,
+                    request.prompt,
+                    sampling,
+                    request.adapter,
+                    request.stream,
+                    request.special_tokens,
+                )
             )
             while not finished:
                 batch = await mailbox.take()
@@ -158,14 +199,18 @@ class WorkerEngine(TokenEngine):
                 self._send(Abort(number))
 
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
-        """A constraint as the worker takes it. Raises `RequestError` for one that the engine had better not see."""
+        """A constraint as the worker takes it. Raises `RequestError` for one that the engine had
+        better not see.
+        """
         return structured
 
     async def answer(self, task: str, request: Any) -> Any:
         match task:
             case "embeddings":
                 self._check_task(task)
-                return msgspec.convert(await self._call("embed", request.inputs, request.dimensions), Embeddings)
+                return msgspec.convert(
+                    await self._call("embed", request.inputs, request.dimensions), Embeddings
+                )
             case "tokenize" | "detokenize":
                 return await self._call(task, request)
         return await super().answer(task, request)
@@ -196,8 +241,14 @@ class WorkerEngine(TokenEngine):
             raise EngineDeadError(self._why_dead, suspects=False)
         try:
             data = encode(message)
-        except (TypeError, ValueError, OverflowError) as error:  # lone surrogates, integers of more than 64 bits
-            raise RequestError(f"the request holds a value that cannot be sent to the engine: {told(error)}") from None
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # lone surrogates, integers of more than 64 bits
+            raise RequestError(
+                f"the request holds a value that cannot be sent to the engine: {told(error)}"
+            ) from None
         self._process.send(data)
 
     async def _call(self, method: str, *args: Any) -> Any:

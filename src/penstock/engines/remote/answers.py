@@ -1,6 +1,8 @@
-"""Chats and completions of OpenAI-compatible servers as deltas: whole bodies, and chunks of a stream.
+"""Chats and completions of OpenAI-compatible servers as deltas: whole bodies, and chunks of a
+stream.
 
-Servers differ in what they leave out or add, so only what is needed is read, and little of that is required.
+Servers differ in what they leave out or add, so only what is needed is read, and little of that is
+required.
 """
 
 from __future__ import annotations
@@ -26,10 +28,23 @@ _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _TEXT, _CALLS = b'"content":"', b'"tool_calls"'
 _NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
-"""Where clients expect text, and some servers send an object or a list: such chunks are not forwarded but read."""
+"""Where clients expect text, and some servers send an object or a list: such chunks are not
+forwarded but read.
+"""
 _REASONS: dict[str, FinishReason] = {
-    **{"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
-    **{"abort": "abort", "error": "error", "function_call": "tool_calls", "max_tokens": "length", "refusal": "stop"},
+    **{
+        "stop": "stop",
+        "length": "length",
+        "tool_calls": "tool_calls",
+        "content_filter": "content_filter",
+    },
+    **{
+        "abort": "abort",
+        "error": "error",
+        "function_call": "tool_calls",
+        "max_tokens": "length",
+        "refusal": "stop",
+    },
 }
 
 
@@ -101,7 +116,11 @@ class _Logprobs(Struct):
     def neutral(self) -> tuple[TokenLogprob, ...] | None:
         if self.content is not None:
             return tuple(
-                TokenLogprob(t.token, t.logprob, tuple((top.token, top.logprob) for top in t.top_logprobs or ()))
+                TokenLogprob(
+                    t.token,
+                    t.logprob,
+                    tuple((top.token, top.logprob) for top in t.top_logprobs or ()),
+                )
                 for t in self.content
             )
         if self.tokens is None:
@@ -112,7 +131,9 @@ class _Logprobs(Struct):
         for number, token in enumerate(self.tokens):
             value = values[number] if number < len(values) else None
             top = tops[number] if number < len(tops) else None
-            found.append(TokenLogprob(token, 0.0 if value is None else value, tuple((top or {}).items())))
+            found.append(
+                TokenLogprob(token, 0.0 if value is None else value, tuple((top or {}).items()))
+            )
         return tuple(found)
 
 
@@ -143,7 +164,8 @@ _decode = msgspec.json.Decoder(_Completion).decode
 
 
 def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
-    """The `n` answers of an unstreamed request, one delta each. The first one's usage is that of all.
+    """The `n` answers of an unstreamed request, one delta each. The first one's usage is that of
+    all.
 
     Raises `UpstreamError`.
     """
@@ -163,7 +185,10 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
         reason = _reason(choice.finish_reason) or "stop"
         deltas.append(
             msgspec.structs.replace(
-                _delta(choice, index), finish_reason=reason, usage=usage, kv_transfer_params=parsed.kv_transfer_params
+                _delta(choice, index),
+                finish_reason=reason,
+                usage=usage,
+                kv_transfer_params=parsed.kv_transfer_params,
             )
         )
         usage = Usage(usage.prompt_tokens, 0, usage.cached_tokens)
@@ -173,9 +198,9 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
 class StreamReader:
     """Chunks in, deltas out, for a request of `n` answers.
 
-    What one read of the network brings is joined to one delta an answer. Usage comes after the last chunk, so the
-    deltas that finish answers are held back for it. With `forward`, chunks that only continue the answer are handed on
-    as they are.
+    What one read of the network brings is joined to one delta an answer. Usage comes after the last
+    chunk, so the deltas that finish answers are held back for it. With `forward`, chunks that only
+    continue the answer are handed on as they are.
     """
 
     def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
@@ -233,20 +258,30 @@ class StreamReader:
                     self._missing -= 1
                     told = chunk.kv_transfer_params
                     self._finishing.append(
-                        msgspec.structs.replace(delta, finish_reason=reason, kv_transfer_params=told)
+                        msgspec.structs.replace(
+                            delta, finish_reason=reason, kv_transfer_params=told
+                        )
                     )
-                elif self._forward and not self._head and choice.index == 0 and self._learn_head(event):
+                elif (
+                    self._forward
+                    and not self._head
+                    and choice.index == 0
+                    and self._learn_head(event)
+                ):
                     if _says(delta):
                         forwarded.append(event[len(self._head) :])
                 elif _says(delta):
-                    self._forward = False  # once read, always read: forwarded chunks come before text
+                    # Once read, always read: forwarded chunks come before text.
+                    self._forward = False
                     _add(found, delta)
         if forwarded:
             found.append(Delta(chunks=tuple(forwarded)))
         return found
 
     def _index(self, given: int | None, number: int) -> int | None:
-        """Which answer a choice belongs to, the `number`th of its chunk; None for one that nobody asked for."""
+        """Which answer a choice belongs to, the `number`th of its chunk; None for one that nobody
+        asked for.
+        """
         index = number if given is None else given
         if self._n == 1:
             if self._only is None:
@@ -288,8 +323,8 @@ class StreamReader:
         raise as_error(said, self._where, data, "broke off")
 
     def close(self, stray: bytes = b"") -> list[Delta]:
-        """What is left when the connection has ended. Raises `UpstreamError` if that was too early, with what came in
-        place of an answer: `stray` is what was no event.
+        """What is left when the connection has ended. Raises `UpstreamError` if that was too early,
+        with what came in place of an answer: `stray` is what was no event.
         """
         if self.ended:
             return []
@@ -298,11 +333,15 @@ class StreamReader:
 
     def _finish(self, *, done: bool = False, stray: bytes = b"") -> list[Delta]:
         if done:  # the server is through, whether it has told reasons or not
-            self._finishing += [Delta(index, "", finish_reason="stop") for index in sorted(self._open)]
+            self._finishing += [
+                Delta(index, "", finish_reason="stop") for index in sorted(self._open)
+            ]
             self._missing -= len(self._open)
         if self._missing > 0:
             text = (
-                (stray or (b"" if self._open or self._ended else self._unread))[:4096].decode(errors="replace").strip()
+                (stray or (b"" if self._open or self._ended else self._unread))[:4096]
+                .decode(errors="replace")
+                .strip()
             )
             said = " ".join(text.split())[:_SHOWN_CHARS]
             what = f"{self._where}: the answer broke off"
@@ -317,14 +356,23 @@ class StreamReader:
 
 def _add(found: list[Delta], delta: Delta) -> None:
     last = found[-1] if found else None
-    if last is None or last.index != delta.index or last.chunks or last.tool_calls or delta.tool_calls:
+    if (
+        last is None
+        or last.index != delta.index
+        or last.chunks
+        or last.tool_calls
+        or delta.tool_calls
+    ):
         found.append(delta)
         return
     logprobs = last.logprobs
     if delta.logprobs is not None:
         logprobs = (*(logprobs or ()), *delta.logprobs)
     found[-1] = Delta(
-        delta.index, last.text + delta.text, logprobs=logprobs, reasoning=last.reasoning + delta.reasoning
+        delta.index,
+        last.text + delta.text,
+        logprobs=logprobs,
+        reasoning=last.reasoning + delta.reasoning,
     )
 
 
@@ -352,7 +400,9 @@ def _delta(choice: _Choice, index: int) -> Delta:
             for number, call in enumerate(message.tool_calls)
         )
     stop = next((s for s in (choice.stop_reason, choice.matched_stop) if isinstance(s, str)), None)
-    reasoning = (message.reasoning or message.reasoning_content or "") if message is not None else ""
+    reasoning = (
+        (message.reasoning or message.reasoning_content or "") if message is not None else ""
+    )
     return Delta(index, text, logprobs=logprobs, tool_calls=calls, stop=stop, reasoning=reasoning)
 
 

@@ -1,7 +1,7 @@
 """Neutral requests as bodies in OpenAI's form, with vLLM's names where OpenAI has none.
 
-What stands at its default is left out, so that servers which do not know the parameter take the request; the
-temperature is always said, since a server may have a default of its own for it.
+What stands at its default is left out, so that servers which do not know the parameter take the
+request; the temperature is always said, since a server may have a default of its own for it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,27 @@ from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredO
 
 _DEFAULTS = Sampling()
 _SAME_NAME = (
-    *("top_p", "top_k", "min_p", "min_tokens", "seed", "presence_penalty", "frequency_penalty", "repetition_penalty"),
+    *(
+        "top_p",
+        "top_k",
+        "min_p",
+        "min_tokens",
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "repetition_penalty",
+    ),
     *("stop", "stop_token_ids", "ignore_eos"),
 )
 
 
 def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
     """Body of `/chat/completions`."""
-    body: dict[str, Any] = {"model": model, "messages": request.messages, **_common(request, max_tokens_field)}
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": request.messages,
+        **_common(request, max_tokens_field),
+    }
     if request.sampling.logprobs is not None:
         body["logprobs"] = True
         if request.sampling.logprobs:
@@ -36,7 +49,11 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
 
 def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
     """Body of `/completions`, whose own default for the length is 16 tokens."""
-    body: dict[str, Any] = {"model": model, "prompt": request.prompt, **_common(request, "max_tokens")}
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": request.prompt,
+        **_common(request, "max_tokens"),
+    }
     if request.sampling.logprobs is not None:
         body["logprobs"] = request.sampling.logprobs
     if request.echo:

@@ -1,18 +1,24 @@
-"""In which words servers say that a prompt is too long for the model. There is no form that they share."""
+"""In which words servers say that a prompt is too long for the model. There is no form that they
+share.
+"""
 
 from __future__ import annotations
 
 import re
 
-_NAMES = re.compile(r"context_?(length|window|size)_?(is_)?exceed|exceed(ed|s)?_?context|prompt_?too_?long", re.I)
+_NAMES = re.compile(
+    r"context_?(length|window|size)_?(is_)?exceed|exceed(ed|s)?_?context|prompt_?too_?long", re.I
+)
 _WORDS = re.compile(
     "|".join(
         (
-            # vLLM, OpenAI, Azure, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic: the context by name, and what of it
+            # vLLM, OpenAI, Azure, LiteLLM, llama.cpp, Ollama, LM Studio, Anthropic: the context by
+            # name, and what of it
             r"(maximum|max|available|configured)[\w ]{0,20}context",
             r"context[ _-]?(length|window|size|limit)\b.{0,80}"
             r"(exceed|overflow|too small|is only|maximum|at most|however)",
-            r"(exceed|longer than|greater than|larger than|too (long|large|big|many)|not fit|beyond|over(flow|run))"
+            r"(exceed|longer than|greater than|larger than|too (long|large|big|many)|not"
+            r" fit|beyond|over(flow|run))"
             r".{0,100}(context|n_ctx|num_ctx|max_model_len|max_seq_len|max_position_embeddings)",
             r"contextwindowexceeded",
             # OpenVINO Model Server, SGLang, vLLM, Gemini, Moonshot: what is counted, and a bound
@@ -23,7 +29,10 @@ _WORDS = re.compile(
             r"exceed(s|ed)? (the )?model token limit",
             r"decoder prompt .{0,60}longer than",
             # Anthropic, Bedrock, Perplexity, llama.cpp's embeddings: the thing itself
-            r"\b(prompt|inputs?|messages|conversation|sequence)\b(?!\[)(?!['\"]).{0,40}\btoo (long|large)\b",
+            (
+                r"\b(prompt|inputs?|messages|conversation|sequence)\b(?!\[)(?!['\"]).{0,40}\btoo"
+                r" (long|large)\b"
+            ),
             r"too many (input |prompt )?tokens\b",
             r"too large to process",
             # TGI, TEI

@@ -26,16 +26,22 @@ def dialect_of(owned_by: str | None, engine: str | None) -> Dialect:
 
 
 def adapter_name(dialect: Dialect, model: str, listed: str) -> str:
-    """What a request calls an adapter that `/models` lists. SGLang would answer its bare name with the base model."""
+    """What a request calls an adapter that `/models` lists. SGLang would answer its bare name with
+    the base model.
+    """
     return f"{model}:{listed}" if dialect == "sglang" else listed
 
 
 def spoken(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a chat or completion. Raises `UnsupportedError` for what the server would pass over in silence."""
+    """The body of a chat or completion. Raises `UnsupportedError` for what the server would pass
+    over in silence.
+    """
     if dialect != "sglang":
         return body
     if "chat_template" in body:
-        raise UnsupportedError("SGLang's server takes no chat_template with a request", param="chat_template")
+        raise UnsupportedError(
+            "SGLang's server takes no chat_template with a request", param="chat_template"
+        )
     constraint = body.pop("structured_outputs", None)  # its keys stand in the body itself
     return body if constraint is None else {**body, **constraint}
 

@@ -16,7 +16,13 @@ from penstock.engines.remote.dialects import adapter_name, dialect_of
 from penstock.engines.remote.options import RemoteOptions, Task
 from penstock.engines.remote.refusals import is_no_route
 from penstock.engines.remote.upstreams import Upstream, Upstreams
-from penstock.errors import EngineStartError, EngineTimeoutError, PenstockError, UpstreamError, nearest
+from penstock.errors import (
+    EngineStartError,
+    EngineTimeoutError,
+    PenstockError,
+    UpstreamError,
+    nearest,
+)
 
 AUTO = "auto"
 """The model name that means the one that the server has."""
@@ -28,7 +34,9 @@ _log = logging.getLogger(__name__)
 
 
 class Card(Struct):
-    """What `/v1/models` says of a model. All but `id` are additions of vLLM (`parent`, `max_model_len`) and ours."""
+    """What `/v1/models` says of a model. All but `id` are additions of vLLM (`parent`,
+    `max_model_len`) and ours.
+    """
 
     id: str
     parent: str | None = None
@@ -44,8 +52,9 @@ class _Cards(Struct):
 
 
 class Found(Struct):
-    """What is known of the model. `adapters` maps their names to what the server calls them. `complete` is false while
-    one of our own servers has yet to load the model, after which it will tell more.
+    """What is known of the model. `adapters` maps their names to what the server calls them.
+    `complete` is false while one of our own servers has yet to load the model, after which it will
+    tell more.
     """
 
     capabilities: Capabilities
@@ -54,9 +63,11 @@ class Found(Struct):
 
 
 async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> Found:
-    """Ask every server for its models. One that does not answer is left alone for now, unless all do not.
+    """Ask every server for its models. One that does not answer is left alone for now, unless all
+    do not.
 
-    Raises `EngineStartError` for a model that a server does not have, a key that it does not take, or no answer at all.
+    Raises `EngineStartError` for a model that a server does not have, a key that it does not take,
+    or no answer at all.
     """
     members = upstreams.members
     given: list[list[Card] | PenstockError | None] = [None] * len(members)
@@ -85,7 +96,9 @@ async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> 
         if isinstance(answer, PenstockError):
             upstreams.trip(one)
             _log.warning("%s; the other servers go on without it", answer)
-    complete = not any(card.engine and "capabilities" not in (card.metadata or {}) for card in cards if card)
+    complete = not any(
+        card.engine and "capabilities" not in (card.metadata or {}) for card in cards if card
+    )
     return Found(_capabilities(cards, options, len(members), bool(adapters)), adapters, complete)
 
 
@@ -96,11 +109,17 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
             reply = await one.client.send(one.to("/models", "GET"), one.limiter)
         return _read(reply.body)
     except ValueError:
-        raise EngineStartError(f"{one.shown}/models did not answer in OpenAI's form; is this the API's base?") from None
+        raise EngineStartError(
+            f"{one.shown}/models did not answer in OpenAI's form; is this the API's base?"
+        ) from None
     except UpstreamError as error:
         if error.http_status in (401, 403):
             key = one.options.api_key_env
-            hint = f"the key in {key} is not accepted" if key else "api_key_env names no variable that holds the key"
+            hint = (
+                f"the key in {key} is not accepted"
+                if key
+                else "api_key_env names no variable that holds the key"
+            )
             raise EngineStartError(f"{error} ({hint})") from None
         if is_no_route(error) or error.http_status == 501:
             return None
@@ -134,23 +153,31 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
     raise EngineStartError(f"{one.shown} has {what}")
 
 
-def _capabilities(cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool) -> Capabilities:
+def _capabilities(
+    cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool
+) -> Capabilities:
     """What all servers can do, by what they say; what none says, OpenAI's API as a whole."""
     told = [card for card in cards if card is not None]
-    theirs = [said for card in told if isinstance(said := (card.metadata or {}).get("capabilities"), dict)]
+    theirs = [
+        said for card in told if isinstance(said := (card.metadata or {}).get("capabilities"), dict)
+    ]
     regex = bool(told) and all(card.owned_by in ("penstock", "sglang", "vllm") for card in told)
 
     def common(name: str, otherwise: frozenset[str]) -> frozenset[str]:
         if len(theirs) < len(cards):
             return otherwise
-        return frozenset.intersection(*(frozenset(map(str, said.get(name) or ())) for said in theirs))
+        return frozenset.intersection(
+            *(frozenset(map(str, said.get(name) or ())) for said in theirs)
+        )
 
     def least(name: str, otherwise: int) -> int:
         values = [said[name] for said in theirs if isinstance(said.get(name), int)]
         return min(values) if values and len(values) == len(cards) else otherwise
 
     lengths = [card.max_model_len for card in told if card.max_model_len]
-    structured = {"json_schema", "json_object", "regex"} if regex else {"json_schema", "json_object"}
+    structured = (
+        {"json_schema", "json_object", "regex"} if regex else {"json_schema", "json_object"}
+    )
     tasks = common("tasks", _ALL_TASKS) & _ALL_TASKS
     return Capabilities(
         tasks=tasks if options.tasks is None else frozenset(map(str, options.tasks)),

@@ -62,9 +62,11 @@ PATHS = {
 
 
 class RemoteEngine(LLMEngine):
-    """Asks OpenAI-compatible servers. `model_source` is the model's name there, or "auto" where they have one.
+    """Asks OpenAI-compatible servers. `model_source` is the model's name there, or "auto" where
+    they have one.
 
-    Knows no tokens: deltas carry no token ids, and `tokenize` asks the server, if that has such a route.
+    Knows no tokens: deltas carry no token ids, and `tokenize` asks the server, if that has such a
+    route.
     """
 
     name: ClassVar[str] = "remote"
@@ -74,7 +76,9 @@ class RemoteEngine(LLMEngine):
         super().__init__(model_source, **kwargs)
         self.options, self._servers = parse_remote_options(self.engine_kwargs)
         if model_source == AUTO and not self.options.discover:
-            raise ConfigError("must be named where the servers are not asked", field="model", value=model_source)
+            raise ConfigError(
+                "must be named where the servers are not asked", field="model", value=model_source
+            )
         for server in self._servers:
             endpoint("GET", server.base_url, field="engine_kwargs.base_url")
         self._retries = Retries(
@@ -107,11 +111,15 @@ class RemoteEngine(LLMEngine):
         except ConfigError as error:
             raise EngineStartError(str(error)) from None
         policy = make_policy(self.options.routing)
-        upstreams = Upstreams(members, policy, self.options.patience_s, lambda: self._retries.refused_s)
+        upstreams = Upstreams(
+            members, policy, self.options.patience_s, lambda: self._retries.refused_s
+        )
         await upstreams.open()
         try:
             self._know(await discover(self.model_source, upstreams, self.options))
-            if self._doubted is not None:  # that a server lists its models says little of how it runs them
+            if (
+                self._doubted is not None
+            ):  # that a server lists its models says little of how it runs them
                 await upstreams.prove(self._doubted)
         except BaseException:
             await upstreams.close()
@@ -149,7 +157,9 @@ class RemoteEngine(LLMEngine):
         self._check(task, request)
         if not request.stream:
             read = partial(answers.whole, n=request.n)
-            yield await self._call(task, path, body, read, request.request_id, route=upstreams.route_of(request))
+            yield await self._call(
+                task, path, body, read, request.request_id, route=upstreams.route_of(request)
+            )
             return
         with _refusals():
             stream = await self._first(
@@ -172,7 +182,9 @@ class RemoteEngine(LLMEngine):
             file = request.audio
             path = path if request.task == "transcribe" else "/audio/translations"
         read = partial(task_answers.read, task, request)
-        return await self._call(task, path, body, read, getattr(request, "request_id", ""), file=file)
+        return await self._call(
+            task, path, body, read, getattr(request, "request_id", ""), file=file
+        )
 
     # How
     async def _open(
@@ -193,7 +205,9 @@ class RemoteEngine(LLMEngine):
             headers = _headers(request.request_id)
             tokens = self._estimate(data, request.sampling.max_tokens)
             pieces = await held.enter_async_context(
-                upstream.client.stream(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
+                upstream.client.stream(
+                    to, upstream.limiter, data=data, headers=headers, tokens=tokens
+                )
             )
             forward = isinstance(request, ChatRequest) and request.forward_chunks
             reader = answers.StreamReader(request.n, to.shown, forward=forward)
@@ -231,7 +245,9 @@ class RemoteEngine(LLMEngine):
                 data = form(given, file)
             to = upstream.to(path)
             with upstreams.watch(upstream, path, data if file is None else file):
-                reply = await upstream.client.send(to, upstream.limiter, data=data, headers=headers, tokens=tokens)
+                reply = await upstream.client.send(
+                    to, upstream.limiter, data=data, headers=headers, tokens=tokens
+                )
                 try:
                     result = read(reply.body, to.shown)
                 except UpstreamError as error:
@@ -246,9 +262,16 @@ class RemoteEngine(LLMEngine):
             return await self._first(upstreams, task, path, ask, route)
 
     async def _first(
-        self, upstreams: Upstreams, task: str, path: str, ask: Callable[[Upstream], Awaitable[T]], route: RouteRequest
+        self,
+        upstreams: Upstreams,
+        task: str,
+        path: str,
+        ask: Callable[[Upstream], Awaitable[T]],
+        route: RouteRequest,
     ) -> T:
-        """The first success: of the servers that are well one after the other, and after a pause once more."""
+        """The first success: of the servers that are well one after the other, and after a pause
+        once more.
+        """
 
         async def sweep() -> T:
             failover = Failover(upstreams, route)
@@ -260,7 +283,9 @@ class RemoteEngine(LLMEngine):
                     return result
                 except (UpstreamError, EngineTimeoutError) as error:
                     if isinstance(error, UpstreamError) and is_no_route(error):
-                        raise await self._without_route(upstreams, upstream, task, path, error) from None
+                        raise await self._without_route(
+                            upstreams, upstream, task, path, error
+                        ) from None
                     if not (error.retryable and failover.has_other):
                         raise
 
@@ -276,8 +301,9 @@ class RemoteEngine(LLMEngine):
     async def _without_route(
         self, upstreams: Upstreams, upstream: Upstream, task: str, path: str, error: UpstreamError
     ) -> PenstockError:
-        """What it means that a server says that it has no such path. Proxies say that now and then of any path, so it
-        is believed only where the path has never answered, and does not answer the smallest request either.
+        """What it means that a server says that it has no such path. Proxies say that now and then
+        of any path, so it is believed only where the path has never answered, and does not answer
+        the smallest request either.
         """
         has_route = task in self._answered or await upstreams.has_route(upstream, path)
         if has_route:
@@ -285,7 +311,9 @@ class RemoteEngine(LLMEngine):
             return error
         if has_route is False:
             capabilities = self.capabilities
-            self.capabilities = msgspec.structs.replace(capabilities, tasks=capabilities.tasks - {task})
+            self.capabilities = msgspec.structs.replace(
+                capabilities, tasks=capabilities.tasks - {task}
+            )
         return self._unsupported(f"{task}: its server has no such route")
 
     async def _learn_more(self, upstreams: Upstreams) -> None:
@@ -310,9 +338,12 @@ class RemoteEngine(LLMEngine):
             raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         length, wanted = self.capabilities.context_length, request.sampling.max_tokens
-        if length and wanted is not None and wanted >= length:  # which some servers cut short without a word
+        if (
+            length and wanted is not None and wanted >= length
+        ):  # which some servers cut short without a word
             raise ContextLengthError(
-                f"this model's context is {length} tokens; {wanted} for the answer leave no room", param="max_tokens"
+                f"this model's context is {length} tokens; {wanted} for the answer leave no room",
+                param="max_tokens",
             )
 
     def _model(self, upstream: Upstream, adapter: str | None = None) -> str:
@@ -321,7 +352,9 @@ class RemoteEngine(LLMEngine):
             return model
         known = self._found.adapters
         if adapter not in known and known:
-            raise ModelNotFoundError(f"no adapter '{adapter}'. {nearest(adapter, known)}", param="model")
+            raise ModelNotFoundError(
+                f"no adapter '{adapter}'. {nearest(adapter, known)}", param="model"
+            )
         return known.get(adapter, f"{model}:{adapter}")
 
     def _estimate(self, data: bytes, max_tokens: int | None) -> float:
@@ -341,4 +374,8 @@ def _refusals() -> Iterator[None]:
 
 def _headers(request_id: str) -> dict[str, str] | None:
     """The request's own: its id, where that can be a header."""
-    return {"X-Request-Id": request_id} if request_id and request_id.isascii() and request_id.isprintable() else None
+    return (
+        {"X-Request-Id": request_id}
+        if request_id and request_id.isascii() and request_id.isprintable()
+        else None
+    )

@@ -18,15 +18,16 @@ from msgspec import Struct
 def read(body: bytes, form: Any) -> Any:
     """A body in a form: a struct, or a union or list of them.
 
-    A field that does not fit has its default. One without a default, and one that its struct names as `needed` and
-    that is there, must fit. Raises `ValueError` where they do not, and for what is no JSON.
+    A field that does not fit has its default. One without a default, and one that its struct names
+    as `needed` and that is there, must fit. Raises `ValueError` where they do not, and for what is
+    no JSON.
     """
     return _as(parsed(body), form)
 
 
 def parsed(body: bytes) -> Any:
-    """The JSON that a body begins with: bytes that are no UTF-8 and halves of surrogate pairs are replaced, numbers may
-    be NaN or out of range, and more may follow. Raises `ValueError`.
+    """The JSON that a body begins with: bytes that are no UTF-8 and halves of surrogate pairs are
+    replaced, numbers may be NaN or out of range, and more may follow. Raises `ValueError`.
     """
     text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace").lstrip()
     try:
@@ -56,7 +57,10 @@ def as_text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, list):
-        parts = [part.get("text", part.get("content")) if isinstance(part, dict) else part for part in value]
+        parts = [
+            part.get("text", part.get("content")) if isinstance(part, dict) else part
+            for part in value
+        ]
         return "".join(part for part in parts if isinstance(part, str))
     return msgspec.json.encode(value).decode()
 

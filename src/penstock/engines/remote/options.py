@@ -28,9 +28,10 @@ Task = Literal[
 
 
 class UpstreamOptions(Struct, frozen=True, kw_only=True):
-    """One server. `base_url` ends where `/chat/completions` begins, usually in `/v1`. A server gets requests in
-    proportion to its `weight`. `model` is the model's name there, if it has another. `api_key_env` names the variable
-    of the environment that holds the key; `${NAME}` in `headers` is such a variable too.
+    """One server. `base_url` ends where `/chat/completions` begins, usually in `/v1`. A server gets
+    requests in proportion to its `weight`. `model` is the model's name there, if it has another.
+    `api_key_env` names the variable of the environment that holds the key; `${NAME}` in `headers`
+    is such a variable too.
     """
 
     base_url: str
@@ -41,20 +42,23 @@ class UpstreamOptions(Struct, frozen=True, kw_only=True):
 
 
 class RemoteOptions(Struct, frozen=True, kw_only=True):
-    """One server (`base_url`, `api_key_env`, `headers` as in `UpstreamOptions`) or several `upstreams`.
+    """One server (`base_url`, `api_key_env`, `headers` as in `UpstreamOptions`) or several
+    `upstreams`.
 
-    For each server: at most `concurrency` requests at once, fewer while it refuses for load (`adaptive`), within
-    `requests_per_minute` and `tokens_per_minute`. A new connection may take `connect_timeout_s`, the wait for the next
-    piece of an answer (all of it, where it is not streamed) `timeout_s`. A failure that may pass is tried again up to
-    `max_retries` times, on another server at once where there is one, until the first token has come. `routing` names
-    the policy that chooses between several servers. After
-    `trip_after` different requests that fail, or connections that cannot be made, with no answer between, a server is
-    probed, and if it does not answer that, left alone for `cooldown_s`, then twice that, and so on; while all are,
-    requests wait up to `patience_s`; then the engine counts as dead.
+    For each server: at most `concurrency` requests at once, fewer while it refuses for load
+    (`adaptive`), within `requests_per_minute` and `tokens_per_minute`. A new connection may take
+    `connect_timeout_s`, the wait for the next piece of an answer (all of it, where it is not
+    streamed) `timeout_s`. A failure that may pass is tried again up to `max_retries` times, on
+    another server at once where there is one, until the first token has come. `routing` names the
+    policy that chooses between several servers. After `trip_after` different requests that fail, or
+    connections that cannot be made, with no answer between, a server is probed, and if it does not
+    answer that, left alone for `cooldown_s`, then twice that, and so on; while all are, requests
+    wait up to `patience_s`; then the engine counts as dead.
 
-    What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`, `structured`. With
-    `discover` false they are not asked. `max_tokens_field` is how they call the limit of a chat answer; `stream_usage`
-    false is for servers that refuse `stream_options`. `extra_body` is added to every body of a chat or completion.
+    What the servers do not tell can be said: `tasks`, `max_model_len`, `max_top_logprobs`,
+    `structured`. With `discover` false they are not asked. `max_tokens_field` is how they call the
+    limit of a chat answer; `stream_usage` false is for servers that refuse `stream_options`.
+    `extra_body` is added to every body of a chat or completion.
     """
 
     base_url: str | None = None
@@ -90,7 +94,8 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
 
 COSTS_ONLY = frozenset(
     {
-        # Where the model is and how it is reached; the keys that headers may hold belong in no manifest anyway.
+        # Where the model is and how it is reached; the keys that headers may hold belong in no
+        # manifest anyway.
         *("base_url", "upstreams", "headers", "api_key_env"),
         *("discover", "max_tokens_field", "stream_usage"),
         *("concurrency", "adaptive", "requests_per_minute"),
@@ -107,12 +112,20 @@ def parse_remote_options(given: Mapping[str, Any]) -> tuple[RemoteOptions, list[
     options = parse_options(RemoteOptions, given, "engine_kwargs")
     if options.base_url is not None:
         if options.upstreams:
-            raise ConfigError("give base_url or upstreams, not both", field="engine_kwargs.upstreams")
-        one = {"base_url": options.base_url, "api_key_env": options.api_key_env, "headers": options.headers}
+            raise ConfigError(
+                "give base_url or upstreams, not both", field="engine_kwargs.upstreams"
+            )
+        one = {
+            "base_url": options.base_url,
+            "api_key_env": options.api_key_env,
+            "headers": options.headers,
+        }
         return options, [parse_options(UpstreamOptions, one, "engine_kwargs")]
     if not options.upstreams:
         raise ConfigError(
-            "say where the server is, as in 'http://127.0.0.1:8000/v1'", field="engine_kwargs.base_url", value=None
+            "say where the server is, as in 'http://127.0.0.1:8000/v1'",
+            field="engine_kwargs.base_url",
+            value=None,
         )
     for name in ("api_key_env", "headers"):
         if getattr(options, name):

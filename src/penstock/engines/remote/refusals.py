@@ -22,7 +22,8 @@ from penstock.http.retries import is_throttling
 def as_refusal(error: UpstreamError) -> PenstockError:
     """The error that the caller of the engine gets.
 
-    What is wrong with the request is the caller's; a wrong key is not, as the caller has none to give.
+    What is wrong with the request is the caller's; a wrong key is not, as the caller has none to
+    give.
     """
     status = error.http_status
     if is_throttling(error):
@@ -37,7 +38,9 @@ def as_refusal(error: UpstreamError) -> PenstockError:
     if is_too_long(error):
         return ContextLengthError(message, param=said.param or "messages")
     if status == 501 and not _is_page(error.body):
-        return UnsupportedError(f"the server of the remote engine does not support this request: {message}")
+        return UnsupportedError(
+            f"the server of the remote engine does not support this request: {message}"
+        )
     if status == 404:
         return ModelNotFoundError(message, param="model")
     if status in (400, 412, 413, 415, 422):
@@ -46,7 +49,9 @@ def as_refusal(error: UpstreamError) -> PenstockError:
 
 
 def is_no_route(error: UpstreamError) -> bool:
-    """Whether an answer says that there is no such path. A 404 about a model says which, in OpenAI's form."""
+    """Whether an answer says that there is no such path. A 404 about a model says which, in
+    OpenAI's form.
+    """
     if error.http_status == 405:
         return True
     if error.http_status == 501:

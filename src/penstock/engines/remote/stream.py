@@ -60,7 +60,9 @@ class AnswerStream:
                 raise
 
     async def aclose(self) -> None:
-        """End the request. A finished one is read to its very end first: its connection can then be used again."""
+        """End the request. A finished one is read to its very end first: its connection can then be
+        used again.
+        """
         try:
             async with self.held:  # which is told of the error, as it speaks against the server
                 if self._error is not None:
@@ -90,7 +92,9 @@ class AnswerStream:
         return deltas
 
     def _last(self) -> list[Delta]:
-        """What the connection's end leaves: an event without an end, or an answer that is no stream."""
+        """What the connection's end leaves: an event without an end, or an answer that is no
+        stream.
+        """
         rest, found = self._events.rest(), []
         if rest and not self._reader.ended:
             if self._events.is_json:

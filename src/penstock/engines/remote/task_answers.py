@@ -96,9 +96,13 @@ def read(task: str, request: Any, body: bytes, where: str) -> Any:
 def _embeddings(body: bytes, where: str, count: int) -> Embeddings:
     """The answer of `/embeddings` to so many inputs."""
     parsed = _as(_Vectors, body, where)
-    ordered = sorted(enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index)
+    ordered = sorted(
+        enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index
+    )
     if len(ordered) != count:
-        raise UpstreamError(f"{where} answered with {len(ordered)} vectors to {count} texts", http_status=200)
+        raise UpstreamError(
+            f"{where} answered with {len(ordered)} vectors to {count} texts", http_status=200
+        )
     return Embeddings([vector.embedding for _, vector in ordered], parsed.usage.neutral())
 
 
@@ -113,7 +117,9 @@ def _scores(body: bytes, where: str, count: int) -> Scores:
         if value is not None:
             found[item.index] = value
     if sorted(found) != list(range(count)):
-        raise UpstreamError(f"{where} answered with {len(found)} scores to {count} documents", http_status=200)
+        raise UpstreamError(
+            f"{where} answered with {len(found)} scores to {count} documents", http_status=200
+        )
     return Scores([found[number] for number in range(count)], parsed.usage.neutral())
 
 
@@ -121,11 +127,15 @@ def _classifications(body: bytes, where: str, count: int) -> Classifications:
     """The answer of vLLM's `/classify` to so many texts."""
     parsed: _Classes = _as(_Classes, body, where)
     if len(parsed.data) != count:
-        raise UpstreamError(f"{where} answered with {len(parsed.data)} classes to {count} texts", http_status=200)
+        raise UpstreamError(
+            f"{where} answered with {len(parsed.data)} classes to {count} texts", http_status=200
+        )
     items = []
     for one in parsed.data:
         likeliest = max(range(len(one.probs)), key=one.probs.__getitem__, default=0)
-        items.append(Classification(one.label if one.label is not None else str(likeliest), one.probs))
+        items.append(
+            Classification(one.label if one.label is not None else str(likeliest), one.probs)
+        )
     return Classifications(items, parsed.usage.neutral())
 
 
@@ -134,7 +144,9 @@ def _transcription(body: bytes, where: str) -> Transcription:
     parsed: _Speech = _as(_Speech, body, where)
     segments = None
     if parsed.segments is not None:
-        segments = tuple(TranscriptionSegment(one.start, one.end, one.text) for one in parsed.segments)
+        segments = tuple(
+            TranscriptionSegment(one.start, one.end, one.text) for one in parsed.segments
+        )
     return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
 
 
@@ -157,7 +169,8 @@ def _as(form: Any, body: bytes, where: str) -> Any:
     if (failure := error_inside(body, where)) is not None:
         raise failure
     try:
-        return msgspec.json.decode(body, type=form, strict=False)  # OpenAI's API has sent a number as text
+        # OpenAI's API has sent a number as text.
+        return msgspec.json.decode(body, type=form, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
     try:

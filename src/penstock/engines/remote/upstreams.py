@@ -17,7 +17,13 @@ from penstock.balance.pool import Failover, Member, Pool
 from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken
 from penstock.engines.remote.options import RemoteOptions, UpstreamOptions
 from penstock.engines.remote.refusals import is_no_route, is_too_long
-from penstock.errors import EngineDeadError, EngineStartError, EngineTimeoutError, PenstockError, UpstreamError
+from penstock.errors import (
+    EngineDeadError,
+    EngineStartError,
+    EngineTimeoutError,
+    PenstockError,
+    UpstreamError,
+)
 from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
 from penstock.http.complaints import error_inside
 from penstock.http.headers import Headers, bearer
@@ -29,12 +35,15 @@ PROBE_S = 30.0
 
 
 class Upstream(Member):
-    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running event loop.
+    """One server. Making it checks addresses and reads keys, and opens nothing; needs a running
+    event loop.
 
     `name` tells it from the other servers of the model.
     """
 
-    def __init__(self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str) -> None:
+    def __init__(
+        self, name: str, options: UpstreamOptions, common: RemoteOptions, field: str, model: str
+    ) -> None:
         super().__init__(name, options.weight)
         base = options.base_url.rstrip("/")
         self.options = options
@@ -58,7 +67,9 @@ class Upstream(Member):
         self.limiter: Limiter = shared_limiter(f"{self.shown} {options.api_key_env or ''}", limits)
         self.suspected_path = ""
         self.complaint = ""
-        self.breaker = CircuitBreaker(common.trip_after, common.cooldown_s, asyncio.get_running_loop().time)
+        self.breaker = CircuitBreaker(
+            common.trip_after, common.cooldown_s, asyncio.get_running_loop().time
+        )
         self.concurrency = common.concurrency
         self._base = base
         self._common = common
@@ -66,7 +77,9 @@ class Upstream(Member):
         self._endpoints: dict[str, Endpoint] = {}
 
     def to(self, path: str, method: str = "POST") -> Endpoint:
-        """The address of a path such as "/chat/completions". One that begins with "//" is beside "/v1", not in it."""
+        """The address of a path such as "/chat/completions". One that begins with "//" is beside
+        "/v1", not in it.
+        """
         known = self._endpoints.get(path)
         if known is None:
             base, path_there = self._base, PATHS.get(self.dialect, {}).get(path, path)
@@ -76,8 +89,8 @@ class Upstream(Member):
         return known
 
     async def probe(self, path: str) -> None:
-        """Send the smallest request to a path, or ask for the models where none is known. Raises `UpstreamError`,
-        `EngineTimeoutError`.
+        """Send the smallest request to a path, or ask for the models where none is known. Raises
+        `UpstreamError`, `EngineTimeoutError`.
         """
         body = self.probe_body(path)
         to = self.to("/models", "GET") if body is None else self.to(path)
@@ -91,7 +104,11 @@ class Upstream(Member):
         options, text = self._common, "Hi"
         limit: dict[str, Any] = {options.max_tokens_field: 1}
         bodies: dict[str, dict[str, Any]] = {
-            "/chat/completions": {"messages": [{"role": "user", "content": text}], **limit, **options.extra_body},
+            "/chat/completions": {
+                "messages": [{"role": "user", "content": text}],
+                **limit,
+                **options.extra_body,
+            },
             "/completions": {"prompt": text, "max_tokens": 1, **options.extra_body},
             "/embeddings": {"input": [text]},
             "/score": score_body(self.dialect, text, [text]),
@@ -111,12 +128,16 @@ class Upstream(Member):
 
 
 class Upstreams(Pool[Upstream]):
-    """All servers of a model. `patience_s` is how long a request waits while none is well; `refused_s` tells for how
-    long they have done nothing but refuse for load.
+    """All servers of a model. `patience_s` is how long a request waits while none is well;
+    `refused_s` tells for how long they have done nothing but refuse for load.
     """
 
     def __init__(
-        self, members: Sequence[Upstream], policy: RoutingPolicy, patience_s: float, refused_s: Callable[[], float]
+        self,
+        members: Sequence[Upstream],
+        policy: RoutingPolicy,
+        patience_s: float,
+        refused_s: Callable[[], float],
     ) -> None:
         super().__init__(policy, members)
         self._patience_s = patience_s
@@ -136,7 +157,9 @@ class Upstreams(Pool[Upstream]):
         return super().choose(route, tried)
 
     async def obtain(self, failover: Failover[Upstream]) -> Upstream:
-        """The first that gets well. Raises `EngineDeadError` if none does in time, and when they are closed."""
+        """The first that gets well. Raises `EngineDeadError` if none does in time, and when they
+        are closed.
+        """
         while True:
             left = failover.patience_left(self._patience_s)
             if left <= 0:
@@ -158,8 +181,8 @@ class Upstreams(Pool[Upstream]):
 
     @contextmanager
     def watch(self, upstream: Upstream, path: str, data: Any) -> Iterator[None]:
-        """Around one request, which goes to `path` with `data`: counts it, and lets its outcome speak for or against
-        the server.
+        """Around one request, which goes to `path` with `data`: counts it, and lets its outcome
+        speak for or against the server.
         """
         breaker = upstream.breaker
         upstream.running += 1
@@ -195,8 +218,9 @@ class Upstreams(Pool[Upstream]):
         self._changed.set()
 
     async def pause(self, error: Exception, seconds: float) -> None:
-        """Before a request that failed is sent again. What a server that is well has refused need not wait for it to
-        get well, so an answer to anybody, lately or now, leaves a tenth of the pause.
+        """Before a request that failed is sent again. What a server that is well has refused need
+        not wait for it to get well, so an answer to anybody, lately or now, leaves a tenth of the
+        pause.
         """
         if is_throttling(error) or getattr(error, "retry_after", None) is not None:
             await asyncio.sleep(seconds)
@@ -209,8 +233,9 @@ class Upstreams(Pool[Upstream]):
         await asyncio.wait([self._next_answer], timeout=seconds * 0.9)
 
     def is_failure(self, error: Any) -> bool:
-        """Whether an error speaks against the server, if different requests meet it: not one of the request, nor its
-        being busy, unless it wants to be left alone for longer than anybody waits, or has been busy for so long.
+        """Whether an error speaks against the server, if different requests meet it: not one of the
+        request, nor its being busy, unless it wants to be left alone for longer than anybody waits,
+        or has been busy for so long.
         """
         if isinstance(error, EngineTimeoutError):
             return True
@@ -244,7 +269,9 @@ class Upstreams(Pool[Upstream]):
 
     @property
     def doubted_path(self) -> str | None:
-        """Where to ask before anything else is asked of servers none of which is well; None if one is."""
+        """Where to ask before anything else is asked of servers none of which is well; None if one
+        is.
+        """
         return None if self.ready() else self.members[0].suspected_path
 
     async def prove(self, path: str) -> None:
@@ -256,7 +283,9 @@ class Upstreams(Pool[Upstream]):
             raise EngineStartError(str(self._none_well()))
 
     async def has_route(self, upstream: Upstream, path: str) -> bool | None:
-        """Whether the server has a path at all, as the smallest request there finds out; None if there is none."""
+        """Whether the server has a path at all, as the smallest request there finds out; None if
+        there is none.
+        """
         if upstream.probe_body(path) is None:
             return None
         try:

@@ -1,4 +1,6 @@
-"""The SGLang engine as Penstock sees it. Constructing it checks its options; SGLang is imported in the worker alone."""
+"""The SGLang engine as Penstock sees it. Constructing it checks its options; SGLang is imported in
+the worker alone.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ _LORA_RANK = 64
 
 
 class SGLangEngine(WorkerEngine):
-    """SGLang through its `Engine`. `engine_kwargs` are its own server arguments, under their Python names."""
+    """SGLang through its `Engine`. `engine_kwargs` are its own server arguments, under their Python
+    names.
+    """
 
     name: ClassVar[str] = "sglang"
     makes_ranks: ClassVar[bool] = True
@@ -52,7 +56,11 @@ class SGLangEngine(WorkerEngine):
 
     def stated_context_length(self) -> int | None:
         given = self.options.get("context_length")
-        return given if isinstance(given, int) else huggingface.stated_context_length(self.model_source)
+        return (
+            given
+            if isinstance(given, int)
+            else huggingface.stated_context_length(self.model_source)
+        )
 
     # Life
     async def _load_message(self) -> Load:
@@ -72,7 +80,9 @@ class SGLangEngine(WorkerEngine):
     async def resolve_lora(self, name: str, path: str) -> None:
         self._check_rank(name, path)
         if self._process is not None and not self.capabilities.adapters:
-            raise self._unsupported("LoRA adapters unless it is started with engine_kwargs.enable_lora")
+            raise self._unsupported(
+                "LoRA adapters unless it is started with engine_kwargs.enable_lora"
+            )
         await super().resolve_lora(name, path)
 
     # Control
@@ -105,23 +115,30 @@ class SGLangEngine(WorkerEngine):
     async def _sleep(self) -> None:
         """Free the KV cache, and the weights where SGLang keeps a copy of them."""
         if not self.options.get("enable_memory_saver"):
-            raise self._unsupported("sleep unless it is started with engine_kwargs.enable_memory_saver")
+            raise self._unsupported(
+                "sleep unless it is started with engine_kwargs.enable_memory_saver"
+            )
         # Without a copy SGLang wakes with weights that nobody has loaded.
         copied = bool(self.options.get("enable_weights_cpu_backup"))
         await self._call("sleep", ["kv_cache", "weights"] if copied else ["kv_cache"])
         self._asleep = True
 
-    async def _collective_rpc(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Call a method of every scheduler. SGLang takes arguments by name only, and says no more than that it went
-        well: the answer is None.
+    async def _collective_rpc(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Call a method of every scheduler. SGLang takes arguments by name only, and says no more
+        than that it went well: the answer is None.
         """
         if args:
-            raise UnsupportedError(f"the {self.name} engine passes arguments by name only: use kwargs", param="args")
+            raise UnsupportedError(
+                f"the {self.name} engine passes arguments by name only: use kwargs", param="args"
+            )
         return await self._call("collective_rpc", method, dict(kwargs))
 
     def _check_rank(self, name: str, path: str) -> None:
         rank, most = adapter_rank(name, path), self.options.get("max_lora_rank")
         if isinstance(most, int) and rank > most:
             raise ModelNotFoundError(
-                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"
+                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
+                param="model",
             )

@@ -1,4 +1,6 @@
-"""Everything that is taken from SGLang. Importing this takes seconds and needs what SGLang needs, such as a GPU."""
+"""Everything that is taken from SGLang. Importing this takes seconds and needs what SGLang needs,
+such as a GPU.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ try:
         ResumeMemoryOccupationReqInput,
     )
 except ImportError as error:
-    raise EngineStartError(f"the installed SGLang cannot be used: {error}{version_note()}") from error
+    raise EngineStartError(
+        f"the installed SGLang cannot be used: {error}{version_note()}"
+    ) from error
 
 __all__ = [
     "ContinueGenerationReqInput",

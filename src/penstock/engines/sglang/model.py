@@ -20,12 +20,20 @@ from penstock.engines.sglang.library import (
 from penstock.engines.sglang.messages import Load
 from penstock.engines.sglang.outputs import DeltaMaker, error_of
 from penstock.engines.sglang.sampling import sampling_params
-from penstock.errors import ContextLengthError, EngineError, ModelNotFoundError, PenstockError, RequestError
+from penstock.errors import (
+    ContextLengthError,
+    EngineError,
+    ModelNotFoundError,
+    PenstockError,
+    RequestError,
+)
 from penstock.types import Delta, Embeddings, Usage
 
 _TOP_LOGPROBS = 20  # SGLang has no limit; this is that of OpenAI's API
 _RESERVED_TOKENS = 4
-"""A prompt and its answer may have this many tokens more than SGLang's longest prompt, in its own arithmetic."""
+"""A prompt and its answer may have this many tokens more than SGLang's longest prompt, in its own
+arithmetic.
+"""
 
 
 class Model:
@@ -33,7 +41,9 @@ class Model:
 
     def __init__(self, load: Load) -> None:
         self._arguments = load.arguments
-        self._engine = Engine(model_path=load.model, incremental_streaming_output=True, **load.arguments)
+        self._engine = Engine(
+            model_path=load.model, incremental_streaming_output=True, **load.arguments
+        )
         self._manager = self._engine.tokenizer_manager
         self._tokenizer = self._manager.tokenizer
         self._prompt_limit: int = self._manager.max_req_input_len  # a prompt has fewer
@@ -55,10 +65,19 @@ class Model:
         """What it can do."""
         generates = bool(self._manager.is_generation)
         info = self._info
-        slots = sum(state.get("effective_max_running_requests_per_dp") or 0 for state in info["internal_states"])
+        slots = sum(
+            state.get("effective_max_running_requests_per_dp") or 0
+            for state in info["internal_states"]
+        )
         constrained = generates and info.get("grammar_backend") != "none"
         capabilities = Capabilities(
-            tasks=frozenset({"tokenize", "detokenize", *(("chat", "completions") if generates else ("embeddings",))}),
+            tasks=frozenset(
+                {
+                    "tokenize",
+                    "detokenize",
+                    *(("chat", "completions") if generates else ("embeddings",)),
+                }
+            ),
             context_length=self._context_length,
             max_concurrency=slots or info.get("max_running_requests") or 1,
             structured=frozenset({"json_schema", "json_object", "regex"} if constrained else ()),
@@ -123,7 +142,9 @@ class Model:
         except Exception as error:
             raise _error(error) from error
         tokens = sum(answer["meta_info"]["prompt_tokens"] for answer in answers)
-        return Embeddings([list(map(float, answer["embedding"])) for answer in answers], Usage(tokens))
+        return Embeddings(
+            [list(map(float, answer["embedding"])) for answer in answers], Usage(tokens)
+        )
 
     async def tokenize(self, text: str) -> list[int]:
         """Ids of a text, none added."""
@@ -136,7 +157,9 @@ class Model:
 
     # Adapters
     async def add_adapter(self, name: str, path: str) -> None:
-        """Load an adapter. One of the same name leaves once its requests have ended; the cache knows them apart."""
+        """Load an adapter. One of the same name leaves once its requests have ended; the cache
+        knows them apart.
+        """
         loaded = f"{name}#{next(self._names)}"
         answer = await self._engine.async_load_lora_adapter(lora_name=loaded, lora_path=path)
         if not answer.success:
@@ -175,20 +198,29 @@ class Model:
         """Forget every cached prefix."""
         answer = await self._manager.flush_cache()
         if not answer.success:
-            raise EngineError(f"SGLang did not reset its prefix cache: {answer.message or 'requests use it'}")
+            raise EngineError(
+                f"SGLang did not reset its prefix cache: {answer.message or 'requests use it'}"
+            )
 
     async def sleep(self, tags: list[str]) -> None:
         """Free what the tags name. SGLang does that while nothing runs."""
         if self._kept and self._running:
-            raise EngineError("requests are held where they are by a pause; resume before putting the engine to sleep")
+            raise EngineError(
+                "requests are held where they are by a pause; resume before putting the engine to"
+                " sleep"
+            )
         self._open.clear()
         await self._idle.wait()
-        await self._manager.release_memory_occupation(ReleaseMemoryOccupationReqInput(tags=tags), None)
+        await self._manager.release_memory_occupation(
+            ReleaseMemoryOccupationReqInput(tags=tags), None
+        )
         self._freed = tags
 
     async def wakeup(self) -> None:
         """Undo `sleep`."""
-        await self._manager.resume_memory_occupation(ResumeMemoryOccupationReqInput(tags=self._freed), None)
+        await self._manager.resume_memory_occupation(
+            ResumeMemoryOccupationReqInput(tags=self._freed), None
+        )
         self._open.set()
 
     async def pause(self, mode: str) -> None:
@@ -216,7 +248,9 @@ class Model:
         await self._manager.stop_profile()
 
     async def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
-        """Call a method of every scheduler. SGLang waits for them by blocking, so a thread waits."""
+        """Call a method of every scheduler. SGLang waits for them by blocking, so a thread
+        waits.
+        """
         try:
             await asyncio.to_thread(self._engine.collective_rpc, method, **kwargs)
         except AssertionError as error:
@@ -225,7 +259,9 @@ class Model:
     # Prompts
     def _prompt(self, submit: Submit) -> list[int]:
         if isinstance(submit.prompt, str):
-            return list(self._tokenizer.encode(submit.prompt, add_special_tokens=submit.special_tokens))
+            return list(
+                self._tokenizer.encode(submit.prompt, add_special_tokens=submit.special_tokens)
+            )
         self._check_ids(submit.prompt, "prompt")
         return submit.prompt
 
@@ -257,7 +293,9 @@ class Model:
 
 
 def _error(error: Exception) -> PenstockError:
-    """What SGLang raises for a request: `ValueError` for what the request got wrong, FastAPI's for a status."""
+    """What SGLang raises for a request: `ValueError` for what the request got wrong, FastAPI's for
+    a status.
+    """
     status = getattr(error, "status_code", None)
     if isinstance(status, int):
         return error_of(status, str(getattr(error, "detail", "") or error))

@@ -1,7 +1,9 @@
-"""`engine_kwargs` of the SGLang engine: SGLang's own server arguments, checked by name without importing SGLang.
+"""`engine_kwargs` of the SGLang engine: SGLang's own server arguments, checked by name without
+importing SGLang.
 
-Their names are read from its source, because importing it takes seconds, loads torch and looks for a GPU, which a
-configuration that is only looked at must not do. Values are checked by SGLang when the engine starts.
+Their names are read from its source, because importing it takes seconds, loads torch and looks for
+a GPU, which a configuration that is only looked at must not do. Values are checked by SGLang when
+the engine starts.
 """
 
 from __future__ import annotations
@@ -116,7 +118,9 @@ def version_note() -> str:
 
 
 def check_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete `engine_kwargs`. Raises `ConfigError` for an unknown key, `MissingExtraError` without SGLang."""
+    """Complete `engine_kwargs`. Raises `ConfigError` for an unknown key, `MissingExtraError`
+    without SGLang.
+    """
     known = argument_names(package())
     for name, value in given.items():
         where = f"engine_kwargs.{name}"
@@ -143,7 +147,8 @@ def argument_names(root: Path) -> frozenset[str]:
                 names |= {
                     statement.target.id
                     for statement in node.body
-                    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+                    if isinstance(statement, ast.AnnAssign)
+                    and isinstance(statement.target, ast.Name)
                 }
     return frozenset(names)
 
@@ -151,6 +156,8 @@ def argument_names(root: Path) -> frozenset[str]:
 def _is_namespace(node: ast.ClassDef) -> bool:
     return any(
         isinstance(statement, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id == _NAMESPACE for target in statement.targets)
+        and any(
+            isinstance(target, ast.Name) and target.id == _NAMESPACE for target in statement.targets
+        )
         for statement in node.body
     )

@@ -17,8 +17,9 @@ LEAST_LOGPROB = -9999.0
 class DeltaMaker:
     """Makes the deltas of one answer. `text_of` gives the text of one token.
 
-    Outputs are increments: each has the text and the ids of its own tokens. SGLang leaves stop strings in the text, and
-    sends their beginnings before it knows them for such, so they are cut here.
+    Outputs are increments: each has the text and the ids of its own tokens. SGLang leaves stop
+    strings in the text, and sends their beginnings before it knows them for such, so they are cut
+    here.
     """
 
     def __init__(self, sampling: Sampling, text_of: Callable[[int], str]) -> None:
@@ -28,7 +29,9 @@ class DeltaMaker:
         self._begun = False
 
     def delta(self, output: Mapping[str, Any]) -> Delta | None:
-        """What one output adds; None where there is nothing to show. Raises `PenstockError` for a failed request."""
+        """What one output adds; None where there is nothing to show. Raises `PenstockError` for a
+        failed request.
+        """
         meta = output["meta_info"]
         ids = tuple(output["output_ids"])
         finish = meta["finish_reason"]
@@ -40,7 +43,9 @@ class DeltaMaker:
                 return None
             usage = None if self._begun else _usage(meta, 0)  # the first tells the prompt's length
             self._begun = True
-            return Delta(text=text, token_ids=ids, logprobs=self._logprobs(meta, len(ids)), usage=usage)
+            return Delta(
+                text=text, token_ids=ids, logprobs=self._logprobs(meta, len(ids)), usage=usage
+            )
         reason: FinishReason = _REASONS.get(finish["type"], "stop")
         if self._stop.stopped:
             reason = "stop"
@@ -63,7 +68,9 @@ class DeltaMaker:
         return tuple(map(self._logprob, chosen, tops))
 
     def _logprob(self, chosen: Sequence[Any], top: Sequence[Sequence[Any]] | None) -> TokenLogprob:
-        ranked = tuple((self._text_of(entry[1]), _finite(entry[0])) for entry in (top or ())[: self._top])
+        ranked = tuple(
+            (self._text_of(entry[1]), _finite(entry[0])) for entry in (top or ())[: self._top]
+        )
         return TokenLogprob(self._text_of(chosen[1]), _finite(chosen[0]), ranked)
 
 

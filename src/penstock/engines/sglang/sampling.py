@@ -10,7 +10,9 @@ ANY_OBJECT = '{"type": "object"}'
 
 
 def sampling_params(sampling: Sampling, max_tokens: int) -> dict[str, Any]:
-    """What `Engine.async_generate` takes as `sampling_params`. Stop strings stay in the text: they are cut here."""
+    """What `Engine.async_generate` takes as `sampling_params`. Stop strings stay in the text: they
+    are cut here.
+    """
     params: dict[str, Any] = {
         "max_new_tokens": max_tokens,
         "min_new_tokens": sampling.min_tokens,

@@ -1,8 +1,9 @@
-"""SGLang's own process, `python -m penstock.engines.sglang.worker FD PARENT`: its engine and the pipe, on one event
-loop.
+"""SGLang's own process, `python -m penstock.engines.sglang.worker FD PARENT`: its engine and the
+pipe, on one event loop.
 
-SGLang hands each output to the coroutine of its request; what those make in one turn of the loop leaves in one
-message. The process ends when the pipe closes, and SGLang's processes end with this one.
+SGLang hands each output to the coroutine of its request; what those make in one turn of the loop
+leaves in one message. The process ends when the pipe closes, and SGLang's processes end with this
+one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from typing import Any
 import msgspec
 
 from penstock.engines.process.child import LENGTH_BYTES
-from penstock.engines.process.messages import Abort, Call, Failed, Reply, Step, Submit, ToParent, encode, refusal_of
+from penstock.engines.process.messages import (
+    Abort,
+    Call,
+    Failed,
+    Reply,
+    Step,
+    Submit,
+    ToParent,
+    encode,
+    refusal_of,
+)
 from penstock.engines.process.parent_death import end_with_parent
 from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
 from penstock.errors import EngineError, EngineStartError, PenstockError
@@ -27,7 +38,9 @@ from penstock.types import Delta
 class Worker:
     """Serves one pipe with one model."""
 
-    def __init__(self, model: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self, model: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         self._model = model
         self._reader = reader
         self._writer = writer
@@ -100,8 +113,10 @@ def framed(message: ToParent) -> bytes:
 def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` to the process `parent` until it closes."""
     end_with_parent(fd, parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business: it drains, then closes the pipe
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # stdout may be a job's output, and SGLang prints
+    # Ctrl-C is the parent's business: it drains, then closes the pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Stdout may be a job's output, and SGLang prints.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     sock = socket.socket(fileno=fd)
     try:
         # Before there is a loop: SGLang sets whose loops are made, and looks for the current one.
@@ -116,7 +131,8 @@ def main(fd: int, parent: int) -> None:
     if not isinstance(load, Load):
         return
     try:
-        # In the main thread and while the loop stands still: SGLang sets signal handlers, and runs the loop itself.
+        # In the main thread and while the loop stands still: SGLang sets signal handlers, and runs
+        # the loop itself.
         model = Model(load)
     except Exception as error:
         writer.write(framed(_not_loaded(error, f"'{load.model}' could not be loaded: ")))

@@ -1,4 +1,6 @@
-"""What the simulated engine says: words, or JSON that satisfies a schema, drawn from the prompt and a seed."""
+"""What the simulated engine says: words, or JSON that satisfies a schema, drawn from the prompt and
+a seed.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,26 @@ def seeded(seed: int, purpose: str, *parts: Any) -> random.Random:
 
 
 def answer_bytes(request: GenerateRequest, prompt: list[int], seed: int, size: int) -> bytes:
-    """The full answer, one byte a token: `size` bytes of words after the adapter's name, or JSON if asked for."""
+    """The full answer, one byte a token: `size` bytes of words after the adapter's name, or JSON if
+    asked for.
+    """
     sampling = request.sampling
     if sampling.temperature > 0 and sampling.seed is None:
         draw = random.Random()
     else:
-        draw = seeded(seed, "answer", prompt, request.adapter, sampling.seed if sampling.temperature > 0 else None)
+        draw = seeded(
+            seed,
+            "answer",
+            prompt,
+            request.adapter,
+            sampling.seed if sampling.temperature > 0 else None,
+        )
     if sampling.structured is not None:
-        schema = json.loads(sampling.structured.spec) if sampling.structured.kind == "json_schema" else {}
+        schema = (
+            json.loads(sampling.structured.spec)
+            if sampling.structured.kind == "json_schema"
+            else {}
+        )
         return json.dumps(instance(schema or {"type": "object"}, draw), ensure_ascii=False).encode()
     text = f"{request.adapter}: " if request.adapter else ""
     while len(text) < size:
@@ -40,7 +54,9 @@ def answer_bytes(request: GenerateRequest, prompt: list[int], seed: int, size: i
 
 
 def instance(schema: dict[str, Any], draw: random.Random) -> Any:
-    """A value that satisfies the common part of JSON Schema: types, enum, properties, items, lengths, local refs."""
+    """A value that satisfies the common part of JSON Schema: types, enum, properties, items,
+    lengths, local refs.
+    """
     return _instance(schema, draw, schema)
 
 
@@ -66,9 +82,13 @@ def _instance(schema: dict[str, Any], draw: random.Random, root: dict[str, Any])
     if isinstance(kind, list):
         kind = kind[0]
     if kind == "object":
-        return {name: _instance(part, draw, root) for name, part in schema.get("properties", {}).items()}
+        return {
+            name: _instance(part, draw, root) for name, part in schema.get("properties", {}).items()
+        }
     if kind == "array":
-        return [_instance(schema.get("items", {}), draw, root) for _ in range(schema.get("minItems", 1))]
+        return [
+            _instance(schema.get("items", {}), draw, root) for _ in range(schema.get("minItems", 1))
+        ]
     if kind in ("integer", "number"):
         return draw.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", 9)))
     if kind == "boolean":

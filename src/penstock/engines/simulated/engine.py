@@ -1,7 +1,8 @@
 """An engine without a model: deterministic answers at a speed you set, and faults on demand.
 
-For latency studies, fault injection and fast tests. Answers depend on the prompt and the seed alone, so two runs
-agree. Time passes in steps as in a continuous-batching engine: each step gives every running request one token.
+For latency studies, fault injection and fast tests. Answers depend on the prompt and the seed
+alone, so two runs agree. Time passes in steps as in a continuous-batching engine: each step gives
+every running request one token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,13 @@ from penstock.engines.text.chat_template import PLAIN, ChatTemplate
 from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.text.stop_strings import StopStrings
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.errors import ContextLengthError, EngineDeadError, EngineError, ModelNotFoundError, RequestError
+from penstock.errors import (
+    ContextLengthError,
+    EngineDeadError,
+    EngineError,
+    ModelNotFoundError,
+    RequestError,
+)
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.simulated import HELD
@@ -48,17 +55,20 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class SimulatedOptions(Struct, frozen=True):
-    """`engine_kwargs` of the simulated engine. Times are in milliseconds; rates are shares of requests, 0 to 1.
+    """`engine_kwargs` of the simulated engine. Times are in milliseconds; rates are shares of
+    requests, 0 to 1.
 
-    A step takes `time_per_token_ms` × (1 + `batch_slowdown` × (running - 1)); a new request's first token comes
-    `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it was admitted. Which requests are
-    hit by a fault is drawn from the prompt and `seed`, so the same rows fail each time: `error_rate` fail for good,
-    `slow_rate` run `slow_factor` times longer, `hang_rate` never end. After `die_after` finished requests the engine
-    dies, `die_times` times in all; a prompt that holds the text `die_on` kills it each time, when its first token is
-    due. With `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches
-    with others in `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no time,
-    `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its own does not wait for the
-    loop either. With `deterministic` requests that sample without a seed get one made from what they ask.
+    A step takes `time_per_token_ms` × (1 + `batch_slowdown` × (running - 1)); a new request's first
+    token comes `time_to_first_token_ms` + `prefill_ms_per_token` × uncached prompt tokens after it
+    was admitted. Which requests are hit by a fault is drawn from the prompt and `seed`, so the same
+    rows fail each time: `error_rate` fail for good, `slow_rate` run `slow_factor` times longer,
+    `hang_rate` never end. After `die_after` finished requests the engine dies, `die_times` times in
+    all; a prompt that holds the text `die_on` kills it each time, when its first token is due. With
+    `kv_transfer_config: {kv_connector: SimulatedConnector}` it exchanges KV caches with others in
+    `kv_transfer_ms` each; those of another process are believed to be there. Where steps take no
+    time, `steps_per_turn` pass before the event loop gets its turn: an engine in a process of its
+    own does not wait for the loop either. With `deterministic` requests that sample without a seed
+    get one made from what they ask.
     """
 
     seed: int = 0
@@ -104,7 +114,12 @@ class _Running:
     """One request inside the step loop."""
 
     def __init__(
-        self, request: GenerateRequest, prompt: list[int], answer: bytes, total: int, reason: FinishReason
+        self,
+        request: GenerateRequest,
+        prompt: list[int],
+        answer: bytes,
+        total: int,
+        reason: FinishReason,
     ) -> None:
         self.request = request
         self.prompt_tokens = len(prompt)
@@ -137,7 +152,9 @@ class SimulatedEngine(TokenEngine):
         self.deterministic = self.options.deterministic
         self.template = ChatTemplate(TEMPLATE)
         self.capabilities = Capabilities(
-            tasks=frozenset({"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}),
+            tasks=frozenset(
+                {"chat", "completions", "embeddings", "score", "rerank", "tokenize", "detokenize"}
+            ),
             context_length=self.options.max_model_len,
             max_concurrency=self.options.max_num_seqs,
             structured=frozenset({"json_schema", "json_object"}),
@@ -224,9 +241,12 @@ class SimulatedEngine(TokenEngine):
     def _embeddings(self, request: EmbeddingRequest) -> Embeddings:
         width = request.dimensions or _EMBEDDING_WIDTH
         vectors = [
-            [seeded(self.options.seed, "embed", text).gauss(0, 1) for _ in range(width)] for text in request.inputs
+            [seeded(self.options.seed, "embed", text).gauss(0, 1) for _ in range(width)]
+            for text in request.inputs
         ]
-        return Embeddings(vectors, Usage(prompt_tokens=sum(len(t.encode()) for t in request.inputs)))
+        return Embeddings(
+            vectors, Usage(prompt_tokens=sum(len(t.encode()) for t in request.inputs))
+        )
 
     async def control(self, operation: str, **options: Any) -> Any:
         if operation == "reset_prefix_cache":
@@ -256,7 +276,10 @@ class SimulatedEngine(TokenEngine):
             "requests_running": len(self._running),
             "requests_waiting": len(self._waiting),
             **(
-                {"kv_transfers": self.kv_transfers, "kv_transfer_failures": self.kv_transfer_failures}
+                {
+                    "kv_transfers": self.kv_transfers,
+                    "kv_transfer_failures": self.kv_transfer_failures,
+                }
                 if self.connector is not None
                 else {}
             ),
@@ -274,7 +297,9 @@ class SimulatedEngine(TokenEngine):
 
     def _admit(self, request: GenerateRequest) -> _Running:
         sampling, options = request.sampling, self.options
-        prompt = list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+        prompt = (
+            list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
+        )
         if not prompt:
             raise RequestError("the prompt is empty", param="prompt")
         self._check_ids(prompt, "prompt")
@@ -282,8 +307,8 @@ class SimulatedEngine(TokenEngine):
         room = options.max_model_len - len(prompt)
         if room < 1 or (sampling.max_tokens or 0) > room:
             raise ContextLengthError(
-                f"this model's context is {options.max_model_len} tokens; the prompt has {len(prompt)}"
-                f" and {sampling.max_tokens or 1} more were asked for",
+                f"this model's context is {options.max_model_len} tokens; the prompt has"
+                f" {len(prompt)} and {sampling.max_tokens or 1} more were asked for",
                 param="messages",
             )
         draw = seeded(options.seed, "fault", prompt)
@@ -305,8 +330,10 @@ class SimulatedEngine(TokenEngine):
         return item
 
     def _prefill(self, item: _Running) -> float:
-        """Look the prompt up in the prefix cache; returns the milliseconds until the first token."""
-        item.cached = min(self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0))
+        """Look the prompt up in the prefix cache. Returns the milliseconds to the first token."""
+        item.cached = min(
+            self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0)
+        )
         gone = self._prefixes.insert(item.blocks)
         if self.cached_blocks is not None:
             self.cached_blocks.stored(item.blocks)
@@ -314,10 +341,14 @@ class SimulatedEngine(TokenEngine):
         options = self.options
         if item.kv.get("do_remote_prefill") and self._fetched(item):
             return options.kv_transfer_ms
-        return options.time_to_first_token_ms + options.prefill_ms_per_token * (item.prompt_tokens - item.cached)
+        return options.time_to_first_token_ms + options.prefill_ms_per_token * (
+            item.prompt_tokens - item.cached
+        )
 
     def _fetched(self, item: _Running) -> bool:
-        """Whether the prompt's cache was to be had from the engine that computed it. Then that engine is rid of it."""
+        """Whether the prompt's cache was to be had from the engine that computed it. Then that
+        engine is rid of it.
+        """
         item.kv = {**item.kv, "do_remote_prefill": False}
         if item.kv.get("remote_process") == os.getpid():
             held = HELD.get(item.kv.get("remote_engine_id", ""), set())
@@ -387,7 +418,11 @@ class SimulatedEngine(TokenEngine):
         self.requests_served += 1
         self._served_since_start += 1
         options = self.options
-        if options.die_after and self._deaths < options.die_times and self._served_since_start >= options.die_after:
+        if (
+            options.die_after
+            and self._deaths < options.die_times
+            and self._served_since_start >= options.die_after
+        ):
             self._deaths += 1
             self._die("the simulated engine died, as it was told to")
 
@@ -395,7 +430,11 @@ class SimulatedEngine(TokenEngine):
     @property
     def _instant(self) -> bool:
         options = self.options
-        return not (options.time_to_first_token_ms or options.time_per_token_ms or options.prefill_ms_per_token)
+        return not (
+            options.time_to_first_token_ms
+            or options.time_per_token_ms
+            or options.prefill_ms_per_token
+        )
 
     async def _step_loop(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -405,11 +444,16 @@ class SimulatedEngine(TokenEngine):
                 item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
                 self._running[item] = None
             busy = len(self._running)
-            step = self.options.time_per_token_ms / 1000 * (1 + self.options.batch_slowdown * (busy - 1))
+            step = (
+                self.options.time_per_token_ms
+                / 1000
+                * (1 + self.options.batch_slowdown * (busy - 1))
+            )
             ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
             if not ready:
                 upcoming = [i.ready_at for i in self._running if not i.hangs]
-                # All that run hang: look again now and then, a caller may give up or a new request come.
+                # All that run hang: look again now and then, as a caller may give up or a new
+                # request come.
                 await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
                 continue
             if step:
@@ -470,7 +514,9 @@ def _scores(request: RerankRequest) -> Scores:
 
 
 def _text_of_each(answer: bytes) -> Sequence[str]:
-    """The text that each token adds: a character comes with its last byte, one cut short with the last token."""
+    """The text that each token adds: a character comes with its last byte, one cut short with the
+    last token.
+    """
     if answer.isascii():
         return answer.decode()
     decoder = getincrementaldecoder("utf-8")("replace")

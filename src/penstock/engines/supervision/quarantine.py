@@ -1,15 +1,17 @@
-"""Finds the requests that kill an engine, and refuses them from then on, without harm to the others.
+"""Finds the requests that kill an engine, and refuses them from then on, without harm to the
+others.
 
-Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody else in the engine,
-those that came last first, as most killers kill at once; all together where somebody may just have sent
-the process a signal. A group that kills it again is taken apart. Being alone in the
-engine at its death twice, while the engine answered others in between, is the proof (or three times, where a signal
-was sent, and more, where the engine has been seen to die of nothing). A suspect that ends in any other
-way is one no more, and neither is one that has run for twice as long as the engine had lived with it.
+Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody
+else in the engine, those that came last first, as most killers kill at once; all together where
+somebody may just have sent the process a signal. A group that kills it again is taken apart. Being
+alone in the engine at its death twice, while the engine answered others in between, is the proof
+(or three times, where a signal was sent, and more, where the engine has been seen to die of
+nothing). A suspect that ends in any other way is one no more, and neither is one that has run for
+twice as long as the engine had lived with it.
 
-To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns and small ones fewer
-deaths, so the size follows from what a turn and a death have taken so far: where answers are short and starts are long,
-suspects are asked one by one.
+To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns
+and small ones fewer deaths, so the size follows from what a turn and a death have taken so far:
+where answers are short and starts are long, suspects are asked one by one.
 """
 
 from __future__ import annotations
@@ -31,16 +33,28 @@ if TYPE_CHECKING:
 PROOF = 2
 """Deaths of the engine with a request alone in it, that prove the request to be the cause."""
 NOTED = 2
-"""Deaths that a request was there at, until it is a suspect from the start when it is asked again."""
+"""Deaths that a request was there at, until it is a suspect from the start when it is asked
+again.
+"""
 REMEMBERED = 4096
 """Requests of which deaths are remembered; the oldest are forgotten."""
 HARMLESS_S = 5.0
-"""How long a suspect has the engine to its group at least, in seconds, before others are let in beside it."""
+"""How long a suspect has the engine to its group at least, in seconds, before others are let in
+beside it.
+"""
 _MOST_FALSE_ALARMS = 2
-"""So many deaths more are asked for as proof where the engine was seen to die of nothing that was in it."""
+"""So many deaths more are asked for as proof where the engine was seen to die of nothing that was
+in it.
+"""
 _GROWTH = 4
 """Groups grow at most by this factor, beginning with one: 1, 4, 16 …"""
-_NOT_ASKED = {"request_id": "", "priority": 0, "stream": True, "forward_chunks": False, "kv_transfer_params": None}
+_NOT_ASKED = {
+    "request_id": "",
+    "priority": 0,
+    "stream": True,
+    "forward_chunks": False,
+    "kv_transfer_params": None,
+}
 
 
 class Visit:
@@ -62,7 +76,9 @@ class Visit:
         *("group", "lived", "number", "timer", "trusted"),
     )
 
-    def __init__(self, quarantine: Quarantine, key: Callable[[], bytes], again: Callable[[], bool]) -> None:
+    def __init__(
+        self, quarantine: Quarantine, key: Callable[[], bytes], again: Callable[[], bool]
+    ) -> None:
         self._quarantine = quarantine
         self._key = key
         self._digest: bytes | None = None
@@ -107,11 +123,17 @@ class Visit:
             self.answered = True
             if supervisor is not None:
                 supervisor.deaths = 0
-        return isinstance(error, EngineDeadError) and supervisor is not None and await supervisor.revived(self)
+        return (
+            isinstance(error, EngineDeadError)
+            and supervisor is not None
+            and await supervisor.revived(self)
+        )
 
 
 class _Record:
-    """What is known of a request: the deaths it was there at, those it was alone at, and when the last such was."""
+    """What is known of a request: the deaths it was there at, those it was alone at, and when the
+    last such was.
+    """
 
     __slots__ = ("alone", "deaths", "killed", "last", "proved")
 
@@ -124,7 +146,9 @@ class _Record:
 
 
 class _Pool:
-    """Suspects that wait for their turn, `most` of them at a time at most. `kills`: they have killed as a group."""
+    """Suspects that wait for their turn, `most` of them at a time at most. `kills`: they have
+    killed as a group.
+    """
 
     __slots__ = ("kills", "most", "visits")
 
@@ -172,8 +196,9 @@ class Quarantine:
 
     @property
     def wants_probe(self) -> bool:
-        """Whether the engine has died of one request alone and answered nothing since: if it answers a request of our
-        own now (`answered`), it is that one's fault; if not (`absolve`), it is nobody's.
+        """Whether the engine has died of one request alone and answered nothing since: if it
+        answers a request of our own now (`answered`), it is that one's fault; if not (`absolve`),
+        it is nobody's.
         """
         return self._unproved
 
@@ -190,7 +215,9 @@ class Quarantine:
                 record.alone = record.deaths = 0
 
     def reopen(self) -> None:
-        """After a death: the engine runs again, or does not for a reason that whoever asks it will be told."""
+        """After a death: the engine runs again, or does not for a reason that whoever asks it will
+        be told.
+        """
         if self._down:
             self._down = False
             loop = asyncio.get_running_loop()
@@ -213,11 +240,13 @@ class Quarantine:
             if not self._turn:
                 self._next_turn()
         while True:
-            if record is not None and record.proved:  # also one that an equal request has proved meanwhile
+            # Also one that an equal request has proved meanwhile.
+            if record is not None and record.proved:
                 self.forget(visit)
                 raise QuarantinedError(
-                    f"this request has ended the engine's process {record.alone} times while no other was in it, and"
-                    " is not put to it again; change its prompt or its parameters"
+                    f"this request has ended the engine's process {record.alone} times while no"
+                    " other was in it, and is not put to it again; change its prompt or its"
+                    " parameters"
                 )
             if self._may_enter(visit):
                 return
@@ -247,7 +276,8 @@ class Quarantine:
         if isinstance(error, EngineDeadError):
             if not self._down:
                 self._down, self._down_since = True, asyncio.get_running_loop().time()
-            # Of a stream that had begun when somebody killed the process, its next try, if there is one, can tell more.
+            # Of a stream that had begun when somebody killed the process, its next try, if there is
+            # one, can tell more.
             if error.suspects and not (error.killed and visit.begun):
                 self._died(visit, error.killed)
         elif self.troubled:
@@ -281,7 +311,9 @@ class Quarantine:
         turn = self._turn
         if not turn:
             return True
-        return visit.group is turn and all(other.group is turn or other.trusted for other in self._inside)
+        return visit.group is turn and all(
+            other.group is turn or other.trusted for other in self._inside
+        )
 
     def _next_turn(self) -> None:
         """The next group has the engine, or, where there are no more suspects, everybody."""
@@ -298,8 +330,8 @@ class Quarantine:
         self._wake()
 
     def _best_size(self, suspects: int) -> int:
-        """The size of groups with which the turns and the deaths until a killer is found take the least time: of so
-        many, `suspects / size` turns and log2(size) deaths.
+        """The size of groups with which the turns and the deaths until a killer is found take the
+        least time: of so many, `suspects / size` turns and log2(size) deaths.
         """
         if self._turn_s is None or self._start_s <= 0.0:
             return suspects
@@ -329,16 +361,26 @@ class Quarantine:
 
     def _regroup(self) -> None:
         """The engine is empty: those that died with it are the next suspects, the latest first."""
-        dead = sorted((visit for visit in self._dead if visit.group is self._dead), key=lambda visit: -visit.number)
+        dead = sorted(
+            (visit for visit in self._dead if visit.group is self._dead),
+            key=lambda visit: -visit.number,
+        )
         kills, self._examined = self._examined, False
         self._dead = []
         if dead:
-            alone = len(dead) == 1 and (record := self._records.get(dead[0].digest)) is not None and record.alone
-            # One that was alone has its next turn last: time passes, in which whatever else killed the engine goes by.
+            alone = (
+                len(dead) == 1
+                and (record := self._records.get(dead[0].digest)) is not None
+                and record.alone
+            )
+            # One that was alone has its next turn last: time passes, in which whatever else killed
+            # the engine goes by.
             most = (len(dead) + 1) // 2 if kills else 1
             if not kills and self._first_kill(dead):
                 most = len(dead)
-            self._pools.insert(0 if alone else len(self._pools), _Pool(dead, most=most, kills=kills))
+            self._pools.insert(
+                0 if alone else len(self._pools), _Pool(dead, most=most, kills=kills)
+            )
         if not self._turn:
             self._next_turn()
         self._wake()
@@ -347,11 +389,16 @@ class Quarantine:
         """Whether somebody may have killed the engine, and nothing has gone wrong but that."""
         records = self._records
         return len(records) == len(dead) and all(
-            (record := records.get(visit.digest)) is not None and record.killed and record.deaths == 1 for visit in dead
+            (record := records.get(visit.digest)) is not None
+            and record.killed
+            and record.deaths == 1
+            for visit in dead
         )
 
     def _leave_behind(self, dead: list[Visit]) -> None:
-        """An engine of several processes has died in part, and some requests go on in it: they hold nobody up."""
+        """An engine of several processes has died in part, and some requests go on in it: they hold
+        nobody up.
+        """
         if self._dead is dead and dead:
             for visit in self._inside:
                 visit.trusted = True
@@ -368,9 +415,13 @@ class Quarantine:
 
 
 def digest_of(asked: Any) -> bytes:
-    """16 bytes that name what is asked of an engine, whoever asks, and however the answer is to travel."""
+    """16 bytes that name what is asked of an engine, whoever asks, and however the answer is to
+    travel.
+    """
     if isinstance(asked, msgspec.Struct):
-        unsaid = {name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__}
+        unsaid = {
+            name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__
+        }
         asked = (type(asked).__name__, msgspec.structs.replace(asked, **unsaid))
     try:
         said = _encode(asked)

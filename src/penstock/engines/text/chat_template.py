@@ -1,7 +1,7 @@
 """Renders conversations to prompts with a model's own Jinja chat template.
 
-The environment is the one that Hugging Face's templates are written for: sandboxed, blocks trimmed, `tojson` without
-HTML escapes, and the functions `raise_exception` and `strftime_now`
+The environment is the one that Hugging Face's templates are written for: sandboxed, blocks trimmed,
+`tojson` without HTML escapes, and the functions `raise_exception` and `strftime_now`
 (https://huggingface.co/docs/transformers/main/en/chat_templating).
 """
 
@@ -30,7 +30,9 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 class ChatTemplate:
-    """One model's template. `source` None means that the model has none: contents are joined by line ends."""
+    """One model's template. `source` None means that the model has none: contents are joined by
+    line ends.
+    """
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source or PLAIN
@@ -53,7 +55,11 @@ class ChatTemplate:
         `override` replaces the model's template; `variables` are further names for the template
         (`chat_template_kwargs`). Raises `RequestError` if the template rejects the conversation.
         """
-        names: dict[str, Any] = {"add_generation_prompt": True, **self._special_tokens, **(variables or {})}
+        names: dict[str, Any] = {
+            "add_generation_prompt": True,
+            **self._special_tokens,
+            **(variables or {}),
+        }
         plain = [_plain_content(message) for message in messages]
 
         def filled(messages: Sequence[Message]) -> str:
@@ -62,14 +68,25 @@ class ChatTemplate:
         try:
             return filled(plain)
         except _RefusedError as error:  # in the words of the template's author
-            raise RequestError(f"the chat template rejected the messages: {error}", param="messages") from error
+            raise RequestError(
+                f"the chat template rejected the messages: {error}", param="messages"
+            ) from error
         except TemplateSyntaxError as error:
             raise RequestError(
                 f"line {error.lineno} of the chat template is no valid Jinja", param="messages"
             ) from error
         except SecurityError as error:
-            raise RequestError("the chat template does what no template may", param="messages") from error
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            raise RequestError(
+                "the chat template does what no template may", param="messages"
+            ) from error
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
             raise RequestError(
                 f"the chat template cannot {_what_fails(error, filled, plain)}", param="messages"
             ) from error
@@ -101,7 +118,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def _plain_content(message: Message) -> Message:
     """Text-only content parts become one string, which is what most templates expect."""
     content = message.get("content")
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
+    if isinstance(content, list) and all(
+        isinstance(p, dict) and p.get("type") == "text" for p in content
+    ):
         return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
     return message
 
@@ -119,7 +138,9 @@ class _RefusedError(TemplateError):
 
 
 class _MissingError(TemplateError):
-    """A template uses `name`, which `owner` has not; where that is None, it is no name that templates are given."""
+    """A template uses `name`, which `owner` has not; where that is None, it is no name that
+    templates are given.
+    """
 
     def __init__(self, name: str, owner: Any) -> None:
         super().__init__(name)
@@ -132,14 +153,18 @@ class _Undefined(Undefined):
 
     __slots__ = ()
 
-    def __init__(self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError) -> None:
+    def __init__(
+        self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError
+    ) -> None:
         super().__init__(hint, obj, name, exc)
         if exc is UndefinedError:
             error = _MissingError(str(name), None if obj is missing else obj)
             self._undefined_exception = lambda _: error  # type: ignore[assignment]
 
 
-def _what_fails(error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]) -> str:
+def _what_fails(
+    error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]
+) -> str:
     """Which message and field a template has no use for."""
     if isinstance(error, _MissingError):
         if error.owner is None:
@@ -155,9 +180,14 @@ def _what_fails(error: Exception, filled: Callable[[Sequence[Message]], str], me
             continue
         except Exception:
             odd = [
-                f"its {name} is {_kind(value)}" for name, value in messages[number].items() if type(value) is not str
+                f"its {name} is {_kind(value)}"
+                for name, value in messages[number].items()
+                if type(value) is not str
             ]
-            return f"use messages[{number}]: {' and '.join(odd) or 'it has not the form that the template expects'}"
+            return (
+                f"use messages[{number}]:"
+                f" {' and '.join(odd) or 'it has not the form that the template expects'}"
+            )
     return "use these messages: they have not the form that it expects"
 
 
@@ -171,7 +201,9 @@ def _path_of(wanted: Any, value: Any, path: str) -> str | None:
     elif isinstance(value, list):
         parts = [(part, f"{path}[{number}]") for number, part in enumerate(value)]
     found = (
-        _path_of(wanted, part, where) for part, where in parts if isinstance(part, Mapping | list) or part is wanted
+        _path_of(wanted, part, where)
+        for part, where in parts
+        if isinstance(part, Mapping | list) or part is wanted
     )
     return next(filter(None, found), None)
 

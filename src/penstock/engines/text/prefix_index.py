@@ -1,8 +1,9 @@
 """Which prompt prefixes a paged KV cache holds, kept beside an engine that does not tell.
 
 Blocks of tokens are named by a chained hash, as in vLLM's automatic prefix caching
-(https://docs.vllm.ai/en/latest/design/prefix_caching.html): a block's name depends on all tokens before it, so one
-lookup a block finds the longest cached prefix. The least recently used blocks leave first.
+(https://docs.vllm.ai/en/latest/design/prefix_caching.html): a block's name depends on all tokens
+before it, so one lookup a block finds the longest cached prefix. The least recently used blocks
+leave first.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ BLOCK_SIZE = 32
 """Tokens a KV block holds; OpenVINO's CPU attention uses 32."""
 
 
-def block_hashes(token_ids: Sequence[int], block_size: int = BLOCK_SIZE, root: int = 0) -> list[int]:
-    """Chained hashes of the full blocks of `token_ids`, first to last. An unfilled last block has none. Those of
-    another `root` differ.
+def block_hashes(
+    token_ids: Sequence[int], block_size: int = BLOCK_SIZE, root: int = 0
+) -> list[int]:
+    """Chained hashes of the full blocks of `token_ids`, first to last. An unfilled last block has
+    none. Those of another `root` differ.
     """
     hashes: list[int] = []
     parent = root
@@ -53,7 +56,9 @@ class PrefixIndex:
         for block in hashes:
             self._blocks[block] = None
             self._blocks.move_to_end(block)
-        return [self._blocks.popitem(last=False)[0] for _ in range(len(self._blocks) - self.capacity)]
+        return [
+            self._blocks.popitem(last=False)[0] for _ in range(len(self._blocks) - self.capacity)
+        ]
 
     def clear(self) -> None:
         """Forget everything."""

@@ -1,4 +1,6 @@
-"""Checks a request's sampling parameters before an engine sees them, since some engines accept nonsense in silence."""
+"""Checks a request's sampling parameters before an engine sees them, since some engines accept
+nonsense in silence.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,37 @@ LONGEST_CONSTRAINT = 262_144
 _CHECKED_REGEX = 10_000
 _DEEPEST_SCHEMA = 200
 LEAST = 2.0**-126
-"""The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of what is far below."""
+"""The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of
+what is far below.
+"""
 _LIMITS: dict[str, tuple[float, float]] = {
     "temperature": (0.0, 2.0),
     "min_p": (0.0, 1.0),
     "presence_penalty": (-2.0, 2.0),
     "frequency_penalty": (-2.0, 2.0),
-    # Beyond these, products with a model's logits leave the range of a 32-bit float, and its answers are noise.
+    # Beyond these, products with a model's logits leave the range of a 32-bit float, and its
+    # answers are noise.
     "repetition_penalty": (1e-6, 1e6),
 }
 _WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
 
 
 def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engine: str) -> None:
-    """Raise `RequestError` naming the parameter that is out of range, or `UnsupportedError` for a missing ability."""
+    """Raise `RequestError` naming the parameter that is out of range, or `UnsupportedError` for a
+    missing ability.
+    """
     for name, (low, high) in _LIMITS.items():
         value = getattr(sampling, name)
         if not _is_number(value) or not low <= value <= high:
             raise _out_of_range(name, value, f"between {low:g} and {high:g}")
     if 0.0 < sampling.temperature < LEAST:
-        raise _out_of_range("temperature", sampling.temperature, f"0 (greedy) or at least {LEAST:.3g}")
+        raise _out_of_range(
+            "temperature", sampling.temperature, f"0 (greedy) or at least {LEAST:.3g}"
+        )
     if not _is_number(sampling.top_p) or not LEAST <= sampling.top_p <= 1.0:
-        raise _out_of_range("top_p", sampling.top_p, f"above 0 (at least {LEAST:.3g}) and at most 1")
+        raise _out_of_range(
+            "top_p", sampling.top_p, f"above 0 (at least {LEAST:.3g}) and at most 1"
+        )
     for name in _WHOLE:
         whole = getattr(sampling, name)
         if whole is not None and (type(whole) is not int or not -(2**63) <= whole < 2**63):
@@ -50,14 +61,20 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
         raise _out_of_range("top_k", sampling.top_k, "-1 or 0 (off) or positive")
     if sampling.max_tokens is not None and sampling.max_tokens < 1:
         raise _out_of_range("max_tokens", sampling.max_tokens, "at least 1")
-    if sampling.min_tokens < 0 or (sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens):
+    if sampling.min_tokens < 0 or (
+        sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens
+    ):
         raise _out_of_range("min_tokens", sampling.min_tokens, "at least 0 and at most max_tokens")
     if not 1 <= n <= MAX_N:
         raise _out_of_range("n", n, f"between 1 and {MAX_N}")
     if sampling.stop:
         _check_stops(sampling.stop)
-    if sampling.stop_token_ids and not all(type(i) is int and 0 <= i < 2**31 for i in sampling.stop_token_ids):
-        raise RequestError("stop_token_ids must be token ids: whole numbers from 0", param="stop_token_ids")
+    if sampling.stop_token_ids and not all(
+        type(i) is int and 0 <= i < 2**31 for i in sampling.stop_token_ids
+    ):
+        raise RequestError(
+            "stop_token_ids must be token ids: whole numbers from 0", param="stop_token_ids"
+        )
     if sampling.logprobs is not None:
         _check_logprobs(sampling, capabilities, engine)
     if sampling.structured is not None:
@@ -65,7 +82,9 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
 
 
 def check_token_ids(token_ids: Sequence[int], param: str) -> None:
-    """Raise `RequestError` unless all are whole numbers that a token's id can be, whatever the model."""
+    """Raise `RequestError` unless all are whole numbers that a token's id can be, whatever the
+    model.
+    """
     if not {int}.issuperset(map(type, token_ids)):  # not True either
         raise RequestError("token ids must be whole numbers", param=param)
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 2**31:
@@ -74,11 +93,15 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
 
 def _check_stops(stops: tuple[str, ...]) -> None:
     if len(stops) > MAX_STOPS:
-        raise RequestError(f"at most {MAX_STOPS} stop strings may be given, not {len(stops)}", param="stop")
+        raise RequestError(
+            f"at most {MAX_STOPS} stop strings may be given, not {len(stops)}", param="stop"
+        )
     if not all(type(stop) is str and stop for stop in stops):
         raise RequestError("stop strings must be texts, and not empty", param="stop")
     if max(map(len, stops)) > LONGEST_STOP:
-        raise RequestError(f"stop strings must have at most {LONGEST_STOP} characters", param="stop")
+        raise RequestError(
+            f"stop strings must have at most {LONGEST_STOP} characters", param="stop"
+        )
 
 
 def _check_logprobs(sampling: Sampling, capabilities: Capabilities, engine: str) -> None:
@@ -86,21 +109,30 @@ def _check_logprobs(sampling: Sampling, capabilities: Capabilities, engine: str)
     if wanted < 0:
         raise _out_of_range("top_logprobs", wanted, "at least 0")
     if capabilities.max_top_logprobs < 0:
-        raise UnsupportedError(f"the {engine} engine does not give log probabilities", param="logprobs")
-    # Under greedy decoding the chosen token is the most likely one, so one top entry needs nothing from the engine.
+        raise UnsupportedError(
+            f"the {engine} engine does not give log probabilities", param="logprobs"
+        )
+    # Under greedy decoding the chosen token is the most likely one, so one top entry needs nothing
+    # from the engine.
     most = max(capabilities.max_top_logprobs, 1 if sampling.temperature == 0 else 0)
     if wanted > most:
         raise UnsupportedError(
-            f"the {engine} engine gives at most {most} top_logprobs here, {wanted} were asked for", param="top_logprobs"
+            f"the {engine} engine gives at most {most} top_logprobs here, {wanted} were asked for",
+            param="top_logprobs",
         )
 
 
-def _check_structured(structured: StructuredOutput, capabilities: Capabilities, engine: str) -> None:
+def _check_structured(
+    structured: StructuredOutput, capabilities: Capabilities, engine: str
+) -> None:
     if structured.kind not in capabilities.structured:
-        raise UnsupportedError(f"the {engine} engine does not support {structured.kind} output", param=structured.param)
+        raise UnsupportedError(
+            f"the {engine} engine does not support {structured.kind} output", param=structured.param
+        )
     if len(structured.spec) > LONGEST_CONSTRAINT:
         raise RequestError(
-            f"the constraint has {len(structured.spec):,} characters; {LONGEST_CONSTRAINT:,} are taken",
+            f"the constraint has {len(structured.spec):,} characters; {LONGEST_CONSTRAINT:,} are"
+            " taken",
             param=structured.param,
         )
     try:
@@ -113,7 +145,9 @@ def _check_structured(structured: StructuredOutput, capabilities: Capabilities, 
 
 
 def check_regex(pattern: str) -> None:
-    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are left to the engine."""
+    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are
+    left to the engine.
+    """
     if len(pattern) > _CHECKED_REGEX:
         return
     try:
@@ -121,7 +155,9 @@ def check_regex(pattern: str) -> None:
     except (re.error, OverflowError, RecursionError) as error:
         place = getattr(error, "pos", None)
         where = "" if place is None else f": see character {place + 1}"
-        raise RequestError(f"not a valid regular expression{where}", param="response_format") from None
+        raise RequestError(
+            f"not a valid regular expression{where}", param="response_format"
+        ) from None
 
 
 def check_json_schema(spec: str) -> None:
@@ -133,7 +169,9 @@ def check_json_schema(spec: str) -> None:
     except RecursionError:
         raise RequestError("the JSON schema is nested too deep", param="response_format") from None
     except ValueError:
-        raise RequestError(f"the JSON schema is not valid JSON: {json_fault(spec)}", param="response_format") from None
+        raise RequestError(
+            f"the JSON schema is not valid JSON: {json_fault(spec)}", param="response_format"
+        ) from None
     if not isinstance(schema, (dict, bool)):
         raise RequestError("the JSON schema must be an object", param="response_format")
     if is_too_deep(schema, _DEEPEST_SCHEMA):
@@ -142,10 +180,13 @@ def check_json_schema(spec: str) -> None:
         jsonschema_rs.meta.validate(schema)
     except jsonschema_rs.ValidationError as error:
         where = ".".join(map(str, error.instance_path)) or "its top level"
-        raise RequestError(f"the JSON schema is not valid at {where}", param="response_format") from None
+        raise RequestError(
+            f"the JSON schema is not valid at {where}", param="response_format"
+        ) from None
     except Exception:  # of what it names in '$schema'
         raise RequestError(
-            "the JSON schema's '$schema' is no draft of JSON Schema that is known here", param="response_format"
+            "the JSON schema's '$schema' is no draft of JSON Schema that is known here",
+            param="response_format",
         ) from None
 
 

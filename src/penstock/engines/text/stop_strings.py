@@ -6,8 +6,8 @@ from __future__ import annotations
 class StopStrings:
     """Feed it the text as it is generated; it returns what may be shown.
 
-    Text that could be the beginning of a stop string is held back until it is decided. Once `stopped`, nothing more
-    comes, and `found` is the stop string that came first.
+    Text that could be the beginning of a stop string is held back until it is decided. Once
+    `stopped`, nothing more comes, and `found` is the stop string that came first.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
@@ -27,7 +27,9 @@ class StopStrings:
         if self.stopped:
             return ""
         text = self._held + text
-        cut, first = min(((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=(-1, ""))
+        cut, first = min(
+            ((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=(-1, "")
+        )
         if cut >= 0:
             self.found = first
             self._held = ""

@@ -20,12 +20,14 @@ class _Adapter:
 
 
 class Adapters:
-    """Loads adapters into vLLM before requests use them, `limit` at once; the least recently used leaves.
+    """Loads adapters into vLLM before requests use them, `limit` at once; the least recently used
+    leaves.
 
-    vLLM would load them itself, but in the middle of a step, where a file that cannot be read ends the engine; and its
-    CPU kernels are wrong for rows without an adapter once every slot is taken. `load` gives vLLM's request for a name,
-    number and path after loading it; `unload` takes the number. A name that is given again gets another number, so
-    that nothing cached for the old content is used for the new.
+    vLLM would load them itself, but in the middle of a step, where a file that cannot be read ends
+    the engine; and its CPU kernels are wrong for rows without an adapter once every slot is taken.
+    `load` gives vLLM's request for a name, number and path after loading it; `unload` takes the
+    number. A name that is given again gets another number, so that nothing cached for the old
+    content is used for the new.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Adapters:
         self._released = asyncio.Event()
 
     async def add(self, name: str, path: str) -> None:
-        """Know the adapter under `name`, and load it. Raises what loading it raises, and then does not know it."""
+        """Know the adapter under `name`, and load it. Raises what loading it raises, and then does
+        not know it.
+        """
         adapter = _Adapter(name, next(self._numbers), path)
         await self._ensure(adapter)
         replaced, self._known[name] = self._known.get(name), adapter

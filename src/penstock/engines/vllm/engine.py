@@ -1,4 +1,6 @@
-"""The vLLM engine as Penstock sees it. Constructing it checks its options; vLLM is imported when it starts."""
+"""The vLLM engine as Penstock sees it. Constructing it checks its options; vLLM is imported when it
+starts.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ _NOT_RUNNING = "the vllm engine is not running"
 
 
 class VLLMEngine(TokenEngine):
-    """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's own engine arguments, and those of its server's that
-    concern requests (`tool_call_parser`, `enable_auto_tool_choice`, `chat_template` …).
+    """vLLM through its `AsyncLLM`. `engine_kwargs` are vLLM's own engine arguments, and those of
+    its server's that concern requests (`tool_call_parser`, `enable_auto_tool_choice`,
+    `chat_template` …).
     """
 
     name: ClassVar[str] = "vllm"
@@ -88,12 +91,15 @@ class VLLMEngine(TokenEngine):
         options.check_version()
         environment.set_defaults(self.options)
         loop = asyncio.get_running_loop()
-        # Importing vLLM and starting it take seconds each: in a thread, so that others are served meanwhile.
+        # Importing vLLM and starting it take seconds each: in a thread, so that others are served
+        # meanwhile.
         module = await loop.run_in_executor(None, import_module, "penstock.engines.vllm.running")
         model = huggingface.model_for(self.model_source)
         given, setup = self.options, None
         if self.connector is not None:
-            given, setup = await loop.run_in_executor(None, kv_cache.set_up, self.connector, self.options, self.site)
+            given, setup = await loop.run_in_executor(
+                None, kv_cache.set_up, self.connector, self.options, self.site
+            )
             self._setup = setup
         blocks = self.cached_blocks
         counts = Counts() if setup is not None or blocks is not None else None
@@ -102,7 +108,9 @@ class VLLMEngine(TokenEngine):
             variables |= environment.BATCH_INVARIANT
         try:
             front = await _in_thread(
-                module.Starting(model, given, variables, tells_blocks=blocks is not None, counts=counts)
+                module.Starting(
+                    model, given, variables, tells_blocks=blocks is not None, counts=counts
+                )
             )
             try:
                 running: Running = await module.Running.open(front, self.model_source, blocks)
@@ -117,7 +125,10 @@ class VLLMEngine(TokenEngine):
         self.identity = setup.identity if setup is not None else None
         for name, path in self.adapters.items():
             running.adapters.know(name, path)
-        if running.prompts is not None and (template := running.prompts.text_template()) is not None:
+        if (
+            running.prompts is not None
+            and (template := running.prompts.text_template()) is not None
+        ):
             self.template = template
         self._running = running
         self.loop = loop
@@ -127,7 +138,9 @@ class VLLMEngine(TokenEngine):
         self.loop = None
         if running is None:
             return
-        self._why_dead = "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
+        self._why_dead = (
+            "the vllm engine was stopped" if running.front.alive else running.front.why_dead()
+        )
         running.front.fail_requests()
         if running.events is not None:
             await running.events.close()
@@ -169,7 +182,9 @@ class VLLMEngine(TokenEngine):
                 async for output in outputs:
                     begun = True
                     if deltas := maker.deltas(output):
-                        yield deltas if translate is None else [translate(delta) for delta in deltas]
+                        yield (
+                            deltas if translate is None else [translate(delta) for delta in deltas]
+                        )
         except PenstockError:
             raise
         except Exception as error:
@@ -208,7 +223,9 @@ class VLLMEngine(TokenEngine):
         self._check_adapter_files(name, path)
         self._alive()
         if not self.capabilities.adapters:
-            raise self._unsupported("LoRA adapters unless it is started with engine_kwargs.enable_lora")
+            raise self._unsupported(
+                "LoRA adapters unless it is started with engine_kwargs.enable_lora"
+            )
         await self._ask(lambda running: running.adapters.add(name, os.path.abspath(path)))
         self.adapters[name] = path
 
@@ -222,14 +239,19 @@ class VLLMEngine(TokenEngine):
         given = self.options.engine
         sleeps = given.get("enable_sleep_mode")
         if operation == "sleep" and not sleeps:
-            raise self._unsupported("sleep unless it is started with engine_kwargs.enable_sleep_mode")
+            raise self._unsupported(
+                "sleep unless it is started with engine_kwargs.enable_sleep_mode"
+            )
         if operation == "is_sleeping" and (self._running is None or not sleeps):
             return False
         if operation in ("start_profile", "stop_profile") and not given.get("profiler_config"):
-            raise UnsupportedError(f"the {self.name} engine profiles when engine_kwargs.profiler_config is set")
+            raise UnsupportedError(
+                f"the {self.name} engine profiles when engine_kwargs.profiler_config is set"
+            )
         result = await self._ask(lambda running: running.control(operation, **options))
         if operation == "reset_prefix_cache" and self.cached_blocks is not None:
-            self.cached_blocks.clear()  # vLLM tells of it with its next step, for which an idle engine has no reason
+            # An idle engine makes no step, with which vLLM would tell of it.
+            self.cached_blocks.clear()
         return result
 
     def build_asgi_app(self) -> Any:
@@ -241,7 +263,9 @@ class VLLMEngine(TokenEngine):
         return app
 
     # The way of a request
-    async def _prepare(self, running: Running, request: ChatRequest | CompletionRequest) -> Prepared:
+    async def _prepare(
+        self, running: Running, request: ChatRequest | CompletionRequest
+    ) -> Prepared:
         if isinstance(request, ChatRequest):
             return await self._prepare_chat(running, request)
         return await self._prepare_completion(running, request)
@@ -261,11 +285,14 @@ class VLLMEngine(TokenEngine):
             forced = sampling.structured is not request.sampling.structured
             if not forced and not running.takes_tools(request.chat_template):
                 raise RequestError(
-                    "this model's chat template shows it no tools; a call can only be required (tool_choice)",
+                    "this model's chat template shows it no tools; a call can only be required"
+                    " (tool_choice)",
                     param="tools",
                 )
             reader = ToolCallReader(
-                request.request_id or uuid.uuid4().hex, bare=forced, one_call=not request.parallel_tool_calls
+                request.request_id or uuid.uuid4().hex,
+                bare=forced,
+                one_call=not request.parallel_tool_calls,
             )
             prepared.translate = reader.translate
         return prepared
@@ -277,7 +304,11 @@ class VLLMEngine(TokenEngine):
         request = with_seed(request) if self.deterministic else request
         prepared = await running.prepare_completion(request)
         if request.echo:
-            text = request.prompt if isinstance(request.prompt, str) else await self.detokenize(request.prompt)
+            text = (
+                request.prompt
+                if isinstance(request.prompt, str)
+                else await self.detokenize(request.prompt)
+            )
             prepared.translate = Echo(text)
         return prepared
 
@@ -290,7 +321,9 @@ class VLLMEngine(TokenEngine):
         return running
 
     async def _ask(self, call: Callable[[Running], Awaitable[T]]) -> T:
-        """Ask vLLM for something that it answers once. Does not wait for an answer that will not come."""
+        """Ask vLLM for something that it answers once. Does not wait for an answer that will not
+        come.
+        """
         running = self._alive()
         died = running.front.died
         assert died is not None
@@ -299,10 +332,14 @@ class VLLMEngine(TokenEngine):
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not asked.done():
-                raise EngineDeadError(self._why_dead if self._running is not running else running.front.why_dead())
+                raise EngineDeadError(
+                    self._why_dead if self._running is not running else running.front.why_dead()
+                )
             return asked.result()
         except PenstockError as error:
-            if isinstance(error, EngineError) and not running.front.alive:  # as vLLM's own application tells a death
+            if (
+                isinstance(error, EngineError) and not running.front.alive
+            ):  # as vLLM's own application tells a death
                 raise EngineDeadError(running.front.why_dead()) from None
             raise
         except Exception as error:
@@ -320,7 +357,8 @@ class VLLMEngine(TokenEngine):
         most = self.options.engine.get("max_lora_rank", 16)
         if rank > most:
             raise ModelNotFoundError(
-                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}", param="model"
+                f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
+                param="model",
             )
 
 

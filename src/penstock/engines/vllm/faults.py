@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from penstock.engines.vllm.library import EngineDeadError as CoreDead, GracefulHTTPError, VLLMClientError
+from penstock.engines.vllm.library import (
+    EngineDeadError as CoreDead,
+    GracefulHTTPError,
+    VLLMClientError,
+)
 from penstock.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -16,19 +20,26 @@ _TOO_LONG = frozenset({"input_tokens", "input_text", "max_tokens", "max_completi
 
 
 def as_penstock_error(error: Exception, why_dead: str, *, preparing: bool = False) -> PenstockError:
-    """The error to raise for what vLLM raised. While a request is prepared, a `ValueError` is the request's fault."""
+    """The error to raise for what vLLM raised. While a request is prepared, a `ValueError` is the
+    request's fault.
+    """
     if isinstance(error, PenstockError):
         return error
     if isinstance(error, CoreDead):
         return EngineDeadError(why_dead)
     if isinstance(error, GracefulHTTPError):
         return OverloadedError(f"vLLM takes no more requests: {one_line(error)}")
-    if isinstance(error, VLLMClientError) or (preparing and isinstance(error, (ValueError, TypeError, KeyError))):
+    if isinstance(error, VLLMClientError) or (
+        preparing and isinstance(error, (ValueError, TypeError, KeyError))
+    ):
         parameter = getattr(error, "parameter", None)
         if parameter in _TOO_LONG and "context" in str(error):
-            return ContextLengthError(f"the prompt is too long for vLLM: {one_line(error)}", param="messages")
+            return ContextLengthError(
+                f"the prompt is too long for vLLM: {one_line(error)}", param="messages"
+            )
         return RequestError(
-            f"vLLM refuses the request: {one_line(error)}", param=parameter if isinstance(parameter, str) else None
+            f"vLLM refuses the request: {one_line(error)}",
+            param=parameter if isinstance(parameter, str) else None,
         )
     cause = error.__cause__
     if isinstance(cause, Exception):

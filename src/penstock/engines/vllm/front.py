@@ -32,7 +32,9 @@ _TASKS = {
 """Which methods each of vLLM's tasks brings."""
 
 _CPU_STOP_SECONDS = 1.0
-"""How long a stop waits before it kills. A worker on the CPU takes seconds to end, and holds nothing that needs it."""
+"""How long a stop waits before it kills. A worker on the CPU takes seconds to end, and holds
+nothing that needs it.
+"""
 
 _REAP_SECONDS = 5.0
 
@@ -40,8 +42,8 @@ _REAP_SECONDS = 5.0
 class Starting:
     """A start that another thread may give up. `run` takes the time that loading a model takes.
 
-    `environment` is for the engine's processes. With `tells_blocks` it publishes the events of its KV cache, with
-    `counts` the loggers of its steps stand still but for that one.
+    `environment` is for the engine's processes. With `tells_blocks` it publishes the events of its
+    KV cache, with `counts` the loggers of its steps stand still but for that one.
     """
 
     def __init__(
@@ -83,12 +85,15 @@ class Starting:
                     stat_loggers=None if self._counts is None else [self._counts],
                 )
                 if self._counts is not None and args.disable_log_stats:
-                    llm.logger_manager.stat_loggers = [self._counts]  # without Prometheus's, which costs each step more
+                    # Without Prometheus's, which costs each step more.
+                    llm.logger_manager.stat_loggers = [self._counts]
         except BaseException as error:
             self._guard.end()
             if isinstance(error, PenstockError) or not isinstance(error, Exception):
                 raise
-            raise EngineStartError(f"'{self._model}' could not be loaded: {_reason(error)}{version_note()}") from error
+            raise EngineStartError(
+                f"'{self._model}' could not be loaded: {_reason(error)}{version_note()}"
+            ) from error
         self._guard.note_shared_memory()
         return Front(llm, args, self._options, self._guard)
 
@@ -99,7 +104,9 @@ class Starting:
 
 
 class Front:
-    """vLLM's front with what belongs to it. Everything but `close` is for the event loop's thread."""
+    """vLLM's front with what belongs to it. Everything but `close` is for the event loop's
+    thread.
+    """
 
     def __init__(self, llm: Any, args: Any, options: VLLMOptions, guard: Guard) -> None:
         self.llm = llm
@@ -123,14 +130,19 @@ class Front:
         if self.llm.tokenizer is not None:
             methods |= {"tokenize", "detokenize"}
         logprobs = model.max_logprobs if model.max_logprobs >= 0 else model.get_vocab_size()
-        concurrency = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        concurrency = (
+            config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        )
         return Capabilities(
             tasks=frozenset(methods),
             context_length=model.max_model_len,
             max_concurrency=concurrency,
-            # Answers of one length end together: as many requests as have ended must be at hand in that step.
+            # Answers of one length end together: as many requests as have ended must be at hand in
+            # that step.
             batch_in_flight=2 * concurrency,
-            structured=frozenset({"json_schema", "json_object", "regex"}) if generates else frozenset(),
+            structured=frozenset({"json_schema", "json_object", "regex"})
+            if generates
+            else frozenset(),
             max_top_logprobs=logprobs if generates else -1,
             adapters=config.lora_config is not None,
             prefix_caching=generates and bool(config.cache_config.enable_prefix_caching),
@@ -173,7 +185,8 @@ class Front:
             self.llm.shutdown(timeout=_CPU_STOP_SECONDS if self.options.cpu else None)
         self._guard.end()
         for process in self._processes:
-            process.join(_REAP_SECONDS)  # killed, it would stay as a zombie until this process starts another
+            # Killed, it would stay as a zombie until this process starts another.
+            process.join(_REAP_SECONDS)
 
     def _on_death(self) -> None:
         self._stop_watching()
@@ -188,19 +201,24 @@ class Front:
 
 
 def _arguments(model: str, given: Mapping[str, Any]) -> Any:
-    """vLLM's engine arguments. Mappings, as they come from files, become the configurations that stand in their place.
+    """vLLM's engine arguments. Mappings, as they come from files, become the configurations that
+    stand in their place.
 
     Raises `ConfigError` for a mapping that its configuration does not take.
     """
     taken = dict(given)
     for field in dataclasses.fields(AsyncEngineArgs):
         value = taken.get(field.name)
-        kinds = [kind for kind in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(kind)]
+        kinds = [
+            kind for kind in (field.type, *get_args(field.type)) if dataclasses.is_dataclass(kind)
+        ]
         if isinstance(value, Mapping) and len(kinds) == 1:
             try:
                 taken[field.name] = kinds[0](**value)  # type: ignore[operator]
             except Exception as error:
-                raise ConfigError(_reason(error), field=f"engine_kwargs.{field.name}", value=value) from None
+                raise ConfigError(
+                    _reason(error), field=f"engine_kwargs.{field.name}", value=value
+                ) from None
     return AsyncEngineArgs(model=model, **taken)
 
 

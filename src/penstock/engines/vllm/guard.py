@@ -1,9 +1,11 @@
-"""Sees to it that an engine's processes do not outlive this one, whatever happens to it, and leave nothing behind.
+"""Sees to it that an engine's processes do not outlive this one, whatever happens to it, and leave
+nothing behind.
 
-vLLM's engine core does not notice that its parent was killed. So a small process of its own, started before them and
-in a session of its own, waits for the parent's end and then ends what carries the engine's mark in its environment.
-This file is also that process's program: `python -I -S guard.py MARK PARENT FOLDER`. It uses nothing but the standard
-library, and of that little, since it is there as long as the engine.
+vLLM's engine core does not notice that its parent was killed. So a small process of its own,
+started before them and in a session of its own, waits for the parent's end and then ends what
+carries the engine's mark in its environment. This file is also that process's program: `python -I
+-S guard.py MARK PARENT FOLDER`. It uses nothing but the standard library, and of that little, since
+it is there as long as the engine.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class Guard:
     def end(self) -> None:
         """End what is left of the engine, and the guard too. Harmless when repeated."""
         left = self._shared_memory | end_marked(self._mark)
-        for file in left - shared_memory_of([os.getpid()]):  # what is this process's own it still uses
+        # What is this process's own it still uses.
+        for file in left - shared_memory_of([os.getpid()]):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(file)
                 _forget(os.path.basename(file))
@@ -111,7 +114,8 @@ def main(mark: str, parent: int, folder: str) -> None:
     """Wait for the parent's end, then clean up."""
     with contextlib.suppress(ProcessLookupError):
         handle = os.pidfd_open(parent)
-        if os.getppid() == parent:  # else it ended before we looked, and the number may be another's
+        # Else it ended before we looked, and the number may be another's.
+        if os.getppid() == parent:
             select.select([handle], [], [])
     for file in end_marked(mark):
         with contextlib.suppress(FileNotFoundError):

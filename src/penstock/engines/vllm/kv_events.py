@@ -1,4 +1,6 @@
-"""What vLLM tells of its KV cache: blocks of tokens that it stored or dropped, over a socket of its publisher's."""
+"""What vLLM tells of its KV cache: blocks of tokens that it stored or dropped, over a socket of its
+publisher's.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ _MEDIA = (None, "GPU")
 
 
 class KVEvents:
-    """Reads the events of one engine into `blocks`, until `close`. `endpoints` are those of its ranks."""
+    """Reads the events of one engine into `blocks`, until `close`. `endpoints` are those of its
+    ranks.
+    """
 
     def __init__(self, endpoints: Sequence[str], blocks: CachedBlocks) -> None:
         self._blocks = blocks
@@ -48,7 +52,10 @@ class KVEvents:
                 _, number, payload = await socket.recv_multipart()
                 sequence = int.from_bytes(number, "big")
                 if expected is not None and sequence != expected:
-                    _log.warning("%d KV events were lost: what is cached is learned anew", sequence - expected)
+                    _log.warning(
+                        "%d KV events were lost: what is cached is learned anew",
+                        sequence - expected,
+                    )
                     self._blocks.clear()
                 expected = sequence + 1
                 for event in self._decode(payload).events:
@@ -71,7 +78,9 @@ class BlockNames:
         elif isinstance(event, BlockStored):
             blocks.stored(self._stored(event))
         elif isinstance(event, BlockRemoved):
-            blocks.removed([self._names.pop(block) for block in event.block_hashes if block in self._names])
+            blocks.removed(
+                [self._names.pop(block) for block in event.block_hashes if block in self._names]
+            )
 
     def _stored(self, event: Any) -> list[int]:
         root = token_root(event.lora_name)
@@ -82,7 +91,8 @@ class BlockNames:
             root = known
         keys = getattr(event, "extra_keys", None) or ()  # not in the oldest version
         if any(set(extra or ()) - {event.lora_name} for extra in keys):
-            root = hash((root, repr(keys)))  # tokens that stand for pictures are alike for all of them
+            # Tokens that stand for pictures are alike for all of them.
+            root = hash((root, repr(keys)))
         names = block_hashes(event.token_ids, event.block_size, root)
         self._names.update(zip(event.block_hashes, names, strict=False))
         return names

@@ -1,4 +1,6 @@
-"""Everything that is taken from vLLM, and what differs between its versions. Importing this takes seconds."""
+"""Everything that is taken from vLLM, and what differs between its versions. Importing this takes
+seconds.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""vLLM's own HTTP application around a running engine, for what it serves best, and for those who want it whole."""
+"""vLLM's own HTTP application around a running engine, for what it serves best, and for those who
+want it whole.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,21 @@ import msgspec
 
 from penstock.engines.vllm.faults import one_line
 from penstock.engines.vllm.front import Front
-from penstock.engines.vllm.library import FlexibleArgumentParser, build_app, init_app_state, make_arg_parser
+from penstock.engines.vllm.library import (
+    FlexibleArgumentParser,
+    build_app,
+    init_app_state,
+    make_arg_parser,
+)
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
-from penstock.types import RerankRequest, Scores, Transcription, TranscriptionRequest, TranscriptionSegment, Usage
+from penstock.types import (
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+    TranscriptionSegment,
+    Usage,
+)
 
 Scope = dict[str, Any]
 
@@ -38,7 +52,9 @@ class NativeApp:
                 tasks = await self._front.llm.get_supported_tasks()
                 app = build_app(args, tasks, self._front.llm.model_config)
                 await init_app_state(self._front.llm, app.state, args, tasks)
-                app.state.server = SimpleNamespace()  # vLLM tells it to exit when the engine has died
+                app.state.server = (
+                    SimpleNamespace()
+                )  # vLLM tells it to exit when the engine has died
                 self._app = app
         return self._app.state
 
@@ -47,7 +63,9 @@ class NativeApp:
         await self._app(scope, receive, send)
 
     async def scores(self, request: RerankRequest) -> Scores:
-        """Score documents. Raises what the error that comes back stands for, as does `transcription`."""
+        """Score documents. Raises what the error that comes back stands for, as does
+        `transcription`.
+        """
         body = {"model": self._name, "text_1": request.query, "text_2": request.documents}
         answer = await self._post("/score", "application/json", json.dumps(body).encode())
         ordered = sorted(answer["data"], key=lambda item: item["index"])
@@ -61,13 +79,17 @@ class NativeApp:
             "response_format": "verbose_json" if request.timestamps else "json",
         }
         given = {name: str(value) for name, value in fields.items() if value is not None}
-        path = "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
+        path = (
+            "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
+        )
         answer = await self._post_file(path, request.audio, given)
         segments = answer.get("segments")
         return Transcription(
             answer["text"],
             _usage(answer),
-            None if segments is None else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
+            None
+            if segments is None
+            else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
             answer.get("language"),
             None if answer.get("duration") is None else float(answer["duration"]),
         )
@@ -77,9 +99,14 @@ class NativeApp:
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="'
         parts = [
-            f'{head}{name}"\r\n\r\n{value}\r\n'.encode() for name, value in {"model": self._name, **fields}.items()
+            f'{head}{name}"\r\n\r\n{value}\r\n'.encode()
+            for name, value in {"model": self._name, **fields}.items()
         ]
-        parts += [f'{head}file"; filename="audio"\r\n\r\n'.encode(), file, f"\r\n--{boundary}--\r\n".encode()]
+        parts += [
+            f'{head}file"; filename="audio"\r\n\r\n'.encode(),
+            file,
+            f"\r\n--{boundary}--\r\n".encode(),
+        ]
         return await self._post(path, f"multipart/form-data; boundary={boundary}", b"".join(parts))
 
     async def _post(self, path: str, content_type: str, body: bytes) -> dict[str, Any]:
@@ -93,7 +120,10 @@ class NativeApp:
             "raw_path": path.encode(),
             "query_string": b"",
             "root_path": "",
-            "headers": [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())],
+            "headers": [
+                (b"content-type", content_type.encode()),
+                (b"content-length", str(len(body)).encode()),
+            ],
             "client": None,
             "server": None,
         }

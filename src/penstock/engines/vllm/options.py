@@ -1,7 +1,9 @@
-"""`engine_kwargs` of the vLLM engine: vLLM's own engine arguments, checked by name without importing vLLM.
+"""`engine_kwargs` of the vLLM engine: vLLM's own engine arguments, checked by name without
+importing vLLM.
 
-Its argument classes are read from its source, because importing them takes seconds and loads torch, which a
-configuration that is only looked at must not do. Values are checked by vLLM when the engine starts.
+Its argument classes are read from its source, because importing them takes seconds and loads torch,
+which a configuration that is only looked at must not do. Values are checked by vLLM when the engine
+starts.
 """
 
 from __future__ import annotations
@@ -91,11 +93,15 @@ _DEMO = {
     "max_loras": 4,
     "max_lora_rank": demo.LORA_RANK,
 }
-"""The demo model is small: what serves a large one (compiled kernels, much cache) would only take time to start."""
+"""The demo model is small: what serves a large one (compiled kernels, much cache) would only take
+time to start.
+"""
 
 
 class Installed(Struct, frozen=True):
-    """The vLLM that is installed: its version (empty: unknown), the folder of the package, and if it is for CPUs."""
+    """The vLLM that is installed: its version (empty: unknown), the folder of the package, and if
+    it is for CPUs.
+    """
 
     version: str
     root: Path
@@ -103,8 +109,9 @@ class Installed(Struct, frozen=True):
 
 
 class VLLMOptions(Struct, frozen=True):
-    """Checked options: `engine` are vLLM's engine arguments, `frontend` those of its server that concern requests
-    (parsers, templates). `deterministic`: vLLM's kernels of its batch-invariant mode are used.
+    """Checked options: `engine` are vLLM's engine arguments, `frontend` those of its server that
+    concern requests (parsers, templates). `deterministic`: vLLM's kernels of its batch-invariant
+    mode are used.
     """
 
     engine: dict[str, Any]
@@ -143,8 +150,8 @@ _STRUCTURED = "structured_outputs_config"
 
 
 def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
-    """Sort and complete `engine_kwargs`: vLLM's, and `deterministic`. Raises `ConfigError` for an unknown key,
-    `MissingExtraError` without vLLM.
+    """Sort and complete `engine_kwargs`: vLLM's, and `deterministic`. Raises `ConfigError` for an
+    unknown key, `MissingExtraError` without vLLM.
     """
     found = installed()
     deterministic = _deterministic(given.get("deterministic", False), found)
@@ -156,34 +163,46 @@ def check_options(given: Mapping[str, Any], source: str) -> VLLMOptions:
         if name in ("model", "served_model_name"):
             raise ConfigError("is the model that the engine is made for", field=where, value=value)
         if known and name not in known:
-            raise ConfigError(f"unknown key '{name}'", field=where, value=value, hint=nearest(name, known))
+            raise ConfigError(
+                f"unknown key '{name}'", field=where, value=value, hint=nearest(name, known)
+            )
     defaults: dict[str, Any] = {"disable_log_stats": True}
     given = _with_compact_json(given, engine_names)
     if found.cpu and not {"kv_cache_memory_bytes", "gpu_memory_utilization"} & given.keys():
-        defaults["kv_cache_memory_bytes"] = GIB  # vLLM itself would take most of the machine's memory
+        # VLLM itself would take most of the machine's memory.
+        defaults["kv_cache_memory_bytes"] = GIB
     if source == demo.MODEL_NAME:
         defaults |= _DEMO
         if not found.cpu:
             del defaults["block_size"]
-    engine = {**defaults, **{name: value for name, value in given.items() if name not in frontend_names}}
+    engine = {
+        **defaults,
+        **{name: value for name, value in given.items() if name not in frontend_names},
+    }
     if engine.get("enable_lora") and found.cpu:
         # One slot stays empty: rows without an adapter read the last slot of the CPU kernels.
         engine["max_loras"] = engine.get("max_loras", 1) + 1
         if engine.get("max_cpu_loras"):
             engine["max_cpu_loras"] = max(engine["max_cpu_loras"], engine["max_loras"])
     if isinstance(profiler := engine.get("profiler_config"), Mapping):
-        # torch's tracer of Python code has crashed this process, which serves; the engine's own are others.
+        # torch's tracer of Python code has crashed this process, which serves; the engine's own are
+        # others.
         engine["profiler_config"] = {"ignore_frontend": True, **profiler}
     frontend = {name: value for name, value in given.items() if name in frontend_names}
     return VLLMOptions(engine, frontend, found.cpu, deterministic)
 
 
 def _with_compact_json(given: dict[str, Any], known: frozenset[str]) -> dict[str, Any]:
-    """White space between the parts of JSON is off, where the backend is one that can do without."""
+    """White space between the parts of JSON is off, where the backend is one that can do
+    without.
+    """
     if _STRUCTURED not in known:
         return given
     asked = given.get(_STRUCTURED, {})
-    if not isinstance(asked, Mapping) or asked.get("backend", "xgrammar") not in ("xgrammar", "guidance"):
+    if not isinstance(asked, Mapping) or asked.get("backend", "xgrammar") not in (
+        "xgrammar",
+        "guidance",
+    ):
         return given
     return {**given, _STRUCTURED: {"backend": "xgrammar", "disable_any_whitespace": True, **asked}}
 
@@ -202,15 +221,21 @@ def _deterministic(given: Any, found: Installed) -> bool:
 
 
 def stated_context_length(options: VLLMOptions, source: str) -> int | None:
-    """The context in tokens that the options or the files of a local model state; None if neither does."""
+    """The context in tokens that the options or the files of a local model state; None if neither
+    does.
+    """
     given = options.engine.get("max_model_len")
     return given if isinstance(given, int) else huggingface.stated_context_length(source)
 
 
 @cache
 def known_names(root: Path) -> tuple[frozenset[str], frozenset[str]]:
-    """The names of vLLM's engine arguments and of its server's arguments; empty where its source cannot be read."""
-    engine, frontend = (_fields(root / file, classes) for file, classes in (_ENGINE_ARGS, _FRONTEND_ARGS))
+    """The names of vLLM's engine arguments and of its server's arguments; empty where its source
+    cannot be read.
+    """
+    engine, frontend = (
+        _fields(root / file, classes) for file, classes in (_ENGINE_ARGS, _FRONTEND_ARGS)
+    )
     return engine, frontend - engine
 
 

@@ -31,7 +31,9 @@ __all__ = ["Prepared", "Running", "Starting"]
 
 
 class Prepared(Struct):
-    """A request ready for `AsyncLLM.generate`. `translate` takes the text of each delta apart, where that is needed."""
+    """A request ready for `AsyncLLM.generate`. `translate` takes the text of each delta apart,
+    where that is needed.
+    """
 
     prompt: Any
     params: Any
@@ -56,7 +58,9 @@ class Running:
         self.events: KVEvents | None = None
         lora = front.config.lora_config
         slots = 0 if lora is None else lora.max_cpu_loras or lora.max_loras
-        self.adapters = Adapters(slots - 1 if front.options.cpu else slots, self._load, self._unload)
+        self.adapters = Adapters(
+            slots - 1 if front.options.cpu else slots, self._load, self._unload
+        )
         self._by_priority = front.config.scheduler_config.policy == "priority"
 
     @classmethod
@@ -75,12 +79,16 @@ class Running:
         return running
 
     async def answer(self, task: str, request: Any) -> Any:
-        """The result of a task. vLLM's own application answers those of which its engine knows too little."""
+        """The result of a task. vLLM's own application answers those of which its engine knows too
+        little.
+        """
         name = request.request_id or uuid.uuid4().hex
         match task:
             case "embeddings":
                 assert self.prompts is not None
-                return await embed(self.front, self.prompts, request.inputs, request.dimensions, name)
+                return await embed(
+                    self.front, self.prompts, request.inputs, request.dimensions, name
+                )
             case "classify":
                 assert self.prompts is not None
                 return await classify(self.front, self.prompts, request.inputs, name)
@@ -155,13 +163,18 @@ class Running:
         names = PROMPT_BLOCKS.get()
         ids = prepared.token_ids if names else None
         if ids:
-            blocks.asked(names, block_hashes(ids, self.front.config.cache_config.block_size, token_root(adapter)))
+            blocks.asked(
+                names,
+                block_hashes(ids, self.front.config.cache_config.block_size, token_root(adapter)),
+            )
 
     def fault(self, error: Exception, *, preparing: bool) -> PenstockError:
         """The error to raise for what vLLM raised."""
         return as_penstock_error(error, self.front.why_dead(), preparing=preparing)
 
-    def _prepared(self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling) -> Prepared:
+    def _prepared(
+        self, prompt: Any, request: ChatRequest | CompletionRequest, sampling: Sampling
+    ) -> Prepared:
         assert self.prompts is not None
         # vLLM's core writes at these places of its logits, and ends where there are none.
         self.prompts.check_ids(sampling.stop_token_ids, "stop_token_ids")
@@ -190,7 +203,9 @@ class Running:
         except Exception as error:
             if not self.front.alive:
                 raise
-            raise ModelNotFoundError(f"adapter '{name}' cannot be loaded: {one_line(error)}", param="model") from None
+            raise ModelNotFoundError(
+                f"adapter '{name}' cannot be loaded: {one_line(error)}", param="model"
+            ) from None
         return request
 
     async def _unload(self, number: int) -> None:

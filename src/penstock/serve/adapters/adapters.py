@@ -1,7 +1,7 @@
 """Which adapters one engine holds: loaded on first use, once, and at most so many.
 
-The engine knows an adapter as name@digest. A changed adapter is another one to it, so that nothing cached for the old
-content (such as its prefix cache) is used for the new.
+The engine knows an adapter as name@digest. A changed adapter is another one to it, so that nothing
+cached for the old content (such as its prefix cache) is used for the new.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ class Adapters:
 
     @asynccontextmanager
     async def use(self, version: AdapterVersion) -> AsyncIterator[str]:
-        """Load the adapter unless it is loaded, and keep it while the context lasts. Gives the engine's name for it."""
+        """Load the adapter unless it is loaded, and keep it while the context lasts. Gives the
+        engine's name for it.
+        """
         name = f"{version.name}@{version.digest}"
         held = self._loaded.get(name)
         if (
@@ -68,8 +70,8 @@ class Adapters:
                 self.loads += 1
 
     def forget_missing(self) -> None:
-        """Forget adapters whose files left the cache since they were loaded: an engine cannot start with those, and
-        the next request for one brings it back.
+        """Forget adapters whose files left the cache since they were loaded: an engine cannot start
+        with those, and the next request for one brings it back.
         """
         for name, held in list(self._loaded.items()):
             if not os.path.isdir(held.version.path):

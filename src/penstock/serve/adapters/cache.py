@@ -1,6 +1,7 @@
 """Local copies of adapters, each under the digest of its content, within a limit on their size.
 
-Several processes may share the folder: what appears in it is whole, and what was used of late stays.
+Several processes may share the folder: what appears in it is whole, and what was used of late
+stays.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class AdapterCache:
         self._max_bytes = max_bytes
 
     def take_in(self, fs: Any, files: Iterable[str]) -> tuple[str, str]:
-        """Copy an adapter's files from an fsspec file system; returns the digest and the directory here."""
+        """Copy an adapter's files from an fsspec file system; returns the digest and the directory
+        here.
+        """
         private_files.make_folder(self.folder)
         arriving = tempfile.mkdtemp(prefix=_ARRIVING, dir=self.folder)
         try:
@@ -65,14 +68,18 @@ class AdapterCache:
         return True
 
     def clean(self) -> None:
-        """Remove what is beyond the limit and was not used of late, and what a killed process left half done."""
+        """Remove what is beyond the limit and was not used of late, and what a killed process left
+        half done.
+        """
         now = time.time()
         adapters: list[tuple[float, int, Path]] = []
         for entry in list(self.folder.iterdir()):
             with contextlib.suppress(OSError):  # another process may clean as well
                 used = entry.stat().st_mtime
                 if not entry.name.startswith((_ARRIVING, _LEAVING)):
-                    adapters.append((used, sum(file.stat().st_size for file in entry.iterdir()), entry))
+                    adapters.append(
+                        (used, sum(file.stat().st_size for file in entry.iterdir()), entry)
+                    )
                 elif now - used > KEEP_S:
                     shutil.rmtree(entry, ignore_errors=True)
         excess = sum(size for _, size, _ in adapters) - self._max_bytes

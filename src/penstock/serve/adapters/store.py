@@ -1,7 +1,7 @@
 """Where adapters come from: which there are, and which version of each is the current one.
 
-Every adapter is copied into the cache under the digest of its content, also one from a local directory: what the engine
-holds under a digest stays what it was, whatever happens to the original.
+Every adapter is copied into the cache under the digest of its content, also one from a local
+directory: what the engine holds under a digest stays what it was, whatever happens to the original.
 """
 
 from __future__ import annotations
@@ -45,7 +45,18 @@ LONGEST_RETRY_S = 30.0
 LIST_TIMEOUT_S = 5.0
 _FILES = (".json", ".safetensors", ".bin", ".txt", ".model", ".jinja")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-_STAMPS = ("size", "mtime", "created", "ETag", "etag", "LastModified", "last_modified", "updated", "md5Hash", "blob_id")
+_STAMPS = (
+    "size",
+    "mtime",
+    "created",
+    "ETag",
+    "etag",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "md5Hash",
+    "blob_id",
+)
 
 
 class AdapterVersion(Struct, frozen=True):
@@ -69,7 +80,8 @@ class _Known:
 class AdapterStore:
     """The adapters of one model. `given` maps further names to directories. `clock` is in seconds.
 
-    Raises `MissingExtraError` if a URL needs a package that is not installed, `ConfigError` for an unknown kind of URL.
+    Raises `MissingExtraError` if a URL needs a package that is not installed, `ConfigError` for an
+    unknown kind of URL.
     """
 
     def __init__(
@@ -92,9 +104,11 @@ class AdapterStore:
             _check_backend(url)
 
     async def names(self) -> list[str]:
-        """The names of all adapters, sorted. Looks at the source at most every few seconds, and downloads nothing.
+        """The names of all adapters, sorted. Looks at the source at most every few seconds, and
+        downloads nothing.
 
-        While the source does not answer, what it last told stands: a list of models must not fail for one of them.
+        While the source does not answer, what it last told stands: a list of models must not fail
+        for one of them.
         """
         async with self._listing:
             if self._root is not None and self._clock() - self._listed_at >= RECHECK_S:
@@ -102,15 +116,17 @@ class AdapterStore:
                     async with asyncio.timeout(LIST_TIMEOUT_S):
                         self._listed = await asyncio.to_thread(self._list)
                 except Exception as error:
-                    _log.warning("the adapters in %s cannot be listed: %r", masked(self._root), error)
+                    _log.warning(
+                        "the adapters in %s cannot be listed: %r", masked(self._root), error
+                    )
                 self._listed_at = self._clock()
         return sorted({*self._given, *self._listed})
 
     async def fetch(self, name: str) -> AdapterVersion:
         """The adapter's current version, downloaded if it is new.
 
-        Raises `ModelNotFoundError` if there is no such adapter, `EngineTimeoutError` or `EngineStartError` if it cannot
-        be had.
+        Raises `ModelNotFoundError` if there is no such adapter, `EngineTimeoutError` or
+        `EngineStartError` if it cannot be had.
         """
         location = self._location(name)
         if location is None:
@@ -121,7 +137,8 @@ class AdapterStore:
                 try:
                     await self._check(name, location, known)
                 except FileNotFoundError:
-                    self._known.pop(name, None)  # whoever asks for names that do not exist fills no memory
+                    # Whoever asks for names that do not exist fills no memory.
+                    self._known.pop(name, None)
                     raise await self._unknown(name) from None
                 except PenstockError:
                     if known.version is None:
@@ -141,7 +158,9 @@ class AdapterStore:
 
     async def _unknown(self, name: str) -> ModelNotFoundError:
         hint = nearest(name, await self.names())
-        return ModelNotFoundError(f"no adapter '{name}'. {hint or 'This model has no adapters.'}", param="model")
+        return ModelNotFoundError(
+            f"no adapter '{name}'. {hint or 'This model has no adapters.'}", param="model"
+        )
 
     async def _check(self, name: str, location: str, known: _Known) -> None:
         what, version = f"adapter '{name}'", known.version
@@ -156,7 +175,9 @@ class AdapterStore:
         return self._cache.take_in(fs, files)
 
     async def _patiently(self, work: Callable[[], T], what: str) -> T:
-        """Run blocking `work` in a thread, within the time and the number of tries that the configuration allows."""
+        """Run blocking `work` in a thread, within the time and the number of tries that the
+        configuration allows.
+        """
         tries, limit = self._config.max_download_tries, self._config.download_timeout_s
 
         async def attempt() -> T:
@@ -171,8 +192,12 @@ class AdapterStore:
             raise
         except Exception as error:
             if isinstance(error, TimeoutError) and limit is not None:
-                raise EngineTimeoutError(f"{what} did not come within {limit:g} s, {tries} times") from None
-            raise EngineStartError(f"{what} cannot be read: {type(error).__name__}: {error}") from error
+                raise EngineTimeoutError(
+                    f"{what} did not come within {limit:g} s, {tries} times"
+                ) from None
+            raise EngineStartError(
+                f"{what} cannot be read: {type(error).__name__}: {error}"
+            ) from error
 
     def _list(self) -> list[str]:
         assert self._root is not None
@@ -182,12 +207,20 @@ class AdapterStore:
         except FileNotFoundError:
             return []
         marked = (path.rsplit("/", 2) for path in found if path.endswith(f"/{MARK}"))
-        return [parts[1] for parts in marked if parts[0].rstrip("/") == root.rstrip("/") and _NAME.fullmatch(parts[1])]
+        return [
+            parts[1]
+            for parts in marked
+            if parts[0].rstrip("/") == root.rstrip("/") and _NAME.fullmatch(parts[1])
+        ]
 
 
 def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
     """The adapters of a configured model; the demo model brings its own."""
-    given = {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS} if model_source == demo.MODEL_NAME else {}
+    given = (
+        {name: str(demo.adapter_path(name)) for name in demo.ADAPTERS}
+        if model_source == demo.MODEL_NAME
+        else {}
+    )
     cache = AdapterCache(Path(env.cache_dir(), "adapters"), env.adapter_cache_bytes())
     return AdapterStore(config.lora_config, cache, given)
 
@@ -201,7 +234,9 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
-    """The file system, the adapter's root, and its files with their details. Raises `FileNotFoundError`."""
+    """The file system, the adapter's root, and its files with their details. Raises
+    `FileNotFoundError`.
+    """
     fs, root = _filesystem(location)
     found = fs.find(root, maxdepth=1, detail=True)
     files = {path: info for path, info in found.items() if path.endswith(_FILES)}
@@ -226,7 +261,9 @@ def _check_backend(url: str) -> None:
         return
     if scheme not in known_implementations:
         raise ConfigError(
-            f"unknown kind of URL '{scheme}://'", field="lora_config", hint=nearest(scheme, ("s3", "gs", "abfss", "hf"))
+            f"unknown kind of URL '{scheme}://'",
+            field="lora_config",
+            hint=nearest(scheme, ("s3", "gs", "abfss", "hf")),
         )
     module = known_implementations[scheme]["class"].partition(".")[0]
     if find_spec(module) is None:

@@ -15,14 +15,18 @@ Rank = Literal["admin", "user", "stranger"]
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:
-    """The keys in `file`, one a line (# opens a comment), and those in `listed`, separated by commas."""
+    """The keys in `file`, one a line (# opens a comment), and those in `listed`, separated by
+    commas.
+    """
     keys = [key.strip() for key in listed.split(",")]
     if file is not None:
         try:
             lines = decode_text(read_file(file)).splitlines()
         except (OSError, ValueError) as error:
             why = (error.strerror or error) if isinstance(error, OSError) else error
-            raise ConfigError(f"{file}: the keys cannot be read: {why}", field="api_key_file", value=file) from None
+            raise ConfigError(
+                f"{file}: the keys cannot be read: {why}", field="api_key_file", value=file
+            ) from None
         given = [line.strip() for line in lines if not line.startswith("#")]
         if not any(given):
             # An open server is not what somebody who names a file of keys wants.
@@ -35,8 +39,8 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
-    """What the caller of a request may do. Its key is compared with every key, each in constant time, so that the time
-    taken tells nothing.
+    """What the caller of a request may do. Its key is compared with every key, each in constant
+    time, so that the time taken tells nothing.
     """
     if settings.keyless:
         return "admin"  # whoever finds no keys runs the server
@@ -66,7 +70,9 @@ def check_admin(rank: Rank, headers: Headers) -> None:
 def _no_key(headers: Headers) -> NoKeyError:
     given = _given_key(headers)
     return NoKeyError(
-        "the API key is wrong" if given else "an API key is needed: send the header 'Authorization: Bearer KEY'"
+        "the API key is wrong"
+        if given
+        else "an API key is needed: send the header 'Authorization: Bearer KEY'"
     )
 
 

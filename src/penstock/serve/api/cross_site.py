@@ -1,8 +1,9 @@
-"""Keeps web pages from driving a server that wants no keys through the browser of somebody who can reach it.
+"""Keeps web pages from driving a server that wants no keys through the browser of somebody who can
+reach it.
 
-A browser lets any page send some requests anywhere, and names the page in `Origin`. A page whose name was pointed
-at this machine (DNS rebinding) is of the same origin, and is known by the foreign name in `Host`. Programs send no
-`Origin`, and call a server by the name that they reach it under.
+A browser lets any page send some requests anywhere, and names the page in `Origin`. A page whose
+name was pointed at this machine (DNS rebinding) is of the same origin, and is known by the foreign
+name in `Host`. Programs send no `Origin`, and call a server by the name that they reach it under.
 """
 
 from __future__ import annotations
@@ -19,18 +20,24 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
-    """Raise `ForbiddenError` for a request that changes something and may come from a foreign web page."""
+    """Raise `ForbiddenError` for a request that changes something and may come from a foreign web
+    page.
+    """
     if scope["method"] in _READING or settings.api_keys:
         return
     host = headers.get("host", "")
     name = _name(host)
     if _is_loopback((scope.get("server") or ("",))[0]) and not _known(name, settings.allowed_hosts):
         raise ForbiddenError(
-            f"'{name[:100]}' is no name of this server, which has no API keys. Ask 127.0.0.1 or localhost; "
-            "--allowed-host NAME lets others in, and so does --api-key-file"
+            f"'{name[:100]}' is no name of this server, which has no API keys. Ask 127.0.0.1 or"
+            " localhost; --allowed-host NAME lets others in, and so does --api-key-file"
         )
     origin = headers.get("origin")
-    if origin is None or origin.partition("://")[2] == host or {origin, "*"} & {*settings.cors_origins}:
+    if (
+        origin is None
+        or origin.partition("://")[2] == host
+        or {origin, "*"} & {*settings.cors_origins}
+    ):
         return
     raise ForbiddenError(
         f"web pages of '{origin[:100]}' may not use this server, which has no API keys. "

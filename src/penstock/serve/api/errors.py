@@ -21,7 +21,9 @@ LONGEST_RETRY_AFTER_S = 86400.0
 
 
 def as_penstock_error(error: BaseException) -> PenstockError:
-    """Any error as one of ours. What was not raised on purpose tells the client nothing of the inside."""
+    """Any error as one of ours. What was not raised on purpose tells the client nothing of the
+    inside.
+    """
     if isinstance(error, PenstockError):
         return error
     if isinstance(error, RecursionError):

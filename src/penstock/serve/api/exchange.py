@@ -35,7 +35,9 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Exchange:
-    """Made by the middleware, filled by the endpoint, read by the log and the metrics when the request ends."""
+    """Made by the middleware, filled by the endpoint, read by the log and the metrics when the
+    request ends.
+    """
 
     def __init__(self, ingress: IngressState, given_id: str | None) -> None:
         self.ingress = ingress
@@ -46,7 +48,9 @@ class Exchange:
         self.runs = False
         self.rank: Rank = "stranger"
         self.trusted = False
-        """Whether the caller may see how the server is set up: an operator, or anybody where there are no keys."""
+        """Whether the caller may see how the server is set up: an operator, or anybody where there
+        are no keys.
+        """
         self.status = 0
         self.error: str | None = None
         self.usage = Usage()
@@ -70,7 +74,8 @@ class Exchange:
     async def read(self) -> bytes:
         """The request's body. From now on the request counts as one that is being answered."""
         limits = self.ingress.settings.limits
-        async with Interrupt(None, self.ingress.live):  # a client that stalls must not keep the server from its end
+        # A client that stalls must not keep the server from its end.
+        async with Interrupt(None, self.ingress.live):
             body = await read_body(self.request, limits)
         if self.runs and not self._counted:
             self._counted = True
@@ -102,8 +107,9 @@ class Exchange:
         return Response(msgspec.json.encode(body), media_type="application/json")
 
     def failed(self, caught: Exception, told: PenstockError | None = None) -> PenstockError:
-        """Note what went wrong, in the log too where the client is not told. Gives the error to answer with: `told`, or
-        what `caught` is to the client, without paths of files where the caller may not read them.
+        """Note what went wrong, in the log too where the client is not told. Gives the error to
+        answer with: `told`, or what `caught` is to the client, without paths of files where the
+        caller may not read them.
         """
         error = told if told is not None else as_penstock_error(caught)
         log_unforeseen(error, caught, self.id)

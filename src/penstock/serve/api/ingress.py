@@ -21,10 +21,11 @@ from penstock.serve.replicas.model import RemoteModel
 
 
 class IngressApp:
-    """An ASGI application. `ingress` is what its requests share; whoever runs the application drains it through that.
+    """An ASGI application. `ingress` is what its requests share; whoever runs the application
+    drains it through that.
 
-    It starts and stops no model and asks none for anything but its requests. Where the models run elsewhere, requests
-    are forwarded as they come. `more` are endpoints beside the usual ones.
+    It starts and stops no model and asks none for anything but its requests. Where the models run
+    elsewhere, requests are forwarded as they come. `more` are endpoints beside the usual ones.
     """
 
     def __init__(self, ingress: IngressState, more: Iterable[Endpoint] = ()) -> None:
@@ -37,8 +38,12 @@ class IngressApp:
                 msgspec.structs.replace(endpoint, answer=forward) if endpoint.runs else endpoint
                 for endpoint in endpoints
             )
-        app: ASGIApp = Router([as_route(endpoint) for endpoint in endpoints], redirect_slashes=False)
-        app = ExchangeMiddleware(app, ingress, frozenset(one.path for one in endpoints if one.public))
+        app: ASGIApp = Router(
+            [as_route(endpoint) for endpoint in endpoints], redirect_slashes=False
+        )
+        app = ExchangeMiddleware(
+            app, ingress, frozenset(one.path for one in endpoints if one.public)
+        )
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,
@@ -50,16 +55,18 @@ class IngressApp:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope["app"] = self  # tells Starlette's router to raise for an unknown path instead of answering itself
+        # Tells Starlette's router to raise for an unknown path instead of answering itself.
+        scope["app"] = self
         await self._app(scope, receive, send)
 
 
 class OpenAiIngress(IngressApp):
-    """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with handles by model id,
-    with what is known of the models beforehand, and with `ingress_extra_kwargs`.
+    """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with
+    handles by model id, with what is known of the models beforehand, and with
+    `ingress_extra_kwargs`.
 
-    `model_cards` says more of the models than their handles do; `lora_paths` names those whose adapters are found on
-    demand.
+    `model_cards` says more of the models than their handles do; `lora_paths` names those whose
+    adapters are found on demand.
     """
 
     def __init__(
@@ -70,7 +77,11 @@ class OpenAiIngress(IngressApp):
         *,
         settings: HttpSettings | None = None,
     ) -> None:
-        super().__init__(IngressState(ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()))
+        super().__init__(
+            IngressState(
+                ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()
+            )
+        )
 
 
 def build_app(
@@ -82,6 +93,7 @@ def build_app(
 ) -> IngressApp:
     """The application for these models, by id.
 
-    `model_cards` says more of them than their handles do; `lora_paths` names those whose adapters are found on demand.
+    `model_cards` says more of them than their handles do; `lora_paths` names those whose adapters
+    are found on demand.
     """
     return OpenAiIngress(handles, model_cards, lora_paths, settings=settings)

@@ -89,28 +89,41 @@ def check_declared_size(request: Request, limits: Limits) -> None:
 def check_inflight(answering: int, limits: Limits) -> None:
     """Refuse a request beyond those that the server answers at once."""
     if limits.max_inflight is not None and answering > limits.max_inflight:
-        raise TooManyRequestsError(f"the server is answering {limits.max_inflight} requests, as many as it may")
+        raise TooManyRequestsError(
+            f"the server is answering {limits.max_inflight} requests, as many as it may"
+        )
 
 
 def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
-    """Refuse texts that are, together, longer than any model takes. `param` is where they stand in the request."""
+    """Refuse texts that are, together, longer than any model takes. `param` is where they stand in
+    the request.
+    """
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
         raise ContextLengthError(
-            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}", param=param
+            f"the prompt has {chars} characters; this server takes {limits.max_prompt_chars}",
+            param=param,
         )
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
-    """The request, its answer's length bounded. `prompts` is how many such requests come together."""
+    """The request, its answer's length bounded. `prompts` is how many such requests come
+    together.
+    """
     if isinstance(request, ChatRequest):
         check_texts(_texts(request), limits, "messages")
     elif isinstance(request.prompt, str):
         check_texts([request.prompt], limits, "prompt")
     if request.n * prompts > limits.max_choices:
-        raise RequestError(f"at most {limits.max_choices} answers may be asked for at once", param="n")
+        raise RequestError(
+            f"at most {limits.max_choices} answers may be asked for at once", param="n"
+        )
     sampling = _bounded(request.sampling, limits.max_tokens)
-    return request if sampling is request.sampling else msgspec.structs.replace(request, sampling=sampling)
+    return (
+        request
+        if sampling is request.sampling
+        else msgspec.structs.replace(request, sampling=sampling)
+    )
 
 
 def _bounded(sampling: Sampling, most: int | None) -> Sampling:
@@ -119,7 +132,9 @@ def _bounded(sampling: Sampling, most: int | None) -> Sampling:
     if sampling.max_tokens is None:
         return msgspec.structs.replace(sampling, max_tokens=most)
     if sampling.max_tokens > most:
-        raise RequestError(f"max_tokens must be at most {most}, not {sampling.max_tokens}", param="max_tokens")
+        raise RequestError(
+            f"max_tokens must be at most {most}, not {sampling.max_tokens}", param="max_tokens"
+        )
     return sampling
 
 

@@ -1,4 +1,6 @@
-"""Prometheus metrics of the ingress. Nothing is counted per token: a request reports when it ends."""
+"""Prometheus metrics of the ingress. Nothing is counted per token: a request reports when it
+ends.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,56 @@ from penstock.errors import PenstockError
 from penstock.serve.models.handle import ModelHandle, StateName
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+)
 ENGINE_TIMEOUT_S = 1.0
 """How long an engine may take to tell what it counts."""
 _ENGINE_COUNTERS = frozenset(
     {
-        *("steps", "prefix_cache_queries", "prefix_cache_hits", "kv_transfers", "kv_transfer_bytes"),
+        *(
+            "steps",
+            "prefix_cache_queries",
+            "prefix_cache_hits",
+            "kv_transfers",
+            "kv_transfer_bytes",
+        ),
         *("kv_transfer_seconds", "kv_transfer_failures", "kv_expired_requests"),
     }
 )
-_SHORT = (0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_SHORT = (
+    0.00005,
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+)
 
 
 class ModelMetrics:
@@ -43,7 +85,9 @@ class ModelMetrics:
 
 
 class Metrics:
-    """The metrics of one ingress, in a registry of their own. The names are those that vLLM's have after its prefix."""
+    """The metrics of one ingress, in a registry of their own. The names are those that vLLM's have
+    after its prefix.
+    """
 
     def __init__(self, handles: Mapping[str, ModelHandle]) -> None:
         self.registry = registry = CollectorRegistry()
@@ -58,22 +102,39 @@ class Metrics:
             ("model_name", "endpoint", "status"),
             registry=registry,
         )
-        self.prompt_tokens = Counter("penstock_prompt_tokens_total", "Tokens of prompts.", by_model, registry=registry)
+        self.prompt_tokens = Counter(
+            "penstock_prompt_tokens_total", "Tokens of prompts.", by_model, registry=registry
+        )
         self.cached_tokens = Counter(
-            "penstock_cached_prompt_tokens_total", "Tokens of prompts found in a cache.", by_model, registry=registry
+            "penstock_cached_prompt_tokens_total",
+            "Tokens of prompts found in a cache.",
+            by_model,
+            registry=registry,
         )
         self.generation_tokens = Counter(
             "penstock_generation_tokens_total", "Tokens generated.", by_model, registry=registry
         )
-        self.latency = histogram("e2e_request_latency_seconds", "From a request's arrival to its end.")
-        self.first_token = histogram("time_to_first_token_seconds", "From a request's arrival to its first token.")
-        self.per_token = histogram(
-            "time_per_output_token_seconds", "Mean time between the tokens of a streamed request.", _SHORT
+        self.latency = histogram(
+            "e2e_request_latency_seconds", "From a request's arrival to its end."
         )
-        self.queue_time = histogram("request_queue_time_seconds", "Waiting to be admitted to the engine.", _SHORT)
-        self.engine_time = histogram("request_engine_time_seconds", "Waiting for the engine, its queue included.")
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token."
+        )
+        self.per_token = histogram(
+            "time_per_output_token_seconds",
+            "Mean time between the tokens of a streamed request.",
+            _SHORT,
+        )
+        self.queue_time = histogram(
+            "request_queue_time_seconds", "Waiting to be admitted to the engine.", _SHORT
+        )
+        self.engine_time = histogram(
+            "request_engine_time_seconds", "Waiting for the engine, its queue included."
+        )
         self.framework_time = histogram(
-            "request_framework_time_seconds", "What a request took beside waiting for the engine.", _SHORT
+            "request_framework_time_seconds",
+            "What a request took beside waiting for the engine.",
+            _SHORT,
         )
         self._of_models: dict[str, ModelMetrics] = {}
         self._states = _States(handles)
@@ -114,12 +175,20 @@ class _States(Collector):
         self._engines = dict(zip(self._handles, counts, strict=True))
 
     def collect(self) -> Iterable[Metric]:
-        running = GaugeMetricFamily("penstock_num_requests_running", "Requests being answered.", labels=["model_name"])
-        waiting = GaugeMetricFamily("penstock_num_requests_waiting", "Requests in the queue.", labels=["model_name"])
-        states = GaugeMetricFamily(
-            "penstock_model_state", "1 for the state that the model is in.", labels=["model_name", "state"]
+        running = GaugeMetricFamily(
+            "penstock_num_requests_running", "Requests being answered.", labels=["model_name"]
         )
-        loads = CounterMetricFamily("penstock_model_loads", "Starts of the engine.", labels=["model_name"])
+        waiting = GaugeMetricFamily(
+            "penstock_num_requests_waiting", "Requests in the queue.", labels=["model_name"]
+        )
+        states = GaugeMetricFamily(
+            "penstock_model_state",
+            "1 for the state that the model is in.",
+            labels=["model_name", "state"],
+        )
+        loads = CounterMetricFamily(
+            "penstock_model_loads", "Starts of the engine.", labels=["model_name"]
+        )
         restarts = CounterMetricFamily(
             "penstock_engine_restarts", "Starts of the engine after it died.", labels=["model_name"]
         )
@@ -156,7 +225,8 @@ class _States(Collector):
                 counted = name.removeprefix("prefill_") in _ENGINE_COUNTERS
                 kind = CounterMetricFamily if counted else GaugeMetricFamily
                 family = families.setdefault(
-                    name, kind(f"penstock_engine_{name}", "As the engine tells.", labels=["model_name"])
+                    name,
+                    kind(f"penstock_engine_{name}", "As the engine tells.", labels=["model_name"]),
                 )
                 family.add_metric([model_id], value)  # type: ignore[attr-defined]
         return families.values()

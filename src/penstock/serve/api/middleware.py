@@ -22,8 +22,8 @@ _access = logging.getLogger("penstock.access")
 class ExchangeMiddleware:
     """The outermost layer: makes the `Exchange`, and answers for whatever goes wrong inside.
 
-    Everybody may use the `public` paths, also of a server that shuts down. That a route is for operators alone is
-    checked where it is answered.
+    Everybody may use the `public` paths, also of a server that shuts down. That a route is for
+    operators alone is checked where it is answered.
     """
 
     def __init__(self, app: ASGIApp, ingress: IngressState, public: frozenset[str]) -> None:
@@ -41,7 +41,10 @@ class ExchangeMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", exchange.id.encode())]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", exchange.id.encode()),
+                ]
             await send(message)
 
         self._ingress.begin()
@@ -61,7 +64,9 @@ class ExchangeMiddleware:
             is_served.reset(served)
             request_id.reset(token)
 
-    async def _answer(self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _answer(
+        self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         settings = self._ingress.settings
         exchange.rank = rank_of(headers, settings)
         exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
@@ -82,7 +87,9 @@ class ExchangeMiddleware:
 
 
 def _two_lengths() -> RequestError:
-    """A proxy may take the end of such a body for the next request, and that for another caller's."""
+    """A proxy may take the end of such a body for the next request, and that for another
+    caller's.
+    """
     error = RequestError("a request has a Content-Length or a Transfer-Encoding, not both")
     error.ends_connection = True
     return error
@@ -128,4 +135,6 @@ def _log_access(exchange: Exchange, scope: Scope) -> None:
         fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
     if exchange.error is not None:
         fields["error"] = exchange.error
-    _access.info("%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields})
+    _access.info(
+        "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
+    )

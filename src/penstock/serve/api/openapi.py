@@ -1,4 +1,6 @@
-"""The API's description in OpenAPI's form, made from the same structures that check the requests."""
+"""The API's description in OpenAPI's form, made from the same structures that check the
+requests.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def describe(endpoints: Iterable[Endpoint], *, with_keys: bool) -> dict[str, Any
     """The OpenAPI document of these endpoints. `with_keys` says that they want an API key."""
     table = list(endpoints)
     forms = [endpoint.body for endpoint in table if endpoint.body is not None]
-    references, schemas = msgspec.json.schema_components(forms, ref_template="#/components/schemas/{name}")
+    references, schemas = msgspec.json.schema_components(
+        forms, ref_template="#/components/schemas/{name}"
+    )
     by_form = dict(zip(forms, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in table:
@@ -64,7 +68,10 @@ def describe(endpoints: Iterable[Endpoint], *, with_keys: bool) -> dict[str, Any
             content = {"application/json": {"schema": by_form[endpoint.body]}}
             operation["requestBody"] = {"required": True, "content": content}
         elif endpoint.path == "/v1/audio/transcriptions":
-            operation["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": _AUDIO}}}
+            operation["requestBody"] = {
+                "required": True,
+                "content": {"multipart/form-data": {"schema": _AUDIO}},
+            }
         parameters = [{"name": name, "in": "path"} for name in re.findall(r"{(\w+)}", path)]
         if endpoint.path == "/ready" or endpoint.path.startswith("/is_"):
             parameters.append({"name": "model", "in": "query"})

@@ -1,4 +1,6 @@
-"""What of an error a caller may read: no path of a file of this machine, unless the caller runs the server."""
+"""What of an error a caller may read: no path of a file of this machine, unless the caller runs the
+server.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,12 @@ from functools import lru_cache
 from penstock.errors import PenstockError
 from penstock.serve.models.handle import ModelHandle
 
-_QUOTED = re.compile(r"""(?P<quote>["'`])(?P<path>(?:file:/{1,2})?(?:/|~[\w.-]*/|\.\.?/)[^"'`\n]*)(?P=quote)""")
-_BARE = re.compile(r"""(?<![\w/.~@-])(?:file:/{1,2})?(?:/(?!/)|~[\w.-]*/|\.\.?/)[^\s"'`,;()<>\[\]{}|]+""")
+_QUOTED = re.compile(
+    r"""(?P<quote>["'`])(?P<path>(?:file:/{1,2})?(?:/|~[\w.-]*/|\.\.?/)[^"'`\n]*)(?P=quote)"""
+)
+_BARE = re.compile(
+    r"""(?<![\w/.~@-])(?:file:/{1,2})?(?:/(?!/)|~[\w.-]*/|\.\.?/)[^\s"'`,;()<>\[\]{}|]+"""
+)
 
 
 def model_sources(handles: Iterable[ModelHandle]) -> dict[str, str]:
@@ -26,12 +32,16 @@ def model_sources(handles: Iterable[ModelHandle]) -> dict[str, str]:
 
 
 def without_paths(text: str, sources: Mapping[str, str]) -> str:
-    """The text with the last component in the place of each path. `sources` are names for known paths."""
+    """The text with the last component in the place of each path. `sources` are names for known
+    paths.
+    """
     if "/" not in text:
         return text
     for source, name in sources.items():
         text = text.replace(source, name)
-    text = _QUOTED.sub(lambda found: f"{found['quote']}{_shown(found['path'])}{found['quote']}", text)
+    text = _QUOTED.sub(
+        lambda found: f"{found['quote']}{_shown(found['path'])}{found['quote']}", text
+    )
     return _BARE.sub(lambda found: _shown(found[0]), text)
 
 

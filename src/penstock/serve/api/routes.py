@@ -1,4 +1,6 @@
-"""The table of endpoints: what the router, the API's description and the metrics' labels are made from."""
+"""The table of endpoints: what the router, the API's description and the metrics' labels are made
+from.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from penstock.openai.extensions import ClassifyBody, DetokenizeBody, RerankBody, ScoreBody, TokenizeBody
+from penstock.openai.extensions import (
+    ClassifyBody,
+    DetokenizeBody,
+    RerankBody,
+    ScoreBody,
+    TokenizeBody,
+)
 from penstock.openai.message_requests import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.response_requests import ResponseBody
@@ -34,9 +42,9 @@ Answer = Callable[[Exchange], Awaitable[Response]]
 
 
 class Endpoint(Struct, frozen=True):
-    """One method of one path. `body` is the form of its JSON body; `runs` says that it makes an engine work, `admin`
-    that it is for who runs the server, `public` that it is for everybody, key or not. Raises `ValueError` for an
-    endpoint that controls a model and is not for admins.
+    """One method of one path. `body` is the form of its JSON body; `runs` says that it makes an
+    engine work, `admin` that it is for who runs the server, `public` that it is for everybody, key
+    or not. Raises `ValueError` for an endpoint that controls a model and is not for admins.
     """
 
     method: str
@@ -50,7 +58,10 @@ class Endpoint(Struct, frozen=True):
     def __post_init__(self) -> None:
         controls = self.answer.__module__ == control.__name__
         if (controls and not self.admin) or (self.admin and self.public):
-            raise ValueError(f"{self.method} {self.path}: what controls a model needs admin=True, and is not public")
+            raise ValueError(
+                f"{self.method} {self.path}: what controls a model needs admin=True, and is not"
+                " public"
+            )
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
@@ -73,13 +84,24 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("GET", "/openapi.json", site.openapi),
     Endpoint("GET", "/docs", site.docs),
 )
-_ACTIONS = ("sleep", "wakeup", "pause", "resume", "reset_prefix_cache", "start_profile", "stop_profile")
+_ACTIONS = (
+    "sleep",
+    "wakeup",
+    "pause",
+    "resume",
+    "reset_prefix_cache",
+    "start_profile",
+    "stop_profile",
+)
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
         Endpoint("POST", f"/{name}", control.act(name), control.ControlBody, admin=True)
         for name in (*_ACTIONS, "collective_rpc")
     ),
-    *(Endpoint("GET", f"/{name}", control.ask(name), admin=True) for name in ("is_sleeping", "is_paused")),
+    *(
+        Endpoint("GET", f"/{name}", control.ask(name), admin=True)
+        for name in ("is_sleeping", "is_paused")
+    ),
 )
 
 

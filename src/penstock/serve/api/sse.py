@@ -1,4 +1,6 @@
-"""Carries an engine's deltas to the client: as events while they come, or collected into one answer."""
+"""Carries an engine's deltas to the client: as events while they come, or collected into one
+answer.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,14 @@ _HEADERS = [
 class EventStream(Response):
     """Sends deltas as server-sent events.
 
-    The response starts with the first delta, so that what fails before it fails with a status of its own; what fails
-    later ends the stream with an error event. What the engine has ready goes out in one write. `n` is how many answers
-    share a prompt, of which there are `prompts`.
+    The response starts with the first delta, so that what fails before it fails with a status of
+    its own; what fails later ends the stream with an error event. What the engine has ready goes
+    out in one write. `n` is how many answers share a prompt, of which there are `prompts`.
     """
 
-    def __init__(self, exchange: Exchange, batches: Batches, framer: Framer, *, n: int = 1, prompts: int = 1) -> None:
+    def __init__(
+        self, exchange: Exchange, batches: Batches, framer: Framer, *, n: int = 1, prompts: int = 1
+    ) -> None:
         self._exchange = exchange
         self._batches = batches
         self._framer = framer
@@ -53,7 +57,13 @@ class EventStream(Response):
             if not self._begun:
                 await error_response(scope["path"], error)(scope, receive, send)
             else:
-                await send({"type": "http.response.body", "body": self._framer.error(error), "more_body": False})
+                await send(
+                    {
+                        "type": "http.response.body",
+                        "body": self._framer.error(error),
+                        "more_body": False,
+                    }
+                )
 
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
@@ -72,9 +82,8 @@ class EventStream(Response):
                 chunk = b"".join([framer.frame(delta) for delta in batch])
                 more = bool(batch) and self._open > 0
                 if not more:
-                    async for (
-                        _
-                    ) in batches:  # to its end: a client that knows its answer to be complete finds a free slot
+                    # To its end: a client that knows its answer to be complete finds a free slot.
+                    async for _ in batches:
                         pass
                     exchange.usage = total.usage
                     chunk += framer.close()
@@ -89,7 +98,9 @@ class EventStream(Response):
 
 
 async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answers]:
-    """The finished answers of requests that run side by side. If one fails, the others are given up."""
+    """The finished answers of requests that run side by side. If one fails, the others are given
+    up.
+    """
     answers = await exchange.wait(_collect_all(requests))
     usages = [one.usage for one in answers]
     exchange.usage = Usage(
@@ -112,11 +123,15 @@ async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
 
 
 async def merged(requests: Sequence[Batches], n: int) -> Batches:
-    """The deltas of several requests of `n` answers each as one stream; the answers are numbered through."""
+    """The deltas of several requests of `n` answers each as one stream; the answers are numbered
+    through.
+    """
     queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
 
     async def forward(number: int, request: Batches) -> None:
-        async for batch in mapped(request, lambda delta: replace(delta, index=number * n + delta.index)):
+        async for batch in mapped(
+            request, lambda delta: replace(delta, index=number * n + delta.index)
+        ):
             queue.put_nowait(batch)
 
     async def run() -> None:

@@ -51,7 +51,8 @@ class IngressState:
             self._idle.set()
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event | None = None) -> bool:
-        """Take no more requests; wait for those under way, then abort them. Tells whether none was aborted.
+        """Take no more requests; wait for those under way, then abort them. Tells whether none was
+        aborted.
 
         `hurry`, once set, ends the waiting.
         """
@@ -67,7 +68,11 @@ class IngressState:
         return False
 
     async def _wait_idle(self, timeout_s: float, hurry: asyncio.Event | None) -> bool:
-        waiting = {asyncio.ensure_future(event.wait()) for event in (self._idle, hurry) if event is not None}
+        waiting = {
+            asyncio.ensure_future(event.wait())
+            for event in (self._idle, hurry)
+            if event is not None
+        }
         try:
             await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         finally:

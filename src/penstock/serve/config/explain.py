@@ -1,4 +1,6 @@
-"""What a serving configuration would place where, by the arithmetic that the runtimes use. Starts and loads nothing."""
+"""What a serving configuration would place where, by the arithmetic that the runtimes use. Starts
+and loads nothing.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,8 @@ class Rank(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """Bytes of one replica, all its workers together; None where nothing tells. `kv_token` is one token's part of the
-    cache, and `kv_tokens` how many the cache holds.
+    """Bytes of one replica, all its workers together; None where nothing tells. `kv_token` is one
+    token's part of the cache, and `kv_tokens` how many the cache holds.
     """
 
     weights: int | None
@@ -62,11 +64,13 @@ class Port(Struct, frozen=True):
 
 
 class ModelPlan(Struct, frozen=True, kw_only=True):
-    """One model, or one side of a model whose prompts are computed by engines of their own: `role` says which.
+    """One model, or one side of a model whose prompts are computed by engines of their own: `role`
+    says which.
 
-    `bundles` are those of one replica, the first with the replica's own process; none where the engine reserves for
-    itself. `needs` is their sum. `connector` is what exchanges KV caches with other engines, if anything does.
-    `deterministic`: the same request gets the same answer, whatever runs beside it.
+    `bundles` are those of one replica, the first with the replica's own process; none where the
+    engine reserves for itself. `needs` is their sum. `connector` is what exchanges KV caches with
+    other engines, if anything does. `deterministic`: the same request gets the same answer,
+    whatever runs beside it.
     """
 
     model: str
@@ -101,10 +105,14 @@ class Explanation(Struct, frozen=True):
 
 
 def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) -> Explanation:
-    """What serving this would place where. Raises `ConfigError` for what `penstock serve` would refuse."""
+    """What serving this would place where. Raises `ConfigError` for what `penstock serve` would
+    refuse.
+    """
     where = args.listen_address
     ingress = Port("ingress", where[1] if where is not None else port)
-    models = [_model(side, runtime, ingress) for config in args.llm_configs for side in sides(config)]
+    models = [
+        _model(side, runtime, ingress) for config in args.llm_configs for side in sides(config)
+    ]
     return Explanation(
         runtime,
         models,
@@ -121,13 +129,20 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
     if runtime == "local":
         fewest, most = min(fewest, 1), 1
         if ignored := passed_over(config):
-            warnings.append(f"the local runtime has one replica, in this process; it passes over {', '.join(ignored)}")
+            warnings.append(
+                "the local runtime has one replica, in this process; it passes over"
+                f" {', '.join(ignored)}"
+            )
     own = places_itself(config)
     bundles = [] if own else replica_bundles(config)
     options = server.get_deployment_options(config)
-    context = (engine.stated_context_length() if engine is not None else None) or size.context_length
+    context = (
+        engine.stated_context_length() if engine is not None else None
+    ) or size.context_length
     memory = _memory(config, size, sizes)
-    slots = config.engine_kwargs.get("max_num_seqs", config.engine_kwargs.get("max_running_requests"))
+    slots = config.engine_kwargs.get(
+        "max_num_seqs", config.engine_kwargs.get("max_running_requests")
+    )
     lora, connector = config.lora_config, configured_connector(config.engine_kwargs)
     plan = ModelPlan(
         model=config.model_id,
@@ -146,7 +161,11 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
         ranks=_ranks(sizes, len(bundles)),
         bundles=bundles,
         strategy="" if own else options.get("placement_group_strategy", "PACK"),
-        needs=merged(bundles) if bundles else merged([replica_bundle(config), *engine_bundles(config)]),
+        needs=(
+            merged(bundles)
+            if bundles
+            else merged([replica_bundle(config), *engine_bundles(config)])
+        ),
         memory=memory,
         ports=list(_ports(config, server.role, runtime, ingress)),
         warnings=warnings,
@@ -156,7 +175,9 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
 
 
 def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
-    """The engine, not started, which checks its options; None with a warning where its package is not here."""
+    """The engine, not started, which checks its options; None with a warning where its package is
+    not here.
+    """
     try:
         return server_class(config).make_engine(config), []
     except MissingExtraError as error:
@@ -165,14 +186,16 @@ def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
 
 def _ranks(sizes: Parallelism, bundles: int) -> list[Rank]:
     places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
-    # Bundles that were given one by one may be fewer than the workers, who then share them as the engine decides.
+    # Bundles that were given one by one may be fewer than the workers, who then share them as the
+    # engine decides.
     known = bundles == sizes.workers
     return [Rank(*place, bundle=number if known else None) for number, place in enumerate(places)]
 
 
 def _memory(config: LLMConfig, size: ModelSize, sizes: Parallelism) -> Memory:
     cache = kv_cache_bytes(config)
-    # The shards of a rank divide a token's keys and values between them, and so do the pipeline's stages.
+    # The shards of a rank divide a token's keys and values between them, and so do the pipeline's
+    # stages.
     tokens = cache // size.token if cache and size.token else None
     weights = None if size.weights is None else size.weights * sizes.data
     return Memory(weights, cache, size.token, tokens)
@@ -187,7 +210,9 @@ def _ports(config: LLMConfig, role: Role, runtime: Runtime, ingress: Port) -> It
     if role != "prefill":
         yield ingress
     if runtime == "ray":
-        yield Port(f"each replica, for the {'decode side' if role == 'prefill' else 'ingress'}", None)
+        yield Port(
+            f"each replica, for the {'decode side' if role == 'prefill' else 'ingress'}", None
+        )
     ranks = parallelism(config.engine_kwargs).data
     for name, base in _connector_ports(config, role).items():
         yield Port(f"{name}, {ranks} a replica, the first free from", base)
@@ -201,14 +226,25 @@ def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str
     sizes, most = plan.parallelism, config.deployment_config.max_ongoing_requests
     slots = plan.max_num_seqs and plan.max_num_seqs * sizes.data
     if most is not None and slots and most < slots:
-        yield f"max_ongoing_requests ({most}) is less than the engine works on at once ({slots}), so it is never full"
+        yield (
+            f"max_ongoing_requests ({most}) is less than the engine works on at once ({slots}), so"
+            " it is never full"
+        )
     scaling = config.deployment_config.autoscaling_config
-    target = scaling and (scaling.target_ongoing_requests or scaling.target_num_ongoing_requests_per_replica)
+    target = scaling and (
+        scaling.target_ongoing_requests or scaling.target_num_ongoing_requests_per_replica
+    )
     if target and slots and target > 2 * slots:
-        yield f"target_ongoing_requests ({target:g}) is far above the {slots} that a replica works on: it scales late"
+        yield (
+            f"target_ongoing_requests ({target:g}) is far above the {slots} that a replica works"
+            " on: it scales late"
+        )
     if scaling is not None and config.deployment_config.num_replicas not in (None, "auto"):
         yield "num_replicas and autoscaling_config are both given; the latter counts"
-    for name in engine_site(config, plan.role).port_bases.keys() - _connector_ports(config, plan.role).keys():
+    for name in (
+        engine_site(config, plan.role).port_bases.keys()
+        - _connector_ports(config, plan.role).keys()
+    ):
         yield f"experimental_configs.{name} is set, and no KV connector takes ports from there"
     given = config.placement_group_config and config.placement_group_config.bundles
     if given and len(given) != sizes.workers:
@@ -216,10 +252,19 @@ def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str
     if plan.memory.weights is None:
         yield f"what '{plan.source}' takes is not known: its files are not on this machine"
     if size.heads and size.heads % sizes.tensor:
-        yield f"the model's {size.heads} attention heads cannot be shared by {sizes.tensor} tensor-parallel workers"
+        yield (
+            f"the model's {size.heads} attention heads cannot be shared by {sizes.tensor}"
+            " tensor-parallel workers"
+        )
     tokens, length = plan.memory.kv_tokens, plan.context_length
     if tokens is not None and length and tokens // sizes.data < length:
-        yield f"the KV cache of a rank holds {tokens // sizes.data:,} tokens, and the context has {length:,}"
+        yield (
+            f"the KV cache of a rank holds {tokens // sizes.data:,} tokens, and the context has"
+            f" {length:,}"
+        )
     slots_given = config.engine_kwargs.get("max_loras")
     if isinstance(slots_given, int) and plan.adapters > slots_given:
-        yield f"lora_config allows {plan.adapters} adapters, and engine_kwargs.max_loras {slots_given} at once"
+        yield (
+            f"lora_config allows {plan.adapters} adapters, and engine_kwargs.max_loras"
+            f" {slots_given} at once"
+        )

@@ -26,18 +26,24 @@ class PDServingArgs(Struct, frozen=True, kw_only=True):
     http: HttpSettings = HttpSettings()
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> PDServingArgs:
-        """Read a mapping. Either side is an `LLMConfig`, a mapping, or the path of a YAML file with one model; paths
-        are relative to `folder` (default: the current one). Raises `ConfigError`.
+    def from_dict(
+        cls, given: Mapping[str, Any], folder: Path | None = None, where: str = ""
+    ) -> PDServingArgs:
+        """Read a mapping. Either side is an `LLMConfig`, a mapping, or the path of a YAML file with
+        one model; paths are relative to `folder` (default: the current one). Raises `ConfigError`.
         """
         sides = {
-            name: read_model(given.get(name), folder or Path(), f"{where}.{name}" if where else name)
+            name: read_model(
+                given.get(name), folder or Path(), f"{where}.{name}" if where else name
+            )
             for name in ("prefill_config", "decode_config")
         }
         return parse_options(cls, {**given, **sides}, where)
 
     def serving_args(self) -> LLMServingArgs:
-        """The same as one model with a prefill side. Raises `ConfigError` for two sides that do not fit."""
+        """The same as one model with a prefill side. Raises `ConfigError` for two sides that do not
+        fit.
+        """
         return LLMServingArgs(
             llm_configs=[paired(self.prefill_config, self.decode_config)],
             ingress_cls_config=self.ingress_cls_config,

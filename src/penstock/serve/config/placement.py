@@ -1,8 +1,8 @@
 """Which resources a replica needs: arithmetic on bundles, without a cluster.
 
-A bundle is a mapping from a resource ("CPU", "GPU", "memory" in bytes, or a custom one) to an amount. A replica is one
-process that does the bookkeeping, plus the engine's workers; the first bundle holds the process and the first worker,
-so that they land on one machine.
+A bundle is a mapping from a resource ("CPU", "GPU", "memory" in bytes, or a custom one) to an
+amount. A replica is one process that does the bookkeeping, plus the engine's workers; the first
+bundle holds the process and the first worker, so that they land on one machine.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Bundle = dict[str, float]
 
 GPU_ENGINES = frozenset({"vllm", "sglang"})
 ACCELERATOR_SHARE = 0.001
-"""How much of a machine's `accelerator_type:NAME` marker each worker asks for: enough to land there, little enough to
-share it.
+"""How much of a machine's `accelerator_type:NAME` marker each worker asks for: enough to land
+there, little enough to share it.
 """
 
 AUTO_MOST = 100
@@ -30,7 +30,9 @@ AUTO_MOST = 100
 
 
 class Parallelism(msgspec.Struct, frozen=True):
-    """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of `tensor` shards."""
+    """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of
+    `tensor` shards.
+    """
 
     tensor: int = 1
     pipeline: int = 1
@@ -43,7 +45,9 @@ class Parallelism(msgspec.Struct, frozen=True):
 
 
 def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
-    """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for what is no number."""
+    """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for
+    what is no number.
+    """
     return Parallelism(
         _parallel(engine_kwargs, "tensor_parallel_size", "tp_size"),
         _parallel(engine_kwargs, "pipeline_parallel_size", "pp_size"),
@@ -52,7 +56,9 @@ def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
 
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
-    """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine that needs no GPU."""
+    """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine
+    that needs no GPU.
+    """
     if config.placement_group_config is not None:
         return configured_bundles(config.placement_group_config, config.engine_kwargs)
     kind = config.accelerator_config.kind if config.accelerator_config is not None else None
@@ -63,10 +69,17 @@ def engine_bundles(config: LLMConfig) -> list[Bundle]:
     return [dict(worker) for _ in range(parallelism(config.engine_kwargs).workers)]
 
 
-def configured_bundles(placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]) -> list[Bundle]:
-    """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if there is none."""
+def configured_bundles(
+    placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]
+) -> list[Bundle]:
+    """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if
+    there is none.
+    """
     if placement.bundles is None:
-        return [dict(placement.bundle_per_worker or {}) for _ in range(parallelism(engine_kwargs).workers)]
+        return [
+            dict(placement.bundle_per_worker or {})
+            for _ in range(parallelism(engine_kwargs).workers)
+        ]
     if not placement.bundles:
         raise ConfigError("must hold at least one bundle", field="placement_group_config.bundles")
     return [dict(bundle) for bundle in placement.bundles]
@@ -75,7 +88,11 @@ def configured_bundles(placement: PlacementGroupConfig, engine_kwargs: Mapping[s
 def replica_bundle(config: LLMConfig) -> Bundle:
     """What the replica's own process needs, from `ray_actor_options`; one CPU by default."""
     options = config.deployment_config.ray_actor_options
-    named = {"CPU": options.get("num_cpus", 1), "GPU": options.get("num_gpus"), "memory": options.get("memory")}
+    named = {
+        "CPU": options.get("num_cpus", 1),
+        "GPU": options.get("num_gpus"),
+        "memory": options.get("memory"),
+    }
     bundle = {name: float(amount) for name, amount in named.items() if amount}
     return merged([bundle, options.get("resources") or {}])
 
@@ -96,10 +113,15 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
 
 
 def replica_counts(config: LLMConfig) -> tuple[int, int]:
-    """The fewest and the most replicas that the configuration allows; Ray Serve's "auto" is 1 to 100."""
+    """The fewest and the most replicas that the configuration allows; Ray Serve's "auto" is 1 to
+    100.
+    """
     deployment = config.deployment_config
     if deployment.autoscaling_config is not None:
-        return deployment.autoscaling_config.min_replicas, deployment.autoscaling_config.max_replicas
+        return (
+            deployment.autoscaling_config.min_replicas,
+            deployment.autoscaling_config.max_replicas,
+        )
     if deployment.num_replicas == "auto":
         return 1, AUTO_MOST
     return (deployment.num_replicas or 1,) * 2
@@ -126,18 +148,21 @@ def cpus(configs: Iterable[LLMConfig]) -> int:
 
 
 def places_itself(config: LLMConfig) -> bool:
-    """Whether the engine reserves its own resources once its replica runs: a TPU slice is had as a whole or not at all,
-    and not as bundles beside a replica.
+    """Whether the engine reserves its own resources once its replica runs: a TPU slice is had as a
+    whole or not at all, and not as bundles beside a replica.
     """
     accelerator = config.accelerator_config
-    return accelerator is not None and accelerator.kind == "tpu" and accelerator.topology is not None
+    return (
+        accelerator is not None and accelerator.kind == "tpu" and accelerator.topology is not None
+    )
 
 
 def deployment_options(config: LLMConfig) -> dict[str, Any]:
-    """What is handed to Ray Serve for this model: what the configuration sets of `deployment_config`, and the bundles.
+    """What is handed to Ray Serve for this model: what the configuration sets of
+    `deployment_config`, and the bundles.
 
-    The runtime environment of `LLMConfig` goes before that of `ray_actor_options`, name by name; both go before the
-    job's.
+    The runtime environment of `LLMConfig` goes before that of `ray_actor_options`, name by name;
+    both go before the job's.
     """
     given, unset = asdict(config.deployment_config), asdict(type(config.deployment_config)())
     options = {name: value for name, value in given.items() if value != unset[name]}
@@ -146,7 +171,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
     placement = config.placement_group_config
     if not places_itself(config):
         options["placement_group_bundles"] = replica_bundles(config)
-        options["placement_group_strategy"] = placement.strategy if placement is not None else "PACK"
+        options["placement_group_strategy"] = (
+            placement.strategy if placement is not None else "PACK"
+        )
     actor = {**(options.get("ray_actor_options") or {}), **_own_devices(config)}
     lower, upper = actor.get("runtime_env") or {}, config.runtime_env or {}
     if lower or upper:
@@ -159,9 +186,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
 
 
 def _own_devices(config: LLMConfig) -> dict[str, Any]:
-    """What a replica asks for itself, of the one bundle it has: its engine is a process below it and uses the devices
-    that Ray shows it. Without, replicas on one machine would all use the first one. The workers of several bundles are
-    placed by their engine.
+    """What a replica asks for itself, of the one bundle it has: its engine is a process below it
+    and uses the devices that Ray shows it. Without, replicas on one machine would all use the first
+    one. The workers of several bundles are placed by their engine.
     """
     if places_itself(config) or len(bundles := engine_bundles(config)) > 1:
         return {}
@@ -181,6 +208,9 @@ def _parallel(engine_kwargs: Mapping[str, Any], *names: str) -> int:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ConfigError(f"must be a whole number of at least 1, got {value!r}", field=f"engine_kwargs.{name}")
+            raise ConfigError(
+                f"must be a whole number of at least 1, got {value!r}",
+                field=f"engine_kwargs.{name}",
+            )
         return value
     return 1

@@ -18,11 +18,12 @@ from penstock.serve.prefill_decode.pair import paired
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
     """The models to serve and how their ingress is made.
 
-    `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class (`ingress_cls`,
-    `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy the ingress apart: there `listen`
-    ("127.0.0.1:8000") opens a port on the ingress itself, and `http` holds its settings (keys, limits and so on). With
-    `front` "replica" the only replica of the only model opens that port itself, which spares its requests the ingress:
-    while it is being replaced, nobody listens there.
+    `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class
+    (`ingress_cls`, `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy
+    the ingress apart: there `listen` ("127.0.0.1:8000") opens a port on the ingress itself, and
+    `http` holds its settings (keys, limits and so on). With `front` "replica" the only replica of
+    the only model opens that port itself, which spares its requests the ingress: while it is being
+    replaced, nobody listens there.
     """
 
     llm_configs: list[LLMConfig]
@@ -35,14 +36,18 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         _ = self.listen_address  # checked now rather than on first use
         if self.front == "replica" and (why := self._why_no_front()):
-            raise ConfigError(f"the replica cannot be the front: {why}", field="front", value=self.front)
+            raise ConfigError(
+                f"the replica cannot be the front: {why}", field="front", value=self.front
+            )
 
     def _why_no_front(self) -> str:
         config, *others = self.llm_configs
         fixed, scaling = config.deployment_config.num_replicas, config.autoscaling
         if others:
             return "there are several models"
-        if (fixed, fixed) != (1, 1) and (fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)):
+        if (fixed, fixed) != (1, 1) and (
+            fixed is not None or (scaling.min_replicas, scaling.max_replicas) != (1, 1)
+        ):
             return "there may be more replicas or fewer than one"
         if self.ingress_cls_config:
             return "an ingress class is configured"
@@ -55,21 +60,36 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
             return None
         host, _, port = self.listen.rpartition(":")
         if not host or not port.isdecimal() or int(port) > 65535:
-            raise ConfigError("must be a host and a port, such as 127.0.0.1:8000", field="listen", value=self.listen)
+            raise ConfigError(
+                "must be a host and a port, such as 127.0.0.1:8000",
+                field="listen",
+                value=self.listen,
+            )
         return host.strip("[]"), int(port)
 
     @classmethod
-    def from_dict(cls, given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> LLMServingArgs:
-        """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML file with one
-        model; paths are relative to `folder` (default: the current one). Raises `ConfigError`.
+    def from_dict(
+        cls, given: Mapping[str, Any], folder: Path | None = None, where: str = ""
+    ) -> LLMServingArgs:
+        """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML
+        file with one model; paths are relative to `folder` (default: the current one). Raises
+        `ConfigError`.
         """
         if "llm_config" in given and "llm_configs" not in given:  # as patterns of one model have it
-            given = {"llm_configs": [given["llm_config"]], **{k: v for k, v in given.items() if k != "llm_config"}}
+            given = {
+                "llm_configs": [given["llm_config"]],
+                **{k: v for k, v in given.items() if k != "llm_config"},
+            }
         entries = given.get("llm_configs")
         if not isinstance(entries, (list, tuple)) or not entries:
-            raise ConfigError("must be a list of at least one model", field=_at(where, "llm_configs"), value=entries)
+            raise ConfigError(
+                "must be a list of at least one model",
+                field=_at(where, "llm_configs"),
+                value=entries,
+            )
         models = [
-            read_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]")) for n, entry in enumerate(entries)
+            read_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]"))
+            for n, entry in enumerate(entries)
         ]
         return parse_options(cls, {**given, "llm_configs": models}, where)
 
@@ -92,7 +112,9 @@ def _with_sides(config: LLMConfig) -> LLMConfig:
 
 
 def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
-    """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`. Raises `ConfigError`."""
+    """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`. Raises
+    `ConfigError`.
+    """
     if isinstance(entry, LLMConfig):
         return _with_sides(entry)
     if isinstance(entry, str):

@@ -1,7 +1,8 @@
 """Serving configurations read from YAML files.
 
-Five forms are read: a list of models; a mapping with `llm_configs`; one with `prefill_config` and `decode_config`; Ray
-Serve's file with `applications`, whose `args` are such mappings; and a single model.
+Five forms are read: a list of models; a mapping with `llm_configs`; one with `prefill_config` and
+`decode_config`; Ray Serve's file with `applications`, whose `args` are such mappings; and a single
+model.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ PATTERNS = {"build_dp_openai_app": "penstock.serve.models.data_parallel:grouped"
 
 
 def load_serving_args(path: str | Path) -> LLMServingArgs:
-    """Read a YAML file in any of the forms above. Of several applications, all models are served together.
+    """Read a YAML file in any of the forms above. Of several applications, all models are served
+    together.
 
     Raises `ConfigError` naming the file and the field.
     """
@@ -30,7 +32,9 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
         if isinstance(content, list):
             return LLMServingArgs.from_dict({"llm_configs": content}, file.parent)
         if not isinstance(content, Mapping):
-            raise ConfigError("must hold a list of models, or a mapping with 'llm_configs' or 'applications'")
+            raise ConfigError(
+                "must hold a list of models, or a mapping with 'llm_configs' or 'applications'"
+            )
         if "applications" in content:
             return _of_applications(content["applications"], file.parent)
         if "model_loading_config" in content:
@@ -40,24 +44,34 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
         raise ConfigError(f"{file}: {error}", value=error.value) from None
 
 
-def read_args(given: Mapping[str, Any], folder: Path | None = None, where: str = "") -> LLMServingArgs:
-    """Read a mapping with `llm_configs`, or with `prefill_config` and `decode_config`. Raises `ConfigError`."""
+def read_args(
+    given: Mapping[str, Any], folder: Path | None = None, where: str = ""
+) -> LLMServingArgs:
+    """Read a mapping with `llm_configs`, or with `prefill_config` and `decode_config`. Raises
+    `ConfigError`.
+    """
     if "prefill_config" in given or "decode_config" in given:
         return PDServingArgs.from_dict(given, folder, where).serving_args()
     return LLMServingArgs.from_dict(given, folder, where)
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """What else stands in a Ray Serve file (ports, routes, other import paths) is for Ray, and is passed over."""
+    """What else stands in a Ray Serve file (ports, routes, other import paths) is for Ray, and is
+    passed over.
+    """
     if not isinstance(applications, list) or not applications:
-        raise ConfigError("must be a list of at least one application", field="applications", value=applications)
+        raise ConfigError(
+            "must be a list of at least one application", field="applications", value=applications
+        )
     found = []
     for number, application in enumerate(applications):
         where = f"applications[{number}].args"
         args = application.get("args") if isinstance(application, Mapping) else None
         if not isinstance(args, Mapping):
             raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
-        pattern = PATTERNS.get(str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2])
+        pattern = PATTERNS.get(
+            str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2]
+        )
         made = read_args(args, folder, where)
         found.append(made if pattern is None else import_object(pattern, "import_path")(made))
     return LLMServingArgs(

@@ -13,10 +13,10 @@ Seconds = Annotated[float, Meta(gt=0)]
 class Limits(Struct, frozen=True, kw_only=True):
     """How much one request, and all together, may ask for. None is no limit.
 
-    `max_prompt_chars` spares the tokenizer texts that no model takes; the model's context is the finer limit.
-    `max_choices` bounds `n` times the prompts of a request. `max_inflight` counts requests whose body is there.
-    The head of a request must be there within `head_timeout_s`, its body within `body_timeout_s` plus a second
-    for each 8 KiB that have come.
+    `max_prompt_chars` spares the tokenizer texts that no model takes; the model's context is the
+    finer limit. `max_choices` bounds `n` times the prompts of a request. `max_inflight` counts
+    requests whose body is there. The head of a request must be there within `head_timeout_s`, its
+    body within `body_timeout_s` plus a second for each 8 KiB that have come.
     """
 
     max_body_bytes: Positive = 32 * 2**20
@@ -31,11 +31,11 @@ class Limits(Struct, frozen=True, kw_only=True):
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
-    With `api_keys`, every route but the public ones (/health, /ready) wants one of them. The control
-    routes exist when `dev` is true and want one of `admin_keys`; they are open only where no keys are
-    set at all. Without `api_keys` a web page of another origin than `cors_origins` changes nothing,
-    and over a loopback connection a request must name a loopback host or one of `allowed_hosts`
-    ("*" is any). Clients may send chat templates, which are programs, only with
+    With `api_keys`, every route but the public ones (/health, /ready) wants one of them. The
+    control routes exist when `dev` is true and want one of `admin_keys`; they are open only where
+    no keys are set at all. Without `api_keys` a web page of another origin than `cors_origins`
+    changes nothing, and over a loopback connection a request must name a loopback host or one of
+    `allowed_hosts` ("*" is any). Clients may send chat templates, which are programs, only with
     `trust_request_chat_template`.
     """
 
@@ -54,4 +54,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
         return not self.api_keys and not self.admin_keys
 
     def __repr__(self) -> str:
-        return f"HttpSettings(api_keys=<{len(self.api_keys)}>, admin_keys=<{len(self.admin_keys)}>, dev={self.dev})"
+        return (
+            f"HttpSettings(api_keys=<{len(self.api_keys)}>, admin_keys=<{len(self.admin_keys)}>,"
+            f" dev={self.dev})"
+        )

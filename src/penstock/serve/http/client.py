@@ -47,7 +47,9 @@ class Client:
             return urlopen(Request(self._url + path, data, self._headers))
         except HTTPError as error:
             with error:
-                raise UpstreamError(_message(error.read()) or f"the server answered with {error.code}") from None
+                raise UpstreamError(
+                    _message(error.read()) or f"the server answered with {error.code}"
+                ) from None
         except (URLError, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise UpstreamError(f"no server answers at {self._url}: {reason}") from None

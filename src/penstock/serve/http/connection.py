@@ -14,11 +14,13 @@ from penstock.serve.config.settings import Limits
 
 
 class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class at import
-    """Uvicorn's connection. One that has begun a request and does not finish its head within `head_timeout_s`, or
-    begins none after it was opened, is closed.
+    """Uvicorn's connection. One that has begun a request and does not finish its head within
+    `head_timeout_s`, or begins none after it was opened, is closed.
     """
 
-    def __init__(self, *args: Any, head_timeout_s: float = Limits().head_timeout_s, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, head_timeout_s: float = Limits().head_timeout_s, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
@@ -62,7 +64,10 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvi
 
 def _answer(error: PenstockError) -> bytes:
     body = msgspec.json.encode(error_body(error))
-    head = f"HTTP/1.1 {error.status} Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    head = (
+        f"HTTP/1.1 {error.status} Request Timeout\r\ncontent-type:"
+        f" application/json\r\ncontent-length: {len(body)}"
+    )
     return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
 
 

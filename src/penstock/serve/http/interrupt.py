@@ -13,10 +13,12 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Interrupt:
-    """A context whose body `fire(error)` ends: what the body awaits is cancelled, and the context raises `error`.
+    """A context whose body `fire(error)` ends: what the body awaits is cancelled, and the context
+    raises `error`.
 
-    It watches `receive`, if given, for the client's leaving; then the request's body must have been read before.
-    `live` is the set that the server fires all of when it stops waiting for its requests.
+    It watches `receive`, if given, for the client's leaving; then the request's body must have been
+    read before. `live` is the set that the server fires all of when it stops waiting for its
+    requests.
     """
 
     def __init__(self, receive: Receive | None, live: set[Interrupt]) -> None:
@@ -36,7 +38,10 @@ class Interrupt:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.finished()
         if self._reason is None:
@@ -46,13 +51,17 @@ class Interrupt:
             raise self._reason from None
 
     def fire(self, error: PenstockError) -> None:
-        """End the body with `error`. Without effect once it has finished, or was ended for another reason."""
+        """End the body with `error`. Without effect once it has finished, or was ended for another
+        reason.
+        """
         if not self._finished and self._reason is None:
             self._reason = error
             self._task.cancel()
 
     def finished(self) -> None:
-        """The answer is complete: what comes now, be it the client's leaving, is no interruption."""
+        """The answer is complete: what comes now, be it the client's leaving, is no
+        interruption.
+        """
         self._finished = True
         self._live.discard(self)
         if self._watch is not None:

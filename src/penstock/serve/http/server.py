@@ -22,11 +22,12 @@ _log = logging.getLogger("penstock.serve")
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
-    """A socket that listens; port 0 takes a free one. Several processes may listen on a `shared` port, and the kernel
-    deals connections out to them. Raises `ConfigError` where that cannot be.
+    """A socket that listens; port 0 takes a free one. Several processes may listen on a `shared`
+    port, and the kernel deals connections out to them. Raises `ConfigError` where that cannot be.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named: asyncio turns Nagle's delays off only where it sees that a socket is TCP.
+    # With the protocol named: asyncio turns Nagle's delays off only where it sees that a socket is
+    # TCP.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -37,7 +38,9 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         return listening
     except OSError as error:
         listening.close()
-        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}", field="port") from None
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", field="port"
+        ) from None
 
 
 def address(listening: socket.socket) -> str:
@@ -49,14 +52,19 @@ def address(listening: socket.socket) -> str:
 class HttpServer:
     """One ingress on one socket.
 
-    `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are refused, those under way
-    may finish within the drain timeout, what is left ends with an error event, and the models stop. A second signal
-    aborts at once. Where others share the port, new requests are left to them instead of being refused. `protocol` is
-    what speaks with clients, if it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`.
+    `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are
+    refused, those under way may finish within the drain timeout, what is left ends with an error
+    event, and the models stop. A second signal aborts at once. Where others share the port, new
+    requests are left to them instead of being refused. `protocol` is what speaks with clients, if
+    it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`.
     """
 
     def __init__(
-        self, app: IngressApp, listening: socket.socket, *, protocol: Callable[..., asyncio.Protocol] | None = None
+        self,
+        app: IngressApp,
+        listening: socket.socket,
+        *,
+        protocol: Callable[..., asyncio.Protocol] | None = None,
     ) -> None:
         self.app = app
         self._socket = listening
@@ -89,8 +97,8 @@ class HttpServer:
         on_listening: Callable[[], None] = lambda: None,
         signals: bool = True,
     ) -> None:
-        """Serve until told to stop; `signals` tells too, unless the process has another owner. Raises the first model's
-        error if no model at all can be started.
+        """Serve until told to stop; `signals` tells too, unless the process has another owner.
+        Raises the first model's error if no model at all can be started.
         """
         models = list(handles)
         loop = asyncio.get_running_loop()
@@ -125,14 +133,18 @@ class HttpServer:
         _log.info("drained" if whole else "drained; some requests were aborted")
 
     def _leave(self) -> None:
-        """Take no more connections, close idle ones, and the others after the answers that are under way."""
+        """Take no more connections, close idle ones, and the others after the answers that are
+        under way.
+        """
         for server in self._uvicorn.servers:
             server.close()
         for connection in list(self._uvicorn.server_state.connections):
             connection.shutdown()
 
     def _cut_off(self) -> None:
-        """End the connections on which an answer is stuck because its client does not read: uvicorn would wait."""
+        """End the connections on which an answer is stuck because its client does not read: uvicorn
+        would wait.
+        """
         for connection in list(self._uvicorn.server_state.connections):
             if _busy(connection):
                 connection.transport.abort()

@@ -1,7 +1,7 @@
 """The one queue in front of an engine: so many requests run, so many wait, the rest is turned away.
 
-Whatever keeps requests from the engine (it is busy, loading, starting again, paused) closes the same gate, so that
-waiting is bounded and in order in every case.
+Whatever keeps requests from the engine (it is busy, loading, starting again, paused) closes the
+same gate, so that waiting is bounded and in order in every case.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ class Admission:
         return not self.running and not self._queue
 
     async def enter(self, priority: int = 0) -> None:
-        """Wait for a slot; give it back with `leave`. Raises `OverloadedError` if the queue is full."""
+        """Wait for a slot; give it back with `leave`. Raises `OverloadedError` if the queue is
+        full.
+        """
         if self._open and not self._queue and self.running < self.max_running:
             self.running += 1
             return
         if self.max_waiting is not None and len(self._queue) >= self.max_waiting:
-            raise OverloadedError(f"the queue is full: {len(self._queue)} requests wait already", RETRY_AFTER_S)
+            raise OverloadedError(
+                f"the queue is full: {len(self._queue)} requests wait already", RETRY_AFTER_S
+            )
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         entry = (priority, next(self._arrivals), admitted)
         heappush(self._queue, entry)

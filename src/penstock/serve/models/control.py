@@ -1,7 +1,9 @@
-"""The control plane of one server: putting to sleep, pausing, caches, profiles, and calls into the engine's workers.
+"""The control plane of one server: putting to sleep, pausing, caches, profiles, and calls into the
+engine's workers.
 
-What an operator asked for (`asleep`, `paused`) is kept here, apart from the engine, and holds for every engine that is
-started later. Pausing is done by the engine where it can, and by the server where it cannot.
+What an operator asked for (`asleep`, `paused`) is kept here, apart from the engine, and holds for
+every engine that is started later. Pausing is done by the engine where it can, and by the server
+where it cannot.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class NoOptions(Struct, frozen=True):
 
 
 class SleepOptions(Struct, frozen=True):
-    """`level` is the engine's (default 1). `mode`: "wait" (default) lets requests under way finish, "abort" ends
-    them.
+    """`level` is the engine's (default 1). `mode`: "wait" (default) lets requests under way finish,
+    "abort" ends them.
     """
 
     level: Annotated[int, Meta(ge=0)] = 1
@@ -46,7 +48,9 @@ class SleepOptions(Struct, frozen=True):
 
 
 class PauseOptions(Struct, frozen=True):
-    """`mode`: "wait" (default) lets requests under way finish, "abort" ends them, "keep" holds them."""
+    """`mode`: "wait" (default) lets requests under way finish, "abort" ends them, "keep" holds
+    them.
+    """
 
     mode: PauseMode = "wait"
 
@@ -76,8 +80,8 @@ METHODS: dict[str, type[Struct]] = {
 
 
 class ControlPlane(Operations):
-    """The operations of a server. Requests for a sleeping model are refused with a 503, those for a paused one
-    wait in its queue.
+    """The operations of a server. Requests for a sleeping model are refused with a 503, those for a
+    paused one wait in its queue.
     """
 
     llm_config: LLMConfig
@@ -91,12 +95,15 @@ class ControlPlane(Operations):
         self.streams: set[DeltaStream] = set()
 
     async def sleep(self, level: int = 1, mode: Literal["wait", "abort"] = "wait") -> None:
-        """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not load for a request."""
+        """Give the memory back until `wakeup`. A model that is not loaded stays so, and will not
+        load for a request.
+        """
         self.asleep = True
         self.admission.close()
         self.admission.refuse_waiting(self.asleep_error)
         if self.paused == "keep":
-            # They are held, so they will not leave. An engine that does not hold them itself must be done with them.
+            # They are held, so they will not leave. An engine that does not hold them itself must
+            # be done with them.
             if not self.has("pause"):
                 await asyncio.gather(*(stream.read_out() for stream in self.streams))
         else:
@@ -126,7 +133,9 @@ class ControlPlane(Operations):
         self.paused = mode
         self.admission.close()
         if self.supervisor.phase == "ready" and self.has("pause"):
-            with contextlib.suppress(EngineDeadError):  # it runs nothing, and the next one is told when it starts
+            with contextlib.suppress(
+                EngineDeadError
+            ):  # it runs nothing, and the next one is told when it starts
                 await self.engine.pause(mode)
         elif mode == "abort":
             self._abort()
@@ -140,7 +149,9 @@ class ControlPlane(Operations):
         """Undo `pause`."""
         self.paused = None
         if self.supervisor.phase == "ready" and self.has("pause"):
-            with contextlib.suppress(EngineDeadError):  # the next request, which must be let in, starts another
+            with contextlib.suppress(
+                EngineDeadError
+            ):  # the next request, which must be let in, starts another
                 await self.engine.resume()
         for stream in self.streams:
             stream.release()
@@ -191,20 +202,32 @@ def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The checked options of a control method. Raises `RequestError`."""
     form = METHODS.get(method)
     if form is None:
-        raise RequestError(f"unknown control method '{method}'. {nearest(method, METHODS)}", param="method")
+        raise RequestError(
+            f"unknown control method '{method}'. {nearest(method, METHODS)}", param="method"
+        )
     try:
         return msgspec.structs.asdict(parse_options(form, options))
     except ConfigError as error:
-        raise RequestError(str(error), param=f"options.{error.field}" if error.field else "options") from None
+        raise RequestError(
+            str(error), param=f"options.{error.field}" if error.field else "options"
+        ) from None
 
 
-async def control_result(server: ControlPlane, replica: str, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Call a control method on one replica; its failure is its result. Raises `RequestError`, `UnsupportedError`."""
+async def control_result(
+    server: ControlPlane, replica: str, method: str, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Call a control method on one replica; its failure is its result. Raises `RequestError`,
+    `UnsupportedError`.
+    """
     parsed = parse_control(method, options)
     try:
         result = await getattr(server, method)(**parsed)
     except UnsupportedError:
         raise
     except PenstockError as error:
-        return {"replica": replica, "ok": False, "error": {"type": error.kind, "message": str(error)}}
+        return {
+            "replica": replica,
+            "ok": False,
+            "error": {"type": error.kind, "message": str(error)},
+        }
     return {"replica": replica, "ok": True, "result": result}

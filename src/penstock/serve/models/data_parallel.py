@@ -1,7 +1,8 @@
 """Data parallel: a group of ranks, each with a copy of the model, behind one server.
 
-A group is placed, started, started again and drained as a whole. An engine that makes data-parallel ranks of its own
-(vLLM, SGLang) is left to do so, since its ranks may have to compute together; of any other, a group of engines is made.
+A group is placed, started, started again and drained as a whole. An engine that makes data-parallel
+ranks of its own (vLLM, SGLang) is left to do so, since its ranks may have to compute together; of
+any other, a group of engines is made.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ ONE_MACHINE = "STRICT_PACK"
 
 
 class DPServer(LLMServer):
-    """One group. `engine_kwargs.data_parallel_size` (SGLang: `dp_size`) is how many ranks it has, at least 2.
+    """One group. `engine_kwargs.data_parallel_size` (SGLang: `dp_size`) is how many ranks it has,
+    at least 2.
 
-    A replica of this server is a group, so replica counts are counts of groups. Its ranks have their bundles on one
-    machine; `placement_group_config.strategy` says otherwise, for engines that reach other machines themselves.
+    A replica of this server is a group, so replica counts are counts of groups. Its ranks have
+    their bundles on one machine; `placement_group_config.strategy` says otherwise, for engines that
+    reach other machines themselves.
     """
 
     @classmethod
@@ -35,7 +38,9 @@ class DPServer(LLMServer):
         size = group_size(llm_config)
         if engine_type(llm_config).makes_ranks:
             return make_engine(llm_config)
-        alone = {name: value for name, value in llm_config.engine_kwargs.items() if name not in SIZES}
+        alone = {
+            name: value for name, value in llm_config.engine_kwargs.items() if name not in SIZES
+        }
         rank = msgspec.structs.replace(llm_config, engine_kwargs=alone)
         policy = configured_policy(llm_config, default="least_loaded")
         return EngineGroup([make_engine(rank) for _ in range(size)], policy)
@@ -64,7 +69,9 @@ def group_size(config: LLMConfig) -> int:
 def grouped(args: LLMServingArgs) -> LLMServingArgs:
     """The serving arguments with every model in groups. Raises `ConfigError` naming the model."""
     try:
-        return msgspec.structs.replace(args, llm_configs=[as_group(config) for config in args.llm_configs])
+        return msgspec.structs.replace(
+            args, llm_configs=[as_group(config) for config in args.llm_configs]
+        )
     except ConfigError as error:
         raise ConfigError(f"data parallel: {error}", value=error.value) from None
 
@@ -72,4 +79,8 @@ def grouped(args: LLMServingArgs) -> LLMServingArgs:
 def as_group(config: LLMConfig) -> LLMConfig:
     """The configuration, served by a `DPServer` unless it names a server. Raises `ConfigError`."""
     group_size(config)
-    return config if config.server_cls is not None else msgspec.structs.replace(config, server_cls=DPServer)
+    return (
+        config
+        if config.server_cls is not None
+        else msgspec.structs.replace(config, server_cls=DPServer)
+    )

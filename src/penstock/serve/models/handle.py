@@ -1,7 +1,8 @@
-"""How a caller reaches a model without knowing where it runs: in this process or in replicas elsewhere.
+"""How a caller reaches a model without knowing where it runs: in this process or in replicas
+elsewhere.
 
-The ingress sees models through `ModelHandle` alone. What it asks often (`card`, `state`) is answered from what is known
-here, at once, and never loads anything.
+The ingress sees models through `ModelHandle` alone. What it asks often (`card`, `state`) is
+answered from what is known here, at once, and never loads anything.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", 
 class ModelCard(Struct, frozen=True, kw_only=True):
     """What `/v1/models` says of a model or adapter.
 
-    `base_model` is the base's id for an adapter, None for a model. `created` is in Unix seconds. `context_length` is in
-    tokens; None until the model was loaded once, unless the configuration or the model's files state it.
+    `base_model` is the base's id for an adapter, None for a model. `created` is in Unix seconds.
+    `context_length` is in tokens; None until the model was loaded once, unless the configuration or
+    the model's files state it.
     """
 
     id: str
@@ -35,13 +37,15 @@ class ModelCard(Struct, frozen=True, kw_only=True):
 class ModelState(Struct, frozen=True):
     """What a model is doing now.
 
-    `cold`: nothing is in memory, the first request loads it. `loading`: requests wait. `asleep`: requests are refused
-    with a 503 until it is woken. `paused`: requests wait. `draining`: it finishes what it has and takes no more.
-    `failed`: it could not be loaded, for the `reason`; a later request tries again. `running` requests are being
-    answered, `waiting` ones are queued. Since the process began, the engine was loaded `loads` times, of which
-    `restarts` followed a death, and was given adapters `adapter_loads` times; it holds `adapters` now. `handoffs`
-    counts, where a prefill side computes prompts, what became of each: `serve.decode_server` lists the outcomes.
-    `on_demand`: its first request loads it, so that it may be `cold` and all the same answer.
+    `cold`: nothing is in memory, the first request loads it. `loading`: requests wait. `asleep`:
+    requests are refused with a 503 until it is woken. `paused`: requests wait. `draining`: it
+    finishes what it has and takes no more. `failed`: it could not be loaded, for the `reason`; a
+    later request tries again. `running` requests are being answered, `waiting` ones are queued.
+    Since the process began, the engine was loaded `loads` times, of which `restarts` followed a
+    death, and was given adapters `adapter_loads` times; it holds `adapters` now. `handoffs` counts,
+    where a prefill side computes prompts, what became of each: `serve.decode_server` lists the
+    outcomes. `on_demand`: its first request loads it, so that it may be `cold` and all the same
+    answer.
     """
 
     state: StateName
@@ -64,9 +68,10 @@ class ModelState(Struct, frozen=True):
 class ModelHandle(Tasks, ABC):
     """One model, wherever it runs. Errors are those of `penstock.errors`.
 
-    Requests carry an adapter's plain name; the handle finds and loads it, and raises `ModelNotFoundError` if there is
-    none. A request that finds the queue full raises `OverloadedError` with `retry_after`; one for a model that cannot
-    be loaded raises `EngineStartError` with the reason.
+    Requests carry an adapter's plain name; the handle finds and loads it, and raises
+    `ModelNotFoundError` if there is none. A request that finds the queue full raises
+    `OverloadedError` with `retry_after`; one for a model that cannot be loaded raises
+    `EngineStartError` with the reason.
     """
 
     model_id: str
@@ -87,7 +92,9 @@ class ModelHandle(Tasks, ABC):
 
     @abstractmethod
     async def engine_metrics(self) -> dict[str, float]:
-        """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or `log_engine_metrics` is off."""
+        """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or
+        `log_engine_metrics` is off.
+        """
 
     @abstractmethod
     async def adapters(self) -> list[str]:
@@ -97,22 +104,24 @@ class ModelHandle(Tasks, ABC):
     async def start(self) -> None:
         """Load the model if it is to be loaded at the start, and return when it is ready.
 
-        Returns at once for a model that loads on demand. Raises `EngineStartError` or `EngineTimeoutError`; the model
-        is then `failed`, and a later request tries again.
+        Returns at once for a model that loads on demand. Raises `EngineStartError` or
+        `EngineTimeoutError`; the model is then `failed`, and a later request tries again.
         """
 
     @abstractmethod
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
-        """Take no more requests, wait this many seconds at most for those under way, and free everything.
+        """Take no more requests, wait this many seconds at most for those under way, and free
+        everything.
 
         Requests still under way after that end with `EngineDeadError`.
         """
 
     @abstractmethod
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Call a control method on every replica; `penstock.serve.models.control` lists the methods and their options.
+        """Call a control method on every replica; `penstock.serve.models.control` lists the methods
+        and their options.
 
-        Gives one result a replica: `{"replica": id, "ok": True, "result": …}` or `{"replica": id, "ok": False,
-        "error": {"type": …, "message": …}}`. Raises `RequestError` for a wrong method or option, `UnsupportedError`
-        where the engine lacks the ability.
+        Gives one result a replica: `{"replica": id, "ok": True, "result": …}` or `{"replica": id,
+        "ok": False, "error": {"type": …, "message": …}}`. Raises `RequestError` for a wrong method
+        or option, `UnsupportedError` where the engine lacks the ability.
         """

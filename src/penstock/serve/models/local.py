@@ -1,4 +1,6 @@
-"""A model in this process, as a handle: loaded on demand where the configuration allows it, unloaded when idle."""
+"""A model in this process, as a handle: loaded on demand where the configuration allows it,
+unloaded when idle.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,17 @@ REPLICA = "local-0"
 class LocalModel(ModelHandle):
     """One server in this process.
 
-    A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another one needs the room.
-    `engine` is served instead of the one that the configuration names; it may be running.
+    A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another
+    one needs the room. `engine` is served instead of the one that the configuration names; it may
+    be running.
     """
 
     def __init__(
-        self, config: LLMConfig, budget: MemoryBudget | None = None, *, engine: LLMEngine | None = None
+        self,
+        config: LLMConfig,
+        budget: MemoryBudget | None = None,
+        *,
+        engine: LLMEngine | None = None,
     ) -> None:
         scaling = config.autoscaling
         self.model_id = config.model_id
@@ -102,7 +109,9 @@ class LocalModel(ModelHandle):
 
     @property
     def idle_since(self) -> float | None:
-        """The event loop's time since when nobody has used the loaded model; None while it is in use, or must stay."""
+        """The event loop's time since when nobody has used the loaded model; None while it is in
+        use, or must stay.
+        """
         server = self.server
         used = self._stays or server.supervisor.in_use or not server.admission.idle
         return None if used or server.supervisor.phase != "ready" else self._idle_since
@@ -154,10 +163,14 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
     cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
     if not isinstance(cls, type) or not issubclass(cls, LLMServer):
         raise ConfigError(
-            "must be a subclass of penstock.serve.models.server.LLMServer", field="server_cls", value=given
+            "must be a subclass of penstock.serve.models.server.LLMServer",
+            field="server_cls",
+            value=given,
         )
     if config.prefill_config is not None and cls.role != "decode":
         raise ConfigError(
-            f"{cls.__name__} has no use for a prefill side", field="prefill_config", hint="PDServingArgs makes a pair."
+            f"{cls.__name__} has no use for a prefill side",
+            field="prefill_config",
+            hint="PDServingArgs makes a pair.",
         )
     return cls

@@ -22,8 +22,25 @@ from penstock.serve.config.placement import parallelism
 DEFAULT_KV_CACHE_BYTES = 1 << 30
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 _BYTES = {
-    **{"float32": 4.0, "f32": 4.0, "float": 4.0, "float16": 2.0, "f16": 2.0, "half": 2.0, "bfloat16": 2.0, "bf16": 2.0},
-    **{"fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "int8": 1.0, "u8": 1.0, "u4": 0.5, "fp4_e2m1": 0.5},
+    **{
+        "float32": 4.0,
+        "f32": 4.0,
+        "float": 4.0,
+        "float16": 2.0,
+        "f16": 2.0,
+        "half": 2.0,
+        "bfloat16": 2.0,
+        "bf16": 2.0,
+    },
+    **{
+        "fp8": 1.0,
+        "fp8_e4m3": 1.0,
+        "fp8_e5m2": 1.0,
+        "int8": 1.0,
+        "u8": 1.0,
+        "u4": 0.5,
+        "fp4_e2m1": 0.5,
+    },
 }
 _NO_MODEL = frozenset({"simulated", "remote"})
 """Engines that hold none."""
@@ -34,14 +51,18 @@ class Resident(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """The event loop's time since when nobody has used it; None while it is in use, or must stay."""
+        """The event loop's time since when nobody has used it; None while it is in use, or must
+        stay.
+        """
 
     async def unload(self) -> None:
         """Give the memory back."""
 
 
 class MemoryBudget:
-    """How much the loaded models may take together, by estimate. `total` is in bytes; None is no limit."""
+    """How much the loaded models may take together, by estimate. `total` is in bytes; None is no
+    limit.
+    """
 
     def __init__(self, total: int | None = None) -> None:
         self.total = total
@@ -55,17 +76,25 @@ class MemoryBudget:
         return sum(self._held.values())
 
     async def acquire(self, resident: Resident, size: int) -> None:
-        """Make room for `size` bytes: unload the least recently used idle residents, or wait until there is one.
+        """Make room for `size` bytes: unload the least recently used idle residents, or wait until
+        there is one.
 
         Raises `EngineStartError` if it does not fit even alone.
         """
-        if resident in self._held:  # not behind the lock, whose holder may be waiting for just this one to become idle
+        # Not behind the lock, whose holder may be waiting for just this one to become idle.
+        if resident in self._held:
             return
         if self.total is not None and size > self.total:
-            raise EngineStartError(f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB")
+            raise EngineStartError(
+                f"it takes about {size >> 20} MiB, and the memory budget is {self.total >> 20} MiB"
+            )
         async with self._acquiring:
             while self.total is not None and self.used + size > self.total:
-                idle = [(since, other) for other in self._held if (since := other.idle_since) is not None]
+                idle = [
+                    (since, other)
+                    for other in self._held
+                    if (since := other.idle_since) is not None
+                ]
                 if idle:
                     await min(idle, key=lambda pair: pair[0])[1].unload()
                 else:
@@ -84,8 +113,8 @@ class MemoryBudget:
 
 
 class ModelSize(Struct, frozen=True):
-    """What the files of a model say: `weights` in bytes, `token` in bytes of KV cache, `heads` of its attention. None
-    where they do not tell.
+    """What the files of a model say: `weights` in bytes, `token` in bytes of KV cache, `heads` of
+    its attention. None where they do not tell.
     """
 
     weights: int | None = None
@@ -108,12 +137,19 @@ def model_size(config: LLMConfig) -> ModelSize:
         said = json.loads((folder / "config.json").read_bytes())
         described = said.get("text_config", said)
         full = config.deterministic and config.engine_name == "openvino"
-        token = _token_bytes(described, {**config.engine_kwargs, **({"kv_cache_precision": "f32"} if full else {})})
-        length, heads = (described.get(name) for name in ("max_position_embeddings", "num_attention_heads"))
+        token = _token_bytes(
+            described, {**config.engine_kwargs, **({"kv_cache_precision": "f32"} if full else {})}
+        )
+        length, heads = (
+            described.get(name) for name in ("max_position_embeddings", "num_attention_heads")
+        )
     except (OSError, ValueError, AttributeError, RecursionError):
         return ModelSize(weights or None)
     return ModelSize(
-        weights or None, token, length if isinstance(length, int) else None, heads if isinstance(heads, int) else None
+        weights or None,
+        token,
+        length if isinstance(length, int) else None,
+        heads if isinstance(heads, int) else None,
     )
 
 
@@ -126,7 +162,10 @@ def local_files(config: LLMConfig) -> Path | None:
     if path.exists():
         return path
     home = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface").expanduser()
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{source.replace('/', '--')}"
+    cache = (
+        Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
+        / f"models--{source.replace('/', '--')}"
+    )
     try:
         revision = (cache / "refs" / "main").read_text().strip()
     except OSError:
@@ -136,20 +175,25 @@ def local_files(config: LLMConfig) -> Path | None:
 
 
 def kv_cache_bytes(config: LLMConfig) -> int | None:
-    """What a replica's KV caches take where the options say it: each worker has one of its own. None where the engine
-    takes what is left of its device.
+    """What a replica's KV caches take where the options say it: each worker has one of its own.
+    None where the engine takes what is left of its device.
     """
     if config.engine_name in _NO_MODEL:
         return 0
     given = config.engine_kwargs.get("kv_cache_memory_bytes")
     if isinstance(given, int):
         return given * parallelism(config.engine_kwargs).workers
-    return DEFAULT_KV_CACHE_BYTES * parallelism(config.engine_kwargs).data if config.engine_name == "openvino" else None
+    return (
+        DEFAULT_KV_CACHE_BYTES * parallelism(config.engine_kwargs).data
+        if config.engine_name == "openvino"
+        else None
+    )
 
 
 def memory_estimate(config: LLMConfig) -> int:
-    """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the size of its files,
-    for each data-parallel rank, and of the KV cache. A prefill side counts as well.
+    """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the
+    size of its files, for each data-parallel rank, and of the KV cache. A prefill side counts as
+    well.
     """
     beside = memory_estimate(config.prefill_config) if config.prefill_config is not None else 0
     given = config.deployment_config.ray_actor_options.get("memory")
@@ -165,7 +209,8 @@ def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> in
     layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
     if not isinstance(layers, int) or not isinstance(heads, int):
         return None
-    if "kv_lora_rank" in described:  # latent attention: one compressed vector a token, for keys and values alike
+    # Latent attention: one compressed vector a token, for keys and values alike.
+    if "kv_lora_rank" in described:
         width = described["kv_lora_rank"] + described.get("qk_rope_head_dim", 0)
     else:
         size = described.get("head_dim") or described.get("hidden_size", 0) // heads

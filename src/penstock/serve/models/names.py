@@ -1,4 +1,6 @@
-"""Which model and adapter a request's `model` means, and the list of them all. Asks no model anything."""
+"""Which model and adapter a request's `model` means, and the list of them all. Asks no model
+anything.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from penstock.errors import ModelNotFoundError, RequestError, nearest
 from penstock.serve.models.handle import ModelCard, ModelHandle
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
-"""Names of adapters become names of folders, so nothing that could lead elsewhere is let through."""
+"""Names of adapters become names of folders, so nothing that could lead elsewhere is let
+through.
+"""
 
 
 class Target(NamedTuple):
@@ -35,15 +39,19 @@ class ModelNames:
         self._lora_paths = dict(lora_paths or {})
 
     async def find(self, name: str) -> Target:
-        """The target that `name` means: "base", "base:adapter", or "adapter" where one model alone has it.
+        """The target that `name` means: "base", "base:adapter", or "adapter" where one model alone
+        has it.
 
-        An empty name is the only model there is. Raises `ModelNotFoundError` naming the nearest name.
+        An empty name is the only model there is. Raises `ModelNotFoundError` naming the nearest
+        name.
         """
         if not name:
             if len(self.handles) == 1:
                 ((model_id, handle),) = self.handles.items()
                 return Target(handle, None, model_id)
-            raise RequestError(f"model is missing. {nearest('', self.handles)}".rstrip(), param="model")
+            raise RequestError(
+                f"model is missing. {nearest('', self.handles)}".rstrip(), param="model"
+            )
         if name in self.handles:
             return Target(self.handles[name], None, name)
         base, colon, adapter = name.rpartition(":")
@@ -66,10 +74,13 @@ class ModelNames:
             raise _unknown_adapter(handle.model_id, adapter, known)
         return self._card(handle.model_id, handle, adapter)
 
-    async def _with_adapter(self, base: str, handle: ModelHandle, adapter: str, name: str) -> Target:
+    async def _with_adapter(
+        self, base: str, handle: ModelHandle, adapter: str, name: str
+    ) -> Target:
         if not _ADAPTER.fullmatch(adapter):
             raise ModelNotFoundError(f"'{adapter[:130]}' is no name of an adapter", param="model")
-        # Where adapters are found on demand, the list may be older than the adapter: its server has the last word.
+        # Where adapters are found on demand, the list may be older than the adapter: its server has
+        # the last word.
         if base not in self._lora_paths and adapter not in (known := await handle.adapters()):
             raise _unknown_adapter(base, adapter, known)
         return Target(handle, adapter, name)
@@ -81,11 +92,20 @@ class ModelNames:
             return Target(self.handles[owners[0]], name, name)
         if owners:
             ways = ", ".join(f"'{owner}:{name}'" for owner in owners)
-            raise ModelNotFoundError(f"several models have an adapter '{name}': ask for one of {ways}", param="model")
-        known = [*self.handles, *(f"{model_id}:{adapter}" for model_id, names in adapters.items() for adapter in names)]
-        raise ModelNotFoundError(f"no model '{name[:200]}'. {nearest(name[:200], known)}".rstrip(), param="model")
+            raise ModelNotFoundError(
+                f"several models have an adapter '{name}': ask for one of {ways}", param="model"
+            )
+        known = [
+            *self.handles,
+            *(f"{model_id}:{adapter}" for model_id, names in adapters.items() for adapter in names),
+        ]
+        raise ModelNotFoundError(
+            f"no model '{name[:200]}'. {nearest(name[:200], known)}".rstrip(), param="model"
+        )
 
-    def _card(self, model_id: str, handle: ModelHandle, adapter: str | None = None) -> dict[str, Any]:
+    def _card(
+        self, model_id: str, handle: ModelHandle, adapter: str | None = None
+    ) -> dict[str, Any]:
         card = self._cards.get(model_id) or handle.card()
         known = handle.card().context_length  # may have been learned since the card was given
         state = handle.state()

@@ -1,9 +1,9 @@
 """Between an engine that produces tokens and a caller who takes them at a pace of its own.
 
-`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a later
-one an interval after the last that left; what has come by the time it may leave is joined into one
-delta. `DeltaStream` is one request's stream, which can be held and aborted. Only with an interval does
-it read ahead of the caller; without one a batch passes in the caller's own task.
+`Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a
+later one an interval after the last that left; what has come by the time it may leave is joined
+into one delta. `DeltaStream` is one request's stream, which can be held and aborted. Only with an
+interval does it read ahead of the caller; without one a batch passes in the caller's own task.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from penstock.types import Delta, TokenLogprob, Usage
 
 
 class Coalescer:
-    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady clock."""
+    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady
+    clock.
+    """
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
@@ -75,9 +77,13 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. `answers` is how many answers the request has."""
+    """One request's deltas on their way to its caller. `answers` is how many answers the request
+    has.
+    """
 
-    def __init__(self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None
+    ) -> None:
         self._interval_s = interval_s
         self._clock = clock
         self._tokens = dict.fromkeys(range(answers), 0)
@@ -87,7 +93,9 @@ class DeltaStream:
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
-        self._reader: asyncio.Task[Any] | None = None  # the task that waits for the source, while it does
+        self._reader: asyncio.Task[Any] | None = (
+            None  # the task that waits for the source, while it does
+        )
         self._interrupted: asyncio.Task[Any] | None = None
 
     def abort(self) -> None:
@@ -121,7 +129,9 @@ class DeltaStream:
         return self._joined(opening) if self._interval_s else self._handed_on(opening)
 
     async def _handed_on(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost every step a switch."""
+        """Each batch as it comes, in the caller's own task: a task that reads ahead would cost
+        every step a switch.
+        """
         loop = asyncio.get_running_loop()
         kept: list[Delta] = []
         async with opening as source:
@@ -144,7 +154,9 @@ class DeltaStream:
                 yield rest
 
     async def _joined(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """Deltas joined by the interval. A task reads them, so that they are there when their time has come."""
+        """Deltas joined by the interval. A task reads them, so that they are there when their time
+        has come.
+        """
         buffer = Coalescer(self._interval_s)
         clock = self._clock or asyncio.get_running_loop().time
         async with opening as source:

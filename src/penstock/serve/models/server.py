@@ -1,4 +1,6 @@
-"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is here, in order."""
+"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is
+here, in order.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +40,16 @@ from penstock.types import ChatRequest, CompletionRequest
 SLOTLESS = frozenset({"tokenize", "detokenize"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
-"""Requests given to an engine, relative to those it works on at once: the next must be at hand when one ends."""
+"""Requests given to an engine, relative to those it works on at once: the next must be at hand when
+one ends.
+"""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
-"""Waits before the successive restarts of an engine that dies without finishing a request in between; when they are
-used up it has failed.
+"""Waits before the successive restarts of an engine that dies without finishing a request in
+between; when they are used up it has failed.
 """
 RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Waits before a failed engine may be tried again, after the first failure, the second, and so on."""
+"""Waits before a failed engine may be tried again, after the first failure, the second, and so on.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -54,11 +59,13 @@ async def _no_room_needed() -> None:
 
 
 class LLMServer(Tasks, ControlPlane):
-    """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it, `await stop()`.
+    """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it,
+    `await stop()`.
 
-    `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server that is not loaded
-    loads it, and waits. `make_room` is awaited before the engine takes memory and `free_room` is called after it gave
-    it back; `on_idle` is called when the last request has left. Raises `ConfigError` or `MissingExtraError`.
+    `engine` replaces the one that the configuration names. `load_on_demand`: a request to a server
+    that is not loaded loads it, and waits. `make_room` is awaited before the engine takes memory
+    and `free_room` is called after it gave it back; `on_idle` is called when the last request has
+    left. Raises `ConfigError` or `MissingExtraError`.
     """
 
     role: ClassVar[Role] = "both"
@@ -101,17 +108,23 @@ class LLMServer(Tasks, ControlPlane):
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
-        """The engine of a server with this configuration, not started. Raises `ConfigError`, `MissingExtraError`."""
+        """The engine of a server with this configuration, not started. Raises `ConfigError`,
+        `MissingExtraError`.
+        """
         return make_engine(llm_config)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
-        """Options for a runtime that deploys this server: resources in bundles, environment, limits."""
+        """Options for a runtime that deploys this server: resources in bundles, environment,
+        limits.
+        """
         return deployment_options(llm_config)
 
     # Life
     async def start(self) -> None:
-        """Load the model, and return when requests can be answered. Raises `EngineStartError`, `EngineTimeoutError`."""
+        """Load the model, and return when requests can be answered. Raises `EngineStartError`,
+        `EngineTimeoutError`.
+        """
         self._stopping = False
         if self.asleep:
             return
@@ -119,7 +132,8 @@ class LLMServer(Tasks, ControlPlane):
         await self.supervisor.ready()
 
     async def stop(self, drain_timeout_s: float = 0.0) -> None:
-        """Take no more requests, wait so many seconds at most for those that are here, and free everything.
+        """Take no more requests, wait so many seconds at most for those that are here, and free
+        everything.
 
         Requests under way after that end with `EngineDeadError`.
         """
@@ -169,7 +183,9 @@ class LLMServer(Tasks, ControlPlane):
         return await self.engine.metrics()
 
     async def check_health(self) -> None:
-        """Return if the server answers, or will once it is woken or loaded on demand; raise if it cannot."""
+        """Return if the server answers, or will once it is woken or loaded on demand; raise if it
+        cannot.
+        """
         if self.asleep or (self.supervisor.phase == "cold" and self._load_on_demand):
             return
         await self.supervisor.ready()
@@ -177,11 +193,15 @@ class LLMServer(Tasks, ControlPlane):
 
     # Requests
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        stream = DeltaStream(interval_s=self.llm_config.stream_batching_interval_s, answers=request.n)
+        stream = DeltaStream(
+            interval_s=self.llm_config.stream_batching_interval_s, answers=request.n
+        )
         return stream.batches(self._let_in(request, stream))
 
     @asynccontextmanager
-    async def _let_in(self, request: ChatRequest | CompletionRequest, stream: DeltaStream) -> AsyncIterator[Batches]:
+    async def _let_in(
+        self, request: ChatRequest | CompletionRequest, stream: DeltaStream
+    ) -> AsyncIterator[Batches]:
         """Admit the request with its adapter; what the engine answers is for the stream."""
         request_id = request.request_id or uuid.uuid4().hex
         try:
@@ -192,8 +212,14 @@ class LLMServer(Tasks, ControlPlane):
             try:
                 self._check_task(task_of(request))
                 async with AsyncExitStack() as held:
-                    adapter = await held.enter_async_context(self._adapters.use(version)) if version else None
-                    request = msgspec.structs.replace(request, adapter=adapter, request_id=request_id)
+                    adapter = (
+                        await held.enter_async_context(self._adapters.use(version))
+                        if version
+                        else None
+                    )
+                    request = msgspec.structs.replace(
+                        request, adapter=adapter, request_id=request_id
+                    )
                     if self.paused == "keep":
                         stream.hold()
                     self.streams.add(stream)
@@ -207,7 +233,9 @@ class LLMServer(Tasks, ControlPlane):
 
     async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
         """The engine's deltas."""
-        with self.supervisor.quarantine.visit(partial(digest_of, request), self._asks_again) as visit:
+        with self.supervisor.quarantine.visit(
+            partial(digest_of, request), self._asks_again
+        ) as visit:
             while not visit.answered:
                 async with visit, aclosing(self._batches(request)) as batches:
                     async for batch in batches:
@@ -215,7 +243,7 @@ class LLMServer(Tasks, ControlPlane):
                         yield batch
 
     def _asks_again(self) -> bool:
-        """Whether a request that has got no token is put to a new engine when the first has died."""
+        """Whether a request without a token yet is put to a new engine after a death."""
         return True
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
@@ -235,7 +263,9 @@ class LLMServer(Tasks, ControlPlane):
             self.admission.enter_at_once()
         try:
             self._check_task(task)
-            with self.supervisor.quarantine.visit(partial(digest_of, (task, request)), self._asks_again) as visit:
+            with self.supervisor.quarantine.visit(
+                partial(digest_of, (task, request)), self._asks_again
+            ) as visit:
                 while not visit.answered:
                     async with visit:
                         return await getattr(self.engine, task)(request)
@@ -261,7 +291,8 @@ class LLMServer(Tasks, ControlPlane):
         if task not in tasks:
             known = ", ".join(sorted(tasks))
             raise UnsupportedError(
-                f"the {self.engine.name} engine does not support {task} with this model, but {known}"
+                f"the {self.engine.name} engine does not support {task} with this model, but"
+                f" {known}"
             )
 
     def _stopping_error(self) -> UnavailableError:
@@ -270,14 +301,20 @@ class LLMServer(Tasks, ControlPlane):
     # What the supervisor tells
     async def _before_start(self) -> None:
         if self.supervisor.deaths:
-            _log.warning("'%s': the engine died; restart %d", self.engine.model_source, self.supervisor.deaths)
+            _log.warning(
+                "'%s': the engine died; restart %d",
+                self.engine.model_source,
+                self.supervisor.deaths,
+            )
         self._adapters.forget_missing()
         await self._callbacks.run("on_before_node_init")
         await self._callbacks.run("on_before_download_model_files_distributed")
 
     async def _on_ready(self) -> None:
         limit = self.llm_config.deployment_config.max_ongoing_requests
-        self.admission.max_running = limit or math.ceil(self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT)
+        self.admission.max_running = limit or math.ceil(
+            self.engine.capabilities.max_concurrency * EXTRA_IN_FLIGHT
+        )
         await self._adapters.reapply()
         await self.reapply()
         await self._callbacks.run("on_after_node_init")
@@ -297,15 +334,25 @@ class LLMServer(Tasks, ControlPlane):
 
 
 def engine_site(config: LLMConfig, role: Role) -> Site:
-    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve LLM's do."""
-    bases = {name: port for name, port in config.experimental_configs.items() if name.endswith("_PORT_BASE")}
+    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve
+    LLM's do.
+    """
+    bases = {
+        name: port
+        for name, port in config.experimental_configs.items()
+        if name.endswith("_PORT_BASE")
+    }
     return Site(role=role, port_bases=bases)
 
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
-    """The class of the engine that a configuration names. Raises `ConfigError`, `MissingExtraError`."""
+    """The class of the engine that a configuration names. Raises `ConfigError`,
+    `MissingExtraError`.
+    """
     path = env.engine_cls()
-    cls: type[LLMEngine] = import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    cls: type[LLMEngine] = (
+        import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)
+    )
     return cls
 
 

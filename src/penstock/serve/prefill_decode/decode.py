@@ -1,14 +1,16 @@
-"""The decode side of a model: lets the prefill side compute a prompt, takes over its KV cache, and goes on from there.
+"""The decode side of a model: lets the prefill side compute a prompt, takes over its KV cache, and
+goes on from there.
 
-A prompt is tokenized once, here; both engines are given its token ids. What cannot be had from the prefill side, for
-whatever reason, is computed here, and no client sees it. Each request is counted under one outcome:
+A prompt is tokenized once, here; both engines are given its token ids. What cannot be had from the
+prefill side, for whatever reason, is computed here, and no client sees it. Each request is counted
+under one outcome:
 
     remote        the prefill side computed the prompt
     local         it was not asked: a short prompt, one with pictures, a request for several answers
     unavailable   it is loading, asleep or gone
     failed        it broke in the middle, or its cache did not arrive
     slow          it took longer than `prefill_timeout_s`
-    mismatch      what it handed over is of no use here: another version, another adapter, no address
+    mismatch      what it handed over is of no use: another version or adapter, no address
 """
 
 from __future__ import annotations
@@ -26,7 +28,13 @@ import msgspec
 from penstock.balance.breaker import CircuitBreaker
 from penstock.engines.deltas import Batches
 from penstock.engines.tasks import generated
-from penstock.errors import ConfigError, EngineError, OverloadedError, PenstockError, UnavailableError
+from penstock.errors import (
+    ConfigError,
+    EngineError,
+    OverloadedError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.kv.base import Identity, Role, mismatch
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.handle import ModelHandle, ModelState
@@ -43,7 +51,9 @@ _log = logging.getLogger(__name__)
 
 
 class DecodeServer(LLMServer):
-    """`prefill` is the other side: a model in this process, unless a runtime has set another handle before `start`."""
+    """`prefill` is the other side: a model in this process, unless a runtime has set another handle
+    before `start`.
+    """
 
     role: ClassVar[Role] = "decode"
 
@@ -110,12 +120,14 @@ class DecodeServer(LLMServer):
         await self._control_prefill("reset_prefix_cache", {})
 
     async def _control_prefill(self, method: str, options: dict[str, Any]) -> None:
-        """Raise `EngineError` where a replica of the prefill side did not do it: whoever asks knows of one model only,
-        and is told of no other.
+        """Raise `EngineError` where a replica of the prefill side did not do it: whoever asks knows
+        of one model only, and is told of no other.
         """
         for told in await self.prefill.control(method, options):
             if not told["ok"]:
-                raise EngineError(f"prefill replica '{told['replica']}': {told['error']['message']}")
+                raise EngineError(
+                    f"prefill replica '{told['replica']}': {told['error']['message']}"
+                )
 
     def state(self) -> ModelState:
         """What the server is doing now."""
@@ -124,7 +136,10 @@ class DecodeServer(LLMServer):
     async def engine_metrics(self) -> dict[str, float]:
         """What both engines count, if they run in this process."""
         theirs = await self.prefill.engine_metrics()
-        return {**await super().engine_metrics(), **{f"prefill_{name}": value for name, value in theirs.items()}}
+        return {
+            **await super().engine_metrics(),
+            **{f"prefill_{name}": value for name, value in theirs.items()},
+        }
 
     # Requests
     def _batches(self, request: Request) -> Batches:
@@ -145,14 +160,20 @@ class DecodeServer(LLMServer):
                         yield batch
                 return
             except EngineError as error:
-                # An engine may be told to fail a request whose cache does not arrive. One that died is another matter.
+                # An engine may be told to fail a request whose cache does not arrive. One that died
+                # is another matter.
                 if begun or outcome != "remote" or type(error) is not EngineError:
                     raise
                 self._say(f"a cache of the prefill side was of no use: {error}")
-                outcome, request = "failed", msgspec.structs.replace(request, kv_transfer_params=None)
+                outcome, request = (
+                    "failed",
+                    msgspec.structs.replace(request, kv_transfer_params=None),
+                )
 
     async def _handed_over(self, request: Request) -> tuple[str, Request]:
-        """The request with its prompt computed on the prefill side, where that can be, and the outcome."""
+        """The request with its prompt computed on the prefill side, where that can be, and the
+        outcome.
+        """
         if request.n > 1:  # a cache is handed over once
             return "local", request
         ids = await self.engine.prompt_ids(request)
@@ -186,7 +207,9 @@ class DecodeServer(LLMServer):
                 breaker.answered()
             elif well is False:
                 breaker.failed(request.request_id)
-                if breaker.suspected:  # another request is as good as a probe, and costs nobody more than this one
+                if (
+                    breaker.suspected
+                ):  # another request is as good as a probe, and costs nobody more than this one
                     breaker.trip()
         if wrong := self._wrong(request, params):
             self._say(f"what the prefill side handed over is of no use: {wrong}")
@@ -194,7 +217,7 @@ class DecodeServer(LLMServer):
         return "remote", msgspec.structs.replace(request, kv_transfer_params=params or None)
 
     def _reachable(self) -> bool:
-        """Whether the prefill side is worth asking. One that is absent is told that it is wanted."""
+        """Whether the prefill side is worth asking. One that is absent is woken."""
         state = self.prefill.state().state
         if state == "ready" and (self._breaker.closed or self._breaker.probe_due):
             return True
@@ -207,7 +230,7 @@ class DecodeServer(LLMServer):
             await self.prefill.tokenize("wake")
 
     async def _ask_prefill(self, request: Request, ids: list[int]) -> dict[str, Any]:
-        """Let it compute the prompt; what it hands over. Its slot is free when this is cancelled."""
+        """Let it compute the prompt; gives what it hands over. A cancel frees its slot."""
         assert self.engine.connector is not None
         asked = CompletionRequest(
             ids,
@@ -242,4 +265,8 @@ class DecodeServer(LLMServer):
         """Warn, once a text: with a prefill side that is gone every request would say so."""
         if text not in self._told and len(self._told) < 100:
             self._told.add(text)
-            _log.warning("'%s': %s; its prompts are computed on the decode side", self.llm_config.model_id, text)
+            _log.warning(
+                "'%s': %s; its prompts are computed on the decode side",
+                self.llm_config.model_id,
+                text,
+            )

@@ -1,7 +1,8 @@
 """Prefill and decode on engines of their own: what such a pair is made of.
 
-Prompts are computed by the engines of `prefill_config`, their KV caches move to those of `decode_config`, which make
-the tokens: neither waits for the other's kind of work, and each side has as many replicas as it needs.
+Prompts are computed by the engines of `prefill_config`, their KV caches move to those of
+`decode_config`, which make the tokens: neither waits for the other's kind of work, and each side
+has as many replicas as it needs.
 """
 
 from __future__ import annotations
@@ -17,21 +18,31 @@ PREFILL = "penstock.serve.prefill_decode.prefill:PrefillServer"
 
 
 def paired(prefill: LLMConfig, decode: LLMConfig) -> LLMConfig:
-    """The decode side with its prefill side. Raises `ConfigError` for what could never hand over a cache."""
+    """The decode side with its prefill side. Raises `ConfigError` for what could never hand over a
+    cache.
+    """
     for what in ("model_id", "model_source", "engine_name", "deterministic"):
         theirs, ours = getattr(prefill, what), getattr(decode, what)
         if theirs != ours:
-            raise ConfigError(f"both sides must have the same {what}, not '{theirs}' and '{ours}'", field=what)
+            raise ConfigError(
+                f"both sides must have the same {what}, not '{theirs}' and '{ours}'", field=what
+            )
     if _adapters(prefill) != _adapters(decode):
-        raise ConfigError("both sides must find the same adapters", field="lora_config", value=_adapters(prefill))
-    names = [_connector(config, side) for side, config in (("prefill", prefill), ("decode", decode))]
+        raise ConfigError(
+            "both sides must find the same adapters", field="lora_config", value=_adapters(prefill)
+        )
+    names = [
+        _connector(config, side) for side, config in (("prefill", prefill), ("decode", decode))
+    ]
     if names[0] != names[1]:
         raise ConfigError(
             f"both sides must have the same connector, not {names[0]} and {names[1]}",
             field="engine_kwargs.kv_transfer_config.kv_connector",
         )
     prefill = msgspec.structs.replace(prefill, server_cls=prefill.server_cls or PREFILL)
-    return msgspec.structs.replace(decode, server_cls=decode.server_cls or DECODE, prefill_config=prefill)
+    return msgspec.structs.replace(
+        decode, server_cls=decode.server_cls or DECODE, prefill_config=prefill
+    )
 
 
 def _connector(config: LLMConfig, side: str) -> str:

@@ -19,8 +19,9 @@ SENDER = "penstock_sender"
 class PrefillServer(LLMServer):
     """Answers with one token at most, and with where the prompt's cache is.
 
-    Nobody waits for it: whoever asks can compute the prompt himself. So it refuses where others would let a request
-    wait for the engine to load, and does not ask a second engine after the first has died.
+    Nobody waits for it: whoever asks can compute the prompt himself. So it refuses where others
+    would let a request wait for the engine to load, and does not ask a second engine after the
+    first has died.
     """
 
     role: ClassVar[Role] = "prefill"
@@ -35,13 +36,17 @@ class PrefillServer(LLMServer):
     def _check_open(self) -> None:
         super()._check_open()
         if self.supervisor.phase != "ready":
-            raise UnavailableError(f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0)
+            raise UnavailableError(
+                f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0
+            )
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         identity = self.engine.identity
         if identity is None:
             return super()._batches(request)
-        sender = msgspec.to_builtins(msgspec.structs.replace(identity, adapter=request.adapter or ""))
+        sender = msgspec.to_builtins(
+            msgspec.structs.replace(identity, adapter=request.adapter or "")
+        )
 
         def signed(delta: Delta) -> Delta:
             if delta.finish_reason is None:
@@ -53,6 +58,14 @@ class PrefillServer(LLMServer):
 
 
 def _clamped(request: ChatRequest | CompletionRequest) -> ChatRequest | CompletionRequest:
-    """The request with one token to come, which costs least: it is not the one that the client will see."""
-    request = msgspec.structs.replace(request, sampling=Sampling(max_tokens=1, temperature=0.0), n=1, stream=False)
-    return msgspec.structs.replace(request, echo=False) if isinstance(request, CompletionRequest) else request
+    """The request with one token to come, which costs least: it is not the one that the client will
+    see.
+    """
+    request = msgspec.structs.replace(
+        request, sampling=Sampling(max_tokens=1, temperature=0.0), n=1, stream=False
+    )
+    return (
+        msgspec.structs.replace(request, echo=False)
+        if isinstance(request, CompletionRequest)
+        else request
+    )

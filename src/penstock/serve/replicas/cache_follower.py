@@ -36,7 +36,10 @@ class CacheFollower:
         while True:
             try:
                 if not await self._read():
-                    _log.warning("replica '%s' does not tell what it has cached: it is chosen by its load", self._id)
+                    _log.warning(
+                        "replica '%s' does not tell what it has cached: it is chosen by its load",
+                        self._id,
+                    )
                     return
             except ReplicaLostError:
                 pass

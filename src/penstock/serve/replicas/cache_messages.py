@@ -1,5 +1,6 @@
-"""What replicas tell their ingresses of their KV caches: the names of a prompt's blocks go with a request, and what has
-become of such names comes back on a stream of its own, as frames as in `calls`, each a list of changes.
+"""What replicas tell their ingresses of their KV caches: the names of a prompt's blocks go with a
+request, and what has become of such names comes back on a stream of its own, as frames as in
+`calls`, each a list of changes.
 """
 
 from __future__ import annotations
@@ -71,9 +72,14 @@ class ChangeStream(Response):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         # Nobody waits for the end of this one: it is the first thing to end when the server drains.
         try:
-            async with Interrupt(self._exchange.request.receive, ingress.watchers), aclosing(self._changes) as source:
+            async with (
+                Interrupt(self._exchange.request.receive, ingress.watchers),
+                aclosing(self._changes) as source,
+            ):
                 async for changes in source:
-                    await send({"type": "http.response.body", "body": framed(changes), "more_body": True})
+                    await send(
+                        {"type": "http.response.body", "body": framed(changes), "more_body": True}
+                    )
         except ClientGoneError:
             pass
         except ShuttingDownError:

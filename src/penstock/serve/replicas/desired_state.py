@@ -1,4 +1,6 @@
-"""What an operator asked of a model, kept apart from its replicas, so that one that starts later is told too."""
+"""What an operator asked of a model, kept apart from its replicas, so that one that starts later is
+told too.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from penstock.serve.models.control import ControlPlane
 
 
 class DesiredState(Struct, frozen=True):
-    """The state that every replica is to be in. `asleep` is the level of sleep, None for awake. `version` grows with
-    every change.
+    """The state that every replica is to be in. `asleep` is the level of sleep, None for awake.
+    `version` grows with every change.
     """
 
     version: int = 0
@@ -22,7 +24,9 @@ class DesiredState(Struct, frozen=True):
     paused: PauseMode | None = None
 
     def after(self, method: str, options: Mapping[str, Any]) -> DesiredState:
-        """The state after a control method was called; the same one where the method changes none."""
+        """The state after a control method was called; the same one where the method changes
+        none.
+        """
         match method:
             case "sleep":
                 changed: dict[str, Any] = {"asleep": options.get("level", 1)}
@@ -56,11 +60,17 @@ class DesiredStore(Protocol):
         """What was saved last; the plain state if nothing was."""
 
     async def save(self, state: DesiredState) -> bool:
-        """Put it after the one whose version is one less. False, and nothing changes, if that is not the last."""
+        """Put it after the one whose version is one less. False, and nothing changes, if that is
+        not the last.
+        """
 
 
-async def change_desired(store: DesiredStore, method: str, options: Mapping[str, Any]) -> DesiredState:
-    """Note what a control method asks for, beside what others ask for meanwhile. Gives the state that holds now."""
+async def change_desired(
+    store: DesiredStore, method: str, options: Mapping[str, Any]
+) -> DesiredState:
+    """Note what a control method asks for, beside what others ask for meanwhile. Gives the state
+    that holds now.
+    """
     while True:
         state = await store.load()
         changed = state.after(method, options)

@@ -20,7 +20,9 @@ async def cached(exchange: Exchange) -> Response:
     target = await exchange.target("")
     blocks = target.handle.server.engine.cached_blocks  # type: ignore[attr-defined]  # it is in this process
     if blocks is None:
-        raise UnsupportedError(f"the {target.handle.engine_name} engine does not tell what it has cached")
+        raise UnsupportedError(
+            f"the {target.handle.engine_name} engine does not tell what it has cached"
+        )
     return ChangeStream(exchange, blocks.changes())
 
 

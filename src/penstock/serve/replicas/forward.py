@@ -1,5 +1,5 @@
-"""The one answer of an ingress whose models run elsewhere: the request goes to a replica as it came, and the reply
-comes back as it is. Nothing is decoded but what the choice of a replica needs.
+"""The one answer of an ingress whose models run elsewhere: the request goes to a replica as it
+came, and the reply comes back as it is. Nothing is decoded but what the choice of a replica needs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.rpc.client import Reply
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
-_PASSED_BACK = frozenset({"content-type", "content-length", "cache-control", "retry-after", "x-accel-buffering"})
+_PASSED_BACK = frozenset(
+    {"content-type", "content-length", "cache-control", "retry-after", "x-accel-buffering"}
+)
 _FORM_MODEL = re.compile(rb'name="model"\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)')
 """The value of a multipart form's field "model"."""
 ERROR_EVENTS = {"/v1/messages": message_error_events, "/v1/responses": response_error_events}
@@ -50,7 +52,9 @@ async def forward(exchange: Exchange) -> Response:
         body = await exchange.read_json()
         head = decode_body(body, _Head)
         model = head.model
-        text = next((raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b"")
+        text = next(
+            (raw for raw in (head.messages, head.prompt, head.input) if raw is not UNSET), b""
+        )
         prompt = bytes(text)
     target = await exchange.target(model)
     if not isinstance(target.handle, RemoteModel):
@@ -61,11 +65,13 @@ async def forward(exchange: Exchange) -> Response:
 class Forwarded(Response):
     """Sends on what a replica answers.
 
-    A replica that is lost before its answer begins is replaced by another one; a stream that breaks later ends with an
-    error event.
+    A replica that is lost before its answer begins is replaced by another one; a stream that breaks
+    later ends with an error event.
     """
 
-    def __init__(self, exchange: Exchange, model: RemoteModel, body: bytes, prompt: bytes, adapter: str) -> None:
+    def __init__(
+        self, exchange: Exchange, model: RemoteModel, body: bytes, prompt: bytes, adapter: str
+    ) -> None:
         self._exchange = exchange
         self._model = model
         self._body = body
@@ -82,7 +88,9 @@ class Forwarded(Response):
             exchange.status, exchange.error = gone.status, gone.kind
         except Exception as caught:
             lost = isinstance(caught, ReplicaLostError)
-            told = EngineDeadError("the replica that answered this request is gone") if lost else None
+            told = (
+                EngineDeadError("the replica that answered this request is gone") if lost else None
+            )
             error = exchange.failed(caught, told)
             if not self._begun:
                 await error_response(scope["path"], error)(scope, receive, send)
@@ -101,7 +109,9 @@ class Forwarded(Response):
         headers.append(("x-request-id", exchange.id))
         if not exchange.trusted:
             headers.append((UNTRUSTED, "1"))
-        route = self._model.pool.route(self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter)
+        route = self._model.pool.route(
+            self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter
+        )
         async with exchange.interrupt() as interrupt:
             asked = clock()
             async with self._model.pool.ask(path, headers, self._body, route) as reply:
@@ -111,19 +121,25 @@ class Forwarded(Response):
                 if reply.done:
                     interrupt.finished()
                 await send(self._start(reply))
-                await send({"type": "http.response.body", "body": part, "more_body": not reply.done})
+                await send(
+                    {"type": "http.response.body", "body": part, "more_body": not reply.done}
+                )
                 while not reply.done:
                     asked = clock()
                     part = await reply.read()
                     exchange.engine_seconds += clock() - asked
                     if reply.done:
                         interrupt.finished()
-                    await send({"type": "http.response.body", "body": part, "more_body": not reply.done})
+                    await send(
+                        {"type": "http.response.body", "body": part, "more_body": not reply.done}
+                    )
 
     def _start(self, reply: Reply) -> dict[str, Any]:
         self._begun = True
         self._streams = (reply.header("content-type") or "").startswith("text/event-stream")
         headers = [
-            (name.encode("latin-1"), value.encode("latin-1")) for name, value in reply.headers if name in _PASSED_BACK
+            (name.encode("latin-1"), value.encode("latin-1"))
+            for name, value in reply.headers
+            if name in _PASSED_BACK
         ]
         return {"type": "http.response.start", "status": reply.status, "headers": headers}

@@ -25,5 +25,6 @@ class Replicas(Protocol):
     async def obtain(self) -> ReplicaInfo:
         """One that runs, which the runtime starts first if there is none.
 
-        Raises `EngineStartError` if none can be started, `OverloadedError` if too many wait for that already.
+        Raises `EngineStartError` if none can be started, `OverloadedError` if too many wait for
+        that already.
         """

@@ -1,4 +1,6 @@
-"""A model whose replicas run elsewhere, as a handle. Requests reach them over HTTP, whatever runtime placed them."""
+"""A model whose replicas run elsewhere, as a handle. Requests reach them over HTTP, whatever
+runtime placed them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ from penstock.types import ChatRequest, CompletionRequest
 class RemoteModel(ModelHandle):
     """Belongs to one event loop, but for `control`, which any may call.
 
-    `key` is what the replicas want to be shown. What its runtime must do (start replicas, stop them) it does itself.
+    `key` is what the replicas want to be shown. What its runtime must do (start replicas, stop
+    them) it does itself.
     """
 
     def __init__(
@@ -48,7 +51,11 @@ class RemoteModel(ModelHandle):
         self._key = key
         self._desired = desired or InMemoryStore()
         self.pool = ReplicaPool(
-            config, replicas, key=key, policy=policy or configured_policy(config), desired=self._desired
+            config,
+            replicas,
+            key=key,
+            policy=policy or configured_policy(config),
+            desired=self._desired,
         )
         self._store = adapter_store(config, config.model_source)
         self._created = int(time.time())
@@ -59,7 +66,11 @@ class RemoteModel(ModelHandle):
         return self.config.engine_name
 
     def card(self) -> ModelCard:
-        lengths = [info.context_length for info in self._replicas.current() if info.context_length is not None]
+        lengths = [
+            info.context_length
+            for info in self._replicas.current()
+            if info.context_length is not None
+        ]
         given = self.config.engine_kwargs.get("max_model_len")
         return ModelCard(
             id=self.model_id,
@@ -107,7 +118,9 @@ class RemoteModel(ModelHandle):
         frames = calls.FrameReader()
         path = calls.PATH + task_of(request)
         try:
-            async with self.pool.ask(path, [("x-request-id", request.request_id)], body, route) as reply:
+            async with self.pool.ask(
+                path, [("x-request-id", request.request_id)], body, route
+            ) as reply:
                 if reply.status != 200:
                     raise error_of(await reply.body())
                 while part := await reply.read():
@@ -137,24 +150,39 @@ class RemoteModel(ModelHandle):
         # First, so that a replica that starts meanwhile is told.
         self.pool.wanted = await change_desired(self._desired, method, parsed)
         replicas = self._replicas.current()
-        return list(await asyncio.gather(*(self._control_one(info, method, options) for info in replicas)))
+        return list(
+            await asyncio.gather(*(self._control_one(info, method, options) for info in replicas))
+        )
 
-    async def _control_one(self, info: ReplicaInfo, method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        # Over a connection of its own: those that are kept belong to the event loop of the requests.
+    async def _control_one(
+        self, info: ReplicaInfo, method: str, options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        # Over a connection of its own: those that are kept belong to the event loop of the
+        # requests.
         address = Address(info.host, info.port)
         body = msgspec.json.encode({"method": method, "options": options})
         headers = [("authorization", f"Bearer {self._key}"), ("content-type", "application/json")]
         try:
-            with closing(await address.request("POST", "/penstock/control", headers, body)) as reply:
+            with closing(
+                await address.request("POST", "/penstock/control", headers, body)
+            ) as reply:
                 text = await reply.body()
         except ReplicaLostError as error:
-            return {"replica": info.id, "ok": False, "error": {"type": "unreachable", "message": str(error)}}
+            return {
+                "replica": info.id,
+                "ok": False,
+                "error": {"type": "unreachable", "message": str(error)},
+            }
         finally:
             address.close()
         if reply.status != 200:
             told = error_of(text)
             if isinstance(told, UnsupportedError):
                 raise told
-            return {"replica": info.id, "ok": False, "error": {"type": told.kind, "message": str(told)}}
+            return {
+                "replica": info.id,
+                "ok": False,
+                "error": {"type": told.kind, "message": str(told)},
+            }
         result: dict[str, Any] = msgspec.json.decode(text)
         return result

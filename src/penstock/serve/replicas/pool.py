@@ -1,4 +1,6 @@
-"""The replicas of one model as an ingress sees them: which one takes a request, and which one if that is lost."""
+"""The replicas of one model as an ingress sees them: which one takes a request, and which one if
+that is lost.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ LOAD_HEADER = "x-penstock-load"
 MOST_LOST = 3
 """Replicas that one request may lose before it is given up: it may be what ends them."""
 AVOIDED_S = 5.0
-"""Seconds without new requests for a replica that could not be reached, while its runtime still lists it."""
+"""Seconds without new requests for a replica that could not be reached, while its runtime still
+lists it.
+"""
 STILL_LISTED_S = 0.05
 """Seconds before a runtime is asked again that may still list a replica which is gone."""
 START_GRACE_S = 60.0
@@ -41,7 +45,9 @@ START_GRACE_S = 60.0
 
 
 class _Replica(Member):
-    """What is known here of one replica. `others` are the requests that it has of others, as it says."""
+    """What is known here of one replica. `others` are the requests that it has of others, as it
+    says.
+    """
 
     def __init__(self, info: ReplicaInfo, most_adapters: int) -> None:
         super().__init__(info.id)
@@ -70,12 +76,18 @@ class _Replica(Member):
 class ReplicaPool(Pool[_Replica]):
     """Puts requests to replicas. Belongs to one event loop.
 
-    `waiting` counts requests that wait for a replica, `failure` is why the model could not be loaded last time, and
-    `wanted` the state that was last seen to be asked for.
+    `waiting` counts requests that wait for a replica, `failure` is why the model could not be
+    loaded last time, and `wanted` the state that was last seen to be asked for.
     """
 
     def __init__(
-        self, config: LLMConfig, replicas: Replicas, *, key: str, policy: RoutingPolicy, desired: DesiredStore
+        self,
+        config: LLMConfig,
+        replicas: Replicas,
+        *,
+        key: str,
+        policy: RoutingPolicy,
+        desired: DesiredStore,
     ) -> None:
         super().__init__(policy)
         self.config = config
@@ -112,10 +124,12 @@ class ReplicaPool(Pool[_Replica]):
     async def ask(
         self, path: str, headers: Headers, body: bytes, route: RouteRequest, *, weight: int = 1
     ) -> AsyncIterator[Reply]:
-        """Put a request to a replica, or `weight` of them in one. The reply's head is here when the context begins.
+        """Put a request to a replica, or `weight` of them in one. The reply's head is here when the
+        context begins.
 
-        A replica that is lost before that is replaced by another one, and so is one that has no room or goes down, as
-        long as there is another. Within the context `ReplicaLostError` may come from reading.
+        A replica that is lost before that is replaced by another one, and so is one that has no
+        room or goes down, as long as there is another. Within the context `ReplicaLostError` may
+        come from reading.
         """
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
         if self._kv_aware is not None and route.blocks:
@@ -131,7 +145,9 @@ class ReplicaPool(Pool[_Replica]):
                     self._leave(replica)
                     lost += 1
                     if lost == MOST_LOST:
-                        raise EngineDeadError(f"{lost} replicas were lost with this request") from None
+                        raise EngineDeadError(
+                            f"{lost} replicas were lost with this request"
+                        ) from None
                     continue
                 with closing(reply):
                     if reply.status == 503 and await self._elsewhere(reply, replica, failover):
@@ -159,10 +175,13 @@ class ReplicaPool(Pool[_Replica]):
         try:
             async with asyncio.timeout(failover.patience_left(patience)):
                 if failover.tried:
-                    await asyncio.sleep(STILL_LISTED_S)  # so that the runtime may notice what we have
+                    # So that the runtime may notice what we have.
+                    await asyncio.sleep(STILL_LISTED_S)
                 info = await self._replicas.obtain()
         except TimeoutError:
-            raise EngineTimeoutError(f"no replica of '{self.config.model_id}' was ready in {patience:g} s") from None
+            raise EngineTimeoutError(
+                f"no replica of '{self.config.model_id}' was ready in {patience:g} s"
+            ) from None
         finally:
             self.waiting -= 1
         failover.tried.clear()
@@ -179,21 +198,29 @@ class ReplicaPool(Pool[_Replica]):
             return
         self._seen = current
         known = {replica.id: replica for replica in self.members}
-        for gone in self.replace(known.get(info.id) or _Replica(info, self._most_adapters) for info in current):
+        for gone in self.replace(
+            known.get(info.id) or _Replica(info, self._most_adapters) for info in current
+        ):
             gone.address.close()
             if follower := self._followers.pop(gone.id, None):
                 follower.stop()
         if self._kv_aware is not None:
             for replica in self.members:
                 if replica.id not in self._followers:
-                    self._followers[replica.id] = CacheFollower(replica.info, self._key, self._kv_aware)
+                    self._followers[replica.id] = CacheFollower(
+                        replica.info, self._key, self._kv_aware
+                    )
 
     def _leave(self, replica: _Replica) -> None:
         self.avoid(replica, AVOIDED_S)
         replica.address.close()
 
-    async def _elsewhere(self, reply: Reply, replica: _Replica, failover: Failover[_Replica]) -> bool:
-        """Whether a refused request is to be put to another replica. If not, the reply can be read."""
+    async def _elsewhere(
+        self, reply: Reply, replica: _Replica, failover: Failover[_Replica]
+    ) -> bool:
+        """Whether a refused request is to be put to another replica. If not, the reply can be
+        read.
+        """
         try:
             text = await reply.body()
         except ReplicaLostError:

@@ -1,4 +1,6 @@
-"""One replica as a process of its own: a model's server behind a port of its own, for ingresses elsewhere."""
+"""One replica as a process of its own: a model's server behind a port of its own, for ingresses
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class ReplicaModel(LocalModel):
 
     def __init__(self, config: LLMConfig, replica_id: str) -> None:
         deployment = config.deployment_config
-        staying = msgspec.structs.replace(config.autoscaling, min_replicas=1, max_replicas=1, initial_replicas=None)
+        staying = msgspec.structs.replace(
+            config.autoscaling, min_replicas=1, max_replicas=1, initial_replicas=None
+        )
         deployment = msgspec.structs.replace(deployment, autoscaling_config=staying)
         super().__init__(msgspec.structs.replace(config, deployment_config=deployment))
         self._replica_id = replica_id
@@ -58,8 +62,8 @@ class ReplicaModel(LocalModel):
 
 
 class ReplicaApp(IngressApp):
-    """The replica's application: the public API of its one model, and what its ingresses ask beside. Every reply tells
-    how many requests the replica has.
+    """The replica's application: the public API of its one model, and what its ingresses ask
+    beside. Every reply tells how many requests the replica has.
     """
 
     def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
@@ -81,8 +85,8 @@ class ReplicaApp(IngressApp):
 class ReplicaServer:
     """`await start()`, then `info` says where it is; `await stop()`. Belongs to one event loop.
 
-    `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is the host and port
-    where it is an ingress of its own as well.
+    `key` is what ingresses show; `settings` are theirs, `desired` the state to be in. `front` is
+    the host and port where it is an ingress of its own as well.
     """
 
     def __init__(
@@ -117,11 +121,16 @@ class ReplicaServer:
             drain_timeout_s=max(config.deployment_config.graceful_shutdown_timeout_s - 2.0, 0.0),
         )
         self._socket = listen(host, 0)
-        self._http = HttpServer(ReplicaApp(self.model, names, inner), self._socket, protocol=WireOrHttp)
+        self._http = HttpServer(
+            ReplicaApp(self.model, names, inner), self._socket, protocol=WireOrHttp
+        )
         self._listening = [self._http]
-        if front is not None:  # shared, as the replica that this one replaces may not have left it yet
+        # Shared, as the replica that this one replaces may not have left it yet.
+        if front is not None:
             public = msgspec.structs.replace(settings, drain_timeout_s=inner.drain_timeout_s)
-            self._listening.append(HttpServer(IngressApp(IngressState(names, public)), listen(*front, shared=True)))
+            self._listening.append(
+                HttpServer(IngressApp(IngressState(names, public)), listen(*front, shared=True))
+            )
         self._serving: list[asyncio.Task[None]] = []
 
     @property
@@ -138,8 +147,8 @@ class ReplicaServer:
     async def start(self) -> None:
         """Load the model and listen.
 
-        A model that may be absent (`min_replicas` 0) may also fail: its requests are told why. Raises what kept any
-        other one from loading.
+        A model that may be absent (`min_replicas` 0) may also fail: its requests are told why.
+        Raises what kept any other one from loading.
         """
         await self.reconcile()
         try:
@@ -149,7 +158,9 @@ class ReplicaServer:
                 self._socket.close()
                 raise
             _log.error("model '%s' could not be started: %s", self.config.model_id, error)
-        self._serving = [asyncio.create_task(http.run([], signals=False)) for http in self._listening]
+        self._serving = [
+            asyncio.create_task(http.run([], signals=False)) for http in self._listening
+        ]
 
     async def stop(self) -> None:
         """Take no more requests, let those under way finish, and free everything."""

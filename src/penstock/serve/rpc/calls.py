@@ -1,7 +1,9 @@
-"""Calls of a replica's server by a program, in the neutral types: msgpack, without OpenAI's JSON on the way.
+"""Calls of a replica's server by a program, in the neutral types: msgpack, without OpenAI's JSON on
+the way.
 
-A call is `POST /penstock/call/TASK` with the task's request. A generating task answers with frames, each four bytes of
-length and a message: deltas, or the error that ended them. The other tasks answer with their result.
+A call is `POST /penstock/call/TASK` with the task's request. A generating task answers with frames,
+each four bytes of length and a message: deltas, or the error that ended them. The other tasks
+answer with their result.
 
 Many calls in one are in `grouped_calls`.
 """

@@ -28,8 +28,8 @@ from penstock.serve.rpc.frames import (
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
-"""Seconds without a byte, then seconds between so many probes. Who waits for a machine that went away without a word
-would wait forever.
+"""Seconds without a byte, then seconds between so many probes. Who waits for a machine that went
+away without a word would wait forever.
 """
 
 Headers = Iterable[tuple[str, str]]
@@ -66,7 +66,9 @@ class Reply:
             await self._wait()
 
     async def read(self) -> bytes:
-        """What has come, waiting for something; empty at the end. Raises `ReplicaLostError` if it ends too early."""
+        """What has come, waiting for something; empty at the end. Raises `ReplicaLostError` if it
+        ends too early.
+        """
         while not self._ready:
             if self._complete:
                 return b""
@@ -141,7 +143,9 @@ class Address:
         return await self._connection.ask(method, path, headers, body)
 
     def close(self) -> None:
-        """Let the connection end with the answers that are under way. The next request makes a new one."""
+        """Let the connection end with the answers that are under way. The next request makes a new
+        one.
+        """
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.retire()
@@ -229,7 +233,8 @@ class Connection(FramedConnection):
         fileno = self.transport.get_extra_info("socket").fileno()
         if fileno < 0:  # closed already
             return
-        with socket.socket(fileno=os.dup(fileno)) as same:  # uvloop's own socket objects take no options
+        # Uvloop's own socket objects take no options.
+        with socket.socket(fileno=os.dup(fileno)) as same:
             same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for option, value in KEEPALIVE.items():
                 same.setsockopt(socket.IPPROTO_TCP, option, value)

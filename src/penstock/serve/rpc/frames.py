@@ -1,26 +1,28 @@
 """How an ingress and a replica speak: many HTTP exchanges side by side on one connection.
 
-A token is one small write for every client that waits for it. On a connection for each request it would be one system
-call on either side of the way between ingress and replica as well; on a common one, what a turn of the replica's event
-loop has for all its clients is one write and one read.
+A token is one small write for every client that waits for it. On a connection for each request it
+would be one system call on either side of the way between ingress and replica as well; on a common
+one, what a turn of the replica's event loop has for all its clients is one write and one read.
 
-The ingress begins with `PREFACE`, by which the replica tells it from a client that speaks HTTP on the same port. Then
-both sides send frames: the payload's length (4 bytes), the number of the exchange (8), a kind (1), the payload; numbers
-are big-endian. The ingress numbers exchanges as it begins them.
+The ingress begins with `PREFACE`, by which the replica tells it from a client that speaks HTTP on
+the same port. Then both sides send frames: the payload's length (4 bytes), the number of the
+exchange (8), a kind (1), the payload; numbers are big-endian. The ingress numbers exchanges as it
+begins them.
 
 | kind | from | payload |
 | --- | --- | --- |
-| `ASK` | ingress | msgpack: method, path with query, headers (pairs of a name and a value), length of the body |
+| `ASK` | ingress | msgpack: method, path with query, headers (name-value pairs), body length |
 | `BODY` | ingress | the next piece of the request's body |
-| `TAKEN` | ingress | how many bytes of the answer have been taken since the last frame of this kind (4 bytes) |
+| `TAKEN` | ingress | bytes of the answer taken since the last frame of this kind (4 bytes) |
 | `LEAVE` | ingress | nothing: nobody waits for the answer any more |
 | `HEAD` | replica | msgpack: status, headers |
 | `PART` | replica | the next piece of the answer's body |
 | `END` | replica | nothing: the answer is complete |
 | `BROKEN` | replica | nothing: the answer ends without being complete |
 
-A replica sends at most `WINDOW` bytes of an answer beyond those that were taken, give or take a part, so a client that
-reads slowly holds up its own answer alone. Frames of exchanges that have ended cross on their way, and are passed over.
+A replica sends at most `WINDOW` bytes of an answer beyond those that were taken, give or take a
+part, so a client that reads slowly holds up its own answer alone. Frames of exchanges that have
+ended cross on their way, and are passed over.
 """
 
 from __future__ import annotations

@@ -51,7 +51,9 @@ class GroupResponse(Response):
         begun = False
         try:
             async with exchange.interrupt() as interrupt:
-                tasks = [asyncio.create_task(self._run(*numbered)) for numbered in enumerate(self._calls)]
+                tasks = [
+                    asyncio.create_task(self._run(*numbered)) for numbered in enumerate(self._calls)
+                ]
                 await asyncio.sleep(0)  # so that they count when the head tells of the load
                 begun = True
                 await send({"type": "http.response.start", "status": 200, "headers": []})

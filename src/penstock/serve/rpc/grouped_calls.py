@@ -1,8 +1,8 @@
 """Many calls of a replica's server in one, for work that comes in many rows at a time.
 
-A group is `POST /penstock/group` with a list of calls, which one replica answers side by side. The answer is frames as
-in `calls`, one for each call, in the order in which they end: its result, for a generating task its joined deltas; or
-its error.
+A group is `POST /penstock/group` with a list of calls, which one replica answers side by side. The
+answer is frames as in `calls`, one for each call, in the order in which they end: its result, for a
+generating task its joined deltas; or its error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from msgspec import Raw, Struct
 
 from penstock.engines.deltas import Batches
 from penstock.engines.tasks import TASKS, Tasks, task_of
-from penstock.errors import EngineDeadError, PenstockError, ReplicaLostError, ShuttingDownError, by_kind
+from penstock.errors import (
+    EngineDeadError,
+    PenstockError,
+    ReplicaLostError,
+    ShuttingDownError,
+    by_kind,
+)
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import MOST_LOST, error_of
 from penstock.serve.rpc.calls import frames, pack
@@ -23,9 +29,13 @@ from penstock.types import ChatRequest, CompletionRequest, Delta
 
 GROUP_PATH = "/penstock/group"
 MOST_CALLS = 64
-"""Calls of a group, if nothing else is said: enough to make the way cheap, few enough to spread over replicas."""
+"""Calls of a group, if nothing else is said: enough to make the way cheap, few enough to spread
+over replicas.
+"""
 MOST_BYTES = 1 << 20
-"""Bytes of a group's requests, unless one alone has more: a replica refuses bodies that are too large."""
+"""Bytes of a group's requests, unless one alone has more: a replica refuses bodies that are too
+large.
+"""
 
 
 class GroupedCall(Struct, frozen=True, array_like=True):
@@ -51,7 +61,9 @@ class CallFailure(Struct, frozen=True, array_like=True, tag="error"):
 
 
 _decoder = msgspec.msgpack.Decoder(CallResult | CallFailure)
-_forms: dict[str, Any] = {name: list[Delta] if task.streams else task.result for name, task in TASKS.items()}
+_forms: dict[str, Any] = {
+    name: list[Delta] if task.streams else task.result for name, task in TASKS.items()
+}
 
 
 class _Waiting:
@@ -71,8 +83,9 @@ class _Waiting:
 class GroupedModel(Tasks):
     """A model whose calls of one turn of the event loop travel together, at most `most` in a group.
 
-    Nothing of an answer is given before it is complete, so what a lost replica has not answered is asked again, each
-    call by itself, as one of them may be what ended it. Belongs to one event loop.
+    Nothing of an answer is given before it is complete, so what a lost replica has not answered is
+    asked again, each call by itself, as one of them may be what ended it. Belongs to one event
+    loop.
     """
 
     def __init__(self, model: RemoteModel, *, most: int = MOST_CALLS) -> None:
@@ -114,7 +127,8 @@ class GroupedModel(Tasks):
 
         def leave(result: asyncio.Future[Any]) -> None:
             if result.cancelled() and all(waiting.result.done() for waiting in group):
-                task.cancel()  # nobody waits any more, which the replica learns by the connection's end
+                # Nobody waits any more, which the replica learns by the connection's end.
+                task.cancel()
 
         for waiting in group:
             waiting.result.add_done_callback(leave)
@@ -125,9 +139,13 @@ class GroupedModel(Tasks):
             await self._exchange(group)
         except (ReplicaLostError, ShuttingDownError):
             pass
-        except Exception as error:  # nobody waits for this task: those who wait for the calls are told
+        except (
+            Exception
+        ) as error:  # nobody waits for this task: those who wait for the calls are told
             for waiting in group:
-                waiting.fail(error if isinstance(error, PenstockError) else PenstockError(repr(error)))
+                waiting.fail(
+                    error if isinstance(error, PenstockError) else PenstockError(repr(error))
+                )
         for waiting in group:
             if waiting.result.done():
                 continue
@@ -155,7 +173,9 @@ def _settle(group: list[_Waiting], told: CallResult | CallFailure) -> None:
     if waiting.result.done():  # cancelled meanwhile
         return
     if isinstance(told, CallResult):
-        waiting.result.set_result(msgspec.msgpack.decode(told.result, type=_forms[waiting.call.task]))
+        waiting.result.set_result(
+            msgspec.msgpack.decode(told.result, type=_forms[waiting.call.task])
+        )
         return
     error = by_kind(told.kind, told.message)
     if not isinstance(error, (EngineDeadError, ShuttingDownError)):

@@ -1,4 +1,6 @@
-"""The replica's side of the way from its ingresses: an ASGI application under what `wire_frames` tells of."""
+"""The replica's side of the way from its ingresses: an ASGI application under what `wire_frames`
+tells of.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ _unpack_ask = msgspec.msgpack.Decoder(tuple[str, str, list[tuple[str, str]], int
 
 
 class WireOrHttp(asyncio.Protocol):
-    """What uvicorn makes of a connection to a replica: HTTP, unless it begins with the preface. One that says neither
-    within `head_timeout_s` is closed.
+    """What uvicorn makes of a connection to a replica: HTTP, unless it begins with the preface. One
+    that says neither within `head_timeout_s` is closed.
     """
 
     def __init__(
@@ -48,7 +50,12 @@ class WireOrHttp(asyncio.Protocol):
         *,
         head_timeout_s: float = Limits().head_timeout_s,
     ) -> None:
-        self._config, self._state, self._app_state, self._loop = config, server_state, app_state, _loop
+        self._config, self._state, self._app_state, self._loop = (
+            config,
+            server_state,
+            app_state,
+            _loop,
+        )
         self._head_timeout_s = head_timeout_s
         self._seen = b""
 
@@ -72,7 +79,10 @@ class WireOrHttp(asyncio.Protocol):
         self._state.connections.discard(self)
         successor: Any
         if self._seen.startswith(PREFACE):
-            successor, rest = WireServer(self._config.loaded_app, self._state), self._seen[len(PREFACE) :]
+            successor, rest = (
+                WireServer(self._config.loaded_app, self._state),
+                self._seen[len(PREFACE) :],
+            )
         else:
             successor, rest = self._http(), self._seen
         self.transport.set_protocol(successor)
@@ -82,7 +92,11 @@ class WireOrHttp(asyncio.Protocol):
 
     def _http(self) -> HttpConnection:
         return HttpConnection(
-            self._config, self._state, self._app_state, self._loop, head_timeout_s=self._head_timeout_s
+            self._config,
+            self._state,
+            self._app_state,
+            self._loop,
+            head_timeout_s=self._head_timeout_s,
         )
 
     def shutdown(self) -> None:
@@ -91,7 +105,9 @@ class WireOrHttp(asyncio.Protocol):
 
 
 class WireServer(FramedConnection):
-    """All exchanges with one ingress. `state` is uvicorn's: what it must wait for, and end, when it goes down."""
+    """All exchanges with one ingress. `state` is uvicorn's: what it must wait for, and end, when it
+    goes down.
+    """
 
     longest = 1 << 24  # who has shown no key yet can make it hold this much
 
@@ -141,7 +157,9 @@ class WireServer(FramedConnection):
             "raw_path": path.encode(),
             "root_path": "",
             "query_string": query.encode(),
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+            "headers": [
+                (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
+            ],
             "client": self.transport.get_extra_info("peername"),
             "server": self.transport.get_extra_info("sockname"),
         }
@@ -216,7 +234,8 @@ class _Asked:
             self._connection.put(self._number, HEAD, _pack((message["status"], told)))
             return
         body = message.get("body", b"")
-        if self._known_length and len(body) > PIECE:  # a stream's part is whole events, and stays in one piece
+        # A stream's part is whole events, and stays in one piece.
+        if self._known_length and len(body) > PIECE:
             for at in range(0, len(body), PIECE):
                 await self._give(body[at : at + PIECE])
         elif body:

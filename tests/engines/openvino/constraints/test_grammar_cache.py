@@ -45,7 +45,9 @@ def clock(monkeypatch):
 def test_large_grammars_wait_their_turn_while_others_are_served_and_small_ones_do_not(clock):
     grammars: Any = Grammars(clock, seconds=0.15)
     compiling = Compiling(background=True)
-    first, second, small = (compiling.start(grammars, grammar) for grammar in (LARGE + "1", LARGE + "2", "small"))
+    first, second, small = (
+        compiling.start(grammars, grammar) for grammar in (LARGE + "1", LARGE + "2", "small")
+    )
     for future in (first, small):
         compiling.go_on(serving=True)
         future.result(timeout=10)

@@ -108,7 +108,9 @@ async def test_what_nobody_waits_for_is_given_up(tried, monkeypatch):
 
 async def test_the_queue_is_bounded(tried, monkeypatch):
     monkeypatch.setattr(constraints, "QUEUE", 2)
-    first = [asyncio.create_task(tried.grammar(StructuredOutput("regex", f"{n}"))) for n in range(2)]
+    first = [
+        asyncio.create_task(tried.grammar(StructuredOutput("regex", f"{n}"))) for n in range(2)
+    ]
     await asyncio.sleep(0)
     with pytest.raises(OverloadedError, match="new constraints wait"):
         await tried.grammar(StructuredOutput("regex", "9"))
@@ -130,10 +132,13 @@ async def test_what_is_remembered_is_bounded(monkeypatch):
     assert list(pool._known) == [bytes([n]) for n in (7, 8, 9)]
 
 
-async def test_a_process_that_others_leave_no_time_is_replaced_by_one_that_takes_a_share(tried, monkeypatch):
+async def test_a_process_that_others_leave_no_time_is_replaced_by_one_that_takes_a_share(
+    tried, monkeypatch
+):
     monkeypatch.setattr(constraints, "STARVED_SECONDS", 0.05)
     seen = []
-    monkeypatch.setattr(EngineProcess, "_cause_of_death", lambda _: "it ended")  # as if it could not be reaped yet
+    # As if it could not be reaped yet.
+    monkeypatch.setattr(EngineProcess, "_cause_of_death", lambda _: "it ended")
 
     def as_if_it_never_got_any(pid):
         seen.append(pid)

@@ -9,7 +9,9 @@ from penstock.engines.openvino.grammar.json_grammar import json_grammar
 from penstock.engines.openvino.grammar.json_numbers import Bounds, integer, number
 from penstock.errors import RequestError
 
-ENDS = st.decimals(min_value=-2000, max_value=2000, places=2) | st.integers(-(10**7), 10**7).map(Decimal)
+ENDS = st.decimals(min_value=-2000, max_value=2000, places=2) | st.integers(-(10**7), 10**7).map(
+    Decimal
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -34,7 +36,9 @@ def test_numbers_keep_their_bounds(writer, one, other, low_open, high_open, kind
 def test_a_single_number_is_held(writer, low):
     bounds = Bounds(Decimal(low), False, Decimal(low), False)
     assert writer.texts(f"root ::= {integer(bounds)}\n", count=3) == [str(low)]
-    assert {float(text) for text in writer.texts(f"root ::= {number(bounds)}\n", count=5)} == {float(low)}
+    assert {float(text) for text in writer.texts(f"root ::= {number(bounds)}\n", count=5)} == {
+        float(low)
+    }
 
 
 def test_bounds_of_draft_4():
@@ -42,6 +46,6 @@ def test_bounds_of_draft_4():
 
 
 def test_the_tighter_bound_counts():
-    assert Bounds.of({"minimum": 3, "exclusiveMinimum": 3, "maximum": 9, "exclusiveMaximum": 8}) == Bounds(
-        Decimal(3), True, Decimal(8), True
-    )
+    assert Bounds.of(
+        {"minimum": 3, "exclusiveMinimum": 3, "maximum": 9, "exclusiveMaximum": 8}
+    ) == Bounds(Decimal(3), True, Decimal(8), True)

@@ -27,13 +27,16 @@ if failure := os.environ.get("FAILURE"):
 out = Path(arguments[-1])
 for name in os.environ.get("WRITES", "openvino_model.xml openvino_tokenizer.xml").split():
     (out / name).write_text("<net/>")
-(out / "config.json").write_bytes((Path(arguments[arguments.index("--model") + 1]) / "config.json").read_bytes())
+model = Path(arguments[arguments.index("--model") + 1])
+(out / "config.json").write_bytes((model / "config.json").read_bytes())
 """
 
 
 @pytest.fixture
 def exports(tmp_path, monkeypatch):
-    """A function that lists the exporter's command lines so far; the exporter is a pretended one, the cache is new."""
+    """A function that lists the exporter's command lines so far; the exporter is a pretended one,
+    the cache is new.
+    """
     packages, log = tmp_path / "packages", tmp_path / "exports"
     commands = packages / "optimum" / "commands"
     commands.mkdir(parents=True)
@@ -96,7 +99,9 @@ class TestCache:
     def test_directories_of_one_name_are_told_apart(self, exports, tmp_path):
         (tmp_path / "a").mkdir()
         (tmp_path / "b").mkdir()
-        assert convert(hf_model(tmp_path / "a" / "llama")) != convert(hf_model(tmp_path / "b" / "llama"))
+        assert convert(hf_model(tmp_path / "a" / "llama")) != convert(
+            hf_model(tmp_path / "b" / "llama")
+        )
 
     def test_what_a_killed_process_left_is_cleared_away(self, exports, tmp_path):
         source = hf_model(tmp_path / "llama")
@@ -108,7 +113,9 @@ class TestCache:
     def test_a_cache_that_cannot_be_written(self, exports, tmp_path, monkeypatch):
         (tmp_path / "file").touch()
         monkeypatch.setenv("PENSTOCK_CACHE_DIR", str(tmp_path / "file"))
-        with pytest.raises(EngineStartError, match=f"could not be converted: .*{os.strerror(errno.ENOTDIR)}"):
+        with pytest.raises(
+            EngineStartError, match=f"could not be converted: .*{os.strerror(errno.ENOTDIR)}"
+        ):
             convert(hf_model(tmp_path / "llama"))
 
 
@@ -143,7 +150,9 @@ class TestExporter:
         source = hf_model(tmp_path / "model", architecture)
         convert(source)
         command = " ".join(exports()[0])
-        assert command.startswith(f"export openvino --library transformers --model {source} --task {task}")
+        assert command.startswith(
+            f"export openvino --library transformers --model {source} --task {task}"
+        )
         assert "--weight-format fp16" in command
 
     def test_the_option_decides(self, exports, tmp_path):
@@ -191,7 +200,9 @@ class TestExporter:
             ("Qwen3ForCausalLM", {}, "score", "generative rerank"),
         ],
     )
-    def test_kinds_that_the_engine_cannot_run(self, exports, tmp_path, architecture, config, task, kind):
+    def test_kinds_that_the_engine_cannot_run(
+        self, exports, tmp_path, architecture, config, task, kind
+    ):
         with pytest.raises(EngineStartError, match=f"no support for {kind} models"):
             convert(hf_model(tmp_path / "model", architecture, **config), task)
         assert exports() == []
@@ -203,12 +214,19 @@ class TestSources:
         no_extra(monkeypatch)
         with pytest.raises(MissingExtraError, match=r"llama'.*pip install 'penstock\[convert\]'"):
             convert(hf_model(tmp_path / "llama"))
-        with pytest.raises(MissingExtraError, match=r"'org/name' \(no such path, .*pip install 'penstock\[convert\]'"):
+        with pytest.raises(
+            MissingExtraError,
+            match=r"'org/name' \(no such path, .*pip install 'penstock\[convert\]'",
+        ):
             convert("org/name")
 
-    @pytest.mark.parametrize("source", ["nothing", "./no/where", "/no/where", "a/b/c", "org/name@", ""])
+    @pytest.mark.parametrize(
+        "source", ["nothing", "./no/where", "/no/where", "a/b/c", "org/name@", ""]
+    )
     def test_neither_a_path_nor_a_hub_id(self, source):
-        with pytest.raises(EngineStartError, match=r"there is no model '.*give 'demo', a directory .* 'org/name'"):
+        with pytest.raises(
+            EngineStartError, match=r"there is no model '.*give 'demo', a directory .* 'org/name'"
+        ):
             find_model(source or "no model", None, None)
 
     def test_a_file(self, tmp_path):
@@ -248,7 +266,8 @@ class TestHub:
         first = convert("org/name")
         assert convert("org/name") == first
         assert first.name.startswith("org--name-")
-        assert asked == [("org/name", None)] * 3  # pooling, model, and again for weights that are no safetensors
+        # Pooling, model, and again for weights that are no safetensors.
+        assert asked == [("org/name", None)] * 3
         assert len(exports()) == 1
 
     def test_revisions_are_told_apart(self, asked, exports):
@@ -256,7 +275,9 @@ class TestHub:
         assert asked[0] == ("org/name", "v1.0")
 
     def test_what_the_hub_says_is_passed_on(self, asked):
-        with pytest.raises(EngineStartError, match=r"the hub does not give it: 404: no such repository$"):
+        with pytest.raises(
+            EngineStartError, match=r"the hub does not give it: 404: no such repository$"
+        ):
             convert("org/missing")
 
 

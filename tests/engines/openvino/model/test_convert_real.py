@@ -1,4 +1,6 @@
-"""Conversion with the real exporter: tiny random models of each kind, made here, must answer as torch does."""
+"""Conversion with the real exporter: tiny random models of each kind, made here, must answer as
+torch does.
+"""
 
 import io
 import json
@@ -14,7 +16,14 @@ from penstock.engines.openvino.model import convert as module
 from penstock.errors import EngineStartError
 from penstock.testing import chat_request, deltas_of
 from penstock.types import EmbeddingRequest, RerankRequest, Sampling, TranscriptionRequest, Usage
-from torch_models import SPEECH_COMMANDS, TEXT, byte_tokenizer, recording, save_tokenizer, speech_model
+from torch_models import (
+    SPEECH_COMMANDS,
+    TEXT,
+    byte_tokenizer,
+    recording,
+    save_tokenizer,
+    speech_model,
+)
 
 pytestmark = [pytest.mark.convert, pytest.mark.filterwarnings("default")]
 
@@ -29,12 +38,21 @@ def save(model, path):
 
 def word_tokenizer(path):
     tokenizers = import_module("tokenizers")
-    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    vocabulary = {word: at for at, word in enumerate([*special.values(), *sorted(set(TEXT.split()))])}
+    special = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
+    vocabulary = {
+        word: at for at, word in enumerate([*special.values(), *sorted(set(TEXT.split()))])
+    }
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     # No token_type_ids in its model_input_names: conversion has to add them.
     return save_tokenizer(tokenizer, path, special, model_max_length=64)
@@ -64,7 +82,9 @@ def cache(tmp_path, monkeypatch):
 
 @pytest_asyncio.fixture
 async def engine(monkeypatch):
-    """A function that starts an engine, stops it, and starts it again, which must convert nothing."""
+    """A function that starts an engine, stops it, and starts it again, which must convert
+    nothing.
+    """
     engines = []
 
     async def start(source, **options):
@@ -87,8 +107,12 @@ async def test_language_model(engine, tmp_path):
     import transformers
 
     torch.manual_seed(0)
-    tokenizer = byte_tokenizer(tmp_path / "llama", {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"})
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    tokenizer = byte_tokenizer(
+        tmp_path / "llama", {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "</s>"}
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+    )
     tokenizer.save_pretrained(tmp_path / "llama")
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer),
@@ -110,7 +134,9 @@ async def test_language_model(engine, tmp_path):
     prompt = tokenizer("user: the quick brown fox\nassistant:", return_tensors="pt").input_ids
     assert chat[-1].usage == Usage(prompt.shape[1], 8)
     with torch.no_grad():
-        wanted = model.generate(prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)[0, prompt.shape[1] :]
+        wanted = model.generate(prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False)[
+            0, prompt.shape[1] :
+        ]
     assert [token for delta in chat for token in delta.token_ids] == wanted.tolist()
 
 
@@ -139,9 +165,14 @@ async def test_rerank_model(engine, tmp_path):
     tokenizer = word_tokenizer(tmp_path / "cross")
     model = save(bert("BertForSequenceClassification", tokenizer, num_labels=1), tmp_path / "cross")
     started = await engine(tmp_path / "cross")
-    query, documents = "the quick fox", ["rain falls on green hills and rivers", "fox", "the lazy dog"]
+    query, documents = (
+        "the quick fox",
+        ["rain falls on green hills and rivers", "fox", "the lazy dog"],
+    )
     got = await started.rerank(RerankRequest(query, documents))
-    batch = tokenizer([query] * 3, documents, padding=True, return_tensors="pt", return_token_type_ids=True)
+    batch = tokenizer(
+        [query] * 3, documents, padding=True, return_tensors="pt", return_token_type_ids=True
+    )
     assert batch.token_type_ids.any()
     with torch.no_grad():
         logits = model(**batch).logits
@@ -189,14 +220,20 @@ async def test_speech_model(engine, tmp_path, cache):
 
 async def test_what_the_exporter_cannot_read(tmp_path, cache):
     (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "config.json").write_text(json.dumps({"architectures": ["NoSuchForCausalLM"]}))
+    (tmp_path / "broken" / "config.json").write_text(
+        json.dumps({"architectures": ["NoSuchForCausalLM"]})
+    )
     (tmp_path / "broken" / "model.safetensors").write_bytes(b"")
-    with pytest.raises(EngineStartError, match=r"could not be converted: \w*Error: .*\(the log: .*\.log\)"):
+    with pytest.raises(
+        EngineStartError, match=r"could not be converted: \w*Error: .*\(the log: .*\.log\)"
+    ):
         await OpenVINOEngine(str(tmp_path / "broken")).start()
     assert not list(cache.glob("converted/*.partial-*"))
 
 
 async def test_a_hub_id_without_a_network(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(EngineStartError, match="there is no path 'no-such/model', and the hub does not give it"):
+    with pytest.raises(
+        EngineStartError, match="there is no path 'no-such/model', and the hub does not give it"
+    ):
         await OpenVINOEngine("no-such/model").start()

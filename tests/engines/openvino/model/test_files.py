@@ -4,7 +4,12 @@ import struct
 import pytest
 
 from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.openvino.model.files import FALLBACK_CONTEXT, gguf_context_length, lacks_token_types, pooling_of
+from penstock.engines.openvino.model.files import (
+    FALLBACK_CONTEXT,
+    gguf_context_length,
+    lacks_token_types,
+    pooling_of,
+)
 from penstock.engines.openvino.model.find import find_model
 from penstock.errors import EngineStartError
 
@@ -26,7 +31,10 @@ def text(value):
 def gguf(path, *fields):
     """A GGUF file of nothing but its header. A field is a name, a kind, and the value's bytes."""
     header = b"GGUF" + struct.pack("<IQQ", 3, 0, len(fields))
-    path.write_bytes(header + b"".join(text(name) + struct.pack("<I", kind) + data for name, kind, data in fields))
+    path.write_bytes(
+        header
+        + b"".join(text(name) + struct.pack("<I", kind) + data for name, kind, data in fields)
+    )
     return path
 
 
@@ -48,7 +56,10 @@ class TestTask:
 
     def test_a_language_model_of_sentence_transformers_embeds(self, tmp_path):
         (tmp_path / "modules.json").write_text("[]")
-        assert find_model(ir(tmp_path, {"architectures": ["Qwen3ForCausalLM"]}), None, None).task == "embed"
+        assert (
+            find_model(ir(tmp_path, {"architectures": ["Qwen3ForCausalLM"]}), None, None).task
+            == "embed"
+        )
 
     def test_a_cross_encoder_of_sentence_transformers_scores(self, tmp_path):
         (tmp_path / "modules.json").write_text("[]")
@@ -60,7 +71,10 @@ class TestTask:
         assert find_model(ir(tmp_path, config), None, None).task == "generate"
 
     def test_the_option_decides(self, tmp_path):
-        assert find_model(ir(tmp_path, {"architectures": ["LlamaForCausalLM"]}), "embed", None).task == "embed"
+        assert (
+            find_model(ir(tmp_path, {"architectures": ["LlamaForCausalLM"]}), "embed", None).task
+            == "embed"
+        )
 
 
 class TestContextLength:
@@ -80,7 +94,10 @@ class TestContextLength:
         assert find_model(ir(tmp_path, config), None, None).context_length == length
 
     def test_the_option_decides(self, tmp_path):
-        assert find_model(ir(tmp_path, {"max_position_embeddings": 2048}), None, 100).context_length == 100
+        assert (
+            find_model(ir(tmp_path, {"max_position_embeddings": 2048}), None, 100).context_length
+            == 100
+        )
 
 
 class TestGguf:
@@ -149,7 +166,9 @@ def test_token_types(tmp_path, model, tokenizer, lacks):
 class TestPooling:
     def write(self, path, **modes):
         (path / "1_Pooling").mkdir()
-        (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 8, **modes}))
+        (path / "1_Pooling" / "config.json").write_text(
+            json.dumps({"word_embedding_dimension": 8, **modes})
+        )
         return path
 
     def test_without_the_file_it_is_the_mean(self, tmp_path):
@@ -168,7 +187,10 @@ class TestPooling:
 def test_the_context_is_known_before_anything_is_loaded(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 77}))
     assert OpenVINOEngine(str(tmp_path)).stated_context_length() == 77
-    assert OpenVINOEngine(str(tmp_path), engine_kwargs={"max_model_len": 50}).stated_context_length() == 50
+    assert (
+        OpenVINOEngine(str(tmp_path), engine_kwargs={"max_model_len": 50}).stated_context_length()
+        == 50
+    )
     assert OpenVINOEngine("demo").stated_context_length() == 4096
     for nothing in ("org/name", str(tmp_path / "none.gguf"), str(tmp_path / "none")):
         assert OpenVINOEngine(nothing).stated_context_length() is None

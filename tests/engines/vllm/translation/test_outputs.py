@@ -9,7 +9,12 @@ from penstock.types import TokenLogprob, Usage
 
 def answer(text="", ids=(), index=0, reason=None, logprobs=None, stop=None):
     return SimpleNamespace(
-        text=text, token_ids=ids, index=index, finish_reason=reason, logprobs=logprobs, stop_reason=stop
+        text=text,
+        token_ids=ids,
+        index=index,
+        finish_reason=reason,
+        logprobs=logprobs,
+        stop_reason=stop,
     )
 
 

@@ -1,4 +1,6 @@
-"""vLLM's parsers on answers that are known: a model that recites says what a reasoning model with tools would say."""
+"""vLLM's parsers on answers that are known: a model that recites says what a reasoning model with
+tools would say.
+"""
 
 import json
 from types import SimpleNamespace
@@ -23,7 +25,11 @@ TOOL = {
     "type": "function",
     "function": {
         "name": "refund",
-        "parameters": {"type": "object", "properties": {"order": {"type": "string"}}, "required": ["order"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"order": {"type": "string"}},
+            "required": ["order"],
+        },
     },
 }
 CALL = {"name": "refund", "arguments": {"order": "A 17"}}
@@ -70,7 +76,9 @@ async def servers(engine):
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_reasoning_calls_and_text_are_told_apart(engine, stream):
-    reply = await answer(engine, chat_request("My order is lost.", GREEDY, tools=[TOOL], stream=stream))
+    reply = await answer(
+        engine, chat_request("My order is lost.", GREEDY, tools=[TOOL], stream=stream)
+    )
     assert reply.reasoning[0] == "They want their money."
     assert reply.texts[0].strip() == "I see to it."
     (call,) = reply.tool_calls[0]
@@ -81,9 +89,15 @@ async def test_reasoning_calls_and_text_are_told_apart(engine, stream):
 
 
 async def test_a_mark_that_comes_with_the_next_token_is_no_reasoning(engine):
-    chat = await engine._running.parsed.prepare(chat_request("My order is lost.", GREEDY, stream=True))
+    chat = await engine._running.parsed.prepare(
+        chat_request("My order is lost.", GREEDY, stream=True)
+    )
     marks = await engine.tokenize("<think>They want their money.</think>I see")
-    pieces = [("<think>They want ", marks[:2]), ("their money.</think>", marks[2:4]), ("I see", marks[4:])]
+    pieces = [
+        ("<think>They want ", marks[:2]),
+        ("their money.</think>", marks[2:4]),
+        ("I see", marks[4:]),
+    ]
     told = [chat.translate(Delta(text=text, token_ids=tuple(ids))) for text, ids in pieces]
     assert "".join(delta.reasoning for delta in told) == "They want their money."
     assert "".join(delta.text for delta in told) == "I see"
@@ -98,7 +112,11 @@ async def test_without_tools_a_call_is_text(engine, stream):
     assert reply.reasons[0] == "stop"
 
 
-BODY = {"messages": [{"role": "user", "content": "My order is lost."}], "temperature": 0, "max_tokens": 40}
+BODY = {
+    "messages": [{"role": "user", "content": "My order is lost."}],
+    "temperature": 0,
+    "max_tokens": 40,
+}
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -1,4 +1,6 @@
-"""The quick way from text to tokens is taken only where it was seen to make what the renderer makes."""
+"""The quick way from text to tokens is taken only where it was seen to make what the renderer
+makes.
+"""
 
 from types import SimpleNamespace
 
@@ -10,7 +12,8 @@ from penstock.types import Message
 
 TEMPLATE = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 STRICT = ChatTemplate(
-    "{% for m in messages %}{{ raise_exception('none') if m.role == 'system' }}{{ m.content }}{% endfor %}"
+    "{% for m in messages %}{{ raise_exception('none') if m.role == 'system' }}{{ m.content }}{%"
+    " endfor %}"
 )
 ASKED: list[Message] = [{"role": "user", "content": "Hello"}]
 BOS = 1
@@ -22,7 +25,9 @@ class Bytes:
     truncation = padding = None
 
     def encode(self, text, add_special_tokens=True):
-        return SimpleNamespace(ids=[BOS] * add_special_tokens + [byte + 2 for byte in text.encode()])
+        return SimpleNamespace(
+            ids=[BOS] * add_special_tokens + [byte + 2 for byte in text.encode()]
+        )
 
 
 def tokens(ids):
@@ -59,7 +64,9 @@ def test_what_comes_out_alike_is_made_here():
 
 @pytest.mark.parametrize("change", [str.strip, str.lower, lambda text: text + "!"])
 def test_a_renderer_that_changes_texts_is_left_to_it(change):
-    plain = learned(renderer(TEMPLATE, change), lambda text, special: completions(change(text), special))
+    plain = learned(
+        renderer(TEMPLATE, change), lambda text, special: completions(change(text), special)
+    )
     assert plain.chat(ASKED) is None
     assert plain.text("Hello", True) is None
 

@@ -13,12 +13,19 @@ from torch_models import classifier
 
 pytestmark = [pytest.mark.vllm, pytest.mark.filterwarnings("ignore")]
 
-OPTIONS = {"runner": "pooling", "dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 64 << 20}
+OPTIONS = {
+    "runner": "pooling",
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 64 << 20,
+}
 TEXTS = ["My Solara 77 arrived broken.", "Where is my invoice?", "My Solara 77 arrived broken."]
 
 
 async def test_embeddings_and_scores():
-    engine = VLLMEngine(str(model_path("huggingface")), engine_kwargs={**OPTIONS, "convert": "embed"})
+    engine = VLLMEngine(
+        str(model_path("huggingface")), engine_kwargs={**OPTIONS, "convert": "embed"}
+    )
     await engine.start()
     try:
         made = await engine.embeddings(EmbeddingRequest(TEXTS))
@@ -29,7 +36,9 @@ async def test_embeddings_and_scores():
         scores = await engine.rerank(RerankRequest(TEXTS[0], TEXTS[1:]))
         assert scores.scores[1] == pytest.approx(1.0, abs=1e-3)
         assert scores.scores == (await engine.score(RerankRequest(TEXTS[0], TEXTS[1:]))).scores
-        assert scores.scores[0] == pytest.approx(sum(a * b for a, b in zip(first, second, strict=True)), abs=1e-3)
+        assert scores.scores[0] == pytest.approx(
+            sum(a * b for a, b in zip(first, second, strict=True)), abs=1e-3
+        )
         with pytest.raises(UnsupportedError, match="vllm"):
             await answer(engine, chat_request("text"))
         with pytest.raises(UnsupportedError, match="classify"):
@@ -47,7 +56,10 @@ async def test_classes(tmp_path):
         assert len(made.items) == 3
         for item in made.items:
             assert sum(item.probabilities) == pytest.approx(1.0, abs=1e-4)
-            assert item.label == ["calm", "angry", "glad"][item.probabilities.index(max(item.probabilities))]
+            assert (
+                item.label
+                == ["calm", "angry", "glad"][item.probabilities.index(max(item.probabilities))]
+            )
         assert made.items[0].probabilities == pytest.approx(made.items[2].probabilities, abs=1e-4)
         assert made.usage.prompt_tokens > 0
     finally:

@@ -16,7 +16,12 @@ from penstock.serve.models.local_runtime import build_local_handles
 
 NAMES = [f"model-{number}" for number in range(10)]
 BROKEN = NAMES[6]
-OPTIONS = {"inference_precision": "f32", "num_threads": 1, "kv_cache_memory_bytes": 32 << 20, "max_num_seqs": 8}
+OPTIONS = {
+    "inference_precision": "f32",
+    "num_threads": 1,
+    "kv_cache_memory_bytes": 32 << 20,
+    "max_num_seqs": 8,
+}
 
 
 @pytest.mark.slow
@@ -38,9 +43,15 @@ async def test_nine_answer_and_the_tenth_says_why_not(tmp_path: Any) -> None:
     )
     app: Any = build_app(handles)
     ticket = json.loads(demo.tickets_path().read_text(encoding="utf-8").splitlines()[0])
-    ask = {"messages": [{"role": "user", "content": ticket["ticket"]}], "temperature": 0, "max_tokens": 100}
+    ask = {
+        "messages": [{"role": "user", "content": ticket["ticket"]}],
+        "temperature": 0,
+        "max_tokens": 100,
+    }
     transport = httpx.ASGITransport(app=app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120) as client:
+    async with httpx.AsyncClient(
+        transport=transport, base_url="http://test", timeout=120
+    ) as client:
 
         async def states() -> dict[str, str]:
             cards = (await client.get("/v1/models")).json()["data"]

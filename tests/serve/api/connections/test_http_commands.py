@@ -20,7 +20,9 @@ from serve_process import serving, simulated
 
 @pytest.fixture(autouse=True)
 def logging_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in the tests' own process: what they make of its logging would last, and hide it from `caplog`."""
+    """Commands run in the tests' own process: what they make of its logging would last, and hide it
+    from `caplog`.
+    """
     monkeypatch.setattr("penstock.observability.configure_logging", lambda *_: None)
 
 
@@ -33,7 +35,13 @@ def test_models_and_chat_speak_to_a_server(tmp_path: Path) -> None:
         asked = ["--url", server.url, "--api-key", "sesame"]
         table = runner.invoke(models, asked)
         assert table.exit_code == 0
-        assert table.output.splitlines()[0].split() == ["MODEL", "STATE", "CONTEXT", "ENGINE", "REASON"]
+        assert table.output.splitlines()[0].split() == [
+            "MODEL",
+            "STATE",
+            "CONTEXT",
+            "ENGINE",
+            "REASON",
+        ]
         assert table.output.splitlines()[1].split()[0] == "simulated"
         said = runner.invoke(chat, [*asked, "--temperature", "0"], input="hello\n/new\nhello\n")
         assert said.exit_code == 0
@@ -55,7 +63,10 @@ def test_a_model_that_cannot_be_loaded_ends_the_command_with_its_reason() -> Non
 def test_a_taken_port_is_told() -> None:
     from penstock.serve.http.server import listen
 
-    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ConfigError, match="cannot listen"):
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigError, match="cannot listen"),
+    ):
         listen("127.0.0.1", taken.getsockname()[1])
 
 
@@ -87,7 +98,17 @@ def test_options_become_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         taken.extend([args.llm_configs, settings, budget])
 
     monkeypatch.setattr(commands, "_serve", note)
-    options = ["--dev", "--max-body-mb", "1", "--max-tokens", "9", "--cors-origin", "https://a", "--port", "0"]
+    options = [
+        "--dev",
+        "--max-body-mb",
+        "1",
+        "--max-tokens",
+        "9",
+        "--cors-origin",
+        "https://a",
+        "--port",
+        "0",
+    ]
     options += ["--memory-budget-gb", "1.5", "--max-prompt-chars", "7"]
     result = CliRunner().invoke(serve, ["/models/tiny", "--engine", "simulated", *options])
     assert result.exception is None

@@ -35,7 +35,9 @@ ENDS = {
 @pytest.fixture
 async def model() -> AsyncGenerator[LocalModel, None]:
     options = {"die_on": "fatal", "time_per_token_ms": 0.1, "output_tokens": 5000}
-    config = LLMConfig.from_dict({"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"})
+    config = LLMConfig.from_dict(
+        {"model_loading_config": {"model_id": "m"}, "llm_engine": "simulated"}
+    )
     model = LocalModel(config, engine=SimulatedEngine(engine_kwargs=options))
     await model.start()
     yield model
@@ -48,7 +50,9 @@ def client(model: LocalModel) -> httpx.AsyncClient:
 
 
 @pytest.mark.parametrize("path", BODIES)
-async def test_a_stream_whose_engine_dies_ends_with_an_error_event(model: LocalModel, path: str) -> None:
+async def test_a_stream_whose_engine_dies_ends_with_an_error_event(
+    model: LocalModel, path: str
+) -> None:
     engine: Any = model.server.engine
 
     async def die() -> None:
@@ -64,13 +68,24 @@ async def test_a_stream_whose_engine_dies_ends_with_an_error_event(model: LocalM
         assert "the simulated engine died" in answer.text
         for end in ENDS[path]:
             assert end in answer.text[-1500:]
-        short = {**BODIES[path], "ignore_eos": False, "max_tokens": 3} if "ignore_eos" in BODIES[path] else BODIES[path]
+        short = (
+            {**BODIES[path], "ignore_eos": False, "max_tokens": 3}
+            if "ignore_eos" in BODIES[path]
+            else BODIES[path]
+        )
         assert (await http.post(path, json={"model": "m", **short})).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_that_kills_the_engine_is_a_400_from_then_on(model: LocalModel, stream: bool) -> None:
-    ask = {"model": "m", "messages": [{"role": "user", "content": "a fatal one"}], "stream": stream, "max_tokens": 3}
+async def test_a_request_that_kills_the_engine_is_a_400_from_then_on(
+    model: LocalModel, stream: bool
+) -> None:
+    ask = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "a fatal one"}],
+        "stream": stream,
+        "max_tokens": 3,
+    }
     async with client(model) as http:
         for deaths in (2, 2):
             answer = await http.post("/v1/chat/completions", json=ask)
@@ -91,10 +106,14 @@ def every(cls: type[errors.PenstockError]) -> list[type[errors.PenstockError]]:
     return [cls, *(found for below in cls.__subclasses__() for found in every(below))]
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages", "/health", "/v1/embeddings"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/messages", "/health", "/v1/embeddings"]
+)
 @pytest.mark.parametrize("kind", [cls for cls in every(errors.PenstockError) if cls.status == 503])
 @pytest.mark.parametrize("wait", [None, 0.0, 0.2, 7.5, float("inf"), float("nan")])
-def test_every_503_says_when_to_come_again(path: str, kind: type[errors.PenstockError], wait: float | None) -> None:
+def test_every_503_says_when_to_come_again(
+    path: str, kind: type[errors.PenstockError], wait: float | None
+) -> None:
     error = errors.by_kind(kind.kind, "not now")
     error.retry_after = wait
     answer = error_response(path, error)

@@ -28,8 +28,8 @@ CLIENTS = 1000
 
 @pytest.fixture
 async def slow() -> Any:
-    """An engine whose answers do not end by themselves before the test does, and whose steps outlast many turns of the
-    loop.
+    """An engine whose answers do not end by themselves before the test does, and whose steps
+    outlast many turns of the loop.
     """
     engine = SimulatedEngine(engine_kwargs={"time_per_token_ms": 50, "output_tokens": 30_000})
     await engine.start()
@@ -59,9 +59,16 @@ async def test_a_client_that_leaves_frees_its_slot_within_two_steps(
 def local_openvino(path: Any, shape: Shape) -> Any:
     """The handle of a random model in a process of its own."""
     write_random_model(path, shape)
-    options = {"max_num_seqs": 8, "inference_precision": "f32", "num_threads": 1, "kv_cache_memory_bytes": 64 << 20}
+    options = {
+        "max_num_seqs": 8,
+        "inference_precision": "f32",
+        "num_threads": 1,
+        "kv_cache_memory_bytes": 64 << 20,
+    }
     loading = {"model_id": "m", "model_source": str(path)}
-    return build_local_handles([LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options})])["m"]
+    return build_local_handles(
+        [LLMConfig.from_dict({"model_loading_config": loading, "engine_kwargs": options})]
+    )["m"]
 
 
 @pytest.mark.slow
@@ -100,11 +107,14 @@ def connect(url: str) -> socket.socket:
 
 
 def leave(url: str, number: int, body: dict[str, Any]) -> None:
-    """Connect and go away: before a word, in the middle of the request, before the answer, or in its middle; by closing
-    or by a reset.
+    """Connect and go away: before a word, in the middle of the request, before the answer, or in
+    its middle; by closing or by a reset.
     """
     data = json.dumps(body).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type:"
+        " application/json\r\n"
+    )
     request = f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
     with connect(url) as connection:
         if number % 2:
@@ -151,12 +161,17 @@ def eventually(so: Callable[[], bool]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["simulated", "openvino"])
-def test_a_thousand_leave_nothing_behind(running: Any, served: Any, handle: Any, tmp_path: Any, engine: str) -> None:
+def test_a_thousand_leave_nothing_behind(
+    running: Any, served: Any, handle: Any, tmp_path: Any, engine: str
+) -> None:
     made: dict[str, Any] = {}
 
     def make() -> Any:
         if engine == "simulated":
-            model = handle("m", SimulatedEngine(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000}))
+            model = handle(
+                "m",
+                SimulatedEngine(engine_kwargs={"time_per_token_ms": 1, "output_tokens": 30_000}),
+            )
         else:
             model = local_openvino(tmp_path / "model.gguf", TINY)
         site = made["site"] = served(model)
@@ -171,7 +186,11 @@ def test_a_thousand_leave_nothing_behind(running: Any, served: Any, handle: Any,
     (model,) = made["site"].handles.values()
 
     def idle() -> bool:
-        waiting = model.engine.running if engine == "simulated" else model.state().running + model.state().waiting
+        waiting = (
+            model.engine.running
+            if engine == "simulated"
+            else model.state().running + model.state().waiting
+        )
         return not (ingress.inflight or ingress.live or waiting)
 
     assert eventually(idle)
@@ -182,6 +201,9 @@ def test_a_thousand_leave_nothing_behind(running: Any, served: Any, handle: Any,
     # The slots are free: a whole answer comes.
     with connect(url) as connection:
         body = json.dumps({**ASK, "stream": False, "max_tokens": 3}).encode()
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = (
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length:"
+            f" {len(body)}\r\n\r\n"
+        )
         connection.sendall(head.encode() + body)
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")

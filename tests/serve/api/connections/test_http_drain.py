@@ -1,4 +1,6 @@
-"""SIGTERM under load, in a process of its own: no stream is cut off without a word, and the exit code is 0."""
+"""SIGTERM under load, in a process of its own: no stream is cut off without a word, and the exit
+code is 0.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,13 @@ STREAMS = 64
 
 def begin(connection: socket.socket, **body: Any) -> None:
     """Ask for a stream."""
-    data = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True, **body}).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    data = json.dumps(
+        {"messages": [{"role": "user", "content": "hello"}], "stream": True, **body}
+    ).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type:"
+        " application/json\r\n"
+    )
     connection.sendall(f"{head}content-length: {len(data)}\r\n\r\n".encode() + data)
 
 
@@ -58,12 +65,16 @@ def check(ends: list[bytes]) -> tuple[int, int]:
 
 
 def test_what_takes_too_long_ends_with_an_error_event() -> None:
-    with serving(*simulated(time_per_token_ms=5, output_tokens=30_000), "--drain-timeout", "0.5") as server:
+    with serving(
+        *simulated(time_per_token_ms=5, output_tokens=30_000), "--drain-timeout", "0.5"
+    ) as server:
         assert check(drain(server, [{}] * STREAMS)) == (0, STREAMS)
 
 
 def test_what_has_the_time_is_finished() -> None:
-    with serving(*simulated(time_per_token_ms=5, output_tokens=100), "--drain-timeout", "30") as server:
+    with serving(
+        *simulated(time_per_token_ms=5, output_tokens=100), "--drain-timeout", "30"
+    ) as server:
         assert check(drain(server, [{}] * STREAMS)) == (STREAMS, 0)
 
 

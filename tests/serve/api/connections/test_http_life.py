@@ -80,7 +80,9 @@ async def test_drain_lets_requests_finish_and_refuses_new_ones(
     assert "error" not in wire.text
 
 
-async def test_drain_aborts_what_takes_too_long(slow: Any, served: Any, handle: Any, until: Any) -> None:
+async def test_drain_aborts_what_takes_too_long(
+    slow: Any, served: Any, handle: Any, until: Any
+) -> None:
     site = served(handle("m", slow))
     streams = [Wire(site.app, ASK) for _ in range(8)]
     await asyncio.gather(*(wire.some() for wire in streams))
@@ -141,7 +143,10 @@ async def test_what_is_ready_goes_out_in_one_write(served: Any, untouchable: Any
     burst.chat = lambda request: BatchedDeltas(batches())
     wire = Wire(served(burst).app, ASK)
     await wire.some()
-    assert [message["type"] for message in wire.sent] == ["http.response.start", "http.response.body"]
+    assert [message["type"] for message in wire.sent] == [
+        "http.response.start",
+        "http.response.body",
+    ]
     assert b'"first"' in wire.sent[1]["body"]
     gate.set()
     await wire.end()

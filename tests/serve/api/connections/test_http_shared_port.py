@@ -16,14 +16,18 @@ async def until(so: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_server_that_goes_leaves_new_requests_to_the_other(served: Any, handle: Any, scripted: Any) -> None:
+async def test_a_server_that_goes_leaves_new_requests_to_the_other(
+    served: Any, handle: Any, scripted: Any
+) -> None:
     async def start(port: int) -> tuple[Any, HttpServer, asyncio.Task[None], str]:
         engine = scripted(["a", "b"])
         one = served(handle("sim", engine))
         listening = listen("127.0.0.1", port, shared=True)
         server = HttpServer(one.app, listening)
         ready = asyncio.Event()
-        running = asyncio.create_task(server.run(one.handles.values(), on_listening=ready.set, signals=False))
+        running = asyncio.create_task(
+            server.run(one.handles.values(), on_listening=ready.set, signals=False)
+        )
         await ready.wait()
         return engine, server, running, address(listening)
 

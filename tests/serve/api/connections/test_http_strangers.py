@@ -21,7 +21,9 @@ from penstock.serve.replicas.replica import ENDPOINTS as REPLICA_ENDPOINTS
 
 CHAT = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 BODY = json.dumps(CHAT).encode()
-HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+HEAD = (
+    b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+)
 
 
 class Raw:
@@ -44,7 +46,9 @@ class Raw:
         return got
 
     def send_all_but(self, missing: int) -> Raw:
-        return self.send(HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY[: len(BODY) - missing])
+        return self.send(
+            HEAD + b"content-length: %d\r\n\r\n" % len(BODY) + BODY[: len(BODY) - missing]
+        )
 
 
 @pytest.fixture
@@ -63,7 +67,12 @@ class TestSlowClients:
         stalled = [Raw(url).send_all_but(1) for _ in range(8)]
         for _ in range(3):
             assert httpx.post(f"{url}/v1/chat/completions", json=CHAT).status_code == 200
-        assert b"200 OK" in stalled[0].send(BODY[-1:] + HEAD + b"connection: close\r\ncontent-length: 0\r\n\r\n").rest()
+        assert (
+            b"200 OK"
+            in stalled[0]
+            .send(BODY[-1:] + HEAD + b"connection: close\r\ncontent-length: 0\r\n\r\n")
+            .rest()
+        )
         for one in stalled[1:]:
             one.socket.close()
 
@@ -138,15 +147,21 @@ class TestReady:
             (ModelState("failed", "no such file", on_demand=True), 503),
         ],
     )
-    async def test_by_state(self, served: Any, untouchable: Any, state: ModelState, status: int) -> None:
+    async def test_by_state(
+        self, served: Any, untouchable: Any, state: ModelState, status: int
+    ) -> None:
         async with served(untouchable("m", state)).client() as client:
             for query in ("", "?model=m"):
                 answer = await client.get(f"/ready{query}")
                 assert answer.status_code == status
                 assert ("retry-after" in answer.headers) == (status == 503)
 
-    async def test_one_model_is_enough_and_each_can_be_asked_for(self, served: Any, untouchable: Any) -> None:
-        site = served(untouchable("up", ModelState("ready")), untouchable("down", ModelState("failed", "why")))
+    async def test_one_model_is_enough_and_each_can_be_asked_for(
+        self, served: Any, untouchable: Any
+    ) -> None:
+        site = served(
+            untouchable("up", ModelState("ready")), untouchable("down", ModelState("failed", "why"))
+        )
         async with site.client() as client:
             assert (await client.get("/ready")).json() == {"status": "ready"}
             assert (await client.get("/ready?model=up")).status_code == 200
@@ -154,7 +169,9 @@ class TestReady:
             assert (down.status_code, down.json()["error"]["message"]) == (503, "'down' is failed")
             assert (await client.get("/ready?model=dwon")).status_code == 404
 
-    async def test_not_while_draining_and_without_a_key(self, served: Any, untouchable: Any) -> None:
+    async def test_not_while_draining_and_without_a_key(
+        self, served: Any, untouchable: Any
+    ) -> None:
         site = served(untouchable("m", ModelState("ready")), api_keys=frozenset({"k"}))
         async with site.client() as client:
             assert (await client.get("/ready")).status_code == 200
@@ -164,9 +181,12 @@ class TestReady:
 
 class TestAdminRoutes:
     @pytest.mark.parametrize(
-        "endpoint", [one for one in (*CONTROL_ENDPOINTS, *REPLICA_ENDPOINTS, *ENDPOINTS) if one.admin]
+        "endpoint",
+        [one for one in (*CONTROL_ENDPOINTS, *REPLICA_ENDPOINTS, *ENDPOINTS) if one.admin],
     )
-    async def test_a_users_key_controls_nothing(self, served: Any, untouchable: Any, endpoint: Endpoint) -> None:
+    async def test_a_users_key_controls_nothing(
+        self, served: Any, untouchable: Any, endpoint: Endpoint
+    ) -> None:
         from penstock.serve.api.ingress import IngressApp
 
         model = untouchable("m", ModelState("ready"))
@@ -178,14 +198,24 @@ class TestAdminRoutes:
                 answer = await client.request(endpoint.method, endpoint.path, headers=headers)
                 assert answer.status_code == status
             for path in (f"{endpoint.path}/", f"/{endpoint.path}", endpoint.path.upper()):
-                answer = await client.request(endpoint.method, path, headers={"authorization": "Bearer user"})
+                answer = await client.request(
+                    endpoint.method, path, headers={"authorization": "Bearer user"}
+                )
                 assert answer.status_code == 404
         assert not model.calls
 
     def test_what_controls_a_model_is_for_admins(self) -> None:
         every = (*CONTROL_ENDPOINTS, *REPLICA_ENDPOINTS, *ENDPOINTS)
         assert {one.path for one in every if one.admin} == {
-            *("/sleep", "/wakeup", "/is_sleeping", "/pause", "/resume", "/is_paused", "/reset_prefix_cache"),
+            *(
+                "/sleep",
+                "/wakeup",
+                "/is_sleeping",
+                "/pause",
+                "/resume",
+                "/is_paused",
+                "/reset_prefix_cache",
+            ),
             *("/start_profile", "/stop_profile", "/collective_rpc", "/penstock/control"),
         }
         for answer in (control.act("new"), control.ask("new"), control.act_here):
@@ -195,14 +225,26 @@ class TestAdminRoutes:
                 Endpoint("POST", "/new", answer, admin=True, public=True)
 
 
-FOREIGN = [{"host": "evil.example"}, {"host": "evil.example:8000"}, {"host": "127.0.0.1.evil.example"}]
-OWN = [{}, {"host": "localhost:1"}, {"host": "127.0.0.1"}, {"host": "[::1]:8000"}, {"host": "a.localhost"}]
+FOREIGN = [
+    {"host": "evil.example"},
+    {"host": "evil.example:8000"},
+    {"host": "127.0.0.1.evil.example"},
+]
+OWN = [
+    {},
+    {"host": "localhost:1"},
+    {"host": "127.0.0.1"},
+    {"host": "[::1]:8000"},
+    {"host": "a.localhost"},
+]
 
 
 class TestWebPages:
     """A web page in a browser on this machine, and a server without keys."""
 
-    async def ask(self, client: Any, headers: dict[str, str], path: str = "/v1/chat/completions") -> int:
+    async def ask(
+        self, client: Any, headers: dict[str, str], path: str = "/v1/chat/completions"
+    ) -> int:
         given = {"host": "localhost:8000", "content-type": "application/json", **headers}
         return int((await client.post(path, content=BODY, headers=given)).status_code)
 
@@ -224,38 +266,63 @@ class TestWebPages:
         assert (await client.get("/v1/models", headers=FOREIGN[0])).status_code == 200
 
     async def test_a_foreign_page_is_refused(self, client: Any) -> None:
-        for origin in ("https://evil.example", "null", "http://localhost:3000", "http://localhost:8000.evil.example"):
+        for origin in (
+            "https://evil.example",
+            "null",
+            "http://localhost:3000",
+            "http://localhost:8000.evil.example",
+        ):
             for path in ("/v1/chat/completions", "/v1/audio/transcriptions", "/tokenize"):
                 assert await self.ask(client, {"origin": origin}, path) == 403
         assert await self.ask(client, {"origin": "http://localhost:8000"}) == 200
 
     async def test_a_body_that_a_page_may_send_without_asking_is_refused(self, client: Any) -> None:
-        for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
+        for kind in (
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "",
+        ):
             assert await self.ask(client, {"content-type": kind}) == 415
 
-    async def test_an_operator_may_let_others_in(self, served: Any, handle: Any, ingress: Any) -> None:
+    async def test_an_operator_may_let_others_in(
+        self, served: Any, handle: Any, ingress: Any
+    ) -> None:
         (model,) = ingress.handles.values()
         site = served(model, allowed_hosts=("Box.Example",), cors_origins=("https://ui.example",))
         transport = httpx.ASGITransport(app=self.over_loopback(site.app))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost:8000"
+        ) as client:
             assert await self.ask(client, {"host": "box.example:1"}) == 200
             assert await self.ask(client, {"host": "other.example"}) == 403
             assert await self.ask(client, {"origin": "https://ui.example"}) == 200
             assert await self.ask(client, {"origin": "https://other.example"}) == 403
         site = served(model, api_keys=frozenset({"k"}))
         transport = httpx.ASGITransport(app=self.over_loopback(site.app))
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost:8000") as client:
-            keyed = {"authorization": "Bearer k", "host": "box.example", "origin": "https://ui.example"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost:8000"
+        ) as client:
+            keyed = {
+                "authorization": "Bearer k",
+                "host": "box.example",
+                "origin": "https://ui.example",
+            }
             assert await self.ask(client, keyed) == 200
 
     async def test_reached_from_outside_it_may_have_any_name(self, ingress: Any) -> None:
         async def outside(scope: Any, receive: Any, send: Any) -> None:
             await ingress.app({**scope, "server": ("10.0.0.5", 8000)}, receive, send)
 
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=outside), base_url="http://box:8000") as client:
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app=outside), base_url="http://box:8000"
+        ) as client:
             assert await self.ask(client, {"host": "box:8000"}) == 200
             assert await self.ask(client, {"host": "box:8000", "origin": "http://box:8000"}) == 200
-            assert await self.ask(client, {"host": "box:8000", "origin": "https://evil.example"}) == 403
+            assert (
+                await self.ask(client, {"host": "box:8000", "origin": "https://evil.example"})
+                == 403
+            )
 
 
 class TestPaths:
@@ -268,19 +335,29 @@ class TestPaths:
             for path in ("/v1/chat/completions", "/v1/messages", "/v1/responses"):
                 for stream in (False, True):
                     body = {**CHAT, "input": "x", "stream": stream}
-                    known = {"messages", "max_tokens", "stream"} if path != "/v1/responses" else {"input", "stream"}
-                    answer = await client.post(path, json={k: v for k, v in body.items() if k in known})
+                    known = (
+                        {"messages", "max_tokens", "stream"}
+                        if path != "/v1/responses"
+                        else {"input", "stream"}
+                    )
+                    answer = await client.post(
+                        path, json={k: v for k, v in body.items() if k in known}
+                    )
                     assert answer.status_code == 503
                     texts.append(answer.text)
             texts.append((await client.get("/v1/models")).text)
         return texts
 
-    async def test_only_who_runs_the_server_sees_paths(self, served: Any, untouchable: Any, tmp_path: Any) -> None:
+    async def test_only_who_runs_the_server_sees_paths(
+        self, served: Any, untouchable: Any, tmp_path: Any
+    ) -> None:
         where = f"{tmp_path}/secret place/model.gguf"
         model = untouchable("m", ModelState("failed", f"'{where}' could not be loaded"))
 
         async def chat(request: Any) -> Any:
-            raise EngineStartError(f"'{where}' could not be loaded (see {tmp_path}/log.txt, /docs and http://a/b/c)")
+            raise EngineStartError(
+                f"'{where}' could not be loaded (see {tmp_path}/log.txt, /docs and http://a/b/c)"
+            )
             yield
 
         model.chat = chat
@@ -292,7 +369,9 @@ class TestPaths:
         for site, key in ((served(model, **keys), "boss"), (served(model), "")):
             assert all(where in text for text in await self.answers(site, key))
 
-    async def test_a_stream_that_breaks_tells_no_path(self, served: Any, handle: Any, scripted: Any) -> None:
+    async def test_a_stream_that_breaks_tells_no_path(
+        self, served: Any, handle: Any, scripted: Any
+    ) -> None:
         engine = scripted(["a", "b"])
 
         async def chat(request: Any) -> Any:

@@ -1,8 +1,10 @@
-"""A pipeline with a model's tokenizer and no model: it compiles grammars, and nothing else depends on it.
+"""A pipeline with a model's tokenizer and no model: it compiles grammars, and nothing else depends
+on it.
 
-The engine compiles a grammar in the middle of a step, with the interpreter lock held, and keeps what it compiled for
-ever, with the tokenizer. Two pipelines with one tokenizer share that. So a grammar that was compiled here, in a thread
-of its own, costs the model's pipeline nothing, and what was kept can be dropped.
+The engine compiles a grammar in the middle of a step, with the interpreter lock held, and keeps
+what it compiled for ever, with the tokenizer. Two pipelines with one tokenizer share that. So a
+grammar that was compiled here, in a thread of its own, costs the model's pipeline nothing, and what
+was kept can be dropped.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ _NEARLY_NOTHING = 'root ::= "a"'
 
 
 class BarePipeline:
-    """Compiles grammars into what `tokenizer` shares. `vocabulary` is the size of the model's own logits: with another
-    size the engine would begin anew each time.
+    """Compiles grammars into what `tokenizer` shares. `vocabulary` is the size of the model's own
+    logits: with another size the engine would begin anew each time.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
@@ -32,18 +34,24 @@ class BarePipeline:
         self._other: Any = None
 
     def compile(self, grammar: str, tokens: int = 1, seed: int = 0) -> list[int]:
-        """Compile a grammar and write up to `tokens` random tokens by it. Raises what the engine raises."""
+        """Compile a grammar and write up to `tokens` random tokens by it. Raises what the engine
+        raises.
+        """
         return self._write(self._pipeline, grammar, tokens, seed)
 
     def forget(self) -> None:
-        """Drop what was compiled. Requests under way keep theirs. Not while anything else uses the tokenizer."""
+        """Drop what was compiled. Requests under way keep theirs. Not while anything else uses the
+        tokenizer.
+        """
         if self._other is None:
             self._other = _pipeline(self._tokenizer, self._vocabulary + 1)
         for pipeline in (self._other, self._pipeline):
             self._write(pipeline, _NEARLY_NOTHING, 1)
 
     def _write(self, pipeline: Any, grammar: str, tokens: int, seed: int = 0) -> list[int]:
-        config = genai.GenerationConfig(max_new_tokens=tokens, apply_chat_template=False, do_sample=True)
+        config = genai.GenerationConfig(
+            max_new_tokens=tokens, apply_chat_template=False, do_sample=True
+        )
         config.rng_seed = seed
         end = self._tokenizer.get_eos_token_id()
         if end >= 0:
@@ -61,7 +69,9 @@ def _pipeline(tokenizer: Any, vocabulary: int) -> Any:
     scheduler.enable_prefix_caching = False
     with tempfile.TemporaryDirectory(prefix="penstock-") as directory:
         ov.save_model(_model(vocabulary), f"{directory}/openvino_model.xml")
-        return genai.ContinuousBatchingPipeline(directory, tokenizer, scheduler, "CPU", INFERENCE_NUM_THREADS=1)
+        return genai.ContinuousBatchingPipeline(
+            directory, tokenizer, scheduler, "CPU", INFERENCE_NUM_THREADS=1
+        )
 
 
 _INPUTS = {"input_ids": 2, "attention_mask": 2, "position_ids": 2, "beam_idx": 1}
@@ -75,7 +85,9 @@ def _input(name: str, rank: int) -> Any:
 
 
 def _model(vocabulary: int) -> ov.Model:
-    """All tokens are equally likely. It has one layer of attention, as the pipeline wants a KV cache to hold."""
+    """All tokens are equally likely. It has one layer of attention, as the pipeline wants a KV
+    cache to hold.
+    """
     inputs = [_input(name, rank) for name, rank in _INPUTS.items()]
     ids, mask, _, beam = inputs
     table = ops.constant(np.zeros((1, _WIDTH), dtype=np.float32))
@@ -83,7 +95,8 @@ def _model(vocabulary: int) -> ov.Model:
     heads = ops.unsqueeze(zeros, ops.constant(1))
     size = ops.gather(ops.shape_of(ids), ops.constant(np.array([0])), ops.constant(0))
     empty = ops.broadcast(
-        ops.constant(np.float32(0)), ops.concat([size, ops.constant(np.array([1, 0, _WIDTH], dtype=np.int64))], 0)
+        ops.constant(np.float32(0)),
+        ops.concat([size, ops.constant(np.array([1, 0, _WIDTH], dtype=np.int64))], 0),
     )
     writes, cached = [], []
     for name in ("key", "value"):
@@ -96,7 +109,9 @@ def _model(vocabulary: int) -> ov.Model:
         writes.append(ops.assign(whole, variable))
         cached.append(whole)
     visible = ops.unsqueeze(ops.convert(mask, np.float32), ops.constant(np.array([1, 2])))
-    attended = ops.squeeze(ops.scaled_dot_product_attention(heads, *cached, visible), ops.constant(1))
+    attended = ops.squeeze(
+        ops.scaled_dot_product_attention(heads, *cached, visible), ops.constant(1)
+    )
     weights = ops.constant(np.zeros((_WIDTH, vocabulary), dtype=np.float32))
     logits = ops.matmul(attended, weights, False, False)
     result = ops.result(logits, name="logits")

@@ -1,7 +1,8 @@
 """What a pipeline has compiled: grammars, made ready by a thread while the pipeline steps.
 
-The engine compiles a grammar in the step that uses it first and keeps it with the tokenizer, without end. Here it is
-compiled beforehand, and after so many all are dropped: a grammar that is used again is compiled again.
+The engine compiles a grammar in the step that uses it first and keeps it with the tokenizer,
+without end. Here it is compiled beforehand, and after so many all are dropped: a grammar that is
+used again is compiled again.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ _SMALL = 2_000
 _SERVING_SECONDS = 0.25
 """How long after their last requests the pipelines are taken to have some: others follow soon."""
 _SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
-"""The part of the time, and the most of it at once, in which others are compiled while requests are served: too little
-to be seen in one request of twenty.
+"""The part of the time, and the most of it at once, in which others are compiled while requests are
+served: too little to be seen in one request of twenty.
 """
 
 
 class CompiledGrammars:
-    """Those of one tokenizer. `logits` tells the size of the model's logits, and is asked when it is needed."""
+    """Those of one tokenizer. `logits` tells the size of the model's logits, and is asked when it
+    is needed.
+    """
 
     def __init__(self, tokenizer: Any, logits: Callable[[], int]) -> None:
         self._tokenizer = tokenizer
@@ -57,7 +60,9 @@ class CompiledGrammars:
         return len(self._ready) >= KEPT
 
     def forget(self) -> None:
-        """Forget all of them. Only where nothing is being compiled; requests under way keep theirs."""
+        """Forget all of them. Only where nothing is being compiled; requests under way keep
+        theirs.
+        """
         if self._pipeline is not None:
             self._ready.clear()
             self._pipeline.forget()
@@ -73,8 +78,9 @@ class _Task:
 
 
 class Compiling:
-    """Compiles in a thread, one after the other, and little of the time while the pipelines have requests: those wait
-    for the same processors and locks. `background` False: at once, where two models share what is compiled.
+    """Compiles in a thread, one after the other, and little of the time while the pipelines have
+    requests: those wait for the same processors and locks. `background` False: at once, where two
+    models share what is compiled.
     """
 
     def __init__(self, background: bool) -> None:
@@ -100,13 +106,20 @@ class Compiling:
         return task.done
 
     def go_on(self, serving: bool) -> None:
-        """Begin with the next one where it is time for it. `serving`: the pipelines have requests."""
+        """Begin with the next one where it is time for it. `serving`: the pipelines have
+        requests.
+        """
         if serving:
             self._served_at = time.monotonic()
         if not self._waiting or not self.idle:
             return
-        held = time.monotonic() - self._served_at < _SERVING_SECONDS and self._allowance.left(time.monotonic()) < 0
-        task = next((task for task in self._waiting if not held or len(task.grammar) <= _SMALL), None)
+        held = (
+            time.monotonic() - self._served_at < _SERVING_SECONDS
+            and self._allowance.left(time.monotonic()) < 0
+        )
+        task = next(
+            (task for task in self._waiting if not held or len(task.grammar) <= _SMALL), None
+        )
         if task is None:
             return
         self._waiting.remove(task)

@@ -1,12 +1,13 @@
-"""Tries constraints before the engine sees them, in processes that are beside the engine's own and expendable.
+"""Tries constraints before the engine sees them, in processes that are beside the engine's own and
+expendable.
 
-A constraint can take minutes and gigabytes to compile. So it is given to a process with limits; what that makes of it,
-a grammar or the reason why not, is remembered. A process that dies of one is replaced, and so is one that tries what
-nobody waits for any more.
+A constraint can take minutes and gigabytes to compile. So it is given to a process with limits;
+what that makes of it, a grammar or the reason why not, is remembered. A process that dies of one is
+replaced, and so is one that tries what nobody waits for any more.
 
-The processes run when nothing else wants to, and in short turns while requests are being served (`throttle.py`). On a
-machine that is busy for long they would never run: one that got too little of the processors is replaced by one that
-takes a share, and so are those started in the next minute.
+The processes run when nothing else wants to, and in short turns while requests are being served
+(`throttle.py`). On a machine that is busy for long they would never run: one that got too little of
+the processors is replaced by one that takes a share, and so are those started in the next minute.
 """
 
 from __future__ import annotations
@@ -34,22 +35,24 @@ SECONDS = 2
 PATIENCE_SECONDS = 30.0
 """Time on the clock for one constraint, for what waits rather than works."""
 STARVED_SECONDS = 2.0
-"""Time on the clock after which a process must have worked for a part of what it was given, `_FAIR_SHARE`."""
+"""Time on the clock after which a process must have worked for a part of what it was given,
+`_FAIR_SHARE`.
+"""
 _FAIR_SHARE = 0.1
 _NICE, _NICE_IF_STARVED = 19, 5
 _HURRY_SECONDS = 60.0
 """How long processes that start after a starved one take a share of the processors."""
 _AT_ONCE_SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
-"""The part of the time, and the most of it, that constraints are tried without a pause while others are served: it is
-enough for nearly all, and too little to be seen in one request of twenty.
+"""The part of the time, and the most of it, that constraints are tried without a pause while others
+are served: it is enough for nearly all, and too little to be seen in one request of twenty.
 """
 MEMORY_BYTES = 1 << 30
 QUEUE = 64
 IDLE_SECONDS = 300.0
 """A process that has had nothing to do for so long ends."""
 ABANDONED_SECONDS = 0.5
-"""How long a constraint that nobody waits for may still be tried, pauses not counted: to replace a process costs more
-than most constraints do.
+"""How long a constraint that nobody waits for may still be tried, pauses not counted: to replace a
+process costs more than most constraints do.
 """
 _REMEMBERED = 1_000
 _REMEMBERED_CHARS = 32 << 20
@@ -101,7 +104,9 @@ class _Process:
         self.trial = trial
         trial.tries += 1
         structured = trial.structured
-        self._process.send(encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked])))
+        self._process.send(
+            encode(Call(1, "prove", [structured.kind, structured.spec, structured.checked]))
+        )
         self._after(PATIENCE_SECONDS, _TOO_BUSY)
         self._at_once = self._pool.at_once()
         self._throttle.begin(self._at_once, hurry=not self._yields)
@@ -126,7 +131,9 @@ class _Process:
         self._cancel()
         left = seconds - self._throttle.ran
         if left > 0:
-            self._timer = asyncio.get_running_loop().call_later(left, self._after_running, seconds, why)
+            self._timer = asyncio.get_running_loop().call_later(
+                left, self._after_running, seconds, why
+            )
         else:
             self._kill(why)
 
@@ -139,10 +146,14 @@ class _Process:
         """See to it that a process that yields to others is not starved by them."""
         if self._yields:
             self._worked, self._ran = processor_seconds(self._process.pid), self._throttle.ran
-            self._starvation = asyncio.get_running_loop().call_later(STARVED_SECONDS, self._check_share)
+            self._starvation = asyncio.get_running_loop().call_later(
+                STARVED_SECONDS, self._check_share
+            )
 
     def _check_share(self) -> None:
-        if processor_seconds(self._process.pid) - self._worked < _FAIR_SHARE * (self._throttle.ran - self._ran):
+        if processor_seconds(self._process.pid) - self._worked < _FAIR_SHARE * (
+            self._throttle.ran - self._ran
+        ):
             self._replace()
         elif self.trial is not None or not self.ready:
             self._watch()
@@ -191,7 +202,12 @@ class _Process:
         self._cancel()
         self._throttle.end()
         self.ended = True
-        if self.trial is not None and self._why is None and "SIGKILL" in why and self.trial.tries == 1:
+        if (
+            self.trial is not None
+            and self._why is None
+            and "SIGKILL" in why
+            and self.trial.tries == 1
+        ):
             self._pool.try_again(self.trial)  # whoever killed it may have meant another
         elif self.trial is not None:
             self._pool.settle(self.trial, _refusal(why, self._why), remember=self._why is None)
@@ -201,7 +217,9 @@ class _Process:
 
 
 def give_way(pid: int, to_all: bool) -> None:
-    """Let whatever else is awake go before a process, or, where that has left it nothing, give it a small share."""
+    """Let whatever else is awake go before a process, or, where that has left it nothing, give it a
+    small share.
+    """
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, _NICE if to_all else _NICE_IF_STARVED)
         if to_all and hasattr(os, "SCHED_IDLE"):
@@ -219,14 +237,16 @@ def processor_seconds(pid: int | None) -> float:
 
 
 def _refusal(why: str, killed_because: str | None) -> PenstockError:
-    if killed_because == _TOO_BUSY:  # the limit on its processor time would have ended one that got it
+    # The limit on its processor time would have ended one that got it.
+    if killed_because == _TOO_BUSY:
         return OverloadedError(f"a constraint could not be compiled: {_TOO_BUSY}; try again")
     if killed_because is None and "SIGPROF" in why:
         killed_because = f"it takes more than {SECONDS} s of processor time to compile"
     elif killed_because is None:
         killed_because = f"it takes more than {MEMORY_BYTES >> 30} GiB of memory to compile"
     return RequestError(
-        f"the constraint is too large: {killed_because}; make it simpler: fewer alternatives, smaller counts",
+        f"the constraint is too large: {killed_because}; make it simpler: fewer alternatives,"
+        " smaller counts",
         param="response_format",
     )
 
@@ -234,7 +254,8 @@ def _refusal(why: str, killed_because: str | None) -> PenstockError:
 class Constraints:
     """Makes grammars of constraints.
 
-    `tokenizer` is the model's directory or GGUF file; `serving` tells whether the engine has requests under way.
+    `tokenizer` is the model's directory or GGUF file; `serving` tells whether the engine has
+    requests under way.
     """
 
     def __init__(self, tokenizer: str, serving: Callable[[], bool] = lambda: False) -> None:
@@ -252,7 +273,9 @@ class Constraints:
 
     @property
     def hurries(self) -> bool:
-        """Whether a process that starts now takes a share of the processors, whoever else wants them."""
+        """Whether a process that starts now takes a share of the processors, whoever else wants
+        them.
+        """
         return asyncio.get_running_loop().time() < self._hurried_until
 
     def hurry(self) -> None:
@@ -269,7 +292,9 @@ class Constraints:
             self._allowance.use(seconds, asyncio.get_running_loop().time())
 
     async def grammar(self, structured: StructuredOutput) -> StructuredOutput:
-        """The grammar of a constraint. Raises `RequestError` for one that is damaged or too large."""
+        """The grammar of a constraint. Raises `RequestError` for one that is damaged or too
+        large.
+        """
         spec = f"{structured.kind} {structured.checked} {structured.spec}"
         key = blake2b(spec.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         outcome = self._known.get(key)
@@ -356,7 +381,11 @@ class Constraints:
         if self._trials:
             _log.error("constraints cannot be compiled: %s", why)
         for trial in list(self._trials.values()):
-            self.settle(trial, OverloadedError(f"constraints cannot be compiled for now: {why}"), remember=False)
+            self.settle(
+                trial,
+                OverloadedError(f"constraints cannot be compiled for now: {why}"),
+                remember=False,
+            )
         self._queue.clear()
 
     def forget(self, process: _Process) -> None:

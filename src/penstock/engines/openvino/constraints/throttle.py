@@ -1,7 +1,9 @@
-"""Holds a process back while requests are being served: it runs for a small part of the time, in short turns.
+"""Holds a process back while requests are being served: it runs for a small part of the time, in
+short turns.
 
-A low priority is not enough: a process on a neighbouring core slows the engine by more than half, even where it runs
-only when nothing else wants to. Turns of a millisecond are too short to be felt by a single request.
+A low priority is not enough: a process on a neighbouring core slows the engine by more than half,
+even where it runs only when nothing else wants to. Turns of a millisecond are too short to be felt
+by a single request.
 """
 
 from __future__ import annotations
@@ -34,10 +36,14 @@ class Throttle:
     @property
     def ran(self) -> float:
         """Seconds for which the process was allowed to run since `begin`."""
-        return self._ran + (0.0 if self._stopped else asyncio.get_running_loop().time() - self._since)
+        return self._ran + (
+            0.0 if self._stopped else asyncio.get_running_loop().time() - self._since
+        )
 
     def begin(self, first: float, hurry: bool = False) -> None:
-        """The process has work. It runs for `first` seconds, then in turns; `hurry`: with short pauses between."""
+        """The process has work. It runs for `first` seconds, then in turns; `hurry`: with short
+        pauses between.
+        """
         self.end()
         loop = asyncio.get_running_loop()
         self._pause_seconds = SHORT_PAUSE_SECONDS if hurry else PAUSE_SECONDS
@@ -77,7 +83,9 @@ class Throttle:
 
 
 class Allowance:
-    """Seconds that may be used at once: they come back as a part of the time, `share`, up to `most`."""
+    """Seconds that may be used at once: they come back as a part of the time, `share`, up to
+    `most`.
+    """
 
     def __init__(self, share: float, most: float) -> None:
         self._share = share

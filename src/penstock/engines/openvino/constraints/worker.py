@@ -1,7 +1,8 @@
-"""A process that tries constraints, `python -m penstock.engines.openvino.constraints.worker FD PARENT`.
+"""A process that tries constraints, `python -m penstock.engines.openvino.constraints.worker FD
+PARENT`.
 
-It makes grammars of them, compiles these and writes some tokens by them, within limits on its memory and its processor
-time. It may die of one: then that one is refused.
+It makes grammars of them, compiles these and writes some tokens by them, within limits on its
+memory and its processor time. It may die of one: then that one is refused.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Prover:
         self._tried = 0
 
     def prove(self, kind: str, spec: str, checked: bool) -> str:
-        """The grammar of a constraint, which compiles and can be written by. Raises `RequestError`."""
+        """The grammar of a constraint, which compiles and can be written by. Raises
+        `RequestError`.
+        """
         grammar = grammar_of(kind, spec, checked, self._tables)
         try:
             self._pipeline.compile(grammar, _TRIED_TOKENS)
@@ -95,7 +98,9 @@ def grammar_of(kind: str, spec: str, checked: bool, tables: int = TABLES) -> str
         if kind == "regex":
             grammar = Grammar(tables)
             return grammar.text(RegexWriter(grammar, in_json=False).body(parse(spec)))
-        return json_grammar(json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables)
+        return json_grammar(
+            json.loads(spec) if kind == "json_schema" else {"type": "object"}, checked, tables
+        )
     except RecursionError:
         raise too_large("it is nested too deep") from None
 
@@ -137,8 +142,8 @@ def _limit_memory(more: int) -> None:
 
 
 def _limit_time(seconds: float) -> None:
-    """Let the process use so many seconds of its processors from now on, all its threads taken together: then a signal
-    ends it.
+    """Let the process use so many seconds of its processors from now on, all its threads taken
+    together: then a signal ends it.
     """
     signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,9 +1,9 @@
 """JSON Schemas as grammars of JSON without white space, every answer of which fits its schema.
 
-Objects hold their properties in the schema's order, and others only where the schema says so (`additionalProperties`,
-`patternProperties`) or names no property at all. A `pattern` is matched by the whole string. Where a grammar can hold
-only a part of what a schema allows, it holds that part; where it cannot keep an answer within the schema, the schema is
-refused, by the keyword's name.
+Objects hold their properties in the schema's order, and others only where the schema says so
+(`additionalProperties`, `patternProperties`) or names no property at all. A `pattern` is matched by
+the whole string. Where a grammar can hold only a part of what a schema allows, it holds that part;
+where it cannot keep an answer within the schema, the schema is refused, by the keyword's name.
 """
 
 from __future__ import annotations
@@ -29,7 +29,15 @@ from penstock.engines.openvino.grammar.json_schemas import (
     types_of,
     unheld,
 )
-from penstock.engines.openvino.grammar.regex import Choice, Node, RegexWriter, Repeat, Sequence, lengths, parse
+from penstock.engines.openvino.grammar.regex import (
+    Choice,
+    Node,
+    RegexWriter,
+    Repeat,
+    Sequence,
+    lengths,
+    parse,
+)
 from penstock.engines.openvino.grammar.writer import (
     ALL,
     TABLES,
@@ -54,14 +62,24 @@ _PLAIN = char_class(_PLAIN_RANGES)
 _ESCAPE = r'["\\bfnrt] | "u000" [0-7be] | "u001" [0-9a-f]'
 """What follows a backslash: the shortest form of what JSON cannot hold otherwise."""
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
-_NOT_MERGED = {"$defs", "definitions", "$schema", "$id", "title", "description", "default", "examples", "$comment"}
+_NOT_MERGED = {
+    "$defs",
+    "definitions",
+    "$schema",
+    "$id",
+    "title",
+    "description",
+    "default",
+    "examples",
+    "$comment",
+}
 
 
 def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
     """The grammar of a schema's values. Raises `RequestError` for what cannot be held.
 
-    `checked`: the answers are checked against the schema later, so keywords that no grammar can hold may be left to
-    that. `tables` as `Grammar` has it.
+    `checked`: the answers are checked against the schema later, so keywords that no grammar can
+    hold may be left to that. `tables` as `Grammar` has it.
     """
     grammar = Grammar(tables)
     try:
@@ -93,13 +111,21 @@ class _Values:
             return self._anything()
         self._check_held(schema)
         if "$ref" in schema:
-            others = {name: value for name, value in schema.items() if name != "$ref" and name not in _NOT_MERGED}
+            others = {
+                name: value
+                for name, value in schema.items()
+                if name != "$ref" and name not in _NOT_MERGED
+            }
             if not others:
                 return self._referred(schema["$ref"], depth)
             return self.body(merged(resolve(self._root, schema["$ref"]), others), depth + 1)
         for name in ("allOf", "anyOf", "oneOf"):
             if name in schema:
-                rest = {key: value for key, value in schema.items() if key != name and key not in _NOT_MERGED}
+                rest = {
+                    key: value
+                    for key, value in schema.items()
+                    if key != name and key not in _NOT_MERGED
+                }
                 return (
                     self._all(rest, schema[name], depth)
                     if name == "allOf"
@@ -127,7 +153,9 @@ class _Values:
         if self._checked:
             return
         for name in UNHELD & schema.keys():
-            if not (name == "uniqueItems" and (schema[name] is False or schema.get("maxItems", 2) < 2)):
+            if not (
+                name == "uniqueItems" and (schema[name] is False or schema.get("maxItems", 2) < 2)
+            ):
                 raise unheld(name)
         for name in ("unevaluatedProperties", "unevaluatedItems"):
             if isinstance(schema.get(name), Mapping):
@@ -149,7 +177,8 @@ class _Values:
             self._grammar.rule(self.body(target, depth + 1), name)
         except Impossible:
             raise RequestError(
-                f"no value fits the part of the JSON schema at '{reference}'", param="response_format"
+                f"no value fits the part of the JSON schema at '{reference}'",
+                param="response_format",
             ) from None
         self._entered.remove(reference)
         return name
@@ -165,7 +194,11 @@ class _Values:
                     todo.append(found)
         finished: set[str] = set()
         while True:
-            more = {r for r in reachable - finished if ends(self._root, resolve(self._root, r), finished)}
+            more = {
+                r
+                for r in reachable - finished
+                if ends(self._root, resolve(self._root, r), finished)
+            }
             if reference in more:
                 return True
             if not more:
@@ -190,8 +223,8 @@ class _Values:
             for at, option in enumerate(options):
                 if not all(disjoint(self._root, option, other) for other in options[:at]):
                     raise RequestError(
-                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use 'anyOf', or tell the "
-                        "parts apart by a property with a 'const'",
+                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use"
+                        " 'anyOf', or tell the parts apart by a property with a 'const'",
                         param="response_format",
                     )
         bodies = []
@@ -214,7 +247,9 @@ class _Values:
         values = [schema["const"]] if "const" in schema else schema["enum"]
         if len(values) > MAX_VALUES:
             raise too_large(f"an enum has {len(values):,} values; {MAX_VALUES:,} are taken")
-        fits = _validator({name: value for name, value in schema.items() if name not in _NOT_MERGED})
+        fits = _validator(
+            {name: value for name, value in schema.items() if name not in _NOT_MERGED}
+        )
         texts = [self._text(value) for value in values if fits.is_valid(value)]
         if not texts:
             raise Impossible
@@ -271,10 +306,14 @@ class _Values:
                 if not self._checked:
                     raise
         if pattern is not None:
-            return self._grammar.rule(f"{_QUOTE} {self._pattern.body(self._cut(parse(pattern), low, high))} {_QUOTE}")
+            return self._grammar.rule(
+                f"{_QUOTE} {self._pattern.body(self._cut(parse(pattern), low, high))} {_QUOTE}"
+            )
         if low == 0 and high is None:
             return self._any_string()
-        return self._grammar.rule(f"{_QUOTE} {self._grammar.characters(self._forms(), low, high, self._end())}")
+        return self._grammar.rule(
+            f"{_QUOTE} {self._grammar.characters(self._forms(), low, high, self._end())}"
+        )
 
     def _forms(self) -> tuple[str, str]:
         """How one character is written in a string."""
@@ -293,7 +332,11 @@ class _Values:
         parts = node.parts if isinstance(node, Sequence) else (node,)
         for at, part in enumerate(parts):
             inner_least, inner_most = lengths(Sequence(parts[:at] + parts[at + 1 :]))
-            if not isinstance(part, Repeat) or lengths(part.item) != (1, 1) or inner_most != inner_least:
+            if (
+                not isinstance(part, Repeat)
+                or lengths(part.item) != (1, 1)
+                or inner_most != inner_least
+            ):
                 continue
             top = part.high if high is None else min(high - inner_least, part.high or high)
             bottom = max(part.low, low - inner_least)
@@ -303,8 +346,8 @@ class _Values:
         if self._checked:
             return node
         raise RequestError(
-            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write the length into "
-            "the pattern",
+            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write"
+            " the length into the pattern",
             param="response_format",
         )
 
@@ -341,7 +384,9 @@ class _Values:
             if parts:
                 inside = f" {_COMMA} ".join(parts) + " " + self._grammar.repeat(more, least, most)
             else:
-                after = self._grammar.repeat(more, max(least - 1, 0), None if most is None else most - 1)
+                after = self._grammar.repeat(
+                    more, max(least - 1, 0), None if most is None else most - 1
+                )
                 inside = f"{item} {after}" if least else f"({item} {after})?"
         return self._grammar.rule(f'"[" {inside} "]"')
 
@@ -354,11 +399,14 @@ class _Values:
         patterns = schema.get("patternProperties", {})
         default = not (given or patterns or required)
         others = schema.get(
-            "additionalProperties", default if schema.get("unevaluatedProperties") is not False else False
+            "additionalProperties",
+            default if schema.get("unevaluatedProperties") is not False else False,
         )
         names = schema.get("propertyNames", True)
         for name in required:
-            given.setdefault(name, self._by_pattern(name, patterns, schema.get("additionalProperties", True)))
+            given.setdefault(
+                name, self._by_pattern(name, patterns, schema.get("additionalProperties", True))
+            )
         if isinstance(names, Mapping) and "enum" in names:
             given = {**{name: others for name in names["enum"] if isinstance(name, str)}, **given}
             others = False
@@ -366,13 +414,18 @@ class _Values:
             self._check_patterns(given, patterns)
         if names is not True:
             allowed = _validator(
-                {name: self._root.get(name, {}) for name in ("$defs", "definitions")} | {"allOf": [names]}
+                {name: self._root.get(name, {}) for name in ("$defs", "definitions")}
+                | {"allOf": [names]}
             )
             given = {name: part for name, part in given.items() if allowed.is_valid(name)}
         members = []
         for name, part in given.items():
             try:
-                members.append(Member(literal(self._text(name) + ":"), self._rule(part, depth), name in required))
+                members.append(
+                    Member(
+                        literal(self._text(name) + ":"), self._rule(part, depth), name in required
+                    )
+                )
             except Impossible:
                 if name in required:
                     raise
@@ -385,7 +438,11 @@ class _Values:
         return object_body(self._grammar, members, extra, _COMMA, low, high)
 
     def _by_pattern(self, name: str, patterns: Mapping[str, Any], others: Any) -> Any:
-        fitting = [part for pattern, part in patterns.items() if _validator({"pattern": pattern}).is_valid(name)]
+        fitting = [
+            part
+            for pattern, part in patterns.items()
+            if _validator({"pattern": pattern}).is_valid(name)
+        ]
         return {"allOf": fitting} if fitting else others
 
     def _check_patterns(self, given: Mapping[str, Any], patterns: Mapping[str, Any]) -> None:
@@ -395,11 +452,21 @@ class _Values:
         for pattern, part in patterns.items():
             matches = _validator({"pattern": pattern})
             for name in given:
-                if part is not True and part != {} and matches.is_valid(name) and given[name] != {"allOf": [part]}:
+                if (
+                    part is not True
+                    and part != {}
+                    and matches.is_valid(name)
+                    and given[name] != {"allOf": [part]}
+                ):
                     raise conflict("patternProperties")
 
     def _extra(
-        self, given: Mapping[str, Any], patterns: Mapping[str, Any], others: Any, names: Any, depth: int
+        self,
+        given: Mapping[str, Any],
+        patterns: Mapping[str, Any],
+        others: Any,
+        names: Any,
+        depth: int,
     ) -> str | None:
         """A property beyond the named ones, with its colon; None where there are none."""
         options = []
@@ -409,23 +476,35 @@ class _Values:
             if patterns and names is True:
                 value = self._rule(next(iter(patterns.values())), depth)
                 for pattern in patterns:
-                    options.append(f"{_QUOTE} {self._pattern.body(parse(pattern))} {_QUOTE} {_COLON} {value}")
+                    options.append(
+                        f"{_QUOTE} {self._pattern.body(parse(pattern))} {_QUOTE} {_COLON} {value}"
+                    )
             elif names is not True and not patterns and not given:
                 key = self.body({"allOf": [{"type": "string"}, names]}, depth)
                 options.append(f"{key} {_COLON} {self._rule(others, depth)}")
             elif names is True and not patterns:
-                options.append(f"{_QUOTE} {self._key_but(sorted(given))} {_COLON} {self._rule(others, depth)}")
+                options.append(
+                    f"{_QUOTE} {self._key_but(sorted(given))} {_COLON} {self._rule(others, depth)}"
+                )
         except Impossible:
             return None
         return self._grammar.rule(choice(options)) if options else None
 
     def _key_but(self, names: list[str]) -> str:
-        """The rest of a string behind its first quotation mark, where the whole is none of some names."""
+        """The rest of a string behind its first quotation mark, where the whole is none of some
+        names.
+        """
         rest = self._rest_of_string()
-        return self._tails([self._text(name)[1:][:_NAME_PART] for name in names], rest) if names else rest
+        return (
+            self._tails([self._text(name)[1:][:_NAME_PART] for name in names], rest)
+            if names
+            else rest
+        )
 
     def _tails(self, texts: list[str], rest: str) -> str:
-        """What begins none of some texts, which end in a quotation mark, and then goes on as `rest`."""
+        """What begins none of some texts, which end in a quotation mark, and then goes on as
+        `rest`.
+        """
         heads = sorted({text[0] for text in texts})
         taken = [(ord(head), ord(head)) for head in heads]
         options = [] if '"' in heads else [_QUOTE]
@@ -474,8 +553,8 @@ def _shortened(node: Node, name: str, low: int, high: int | None) -> Node:
 
 def _length_with(name: str, keyword: str) -> RequestError:
     return RequestError(
-        f"the JSON schema has a string with the format '{name}' and a '{keyword}' that the openvino engine cannot hold "
-        "together; leave one of them out",
+        f"the JSON schema has a string with the format '{name}' and a '{keyword}' that the openvino"
+        " engine cannot hold together; leave one of them out",
         param="response_format",
     )
 
@@ -498,7 +577,9 @@ def _fewer(node: Node, count: int) -> Node:
         case Choice(options):
             return Choice(tuple(_fewer(option, count) for option in options))
         case Repeat(item, low, high):
-            return Repeat(_fewer(item, count), low, max(low, count * 3 // 4) if high == count else high)
+            return Repeat(
+                _fewer(item, count), low, max(low, count * 3 // 4) if high == count else high
+            )
     return node
 
 
@@ -525,7 +606,9 @@ def _references(part: Any) -> list[str]:
                 if isinstance(schema.get("$ref"), str):
                     found.append(schema["$ref"])
                 todo += [
-                    value for name, value in schema.items() if name not in ("const", "enum", "$defs", "definitions")
+                    value
+                    for name, value in schema.items()
+                    if name not in ("const", "enum", "$defs", "definitions")
                 ]
             case list() as parts:
                 todo += parts

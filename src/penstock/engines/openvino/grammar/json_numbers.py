@@ -1,7 +1,7 @@
 """JSON's numbers as grammars: whole numbers and decimals, with exact bounds.
 
-A number with a fraction has at most 15 significant digits, so that its order as text is that of the double that a
-reader makes of it, and so that a model that goes on with digits comes to an end.
+A number with a fraction has at most 15 significant digits, so that its order as text is that of the
+double that a reader makes of it, and so that a model that goes on with digits comes to an end.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ WHOLE_DIGITS = 19
 FRACTION_DIGITS = 9
 _END = 10**WHOLE_DIGITS - 1
 _SMALL = 10**6
-"""Numbers below this may have a fraction of nine digits, those below the square of this one of three."""
+"""Numbers below this may have a fraction of nine digits, those below the square of this one of
+three.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,21 @@ class Bounds:
 
     @classmethod
     def of(cls, schema: Mapping[str, Any]) -> Bounds:
-        """The bounds that a schema states, also as draft 4 does, where the exclusive ones are flags."""
+        """The bounds that a schema states, also as draft 4 does, where the exclusive ones are
+        flags.
+        """
         lows = [(_decimal(schema.get("minimum")), schema.get("exclusiveMinimum") is True)]
         highs = [(_decimal(schema.get("maximum")), schema.get("exclusiveMaximum") is True)]
         lows.append((_decimal(schema.get("exclusiveMinimum")), True))
         highs.append((_decimal(schema.get("exclusiveMaximum")), True))
-        low = max(((value, is_open) for value, is_open in lows if value is not None), default=(None, False))
-        high = min(((value, not is_open) for value, is_open in highs if value is not None), default=(None, True))
+        low = max(
+            ((value, is_open) for value, is_open in lows if value is not None),
+            default=(None, False),
+        )
+        high = min(
+            ((value, not is_open) for value, is_open in highs if value is not None),
+            default=(None, True),
+        )
         return cls(low[0], low[1], high[0], not high[1])
 
 
@@ -56,14 +66,18 @@ def integer(bounds: Bounds) -> str | None:
         low = max(low, floor(bounds.low) + 1 if bounds.low_open else ceil(bounds.low))
     if bounds.high is not None:
         high = min(high, ceil(bounds.high) - 1 if bounds.high_open else floor(bounds.high))
-    options = [f'"-" {choice(_whole(max(1, -high), -low))}'] if low < 0 and max(1, -high) <= -low else []
+    options = (
+        [f'"-" {choice(_whole(max(1, -high), -low))}'] if low < 0 and max(1, -high) <= -low else []
+    )
     if high >= max(low, 0):
         options += _whole(max(low, 0), high)
     return choice(options) if options else None
 
 
 def number(bounds: Bounds, places: int = FRACTION_DIGITS) -> str | None:
-    """Numbers within bounds with at most so many digits behind the point; None where there are none."""
+    """Numbers within bounds with at most so many digits behind the point; None where there are
+    none.
+    """
     if bounds == Bounds():
         return _any_number(places)
     options: list[str] = []
@@ -72,7 +86,9 @@ def number(bounds: Bounds, places: int = FRACTION_DIGITS) -> str | None:
         below = high if high is not None and high < 0 else Decimal(0)
         below_open = bounds.high_open if high is not None and high < 0 else True
         far = -low if low is not None else Decimal(_END)
-        options += [f'"-" {part}' for part in _decimals(-below, below_open, far, bounds.low_open, places)]
+        options += [
+            f'"-" {part}' for part in _decimals(-below, below_open, far, bounds.low_open, places)
+        ]
     if high is None or high >= 0:
         least = low if low is not None and low > 0 else Decimal(0)
         least_open = bounds.low_open and low is not None and low >= 0
@@ -93,7 +109,9 @@ def _any_number(places: int) -> str:
     return f'"-"? ({" | ".join(options)})'
 
 
-def _decimals(low: Decimal, low_open: bool, high: Decimal, high_open: bool, places: int) -> list[str]:
+def _decimals(
+    low: Decimal, low_open: bool, high: Decimal, high_open: bool, places: int
+) -> list[str]:
     """Numbers from 0 on between two bounds."""
     high = min(high, Decimal(_END))
     if low > high or (low == high and (low_open or high_open)):
@@ -104,7 +122,11 @@ def _decimals(low: Decimal, low_open: bool, high: Decimal, high_open: bool, plac
         return _with_fraction(first, low_fraction, low_open, high_fraction, high_open, places)
     options = _with_fraction(first, low_fraction, low_open, None, False, places)
     options += _with_fraction(last, None, False, high_fraction, high_open, places)
-    for start, end, digits in ((0, _SMALL, FRACTION_DIGITS), (_SMALL, _SMALL**2, 3), (_SMALL**2, _END + 1, 0)):
+    for start, end, digits in (
+        (0, _SMALL, FRACTION_DIGITS),
+        (_SMALL, _SMALL**2, 3),
+        (_SMALL**2, _END + 1, 0),
+    ):
         a, b = max(first + 1, start), min(last, end) - 1
         if a <= b:
             digits = min(digits, places)
@@ -116,7 +138,9 @@ def _decimals(low: Decimal, low_open: bool, high: Decimal, high_open: bool, plac
 def _with_fraction(
     whole: int, low: str | None, low_open: bool, high: str | None, high_open: bool, places: int
 ) -> list[str]:
-    """Numbers with this whole part and a fraction within bounds; a fraction is written as its digits."""
+    """Numbers with this whole part and a fraction within bounds; a fraction is written as its
+    digits.
+    """
     digits = min(places, FRACTION_DIGITS if whole < _SMALL else 3 if whole < _SMALL**2 else 0)
     fractions, bare = _fractions(low, low_open, high, high_open, digits)
     options = [f'"{whole}"'] if bare else []
@@ -132,7 +156,9 @@ def _fraction_of(value: Decimal) -> str:
 def _fractions(
     low: str | None, low_open: bool, high: str | None, high_open: bool, digits: int
 ) -> tuple[list[str], bool]:
-    """Bodies of fractions of one digit and more that lie within bounds, and whether no fraction at all does too."""
+    """Bodies of fractions of one digit and more that lie within bounds, and whether no fraction at
+    all does too.
+    """
     bare = (not low and not (low == "" and low_open)) and not (high == "" and high_open)
     if digits == 0:
         return [], bare
@@ -157,7 +183,11 @@ def _fractions(
             continue
         more, ends = _fractions(next_low, low_open, next_high, high_open, digits - 1)
         if more:
-            options.append(f'"{digit}" {choice(more)}' if not ends else f'"{digit}" {choice([*more, _NOTHING])}')
+            options.append(
+                f'"{digit}" {choice(more)}'
+                if not ends
+                else f'"{digit}" {choice([*more, _NOTHING])}'
+            )
         elif ends:
             options.append(f'"{digit}"')
     if free:

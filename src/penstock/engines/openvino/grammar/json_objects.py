@@ -1,4 +1,6 @@
-"""The grammar of one JSON object: its properties in order, some of them optional, and how many there may be."""
+"""The grammar of one JSON object: its properties in order, some of them optional, and how many
+there may be.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,15 @@ class Member:
 
 
 def object_body(
-    grammar: Grammar, members: list[Member], extra: str | None, comma: str, low: int, high: int | None
+    grammar: Grammar,
+    members: list[Member],
+    extra: str | None,
+    comma: str,
+    low: int,
+    high: int | None,
 ) -> str:
-    """An object of the members, and of `extra`, a rule of further ones, with `low` to `high` properties in all.
+    """An object of the members, and of `extra`, a rule of further ones, with `low` to `high`
+    properties in all.
 
     Raises `Impossible` where there is none.
     """
@@ -40,7 +48,9 @@ def object_body(
 
 
 def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma: str) -> str:
-    """Halves of halves: from one place to the next the engine has few rules to go through, however many there are."""
+    """Halves of halves: from one place to the next the engine has few rules to go through, however
+    many there are.
+    """
 
     def part(begin: int, end: int) -> tuple[str, bool]:
         """At least one of these members, and whether there may be none of them."""
@@ -54,7 +64,10 @@ def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma
             return grammar.rule(f"{first} ({comma} {second})? | {second}"), True
         if none_first:
             return f"({first} {comma})? {second}", False
-        return f"{first} {comma} {second}" if not none_second else f"{first} ({comma} {second})?", False
+        return (
+            f"{first} {comma} {second}" if not none_second else f"{first} ({comma} {second})?",
+            False,
+        )
 
     size = len(members) + (extra is not None)
     if not size:
@@ -63,7 +76,14 @@ def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma
     return f"({inside})?" if none else inside
 
 
-def _counted(grammar: Grammar, members: list[Member], extra: str | None, comma: str, low: int, high: int | None) -> str:
+def _counted(
+    grammar: Grammar,
+    members: list[Member],
+    extra: str | None,
+    comma: str,
+    low: int,
+    high: int | None,
+) -> str:
     counted = max(low, 0 if high is None else high, 1)
     if counted * (len(members) + 1) > MAX_STATES:
         raise too_large("its minProperties or maxProperties are too large to be counted")
@@ -95,7 +115,9 @@ def _place(grammar: Grammar, options: list[str], required: bool) -> str | None:
     return grammar.rule(" | ".join(option or '""' for option in options))
 
 
-def _further(grammar: Grammar, extra: str | None, comma: str, count: int, low: int, high: int | None) -> str | None:
+def _further(
+    grammar: Grammar, extra: str | None, comma: str, count: int, low: int, high: int | None
+) -> str | None:
     """The properties beyond the named ones."""
     if high is not None and count > high:
         return None

@@ -1,4 +1,6 @@
-"""JSON Schemas, taken apart: references, several schemas for one value, what values two of them share."""
+"""JSON Schemas, taken apart: references, several schemas for one value, what values two of them
+share.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,19 @@ _BY_KEYWORD = {
 ASSERTIONS = frozenset(name for names in _BY_KEYWORD.values() for name in names) | {
     "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf",
 }  # fmt: skip
-"""Keywords that say something about a value and that we hold answers to; others that do are in `UNHELD`."""
+"""Keywords that say something about a value and that we hold answers to; others that do are in
+`UNHELD`.
+"""
 UNHELD = frozenset(
-    {"not", "if", "dependentRequired", "dependentSchemas", "dependencies", "uniqueItems", "contains"}
+    {
+        "not",
+        "if",
+        "dependentRequired",
+        "dependentSchemas",
+        "dependencies",
+        "uniqueItems",
+        "contains",
+    }
     | {"$dynamicRef", "$recursiveRef"}
 )
 _LARGER = {"minimum", "exclusiveMinimum", "minLength", "minItems", "minProperties"}
@@ -40,23 +52,33 @@ _HOST = rf"{_LABEL}(\.{_LABEL}){{0,3}}"
 _IN_PATH = "([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9a-fA-F]{2})"
 FORMATS = {
     "date": f"([0-9]{{4}}-{_DAYS[0]}|{_DAYS[1]})",
-    "time": r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])",
-    "email": rf"[a-zA-Z0-9_+-]{{1,20}}(\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@{_LABEL}(\.{_LABEL}){{1,3}}",
+    "time": (
+        r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,9})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
+    ),
+    "email": (
+        rf"[a-zA-Z0-9_+-]{{1,20}}(\.[a-zA-Z0-9_+-]{{1,20}}){{0,2}}@{_LABEL}(\.{_LABEL}){{1,3}}"
+    ),
     "uuid": f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
     "ipv4": rf"({_BYTE}\.){{3}}{_BYTE}",
-    "ipv6": f"{_HEX}{{1,4}}(:{_HEX}{{1,4}}){{7}}|"
-    + "|".join(
-        (f"{_HEX}{{1,4}}(:{_HEX}{{1,4}}){{{left - 1}}}" if left else "")
-        + "::"
-        + (f"({_HEX}{{1,4}}(:{_HEX}{{1,4}}){{0,{6 - left}}})?" if left < 7 else "")
-        for left in range(8)
+    "ipv6": (
+        f"{_HEX}{{1,4}}(:{_HEX}{{1,4}}){{7}}|"
+        + "|".join(
+            (f"{_HEX}{{1,4}}(:{_HEX}{{1,4}}){{{left - 1}}}" if left else "")
+            + "::"
+            + (f"({_HEX}{{1,4}}(:{_HEX}{{1,4}}){{0,{6 - left}}})?" if left < 7 else "")
+            for left in range(8)
+        )
     ),
     "hostname": _HOST,
-    "uri": rf"[a-zA-Z][a-zA-Z0-9+.-]{{0,15}}://{_HOST}(:[1-9][0-9]{{0,3}})?(/{_IN_PATH}{{0,200}}){{0,20}}(\?{_IN_PATH}{{1,300}})?",
+    "uri": (
+        rf"[a-zA-Z][a-zA-Z0-9+.-]{{0,15}}://{_HOST}(:[1-9][0-9]{{0,3}})?(/{_IN_PATH}{{0,200}}){{0,20}}(\?{_IN_PATH}{{1,300}})?"
+    ),
     "duration": "P([0-9]{1,4}D|T[0-9]{1,4}[HMS]|[0-9]{1,4}[WMY])",
 }
 FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
-"""What is written for a `format`: a part of what it allows, in its usual form. Other formats are notes to readers."""
+"""What is written for a `format`: a part of what it allows, in its usual form. Other formats are
+notes to readers.
+"""
 
 
 class Impossible(Exception):
@@ -66,8 +88,8 @@ class Impossible(Exception):
 def unheld(keyword: str) -> RequestError:
     """The error of a keyword that a grammar cannot hold an answer to."""
     return RequestError(
-        f"the JSON schema has '{keyword}', to which the openvino engine cannot hold an answer; leave it out, and check "
-        "the answer",
+        f"the JSON schema has '{keyword}', to which the openvino engine cannot hold an answer;"
+        " leave it out, and check the answer",
         param="response_format",
     )
 
@@ -75,7 +97,8 @@ def unheld(keyword: str) -> RequestError:
 def conflict(keyword: str) -> RequestError:
     """The error of schemas for one value that say different things in one keyword."""
     return RequestError(
-        f"two parts of the JSON schema that hold for one value both have '{keyword}'; write them as one schema",
+        f"two parts of the JSON schema that hold for one value both have '{keyword}'; write them as"
+        " one schema",
         param="response_format",
     )
 
@@ -85,7 +108,8 @@ def resolve(root: Any, reference: str) -> Any:
     target = root
     if reference != "#" and not reference.startswith("#/"):
         raise RequestError(
-            f"the $ref '{reference}' leads out of the schema; only those that begin with '#/' are followed",
+            f"the $ref '{reference}' leads out of the schema; only those that begin with '#/' are"
+            " followed",
             param="response_format",
         )
     for step in reference[2:].split("/") if reference != "#" else ():
@@ -95,7 +119,9 @@ def resolve(root: Any, reference: str) -> Any:
         elif isinstance(target, dict) and key in target:
             target = target[key]
         else:
-            raise RequestError(f"the $ref '{reference}' leads nowhere in this schema", param="response_format")
+            raise RequestError(
+                f"the $ref '{reference}' leads nowhere in this schema", param="response_format"
+            )
     return target
 
 
@@ -103,7 +129,9 @@ def types_of(schema: Schema) -> list[str]:
     """The types a schema allows, those that its keywords are about where it names none."""
     given = schema.get("type")
     if given is None:
-        found = [kind for kind, names in _BY_KEYWORD.items() if any(name in schema for name in names)]
+        found = [
+            kind for kind, names in _BY_KEYWORD.items() if any(name in schema for name in names)
+        ]
         return found or [kind for kind in TYPES if kind != "integer"]
     types = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     return [kind for kind in types if not (kind == "integer" and "number" in types)]
@@ -178,7 +206,8 @@ def _merged_objects(first: Schema, second: Schema) -> dict[str, Any]:
         others = (first["additionalProperties"], second["additionalProperties"])
         result["additionalProperties"] = False if False in others else {"allOf": list(others)}
     elif "additionalProperties" in first or "additionalProperties" in second:
-        # The one that says nothing allows others too, but is not told to: what is not named is left out.
+        # The one that says nothing allows others too, but is not told to: what is not named is left
+        # out.
         result["additionalProperties"] = False
     return result
 
@@ -198,13 +227,20 @@ def disjoint(root: Any, first: Any, second: Any, depth: int = 0) -> bool:
         numbers = {"number", "integer"}
         if not kinds[0] & kinds[1] and not (kinds[0] & numbers and kinds[1] & numbers):
             return True
-    if kinds[0] != {"object"} or kinds[1] != {"object"} or "type" not in first or "type" not in second:
+    if (
+        kinds[0] != {"object"}
+        or kinds[1] != {"object"}
+        or "type" not in first
+        or "type" not in second
+    ):
         return False
     required = [set(schema.get("required", ())) for schema in (first, second)]
     properties = [schema.get("properties", {}) for schema in (first, second)]
     for mine, others in ((0, 1), (1, 0)):
         closed = (first, second)[others]
-        is_closed = closed.get("additionalProperties") is False and "patternProperties" not in closed
+        is_closed = (
+            closed.get("additionalProperties") is False and "patternProperties" not in closed
+        )
         if is_closed and required[mine] - properties[others].keys():
             return True
     both = properties[0].keys() & properties[1].keys() & (required[0] & required[1])
@@ -228,7 +264,9 @@ def _values(schema: Schema) -> set[str] | None:
 
 
 def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
-    """Whether a value that fits can come to an end, given that those of the references `finished` can."""
+    """Whether a value that fits can come to an end, given that those of the references `finished`
+    can.
+    """
     if isinstance(schema, bool):
         return schema
     if "$ref" in schema and schema["$ref"] not in finished:
@@ -249,4 +287,6 @@ def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
     ):
         return True
     items = schema.get("prefixItems") or [schema.get("items", True)]
-    return "array" in kinds and (not schema.get("minItems", 0) or all(ends(root, item, finished) for item in items))
+    return "array" in kinds and (
+        not schema.get("minItems", 0) or all(ends(root, item, finished) for item in items)
+    )

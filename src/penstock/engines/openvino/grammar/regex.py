@@ -1,4 +1,6 @@
-"""Reads regular expressions in the notation that JSON Schema uses (ECMAScript), as far as a grammar can hold them."""
+"""Reads regular expressions in the notation that JSON Schema uses (ECMAScript), as far as a grammar
+can hold them.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def lengths(node: Node) -> tuple[int, int | None]:
         case Choice(options):
             each = [lengths(option) for option in options]
             highs = [high for _, high in each]
-            return min(low for low, _ in each), None if None in highs else max(h for h in highs if h is not None)
+            return min(low for low, _ in each), (
+                None if None in highs else max(h for h in highs if h is not None)
+            )
         case Repeat(item, low, high):
             least, most = lengths(item)
             if most == 0:
@@ -106,7 +110,9 @@ def _total(sizes: list[int | None]) -> int | None:
 
 
 class RegexWriter:
-    """Puts expressions into a grammar; with `in_json` as the inside of a JSON string, its escapes included."""
+    """Puts expressions into a grammar; with `in_json` as the inside of a JSON string, its escapes
+    included.
+    """
 
     def __init__(self, grammar: Grammar, in_json: bool) -> None:
         self._grammar = grammar
@@ -161,8 +167,8 @@ class RegexWriter:
     def _own_rule(self, body: str) -> str:
         """A rule to be repeated.
 
-        The engine copies a plain body for each count, and makes a table of the whole vocabulary for each copy. The
-        empty rule at its end keeps it from that.
+        The engine copies a plain body for each count, and makes a table of the whole vocabulary for
+        each copy. The empty rule at its end keeps it from that.
         """
         empty = self._grammar.rule('""')
         return self._grammar.rule(f"{body} {empty}")
@@ -172,7 +178,11 @@ class RegexWriter:
         if not self._in_json:
             return [char_class(ranges)]
         plain = without(ranges, [(0, 0x1F), (34, 34), (92, 92)])
-        escapes = [text for point, text in _ESCAPES.items() if any(low <= point <= high for low, high in ranges)]
+        escapes = [
+            text
+            for point, text in _ESCAPES.items()
+            if any(low <= point <= high for low, high in ranges)
+        ]
         return [char_class(plain), *escapes] if plain else escapes
 
 
@@ -282,7 +292,11 @@ class _Parser:
         if char == "\\":
             ranges = self._escaped(in_class=False)
             return self._one(ranges)
-        return _fixed(char) if not "\ud800" <= char <= "\udfff" else self._one([(ord(char), ord(char))])
+        return (
+            _fixed(char)
+            if not "\ud800" <= char <= "\udfff"
+            else self._one([(ord(char), ord(char))])
+        )
 
     def _one(self, ranges: Ranges) -> Chars:
         kept = without(ranges, [(0xD800, 0xDFFF)])
@@ -323,7 +337,12 @@ class _Parser:
             if self._peek("-") and not self._text.startswith("-]", self._at):
                 self._at += 1
                 high = self._member() if self._at < len(self._text) else low
-                if len(low) != 1 or len(high) != 1 or low[0][0] != low[0][1] or high[0][0] != high[0][1]:
+                if (
+                    len(low) != 1
+                    or len(high) != 1
+                    or low[0][0] != low[0][1]
+                    or high[0][0] != high[0][1]
+                ):
                     raise self._wrong("a range of a class has no single characters as its ends")
                 if high[0][0] < low[0][0]:
                     raise self._wrong("a range of a class runs backwards")
@@ -346,7 +365,9 @@ class _Parser:
         if char.lower() in _CLASSES:
             named = _CLASSES[char.lower()]
             return named if char.islower() else without(ALL, named)
-        if char in _CONTROLS and not (char == "0" and self._text[self._at : self._at + 1].isdecimal()):
+        if char in _CONTROLS and not (
+            char == "0" and self._text[self._at : self._at + 1].isdecimal()
+        ):
             return [(_CONTROLS[char], _CONTROLS[char])]
         if char in "xu":
             return self._code_point(char)
@@ -388,7 +409,8 @@ class _Parser:
 
     def _unable(self, what: str) -> RequestError:
         return RequestError(
-            f"the regular expression has {what}, to which the openvino engine cannot hold an answer",
+            f"the regular expression has {what}, to which the openvino engine cannot hold an"
+            " answer",
             param="response_format",
         )
 
@@ -400,7 +422,11 @@ def _fixed(char: str) -> Chars:
 
 def _choice_of(options: list[Node]) -> Node:
     if all(isinstance(option, Chars) for option in options):
-        return Chars(tuple(normal(r for option in options if isinstance(option, Chars) for r in option.ranges)))
+        return Chars(
+            tuple(
+                normal(r for option in options if isinstance(option, Chars) for r in option.ranges)
+            )
+        )
     return Choice(tuple(options))
 
 

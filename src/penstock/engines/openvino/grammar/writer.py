@@ -25,8 +25,9 @@ Ranges = list[tuple[int, int]]
 class Grammar:
     """Rules with bodies in EBNF; the same body makes the same rule.
 
-    The engine makes a table of its vocabulary for each place in a grammar at which many tokens may stand. Tables take
-    time to compile, and what is counted without them takes time at each token. `tables`: how many are made for counts.
+    The engine makes a table of its vocabulary for each place in a grammar at which many tokens may
+    stand. Tables take time to compile, and what is counted without them takes time at each token.
+    `tables`: how many are made for counts.
     """
 
     def __init__(self, tables: int = TABLES) -> None:
@@ -57,7 +58,9 @@ class Grammar:
         return name
 
     def characters(self, one: Sequence[str], low: int, high: int | None, end: str) -> str:
-        """`low` to `high` characters and then the rule `end`. `one` are the forms of a single character."""
+        """`low` to `high` characters and then the rule `end`. `one` are the forms of a single
+        character.
+        """
         if high is None or high > MAX_COUNT:
             star = self.reserve()
             self.rule(" | ".join([end, *(f"{form} {star}" for form in one)]), star)
@@ -73,7 +76,11 @@ class Grammar:
         several = self._chain(one, size, size, self.rule('""'))
         sets, rest = divmod(high - low, size)
         full = f"{self.times(several, sets)} {self._chain(one, 0, rest, end)}"
-        fewer = f"{self.repeat(several, 0, sets - 1)} {self._chain(one, 0, size - 1, end)}" if sets else full
+        fewer = (
+            f"{self.repeat(several, 0, sets - 1)} {self._chain(one, 0, size - 1, end)}"
+            if sets
+            else full
+        )
         return f"{self._so_many(one, low)} {choice([fewer, full])}"
 
     def _so_many(self, one: Sequence[str], count: int) -> str:
@@ -109,7 +116,9 @@ class Grammar:
         return f"{self.times(item, low)} {self._up_to(item, high - low)}"
 
     def times(self, item: str, count: int) -> str:
-        """`item` exactly so often. The engine takes long for each token where one repetition counts far."""
+        """`item` exactly so often. The engine takes long for each token where one repetition counts
+        far.
+        """
         if count < _BASE:
             return f"{item}{{{count}}}" if count > 1 else item if count else '""'
         sets, rest = divmod(count, _BASE)
@@ -121,7 +130,11 @@ class Grammar:
             return f"{item}{{0,{count}}}" if count > 1 else f"{item}?"
         sets, rest = divmod(count, _BASE)
         several = self._set(item)
-        full = f"{self.times(several, sets)} {self._up_to(item, rest)}" if rest else self.times(several, sets)
+        full = (
+            f"{self.times(several, sets)} {self._up_to(item, rest)}"
+            if rest
+            else self.times(several, sets)
+        )
         fewer = self._up_to(several, sets - 1) if sets > 1 else '""'
         return self.rule(f"{fewer} {self._up_to(item, _BASE - 1)} | {full}")
 
@@ -129,7 +142,9 @@ class Grammar:
         return self.rule(f"{item}{{{_BASE}}}")
 
     def words(self, texts: Iterable[str]) -> str:
-        """One of some fixed texts. What many of them begin or end with is written once, and so compiled once."""
+        """One of some fixed texts. What many of them begin or end with is written once, and so
+        compiled once.
+        """
         return self._words(sorted(set(texts)), 0)
 
     def _words(self, texts: list[str], depth: int) -> str:
@@ -139,7 +154,10 @@ class Grammar:
         pairs = zip(texts[0], texts[-1], strict=False)
         shared = next((at for at, (a, b) in enumerate(pairs) if a != b), len(texts[0]))
         if shared:
-            return f"{literal(texts[0][:shared])} {self._words([text[shared:] for text in texts], depth + 1)}"
+            return (
+                f"{literal(texts[0][:shared])}"
+                f" {self._words([text[shared:] for text in texts], depth + 1)}"
+            )
         by_head = [list(group) for _, group in groupby(texts, lambda text: text[:1])]
         return self.rule(" | ".join(self._words(group, depth + 1) for group in by_head))
 
@@ -150,12 +168,16 @@ class Grammar:
 
 
 _BEFORE_HEX = re.compile("(?<=[\x00-\x1f\x7f-\xff])(?=[0-9a-fA-F])")
-"""Places between a character that the engine writes as a number and one that it would take for a digit of that."""
+"""Places between a character that the engine writes as a number and one that it would take for a
+digit of that.
+"""
 
 
 def too_large(why: str) -> RequestError:
     """The error of a constraint that is beyond a limit."""
-    return RequestError(f"the constraint is too large: {why}; make it simpler", param="response_format")
+    return RequestError(
+        f"the constraint is too large: {why}; make it simpler", param="response_format"
+    )
 
 
 def literal(text: str) -> str:
@@ -179,12 +201,16 @@ def char_class(ranges: Ranges) -> str:
     """One character out of sorted ranges of code points."""
     pieces = [piece for low, high in ranges for piece in _in_utf8(low, high)]
     pieces.sort(key=lambda piece: (chr(piece[0]) not in hexdigits, piece))  # see _BEFORE_HEX
-    return "[" + "".join(_in_class(a) if a == b else f"{_in_class(a)}-{_in_class(b)}" for a, b in pieces) + "]"
+    return (
+        "["
+        + "".join(_in_class(a) if a == b else f"{_in_class(a)}-{_in_class(b)}" for a, b in pieces)
+        + "]"
+    )
 
 
 def _in_utf8(low: int, high: int) -> Ranges:
-    """A range cut into such whose bytes in UTF-8 vary independently. The engine ends in a blind alley within others,
-    and lets through bytes that are no UTF-8.
+    """A range cut into such whose bytes in UTF-8 vary independently. The engine ends in a blind
+    alley within others, and lets through bytes that are no UTF-8.
     """
     for last in (0x7F, 0x7FF, 0xFFFF):
         if low <= last < high:

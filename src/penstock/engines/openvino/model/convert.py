@@ -1,6 +1,7 @@
 """Converts Hugging Face models to OpenVINO's form, once each, into a cache.
 
-The exporter is optimum-intel, which brings torch; it runs in a process of its own, so that torch never enters this one.
+The exporter is optimum-intel, which brings torch; it runs in a process of its own, so that torch
+never enters this one.
 """
 
 from __future__ import annotations
@@ -59,13 +60,16 @@ save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml"
 
 
 def convert(source: str, task: str | None = None) -> Path:
-    """The converted form of a Hugging Face model: a directory, or a hub id such as "org/name" or "org/name@revision".
+    """The converted form of a Hugging Face model: a directory, or a hub id such as "org/name" or
+    "org/name@revision".
 
-    The first call converts it, shows its progress on stderr, and keeps the result in the cache; later ones find it
-    there, also after the extra was removed. A changed directory is converted anew; a hub id without a revision stays
-    what it was when it was converted. `task` None: what the model's files say.
+    The first call converts it, shows its progress on stderr, and keeps the result in the cache;
+    later ones find it there, also after the extra was removed. A changed directory is converted
+    anew; a hub id without a revision stays what it was when it was converted. `task` None: what the
+    model's files say.
 
-    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for anything else in the way.
+    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for anything else in
+    the way.
     """
     directory = Path(source).expanduser()
     if directory.exists():
@@ -76,15 +80,19 @@ def convert(source: str, task: str | None = None) -> Path:
         name, identity = source.replace("/", "--"), [source]
     else:
         raise EngineStartError(
-            f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face form, a .gguf file, "
-            "or a hub id such as 'org/name'"
+            f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
+            " form, a .gguf file, or a hub id such as 'org/name'"
         )
     digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
     target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
     if is_ir(target):
         return target
     if find_spec("optimum") is None:
-        what = f"'{source}'" if directory.exists() else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+        what = (
+            f"'{source}'"
+            if directory.exists()
+            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+        )
         raise MissingExtraError("optimum", "convert", f"Converting {what}")
     try:
         private_files.make_folder(target.parent)
@@ -101,20 +109,25 @@ def convert(source: str, task: str | None = None) -> Path:
 
 def _check_directory(path: Path) -> None:
     if not path.is_dir():
-        raise EngineStartError(f"'{path}' is a file, but no .gguf file; for other models give their directory")
+        raise EngineStartError(
+            f"'{path}' is a file, but no .gguf file; for other models give their directory"
+        )
     missing = [] if (path / "config.json").is_file() else ["config.json"]
     if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
         missing.append("weights (*.safetensors, or pytorch_model*.bin)")
     if missing:
         raise EngineStartError(
-            f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging Face's; "
-            f"for those it lacks {' and '.join(missing)}"
+            f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging"
+            f" Face's; for those it lacks {' and '.join(missing)}"
         )
 
 
 def _fingerprint(path: Path) -> list[Any]:
     files = sorted(file for file in (*path.iterdir(), path / POOLING_CONFIG) if file.is_file())
-    return [str(path), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
+    return [
+        str(path),
+        *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+    ]
 
 
 def _download(source: str) -> Path:
@@ -126,7 +139,10 @@ def _download(source: str) -> Path:
     def snapshot(patterns: list[str], ignored: str | None = "*/*") -> Path:
         return Path(
             hub.snapshot_download(
-                hub_id["name"], revision=hub_id["revision"], allow_patterns=patterns, ignore_patterns=ignored
+                hub_id["name"],
+                revision=hub_id["revision"],
+                allow_patterns=patterns,
+                ignore_patterns=ignored,
             )
         )
 
@@ -137,13 +153,19 @@ def _download(source: str) -> Path:
             path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
     except Exception as error:  # of the hub's client, of its HTTP library, or of the network
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise EngineStartError(f"there is no path '{source}', and the hub does not give it: {reason[0]}") from None
+        raise EngineStartError(
+            f"there is no path '{source}', and the hub does not give it: {reason[0]}"
+        ) from None
     _check_directory(path)
     return path
 
 
-def _convert(source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]) -> None:
-    """Export into a directory beside `target` and rename that, so that `target` is whole whenever it exists."""
+def _convert(
+    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+) -> None:
+    """Export into a directory beside `target` and rename that, so that `target` is whole whenever
+    it exists.
+    """
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
@@ -154,8 +176,22 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
     log = target.with_name(f"{target.name}.log")
     log.unlink(missing_ok=True)
     try:
-        command = ["-m", "optimum.commands.optimum_cli", "export", "openvino", "--library", "transformers"]
-        command += ["--model", str(directory), "--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT]
+        command = [
+            "-m",
+            "optimum.commands.optimum_cli",
+            "export",
+            "openvino",
+            "--library",
+            "transformers",
+        ]
+        command += [
+            "--model",
+            str(directory),
+            "--task",
+            EXPORT_TASKS[task],
+            "--weight-format",
+            WEIGHT_FORMAT,
+        ]
         stage("starting the exporter")
         _run(source, [*command, str(partial)], log, stage)
         if lacks_token_types(partial):
@@ -163,7 +199,8 @@ def _convert(source: str, directory: Path, target: Path, task: str | None, stage
             _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
         if not (partial / "openvino_tokenizer.xml").is_file():
             raise EngineStartError(
-                f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing? (the log: {log})"
+                f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
+                f" (the log: {log})"
             )
         if (directory / SENTENCE_TRANSFORMERS).is_file():
             shutil.copy(directory / SENTENCE_TRANSFORMERS, partial)
@@ -187,11 +224,15 @@ def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
     elif task == "score" and architecture.endswith("ForCausalLM"):
         kind = "generative rerank"
     if kind:
-        raise EngineStartError(f"'{source}': the openvino engine has no support for {kind} models ({architecture})")
+        raise EngineStartError(
+            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
+        )
 
 
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
-    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it gives."""
+    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it
+    gives.
+    """
     said = ""
     with open(log, "a", opener=private_files.opener) as file:
         # All files are local by now: offline, the exporter does not ask the hub for optional ones.
@@ -232,7 +273,9 @@ def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _progress(source: str) -> Iterator[Callable[[str], None]]:
-    """Show on stderr that `source` is being converted. Yields the function to name the stage with."""
+    """Show on stderr that `source` is being converted. Yields the function to name the stage
+    with.
+    """
     title = f"converting {source} (once)"
     if not is_terminal():
         say(f"{title} …")

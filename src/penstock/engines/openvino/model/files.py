@@ -36,13 +36,16 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def task_of(path: Path, config: dict[str, Any]) -> str:
-    """What the model in directory `path` does, by its architecture and by what sentence-transformers leaves."""
+    """What the model in directory `path` does, by its architecture and by what
+    sentence-transformers leaves.
+    """
     name = str((config.get("architectures") or [""])[0])
     if name.endswith("ForSequenceClassification"):
         return "score"
     if name.startswith("Whisper"):
         return "transcribe"
-    if (path / SENTENCE_TRANSFORMERS).is_file():  # some embedding models are, by their architecture, language models
+    # Some embedding models are, by their architecture, language models.
+    if (path / SENTENCE_TRANSFORMERS).is_file():
         return "embed"
     if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) or not name:
         return "generate"
@@ -50,7 +53,9 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
 
 
 def lacks_token_types(path: Path) -> bool:
-    """Whether the converted model reads token types (which text of a pair is it?) that its tokenizer does not write."""
+    """Whether the converted model reads token types (which text of a pair is it?) that its
+    tokenizer does not write.
+    """
     name = '"token_type_ids"'
     model, tokenizer = path / "openvino_model.xml", path / "openvino_tokenizer.xml"
     return name in _text(model) and name not in _text(tokenizer)
@@ -63,21 +68,30 @@ def _text(path: Path) -> str:
 def context_length_of(config: dict[str, Any]) -> int:
     """Tokens of the model's context, by its `config.json`."""
     for part in (config, config.get("text_config") or {}):
-        for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_target_positions"):
+        for name in (
+            "max_position_embeddings",
+            "n_positions",
+            "max_sequence_length",
+            "max_target_positions",
+        ):
             if isinstance(part.get(name), int):
                 return int(part[name]) - _unused_positions(part)
     return FALLBACK_CONTEXT
 
 
 def _unused_positions(config: dict[str, Any]) -> int:
-    """The RoBERTa family counts positions from the padding token's id on, so that the first ones serve no token."""
+    """The RoBERTa family counts positions from the padding token's id on, so that the first ones
+    serve no token.
+    """
     if "roberta" in str(config.get("model_type")) or config.get("model_type") == "camembert":
         return int(config.get("pad_token_id") or 0) + 1
     return 0
 
 
 def gguf_context_length(path: Path) -> int:
-    """`*.context_length` from the file's header (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md)."""
+    """`*.context_length` from the file's header
+    (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+    """
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
@@ -93,7 +107,19 @@ def gguf_context_length(path: Path) -> int:
     return FALLBACK_CONTEXT
 
 
-_GGUF_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_GGUF_FORMATS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 
 
@@ -121,18 +147,24 @@ _POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
 
 
 def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
-    """How an embedding model joins its tokens' vectors, from sentence-transformers' file; the mean where there is none.
+    """How an embedding model joins its tokens' vectors, from sentence-transformers' file; the mean
+    where there is none.
 
-    Raises `EngineStartError` for a way that is not one of ours: vectors made another way would be quietly poor.
+    Raises `EngineStartError` for a way that is not one of ours: vectors made another way would be
+    quietly poor.
     """
     try:
         modes = _read_json(path / POOLING_CONFIG)
     except FileNotFoundError:
         return "mean"
-    chosen = [name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True]
+    chosen = [
+        name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
+    ]
     if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
         ways = ", ".join(chosen) or "none"
-        raise EngineStartError(f"the model pools by {ways}; set embedding_pooling to mean, cls or last_token")
+        raise EngineStartError(
+            f"the model pools by {ways}; set embedding_pooling to mean, cls or last_token"
+        )
     return _POOLING_MODES[chosen[0]]
 
 

@@ -1,4 +1,6 @@
-"""vLLM's request outputs as deltas. The path of every token: nothing is built but the delta itself."""
+"""vLLM's request outputs as deltas. The path of every token: nothing is built but the delta
+itself.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from typing import Any
 from penstock.errors import EngineError
 from penstock.types import Delta, FinishReason, TokenLogprob, Usage
 
-_REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort", "repetition": "stop"}
+_REASONS: Mapping[str, FinishReason] = {
+    "stop": "stop",
+    "length": "length",
+    "abort": "abort",
+    "repetition": "stop",
+}
 LEAST_LOGPROB = -9999.0
 """What stands for minus infinity, which JSON does not have; vLLM's own server says the same."""
 
@@ -24,17 +31,22 @@ class DeltaMaker:
         self._counts: dict[int, int] = {}
 
     def deltas(self, output: Any) -> list[Delta]:
-        """What one `RequestOutput` adds. Raises `EngineError` where the request failed inside the engine."""
+        """What one `RequestOutput` adds. Raises `EngineError` where the request failed inside the
+        engine.
+        """
         made = []
         for answer in output.outputs:
             index, ids, reason = answer.index, answer.token_ids, answer.finish_reason
             count = self._counts[index] = self._counts.get(index, 0) + len(ids)
             if reason is None:
                 if ids or answer.text:
-                    # The first to come tells the prompt's length: some protocols open their streams with it.
+                    # The first to come tells the prompt's length: some protocols open their streams
+                    # with it.
                     usage = _usage(output, 0) if not self._begun else None
                     self._begun = True
-                    made.append(Delta(index, answer.text, tuple(ids), self._logprobs(answer), usage=usage))
+                    made.append(
+                        Delta(index, answer.text, tuple(ids), self._logprobs(answer), usage=usage)
+                    )
                 continue
             if reason == "error":
                 raise EngineError("the engine failed on this request")
@@ -62,8 +74,12 @@ class DeltaMaker:
         top: Sequence[tuple[str, float]] = ()
         if self._top:
             ranked = sorted(step.values(), key=lambda entry: -entry.logprob)[: self._top]
-            top = [(entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked]
-        return TokenLogprob(chosen.decoded_token or "", max(chosen.logprob, LEAST_LOGPROB), tuple(top))
+            top = [
+                (entry.decoded_token or "", max(entry.logprob, LEAST_LOGPROB)) for entry in ranked
+            ]
+        return TokenLogprob(
+            chosen.decoded_token or "", max(chosen.logprob, LEAST_LOGPROB), tuple(top)
+        )
 
 
 def _usage(output: Any, count: int) -> Usage:

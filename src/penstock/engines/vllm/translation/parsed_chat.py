@@ -1,4 +1,6 @@
-"""Conversations whose answers vLLM's own parsers read: tool calls in a model's own form, and reasoning."""
+"""Conversations whose answers vLLM's own parsers read: tool calls in a model's own form, and
+reasoning.
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,14 @@ class ParsedChats:
 
     def wants(self, request: ChatRequest) -> bool:
         """Whether the request's answer is for the parsers."""
-        return self._always or (self._has_tools and bool(request.tools) and request.tool_choice != "none")
+        return self._always or (
+            self._has_tools and bool(request.tools) and request.tool_choice != "none"
+        )
 
     async def prepare(self, request: ChatRequest) -> ParsedChat:
-        """Render the request, and make its parsers. Raises what vLLM raises for a wrong request, or `RequestError`."""
+        """Render the request, and make its parsers. Raises what vLLM raises for a wrong request, or
+        `RequestError`.
+        """
         body = ChatCompletionRequest.model_validate(_body(request))
         rendered = await self._renderer.render_chat(body)
         if not isinstance(rendered, tuple):
@@ -40,11 +46,20 @@ class ParsedChats:
         _, (prompt,) = rendered
         room = self._prompts.room(prompt, request.sampling.max_tokens)
         params = body.to_sampling_params(room, {})
-        params.output_kind = RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
-        variables = body.build_chat_params(None, "auto").with_defaults(self._prompts.variables).chat_template_kwargs
+        params.output_kind = (
+            RequestOutputKind.DELTA if request.stream else RequestOutputKind.FINAL_ONLY
+        )
+        variables = (
+            body.build_chat_params(None, "auto")
+            .with_defaults(self._prompts.variables)
+            .chat_template_kwargs
+        )
         parsers = [
             self._parser_class(
-                self._prompts.tokenizer, body.tools, chat_template_kwargs=variables, model_config=self._model_config
+                self._prompts.tokenizer,
+                body.tools,
+                chat_template_kwargs=variables,
+                model_config=self._model_config,
             )
             for _ in range(request.n)
         ]
@@ -94,7 +109,11 @@ class ParsedChat:
         if reason == "stop" and delta.index in self._called and not self._named:
             reason = "tool_calls"
         return msgspec.structs.replace(
-            delta, text=text or "", reasoning=reasoning or "", tool_calls=calls, finish_reason=reason
+            delta,
+            text=text or "",
+            reasoning=reasoning or "",
+            tool_calls=calls,
+            finish_reason=reason,
         )
 
     def _read(self, delta: Delta) -> tuple[str | None, str | None, tuple[ToolCallPart, ...]]:
@@ -109,15 +128,21 @@ class ParsedChat:
             return None, None, ()
         reasoning = told.reasoning
         if reasoning and delta.index not in self._unmarked:
-            # vLLM's parsers drop a mark that comes alone; with the next token in one piece they leave it there.
+            # vLLM's parsers drop a mark that comes alone; with the next token in one piece they
+            # leave it there.
             reasoning = reasoning.removeprefix(self._mark)
             self._unmarked.add(delta.index)
         return reasoning, told.content, tuple(_part(call) for call in told.tool_calls or ())
 
     def _read_whole(self, delta: Delta) -> tuple[str | None, str | None, tuple[ToolCallPart, ...]]:
-        """An answer that comes in one piece: the parsers then know where it ends, and leave a cut call as text."""
+        """An answer that comes in one piece: the parsers then know where it ends, and leave a cut
+        call as text.
+        """
         reasoning, text, calls = self._parsers[delta.index].parse(
-            delta.text, self._body, enable_auto_tools=self._auto_tools, model_output_token_ids=delta.token_ids
+            delta.text,
+            self._body,
+            enable_auto_tools=self._auto_tools,
+            model_output_token_ids=delta.token_ids,
         )
         parts = (
             ToolCallPart(number, call.arguments, call.id or f"call_{uuid.uuid4().hex}", call.name)

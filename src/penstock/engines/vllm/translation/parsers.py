@@ -18,12 +18,21 @@ def load_parsers(frontend: Mapping[str, Any], structured_outputs: Any) -> None:
         ToolParserManager.import_tool_parser(plugin)
     if plugin := structured_outputs.reasoning_parser_plugin:
         ReasoningParserManager.import_reasoning_parser(plugin)
-    _check("tool_call_parser", frontend.get("tool_call_parser"), ToolParserManager.list_registered())
-    _check("reasoning_parser", structured_outputs.reasoning_parser, ReasoningParserManager.list_registered())
+    _check(
+        "tool_call_parser", frontend.get("tool_call_parser"), ToolParserManager.list_registered()
+    )
+    _check(
+        "reasoning_parser",
+        structured_outputs.reasoning_parser,
+        ReasoningParserManager.list_registered(),
+    )
 
 
 def _check(field: str, name: str | None, known: list[str]) -> None:
     if name and name not in known:
         raise ConfigError(
-            f"vLLM has no parser '{name}'", field=f"engine_kwargs.{field}", value=name, hint=nearest(name, known)
+            f"vLLM has no parser '{name}'",
+            field=f"engine_kwargs.{field}",
+            value=name,
+            hint=nearest(name, known),
         )

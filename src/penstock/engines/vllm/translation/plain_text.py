@@ -1,7 +1,8 @@
-"""Plain text as token ids without vLLM's renderer, which makes the same ids with three times the work.
+"""Plain text as token ids without vLLM's renderer, which makes the same ids with three times the
+work.
 
-That it is the same is not taken for granted: each way is tried against the renderer when the engine starts, and
-not used where they differ.
+That it is the same is not taken for granted: each way is tried against the renderer when the engine
+starts, and not used where they differ.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ _TEXT = " \n An order — №7 — of «two»\tlamps. \n"  # blanks at both ends
 _TRIALS: Sequence[list[Message]] = (
     [{"role": "user", "content": _TEXT}],
     [{"role": "system", "content": _TEXT}, {"role": "user", "content": _TEXT}],
-    [{"role": "user", "content": "a"}, {"role": "assistant", "content": _TEXT}, {"role": "user", "content": _TEXT}],
+    [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": _TEXT},
+        {"role": "user", "content": _TEXT},
+    ],
 )
 
 Renders = Callable[[list[Message]], Any]
 
 
 class PlainText:
-    """Tokens of conversations and of texts. `backend` is the tokenizer beneath Hugging Face's, which nobody else sets
-    to cut or to pad.
+    """Tokens of conversations and of texts. `backend` is the tokenizer beneath Hugging Face's,
+    which nobody else sets to cut or to pad.
     """
 
     def __init__(self, backend: Any, template: ChatTemplate | None) -> None:
@@ -37,14 +42,18 @@ class PlainText:
         self._texts = {True: False, False: False}
 
     def learn(self, chat: Renders, text: Callable[[str, bool], Any]) -> None:
-        """Compare with what the renderer makes: `chat` of a conversation, `text` of a text, with special tokens or
-        without. Takes a while.
+        """Compare with what the renderer makes: `chat` of a conversation, `text` of a text, with
+        special tokens or without. Takes a while.
         """
-        self._texts = {special: self._as_is and self._same_text(text, special) for special in self._texts}
+        self._texts = {
+            special: self._as_is and self._same_text(text, special) for special in self._texts
+        }
         self._chats = self._as_is and all(self._same_chat(chat, trial) for trial in _TRIALS)
 
     def chat(self, messages: Sequence[Message]) -> list[int] | None:
-        """The ids of a conversation; None where the renderer must make them, or say what is wrong."""
+        """The ids of a conversation; None where the renderer must make them, or say what is
+        wrong.
+        """
         if not self._chats or not all(message.keys() == _KEYS for message in messages):
             return None
         return self._chat(messages)
@@ -70,7 +79,7 @@ class PlainText:
             return False
         try:
             made = chat(trial)
-        except Exception:  # whatever its template raises: a conversation of another form, which ours must refuse too
+        except Exception:  # whatever its template raises; ours must refuse such a conversation too
             return self._chat(trial) is None
         return _is(made, self._chat(trial))
 

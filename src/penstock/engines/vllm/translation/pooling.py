@@ -13,13 +13,17 @@ from penstock.engines.vllm.translation.prompts import Prompts
 from penstock.types import Classification, Classifications, Embeddings, Usage
 
 
-async def embed(front: Front, prompts: Prompts, texts: Sequence[str], dimensions: int | None, id: str) -> Embeddings:
+async def embed(
+    front: Front, prompts: Prompts, texts: Sequence[str], dimensions: int | None, id: str
+) -> Embeddings:
     """One vector a text. Raises what vLLM raises."""
     rows, usage = await _pooled(front, prompts, texts, id, task="embed", dimensions=dimensions)
     return Embeddings(rows, usage)
 
 
-async def classify(front: Front, prompts: Prompts, texts: Sequence[str], id: str) -> Classifications:
+async def classify(
+    front: Front, prompts: Prompts, texts: Sequence[str], id: str
+) -> Classifications:
     """One class a text. Raises what vLLM raises."""
     rows, usage = await _pooled(front, prompts, texts, id, task="classify")
     labels = getattr(front.config.model_config.hf_config, "id2label", None) or {}

@@ -1,4 +1,6 @@
-"""Conversations and texts as vLLM's engine inputs, made by the model's own renderer: templates, media, tokens."""
+"""Conversations and texts as vLLM's engine inputs, made by the model's own renderer: templates,
+media, tokens.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +10,47 @@ from typing import Any
 
 from penstock.engines.text.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
-from penstock.engines.vllm.library import ChatParams, ThreadSafeHFTokenizerMixin, is_mistral_tokenizer
+from penstock.engines.vllm.library import (
+    ChatParams,
+    ThreadSafeHFTokenizerMixin,
+    is_mistral_tokenizer,
+)
 from penstock.engines.vllm.translation.plain_text import PlainText
 from penstock.errors import ContextLengthError, RequestError
 from penstock.types import ChatRequest
 
 _SHORT = 4096
-"""So many characters are rendered at once: on its way to another thread and back a short text takes several times as
-long as the work does.
+"""So many characters are rendered at once: on its way to another thread and back a short text takes
+several times as long as the work does.
 """
 _TOO_LONG = frozenset({"input_tokens", "input_text"})
 
 
 class Prompts:
-    """Prompts for one model. What a request got wrong is raised as vLLM raises it, a prompt too long as ours."""
+    """Prompts for one model. What a request got wrong is raised as vLLM raises it, a prompt too
+    long as ours.
+    """
 
     def __init__(self, front: Front) -> None:
         self.context_length: int = front.config.model_config.max_model_len
         self.tokenizer = front.llm.tokenizer
         self._renderer = front.llm.renderer
-        self._vocabulary = max(front.config.model_config.get_vocab_size(), len(self.tokenizer or ()))
+        self._vocabulary = max(
+            front.config.model_config.get_vocab_size(), len(self.tokenizer or ())
+        )
         frontend = front.options.frontend
         self.template = _template(frontend.get("chat_template"), self.tokenizer)
         self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}
         self._content_format = frontend.get("chat_template_content_format", "auto")
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
-        # Such a tokenizer may be used in the event loop while vLLM's thread uses it for a long text.
+        # Such a tokenizer may be used in the event loop while vLLM's thread uses it for a long
+        # text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
-        self._plain = PlainText(self.tokenizer.backend_tokenizer, self.text_template()) if self._at_once else None
+        self._plain = (
+            PlainText(self.tokenizer.backend_tokenizer, self.text_template())
+            if self._at_once
+            else None
+        )
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a text, none added."""
@@ -47,19 +62,27 @@ class Prompts:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def learn(self) -> None:
-        """Try what plain text is made into in the quickest way. Takes a while, and warms the renderer."""
+        """Try what plain text is made into in the quickest way. Takes a while, and warms the
+        renderer.
+        """
         if self._plain is not None:
             params = self._chat_params(None, {}, None)
             self._plain.learn(
                 lambda messages: self._renderer.render_chat([messages], params)[1][0],
-                lambda text, special: self._renderer.render_cmpl([{"prompt": text}], self._text_params(special))[0],
+                lambda text, special: self._renderer.render_cmpl(
+                    [{"prompt": text}], self._text_params(special)
+                )[0],
             )
 
     async def chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
         """The engine input of a conversation."""
         at_once = self._at_once and not tools and _is_short(request)
         try:
-            if at_once and self._plain is not None and (ids := self._plain.chat(request.messages)) is not None:
+            if (
+                at_once
+                and self._plain is not None
+                and (ids := self._plain.chat(request.messages)) is not None
+            ):
                 return self._of_ids(ids)
             params = self._chat_params(request.chat_template, request.chat_template_kwargs, tools)
             if at_once:
@@ -94,7 +117,9 @@ class Prompts:
         return made
 
     def text_template(self) -> ChatTemplate | None:
-        """What fills a conversation of text as the renderer does; None where the tokenizer needs no template for it."""
+        """What fills a conversation of text as the renderer does; None where the tokenizer needs no
+        template for it.
+        """
         if self._tokenized_by_template:
             return None
         names = getattr(self.tokenizer, "special_tokens_map", {})
@@ -111,12 +136,16 @@ class Prompts:
         return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """How many tokens the answer may have. Raises `ContextLengthError` where that is less than was asked for."""
+        """How many tokens the answer may have. Raises `ContextLengthError` where that is less than
+        was asked for.
+        """
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
         if room < 1 or (max_tokens or 0) > room:
             asked = f"the prompt has {length} and {max_tokens or 1} more were asked for"
-            raise ContextLengthError(f"this model's context is {self.context_length} tokens; {asked}", param="messages")
+            raise ContextLengthError(
+                f"this model's context is {self.context_length} tokens; {asked}", param="messages"
+            )
         return max_tokens or room
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
@@ -125,14 +154,18 @@ class Prompts:
             raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
 
     def _of_ids(self, ids: list[int]) -> Any:
-        (made,) = self._renderer.render_cmpl([{"prompt_token_ids": ids}], self._renderer.default_cmpl_tok_params)
+        (made,) = self._renderer.render_cmpl(
+            [{"prompt_token_ids": ids}], self._renderer.default_cmpl_tok_params
+        )
         return made
 
     def _text_params(self, special_tokens: bool) -> Any:
         params = self._renderer.default_cmpl_tok_params
         return params if special_tokens else params.with_kwargs(add_special_tokens=False)
 
-    def _chat_params(self, template: str | None, kwargs: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> Any:
+    def _chat_params(
+        self, template: str | None, kwargs: Mapping[str, Any], tools: list[dict[str, Any]] | None
+    ) -> Any:
         variables = {
             **self.variables,
             "add_generation_prompt": True,
@@ -151,7 +184,8 @@ class Prompts:
         if getattr(error, "parameter", None) not in _TOO_LONG:
             return None
         return ContextLengthError(
-            f"this model's context is {self.context_length} tokens, and the prompt alone is longer", param="messages"
+            f"this model's context is {self.context_length} tokens, and the prompt alone is longer",
+            param="messages",
         )
 
 
@@ -167,7 +201,9 @@ def _is_short(request: ChatRequest) -> bool:
 
 
 def _template(given: str | None, tokenizer: Any) -> str | None:
-    """The template to use, None for the model's own. A model without one gets the contents, a line each."""
+    """The template to use, None for the model's own. A model without one gets the contents, a line
+    each.
+    """
     if given is not None:
         path = Path(given)
         is_file = "{" not in given and path.is_file()

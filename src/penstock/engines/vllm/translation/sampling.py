@@ -9,7 +9,12 @@ from penstock.types import Sampling, StructuredOutput
 
 
 def sampling_params(
-    sampling: Sampling, *, n: int, max_tokens: int, stream: bool, kv_transfer_params: dict[str, Any] | None = None
+    sampling: Sampling,
+    *,
+    n: int,
+    max_tokens: int,
+    stream: bool,
+    kv_transfer_params: dict[str, Any] | None = None,
 ) -> Any:
     """vLLM's `SamplingParams`. Raises `ValueError` for what vLLM itself does not allow."""
     return SamplingParams(

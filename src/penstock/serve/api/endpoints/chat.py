@@ -23,9 +23,17 @@ async def chat_completions(exchange: Exchange) -> Response:
     target = await exchange.target(body.model)
     settings = exchange.ingress.settings
     if body.chat_template is not None and not settings.trust_request_chat_template:
-        raise RequestError("this server takes no chat templates from requests", param="chat_template")
-    request = within_limits(body.request(adapter=target.adapter, request_id=exchange.id), settings.limits)
-    about: dict[str, Any] = {"id": f"chatcmpl-{exchange.id}", "created": exchange.created, "model": target.name}
+        raise RequestError(
+            "this server takes no chat templates from requests", param="chat_template"
+        )
+    request = within_limits(
+        body.request(adapter=target.adapter, request_id=exchange.id), settings.limits
+    )
+    about: dict[str, Any] = {
+        "id": f"chatcmpl-{exchange.id}",
+        "created": exchange.created,
+        "model": target.name,
+    }
     if body.stream:
         request = msgspec.structs.replace(request, forward_chunks=True)
         framer = ChatFramer(**about, n=request.n, include_usage=body.include_usage)

@@ -23,7 +23,11 @@ async def completions(exchange: Exchange) -> Response:
     requests = body.requests(adapter=adapter, request_id=exchange.id)
     requests = [within_limits(request, limits, prompts=len(requests)) for request in requests]
     n = requests[0].n
-    about: dict[str, Any] = {"id": f"cmpl-{exchange.id}", "created": exchange.created, "model": name}
+    about: dict[str, Any] = {
+        "id": f"cmpl-{exchange.id}",
+        "created": exchange.created,
+        "model": name,
+    }
     if body.stream:
         framer = CompletionFramer(**about, n=n, include_usage=body.include_usage)
         running = [generated(handle, request) for request in requests]

@@ -1,7 +1,8 @@
-"""The control routes, there when the server runs with `dev`: `POST /sleep`, `GET /is_sleeping` and so on.
+"""The control routes, there when the server runs with `dev`: `POST /sleep`, `GET /is_sleeping` and
+so on.
 
-Each acts on one model and answers with one result a replica. All endpoints of this file are for admins: the table of
-routes refuses one that is not.
+Each acts on one model and answers with one result a replica. All endpoints of this file are for
+admins: the table of routes refuses one that is not.
 """
 
 from __future__ import annotations

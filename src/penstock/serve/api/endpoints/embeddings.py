@@ -18,4 +18,6 @@ async def embeddings(exchange: Exchange) -> Response:
     check_texts(request.inputs, exchange.ingress.settings.limits, "input")
     result = await exchange.wait(target.handle.embeddings(request))
     exchange.usage = result.usage
-    return exchange.json(embedding_list(result, model=target.name, base64=body.encoding_format == "base64"))
+    return exchange.json(
+        embedding_list(result, model=target.name, base64=body.encoding_format == "base64")
+    )

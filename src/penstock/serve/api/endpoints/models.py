@@ -18,7 +18,9 @@ async def list_models(exchange: Exchange) -> Response:
 
 async def show_model(exchange: Exchange) -> Response:
     """One model or adapter."""
-    return exchange.json(_shown(exchange, await exchange.ingress.models.card(exchange.request.path_params["id"])))
+    return exchange.json(
+        _shown(exchange, await exchange.ingress.models.card(exchange.request.path_params["id"]))
+    )
 
 
 def _shown(exchange: Exchange, card: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ async def responses(exchange: Exchange) -> Response:
     request = within_limits(request, exchange.ingress.settings.limits)
     about: dict[str, Any] = {"id": exchange.id, "created": exchange.created, "model": target.name}
     if body.stream:
-        return EventStream(exchange, generated(target.handle, request), ResponseFramer(body, **about))
+        return EventStream(
+            exchange, generated(target.handle, request), ResponseFramer(body, **about)
+        )
     (answers,) = await collect(exchange, [generated(target.handle, request)])
     return exchange.json(response_body(answers, body, **about))

@@ -7,7 +7,14 @@ from typing import Any
 
 from starlette.responses import Response
 
-from penstock.openai.extensions import ClassifyBody, RerankBody, ScoreBody, class_list, rerank_list, score_list
+from penstock.openai.extensions import (
+    ClassifyBody,
+    RerankBody,
+    ScoreBody,
+    class_list,
+    rerank_list,
+    score_list,
+)
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import check_texts
 from penstock.types import Usage
@@ -18,10 +25,18 @@ async def score(exchange: Exchange) -> Response:
     body = await exchange.body(ScoreBody)
     target = await exchange.target(body.model)
     requests = body.requests(request_id=exchange.id)
-    check_texts((t for r in requests for t in (r.query, *r.documents)), exchange.ingress.settings.limits, "text_2")
+    check_texts(
+        (t for r in requests for t in (r.query, *r.documents)),
+        exchange.ingress.settings.limits,
+        "text_2",
+    )
     results = await exchange.wait(asyncio.gather(*map(target.handle.score, requests)))
     exchange.usage = Usage(sum(result.usage.prompt_tokens for result in results))
-    about: dict[str, Any] = {"id": f"score-{exchange.id}", "created": exchange.created, "model": target.name}
+    about: dict[str, Any] = {
+        "id": f"score-{exchange.id}",
+        "created": exchange.created,
+        "model": target.name,
+    }
     return exchange.json(score_list(results, **about))
 
 
@@ -44,5 +59,9 @@ async def classify(exchange: Exchange) -> Response:
     check_texts(request.inputs, exchange.ingress.settings.limits, "input")
     result = await exchange.wait(target.handle.classify(request))
     exchange.usage = result.usage
-    about: dict[str, Any] = {"id": f"classify-{exchange.id}", "created": exchange.created, "model": target.name}
+    about: dict[str, Any] = {
+        "id": f"classify-{exchange.id}",
+        "created": exchange.created,
+        "model": target.name,
+    }
     return exchange.json(class_list(result, **about))

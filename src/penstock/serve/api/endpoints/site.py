@@ -12,7 +12,9 @@ from penstock.serve.api.metrics import CONTENT_TYPE
 
 
 async def health(exchange: Exchange) -> Response:
-    """Whether the server takes requests. Says nothing of the models: one that cannot load is no reason to restart."""
+    """Whether the server takes requests. Says nothing of the models: one that cannot load is no
+    reason to restart.
+    """
     if exchange.ingress.draining:
         raise ShuttingDownError("the server is shutting down")
     return exchange.json({"status": "ok"})
@@ -23,7 +25,9 @@ async def ready(exchange: Exchange) -> Response:
     ingress, name = exchange.ingress, exchange.request.query_params.get("model", "")
     if ingress.draining:
         raise ShuttingDownError("the server is shutting down")
-    handles = [(await ingress.models.find(name)).handle] if name else ingress.models.handles.values()
+    handles = (
+        [(await ingress.models.find(name)).handle] if name else ingress.models.handles.values()
+    )
     states = [handle.state() for handle in handles]
     if not any(state.can_answer for state in states):
         which = f"'{name}' is {states[0].state}" if name else "no model can answer"

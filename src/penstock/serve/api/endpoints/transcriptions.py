@@ -16,7 +16,17 @@ from penstock.types import TranscriptionRequest
 _GRANULARITIES = "timestamp_granularities[]"
 _MOST_FIELDS = 20
 _FIELDS = frozenset(
-    {"file", "model", "language", "response_format", "temperature", "prompt", "stream", "max_tokens", _GRANULARITIES}
+    {
+        "file",
+        "model",
+        "language",
+        "response_format",
+        "temperature",
+        "prompt",
+        "stream",
+        "max_tokens",
+        _GRANULARITIES,
+    }
 )
 
 
@@ -37,7 +47,9 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
     shape = _text(form, "response_format") or "json"
     if shape not in FORMATS:
         hint = nearest(shape[:50], FORMATS)
-        raise RequestError(f"unknown response_format '{shape[:50]}'. {hint}", param="response_format")
+        raise RequestError(
+            f"unknown response_format '{shape[:50]}'. {hint}", param="response_format"
+        )
     _check_unsupported(form)
     timed = shape in TIMED_FORMATS
     request = TranscriptionRequest(
@@ -55,8 +67,8 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
         return exchange.json({"text": result.text})
     if result.segments is None:
         raise RequestError(
-            f"response_format '{shape}' needs timestamps, which the {target.handle.engine_name} engine does not give "
-            "with this model: use json or text",
+            f"response_format '{shape}' needs timestamps, which the {target.handle.engine_name}"
+            " engine does not give with this model: use json or text",
             param="response_format",
         )
     if shape == "verbose_json":
@@ -71,7 +83,9 @@ def _check_unsupported(form: FormData) -> None:
     if _text(form, "prompt"):
         raise UnsupportedError("a prompt for a transcription is not supported", param="prompt")
     if _text(form, "temperature") not in ("", "0", "0.0"):
-        raise UnsupportedError("transcriptions are greedy: temperature can only be 0", param="temperature")
+        raise UnsupportedError(
+            "transcriptions are greedy: temperature can only be 0", param="temperature"
+        )
     if any(wanted != "segment" for wanted in form.getlist(_GRANULARITIES)):
         raise UnsupportedError("timestamps are given for segments only", param=_GRANULARITIES)
 
@@ -91,13 +105,18 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
         yield body
 
     parser = MultiPartParser(
-        request.headers, once(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=limits.max_body_bytes
+        request.headers,
+        once(),
+        max_files=1,
+        max_fields=_MOST_FIELDS,
+        max_part_size=limits.max_body_bytes,
     )
     try:
         form = await parser.parse()
     except (MultiPartException, UnicodeDecodeError, KeyError, ValueError):
         raise RequestError(
-            f"the multipart form cannot be read: it must be whole, with at most one file and {_MOST_FIELDS} fields"
+            "the multipart form cannot be read: it must be whole, with at most one file and"
+            f" {_MOST_FIELDS} fields"
         ) from None
     try:
         yield form

@@ -6,7 +6,8 @@ from typing import Any
 from sglang.srt.arg_groups.fields.serving import Serving
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
 
-asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())  # as SGLang sets uvloop's when it is imported
+# As SGLang sets uvloop's when it is imported.
+asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())
 
 
 class Engine:

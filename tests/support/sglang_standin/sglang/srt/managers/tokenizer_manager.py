@@ -1,7 +1,8 @@
-"""The part of SGLang's tokenizer manager that Penstock uses, around a model that draws its answers from the prompt.
+"""The part of SGLang's tokenizer manager that Penstock uses, around a model that draws its answers
+from the prompt.
 
-Tokens are bytes. As in SGLang, a streamed output is an increment, text holds stop strings and their beginnings, and a
-constraint that cannot be compiled ends its request with a status.
+Tokens are bytes. As in SGLang, a streamed output is an increment, text holds stop strings and their
+beginnings, and a constraint that cannot be compiled ends its request with a status.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ WORDS = ("gate ", "turbine ", "flow ", "head ", "Grüße ", "sluice ", "naïve "
 class Tokenizer:
     """In the place of transformers' tokenizer."""
 
-    chat_template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{{ tools | tojson if tools else '' }}"
+    chat_template = (
+        "{% for m in messages %}{{ m['content'] }}\n{% endfor %}{{ tools | tojson if tools else"
+        " '' }}"
+    )
     special_tokens_map: ClassVar = {"eos_token": "<end>"}
 
     def __len__(self) -> int:
@@ -94,17 +98,23 @@ class TokenizerManager:
             self.prompts.clear()
         return FlushCacheReqOutput(success=not self.states)
 
-    async def release_memory_occupation(self, obj: ReleaseMemoryOccupationReqInput, request: Any = None):
+    async def release_memory_occupation(
+        self, obj: ReleaseMemoryOccupationReqInput, request: Any = None
+    ):
         assert not self.states, "should be called only when server is idle"
         self.asleep = obj.tags or []
 
-    async def resume_memory_occupation(self, obj: ResumeMemoryOccupationReqInput, request: Any = None):
+    async def resume_memory_occupation(
+        self, obj: ResumeMemoryOccupationReqInput, request: Any = None
+    ):
         assert obj.tags == self.asleep
         self.asleep = []
 
     async def get_internal_state(self):
         self.auto_create_handle_loop()
-        return [{"effective_max_running_requests_per_dp": self.server_args.max_running_requests or 16}]
+        return [
+            {"effective_max_running_requests_per_dp": self.server_args.max_running_requests or 16}
+        ]
 
     async def get_loads(self, include: list[str] | None = None, dp_rank: int | None = None):
         return [LoadSnapshot(num_running_reqs=len(self.states))]
@@ -123,7 +133,16 @@ class TokenizerManager:
         return LoRAUpdateOutput(success=self.adapters.pop(name, None) is not None)
 
     # Requests
-    async def answers(self, ids: list[int], given: dict, logprob: bool, top: int, lora: str | None, stream: bool, rid):
+    async def answers(
+        self,
+        ids: list[int],
+        given: dict,
+        logprob: bool,
+        top: int,
+        lora: str | None,
+        stream: bool,
+        rid,
+    ):
         self.auto_create_handle_loop()
         if lora is not None and lora not in self.adapters:
             raise ValueError(f"Got LoRA adapter that has never been loaded: {lora}")
@@ -149,7 +168,11 @@ class TokenizerManager:
         try:
             answer = self.answer(ids, params, self.adapters.get(lora or ""))
         except ValueError as error:
-            failed = {"type": "abort", "message": f"Failed to compile the grammar: {error}", "status_code": 400}
+            failed = {
+                "type": "abort",
+                "message": f"Failed to compile the grammar: {error}",
+                "status_code": 400,
+            }
             yield self.output("", [], failed, len(ids), 0, cached, False, 0)
             return
         text, decoder = "", getincrementaldecoder("utf-8")("replace")
@@ -173,10 +196,17 @@ class TokenizerManager:
                 return
 
     def output(self, text, ids, finish, prompt, made, cached, logprob, top) -> dict[str, Any]:
-        meta = {"finish_reason": finish, "prompt_tokens": prompt, "completion_tokens": made, "cached_tokens": cached}
+        meta = {
+            "finish_reason": finish,
+            "prompt_tokens": prompt,
+            "completion_tokens": made,
+            "cached_tokens": cached,
+        }
         if logprob:
             meta["output_token_logprobs"] = [(-0.5, token, None) for token in ids]
-            meta["output_top_logprobs"] = [[(-0.5 - k, (token + k) % 256, None) for k in range(top)] for token in ids]
+            meta["output_top_logprobs"] = [
+                [(-0.5 - k, (token + k) % 256, None) for k in range(top)] for token in ids
+            ]
         return {"text": text, "output_ids": ids, "meta_info": meta}
 
     def joined(self, output: dict[str, Any], rid: str) -> None:
@@ -199,7 +229,11 @@ class TokenizerManager:
 
     def answer(self, ids: list[int], params: SamplingParams, adapter: str | None) -> list[int]:
         seed = params.sampling_seed if params.temperature > 0 else None
-        draw = random.Random() if params.temperature > 0 and seed is None else seeded(0, "answer", ids, adapter, seed)
+        draw = (
+            random.Random()
+            if params.temperature > 0 and seed is None
+            else seeded(0, "answer", ids, adapter, seed)
+        )
         if params.json_schema is not None:
             return list(json.dumps(instance(json.loads(params.json_schema), draw)).encode())
         if params.regex is not None:
@@ -221,7 +255,9 @@ class TokenizerManager:
 
 
 def matching(pattern: str) -> str:
-    """A text that matches a simple pattern: letters, and sets so many times. Raises `ValueError` for others."""
+    """A text that matches a simple pattern: letters, and sets so many times. Raises `ValueError`
+    for others.
+    """
     text = ""
     for literal, members, times, other in re.findall(r"([\w-])|\[(.*?)\]\{(\d+)\}|(.)", pattern):
         if other:
