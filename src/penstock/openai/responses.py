@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import struct
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import Struct
@@ -59,6 +60,16 @@ class Answers:
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
         self._total = UsageTotal()
+
+    @classmethod
+    async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:
+        """The answers of one request, read to its end."""
+        answers = cls()
+        async with aclosing(batches):
+            async for batch in batches:
+                for delta in batch:
+                    answers.add(delta)
+        return answers
 
     def add(self, delta: Delta) -> None:
         """Take one delta."""

@@ -17,6 +17,7 @@ import msgspec
 from penstock.batch.rows.requests import conversation_text
 from penstock.batch.rows.row import Outcome, Row, Stage, failed
 from penstock.engines.base import LLMEngine
+from penstock.engines.tasks import generated
 from penstock.errors import (
     DuplicateIdError,
     EngineError,
@@ -116,14 +117,7 @@ class OpenAILines:
                 vectors = await engine.embeddings(request)
                 body = responses.embedding_list(vectors, model=model, base64=base64)
                 return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
-            answers = responses.Answers()
-            deltas = (
-                engine.chat(request)
-                if isinstance(request, ChatRequest)
-                else engine.completions(request)
-            )
-            async for delta in deltas:
-                answers.add(delta)
+            answers = await responses.Answers.of(generated(engine, request))
             if len(answers.reasons) < request.n:
                 raise EngineError("the engine ended the request before its answer was complete")
             collected.append(answers)
