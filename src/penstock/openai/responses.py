@@ -31,6 +31,8 @@ class UsageTotal:
     @property
     def usage(self) -> Usage:
         """The sum."""
+        if len(self._usages) == 1:
+            return self._usages[0][1]
         prompts: dict[int, Usage] = {}
         for index, usage in self._usages:
             prompts.setdefault(index // self._n if self._n else 0, usage)
