@@ -27,7 +27,6 @@ from typing import Any
 
 import penstock
 from penstock.engines.base import Capabilities
-from penstock.engines.deltas import BatchedDeltas
 from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.types import Delta, Usage
@@ -146,14 +145,11 @@ class Model(TokenEngine):
 
     async def check_health(self) -> None: ...
 
-    def generate(self, request: GenerateRequest) -> BatchedDeltas:
-        return BatchedDeltas(self._batches())
-
-    async def _batches(self) -> AsyncGenerator[list[Delta], None]:
+    async def continue_prompt(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
         yield [
             Delta(
                 "valve river",
-                token_ids=list(b"valve river"),
+                token_ids=tuple(b"valve river"),
                 finish_reason="stop",
                 usage=Usage(12, 11),
             )

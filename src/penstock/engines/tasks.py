@@ -53,10 +53,12 @@ def task_of(request: ChatRequest | CompletionRequest) -> str:
 
 
 def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches:
-    """What a model generates, in batches."""
-    return in_batches(
-        model.chat(request) if isinstance(request, ChatRequest) else model.completions(request)
-    )
+    """The batches of a model, asked by the method of the task if a subclass has its own."""
+    task = task_of(request)
+    method = getattr(model, task)
+    if getattr(method, "__func__", None) is getattr(Tasks, task):
+        return model.generate(request)  # without the layers of the sugar
+    return in_batches(method(request))
 
 
 class Tasks:

@@ -72,9 +72,18 @@ class TokenEngine(LLMEngine):
                 " (tool_choice)",
                 param="tools",
             )
-        prompt = request.prompt_token_ids or self._rendered(request, tools)
-        if isinstance(prompt, list):
+        prompt: str | list[int]
+        if request.prompt_token_ids:
+            prompt = request.prompt_token_ids
             check_token_ids(prompt, "prompt_token_ids")
+        else:
+            _check_texts(request.messages, self.name)
+            prompt = self.template.render(
+                arguments_as_objects(request.messages),
+                tools=tools,
+                override=request.chat_template,
+                variables=request.chat_template_kwargs,
+            )
         single = GenerateRequest(
             prompt,
             sampling,
@@ -107,16 +116,6 @@ class TokenEngine(LLMEngine):
         )
         answers = self._answers(single, request.n)
         return self._with_echo(request.prompt, answers) if request.echo else answers
-
-    def _rendered(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> str:
-        """The prompt's text."""
-        _check_texts(request.messages, self.name)
-        return self.template.render(
-            arguments_as_objects(request.messages),
-            tools=tools,
-            override=request.chat_template,
-            variables=request.chat_template_kwargs,
-        )
 
     async def _with_echo(self, prompt: str | list[int], answers: Batches) -> Batches:
         async with contextlib.aclosing(answers):

@@ -13,7 +13,7 @@ import msgspec
 from penstock.batch.rows.row import Outcome, RowError
 from penstock.batch.schemas.structured import Schema
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas, in_batches
+from penstock.engines.tasks import generated
 from penstock.errors import (
     AnswerFormError,
     ConfigError,
@@ -203,17 +203,12 @@ def _follow_up(request: Request, outcome: Outcome) -> Request | None:
     return msgspec.structs.replace(request, messages=[*request.messages, *turns])
 
 
-def deltas_of(engine: LLMEngine, request: Request) -> Deltas:
-    """What an engine says to a request of either kind."""
-    return engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
-
-
 async def collect(engine: LLMEngine, request: Request) -> Outcome:
     """The whole of one answer."""
     text = ""
     reason: str | None = None
     usage: Usage | None = None
-    async for batch in in_batches(deltas_of(engine, request)):
+    async for batch in generated(engine, request):
         for delta in batch:
             text += delta.text
             if delta.finish_reason is not None:

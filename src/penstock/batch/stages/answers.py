@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from penstock.batch.rows.repair import Request, deltas_of, invalid_json, misfit
+from penstock.batch.rows.repair import Request, invalid_json, misfit
 from penstock.batch.rows.row import Outcome
 from penstock.batch.stages.tasks import without_reasoning
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import in_batches
+from penstock.engines.tasks import generated
 from penstock.errors import AnswerFormError, EngineError
 from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
 from penstock.types import StructuredOutput
@@ -23,7 +23,7 @@ async def ask(engine: LLMEngine, request: Request) -> Outcome:
     """
     found = Answers()
     tokens: dict[int, list[int]] = {}
-    async for batch in in_batches(deltas_of(engine, request)):
+    async for batch in generated(engine, request):
         for delta in batch:
             found.add(delta)
             tokens.setdefault(delta.index, []).extend(delta.token_ids)

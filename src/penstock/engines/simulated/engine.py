@@ -36,6 +36,7 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.simulated import HELD
+from penstock.openai.tools import arguments_as_objects
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -263,7 +264,13 @@ class SimulatedEngine(TokenEngine):
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
             tools = None if request.tool_choice == "none" else request.tools
-            return list(self._rendered(request, tools).encode())
+            prompt = self.template.render(
+                arguments_as_objects(request.messages),
+                tools=tools,
+                override=request.chat_template,
+                variables=request.chat_template_kwargs,
+            )
+            return list(prompt.encode())
         return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
 
     def tell_cached_blocks(self) -> bool:
