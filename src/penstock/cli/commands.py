@@ -1,5 +1,5 @@
-"""The commands, as one group. Each imports what it needs when it runs, so that `--help` answers at
-once.
+"""The commands as one group. Each imports its own modules when it runs, so `--help`
+answers at once.
 """
 
 from __future__ import annotations
