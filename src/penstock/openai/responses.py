@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import struct
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import Struct
@@ -29,6 +30,8 @@ class UsageTotal:
 
     @property
     def usage(self) -> Usage:
+        if len(self._usages) == 1:
+            return self._usages[0][1]
         prompts: dict[int, Usage] = {}
         for index, usage in self._usages:
             prompts.setdefault(index // self._n if self._n else 0, usage)
@@ -58,6 +61,16 @@ class Answers:
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
         self._total = UsageTotal()
+
+    @classmethod
+    async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:
+        """The answers of one request, read to its end."""
+        answers = cls()
+        async with aclosing(batches):
+            async for batch in batches:
+                for delta in batch:
+                    answers.add(delta)
+        return answers
 
     def add(self, delta: Delta) -> None:
         """Append a delta's text, calls and logprobs to its answer."""

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from penstock.errors import ConfigError
 
+MAPPING = (dict, Mapping)
+"""What `isinstance` asks for: nearly all are dicts, and the abstract class takes long to ask."""
+
 
 class StageWorker(Protocol):
     """What a stage's `fn` makes: one worker, which lives in one event loop.

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from penstock.batch.pipeline.offload import Offload
-from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
@@ -178,7 +178,7 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise RequestError("column 'messages' holds no list of messages", param="messages")
     plain = []
     for message in messages:
-        if not isinstance(message, Mapping):
+        if not isinstance(message, MAPPING):
             raise RequestError(
                 "column 'messages' holds something that is no message", param="messages"
             )

@@ -76,7 +76,24 @@ class _Prompt(Struct):
     text: str | None = None  # SGLang's name for it
 
 
-def embeddings(body: bytes, where: str, count: int) -> Embeddings:
+def read(task: str, request: Any, body: bytes, where: str) -> Any:
+    """The result of a task."""
+    match task:
+        case "embeddings":
+            return _embeddings(body, where, len(request.inputs))
+        case "score" | "rerank":
+            return _scores(body, where, len(request.documents))
+        case "classify":
+            return _classifications(body, where, len(request.inputs))
+        case "transcriptions":
+            return _transcription(body, where)
+        case "tokenize":
+            return _token_ids(body, where)
+        case _:
+            return _prompt(body, where)
+
+
+def _embeddings(body: bytes, where: str, count: int) -> Embeddings:
     """The answer of `/embeddings` to so many inputs."""
     parsed = _as(_Vectors, body, where)
     ordered = sorted(
@@ -89,7 +106,7 @@ def embeddings(body: bytes, where: str, count: int) -> Embeddings:
     return Embeddings([vector.embedding for _, vector in ordered], parsed.usage.neutral())
 
 
-def scores(body: bytes, where: str, count: int) -> Scores:
+def _scores(body: bytes, where: str, count: int) -> Scores:
     """The answer of `/score` or `/rerank` to so many documents, in their order."""
     parsed = _as(_ScoreData | list[_Scored], body, where)
     if isinstance(parsed, list):  # as SGLang answers
@@ -106,7 +123,7 @@ def scores(body: bytes, where: str, count: int) -> Scores:
     return Scores([found[number] for number in range(count)], parsed.usage.neutral())
 
 
-def classifications(body: bytes, where: str, count: int) -> Classifications:
+def _classifications(body: bytes, where: str, count: int) -> Classifications:
     """The answer of vLLM's `/classify` to so many texts."""
     parsed: _Classes = _as(_Classes, body, where)
     if len(parsed.data) != count:
@@ -122,7 +139,7 @@ def classifications(body: bytes, where: str, count: int) -> Classifications:
     return Classifications(items, parsed.usage.neutral())
 
 
-def transcription(body: bytes, where: str) -> Transcription:
+def _transcription(body: bytes, where: str) -> Transcription:
     """The answer of `/audio/transcriptions`."""
     parsed: _Speech = _as(_Speech, body, where)
     segments = None
@@ -133,13 +150,13 @@ def transcription(body: bytes, where: str) -> Transcription:
     return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
 
 
-def token_ids(body: bytes, where: str) -> list[int]:
+def _token_ids(body: bytes, where: str) -> list[int]:
     """The answer of `/tokenize`."""
     ids: list[int] = _as(_Ids, body, where).tokens
     return ids
 
 
-def prompt(body: bytes, where: str) -> str:
+def _prompt(body: bytes, where: str) -> str:
     """The answer of `/detokenize`."""
     parsed: _Prompt = _as(_Prompt, body, where)
     text = parsed.prompt if parsed.prompt is not None else parsed.text

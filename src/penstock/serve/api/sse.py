@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 
-import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.engines.deltas import Deltas, in_batches
+from penstock.engines.deltas import Batches, mapped
 from penstock.errors import ClientGoneError, PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
@@ -37,10 +37,10 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, exchange: Exchange, deltas: Deltas, framer: Framer, *, n: int = 1, prompts: int = 1
+        self, exchange: Exchange, batches: Batches, framer: Framer, *, n: int = 1, prompts: int = 1
     ) -> None:
         self._exchange = exchange
-        self._deltas = deltas
+        self._batches = batches
         self._framer = framer
         self._n = n
         self._open = n * prompts
@@ -68,7 +68,7 @@ class EventStream(Response):
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
         total = UsageTotal(self._n)
-        async with exchange.interrupt() as interrupt, aclosing(in_batches(self._deltas)) as batches:
+        async with exchange.interrupt() as interrupt, aclosing(self._batches) as batches:
             more = True
             while more:
                 asked = clock()
@@ -97,7 +97,7 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
-async def collect(exchange: Exchange, requests: Sequence[Deltas]) -> list[Answers]:
+async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answers]:
     """The finished answers of concurrent requests. The first failure cancels the others."""
     answers = await exchange.wait(_collect_all(requests))
     usages = [one.usage for one in answers]
@@ -109,35 +109,28 @@ async def collect(exchange: Exchange, requests: Sequence[Deltas]) -> list[Answer
     return answers
 
 
-async def _collect_all(requests: Sequence[Deltas]) -> list[Answers]:
+async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
     if len(requests) == 1:
-        return [await _collect_one(requests[0])]
+        return [await Answers.of(requests[0])]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_collect_one(request)) for request in requests]
+            tasks = [group.create_task(Answers.of(request)) for request in requests]
     except BaseExceptionGroup as failures:
         raise _first_of(failures) from None
     return [task.result() for task in tasks]
 
 
-async def _collect_one(request: Deltas) -> Answers:
-    answers = Answers()
-    async with aclosing(request):
-        async for delta in request:
-            answers.add(delta)
-    return answers
-
-
-async def merge(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, None]:
-    """The deltas of several requests of `n` answers each as one stream, with
-    answers numbered consecutively.
+async def merge(requests: Sequence[Batches], n: int) -> Batches:
+    """The deltas of several requests of `n` answers each as one stream. Answers are numbered
+    consecutively.
     """
-    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+    queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
 
-    async def forward(number: int, request: Deltas) -> None:
-        async with aclosing(request):
-            async for delta in request:
-                queue.put_nowait(msgspec.structs.replace(delta, index=number * n + delta.index))
+    async def forward(number: int, request: Batches) -> None:
+        async for batch in mapped(
+            request, lambda delta: replace(delta, index=number * n + delta.index)
+        ):
+            queue.put_nowait(batch)
 
     async def run() -> None:
         try:
@@ -149,8 +142,8 @@ async def merge(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, Non
 
     running = asyncio.create_task(run())
     try:
-        while (delta := await queue.get()) is not None:
-            yield delta
+        while (batch := await queue.get()) is not None:
+            yield batch
         await running
     except BaseExceptionGroup as failures:
         raise _first_of(failures) from None

@@ -52,6 +52,15 @@ class Prompts:
             else None
         )
 
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, none added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        self.check_ids(ids, "tokens")
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def learn(self) -> None:
         """Try what plain text is made into in the quickest way. Takes a while, and warms the
         renderer.
