@@ -180,9 +180,7 @@ def import_object(path: str, where: str) -> Any:
 
 @cache
 def _fields(options: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
-    """The fields by name. Cached: inspecting a type takes a millisecond, and rows
-    have options too.
-    """
+    """The fields by name. Cached: inspecting a type takes a millisecond."""
     return {field.encode_name: field for field in msgspec.structs.fields(options)}
 
 

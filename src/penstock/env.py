@@ -11,9 +11,7 @@ from penstock.errors import ConfigError
 
 
 def engine_cls() -> str | None:
-    """`PENSTOCK_ENGINE_CLS`: import path of a class that replaces every model's engine;
-    None if unset.
-    """
+    """`PENSTOCK_ENGINE_CLS`: import path of a class that replaces every engine, or None."""
     return os.environ.get("PENSTOCK_ENGINE_CLS") or None
 
 
@@ -23,9 +21,7 @@ def cache_dir() -> str:
 
 
 def adapter_cache_bytes() -> int:
-    """`PENSTOCK_ADAPTER_CACHE_MB`: bound on the total size of cached adapters, in
-    MiB; default 10240.
-    """
+    """`PENSTOCK_ADAPTER_CACHE_MB`: size limit of the adapter cache in MiB; default 10240."""
     value = os.environ.get("PENSTOCK_ADAPTER_CACHE_MB") or "10240"
     if not value.isascii() or not value.isdecimal():
         raise ConfigError(

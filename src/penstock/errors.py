@@ -86,9 +86,7 @@ class UnknownStageError(ConfigError, ValueError):
 
 
 class MissingExtraError(PenstockError, ImportError):
-    """A package of an optional extra is not installed. The message names the `pip`
-    command for it.
-    """
+    """A package of an optional extra is missing. The message names the `pip` command."""
 
     kind = "missing_extra"
 
@@ -136,9 +134,7 @@ class JobMismatchError(JobError):
 
 
 class JobLimitError(JobError):
-    """A job reached one of its limits: tokens, share of errors, or time. A wider
-    limit resumes it.
-    """
+    """A job reached its limit of tokens, errors or time. It resumes under a wider limit."""
 
     kind = "job_limit"
 
@@ -150,9 +146,7 @@ class UserCodeError(PenstockError):
 
 
 class RequestError(PenstockError):
-    """The request is invalid as it stands: a parameter is wrong or out of range.
-    `param` names it.
-    """
+    """The request is invalid: a parameter is wrong or out of range. `param` names it."""
 
     status = 400
     kind = "invalid_request_error"

@@ -1,6 +1,4 @@
-"""Tunes Python's garbage collector for jobs and servers, whose rows and requests leave
-no garbage cycles.
-"""
+"""Tunes Python's garbage collector for jobs and servers, which leave few cycles."""
 
 from __future__ import annotations
 

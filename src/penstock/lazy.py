@@ -102,9 +102,7 @@ def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
 
 
 def _is_our_import(error: ModuleNotFoundError) -> bool:
-    """Whether our own code imports the missing module, rather than an
-    incomplete installed package.
-    """
+    """Whether our own code asked for the module, not an incomplete installed package."""
     asking = ""
     trace = error.__traceback__
     while trace is not None:

@@ -31,9 +31,7 @@ def note_queue_time(seconds: float) -> None:
 
 
 def gather_queue_times() -> list[float]:
-    """A new list that collects the values of `note_queue_time`, in this task and in
-    tasks it starts.
-    """
+    """A new list for `note_queue_time`, in this task and in tasks that it starts."""
     times: list[float] = []
     _queue_times.set(times)
     return times
@@ -79,9 +77,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "info") -> None:
-    """Send the logs of Penstock and of the HTTP server to stderr, in one form. For programs,
-    not for libraries.
-    """
+    """Send the logs of Penstock and of the HTTP server to stderr. For programs, not libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
     for name in ("penstock", "uvicorn"):

@@ -72,7 +72,7 @@ class Generates(Protocol):
 async def deltas_of(
     engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
 ) -> list[Delta]:
-    """All deltas of a request. Fails instead of hanging, after `patience` seconds (default 60)."""
+    """All deltas of a request. Fails after `patience` seconds (default 60)."""
     stream = (
         engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
     )
@@ -82,9 +82,7 @@ async def deltas_of(
 async def answer(
     engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
 ) -> Answers:
-    """The finished answers of a request. Fails instead of hanging, after `patience`
-    seconds (default 60).
-    """
+    """The finished answers of a request. Fails after `patience` seconds (default 60)."""
     answers = Answers()
     for delta in await deltas_of(engine, request, patience=patience):
         answers.add(delta)
@@ -92,9 +90,7 @@ async def answer(
 
 
 async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str]) -> None:
-    """Assert that the base model and the loaded adapters `names` give the same answers side by
-    side as alone.
-    """
+    """Assert that the base model and adapters `names` answer the same side by side as alone."""
     longer = Sampling(temperature=0.0, max_tokens=80)
     each = [None, *names]
     alone = {

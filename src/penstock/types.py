@@ -152,9 +152,7 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of one request. `cached_tokens` is the part of the prompt found in
-    the prefix cache.
-    """
+    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -179,9 +177,7 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 
 
 class ToolCallPart(Struct, frozen=True, array_like=True):
-    """A piece of call `number` of an answer. The first piece has `id` and `name`; `arguments`
-    is JSON text.
-    """
+    """A piece of call `number`. The first piece has `id` and `name`; `arguments` is JSON text."""
 
     number: int
     arguments: str = ""

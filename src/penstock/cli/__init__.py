@@ -6,9 +6,7 @@ import os
 
 
 def main() -> None:
-    """Run the command line. An expected error prints one line; PENSTOCK_DEBUG=1
-    adds the traceback.
-    """
+    """Run the command line. Errors print one line; PENSTOCK_DEBUG=1 adds the traceback."""
     import signal
 
     # Otherwise SIGINT is ignored, as in a background job of the shell.
@@ -20,7 +18,5 @@ def main() -> None:
 
 
 def leave(*_: object) -> None:
-    """Exit at once: the default handler of Ctrl-C. Commands with work to finish
-    install another handler.
-    """
+    """Exit at once, on Ctrl-C. Commands with work to finish install another handler."""
     os._exit(130)

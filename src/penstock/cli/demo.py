@@ -112,9 +112,7 @@ def _wrong_fields(
 
 
 async def _serve(engine: LLMEngine, ticket: str) -> None:
-    """Put the running engine behind the HTTP API, ask it one question there, and
-    print the stream.
-    """
+    """Put the running engine behind the HTTP API, and print its answer to one question."""
     import asyncio
 
     from penstock.demo import MODEL_NAME

@@ -196,9 +196,7 @@ class HttpClient:
             limiter.release(ticket, verdict, pause)
 
     def not_json(self, reply: Reply, to: Endpoint) -> UpstreamError:
-        """The error for an answer that is not JSON, without keys: error pages often
-        quote the request.
-        """
+        """The error for an answer that is not JSON, without keys that it repeats."""
         kind = reply.headers.get("content-type", "an unnamed type")
         why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
         return UpstreamError(
@@ -206,9 +204,7 @@ class HttpClient:
         )
 
     def without_keys(self, error: UpstreamError, to: Endpoint) -> UpstreamError:
-        """Remove keys that the server repeated from an error of another reader;
-        returns the error.
-        """
+        """Returns another reader's error, without keys that the server repeated."""
         error.args = (self._headers.scrub(str(error), to.secrets),)
         error.body = self._headers.scrub(error.body, to.secrets)
         return error

@@ -113,9 +113,7 @@ class Retries:
                 refused_alone.reset(token)
 
     def after_failure(self, error: Exception, failures: int) -> float | None:
-        """Seconds until the next try after `failures` failures, this one included;
-        None: no retry.
-        """
+        """Seconds until the next try, after `failures` failures in all; None: no retry."""
         return self._retry.pause(error, failures) if getattr(error, "retryable", False) else None
 
     def _after_refusal(self, number: int, error: UpstreamError) -> float | None:

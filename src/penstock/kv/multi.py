@@ -1,6 +1,4 @@
-"""Several connectors for one engine: it writes caches to all, and reads from the first
-that has them.
-"""
+"""Several connectors for one engine: it writes to all, and reads from the first with the cache."""
 
 from __future__ import annotations
 

@@ -67,9 +67,7 @@ def package_name() -> str | None:
 
 
 def version() -> str | None:
-    """The version of the platform's package; None if it is not installed or names
-    none. Imports nothing.
-    """
+    """The version of the platform's package; None if it is unknown. Imports nothing."""
     name = package_name()
     if name is None:
         return None
@@ -99,9 +97,7 @@ def require_nixl(needed_by: str) -> Any:
 
 
 def limit_ucx() -> None:
-    """Bound UCX's registrations, unless the user has set a bound. Must precede the
-    import of NIXL.
-    """
+    """Bound UCX's registrations, unless the user has set a bound. Call it before NIXL loads."""
     if UCX_VARIABLE in os.environ:
         return
     if any(name in sys.modules for name in (*_CUDA_PACKAGES, *_ROCM_PACKAGES)):

@@ -13,9 +13,7 @@ from penstock.kv.vllm_config import check_config, complete_config
 
 
 class SharedStorage:
-    """Implements `penstock.kv.base.Connector`. For tests and small set-ups:
-    nothing deletes files.
-    """
+    """Implements `penstock.kv.base.Connector`, for tests: nothing deletes the files."""
 
     name = "ExampleConnector"
     tells_adapters_apart = False

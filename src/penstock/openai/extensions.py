@@ -1,6 +1,4 @@
-"""Bodies for tasks that OpenAI's API lacks (scores, ranks, classes, tokens), in the forms of
-vLLM and Jina.
-"""
+"""Bodies for scores, ranks, classes and tokens, in vLLM's and Jina's forms: OpenAI has none."""
 
 from __future__ import annotations
 

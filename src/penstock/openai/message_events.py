@@ -1,6 +1,4 @@
-"""Answers in the form of Anthropic's Messages API: the finished message, its stream of events,
-and its errors.
-"""
+"""Answers of Anthropic's Messages API: the finished message, its stream of events, and errors."""
 
 from __future__ import annotations
 

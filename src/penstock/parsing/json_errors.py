@@ -60,9 +60,7 @@ def _refuse(_: str) -> NoReturn:
 
 
 def _ends_early(body: str, position: int) -> bool:
-    """Whether nothing is left to read at `position`, or only the beginning of a word or
-    of a string.
-    """
+    """Whether only the beginning of a word or of a string, or nothing, is left at `position`."""
     rest = body[position:].rstrip(_BLANK)
     if not rest or any(word.startswith(rest) for word in ("true", "false", "null", "-")):
         return True

@@ -23,9 +23,7 @@ _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def other_encoding(head: bytes) -> str | None:
-    """The encoding of text that begins with `head`, if a byte order mark or zero bytes
-    rule out UTF-8.
-    """
+    """The encoding of text with this `head`, if a byte order mark or zeros rule out UTF-8."""
     for mark, name in _ENCODINGS.items():
         if head.startswith(mark):
             return name
@@ -47,9 +45,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """The text of a file, which may begin with a byte order mark. Raises `ValueError`
-    with the reason.
-    """
+    """The text of a file, with or without a byte order mark. Raises `ValueError`."""
     encoding = other_encoding(data)
     if encoding is not None:
         raise ValueError(f"it is {encoding}, not UTF-8")
