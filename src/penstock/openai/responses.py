@@ -1,5 +1,5 @@
 """Response bodies in OpenAI's form, built as plain dictionaries: a validation model for each would
-cost more than it says.
+cost more than it shows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ class UsageTotal:
         self._usages: list[tuple[int, Usage]] = []
 
     def add(self, delta: Delta) -> None:
-        """Take a delta's usage, if it has one."""
+        """Add a delta's usage, if it has one."""
         if delta.usage is not None:
             self._usages.append((delta.index, delta.usage))
 
     @property
     def usage(self) -> Usage:
-        """The sum."""
         if len(self._usages) == 1:
             return self._usages[0][1]
         prompts: dict[int, Usage] = {}
@@ -74,7 +73,7 @@ class Answers:
         return answers
 
     def add(self, delta: Delta) -> None:
-        """Take one delta."""
+        """Append a delta's text, calls and logprobs to its answer."""
         index = delta.index
         self.texts[index] = self.texts.get(index, "") + delta.text
         if delta.logprobs is not None:
@@ -96,7 +95,7 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
-        """Tokens of all answers; the prompt, which they share, counts once."""
+        """Tokens of all answers. The prompt, which they share, counts once."""
         return self._total.usage
 
 
@@ -115,7 +114,7 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
 
 
 def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
-    """Body of an unstreamed plain completion; one element of `answers` a prompt."""
+    """Body of an unstreamed plain completion; `answers` has one element a prompt."""
     choices: list[dict[str, Any]] = []
     usages: list[Usage] = []
     for one in answers:
@@ -138,8 +137,8 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
 
 
 def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) -> dict[str, Any]:
-    """Body of an embeddings answer, vectors as lists of numbers or as base64 of little-endian
-    32-bit floats.
+    """Body of an embeddings answer. A vector is a list of numbers, or the base64 of its
+    little-endian 32-bit floats.
     """
     tokens = embeddings.usage.prompt_tokens
     return {
@@ -148,7 +147,7 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _packed(vector) if base64 else vector,
+                "embedding": _base64(vector) if base64 else vector,
             }
             for index, vector in enumerate(embeddings.vectors)
         ],
@@ -158,7 +157,7 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """The `usage` object."""
+    """The `usage` object in OpenAI's form: tokens of the prompt, of the answer, and in total."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -187,7 +186,7 @@ def _body(
     }
 
 
-def _packed(vector: Sequence[float]) -> str:
+def _base64(vector: Sequence[float]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
@@ -199,7 +198,7 @@ def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None)
 
 
 def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:
-    """`tool_calls` of a message; None where there are none."""
+    """`tool_calls` of a message; None for a message without calls."""
     if not calls:
         return None
     return [
@@ -213,7 +212,7 @@ def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | N
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    """`logprobs` of a chat choice."""
+    """`logprobs` of a chat choice; None where the request did not ask."""
     if tokens is None:
         return None
     return {
@@ -235,8 +234,8 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
 def completion_logprobs(
     tokens: Sequence[TokenLogprob] | None, offset: int = 0
 ) -> dict[str, Any] | None:
-    """`logprobs` of a plain completion's choice; `offset` is where in the answer the first token
-    stands.
+    """`logprobs` of a plain completion's choice. `offset` is the first token's position in the
+    answer, in characters.
     """
     if tokens is None:
         return None

@@ -1,5 +1,5 @@
-"""Carries an engine's deltas to the client: as events while they come, or collected into one
-answer.
+"""Sends an engine's deltas to the client, as events while they arrive or collected
+into one answer.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from penstock.types import Delta, Usage
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # asks nginx not to hold events back
+    (b"x-accel-buffering", b"no"),  # asks nginx not to buffer events
 ]
 
 
 class EventStream(Response):
     """Sends deltas as server-sent events.
 
-    The response starts with the first delta, so that what fails before it fails with a status of
-    its own; what fails later ends the stream with an error event. What the engine has ready goes
-    out in one write. `n` is how many answers share a prompt, of which there are `prompts`.
+    The response starts with the first delta. An earlier failure has an HTTP status of its own; a
+    later one ends the stream with an error event. Deltas that the engine has ready go out in one
+    write. `n` is the number of answers a prompt, `prompts` the number of prompts.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EventStream(Response):
                 chunk = b"".join([framer.frame(delta) for delta in batch])
                 more = bool(batch) and self._open > 0
                 if not more:
-                    # To its end: a client that knows its answer to be complete finds a free slot.
+                    # Read to the end, so that the slot is free when the client has its full answer.
                     async for _ in batches:
                         pass
                     exchange.usage = total.usage
@@ -98,9 +98,7 @@ class EventStream(Response):
 
 
 async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answers]:
-    """The finished answers of requests that run side by side. If one fails, the others are given
-    up.
-    """
+    """The finished answers of concurrent requests. The first failure cancels the others."""
     answers = await exchange.wait(_collect_all(requests))
     usages = [one.usage for one in answers]
     exchange.usage = Usage(
@@ -122,9 +120,9 @@ async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
     return [task.result() for task in tasks]
 
 
-async def merged(requests: Sequence[Batches], n: int) -> Batches:
-    """The deltas of several requests of `n` answers each as one stream; the answers are numbered
-    through.
+async def merge(requests: Sequence[Batches], n: int) -> Batches:
+    """The deltas of several requests of `n` answers each as one stream. Answers are numbered
+    consecutively.
     """
     queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
 
@@ -155,9 +153,9 @@ async def merged(requests: Sequence[Batches], n: int) -> Batches:
 
 
 def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure to tell the client: one raised on purpose, if there is one."""
-    told, _ = failures.split(PenstockError)
-    first: BaseException = told or failures
+    """The failure for the client: a `PenstockError`, if there is one."""
+    expected, _ = failures.split(PenstockError)
+    first: BaseException = expected or failures
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first

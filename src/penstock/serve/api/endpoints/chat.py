@@ -18,7 +18,7 @@ from penstock.serve.api.sse import EventStream, collect
 
 
 async def chat_completions(exchange: Exchange) -> Response:
-    """Continue a conversation."""
+    """Continue a conversation, in OpenAI's chat form."""
     body = await exchange.body(ChatBody)
     target = await exchange.target(body.model)
     settings = exchange.ingress.settings

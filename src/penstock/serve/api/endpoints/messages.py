@@ -13,7 +13,7 @@ from penstock.serve.api.sse import EventStream, collect
 
 
 async def messages(exchange: Exchange) -> Response:
-    """Continue a conversation."""
+    """Continue a conversation, in Anthropic's form."""
     body = await exchange.body(MessageBody)
     target = await exchange.target(body.model)
     request = body.request(adapter=target.adapter, request_id=exchange.id)

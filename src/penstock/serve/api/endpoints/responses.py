@@ -15,7 +15,7 @@ from penstock.serve.api.sse import EventStream, collect
 
 
 async def responses(exchange: Exchange) -> Response:
-    """Continue a conversation."""
+    """Continue a conversation, in OpenAI's Responses form."""
     body = await exchange.body(ResponseBody)
     target = await exchange.target(body.model)
     request = body.request(adapter=target.adapter, request_id=exchange.id)
