@@ -32,7 +32,7 @@ class Deltas(Protocol):
 
 
 class BatchedDeltas:
-    """The deltas of batches."""
+    """Batches of deltas, iterated one delta at a time."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches

@@ -118,7 +118,6 @@ class EngineGroup(LLMEngine):
 
     @property
     def running(self) -> list[int]:
-        """Requests on each rank."""
         return [rank.running for rank in self._pool.members]
 
     # How

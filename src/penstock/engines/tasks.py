@@ -62,7 +62,7 @@ def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches
 
 
 class Tasks:
-    """The tasks as methods."""
+    """A method for each task, on top of `generate` and `answer`."""
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         """Continue a conversation or a prompt. Closing the batches early aborts the request."""
@@ -81,7 +81,6 @@ class Tasks:
         return BatchedDeltas(self.generate(request))
 
     def embeddings(self, request: EmbeddingRequest) -> Coroutine[Any, Any, Embeddings]:
-        """Embed texts."""
         return self.answer("embeddings", request)
 
     def score(self, request: RerankRequest) -> Coroutine[Any, Any, Scores]:
@@ -97,7 +96,6 @@ class Tasks:
         return self.answer("classify", request)
 
     def transcriptions(self, request: TranscriptionRequest) -> Coroutine[Any, Any, Transcription]:
-        """Write down speech."""
         return self.answer("transcriptions", request)
 
     def tokenize(self, text: str) -> Coroutine[Any, Any, list[int]]:
@@ -124,7 +122,6 @@ class Operations:
         await self.control("sleep", level=level)
 
     async def wakeup(self) -> None:
-        """Undo `sleep`."""
         await self.control("wakeup")
 
     async def is_sleeping(self) -> bool:
@@ -138,7 +135,6 @@ class Operations:
         await self.control("pause", mode=mode)
 
     async def resume(self) -> None:
-        """Undo `pause`."""
         await self.control("resume")
 
     async def is_paused(self) -> bool:
@@ -146,11 +142,9 @@ class Operations:
         return bool(await self.control("is_paused"))
 
     async def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix."""
         await self.control("reset_prefix_cache")
 
     async def start_profile(self) -> None:
-        """Begin a profile."""
         await self.control("start_profile")
 
     async def stop_profile(self) -> None:

@@ -44,7 +44,6 @@ class ClusterStore:
         self._prefix = f"{mark}/{quote(model_id, safe='')}/"
 
     async def load(self) -> DesiredState:
-        """What was saved last."""
         return await asyncio.to_thread(self._load)
 
     async def save(self, state: DesiredState) -> bool:

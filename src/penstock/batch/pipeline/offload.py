@@ -76,7 +76,6 @@ class Offload:
         return future
 
     def close(self) -> None:
-        """Make no more calls."""
         with contextlib.suppress(Empty):
             while True:
                 self._waiting.get_nowait()

@@ -70,7 +70,6 @@ class Pipeline:
             self._form.close()
 
     def end(self) -> None:
-        """Try nothing again."""
         self.ending = True
         self.step.end()
 

@@ -88,11 +88,9 @@ class StagePool:
 
     @property
     def worker(self) -> Any:
-        """One of the workers."""
         return self._workers[0].instance
 
     async def stop(self) -> None:
-        """Stop the workers."""
         await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
 
     def end(self) -> None:

@@ -84,11 +84,9 @@ class RowStream:
             rows.close()  # type: ignore[attr-defined]
 
     def take_all(self) -> list[dict[str, Any]]:
-        """All rows."""
         return list(self)
 
     def show(self, limit: int = 20) -> None:
-        """Print the first rows."""
         for row in self.take(limit):
             print(row)
 

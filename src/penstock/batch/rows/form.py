@@ -57,8 +57,7 @@ class RowForm(ABC):
         return failed(error, stage, attempts)
 
     @abstractmethod
-    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        """The output row."""
+    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]: ...
 
     def line(self, row: Row, outcome: Outcome) -> bytes:
         """The output row as a line of JSON. Raises `OutputError`."""

@@ -30,8 +30,7 @@ class StageWorker(Protocol):
         Raises `PenstockError` for a row that cannot be processed.
         """
 
-    async def stop(self) -> None:
-        """Free everything."""
+    async def stop(self) -> None: ...
 
 
 class StatefulStage:

@@ -80,7 +80,6 @@ class EngineRequests:
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The answer's columns."""
         assert self._supervisor is not None
         assert self._attempts is not None
         tasks.check_columns(row)
@@ -231,8 +230,8 @@ class OpenVINOEngineStage(EngineStage):
 
 
 class vLLMEngineStage(EngineStage):
-    """A row to vLLM."""
+    """Asks vLLM for each row."""
 
 
 class SGLangEngineStage(EngineStage):
-    """A row to SGLang."""
+    """Asks SGLang for each row."""

@@ -67,7 +67,6 @@ class DeploymentRequests:
             self._attempts = Attempts(supervisor, lambda: self.ending)
 
     async def stop(self) -> None:
-        """Let go of it."""
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Texts(_OnEngine):
 
 
 class ChatTemplateStage(StatefulStage):
-    """`messages` to `prompt`."""
+    """Renders `messages` to the column `prompt`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"messages": "The conversation, a list of messages in OpenAI's form."}
@@ -133,7 +133,7 @@ class ChatTemplateStage(StatefulStage):
 
 
 class TokenizeStage(StatefulStage):
-    """`prompt` to `tokenized_prompt`."""
+    """Encodes `prompt` into the column `tokenized_prompt`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"prompt": "The text to tokenize."}
@@ -143,7 +143,7 @@ class TokenizeStage(StatefulStage):
 
 
 class DetokenizeStage(StatefulStage):
-    """`generated_tokens` to `generated_text`."""
+    """Decodes `generated_tokens` into the column `generated_text`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"generated_tokens": "Token ids that the engine has generated."}

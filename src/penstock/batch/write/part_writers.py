@@ -29,14 +29,12 @@ class PartWriter(Protocol):
 
     nbytes: int
 
-    def add(self, row: Row, outcome: Outcome) -> None:
-        """Append an output row."""
+    def add(self, row: Row, outcome: Outcome) -> None: ...
 
     def finish(self) -> None:
         """Put the part in place under its name. May run in another thread."""
 
-    def abandon(self) -> None:
-        """Close and remove it."""
+    def abandon(self) -> None: ...
 
 
 class JsonlWriter:

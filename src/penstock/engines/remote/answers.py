@@ -56,7 +56,6 @@ class UsageBody(Struct):
     prompt_tokens_details: Any = None
 
     def neutral(self) -> Usage:
-        """As the engine's."""
         details = self.prompt_tokens_details
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
         return Usage(_tokens(self.prompt_tokens), _tokens(self.completion_tokens), _tokens(cached))

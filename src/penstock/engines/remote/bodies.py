@@ -29,7 +29,7 @@ _SAME_NAME = (
 
 
 def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
-    """Body of `/chat/completions`."""
+    """The body of a `POST /chat/completions`."""
     body: dict[str, Any] = {
         "model": model,
         "messages": request.messages,

@@ -228,7 +228,6 @@ class RemoteEngine(LLMEngine):
         file: bytes | None = None,
         route: RouteRequest = ANYWHERE,
     ) -> T:
-        """One request, answered whole."""
         if task not in self.capabilities.tasks:
             raise self._unsupported(task)
         upstreams = self._running()

@@ -140,7 +140,7 @@ def _classifications(body: bytes, where: str, count: int) -> Classifications:
 
 
 def _transcription(body: bytes, where: str) -> Transcription:
-    """The answer of `/audio/transcriptions`."""
+    """Reads the answer of `POST /audio/transcriptions`."""
     parsed: _Speech = _as(_Speech, body, where)
     segments = None
     if parsed.segments is not None:
@@ -151,13 +151,13 @@ def _transcription(body: bytes, where: str) -> Transcription:
 
 
 def _token_ids(body: bytes, where: str) -> list[int]:
-    """The answer of `/tokenize`."""
+    """Reads the answer of `POST /tokenize`."""
     ids: list[int] = _as(_Ids, body, where).tokens
     return ids
 
 
 def _prompt(body: bytes, where: str) -> str:
-    """The answer of `/detokenize`."""
+    """Reads the answer of `POST /detokenize`."""
     parsed: _Prompt = _as(_Prompt, body, where)
     text = parsed.prompt if parsed.prompt is not None else parsed.text
     if text is None:

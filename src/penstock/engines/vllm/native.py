@@ -72,7 +72,6 @@ class NativeApp:
         return Scores([item["score"] for item in ordered], _usage(answer))
 
     async def transcription(self, request: TranscriptionRequest) -> Transcription:
-        """Write down speech."""
         fields = {
             "language": request.language,
             "max_completion_tokens": request.max_tokens,

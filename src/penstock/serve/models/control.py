@@ -35,7 +35,7 @@ from penstock.serve.models.pacing import DeltaStream
 
 
 class NoOptions(Struct, frozen=True):
-    """A method without options."""
+    """The options of a method that takes none."""
 
 
 class SleepOptions(Struct, frozen=True):
@@ -146,7 +146,6 @@ class ControlPlane(Operations):
             await self.admission.drained()
 
     async def resume(self) -> None:
-        """Undo `pause`."""
         self.paused = None
         if self.supervisor.phase == "ready" and self.has("pause"):
             with contextlib.suppress(

@@ -84,7 +84,7 @@ class ModelHandle(Tasks, ABC):
 
     @abstractmethod
     def card(self) -> ModelCard:
-        """Static facts. Never loads."""
+        """Static facts, known without loading the model."""
 
     @abstractmethod
     def state(self) -> ModelState:

@@ -28,7 +28,6 @@ class Coalescer:
         self._last_left: dict[int, float] = {}
 
     def add(self, delta: Delta) -> None:
-        """Take a delta in."""
         held = self._held.get(delta.index)
         if held is None:
             self._held[delta.index] = [delta]
@@ -114,7 +113,6 @@ class DeltaStream:
         self._held = True
 
     def release(self) -> None:
-        """Undo `hold`."""
         self._held = False
         self._wake()
 

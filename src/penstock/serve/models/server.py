@@ -232,7 +232,6 @@ class LLMServer(Tasks, ControlPlane):
             raise
 
     async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
-        """The engine's deltas."""
         with self.supervisor.quarantine.visit(
             partial(digest_of, request), self._asks_again
         ) as visit:
@@ -247,7 +246,6 @@ class LLMServer(Tasks, ControlPlane):
         return True
 
     def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
-        """The engine's own answer."""
         return generated(self.engine, request)
 
     async def _enter(self, priority: int = 0) -> None:

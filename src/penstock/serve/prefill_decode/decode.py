@@ -75,7 +75,6 @@ class DecodeServer(LLMServer):
 
     @property
     def prefill(self) -> ModelHandle:
-        """The prefill side."""
         if self._prefill is None:
             self._prefill = LocalModel(self._prefill_config)
         return self._prefill
@@ -98,7 +97,6 @@ class DecodeServer(LLMServer):
             await self._prefill.stop(0.0)
 
     async def unload(self) -> None:
-        """Free both sides."""
         await super().unload()
         if isinstance(self._prefill, LocalModel):
             await self._prefill.unload()
@@ -109,7 +107,6 @@ class DecodeServer(LLMServer):
         await self._control_prefill("sleep", {"level": level, "mode": mode})
 
     async def wakeup(self) -> None:
-        """Wake both sides."""
         if self.asleep:
             await self._control_prefill("wakeup", {})
         await super().wakeup()

@@ -27,7 +27,6 @@ class PrefillServer(LLMServer):
     role: ClassVar[Role] = "prefill"
 
     def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        """Compute a prompt."""
         return super().generate(_clamped(request))
 
     def _asks_again(self) -> bool:

@@ -85,7 +85,6 @@ class InMemoryStore:
         self.state = DesiredState()
 
     async def load(self) -> DesiredState:
-        """What was saved last."""
         return self.state
 
     async def save(self, state: DesiredState) -> bool:

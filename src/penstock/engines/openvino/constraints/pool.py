@@ -279,7 +279,6 @@ class Constraints:
         return asyncio.get_running_loop().time() < self._hurried_until
 
     def hurry(self) -> None:
-        """A process was starved."""
         self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
 
     def at_once(self) -> float:
@@ -309,7 +308,6 @@ class Constraints:
         return StructuredOutput("grammar", outcome)
 
     async def stop(self) -> None:
-        """End the processes."""
         for task in list(self._starting):
             task.cancel()
         self.give_up("the engine stops")

@@ -47,14 +47,14 @@ class Chars:
 
 @dataclass(frozen=True)
 class Sequence:
-    """One after the other."""
+    """Parts that match one after the other."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several."""
+    """Alternatives, of which one matches."""
 
     options: tuple[Node, ...]
 
