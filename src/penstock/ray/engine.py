@@ -68,7 +68,8 @@ class RayEngine(LLMEngine):
         self._own_cluster = not await asyncio.to_thread(connect, cpus([self._config]))
         try:
             handle = await asyncio.to_thread(self._deploy)
-            while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110 - nobody announces it
+            # Nobody announces it.
+            while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
             capabilities = await handle.capabilities.remote()
             self._model = await served_model(handle)
