@@ -5,7 +5,7 @@ own.
                    prepared    sorted     asked         journaled, in order, written
 
 `filling` gathers prepared rows. When the window has run out, what has gathered becomes the next
-window, sorted (see `admission`). `admit` keeps the engine full from the window. Everything is
+window, sorted (see `window`). `admit` keeps the engine full from the window. Everything is
 bounded: `filling` by the window's size, which grows, so that the first rows start at once; rows
 that were read and not yet written by `MAX_ROWS` and `MAX_BYTES`. A new window waits for those
 bounds, never a row of an opened one: the row that holds up the order may be among them.

@@ -1,3 +1,1 @@
-"""Runtimes: where servers live. `local` is this process, `placement` the arithmetic of resource
-bundles.
-"""
+"""The Ray runtime, and all else that knows Ray: replicas on a cluster, jobs, Ray Data."""

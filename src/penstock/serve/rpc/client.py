@@ -1,4 +1,4 @@
-"""The ingress's side of the way to a replica. What goes over it is told in `wire_frames`."""
+"""The ingress's side of the way to a replica. What goes over it is told in `frames`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The replica's side of the way from its ingresses: an ASGI application under what `wire_frames`
-tells of.
+"""The replica's side of the way from its ingresses: an ASGI application under what `frames` tells
+of.
 """
 
 from __future__ import annotations
