@@ -268,9 +268,9 @@ class StreamReader:
                     and choice.index == 0
                     and self._learn_head(event)
                 ):
-                    if _says(delta):
+                    if _has_content(delta):
                         forwarded.append(event[len(self._head) :])
-                elif _says(delta):
+                elif _has_content(delta):
                     # Once read, always read: forwarded chunks come before text.
                     self._forward = False
                     _add(found, delta)
@@ -376,7 +376,7 @@ def _add(found: list[Delta], delta: Delta) -> None:
     )
 
 
-def _says(delta: Delta) -> bool:
+def _has_content(delta: Delta) -> bool:
     """Whether there is anything in it."""
     return bool(delta.text or delta.tool_calls or delta.logprobs or delta.reasoning)
 
