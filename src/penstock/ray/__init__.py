@@ -1,3 +1,1 @@
-"""Runtimes: where servers live. `local` is this process, `placement` the arithmetic of resource
-bundles.
-"""
+"""Everything that runs on Ray: Ray Serve applications, batch jobs on a cluster, and Ray Data."""
