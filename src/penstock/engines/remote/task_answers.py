@@ -1,4 +1,7 @@
-"""Answers of OpenAI-compatible servers to what is neither chat nor completion."""
+"""Parses the answers of OpenAI-compatible servers to all tasks but chats and completions.
+
+All functions raise `UpstreamError` for an answer that they cannot use.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +76,11 @@ class _Ids(Struct):
 
 class _Prompt(Struct):
     prompt: str | None = None
-    text: str | None = None  # SGLang's name for it
+    text: str | None = None  # SGLang's name for `prompt`
 
 
 def embeddings(body: bytes, where: str, count: int) -> Embeddings:
-    """The answer of `/embeddings` to so many inputs."""
+    """The answer of `/embeddings` to `count` texts, one vector each."""
     parsed = _as(_Vectors, body, where)
     ordered = sorted(
         enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index
@@ -90,9 +93,9 @@ def embeddings(body: bytes, where: str, count: int) -> Embeddings:
 
 
 def scores(body: bytes, where: str, count: int) -> Scores:
-    """The answer of `/score` or `/rerank` to so many documents, in their order."""
+    """The answer of `/score` or `/rerank` to `count` documents, in the documents' order."""
     parsed = _as(_ScoreData | list[_Scored], body, where)
-    if isinstance(parsed, list):  # as SGLang answers
+    if isinstance(parsed, list):  # SGLang sends a bare list
         parsed = _ScoreData(parsed)
     found: dict[int, float] = {}
     for item in parsed.data or parsed.results:
@@ -107,7 +110,7 @@ def scores(body: bytes, where: str, count: int) -> Scores:
 
 
 def classifications(body: bytes, where: str, count: int) -> Classifications:
-    """The answer of vLLM's `/classify` to so many texts."""
+    """The answer of vLLM's `/classify` to `count` texts, one class each."""
     parsed: _Classes = _as(_Classes, body, where)
     if len(parsed.data) != count:
         raise UpstreamError(
@@ -123,7 +126,9 @@ def classifications(body: bytes, where: str, count: int) -> Classifications:
 
 
 def transcription(body: bytes, where: str) -> Transcription:
-    """The answer of `/audio/transcriptions`."""
+    """The answer of `/audio/transcriptions`; segments, language and duration only if the server
+    sends them.
+    """
     parsed: _Speech = _as(_Speech, body, where)
     segments = None
     if parsed.segments is not None:
@@ -134,13 +139,13 @@ def transcription(body: bytes, where: str) -> Transcription:
 
 
 def token_ids(body: bytes, where: str) -> list[int]:
-    """The answer of `/tokenize`."""
+    """The token ids in the answer of `/tokenize`."""
     ids: list[int] = _as(_Ids, body, where).tokens
     return ids
 
 
 def prompt(body: bytes, where: str) -> str:
-    """The answer of `/detokenize`."""
+    """The text in the answer of `/detokenize`."""
     parsed: _Prompt = _as(_Prompt, body, where)
     text = parsed.prompt if parsed.prompt is not None else parsed.text
     if text is None:
@@ -152,7 +157,7 @@ def _as(form: Any, body: bytes, where: str) -> Any:
     if (failure := error_inside(body, where)) is not None:
         raise failure
     try:
-        # OpenAI's API has sent a number as text.
+        # OpenAI's API has sent numbers as text.
         return msgspec.json.decode(body, type=form, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
