@@ -26,7 +26,7 @@ from ray import serve
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from penstock.engines.base import engine_class
-from penstock.engines.deltas import in_batches
+from penstock.engines.tasks import generated
 from penstock.openai.framing import ChatFramer
 from penstock.openai.responses import Answers, chat_completion
 from penstock.types import ChatRequest, Sampling
@@ -68,8 +68,8 @@ class PeerEngine:
             ignore_eos=request.ignore_eos,
         )
         name = uuid.uuid4().hex
-        deltas = self._engine.chat(
-            ChatRequest(request.messages, sampling=sampling, request_id=name)
+        batches = generated(
+            self._engine, ChatRequest(request.messages, sampling=sampling, request_id=name)
         )
         about: dict[str, Any] = {
             "id": f"chatcmpl-{name}",
@@ -81,14 +81,12 @@ class PeerEngine:
                 ChatCompletionResponse,
             )
 
-            answers = Answers()
-            async for delta in deltas:
-                answers.add(delta)
+            answers = await Answers.of(batches)
             yield ChatCompletionResponse(**chat_completion(answers, **about))
             return
         framer = ChatFramer(**about)
         yield framer.open().decode()
-        async with aclosing(in_batches(deltas)) as batches:
+        async with aclosing(batches):
             async for batch in batches:
                 yield b"".join([framer.frame(delta) for delta in batch]).decode()
         yield framer.close().decode()

@@ -40,7 +40,7 @@ def exit_seconds(drain_timeout: float) -> float:
     argv += ["--port", "0", "--drain-timeout", str(drain_timeout)]
     body = json.dumps({"messages": [{"role": "user", "content": "x"}], "stream": True}).encode()
     request = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
         + f"content-length: {len(body)}\r\n\r\n".encode()
         + body
     )

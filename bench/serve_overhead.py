@@ -188,7 +188,8 @@ async def load(
 ) -> tuple[float, list[Client]]:
     """Seconds that so many clients take for so many chat requests each, of the body `asked`."""
     body = json.dumps(asked).encode()
-    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+    head += "content-type: application/json\r\n"
     head += f"content-length: {len(body)}"
     request = head.encode() + b"\r\n\r\n" + body
     loop = asyncio.get_running_loop()

@@ -1,6 +1,6 @@
 """Penstock runs large language models over data sets and serves them, on one shared engine.
 
-Importing this package loads nothing: each name below is fetched when it is first used.
+Importing this package loads nothing: the first use of a name below imports it.
 """
 
 from penstock import lazy, runtimes
@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 runtimes.ENGINES["ray"] = "penstock.ray.engine:RayEngine"
 runtimes.DATASETS["ray"] = "penstock.ray.data:process_dataset"
 
-# Known to type checkers; typing itself takes longer to import than this package.
+# Type checkers know this name; importing typing takes longer than importing this package.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from penstock.batch.job.job import Job as Job

@@ -1,5 +1,5 @@
-"""One event loop in a thread of its own, for callers that have none: what they start there lives
-from call to call.
+"""One event loop in a background thread, for callers without a loop. Its tasks and engines live
+on between calls.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _ending: set[asyncio.Task[Any]] = set()
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, done on the background loop. Ctrl-C cancels it, and returns when it has
-    ended.
+    """Run `work` on the background loop, and return its result. Ctrl-C cancels `work`, and returns
+    after its end.
 
-    Raises `ConfigError` where it is called on that loop, which cannot wait for itself.
+    Raises `ConfigError` on that loop itself, which cannot wait for its own thread.
     """
     try:
         check_may_wait()
@@ -44,8 +44,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     def end() -> None:
         if tasks:
-            # Not the future, as that of `run_coroutine_threadsafe`: it would be done before the
-            # work is.
+            # Cancel the task, not the future: the future of `run_coroutine_threadsafe` would be
+            # done before the work is.
             tasks[0].cancel()
         else:
             work.close()
@@ -63,7 +63,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def check_may_wait() -> None:
-    """Raises `ConfigError` on the background loop, which cannot wait for itself, nor for a thread
+    """Raise `ConfigError` on the background loop: it can wait neither for itself nor for a thread
     that waits for it.
     """
     if threading.current_thread() is _thread:
@@ -73,9 +73,9 @@ def check_may_wait() -> None:
 
 
 def finish(work: Coroutine[Any, Any, Any]) -> None:
-    """Have `work`, which ends something, done; wait for it where that is possible.
+    """Run the clean-up `work`, and wait for its end where waiting is possible.
 
-    It may be called by the garbage collector, in any thread and while the interpreter ends.
+    The garbage collector may call this, in any thread and during the interpreter's exit.
     """
     if sys.is_finalizing():
         work.close()
@@ -96,7 +96,7 @@ def _settle(future: concurrent.futures.Future[T], task: asyncio.Task[T]) -> None
 
 
 def _forget() -> None:
-    """In a forked child: the thread that runs the loop stayed behind."""
+    """After a fork: the thread that runs the loop does not exist in the child."""
     global _lock, _loop, _thread
     _lock, _loop, _thread = threading.Lock(), None, None
     _ending.clear()
@@ -108,7 +108,7 @@ if hasattr(os, "register_at_fork"):
 
 def _running_loop() -> asyncio.AbstractEventLoop:
     global _loop, _thread
-    if _loop is not None:  # the garbage collector may ask, anywhere: it must not wait for a lock
+    if _loop is not None:  # the garbage collector may call this: never wait for a lock
         return _loop
     with _lock:
         if _loop is None:

@@ -1,5 +1,5 @@
-"""Turns mappings from users (YAML, JSON, keyword arguments) into typed options, with errors that
-name the field.
+"""Turns mappings from users (YAML, JSON, keyword arguments) into typed options;
+errors name fields.
 """
 
 from __future__ import annotations
@@ -42,21 +42,21 @@ _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
 
 
 def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -> T:
-    """Build the structure `options` from `given`. `where` is the dotted path of the mapping, for
-    messages.
+    """Build the structure `options` from `given`. `where` is the dotted path of the mapping,
+    for error messages.
 
     Raises `ConfigError` for an unknown key at any depth (with the nearest known one), a wrong type,
-    or a value out of its bounds.
+    or a value out of bounds.
     """
     given = {name: _as_mapping(value) for name, value in given.items()}
     _check_keys(options, given, where)
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError:
-        from penstock.parsing.validation import mismatch  # only on the way to an error
+        from penstock.parsing.validation import mismatch  # imported only for an error
 
         place, why, value, choices = mismatch(options, given)
-        field = _joined(where, place)
+        field = _dotted_path(where, place)
         if choices and isinstance(value, str):
             raise ConfigError(
                 f"there is no '{value}'", field=field, value=value, hint=nearest(value, choices)
@@ -67,8 +67,8 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
 
 
 def _as_mapping(value: Any) -> Any:
-    """What was said in an option object of another library, such as Ray Serve's
-    `AutoscalingConfig`, as a mapping.
+    """An option object of another library, such as Ray Serve's `AutoscalingConfig`, as a mapping of
+    its explicitly set fields.
     """
     if isinstance(value, dict):
         return {name: _as_mapping(inner) for name, inner in value.items()}
@@ -94,7 +94,7 @@ def read_yaml(file: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f": line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise ConfigError(f"{file} is not valid YAML{place}") from None
-    except Exception:  # of several kinds, for values that are not what their form or tag says
+    except Exception:  # of several kinds, for values that do not match their form or tag
         raise ConfigError(
             f"{file} is not valid YAML: it holds a date or number that there is not"
         ) from None
@@ -104,8 +104,8 @@ def read_yaml(file: Path) -> Any:
 
 
 class _Checked(msgspec.StructMeta):
-    """Makes a call of the class read its keyword arguments as a file's mapping is read: nested
-    mappings and all.
+    """Lets a call of the class parse its keyword arguments as `parse_options` parses a file's
+    mapping, nested mappings included.
     """
 
     def __call__(cls, **given: Any) -> Any:
@@ -113,12 +113,12 @@ class _Checked(msgspec.StructMeta):
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
-    """Base of options that users write down, in Python or in a file. A wrong or unknown one raises
-    `ConfigError`.
+    """Base of options that users write, in Python or in a file. A wrong or unknown
+    option raises `ConfigError`.
     """
 
     def __repr__(self) -> str:
-        """Only what differs from the defaults, secrets masked."""
+        """Only fields that differ from their defaults, with secrets masked."""
         shown = []
         for part in msgspec.structs.fields(self):
             value = getattr(self, part.name)
@@ -129,8 +129,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, metaclass=_Checked):
 
 
 def masked(value: Any, name: str = "") -> Any:
-    """A copy of `value` that is fit for logs: texts under names that tell a secret are hidden, in
-    URLs too, and so are the users of these.
+    """A copy of `value` that is safe to log. It masks texts under the names of secrets, and user,
+    password and secret parameters in URLs.
     """
     if isinstance(value, Mapping):
         return {key: masked(item, str(key)) for key, item in value.items()}
@@ -151,15 +151,15 @@ def _without_keys(url: str) -> str:
 
 
 def tells_a_secret(name: str) -> bool:
-    """Whether what has this name is to be hidden."""
+    """Whether a field of this name holds a secret."""
     return not _SECRET_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def import_object(path: str, where: str) -> Any:
     """The object at the import path "package.module:name" (or "package.module.name").
 
-    Raises `ConfigError` naming the field `where` if it is not there; an error inside the module
-    itself comes through.
+    Raises `ConfigError` naming the field `where` if the object is missing. An error inside the
+    module itself propagates.
     """
     module, separator, name = path.partition(":")
     if not separator:
@@ -172,7 +172,7 @@ def import_object(path: str, where: str) -> Any:
         return getattr(import_module(module), name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and something that it needs is not
+            raise  # the module exists, but one of its imports does not
         raise ConfigError(f"there is no module '{error.name}'", field=where, value=path) from None
     except AttributeError:
         raise ConfigError(f"module '{module}' has no '{name}'", field=where, value=path) from None
@@ -180,7 +180,7 @@ def import_object(path: str, where: str) -> Any:
 
 @cache
 def _fields(options: type[msgspec.Struct]) -> dict[str, msgspec.structs.FieldInfo]:
-    """The fields by name, found out once: it takes a millisecond, and rows have options too."""
+    """The fields by name. Cached: inspecting a type takes a millisecond."""
     return {field.encode_name: field for field in msgspec.structs.fields(options)}
 
 
@@ -190,15 +190,15 @@ def _check_keys(options: type[msgspec.Struct], given: Mapping[str, Any], where: 
         if key not in fields:
             raise ConfigError(
                 f"unknown key '{key}'",
-                field=_joined(where, str(key)),
+                field=_dotted_path(where, str(key)),
                 value=value,
                 hint=nearest(str(key), fields),
             )
         if isinstance(value, Mapping):
             for part in (fields[key].type, *get_args(fields[key].type)):
                 if isinstance(part, type) and issubclass(part, msgspec.Struct):
-                    _check_keys(part, value, _joined(where, key))
+                    _check_keys(part, value, _dotted_path(where, key))
 
 
-def _joined(where: str, name: str) -> str:
+def _dotted_path(where: str, name: str) -> str:
     return f"{where}.{name}" if where and name else where or name

@@ -1,6 +1,6 @@
 """Every `PENSTOCK_*` variable of the environment, read and checked in one place.
 
-Each is read when it is asked for, so that a program may still set it after the import.
+Each call reads the environment, so a program may still set a variable after the import.
 """
 
 from __future__ import annotations
@@ -11,23 +11,17 @@ from penstock.errors import ConfigError
 
 
 def engine_cls() -> str | None:
-    """`PENSTOCK_ENGINE_CLS`: import path of a class that stands in for every model's engine; None
-    if unset.
-    """
+    """`PENSTOCK_ENGINE_CLS`: import path of a class that replaces every engine, or None."""
     return os.environ.get("PENSTOCK_ENGINE_CLS") or None
 
 
 def cache_dir() -> str:
-    """`PENSTOCK_CACHE_DIR`: where downloads and conversions are kept; default
-    `~/.cache/penstock`.
-    """
+    """`PENSTOCK_CACHE_DIR`: folder of downloads and conversions; default `~/.cache/penstock`."""
     return os.path.expanduser(os.environ.get("PENSTOCK_CACHE_DIR") or "~/.cache/penstock")
 
 
 def adapter_cache_bytes() -> int:
-    """`PENSTOCK_ADAPTER_CACHE_MB`: how much local copies of adapters may take together, in MiB;
-    default 10240.
-    """
+    """`PENSTOCK_ADAPTER_CACHE_MB`: size limit of the adapter cache in MiB; default 10240."""
     value = os.environ.get("PENSTOCK_ADAPTER_CACHE_MB") or "10240"
     if not value.isascii() or not value.isdecimal():
         raise ConfigError(
@@ -37,8 +31,8 @@ def adapter_cache_bytes() -> int:
 
 
 def state_dir() -> str:
-    """`PENSTOCK_STATE_DIR`: where jobs with an output at a URL keep their state; default `jobs` in
-    `cache_dir()`.
+    """`PENSTOCK_STATE_DIR`: folder of the state of jobs whose output is a URL; default
+    `jobs` in `cache_dir()`.
     """
     return os.path.expanduser(
         os.environ.get("PENSTOCK_STATE_DIR") or os.path.join(cache_dir(), "jobs")
@@ -46,17 +40,17 @@ def state_dir() -> str:
 
 
 def api_keys() -> str:
-    """`PENSTOCK_API_KEYS`: keys that requests must carry, separated by commas; default none."""
+    """`PENSTOCK_API_KEYS`: keys of clients, separated by commas; empty by default."""
     return os.environ.get("PENSTOCK_API_KEYS", "")
 
 
 def admin_keys() -> str:
-    """`PENSTOCK_ADMIN_KEYS`: keys of the control routes, separated by commas; default none."""
+    """`PENSTOCK_ADMIN_KEYS`: keys of the control routes, separated by commas; empty by default."""
     return os.environ.get("PENSTOCK_ADMIN_KEYS", "")
 
 
 def debug() -> bool:
-    """`PENSTOCK_DEBUG`: 1 lets errors of the command line show where they arose; default 0."""
+    """`PENSTOCK_DEBUG`: 1 shows the traceback of errors on the command line; default 0."""
     return _flag("PENSTOCK_DEBUG")
 
 

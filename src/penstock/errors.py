@@ -1,36 +1,46 @@
 """Every error that Penstock raises on purpose, as one tree.
 
-PenstockError ├── ConfigError              a field of a configuration is wrong; names field, value
-and nearest valid one │   └── UnknownStageError    a processor has no stage of that name (also a
-ValueError) ├── MissingExtraError        an optional package is not installed; names the pip command
-(also an ImportError) ├── InputError               a data set cannot be read ├── OutputError
-a result cannot be written ├── JobError                 a batch job cannot go on │   ├──
-JobMismatchError     a journal belongs to a different job; shows what differs │   └── JobLimitError
-it reached a limit that it was given: tokens, errors, time ├── UserCodeError            a function
-that the user gave has failed ├── RequestError             the caller's request cannot be answered
-as it stands │   ├── ContextLengthError   prompt and answer do not fit the model │   ├──
-ModelNotFoundError   no such model or adapter │   ├── UnsupportedError     this engine has no such
-ability │   ├── NoKeyError           no API key, or a wrong one │   ├── ForbiddenError       the key
-is known, but not for this │   ├── NoRouteError         no such path │   ├── MethodError
-the path has no such method │   ├── BodyTooLargeError    the body is larger than the server takes │
-├── ContentTypeError     the body is in a form that the path does not read │   ├── QuarantinedError
-it has ended the engine's process, and is not put to it again │   ├── SlowRequestError     its head
-or body came too slowly │   └── LineError            a line of a batch file is wrong, not the
-request in it │       └── DuplicateIdError an earlier line has the same custom_id ├── EngineError
-the engine failed │   ├── EngineStartError     it could not be loaded │   ├── EngineDeadError
-its process ended │   │   └── ReplicaLostError  the replica it is in cannot be reached, or went away
-│   ├── EngineTimeoutError   it did not answer in time │   ├── AnswerFormError      its answer is
-not in the form that was asked for │   ├── OverloadedError      its queue is full │   │   └──
-TooManyRequestsError  the server answers as many requests as it may │   ├── UnavailableError     it
-takes no requests now: asleep, or draining │   │   └── ShuttingDownError     the whole server is on
-its way down │   └── UpstreamError        another server, asked over HTTP, refused or failed └──
-ClientGoneError          the client closed the connection
+PenstockError
+├── ConfigError              a configuration value is wrong; names field and nearest valid value
+│   └── UnknownStageError    a processor has no stage of that name (also a ValueError)
+├── MissingExtraError        an optional package is missing (also an ImportError)
+├── InputError               a data set cannot be read
+├── OutputError              a result cannot be written
+├── JobError                 a batch job cannot go on
+│   ├── JobMismatchError     a journal belongs to a different job; shows what differs
+│   └── JobLimitError        it reached its limit of tokens, errors or time
+├── UserCodeError            a function of the user's has failed
+├── RequestError             the caller's request cannot be answered as it stands
+│   ├── ContextLengthError   prompt and answer do not fit the model
+│   ├── ModelNotFoundError   no such model or adapter
+│   ├── UnsupportedError     this engine has no such ability
+│   ├── NoKeyError           no API key, or a wrong one
+│   ├── ForbiddenError       the key is known, but not for this
+│   ├── NoRouteError         no such path
+│   ├── MethodError          the path has no such method
+│   ├── BodyTooLargeError    the body is larger than the server takes
+│   ├── ContentTypeError     the body is in a form that the path does not read
+│   ├── QuarantinedError     it has killed the engine's process, so no engine gets it again
+│   ├── SlowRequestError     its head or body came too slowly
+│   └── LineError            a line of a batch file is wrong, not the request in it
+│       └── DuplicateIdError an earlier line has the same custom_id
+├── EngineError              the engine failed
+│   ├── EngineStartError     it could not be loaded
+│   ├── EngineDeadError      its process ended
+│   │   └── ReplicaLostError  its replica is unreachable, or vanished
+│   ├── EngineTimeoutError   it did not answer in time
+│   ├── AnswerFormError      its answer is not in the requested form
+│   ├── OverloadedError      its queue is full
+│   │   └── TooManyRequestsError  the server is at its limit of concurrent requests
+│   ├── UnavailableError     it takes no requests now: asleep, or draining
+│   │   └── ShuttingDownError     the whole server is shutting down
+│   └── UpstreamError        another server, called over HTTP, refused or failed
+└── ClientGoneError          the client closed the connection
 
-`status` is the HTTP status that stands for the error; `retryable` says whether the same request may
-succeed later; `kind` is the name that stands in result rows and in OpenAI-shaped error bodies;
-`retry_after`, where it is known, is the number of seconds after which the same request is worth
-another try. Where `given_up` is true the request has had its tries, though it may succeed later;
-where `ends_connection` is true the rest of what its client sends is not read.
+`status` is the HTTP status of the error. `retryable`: whether the same request may succeed later.
+`kind` is its name in result rows and in OpenAI-shaped error bodies. `retry_after` is the number of
+seconds until a retry is worth it, if known. `given_up`: the request has used up its retries, though
+it may succeed later. `ends_connection`: the server does not read the rest of the client's request.
 """
 
 from __future__ import annotations
@@ -52,8 +62,8 @@ class PenstockError(Exception):
 class ConfigError(PenstockError):
     """A configuration value is wrong.
 
-    `field` is the dotted path of the field, `value` what was given, `hint` the nearest valid name
-    or value.
+    `field` is the dotted path of the field, `value` the given value, `hint` the nearest valid
+    name or value.
     """
 
     status = 400
@@ -76,9 +86,7 @@ class UnknownStageError(ConfigError, ValueError):
 
 
 class MissingExtraError(PenstockError, ImportError):
-    """A package of an optional extra is not installed. The message names the command that installs
-    it.
-    """
+    """A package of an optional extra is missing. The message names the `pip` command."""
 
     kind = "missing_extra"
 
@@ -106,7 +114,7 @@ class OutputError(PenstockError):
 
 
 class JobError(PenstockError):
-    """A batch job cannot go on. What it has done so far is kept and can be resumed."""
+    """A batch job cannot go on. Its results so far are kept, and the job can be resumed."""
 
     kind = "job_error"
 
@@ -126,23 +134,19 @@ class JobMismatchError(JobError):
 
 
 class JobLimitError(JobError):
-    """A job reached a limit that it was given: tokens, share of errors, or time. It can be resumed
-    with a wider one.
-    """
+    """A job reached its limit of tokens, errors or time. It resumes under a wider limit."""
 
     kind = "job_limit"
 
 
 class UserCodeError(PenstockError):
-    """A function or stage that the user gave has failed."""
+    """A function or stage of the user's has failed."""
 
     kind = "user_code_error"
 
 
 class RequestError(PenstockError):
-    """The request cannot be answered as it stands: a parameter is wrong or out of range. `param`
-    names it.
-    """
+    """The request is invalid: a parameter is wrong or out of range. `param` names it."""
 
     status = 400
     kind = "invalid_request_error"
@@ -235,7 +239,7 @@ class DuplicateIdError(LineError):
 
 
 class QuarantinedError(RequestError):
-    """The request has ended the engine's process, and is not put to it again."""
+    """The request has killed the engine's process before, so no engine gets it again."""
 
     kind = "quarantined"
 
@@ -256,9 +260,9 @@ class EngineStartError(EngineError):
 class EngineDeadError(EngineError):
     """The engine's process ended while the request was under way.
 
-    `suspects`: whether a request may have been the cause; not where the engine was stopped, or
-    ended before it had got this one. `killed`: whether somebody, or the kernel for want of memory,
-    sent it the signal.
+    `suspects`: whether a request may be the cause. It is false if the engine was stopped, or ended
+    before it received this request. `killed`: whether a signal killed the process, as the kernel
+    sends it when memory runs out.
     """
 
     status = 503
@@ -274,15 +278,11 @@ class EngineDeadError(EngineError):
 
 
 class ReplicaLostError(EngineDeadError):
-    """A replica on another machine or in another process cannot be reached, or went away in the
-    middle of an answer.
-    """
+    """A replica in another process or on another machine is unreachable, or vanished mid-answer."""
 
 
 class EngineTimeoutError(EngineError):
-    """The engine did not answer within the time allowed. `reached` is false where there was no
-    connection to it.
-    """
+    """The engine did not answer in time. `reached` is false if no connection to it was made."""
 
     status = 504
     retryable = True
@@ -291,7 +291,7 @@ class EngineTimeoutError(EngineError):
 
 
 class AnswerFormError(EngineError):
-    """The answer is not the JSON that was asked for, however often it was asked for."""
+    """The answer is not the JSON that the request asked for, after all retries."""
 
     kind = "invalid_json"
 
@@ -310,16 +310,14 @@ class OverloadedError(EngineError):
 
 
 class TooManyRequestsError(OverloadedError):
-    """The server answers as many requests as it was told to."""
+    """The server already answers its limit of requests."""
 
     status = 429
     kind = "rate_limit_exceeded"
 
 
 class UnavailableError(EngineError):
-    """The model takes no requests for now: it is asleep, or draining. `retry_after` is in
-    seconds.
-    """
+    """The model takes no requests now: asleep, or draining. `retry_after` is in seconds."""
 
     status = 503
     retryable = True
@@ -332,26 +330,24 @@ class UnavailableError(EngineError):
 
 
 class ShuttingDownError(UnavailableError):
-    """The server is on its way down."""
+    """The whole server is shutting down."""
 
     kind = "shutting_down"
 
 
 class ClientGoneError(PenstockError):
-    """The client closed the connection. Nobody reads this; 499 is what stands in logs and
-    metrics.
-    """
+    """The client closed the connection. Only logs and metrics show this error, with status 499."""
 
     status = 499
     kind = "client_closed_request"
 
 
 class UpstreamError(EngineError):
-    """Another server, asked over HTTP, refused or failed.
+    """Another server, called over HTTP, refused or failed.
 
-    `http_status` is what it answered with, None where no answer came; `body` is the beginning of
-    that answer. `retry_after` is in seconds, None where the server named no time. `reached` is
-    false where no connection could be made.
+    `http_status` is the status of its answer, None without an answer; `body` is the beginning of
+    that answer. `retry_after` is in seconds, None if the server named no time. `reached` is false
+    if no connection was made.
     """
 
     status = 502
@@ -381,8 +377,8 @@ _LONGEST_TEXT = 2000
 
 
 def text_of(error: BaseException) -> str:
-    """What an error says, on one line that can be written anywhere: the text of a class of a
-    caller's may be long, or none at all.
+    """An error's text on one printable line. The text of a caller's exception class may be long,
+    empty, or itself raise.
     """
     try:
         text = str(error)
@@ -395,21 +391,21 @@ def text_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """A text as it can be written anywhere: what is no Unicode, such as a byte of a file's name,
-    becomes `\\udce9`.
+    """A text without lone surrogates, so that every stream can encode it: a stray byte of a file
+    name becomes `\\udce9`.
     """
     return text.encode(errors="backslashreplace").decode()
 
 
 def told(error: BaseException) -> str:
-    """The name of an error's class, and what it says."""
+    """The name of an error's class, and its text: "ValueError: no such row"."""
     text = text_of(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that names the known word nearest to `name`, or lists them where none is near."""
-    from difflib import get_close_matches  # only on the way to an error
+    """A sentence that names the known word nearest to `name`, or else lists all known words."""
+    from difflib import get_close_matches  # imported only for an error
 
     words = sorted(known)
     match = get_close_matches(name, words, n=1, cutoff=0.6)
@@ -419,7 +415,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def by_kind(kind: str, message: str) -> PenstockError:
-    """Rebuild an error from its `kind` and text, as when it crossed a process border."""
+    """Rebuild an error from its `kind` and text, after it crossed a process border."""
     pending: list[type[PenstockError]] = [PenstockError]
     while pending:
         cls = pending.pop()

@@ -1,6 +1,4 @@
-"""Keeps Python from searching for garbage where there is none, over and over: a job's rows, a
-server's requests.
-"""
+"""Tunes Python's garbage collector for jobs and servers, which leave few cycles."""
 
 from __future__ import annotations
 
@@ -10,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 NEW_OBJECTS = 50_000
-"""New objects between two searches while a job runs. A job holds thousands of rows, and at Python's
-700 each search after some ten rows would go through those that came since the last, and now and
-then through all; none of them is garbage: what a row leaves is freed when it is written.
+"""Allocations between two collections while a job runs. A job holds thousands of rows. At Python's
+default of 700, a collection would run every ten rows or so, and now and then visit all rows,
+without finding garbage: a row's objects are freed when the row is written.
 """
 
 SERVING_OBJECTS = 10_000
-"""The same of a server. With some hundred requests under way, 700 are a few requests, and a search
-finds nothing: what a request leaves is freed when it ends.
+"""The same for a server. With some hundred requests under way, 700 allocations are a few requests,
+and a collection finds nothing: a request's objects are freed when it ends.
 """
 
 _lock = threading.Lock()
@@ -27,9 +25,9 @@ _before: tuple[int, int, int] | None = None
 
 @contextmanager
 def collected_seldom() -> Iterator[None]:
-    """Search seldom within the context, and as before when the last of several has ended.
+    """Collect seldom within the context. The end of the last such context restores the thresholds.
 
-    A collector that is off, or set to search more seldom still, is left as it is.
+    A disabled collector, or one with a higher threshold, stays unchanged.
     """
     global _jobs, _before
     with _lock:
@@ -48,8 +46,8 @@ def collected_seldom() -> Iterator[None]:
 
 
 def collect_seldom_from_now() -> None:
-    """The same for a process that does nothing but serve: what it holds before the first request is
-    never searched again, as it stays until the end.
+    """Collect seldom for the rest of the process, as a server does. Objects that exist now are
+    frozen: they live until the end, so no collection visits them again.
     """
     gc.collect()
     gc.freeze()

@@ -1,19 +1,18 @@
-"""Lazy exports for package faces, and the one place that tells a missing extra from a broken
-install.
+"""Lazy exports for package faces, and the one place that distinguishes a missing extra from
+a broken install.
 
 A face (an `__init__.py`) lists its names twice, side by side: as imports that only type checkers
-read, and as the table given to `attach`. `tests/test_lazy.py` pins each to the other. A name is
-imported when it is used.
+read, and as the table for `attach`. `tests/test_lazy.py` compares the two. The first use of a
+name imports it.
 
-This module is on the path of every import, so it imports only what a bare interpreter holds
-already.
+Every import runs this module, so it imports only modules that a bare interpreter has loaded.
 """
 
 from __future__ import annotations
 
 import sys
 
-# Known to type checkers; typing itself takes longer to import than everything here.
+# Type checkers know this name; importing typing takes longer than everything here.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,7 @@ EXTRAS: Mapping[str, str] = {
     "huggingface_hub": "hf",
     "nixl": "nixl",
     "nncf": "convert",
-    # Several distributions share the opentelemetry package, so its presence alone says little.
+    # Several distributions share the opentelemetry package, so its presence alone proves little.
     "opentelemetry": "otel",
     "opentelemetry.exporter": "otel",
     "opentelemetry.sdk": "otel",
@@ -39,7 +38,7 @@ EXTRAS: Mapping[str, str] = {
     "transformers": "convert",
     "vllm": "vllm",
 }
-"""Which extra brings a package, by the name it is imported under."""
+"""Import name of a package → the extra that installs it."""
 
 
 def attach(
@@ -47,8 +46,8 @@ def attach(
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` for the package `face`.
 
-    `table` maps each home module to the names it lends; `eager` lists the names that the face
-    defines itself.
+    `table` maps each home module to the names that it exports; `eager` lists the names that the
+    face defines itself.
     """
     homes = {name: home for home, names in table.items() for name in names}
     namespace = vars(sys.modules[face])
@@ -63,9 +62,9 @@ def attach(
         try:
             value = getattr(_load(home, None, f"{face}.{name}"), name)
         except AttributeError as error:
-            # Let through, `hasattr` would answer no and `from … import` would hide the cause.
+            # An AttributeError would make `hasattr` false, and `from … import` hide the cause.
             raise ImportError(f"{face}.{name} cannot be imported: {error}", name=home) from error
-        namespace[name] = value  # so that Python does not ask again
+        namespace[name] = value  # Python does not ask again
         return value
 
     def __dir__() -> list[str]:
@@ -90,7 +89,7 @@ def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
         missing = error.name or ""
         if extra is None or missing != module.partition(".")[0]:
             extra = EXTRAS.get(missing)
-        if extra is None or not _asked_by_us(error):
+        if extra is None or not _is_our_import(error):
             _explain(error, module, needed_by)
             raise
         from penstock.errors import MissingExtraError
@@ -102,10 +101,8 @@ def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
     return sys.modules[module]
 
 
-def _asked_by_us(error: ModuleNotFoundError) -> bool:
-    """Whether our own code asked for the missing module, and not an installed package that is
-    incomplete.
-    """
+def _is_our_import(error: ModuleNotFoundError) -> bool:
+    """Whether our own code asked for the module, not an incomplete installed package."""
     asking = ""
     trace = error.__traceback__
     while trace is not None:
@@ -121,7 +118,7 @@ def _explain(error: Exception, module: str, needed_by: str) -> None:
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
-    if name.startswith("__"):  # asked by tools that expect no such name: not worth a search
+    if name.startswith("__"):  # tools probe for such names: not worth a search
         return ""
     from penstock.errors import nearest
 

@@ -1,6 +1,4 @@
-"""`LLMConfig`: one model, how it is loaded, and how it is served. Field names are those of Ray
-Serve LLM.
-"""
+"""`LLMConfig`: one model, how to load it, and how to serve it. Field names are Ray Serve LLM's."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ DEFAULT_PREFILL_TIMEOUT_S = 30.0
 
 
 class CloudMirrorConfig(Options, frozen=True, kw_only=True):
-    """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` further
-    ones.
-    """
+    """A bucket that mirrors a model: `bucket_uri` holds the model's files, `extra_files` others."""
 
     bucket_uri: str | None = None
     extra_files: list[dict[str, str]] = field(default_factory=list)
@@ -43,15 +39,16 @@ class ModelLoadingConfig(Options, frozen=True, kw_only=True):
 
 
 class AcceleratorConfig(Options, frozen=True, kw_only=True):
-    """Which kind of device; `topology` is a TPU slice such as "2x2"."""
+    """The kind of device. `topology` is a TPU slice such as "2x2"."""
 
     kind: Literal["cpu", "gpu", "tpu"] | None = None
     topology: str | None = None
 
 
 class PlacementGroupConfig(Options, frozen=True, kw_only=True):
-    """Resources of the engine's workers: `bundles` lists them, or `bundle_per_worker` is one
-    worker's, repeated tensor × pipeline parallel size times. `strategy` defaults to "PACK".
+    """Resources of the engine's workers. `bundles` lists them; `bundle_per_worker` is one
+    worker's, repeated tensor × pipeline parallel size times. Exactly one is set. `strategy`
+    defaults to "PACK".
     """
 
     bundle_per_worker: Bundle | None = None
@@ -67,9 +64,9 @@ class PlacementGroupConfig(Options, frozen=True, kw_only=True):
 
 class LoraConfig(Options, frozen=True, kw_only=True):
     """LoRA adapters. `dynamic_lora_loading_path` is a directory or URL with one subdirectory an
-    adapter; `adapters` names further ones, name to directory or URL. At most
+    adapter; `adapters` maps the names of further adapters to directories or URLs. At most
     `max_num_adapters_per_replica` (16) are loaded at once. A download may take `download_timeout_s`
-    seconds (30; None for no limit) and is tried `max_download_tries` times (3).
+    seconds (30; None for no limit) and has `max_download_tries` tries (3).
     """
 
     dynamic_lora_loading_path: str | None = None
@@ -81,8 +78,8 @@ class LoraConfig(Options, frozen=True, kw_only=True):
 
 class AutoscalingConfig(Options, frozen=True, kw_only=True):
     """How many replicas, and when. With `min_replicas` 0 the model loads on its first request,
-    unless `initial_replicas` is 1, and unloads when it was idle for `downscale_to_zero_delay_s`
-    seconds (default: `downscale_delay_s`, 600). The rest is for runtimes with several replicas.
+    unless `initial_replicas` is 1, and unloads after `downscale_to_zero_delay_s` idle seconds
+    (default: `downscale_delay_s`, 600). The other fields are for runtimes with several replicas.
     """
 
     min_replicas: Count = 1
@@ -122,11 +119,10 @@ class AutoscalingConfig(Options, frozen=True, kw_only=True):
 
 class DeploymentConfig(Options, frozen=True, kw_only=True):
     """How a replica is deployed; the names are Ray Serve's. Penstock itself reads
-    `autoscaling_config`, `max_ongoing_requests` (requests given to the engine at once; default: a
-    tenth more than it works on at once), `max_queued_requests` (requests that may wait; default
-    1,024, -1 for no limit), `graceful_shutdown_timeout_s` (seconds that a stop waits for requests
-    under way; 20) and `ray_actor_options["memory"]` (bytes that the loaded model takes, for the
-    memory budget).
+    `autoscaling_config`, `max_ongoing_requests` (concurrent requests to the engine; default: a
+    tenth more than its slots), `max_queued_requests` (waiting requests; default 1,024, -1 for no
+    limit), `graceful_shutdown_timeout_s` (seconds that a stop waits for requests under way; 20) and
+    `ray_actor_options["memory"]` (bytes of the loaded model, for the memory budget).
     """
 
     name: str | None = None
@@ -165,7 +161,7 @@ class DeploymentConfig(Options, frozen=True, kw_only=True):
 
 class CallbackConfig(Options, frozen=True, kw_only=True):
     """Hooks around the start of a node: an import path or class, its arguments, and whether its
-    errors count.
+    errors abort the start.
     """
 
     callback_class: Any = None
@@ -174,16 +170,16 @@ class CallbackConfig(Options, frozen=True, kw_only=True):
 
 
 class LLMConfig(Options, frozen=True, kw_only=True):
-    """One model with everything that loading and serving it needs. Nested parts may be given as
-    mappings.
+    """One model with all options for loading and serving it. Nested parts may be mappings.
 
     `llm_engine` is "openvino" by default. `engine_kwargs` are the engine's own options. With
-    `deterministic` the same request gets the same answer, whatever runs beside it; that costs
-    speed, and engines that cannot promise it refuse it. `server_cls` replaces `LLMServer` (a class
-    or an import path). `experimental_configs` are free; known are `stream_batching_interval_ms` (a
-    stream's later deltas are joined for so many milliseconds; 0) and `start_timeout_s` (600). With
-    `prefill_config` this model decodes, and engines of that configuration compute its prompts:
-    `serve.prefill_decode` says how. Raises `ConfigError` for an unknown or wrong field.
+    `deterministic` the same request gets the same answer, whatever runs beside it; this costs
+    speed, and an engine without this guarantee refuses it. `server_cls` replaces `LLMServer` (a
+    class or an import path). `experimental_configs` are free; known are
+    `stream_batching_interval_ms` (later deltas of a stream are joined for this time; 0) and
+    `start_timeout_s` (600). With `prefill_config` this model decodes, and engines of that
+    configuration compute its prompts; see `serve.prefill_decode`. Raises `ConfigError` for an
+    unknown or wrong field.
     """
 
     model_loading_config: ModelLoadingConfig
@@ -226,12 +222,12 @@ class LLMConfig(Options, frozen=True, kw_only=True):
 
     @property
     def model_id(self) -> str:
-        """The name that requests use."""
+        """The name of the model in requests."""
         return self.model_loading_config.model_id
 
     @property
     def model_source(self) -> str:
-        """What the engine loads. Raises `ConfigError` for a bucket mirror."""
+        """The source that the engine loads. Raises `ConfigError` for a bucket mirror."""
         source = self.model_loading_config.model_source
         if isinstance(source, CloudMirrorConfig):
             raise ConfigError(
@@ -243,42 +239,39 @@ class LLMConfig(Options, frozen=True, kw_only=True):
 
     @property
     def engine_name(self) -> str:
-        """The engine's name as the table of engines has it: Ray's "vLLM" is "vllm"."""
+        """The engine's name in the table of engines: Ray's "vLLM" is "vllm"."""
         return self.llm_engine.lower()
 
     @property
     def autoscaling(self) -> AutoscalingConfig:
-        """The autoscaling, with defaults where none is set."""
         return self.deployment_config.autoscaling_config or AutoscalingConfig()
 
     @property
     def max_waiting(self) -> int | None:
-        """How many requests may wait; None for no limit."""
+        """The bound of the queue; None for no limit."""
         given = self.deployment_config.max_queued_requests
         return DEFAULT_WAITING if given is None else None if given < 0 else given
 
     @property
     def stream_batching_interval_s(self) -> float:
-        """Seconds for which a stream's later deltas are joined; 0 joins only what the caller is
-        late to take.
+        """Seconds for which later deltas of a stream are joined. With 0 only deltas that the caller
+        has not yet taken are joined.
         """
         return self._experimental("stream_batching_interval_ms", 0.0) / 1000
 
     @property
     def start_timeout_s(self) -> float:
-        """Seconds in which the engine must have started."""
+        """Seconds within which the engine must start."""
         return self._experimental("start_timeout_s", DEFAULT_START_TIMEOUT_S)
 
     @property
     def prefill_timeout_s(self) -> float:
-        """Seconds that the prefill side may take for a prompt before this side computes it
-        itself.
-        """
+        """Seconds that the prefill side may take for a prompt; after that this side computes it."""
         return self._experimental("prefill_timeout_s", DEFAULT_PREFILL_TIMEOUT_S)
 
     @property
     def prefill_min_tokens(self) -> float:
-        """Prompts of fewer tokens are not worth a transfer."""
+        """Prompts with fewer tokens are not worth a transfer."""
         return self._experimental("prefill_min_tokens", 0)
 
     def _experimental(self, name: str, default: float) -> float:

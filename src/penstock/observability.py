@@ -1,7 +1,7 @@
 """Logs and spans.
 
-Logs are plain lines or JSON, each with the id of the request it belongs to. Spans are
-OpenTelemetry's where the operator turned them on, and nothing at all where not.
+Logs are plain lines or JSON, each with the id of its request. Spans are OpenTelemetry's if the
+operator turned them on; otherwise they cost nothing.
 """
 
 from __future__ import annotations
@@ -18,34 +18,29 @@ from typing import Any, Literal
 from penstock.lazy import require
 
 request_id: ContextVar[str] = ContextVar("penstock_request_id", default="")
-"""The id of the request that the current task works on."""
+"""The id of the current task's request."""
 
 _queue_times: ContextVar[list[float] | None] = ContextVar("penstock_queue_times", default=None)
 _tracer: Any = None
 
 
 def note_queue_time(seconds: float) -> None:
-    """Tell that the current request has waited so long to be let to its engine. Called by whoever
-    lets it in.
-    """
+    """Record how many seconds the current request waited in the queue. Admission calls this."""
     if (times := _queue_times.get()) is not None:
         times.append(seconds)
 
 
 def gather_queue_times() -> list[float]:
-    """The list that receives what `note_queue_time` is told from here on, in this task and those it
-    starts.
-    """
+    """A new list for `note_queue_time`, in this task and in tasks that it starts."""
     times: list[float] = []
     _queue_times.set(times)
     return times
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; the `fields` that a record was given stand beside the common ones."""
+    """One JSON object a line. The record's own `fields` stand beside the common ones."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON."""
         line: dict[str, Any] = {
             "time": (
                 time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -64,17 +59,17 @@ class JsonFormatter(logging.Formatter):
 
 
 class PlainFormatter(logging.Formatter):
-    """A line for people."""
+    """A line for people: time, level, message, then the record's fields."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as a line; with its fields, except those that its message tells already."""
+        """The record as a line, with those of its fields that the message does not already show."""
         text = super().format(record)
         fields = getattr(record, "fields", {})
-        told = ("method", "path", "status")
-        shown = [f"{name}={value}" for name, value in fields.items() if name not in told]
+        in_message = ("method", "path", "status")
+        shown = [f"{name}={value}" for name, value in fields.items() if name not in in_message]
         if current := request_id.get():
             shown.append(f"id={current}")
         first, line_end, rest = text.partition("\n")
@@ -82,9 +77,7 @@ class PlainFormatter(logging.Formatter):
 
 
 def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "info") -> None:
-    """Send the logs of Penstock and of the HTTP server to stderr, in one form. For programs, not
-    for libraries.
-    """
+    """Send the logs of Penstock and of the HTTP server to stderr. For programs, not libraries."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else PlainFormatter())
     for name in ("penstock", "uvicorn"):
@@ -95,8 +88,8 @@ def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "in
 
 
 def enable_tracing(service: str = "penstock") -> None:
-    """Send spans to an OTLP collector, as OpenTelemetry's own variables
-    (`OTEL_EXPORTER_OTLP_ENDPOINT` …) say.
+    """Send spans to an OTLP collector, which OpenTelemetry's own variables
+    configure (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 
     Raises `MissingExtraError` without the extra `otel`.
     """
@@ -116,29 +109,25 @@ def enable_tracing(service: str = "penstock") -> None:
 
 
 def use_tracer(tracer: Any) -> None:
-    """Make spans with an OpenTelemetry tracer that the program has set up itself; None makes
-    none.
-    """
+    """Make spans with the program's own OpenTelemetry tracer; None turns spans off."""
     global _tracer
     _tracer = tracer
 
 
 class Span:
-    """A span that is open; without a tracer, nothing at all. Attributes that are None are left
-    out.
-    """
+    """An open span; a no-op without a tracer. Attributes of None are dropped."""
 
     def __init__(self, current: Any = None) -> None:
         self._current = current
 
     @property
     def recording(self) -> bool:
-        """Whether anybody is told: else nothing need be gathered."""
+        """Whether a tracer records this span; otherwise its attributes need not be collected."""
         return self._current is not None
 
     def note(self, attributes: Mapping[str, Any], *, name: str = "", failed: bool = False) -> None:
-        """Add attributes, under OpenTelemetry's names where it has one; name the span anew; mark it
-        as failed.
+        """Add attributes, under OpenTelemetry's names if it has one. Optionally rename the span, or
+        mark it as failed.
         """
         if self._current is None:
             return
@@ -153,7 +142,7 @@ class Span:
 
 @contextmanager
 def span(name: str, headers: Mapping[str, str] | None = None) -> Iterator[Span]:
-    """A span of a server around the body, continuing the trace that `headers` name."""
+    """A server span around the body. It continues the trace that `headers` name."""
     if _tracer is None:
         yield Span()
         return

@@ -8,9 +8,7 @@ from pathlib import Path
 
 
 def opener(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file, as `os.open` does; one that may be made here gets mode 0600. For
-    `open(opener=...)`.
-    """
+    """Open a file, as `os.open` does; a new file gets mode 0600. For `open(opener=...)`."""
     descriptor = os.open(path, flags, 0o600)
     if flags & os.O_CREAT:
         _set_mode(descriptor, 0o600)
@@ -18,8 +16,8 @@ def opener(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def make_folder(path: Path) -> bool:
-    """Make a folder with mode 0700, and what is missing above it. Returns False if it was there:
-    its mode stays.
+    """Make a folder with mode 0700, and its missing parents. Returns False for an existing folder,
+    whose mode stays.
     """
     if not path.parent.exists():
         make_folder(path.parent)
@@ -29,14 +27,12 @@ def make_folder(path: Path) -> bool:
         if not path.is_dir():
             raise
         return False
-    _set_mode(path, 0o700)  # the umask may have taken away more
+    _set_mode(path, 0o700)  # the umask may have removed bits
     return True
 
 
 def close_to_others(path: Path) -> None:
-    """Give a folder that was there mode 0700. Raises `PermissionError` if it belongs to another
-    user.
-    """
+    """Give an existing folder mode 0700. Raises `PermissionError` if another user owns it."""
     found = path.stat()
     if found.st_uid != os.geteuid() and os.geteuid() != 0:
         raise PermissionError(
@@ -48,8 +44,8 @@ def close_to_others(path: Path) -> None:
 
 
 def usual_mode(folder: Path) -> int:
-    """The mode that a new file gets from the umask, which no thread-safe call tells. Makes one in
-    `folder`.
+    """The mode that the umask gives a new file. No thread-safe call returns the umask, so this
+    makes a file in `folder`.
     """
     probe = folder / "mode.tmp"
     probe.unlink(missing_ok=True)
@@ -62,9 +58,7 @@ def usual_mode(folder: Path) -> int:
 
 
 def open_to_usual(path: Path, folder: Path) -> None:
-    """Give a file, or a directory and the files in it, the mode that the umask would have given
-    them.
-    """
+    """Give a file, or a directory and the files in it, the mode that the umask gives new ones."""
     mode = usual_mode(folder)
     files = [path] if not path.is_dir() else list(path.iterdir())
     for file in files:
@@ -78,4 +72,4 @@ def _set_mode(path: Path | int, mode: int) -> None:
         os.chmod(path, mode)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.ENOSYS):
-            raise  # else the file system has no modes
+            raise  # otherwise the file system has no modes

@@ -1,4 +1,4 @@
-"""What is told on standard error, where there is one."""
+"""Prints messages on standard error, if the process has one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import sys
 
 
 def say(text: str) -> None:
-    """Print lines for a person. Whether anybody reads them is no matter: standard error may be
-    closed, or full.
-    """
-    if sys.stderr is not None:  # else `print` would take standard output
-        with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+    """Print lines for a person. Never fails: standard error may be closed, or its pipe full."""
+    if sys.stderr is not None:  # `print` would take standard output
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
             print(text, file=sys.stderr, flush=True)
 
 
@@ -19,5 +17,5 @@ def is_terminal() -> bool:
     """Whether standard error is a terminal."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
-    except ValueError:  # it was closed
+    except ValueError:  # closed
         return False

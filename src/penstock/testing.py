@@ -72,9 +72,7 @@ class Generates(Protocol):
 async def deltas_of(
     engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
 ) -> list[Delta]:
-    """All deltas of a request. Fails instead of hanging, after `patience` in seconds (default
-    60).
-    """
+    """All deltas of a request. Fails after `patience` seconds (default 60)."""
     stream = (
         engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
     )
@@ -84,9 +82,7 @@ async def deltas_of(
 async def answer(
     engine: Generates, request: ChatRequest | CompletionRequest, *, patience: float = PATIENCE
 ) -> Answers:
-    """The finished answers of a request. Fails instead of hanging, after `patience` in seconds
-    (default 60).
-    """
+    """The finished answers of a request. Fails after `patience` seconds (default 60)."""
     answers = Answers()
     for delta in await deltas_of(engine, request, patience=patience):
         answers.add(delta)
@@ -94,9 +90,7 @@ async def answer(
 
 
 async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str]) -> None:
-    """Assert that the base model and these adapters, which the engine has, answer side by side as
-    each does alone.
-    """
+    """Assert that the base model and adapters `names` answer the same side by side as alone."""
     longer = Sampling(temperature=0.0, max_tokens=80)
     each = [None, *names]
     alone = {
@@ -113,8 +107,8 @@ async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str
 async def count_right(
     engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
 ) -> dict[str | None, int]:
-    """How many of the triples (prompt, adapter, right answer) are answered right, by adapter, all
-    asked at once.
+    """Ask all triples (prompt, adapter, expected answer) at once. Returns the number of right
+    answers by adapter.
     """
     patience = PATIENCE + len(asked)  # each waits for the others
     requests = [chat_request(text, sampling, adapter=name, stream=False) for text, name, _ in asked]

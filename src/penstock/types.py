@@ -1,7 +1,7 @@
-"""What crosses the border of an engine: neutral requests and results, frozen and slotted.
+"""The neutral requests and results of engines, frozen and slotted.
 
-Every engine reads and writes these and nothing else, so that a data set's row and an HTTP request
-are the same thing to it. They are msgspec structures, because they also cross the pipe to an
+Every engine reads and writes these and nothing else, so a row of a data set and an HTTP request
+look the same to it. They are msgspec structures, because they also cross the pipe to an
 engine's own process.
 """
 
@@ -13,8 +13,8 @@ from msgspec import Struct, field
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "abort", "error"]
 Message = dict[str, Any]
-"""One chat message in OpenAI's form: `role`, `content`, and where they apply `tool_calls`,
-`tool_call_id`, `name`.
+"""One chat message in OpenAI's form: `role`, `content`, and optionally
+`tool_calls`, `tool_call_id`, `name`.
 """
 
 
@@ -22,9 +22,9 @@ class StructuredOutput(Struct, frozen=True):
     """A constraint on the generated text.
 
     `spec` holds a JSON Schema as text for "json_schema", a pattern for "regex", and is empty for
-    "json_object"; a "grammar" is what an engine makes of these. `checked`: who asked checks the
-    answer too, so an engine may leave to that what it cannot hold an answer to. `param`: the part
-    of the request that it comes from, for errors.
+    "json_object"; engines derive a "grammar" from these. `checked`: the caller validates the answer
+    too, so an engine may leave parts that it cannot enforce to the caller. `param`: the parameter
+    of the request that holds the constraint, for errors.
     """
 
     kind: Literal["json_schema", "json_object", "regex", "grammar"]
@@ -34,7 +34,7 @@ class StructuredOutput(Struct, frozen=True):
 
 
 class Sampling(Struct, frozen=True, omit_defaults=True):
-    """How tokens are chosen and when generation ends. Defaults are those of OpenAI's API.
+    """How to choose tokens and when to end. Defaults are those of OpenAI's API.
 
     `max_tokens` None means as many as the context leaves. `temperature` 0 is greedy. `top_k` 0 and
     `min_p` 0 are off. `logprobs` None is off, 0 gives the chosen token's log probability, k > 0 the
@@ -66,14 +66,14 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
 class ChatRequest(Struct, frozen=True, omit_defaults=True):
     """One conversation to continue.
 
-    `n` answers are made, streamed under their `Delta.index`. With `stream` False the engine sends
-    one delta an answer, which is cheaper where nobody watches. `adapter` names a LoRA adapter that
-    the engine holds. Requests of a lower `priority` come first where the engine schedules by it.
-    With `parallel_tool_calls` False an answer has one tool call at most. `forward_chunks`: the
-    caller streams chunks in OpenAI's form, so an engine that gets such chunks from a server may
-    hand them on unread, in `Delta.chunks`. `kv_transfer_params` go to the engine's KV connector, if
-    it has one. `prompt_token_ids` is what `LLMEngine.prompt_ids` made of the request: the prompt is
-    not made again.
+    The engine makes `n` answers and streams each under its `Delta.index`. With `stream` False the
+    engine sends one delta an answer, which is cheaper. `adapter` names a LoRA adapter that the
+    engine holds. Requests of a lower `priority` come first if the engine schedules by it. With
+    `parallel_tool_calls` False an answer has at most one tool call. `forward_chunks`: the caller
+    streams chunks in OpenAI's form, so an engine that gets such chunks from a server may forward
+    them unparsed, in `Delta.chunks`. `kv_transfer_params` go to the engine's KV connector, if it
+    has one. `prompt_token_ids` is the result of `LLMEngine.prompt_ids` for this request: the engine
+    does not tokenize again.
     """
 
     messages: list[Message]
@@ -96,8 +96,8 @@ class ChatRequest(Struct, frozen=True, omit_defaults=True):
 class CompletionRequest(Struct, frozen=True, omit_defaults=True):
     """One prompt to continue: text, or token ids. `echo` puts the prompt's text before the answer.
 
-    `special_tokens` says whether the tokenizer adds its own (such as BOS) to a text: not to one
-    that a chat template has made. `kv_transfer_params` and `prompt_token_ids` as in `ChatRequest`.
+    `special_tokens`: whether the tokenizer adds its own (such as BOS) to a text; false for the
+    output of a chat template. `kv_transfer_params` and `prompt_token_ids` are as in `ChatRequest`.
     """
 
     prompt: str | list[int]
@@ -137,8 +137,8 @@ class ClassifyRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
-    """Speech to write down. `audio` is a file's bytes (WAV, 16 kHz mono where the engine has no
-    decoder).
+    """Speech to transcribe. `audio` is the bytes of a file (WAV at 16 kHz mono for an engine
+    without a decoder).
 
     With `timestamps` the answer has segments, each with its place in the recording.
     """
@@ -152,9 +152,7 @@ class TranscriptionRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class Usage(Struct, frozen=True):
-    """Tokens of one request. `cached_tokens` is the part of the prompt found in the prefix
-    cache.
-    """
+    """Tokens of one request. `cached_tokens` of the prompt came from the prefix cache."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -169,8 +167,8 @@ class Usage(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
-    """One generated token with its natural-log probability; `top` holds the most likely (token,
-    logprob) pairs.
+    """One generated token with its natural-log probability. `top` holds the most likely pairs of
+    token and log probability.
     """
 
     token: str
@@ -179,9 +177,7 @@ class TokenLogprob(Struct, frozen=True, array_like=True):
 
 
 class ToolCallPart(Struct, frozen=True, array_like=True):
-    """A piece of the `number`-th call of an answer. The first piece has `id` and `name`;
-    `arguments` is JSON text.
-    """
+    """A piece of call `number`. The first piece has `id` and `name`; `arguments` is JSON text."""
 
     number: int
     arguments: str = ""
@@ -190,14 +186,14 @@ class ToolCallPart(Struct, frozen=True, array_like=True):
 
 
 class Delta(Struct, frozen=True, array_like=True):
-    """What one step added to one answer of a request.
+    """One step's addition to one answer of a request.
 
-    The last delta of an answer has a `finish_reason` and that answer's `usage`, and names in `stop`
-    the stop string that ended it, if one did. The first of several may have a `usage` of the prompt
+    The last delta of an answer has a `finish_reason` and that answer's `usage`; `stop` is the stop
+    string that ended it, if any. The first of several deltas may have a `usage` of the prompt
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
-    of its `choices` to its end; they come before `text`. `reasoning` is what the model thought
-    before it answered, where the engine tells it from the answer. `kv_transfer_params` is what the
-    engine's KV connector wants another engine to be told.
+    of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
+    answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
+    connector to another engine's.
     """
 
     index: int = 0
@@ -236,8 +232,8 @@ class TranscriptionSegment(Struct, frozen=True):
 
 
 class Classification(Struct, frozen=True):
-    """One text's class, the likeliest one. `probabilities` has shape [classes]; `label` is the
-    class's name, or its number as text where the model names none.
+    """One text's most likely class. `probabilities` has shape [classes]; `label` is the class's
+    name, or its number as text if the model has no names.
     """
 
     label: str
@@ -254,8 +250,8 @@ class Classifications(Struct, frozen=True):
 class Transcription(Struct, frozen=True):
     """The text of a recording.
 
-    `segments` are there where timestamps were asked for. `language` is its code, and `duration` the
-    recording's length in seconds, where the engine tells.
+    `segments` is set if the request asked for timestamps. `language` is a code, and `duration` the
+    recording's length in seconds, if the engine reports them.
     """
 
     text: str

@@ -47,7 +47,9 @@ def make_exact(patch):
     """Several parts, a spill file, and nothing in the output that differs between two runs."""
     patch.setattr(sinks, "PART_ROWS", 40)
     patch.setattr("penstock.batch.rows.retry.LONGEST_PAUSE", 0.0)
-    patch.setattr("penstock.batch.rows.retry.time", SimpleNamespace(perf_counter=lambda: 0.0))
+    patch.setattr(
+        "penstock.batch.pipeline.pipeline.time", SimpleNamespace(perf_counter_ns=lambda: 0)
+    )
     patch.setattr(AnswerCache.__init__, "__kwdefaults__", {"in_memory": 16, "key": 0})
     patch.setattr(asyncio.BaseEventLoop, "run_in_executor", at_once)
 

@@ -45,11 +45,8 @@ async def test_mapping_keeps_batches():
     def upper(delta):
         return Delta(text=delta.text.upper())
 
-    changed = mapped(BatchedDeltas(Source([A, B], [C]).batches()), upper)
-    assert [[delta.text for delta in batch] async for batch in in_batches(changed)] == [
-        ["A", "B"],
-        ["C"],
-    ]
+    changed = mapped(Source([A, B], [C]).batches(), upper)
+    assert [[delta.text for delta in batch] async for batch in changed] == [["A", "B"], ["C"]]
 
 
 async def test_an_error_comes_after_what_came_before_it():
@@ -60,11 +57,11 @@ async def test_an_error_comes_after_what_came_before_it():
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda deltas: deltas, lambda deltas: mapped(deltas, lambda delta: delta)]
+    "wrap", [lambda batches: batches, lambda batches: mapped(batches, lambda delta: delta)]
 )
 async def test_closing_early_closes_the_source(wrap):
     source = Source([A, B], [C])
-    deltas = wrap(BatchedDeltas(source.batches()))
+    deltas = BatchedDeltas(wrap(source.batches()))
     assert await anext(deltas) == A
     await deltas.aclose()
     assert source.closed

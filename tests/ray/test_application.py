@@ -56,7 +56,7 @@ FAST = {
     "upscale_delay_s": 0,
     "downscale_delay_s": 2,
 }
-MESSAGES = [{"role": "user", "content": "My Solara 77 arrived broken. I want my money back!"}]
+MESSAGES = [{"role": "user", "content": "My Solara 77 is broken. I want my money back!"}]
 
 
 def model(model_id: str, engine: dict[str, Any] | None = None, **deployment: Any) -> dict[str, Any]:

@@ -180,8 +180,7 @@ def test_the_real_engine() -> None:
         postprocess=lambda row: {"text": row["text"], "answer": row["generated_text"]},
     )
     rows = [
-        {"text": f"My Solara {number} arrived broken. I want my money back!"}
-        for number in range(20)
+        {"text": f"My Solara {number} is broken. I want my money back!"} for number in range(20)
     ]
     far = {row["text"]: row["answer"] for row in made(ray.data.from_items(rows)).take_all()}
     near = {row["text"]: row["answer"] for row in made(rows)}

@@ -26,7 +26,7 @@ llm_configs:
     llm_engine: simulated
     deployment_config: {autoscaling_config: {min_replicas: 0, max_replicas: 1}}
 """
-TICKET: Any = [{"role": "user", "content": "My Solara 77 arrived broken. I want my money back!"}]
+TICKET: Any = [{"role": "user", "content": "My Solara 77 is broken. I want my money back!"}]
 RUNTIMES = [
     pytest.param("local", marks=pytest.mark.slow),
     pytest.param("ray", marks=pytest.mark.ray),

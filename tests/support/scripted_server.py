@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from penstock.engines.deltas import Deltas
+from penstock.engines.deltas import Batches, Deltas
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineDeadError
@@ -51,14 +50,14 @@ class Scripted(SimulatedEngine):
         self._alive = False
         self.died.set()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+    async def continue_prompt(self, request: GenerateRequest) -> Batches:
         await self.check_health()
         self.seen.append(request)
         if self.silent_deaths or self.fatal in str(request.prompt):
             self.silent_deaths = max(self.silent_deaths - 1, 0)
             self.kill()
             raise EngineDeadError("killed")
-        yield Delta(text="a", token_ids=(1,))
+        yield [Delta(text="a", token_ids=(1,))]
         ended = {asyncio.create_task(event.wait()) for event in (self.go_on, self.died)}
         try:
             await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
@@ -67,7 +66,7 @@ class Scripted(SimulatedEngine):
                 task.cancel()
         if self.died.is_set():
             raise EngineDeadError("killed")
-        yield Delta(text="b", token_ids=(2,), finish_reason="stop", usage=Usage(5, 2))
+        yield [Delta(text="b", token_ids=(2,), finish_reason="stop", usage=Usage(5, 2))]
 
 
 class Sleeping(Scripted):

@@ -29,7 +29,6 @@ class CircuitBreaker:
 
     @property
     def closed(self) -> bool:
-        """Whether requests may go to the server."""
         return self._open_until is None
 
     @property
@@ -80,7 +79,6 @@ class CircuitBreaker:
         self._unreachable += 1
 
     def trip(self) -> None:
-        """Open the breaker for the next cooldown."""
         self._open_until = self._clock() + self._cooldown
         self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN_S)
 

@@ -42,7 +42,6 @@ class Pauses(Struct):
     shown_until: float = 0.0
 
     def note(self, server: str, seconds: float, *, is_kept: bool) -> None:
-        """Count a pause."""
         self.count += 1
         self.given_up += not is_kept
         if seconds >= self.longest_s:

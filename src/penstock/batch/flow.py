@@ -19,13 +19,12 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 from penstock.batch.job.counts import Counts
-from penstock.batch.job.policy import ErrorPolicy, Limits
-from penstock.batch.read.base import Source
+from penstock.batch.job.plan import Plan
+from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.feed import read_ahead
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.replay import Replay, add_row, other_rows
-from penstock.batch.rows.requests import RequestForm
-from penstock.batch.rows.retry import ROW_LIMIT, Asker
+from penstock.batch.rows.retry import ROW_LIMIT
 from penstock.batch.rows.row import Outcome, Row, nbytes
 from penstock.batch.rows.user_code import ends_task
 from penstock.batch.rows.window import FIRST_WINDOW, LARGEST_WINDOW, in_order
@@ -60,35 +59,24 @@ class Flow:
 
     def __init__(
         self,
-        source: Source,
-        form: RequestForm,
-        asker: Asker,
+        plan: Plan,
+        pipeline: Pipeline,
         sink: Sink,
         counts: Counts,
         answers: AnswerCache,
-        journal: Journal | None,
-        *,
-        limit: int | None = None,
-        policy: ErrorPolicy | None = None,
-        limits: Limits | None = None,
-        row_timeout: float | None = None,
-        columns: tuple[str, ...] | None = None,
+        journal: Journal | None = None,
     ) -> None:
-        self._source = source
-        self._form = form
-        self._asker = asker
+        self._plan = plan
+        self._form = plan.form
+        self._pipeline = pipeline
         self._sink = sink
         sink.fail = self.stop
         sink.on_room = self._admit
         self._counts = counts
         self._answers = answers
         self._journal = journal
-        self._limit = limit
-        self._policy = policy or ErrorPolicy("keep")
-        self._limits = limits or Limits()
         self._reached: JobLimitError | None = None
-        self._row_timeout = row_timeout
-        self._columns = columns
+        self._has_limits = plan.limits.any
 
         self._filling: list[Row] = []
         self._filling_bytes = 0
@@ -117,16 +105,16 @@ class Flow:
     async def _run(self) -> bool:
         intake = asyncio.create_task(self._take_in())
         alarm = None
-        if (seconds := self._limits.seconds) is not None:
+        if (seconds := self._plan.limits.seconds) is not None:
             if seconds <= 0:
-                self._end_early(self._limits.late())
+                self._end_early(self._plan.limits.late())
             alarm = asyncio.get_running_loop().call_later(
-                seconds, self._end_early, self._limits.late()
+                seconds, self._end_early, self._plan.limits.late()
             )
         try:
             await self._over.wait()
             if (
-                self._asker.ending
+                self._pipeline.ending
                 and self._error is None
                 and (under_way := self._tasks | self._concluding)
             ):
@@ -134,7 +122,7 @@ class Flow:
         finally:
             if alarm is not None:
                 alarm.cancel()
-            self._asker.ending = True
+            self._pipeline.end()
             leaving = [intake, *self._tasks, *self._concluding]
             for task in leaving:
                 task.cancel()
@@ -143,7 +131,7 @@ class Flow:
             raise self._error
         complete = self._all_read and not self._rows_inside
         if complete:
-            self._reached = self._limits.exceeded(self._counts, end=True)
+            self._reached = self._plan.limits.exceeded(self._counts, end=True)
         if self._reached is not None:
             done = (
                 f"{self._counts.rows:,} rows are done and kept; the same command with a wider limit"
@@ -155,10 +143,8 @@ class Flow:
         return complete
 
     def drain(self) -> None:
-        """Admit no more rows; `run` returns when those in flight are finished, or after 15
-        seconds.
-        """
-        self._asker.ending = True
+        """Admit no more rows; `run` returns when those in flight are finished, or after 15 s."""
+        self._pipeline.end()
         self._over.set()
 
     def _end_early(self, why: JobLimitError) -> None:
@@ -170,7 +156,7 @@ class Flow:
         """End at once, with `error`; with a `JobError` for what nobody foresaw."""
         if self._error is None and error is not None:
             self._error = error if isinstance(error, PenstockError) else _fault(error)
-        self._asker.ending = True
+        self._pipeline.end()
         self._over.set()
         for task in self._tasks | self._concluding:
             task.cancel()
@@ -178,18 +164,17 @@ class Flow:
     # In
     async def _take_in(self) -> None:
         try:
-            done: RowSet | tuple[()] = self._journal.done if self._journal is not None else ()
-            replay = Replay(self._journal, self._source)
+            plan, journal = self._plan, self._journal
+            done: RowSet | tuple[()] = journal.done if journal is not None else ()
+            resumes = bool(done)
+            replay = Replay(journal, plan.source)
             self.stream = (
-                StreamSum(0, 0)
-                if self._journal is not None and self._source.fingerprint is None
-                else None
+                StreamSum(0, 0) if journal is not None and plan.source.fingerprint is None else None
             )
             again = self._form.every_row or replay.wanted or self.stream is not None
-            start = 0 if again or self._journal is None else self._journal.done.first_missing()
-            async with contextlib.aclosing(
-                read_ahead(self._source, start, self._limit, self._columns)
-            ) as batches:
+            start = 0 if again or journal is None else journal.done.first_missing()
+            ahead = read_ahead(plan.source, start, plan.limit, plan.value_columns)
+            async with contextlib.aclosing(ahead) as batches:
                 async for batch in batches:
                     self._preparing = True
                     if self.stream is not None:
@@ -197,12 +182,12 @@ class Flow:
                             add_row(self.stream, row)
                     needed = (
                         batch
-                        if again or not done
+                        if again or not resumes
                         else [row for row in batch if row.index not in done]
                     )
                     async for rows in self._form.ready(needed):
                         for row in rows:
-                            if row.index not in done:
+                            if not resumes or row.index not in done:
                                 self._receive(row)
                             else:
                                 self._prepare(row)
@@ -269,7 +254,8 @@ class Flow:
     def _admit(self) -> None:
         """Start rows while the engine has room for them."""
         while (
-            len(self._tasks) < self._asker.most_in_flight and (row := self._next_row()) is not None
+            len(self._tasks) < self._pipeline.most_in_flight
+            and (row := self._next_row()) is not None
         ):
             self._tasks.add(asyncio.create_task(self._work(row)))
         self._make_room()
@@ -281,7 +267,11 @@ class Flow:
     def _next_row(self) -> Row | None:
         """The next row that the engine must answer."""
         for _ in range(_TURN):
-            if self._asker.ending or self._sink.full or not (self._window or self._open_window()):
+            if (
+                self._pipeline.ending
+                or self._sink.full
+                or not (self._window or self._open_window())
+            ):
                 return None
             row = self._window.popleft()
             if not (row.shareable and self._is_answered(row)):
@@ -332,16 +322,18 @@ class Flow:
         """
         task = asyncio.current_task()
         assert task is not None
+        answer = self._pipeline.outcome if self._plan.row_timeout is None else self._answer_in_time
+        form = self._form
         try:
             while row is not None:
-                answer = self._asker.outcome if self._row_timeout is None else self._answer_in_time
                 outcome = await answer(row)
                 if outcome is not None:
                     if row.shareable and outcome.error is None:
                         # As it is before the user's function has it.
                         self._answers.put(row.digest, outcome)
-                    concluded = self._form.conclude(row, outcome)
-                    own = concluded if isinstance(concluded, Outcome) else await concluded
+                    own = form.conclude(row, outcome) if form.concludes else outcome
+                    if not isinstance(own, Outcome):
+                        own = await own
                     if not self._answered:
                         asyncio.get_running_loop().call_soon(self._deliver)
                     self._answered.append((row, outcome, own))
@@ -357,15 +349,17 @@ class Flow:
 
     async def _answer_in_time(self, row: Row) -> Outcome | None:
         try:
-            async with asyncio.timeout(self._row_timeout) as limit:
+            async with asyncio.timeout(self._plan.row_timeout) as limit:
                 ROW_LIMIT.set(limit)
-                return await self._asker.outcome(row)
+                return await self._pipeline.outcome(row)
         except TimeoutError:
             if not limit.expired():
                 raise
-            error = EngineTimeoutError(f"the row was not answered within {self._row_timeout:g} s")
+            error = EngineTimeoutError(
+                f"the row was not answered within {self._plan.row_timeout:g} s"
+            )
             outcome = self._form.failure(row, error, "engine", 1)
-            outcome.latency_ms = round(1000 * (self._row_timeout or 0), 3)
+            outcome.latency_ms = round(1000 * (self._plan.row_timeout or 0), 3)
             return outcome
 
     # Out
@@ -424,7 +418,7 @@ class Flow:
         counts = self._counts
         error = outcome.error
         if error is not None:
-            action = self._policy.action(error.type)
+            action = self._plan.policy.action(error.type)
             if action == "fail" and not journaled:
                 kept = self._journal is not None
                 raise JobError(
@@ -450,7 +444,11 @@ class Flow:
         self._rows_inside -= len(left)
         for gone in left:
             self._bytes_inside -= gone.nbytes
-        if not journaled and (why := self._limits.exceeded(counts)) is not None:
+        if (
+            self._has_limits
+            and not journaled
+            and (why := self._plan.limits.exceeded(counts)) is not None
+        ):
             self._end_early(why)
 
 

@@ -1,4 +1,4 @@
-"""The command line. Nothing is imported before Ctrl-C can end the program without a traceback."""
+"""The command line. It imports nothing before Ctrl-C can end the program without a traceback."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import os
 
 
 def main() -> None:
-    """Run the command line. Errors raised on purpose are told on one line; PENSTOCK_DEBUG=1 shows
-    where they arose.
-    """
+    """Run the command line. Errors print one line; PENSTOCK_DEBUG=1 adds the traceback."""
     import signal
 
-    # Else it is to be ignored, as behind `&`.
+    # Otherwise SIGINT is ignored, as in a background job of the shell.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
     from penstock.cli import process
@@ -20,7 +18,5 @@ def main() -> None:
 
 
 def leave(*_: object) -> None:
-    """End at once, as a handler of Ctrl-C: whoever has something to bring to an end handles it in
-    another way.
-    """
+    """Exit at once, on Ctrl-C. Commands with work to finish install another handler."""
     os._exit(130)

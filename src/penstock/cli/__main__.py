@@ -1,4 +1,4 @@
-"""`python -m penstock.cli`, the same as the command `penstock`."""
+"""`python -m penstock.cli`: the same as the command `penstock`."""
 
 from penstock.cli import main
 

@@ -1,6 +1,4 @@
-"""The commands, as one group. Each imports what it needs when it runs, so that `--help` answers at
-once.
-"""
+"""The commands as one group. Each imports its modules when it runs, so `--help` is fast."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _SHOWN_TEXT = 44
     "--output",
     default="penstock-demo/labels.jsonl",
     show_default=True,
-    help="Where the labels go: .jsonl, .parquet or .csv. Replaced if it is there.",
+    help="Output file for the labels: .jsonl, .parquet or .csv. An existing file is replaced.",
 )
 def demo(output: str) -> None:
     """Label support tickets with the tiny model that comes with the package, and score it against
@@ -107,14 +107,12 @@ def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
 def _wrong_fields(
     row: Mapping[str, Any], wanted: Mapping[str, Any], fields: tuple[str, ...]
 ) -> list[str]:
-    # A CSV has text only, so that is what is compared.
+    # A CSV has text only, so compare texts.
     return [name for name in fields if str(row[name]) != wanted[name]]
 
 
 async def _serve(engine: LLMEngine, ticket: str) -> None:
-    """Put the running engine behind the HTTP API, ask it one question through that, and show the
-    stream.
-    """
+    """Put the running engine behind the HTTP API, and print its answer to one question."""
     import asyncio
 
     from penstock.demo import MODEL_NAME

@@ -26,7 +26,7 @@ Examples:
     type=click.IntRange(0, 65535),
     default=8000,
     show_default=True,
-    help="That of the ingress.",
+    help="Port of the ingress.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:

@@ -1,4 +1,4 @@
-"""Options that say what is asked of each row, shared by `penstock run` and `penstock plan`."""
+"""Options of `penstock run` and `penstock plan` that make up the request for each row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _OPTIONS = (
     click.option(
         "--model", help="'demo', a model directory or file, or a hub id.  [default: demo]"
     ),
-    click.option("--engine", help="The engine that runs it.  [default: openvino]"),
+    click.option("--engine", help="The engine that runs the model.  [default: openvino]"),
     click.option(
         "--engine-kwargs", metavar="JSON", help="Options of the engine, as a JSON object."
     ),
@@ -25,7 +25,9 @@ _OPTIONS = (
             " Costs speed."
         ),
     ),
-    click.option("--prompt", metavar="TEXT", help="Text with {column} in it: the user's message."),
+    click.option(
+        "--prompt", metavar="TEXT", help="The user's message, with {column} as placeholder."
+    ),
     click.option("--messages", metavar="COLUMN", help="The column that holds whole conversations."),
     click.option("--system", metavar="TEXT", help="A system message before each prompt."),
     click.option(
@@ -41,7 +43,7 @@ _OPTIONS = (
     click.option(
         "--max-tokens",
         type=click.IntRange(1),
-        help="Most tokens of an answer.  [default: what the context leaves]",
+        help="Most tokens of an answer.  [default: the rest of the context]",
     ),
     click.option(
         "--temperature", type=click.FloatRange(0), help="[default: 0, the likeliest token]"
@@ -57,21 +59,21 @@ _OPTIONS = (
         "--stop",
         multiple=True,
         metavar="TEXT",
-        help="Ends an answer where it would come; can be repeated.",
+        help="Text that ends an answer before it; can be repeated.",
     ),
     click.option("--limit", type=click.IntRange(0), help="Read only this many rows."),
 )
 
 
 def what_is_asked(command: Command) -> Command:
-    """Give a command these options."""
+    """Add these options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def json_object(text: str | None, field: str) -> dict[str, Any] | None:
-    """The JSON object in an option; None if it was not given. Raises `ConfigError`."""
+    """The JSON object in an option; None for an absent option. Raises `ConfigError`."""
     if text is None:
         return None
     from penstock.errors import ConfigError

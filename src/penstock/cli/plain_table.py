@@ -1,4 +1,4 @@
-"""Tables for the terminal and for pipes: aligned columns of text, nothing else."""
+"""Tables for terminals and pipes: aligned columns of text, nothing else."""
 
 from __future__ import annotations
 

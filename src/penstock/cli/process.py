@@ -1,6 +1,4 @@
-"""The process around a command: its standard streams, its exit code, and what it says when it
-fails.
-"""
+"""The process around a command: its standard streams, exit code, and error message."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, e
 
 
 def run() -> None:
-    """Run the command that the arguments name, and leave with its exit code."""
+    """Run the command that the arguments name, and exit with its code."""
     _fill_closed_streams()
     code = _code_of_command()
     try:
@@ -52,7 +50,7 @@ def _code_of_command() -> int | str | None:
     except PenstockError as error:
         if debug:
             raise
-        return _fail(str(error), 2 if error.status < 500 else 1)  # 4xx: what was asked for is wrong
+        return _fail(str(error), 2 if error.status < 500 else 1)  # 4xx: a wrong request
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, leave)
         return 130
@@ -85,8 +83,8 @@ def _say_usage(error: click.UsageError) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """In here Ctrl-C raises `KeyboardInterrupt`, for what must be brought to an end."""
-    if signal.getsignal(signal.SIGINT) is not leave:  # not run from a command line
+    """Within the context Ctrl-C raises `KeyboardInterrupt`, so that a command can clean up."""
+    if signal.getsignal(signal.SIGINT) is not leave:  # no command line runs this
         yield
         return
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -102,21 +100,21 @@ def _fail(text: str, code: int = 1) -> int:
 
 
 def _fill_closed_streams() -> None:
-    """Put something in the place of standard streams that are closed: the next file opened would
-    become one of them, and a process of the engine would write into it.
+    """Open the null device in place of closed standard streams. Else the next file would take a
+    stream's number, and a process of the engine would write into it.
     """
     for descriptor, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY), (2, os.O_WRONLY)):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, flags)  # takes the lowest number that is free, which is this one
+            os.open(os.devnull, flags)  # takes the lowest free number, which is this one
             os.set_inheritable(descriptor, True)
     if sys.stderr is None:
         sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115 (as long as the process)
 
 
 def _drop_output() -> None:
-    """Let the interpreter's end not try once more to write what cannot be written."""
+    """Keep the interpreter's exit from flushing output that cannot be written."""
     with contextlib.suppress(OSError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)

@@ -42,7 +42,7 @@ Examples:
     type=click.IntRange(1),
     default=1,
     show_default=True,
-    help="Of the engine, on Ray.",
+    help="Replicas of the engine, on Ray.",
 )
 @click.option(
     "--order",
@@ -56,8 +56,8 @@ Examples:
     multiple=True,
     metavar="[KIND=]ACTION",
     help=(
-        "What becomes of failing rows, of all or of one kind of error; can be repeated: keep (an"
-        " error row), skip (not in the output), fail (the job ends), retry (asked again, then"
+        "How to handle failing rows, all or one kind of error; can be repeated: keep (an"
+        " error row), skip (not in the output), fail (the job ends), retry (tried again, then"
         " kept).  [default: keep]"
     ),
 )
@@ -75,7 +75,7 @@ Examples:
     type=click.Choice(["keep", "retry"]),
     default="keep",
     show_default=True,
-    help="Whether the model is asked again for an answer that does not follow the schema.",
+    help="Whether an answer that breaks the schema is kept or tried again.",
 )
 @click.option(
     "--dead-letter",
@@ -85,7 +85,7 @@ Examples:
 @click.option(
     "--max-tokens-total",
     type=click.IntRange(1),
-    help="Stop at so many tokens, prompts and answers.",
+    help="Stop at this number of tokens, in prompts and answers.",
 )
 @click.option(
     "--max-error-rate",
@@ -111,9 +111,9 @@ Examples:
     help="A row that takes longer becomes an error row.  [default: no limit]",
 )
 @click.option("--retry-failed", is_flag=True, help="Run the error rows of an earlier run again.")
-@click.option("--fresh", is_flag=True, help="Discard what an earlier run did.")
+@click.option("--fresh", is_flag=True, help="Discard the results of an earlier run.")
 @click.option(
-    "--result-prefix", default="", metavar="TEXT", help="Goes before the names of result columns."
+    "--result-prefix", default="", metavar="TEXT", help="Prefix of the names of result columns."
 )
 @click.option(
     "-q", "--quiet", is_flag=True, help="No progress, no summary; only warnings and failures."
@@ -133,8 +133,8 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     job = Job(source, output, engine_kwargs=kwargs, progress=False if quiet else None, **options)
     try:
         result = job.run()
-    except JobInterrupted as stop:  # click would take it for a Ctrl-C of its own
-        # One more would kill the interpreter on its way out.
+    except JobInterrupted as stop:  # click would take it for a Ctrl-C
+        # Another signal would kill the interpreter during its exit.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
         say(f"penstock: {stop}")
@@ -142,7 +142,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
     if not quiet:
         say(summary(result))
     if result.counts.rows and not result.counts.ok:
-        if quiet:  # a failure says why
+        if quiet:  # quiet does not hide why a job failed
             kinds = ", ".join(
                 f"{number:,} × {kind}" for kind, number in sorted(result.counts.errors.items())
             )
@@ -151,7 +151,7 @@ def run(source: str, output: str, engine_kwargs: str | None, quiet: bool, **opti
 
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
-    """What `--on-error` says, as `Job` takes it."""
+    """The value of `--on-error` in the form that `Job` takes."""
     actions = {}
     for part in given:
         kind, equals, action = part.rpartition("=")

@@ -33,14 +33,14 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Other machines reach only what is not 127.0.0.1.",
+    help="Address to listen on; 127.0.0.1 is reachable from this machine only.",
 )
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=DEFAULT_PORT,
     show_default=True,
-    help="0: a free one.",
+    help="0 takes a free port.",
 )
 @click.option("--engine", help="The engine of MODEL.  [default: openvino]")
 @click.option(
@@ -51,7 +51,7 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
     is_flag=True,
     help="The same request gets the same answer whatever runs beside it. Costs speed.",
 )
-@click.option("--name", help="What requests call MODEL.  [default: its last path component]")
+@click.option("--name", help="Name of MODEL in requests.  [default: its last path component]")
 @click.option(
     "--api-key-file",
     type=click.Path(dir_okay=False),
@@ -65,19 +65,19 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 @click.option(
     "--dev",
     is_flag=True,
-    help="With the control routes: /sleep, /pause, /collective_rpc and so on.",
+    help="Enable the control routes: /sleep, /pause, /collective_rpc and so on.",
 )
 @click.option(
     "--cors-origin",
     "cors_origins",
     multiple=True,
-    help="A web origin that may call; can be repeated.",
+    help="A web origin that may send requests; can be repeated.",
 )
 @click.option(
     "--allowed-host",
     "allowed_hosts",
     multiple=True,
-    help="A name that requests may call a server without keys by.",
+    help="A host name that requests to a keyless server may use; can be repeated.",
 )
 @click.option(
     "--max-body-mb",
@@ -118,12 +118,12 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
     "--memory-budget-gb",
     type=click.FloatRange(0, min_open=True),
     help=(
-        "What loaded models may take together, by estimate; idle ones make room.  [default: no"
-        " limit]"
+        "Limit for the estimated total size of loaded models; idle models are evicted."
+        "  [default: no limit]"
     ),
 )
 @click.option(
-    "--trust-request-chat-template", is_flag=True, help="Take chat templates from requests."
+    "--trust-request-chat-template", is_flag=True, help="Accept chat templates in requests."
 )
 @click.option(
     "--log-format", type=click.Choice(["plain", "json"]), default="plain", show_default=True
@@ -183,8 +183,12 @@ def serve(
 
 
 @click.command(short_help="Chat with a served model in the terminal.")
-@click.option("--model", default="", help="Which one.  [default: the first that the server lists]")
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
+@click.option(
+    "--model",
+    default="",
+    help="The model to chat with.  [default: the first that the server lists]",
+)
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
 @click.option("--system", metavar="TEXT", help="A system message.")
 @click.option("--temperature", type=click.FloatRange(0, 2), help="[default: the server's]")
 @click.option("--max-tokens", type=click.IntRange(1), help="Most tokens of an answer.")
@@ -209,7 +213,7 @@ def chat(
     opening: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
     messages = list(opening)
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 ends no conversation
+        sys.stdin.reconfigure(errors="replace")  # an invalid byte must not end the chat
     with interruptible():
         while (text := _ask()) is not None:
             if text == "/new":
@@ -222,7 +226,7 @@ def chat(
 
 
 @click.command(short_help="List the models of a server.")
-@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the server is.")
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Address of the server.")
 @click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
 def models(url: str, api_key: str | None) -> None:
     """List the models and adapters of a server, and what each is doing."""
@@ -259,7 +263,7 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
 
     cluster = lazy.require("penstock.ray.cluster", needed_by="The Ray runtime")
     url = address(listening)
-    listening.close()  # it has told that the port is free; the ingress takes it
+    listening.close()  # it has proven the port free; the ingress takes the port
     args = structs.replace(args, listen=url.removeprefix("http://"), http=settings)
     cluster.run(args, on_listening=lambda: _announce(url, args.llm_configs[0].model_id, settings))
 
@@ -374,12 +378,12 @@ def _ask() -> str | None:
 def _say(
     client: Client, model: str, messages: list[dict[str, Any]], options: dict[str, Any]
 ) -> str:
-    said = ""
+    answer = ""
     try:
         for piece in client.chat(model, messages, **options):
-            said += piece
+            answer += piece
             click.echo(piece, nl=False)
     except KeyboardInterrupt:
-        pass  # the answer so far stands
+        pass  # keep the answer so far
     click.echo()
-    return said
+    return answer

@@ -1,4 +1,4 @@
-"""What is wrong with a command line, in words of our own: click's change with its versions."""
+"""Explains a wrong command line in words of our own: click's change with its versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 
 def usage_fault(error: click.UsageError) -> str:
-    """One line: which option or argument is wrong, and what it must be."""
+    """One line: the wrong option or argument, and what it must be."""
     if isinstance(error, click.NoSuchOption):
         near = (
             f". Did you mean {' or '.join(sorted(error.possibilities))}?"

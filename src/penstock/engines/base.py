@@ -1,35 +1,25 @@
 """The engine protocol, and the table of engines.
 
 An engine runs one model and speaks at the OpenAI level: chat, completions, embeddings and so on, in
-the neutral types of `penstock.types`. Batch jobs and servers use it alike. What an engine cannot do
-it does not override, and the caller gets a 501 that names the engine.
+the neutral types of `penstock.types`. Batch jobs and servers use it alike. For a task or an
+operation that an engine lacks the caller gets a 501 that names the engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
 from penstock import lazy
-from penstock.engines.deltas import Deltas
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import Operations, Tasks, task_of
 from penstock.errors import ConfigError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from penstock.engines.supervision.supervisor import Supervisor
@@ -64,7 +54,7 @@ class Capabilities(Struct, frozen=True):
     batch_in_flight: int = 0
 
 
-class LLMEngine:
+class LLMEngine(Tasks, Operations):
     """One model, running. Construct it (cheap, checks its options), `await start()`, use it, `await
     stop()`.
 
@@ -76,6 +66,9 @@ class LLMEngine:
     runs; whoever starts it may say before at which `site` it stands. One that tells what it has
     cached does so in `cached_blocks`. One that runs belongs to the event loop in which it was
     started: its `loop`. A `deterministic` one gives the same answer to the same request each time.
+
+    An engine implements `generate`, `answer` and, for its `operations`, `control`. One that
+    overrides the methods of tasks and operations themselves is as good.
     """
 
     name: ClassVar[str]
@@ -87,6 +80,8 @@ class LLMEngine:
     """Whether data-parallel ranks are an option of this engine, which starts them and balances
     between them.
     """
+    operations: ClassVar[frozenset[str]] = frozenset()
+    """The operations that `control` does."""
     capabilities: Capabilities
     site: Site = Site()
     connector: Connector | None = None
@@ -115,9 +110,11 @@ class LLMEngine:
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 
-    def brings(self, method: str) -> bool:
-        """Whether the engine has this method of the protocol itself."""
-        return getattr(type(self), method) is not getattr(LLMEngine, method)
+    def brings(self, operation: str) -> bool:
+        """Whether the engine does this operation itself."""
+        return operation in self.operations or getattr(type(self), operation) is not getattr(
+            LLMEngine, operation
+        )
 
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -161,43 +158,18 @@ class LLMEngine:
         raise NotImplementedError
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        """Continue a conversation. Closing the deltas early aborts the request and frees its
-        slot.
-        """
-        raise self._unsupported("chat")
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        raise self._unsupported(task_of(request))
 
-    def completions(self, request: CompletionRequest) -> Deltas:
-        """Continue a prompt. Closing the deltas early aborts the request and frees its slot."""
-        raise self._unsupported("completions")
+    async def answer(self, task: str, request: Any) -> Any:
+        if task == "score":
+            return await self.rerank(request)
+        raise self._unsupported(task)
 
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts."""
-        raise self._unsupported("embeddings")
-
-    async def score(self, request: RerankRequest) -> Scores:
-        """Score documents against a query; the same as `rerank`, unsorted in both."""
-        return await self.rerank(request)
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        """Score documents against a query."""
-        raise self._unsupported("rerank")
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        """Sort texts into the model's classes."""
-        raise self._unsupported("classify")
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        """Write down speech."""
-        raise self._unsupported("transcriptions")
-
-    async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text, special tokens in it recognised, none added."""
-        raise self._unsupported("tokenize")
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        raise self._unsupported("detokenize")
+    async def control(self, operation: str, **options: Any) -> Any:
+        if operation in ("is_sleeping", "is_paused"):
+            return False
+        raise self._unsupported(operation)
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
@@ -233,51 +205,6 @@ class LLMEngine:
         `requests_waiting` and `kv_cache_usage` (0 to 1) where it has them.
         """
         return {}
-
-    # Control
-    async def sleep(self, level: int = 1) -> None:
-        """Give memory back until `wakeup`."""
-        raise self._unsupported("sleep")
-
-    async def wakeup(self) -> None:
-        """Undo `sleep`."""
-        raise self._unsupported("wakeup")
-
-    async def is_sleeping(self) -> bool:
-        """Whether the engine is asleep."""
-        return False
-
-    async def pause(self, mode: str = "wait") -> None:
-        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep"
-        holds them.
-        """
-        raise self._unsupported("pause")
-
-    async def resume(self) -> None:
-        """Undo `pause`."""
-        raise self._unsupported("resume")
-
-    async def is_paused(self) -> bool:
-        """Whether the engine is paused."""
-        return False
-
-    async def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix."""
-        raise self._unsupported("reset_prefix_cache")
-
-    async def start_profile(self) -> None:
-        """Begin a profile."""
-        raise self._unsupported("start_profile")
-
-    async def stop_profile(self) -> None:
-        """End a profile and write it."""
-        raise self._unsupported("stop_profile")
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a method on every worker of the engine."""
-        raise self._unsupported("collective_rpc")
 
     def build_asgi_app(self) -> Any:
         """The engine's own HTTP application, where it has one."""

@@ -1,5 +1,5 @@
-"""The deltas of one request on their way up: one by one for whoever reads them, in batches between
-our own layers.
+"""The deltas of one request on their way up: in batches between our own layers, one by one for
+users.
 
 What an engine has ready together travels together, so a layer costs a request once a step and not
 once a token.
@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from penstock.types import Delta
 
+Batches: TypeAlias = AsyncGenerator[list[Delta], None]
+"""What `generate` returns. No batch is empty. Closing the generator aborts the request; an error of
+the request is raised after the deltas that came before it.
+"""
+
 
 class Deltas(Protocol):
-    """What `chat` and `completions` return. An asynchronous generator of deltas is one; closing it
-    aborts the request.
-
-    An error of the request is raised by the iteration, after the deltas that came before it.
+    """What `chat` and `completions` return: `Batches`, one delta at a time. An asynchronous
+    generator of deltas is one.
     """
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...
@@ -29,9 +32,9 @@ class Deltas(Protocol):
 
 
 class BatchedDeltas:
-    """Deltas from a generator of batches. No batch is empty."""
+    """Batches of deltas, iterated one delta at a time."""
 
-    def __init__(self, batches: AsyncGenerator[list[Delta], None]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
         self._rest: Iterator[Delta] = iter(())
 
@@ -49,25 +52,19 @@ class BatchedDeltas:
         await self.batches.aclose()
 
 
-def in_batches(deltas: Deltas) -> AsyncGenerator[list[Delta], None]:
-    """The same deltas, those that are ready together in one list; closing the generator closes
-    them.
-    """
+def in_batches(deltas: Deltas) -> Batches:
+    """The batches of deltas; of a user's own generator, batches of one."""
     return deltas.batches if isinstance(deltas, BatchedDeltas) else _singly(deltas)
 
 
-async def _singly(deltas: Deltas) -> AsyncGenerator[list[Delta], None]:
+async def _singly(deltas: Deltas) -> Batches:
     async with aclosing(deltas):
         async for delta in deltas:
             yield [delta]
 
 
-def mapped(deltas: Deltas, change: Callable[[Delta], Delta]) -> BatchedDeltas:
-    """The deltas, each changed."""
-
-    async def batches() -> AsyncGenerator[list[Delta], None]:
-        async with aclosing(in_batches(deltas)) as source:
-            async for batch in source:
-                yield [change(delta) for delta in batch]
-
-    return BatchedDeltas(batches())
+async def mapped(batches: Batches, change: Callable[[Delta], Delta]) -> Batches:
+    """The batches with each delta changed."""
+    async with aclosing(batches):
+        async for batch in batches:
+            yield [change(delta) for delta in batch]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, TypeVar
 
@@ -13,20 +13,9 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.least_loaded import LeastLoaded
 from penstock.balance.pool import Member, Pool
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import generated
+from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
 
@@ -67,8 +56,8 @@ class EngineGroup(LLMEngine):
     def stated_context_length(self) -> int | None:
         return self.ranks[0].stated_context_length()
 
-    def brings(self, method: str) -> bool:
-        return self.ranks[0].brings(method)
+    def brings(self, operation: str) -> bool:
+        return self.ranks[0].brings(operation)
 
     # Life
     async def start(self) -> None:
@@ -94,40 +83,20 @@ class EngineGroup(LLMEngine):
         await self._all(lambda rank: rank.check_health())
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        return BatchedDeltas(self._generate(request, lambda rank: rank.chat(request)))
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        return BatchedDeltas(self._generate(request, lambda rank: rank.completions(request)))
-
-    async def _generate(
-        self, request: Any, ask: Callable[[LLMEngine], Deltas]
-    ) -> AsyncGenerator[list[Delta], None]:
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         with self._rank_for(request) as rank:
-            async with aclosing(in_batches(ask(rank))) as batches:
+            async with aclosing(generated(rank, request)) as batches:
                 async for batch in batches:
                     yield batch
 
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        return await self._one(lambda rank: rank.embeddings(request))
+    async def answer(self, task: str, request: Any) -> Any:
+        with self._rank_for(None) as rank:
+            return await getattr(rank, task)(request)
 
-    async def score(self, request: RerankRequest) -> Scores:
-        return await self._one(lambda rank: rank.score(request))
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        return await self._one(lambda rank: rank.rerank(request))
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        return await self._one(lambda rank: rank.classify(request))
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        return await self._one(lambda rank: rank.transcriptions(request))
-
-    async def tokenize(self, text: str) -> list[int]:
-        return await self._one(lambda rank: rank.tokenize(text))
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return await self._one(lambda rank: rank.detokenize(token_ids))
+    async def control(self, operation: str, **options: Any) -> Any:
+        """Ask every rank. The answer is a list of theirs; of a question, whether one says yes."""
+        answers = await self._all(lambda rank: getattr(rank, operation)(**options))
+        return any(answers) if operation in ("is_sleeping", "is_paused") else answers
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
@@ -147,43 +116,8 @@ class EngineGroup(LLMEngine):
                 total[name] = total.get(name, 0.0) + share
         return total
 
-    # Control
-    async def sleep(self, level: int = 1) -> None:
-        await self._all(lambda rank: rank.sleep(level))
-
-    async def wakeup(self) -> None:
-        await self._all(lambda rank: rank.wakeup())
-
-    async def is_sleeping(self) -> bool:
-        return any(await self._all(lambda rank: rank.is_sleeping()))
-
-    async def pause(self, mode: str = "wait") -> None:
-        await self._all(lambda rank: rank.pause(mode))
-
-    async def resume(self) -> None:
-        await self._all(lambda rank: rank.resume())
-
-    async def is_paused(self) -> bool:
-        return any(await self._all(lambda rank: rank.is_paused()))
-
-    async def reset_prefix_cache(self) -> None:
-        await self._all(lambda rank: rank.reset_prefix_cache())
-
-    async def start_profile(self) -> None:
-        await self._all(lambda rank: rank.start_profile())
-
-    async def stop_profile(self) -> None:
-        await self._all(lambda rank: rank.stop_profile())
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> list[Any]:
-        """Call a method on every worker of every rank: a list of what the ranks answered."""
-        return await self._all(lambda rank: rank.collective_rpc(method, args, kwargs))
-
     @property
     def running(self) -> list[int]:
-        """Requests on each rank."""
         return [rank.running for rank in self._pool.members]
 
     # How
@@ -199,10 +133,6 @@ class EngineGroup(LLMEngine):
             yield rank.engine
         finally:
             rank.running -= 1
-
-    async def _one(self, ask: Callable[[LLMEngine], Awaitable[T]]) -> T:
-        with self._rank_for(None) as rank:
-            return await ask(rank)
 
     async def _all(self, ask: Callable[[LLMEngine], Awaitable[T]]) -> list[T]:
         """Every rank is asked, also where one fails; then the first failure is raised."""

@@ -25,7 +25,6 @@ class Mailbox:
         return self._error is not None
 
     def put(self, delta: Delta) -> None:
-        """Leave a delta."""
         self._deltas.append(delta)
         self._wake()
 

@@ -1,8 +1,8 @@
 """The OpenAI level for engines that work on prompts and tokens: templates, parameter checks, n
 answers, echo.
 
-Such an engine implements `generate`, `tokenize` and `detokenize`, and sets `capabilities` and
-`template` when it starts.
+Such an engine implements `continue_prompt`, and the tasks `tokenize` and `detokenize`; it sets
+`capabilities` and `template` when it starts.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas, mapped
+from penstock.engines.deltas import Batches, mapped
 from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.text.default_seed import with_seed
 from penstock.engines.text.sampling_checks import check_sampling, check_token_ids
@@ -50,11 +49,16 @@ class TokenEngine(LLMEngine):
     template: ChatTemplate
     model_kind = "this model"
 
-    @abstractmethod
-    def generate(self, request: GenerateRequest) -> Deltas:
-        """Continue one prompt. Closing the deltas early aborts the request."""
+    def continue_prompt(self, request: GenerateRequest) -> Batches:
+        """Continue one prompt. Closing the batches early aborts the request."""
+        raise NotImplementedError
 
-    def chat(self, request: ChatRequest) -> Deltas:
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return (
+            self._chat(request) if isinstance(request, ChatRequest) else self._completions(request)
+        )
+
+    def _chat(self, request: ChatRequest) -> Batches:
         self._check_task("chat")
         request = with_seed(request) if self.deterministic else request
         tools = None if request.tool_choice == "none" else request.tools
@@ -68,9 +72,18 @@ class TokenEngine(LLMEngine):
                 " (tool_choice)",
                 param="tools",
             )
-        prompt = request.prompt_token_ids or self._rendered(request, tools)
-        if isinstance(prompt, list):
+        prompt: str | list[int]
+        if request.prompt_token_ids:
+            prompt = request.prompt_token_ids
             check_token_ids(prompt, "prompt_token_ids")
+        else:
+            _check_texts(request.messages, self.name)
+            prompt = self.template.render(
+                arguments_as_objects(request.messages),
+                tools=tools,
+                override=request.chat_template,
+                variables=request.chat_template_kwargs,
+            )
         single = GenerateRequest(
             prompt,
             sampling,
@@ -85,7 +98,7 @@ class TokenEngine(LLMEngine):
         calls = ToolCallReader(seed, bare=forced, one_call=not request.parallel_tool_calls)
         return mapped(answers, calls.translate)
 
-    def completions(self, request: CompletionRequest) -> Deltas:
+    def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
         request = with_seed(request) if self.deterministic else request
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
@@ -104,53 +117,33 @@ class TokenEngine(LLMEngine):
         answers = self._answers(single, request.n)
         return self._with_echo(request.prompt, answers) if request.echo else answers
 
-    def _rendered(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> str:
-        """The prompt's text."""
-        _check_texts(request.messages, self.name)
-        return self.template.render(
-            arguments_as_objects(request.messages),
-            tools=tools,
-            override=request.chat_template,
-            variables=request.chat_template_kwargs,
-        )
-
-    async def _with_echo(
-        self, prompt: str | list[int], answers: Deltas
-    ) -> AsyncGenerator[Delta, None]:
-        echoed: set[int] = set()
+    async def _with_echo(self, prompt: str | list[int], answers: Batches) -> Batches:
         async with contextlib.aclosing(answers):
-            text = prompt if isinstance(prompt, str) else await self.detokenize(prompt)
-            async for delta in answers:
-                if delta.index not in echoed:
-                    echoed.add(delta.index)
-                    delta = msgspec.structs.replace(delta, text=text + delta.text)
-                yield delta
+            echo = Echo(prompt if isinstance(prompt, str) else await self.detokenize(prompt))
+            async for batch in answers:
+                yield [echo(delta) for delta in batch]
 
-    @abstractmethod
-    async def tokenize(self, text: str) -> list[int]: ...
+    def _answers(self, request: GenerateRequest, n: int) -> Batches:
+        return self.continue_prompt(request) if n == 1 else self._fan_out(request, n)
 
-    @abstractmethod
-    async def detokenize(self, token_ids: Sequence[int]) -> str: ...
-
-    def _answers(self, request: GenerateRequest, n: int) -> Deltas:
-        return self.generate(request) if n == 1 else self._fan_out(request, n)
-
-    async def _fan_out(self, request: GenerateRequest, n: int) -> AsyncGenerator[Delta, None]:
+    async def _fan_out(self, request: GenerateRequest, n: int) -> Batches:
         """n requests with seeds of their own, merged. The prefix cache makes the shared prompt
         cheap.
         """
         first_seed = (
             request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
         )
-        merged: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+        merged: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue()
 
         async def one(index: int) -> None:
             sampling = msgspec.structs.replace(request.sampling, seed=(first_seed + index) % 2**31)
             try:
-                answer = self.generate(msgspec.structs.replace(request, sampling=sampling))
+                answer = self.continue_prompt(msgspec.structs.replace(request, sampling=sampling))
                 async with contextlib.aclosing(answer):
-                    async for delta in answer:
-                        merged.put_nowait(msgspec.structs.replace(delta, index=index))
+                    async for batch in answer:
+                        merged.put_nowait(
+                            [msgspec.structs.replace(delta, index=index) for delta in batch]
+                        )
             except Exception as error:
                 merged.put_nowait(error)
             else:
@@ -163,7 +156,7 @@ class TokenEngine(LLMEngine):
                 item = await merged.get()
                 if item is None:
                     running -= 1
-                elif isinstance(item, BaseException):
+                elif isinstance(item, Exception):
                     raise item
                 else:
                     yield item
@@ -203,6 +196,20 @@ class TokenEngine(LLMEngine):
             raise ModelNotFoundError(
                 f"no adapter '{adapter}' is loaded. {hint}".rstrip(), param="model"
             )
+
+
+class Echo:
+    """Puts a text before each answer."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._begun: set[int] = set()
+
+    def __call__(self, delta: Delta) -> Delta:
+        if delta.index in self._begun:
+            return delta
+        self._begun.add(delta.index)
+        return msgspec.structs.replace(delta, text=self._text + delta.text)
 
 
 def _check_texts(messages: Sequence[Message], engine: str) -> None:

@@ -1,5 +1,5 @@
-"""Outgoing HTTP, for engines and stages that ask other servers.
+"""Outgoing HTTP, for engines and stages that call other servers.
 
-`client` sends (the only home of aiohttp), `limiter` says when, `retries` whether once more,
-`headers` keeps keys out of sight, `event_stream` reads streamed answers.
+`client` sends (the only home of aiohttp), `limiter` bounds the rate, `retries` decides on another
+try, `headers` keeps keys secret, `event_stream` reads streamed answers.
 """

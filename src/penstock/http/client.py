@@ -1,6 +1,4 @@
-"""Sends requests and maps what goes wrong to `penstock.errors`: the only file that knows
-aiohttp.
-"""
+"""Sends requests and maps failures to `penstock.errors`. Only this file knows aiohttp."""
 
 from __future__ import annotations
 
@@ -33,17 +31,17 @@ from penstock.http.retries import is_retryable, is_throttling, retry_after
 Seconds = Annotated[float, Meta(gt=0)]
 
 KEPT_ALIVE_S = 4.0
-"""Below the 5 s after which common servers close an idle connection: a request that meets that
-close is lost.
+"""Keep-alive of an idle connection. Common servers close theirs after 5 s, and lose a request that
+meets the close.
 """
 _JSON = "application/json"
 LARGE_BYTES = 1 << 20
-"""Bodies of this size are written in pieces, so that one request does not hold up the others."""
+"""Larger bodies are written in pieces, so that one request does not hold up the others."""
 
 
 class Timeouts(Struct, frozen=True, kw_only=True):
-    """In seconds: `connect_s` for a connection, `idle_s` between two pieces of an answer and before
-    its first, `try_s` for one whole try (None: no limit beside the others).
+    """In seconds: `connect_s` bounds a connection, `idle_s` the wait for the first and for each
+    next piece of an answer, `try_s` one whole try (None: no limit of its own).
     """
 
     connect_s: Seconds = 10.0
@@ -52,8 +50,8 @@ class Timeouts(Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(Struct, frozen=True):
-    """Where a request goes, and through which proxy. `shown` names it in messages: no user, no
-    query, for keys stand there; `secrets` are these, for servers like to repeat them.
+    """A request's destination and its proxy. `shown` names it in messages, without user and query,
+    which may hold keys; `secrets` are these keys, as servers like to repeat them.
     """
 
     method: str
@@ -91,11 +89,11 @@ def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
 
 
 class HttpClient:
-    """A session with one server, or several of the same headers. `await open()`, use it, `await
-    close()`.
+    """A session with one server, or with several that get the same headers: `await open()`, use
+    it, `await close()`.
 
-    `session_factory` makes the aiohttp session (default: one without a limit of its own); it is
-    closed here. Answers of more than `max_body_bytes` are refused.
+    `session_factory` makes the aiohttp session (default: one without a limit of its own); the
+    client closes it. Answers of more than `max_body_bytes` are refused.
     """
 
     def __init__(
@@ -108,7 +106,7 @@ class HttpClient:
     ) -> None:
         given = timeouts or Timeouts()
         self._headers = headers
-        # Of the bodies that are JSON only: a multipart body tells its own, with its boundary.
+        # For JSON bodies only: a multipart body brings its own type, with its boundary.
         self._json = next(
             (value for name, value in headers.values.items() if name.lower() == "content-type"),
             _JSON,
@@ -131,9 +129,7 @@ class HttpClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def open(self) -> None:
-        """Make the session. Raises `ConfigError` for a `session_factory` that makes something
-        else.
-        """
+        """Make the session. Raises `ConfigError` if `session_factory` makes anything else."""
         if self._session is None:
             session: Any = self._make_session()
             if not hasattr(session, "request"):
@@ -146,9 +142,7 @@ class HttpClient:
                 self._in_time = Deadline(self._try_s)
 
     async def close(self) -> None:
-        """Close the session. Requests under way end with `EngineDeadError`. Closing twice is
-        harmless.
-        """
+        """Close the session; idempotent. Requests under way end with `EngineDeadError`."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -165,13 +159,13 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         tokens: float = 0.0,
     ) -> Reply:
-        """One try; bytes as `data` are JSON.
+        """One try. `data` as bytes is JSON.
 
-        Raises `UpstreamError` for a status other than 2xx or a lost connection,
-        `EngineTimeoutError`.
+        Raises `UpstreamError` for a lost connection or a status other than 2xx,
+        `EngineTimeoutError` after a timeout.
         """
-        # Neither by way of `stream` nor in aiohttp's own context: each costs a batch some 5 % of
-        # its time.
+        # Calling `stream`, or entering aiohttp's own context, would cost a batch some 5 % of its
+        # time each.
         ticket = limiter.try_acquire() or await limiter.acquire(tokens)
         verdict: Verdict = "unknown"
         pause = None
@@ -179,8 +173,8 @@ class HttpClient:
             with self._in_time:
                 response = await self._open(to, data, headers, self._without_total)
                 content = response.content
-                # To its end, which gives the connection back; else it is closed. Most answers have
-                # come as a whole.
+                # Reading to the end returns the connection to the pool; else it is closed. Most
+                # answers have arrived whole.
                 body = content.read_nowait() if content.is_eof() else await self._read(response, to)
                 if len(body) > self._max_body_bytes:
                     raise self._too_large(response, to)
@@ -202,9 +196,7 @@ class HttpClient:
             limiter.release(ticket, verdict, pause)
 
     def not_json(self, reply: Reply, to: Endpoint) -> UpstreamError:
-        """What is told of an answer in another form, without keys: pages of errors like to show the
-        request.
-        """
+        """The error for an answer that is not JSON, without keys that it repeats."""
         kind = reply.headers.get("content-type", "an unnamed type")
         why = f"{to.shown} answered {reply.status} with {kind}, not JSON"
         return UpstreamError(
@@ -212,9 +204,7 @@ class HttpClient:
         )
 
     def without_keys(self, error: UpstreamError, to: Endpoint) -> UpstreamError:
-        """The error, with the keys taken out of what the server said in an answer that was read
-        elsewhere.
-        """
+        """Returns another reader's error, without keys that the server repeated."""
         error.args = (self._headers.scrub(str(error), to.secrets),)
         error.body = self._headers.scrub(error.body, to.secrets)
         return error
@@ -229,10 +219,11 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         tokens: float = 0.0,
     ) -> AsyncIterator[AsyncGenerator[bytes, None]]:
-        """One try whose answer is read as it comes: gives the pieces. Leaving the context early
+        """One try whose answer is read as it arrives: yields the pieces. Leaving the context early
         ends the request.
 
-        Raises as `send` does, from the pieces too. The limiter's place is kept until the end.
+        Raises as `send` does, from the pieces too. The request holds its place in the limiter
+        until the end.
         """
         ticket = await limiter.acquire(tokens)
         verdict: Verdict = "unknown"
@@ -250,10 +241,10 @@ class HttpClient:
                 finally:
                     await pieces.aclose()
                     if not response.content.at_eof():
-                        # The server is to stop, so the connection cannot be used again.
+                        # The server has to stop, so the connection cannot be used again.
                         response.close()
         except PenstockError as error:
-            if is_throttling(error):  # it may stand in the answer, too
+            if is_throttling(error):  # a stream may carry it, too
                 verdict = "throttled"
             raise
         except (aiohttp.ClientError, TimeoutError, OSError) as caught:
@@ -281,12 +272,12 @@ class HttpClient:
             else:
                 data = aiohttp.BytesIOPayload(BytesIO(data), content_type=self._json)
         options: dict[str, Any] = {"data": data, "headers": headers, "timeout": timeout}
-        # A session of the user's own knows its way, and may raise for a status.
+        # A user's own session has its own headers, and may raise for a status.
         if self._each_time is not None:
             options["raise_for_status"] = False
         elif to.proxy is not None:
             options["proxy"] = to.proxy
-        # A redirect would carry the body, and headers with keys, to somewhere that nobody
+        # A redirect would carry the body, and headers with keys, to an address that nobody
         # configured.
         return session.request(to.method, to.url, allow_redirects=False, **options)
 
@@ -328,7 +319,7 @@ class HttpClient:
         try:
             while piece := await content.readany():
                 yield piece
-        # RuntimeError: what aiohttp says when the connection is closed between two reads
+        # RuntimeError: aiohttp raises it for a connection closed between two reads
         except (aiohttp.ClientError, TimeoutError, OSError, RuntimeError) as error:
             raise self._failure(error, to) from None
 
@@ -340,8 +331,8 @@ class HttpClient:
     ) -> UpstreamError:
         status = response.status
         text = self._text(body, to)
-        said = complaint(text)
-        why = said.line or response.reason or ""
+        found = complaint(text)
+        why = found.line or response.reason or ""
         if 300 <= status < 400:
             why = "redirects are not followed"
             with suppress(ValueError):
@@ -355,7 +346,7 @@ class HttpClient:
             f"{to.shown} answered {status}: {why}",
             http_status=status,
             body=text[:KEPT_CHARS],
-            retryable=is_retryable(status) and not said.is_final,
+            retryable=is_retryable(status) and not found.is_final,
             retry_after=pause,
         )
 
@@ -382,9 +373,9 @@ class HttpClient:
 
 
 def _what_broke(error: BaseException) -> tuple[str, bool, bool]:
-    """What is told of an error, whether it may pass, and whether there was a connection."""
+    """The error's description, whether a retry may help, and whether a connection existed."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        number = error.os_error.errno or 0  # negative where a name cannot be resolved
+        number = error.os_error.errno or 0  # negative if a name cannot be resolved
         reason = (
             os.strerror(number) if number > 0 else error.os_error.strerror or str(error.os_error)
         )
@@ -430,8 +421,8 @@ def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
 
 
 def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
-    """A multipart body of texts, and of files: bytes, or mappings with bytes as `content`, and
-    `filename` and `content_type` if they are known. It can be sent once.
+    """A multipart body of texts and files. A file is bytes, or a mapping with bytes as `content`
+    and, if known, `filename` and `content_type`. The body can be sent once.
     """
     data = aiohttp.FormData()
     for name, value in fields.items():

@@ -1,4 +1,4 @@
-"""What the body of an error says, in the forms that are common: OpenAI's, FastAPI's, plain text."""
+"""Reads the body of an error in its common forms: OpenAI's, FastAPI's, plain text."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ _FINAL = frozenset(
         *("unsupported_country_region_territory", "budget_exceeded"),
     }
 )
-"""What only a person can mend: no use to ask again, whatever the status."""
+"""Errors that only a person can fix: a retry is useless, whatever the status."""
 _FINAL_TEXT = re.compile(
     r"insufficient_quota|billing_hard_limit_reached|account_deactivated|budget has been exceeded"
-    r"|request too large for",  # than what the account gets in a whole minute
+    r"|request too large for",  # larger than the account's limit for a minute
     re.I,
 )
 _STATUSES = {
@@ -80,8 +80,8 @@ _DIGITS = re.compile(r"[45]\d\d")
 
 
 class Complaint(Struct, frozen=True):
-    """`message` is for a person; `code` and `kind` are its names in OpenAI's form, lower case;
-    `status` is the HTTP status that it tells by itself, if it does.
+    """What a server complains about. `message` is for a person. `code` and `kind` are the error's
+    names in OpenAI's form, in lower case. `status` is the HTTP status that the body names, if any.
     """
 
     message: str
@@ -92,21 +92,19 @@ class Complaint(Struct, frozen=True):
 
     @property
     def line(self) -> str:
-        """The message on one line, cut where it is long."""
+        """The message on one line, truncated if long."""
         return " ".join(self.message.split())[:SHOWN_CHARS]
 
     @property
     def is_final(self) -> bool:
-        """Whether the same request will get the same answer until a person has done something about
-        it.
-        """
+        """Whether every retry will fail until a person has fixed the cause."""
         return not _FINAL.isdisjoint((self.code, self.kind)) or bool(
             _FINAL_TEXT.search(self.message)
         )
 
 
 def complaint(text: str) -> Complaint:
-    """What a body says; what has none of the common forms says itself."""
+    """The complaint in a body. A body in no common form is the message itself."""
     try:
         body = msgspec.json.decode(text)
     except (ValueError, RecursionError):
@@ -115,15 +113,15 @@ def complaint(text: str) -> Complaint:
 
 
 def complaint_in(body: Any, otherwise: str = "") -> Complaint:
-    """What an error says that is decoded already: a text, an object, or a list of one. `otherwise`
-    is the message of one that has none.
+    """The complaint in a decoded error: a text, an object, or a list with one. `otherwise` is the
+    message if the error has none.
     """
     code = kind = ""
     param: str | None = None
     status: int | None = None
     if isinstance(body, list) and len(body) == 1:
         body = body[0]
-    for _ in range(8):  # errors stand in errors
+    for _ in range(8):  # errors nest
         if not isinstance(body, dict):
             break
         code, kind = _name(body.get("code")) or code, _name(body.get("type")) or kind
@@ -135,7 +133,7 @@ def complaint_in(body: Any, otherwise: str = "") -> Complaint:
         if not inner:
             break
         body = inner[0]
-    message = body if isinstance(body, str) and body else otherwise or _shown(body)
+    message = body if isinstance(body, str) and body else otherwise or _excerpt(body)
     if status is None:
         status = _STATUSES.get(code) or _STATUSES.get(kind)
     return Complaint(message, code, kind, param, status)
@@ -145,7 +143,7 @@ _WHAT = "answered with an error"
 
 
 def error_inside(body: bytes, where: str, what: str = _WHAT) -> UpstreamError | None:
-    """The error that a body of status 200 holds, where it is one and nothing else."""
+    """The error in a body of status 200 that holds nothing else; None for an answer."""
     if b'"error"' not in body and b'"object"' not in body:
         return None
     try:
@@ -157,7 +155,7 @@ def error_inside(body: bytes, where: str, what: str = _WHAT) -> UpstreamError | 
 
 
 def error_in(parsed: Any) -> Any:
-    """The error that stands in an answer in OpenAI's form; None where it is none."""
+    """The error in an answer in OpenAI's form; None for an answer without."""
     if isinstance(parsed, list) and len(parsed) == 1:
         parsed = parsed[0]
     if not isinstance(parsed, dict):
@@ -167,17 +165,17 @@ def error_in(parsed: Any) -> Any:
     return parsed if "error" in (parsed.get("object"), parsed.get("type")) else None
 
 
-def as_error(said: Any, where: str, body: bytes, what: str = _WHAT) -> UpstreamError:
-    """What an error that came with status 200 is: one of the status that it names, else of the
-    server's own.
+def as_error(error: Any, where: str, body: bytes, what: str = _WHAT) -> UpstreamError:
+    """An error for a failure that came with status 200. It has the status that the body names, else
+    401 for a final one and 500 for others.
     """
-    told = complaint_in(said)
-    status = told.status or (401 if told.is_final else 500)
+    found = complaint_in(error)
+    status = found.status or (401 if found.is_final else 500)
     return UpstreamError(
-        f"{where} {what}: {told.line}",
+        f"{where} {what}: {found.line}",
         http_status=status,
         body=body[:KEPT_CHARS].decode(errors="replace"),
-        retryable=is_retryable(status) and not told.is_final,
+        retryable=is_retryable(status) and not found.is_final,
     )
 
 
@@ -192,7 +190,7 @@ def _status(value: Any) -> int | None:
     return int(text) if isinstance(text, str) and _DIGITS.fullmatch(text.strip()) else None
 
 
-def _shown(body: Any) -> str:
+def _excerpt(body: Any) -> str:
     try:
         return msgspec.json.encode(body).decode()
     except (ValueError, TypeError, RecursionError):

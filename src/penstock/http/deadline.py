@@ -1,7 +1,7 @@
-"""A time limit that many tasks keep to, with one timer among them.
+"""A time limit that many tasks share, with one timer for all.
 
-`asyncio.timeout` sets a timer for each, and so does aiohttp: of a request to a fast server that is
-7 % of the time.
+`asyncio.timeout` and aiohttp set a timer for each task, which takes 7 % of the time of a request to
+a fast server.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import Any
 
 
 class Deadline:
-    """Within `with deadline:` a task has `seconds`, then it gets a `TimeoutError`, as from
-    `asyncio.timeout`.
+    """Within `with deadline:` a task has `seconds`; then it gets a `TimeoutError`, as
+    `asyncio.timeout` raises it.
 
-    One object serves all tasks of an event loop, each of which is within it once at a time.
+    One object serves all tasks of an event loop. A task may enter it once at a time.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
-        # The earliest first: all have as long.
+        # In order of expiry: all tasks have the same limit.
         self._running: dict[asyncio.Task[Any], tuple[float, int]] = {}
         self._late: dict[asyncio.Task[Any], int] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -44,7 +44,7 @@ class Deadline:
         assert task is not None
         if self._running.pop(task, None) is None:
             cancellations = self._late.pop(task)
-            # Where somebody else has cancelled the task as well, it stays cancelled.
+            # A task that somebody else has cancelled as well stays cancelled.
             if task.uncancel() <= cancellations and kind is asyncio.CancelledError:
                 raise TimeoutError from error
 

@@ -1,4 +1,4 @@
-"""Reads server-sent events out of bytes as they come:
+"""Reads server-sent events from bytes as they arrive:
 https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -13,13 +13,13 @@ _FIELDS = re.compile(rb"^(?::|(?:event|id|retry|data)(?::|$)).*$", re.MULTILINE)
 
 
 class EventReader:
-    """Bytes in, the data of finished events out. Names, ids, comments and events without data are
-    dropped, but `error` is the data of the first event of that name, and `stray` the beginning of
-    what is no event at all.
+    """Turns bytes into the data of complete events. It drops names, ids, comments and events
+    without data. `error` is the data of the first event named "error"; `stray` is the beginning of
+    text that is no event.
 
-    `limit` is the most bytes that an unfinished event may have; `feed` raises `ValueError` beyond
-    it. What begins like a JSON object is no stream of events: it gathers, and `rest` has it when
-    all has come.
+    `limit` bounds the bytes of an incomplete event; `feed` raises `ValueError` beyond it. Text that
+    begins like a JSON object is no stream of events: the reader buffers it, and `rest` returns it
+    at the end.
     """
 
     def __init__(self, limit: int = 4 << 20) -> None:
@@ -31,7 +31,7 @@ class EventReader:
         self.stray = b""
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of the events that the chunk finishes, in order."""
+        """The data of the events that `chunk` completes, in order."""
         text, half = self._rest + chunk, b""
         if not self._begun:
             text = self._begin(text)
@@ -40,7 +40,7 @@ class EventReader:
             self._check()
             return []
         if b"\r" in text:
-            if text.endswith(b"\r"):  # perhaps half of a line's end, so it waits
+            if text.endswith(b"\r"):  # perhaps half of a line end, so it waits
                 text, half = text[:-1], b"\r"
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *finished, rest = text.split(b"\n\n")
@@ -60,8 +60,8 @@ class EventReader:
         return events
 
     def rest(self) -> bytes:
-        """What has come after the last event, at the end: the data of one that was not ended, or
-        the JSON object.
+        """The rest after the last event, once all bytes are in: the data of an unterminated event,
+        or the JSON object.
         """
         rest, self._rest = self._rest, b""
         if self.is_json:

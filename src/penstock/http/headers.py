@@ -1,4 +1,4 @@
-"""Request headers whose values may be keys: from the environment, never shown."""
+"""Request headers whose values may be keys: read from the environment, never shown."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHORTEST_SECRET = 6
 
 
 class Headers:
-    """Headers of every request to one server. `${NAME}` in a value is the environment's variable of
-    that name.
+    """Headers of every request to one server. `${NAME}` in a value stands for the variable of that
+    name in the environment.
 
-    The values live here and in what is sent; the repr, errors and logs show `***` (`scrub`). Raises
-    `ConfigError` for a variable that is not set, or what cannot be a header.
+    Only requests carry the values; the repr, errors and logs show `***` (`scrub`). Raises
+    `ConfigError` for an unset variable, or an invalid header.
     """
 
     def __init__(self, given: Mapping[str, str] | None = None, *, field: str = "headers") -> None:
@@ -41,9 +41,7 @@ class Headers:
         )
 
     def scrub(self, text: str, also: Sequence[str] = ()) -> str:
-        """The text without the keys, and without `also`: servers like to repeat them in their
-        complaints.
-        """
+        """The text without the keys and `also`, which servers like to repeat in error messages."""
         for secret in (*self._secrets, *also):
             text = text.replace(secret, MASK)
         return text
@@ -57,9 +55,7 @@ class Headers:
 
 
 def bearer(variable: str | None, *, field: str = "api_key_env") -> dict[str, str]:
-    """The header that carries the key in the environment's `variable`; none for None. Raises
-    `ConfigError`.
-    """
+    """The header with the key from the environment's `variable`; empty for None."""
     return {"Authorization": f"Bearer {_variable(variable, field)}"} if variable else {}
 
 

@@ -1,8 +1,7 @@
-"""The proxy that the environment names for an address: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-NO_PROXY.
+"""Finds an address's proxy in the environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY.
 
-They may be written in small letters. They are read here rather than by the client, which would also
-read `~/.netrc`, and send what it finds there.
+The names may be in lower case. The client does not read them itself: it would also read `~/.netrc`,
+and send the credentials in it.
 """
 
 from __future__ import annotations
@@ -16,9 +15,7 @@ from penstock.errors import ConfigError
 
 
 def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
-    """The proxy's URL, None for a direct connection, as to this machine itself. Raises
-    `ConfigError`.
-    """
+    """The proxy's URL; None for a direct connection. Raises `ConfigError`."""
     proxies = getproxies_environment()
     name = scheme if scheme in proxies else "all"
     given = proxies.get(name)

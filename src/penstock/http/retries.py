@@ -1,4 +1,4 @@
-"""Whether a failed request is sent once more, and after which pause."""
+"""Decides whether a failed request is retried, and after which pause."""
 
 from __future__ import annotations
 
@@ -18,22 +18,18 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 THROTTLING = frozenset({429, 503, 529})
-"""Statuses by which a server says that it has too much to do. It has not begun the request."""
+"""Statuses of an overloaded server. It has not begun the request."""
 LONGEST_WAIT_S = 60.0
 LONGEST_REFUSED_WAIT_S = 2.0
-"""Of a request that was refused for load. How much is sent while a server refuses, the limiter
-knows.
-"""
+"""Longest pause after a refusal for load. The limiter bounds the load in the meantime."""
 CHANCE = 1e-6
-"""A request is refused by itself if chance would do that less often."""
+"""A refusal is the request's own fault if chance explains it with a probability below this."""
 LONGEST_NAMED_S = 365 * 86400.0
 _PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
 
 
-class _Refused:
-    """A request that was refused for load: how often, and what became since then of those first
-    sent after it.
-    """
+class _Refusals:
+    """A request refused for load: how often, and how later requests fared at their first try."""
 
     def __init__(self, since: float) -> None:
         self.since = since
@@ -42,28 +38,28 @@ class _Refused:
         self.later_refused = 0
 
     def is_alone(self) -> bool:
-        """Whether more of the later ones were answered than refused: then it is probably the
-        request's own fault.
+        """Whether more of the later requests were answered than refused: then the refusal is
+        probably the request's own fault.
         """
         return self.later_answered > self.later_refused
 
     def is_proven(self) -> bool:
-        """Whether that is no chance any more, the share of the later ones that are refused being
-        what it is.
+        """Whether chance no longer explains the refusals, given the share of later requests
+        that were refused.
         """
         share = (self.later_refused + 1) / (self.later_answered + self.later_refused + 2)
         return self.is_alone() and share**self.count < CHANCE
 
 
 class Retries:
-    """Sends requests again that have failed. One for a server, or for several that answer the same.
+    """Retries failed requests. One object serves one server, or several with the same answers.
 
     `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for
-    load (429, 503) are safe to repeat, whatever the request does: they are repeated until the
-    patience ends (`penstock.balance.pauses`), or until it is no chance any more that others are
-    answered and this request is not. What is given up is so marked. Pauses begin at `base_wait_s`
-    and double, with jitter; a pause that the server names is kept. `pause` is awaited with the
-    failure and the seconds, in place of a sleep.
+    load (429, 503) are safe to repeat, even for a request that is not idempotent: they are repeated
+    until the patience ends (`penstock.balance.pauses`), or until chance no longer explains that
+    others are answered and this request is not. An error that is given up has `given_up` set.
+    Pauses start at `base_wait_s` and double, with jitter; a pause that the server names is kept.
+    `pause` is awaited with the failure and the seconds, in place of a sleep.
     """
 
     def __init__(
@@ -78,24 +74,20 @@ class Retries:
         self._pause = pause
         self._clock = clock or _loop_time
         self._begun = 0
-        self._refused: dict[int, _Refused] = {}
+        self._refused: dict[int, _Refusals] = {}
         self._refusing_since = self._last_refusal = float("-inf")
 
     @property
     def refused_s(self) -> float:
-        """For how long nobody was answered and requests were refused; 0 where the last one is long
-        ago.
-        """
+        """Seconds of refusals without an answer to anybody; 0 if the last refusal is long ago."""
         now = self._clock()
         return now - self._refusing_since if now - self._last_refusal <= PATIENCE_S else 0.0
 
     async def run(self, attempt: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What `attempt` gives in the end, each time called with the other arguments. Raises the
-        last failure.
-        """
+        """Call `attempt` with the other arguments until it succeeds. Raises the last failure."""
         self._begun += 1
         number, failures = self._begun, 0
-        told: Token[Callable[[], bool]] | None = None
+        token: Token[Callable[[], bool]] | None = None
         try:
             while True:
                 try:
@@ -103,8 +95,8 @@ class Retries:
                 except (UpstreamError, EngineTimeoutError) as error:
                     if isinstance(error, UpstreamError) and is_throttling(error):
                         wait = self._after_refusal(number, error)
-                        if told is None:
-                            told = refused_alone.set(self._refused[number].is_alone)
+                        if token is None:
+                            token = refused_alone.set(self._refused[number].is_alone)
                     else:
                         failures += 1
                         wait = self.after_failure(error, failures)
@@ -112,18 +104,16 @@ class Retries:
                         raise
                     failure = error
                 else:
-                    self._answered(number)
+                    self._note_answer(number)
                     return result
                 await (asyncio.sleep(wait) if self._pause is None else self._pause(failure, wait))
         finally:
             self._refused.pop(number, None)
-            if told is not None:
-                refused_alone.reset(told)
+            if token is not None:
+                refused_alone.reset(token)
 
     def after_failure(self, error: Exception, failures: int) -> float | None:
-        """Seconds until the next try after so many failures, this one included; None for no
-        more.
-        """
+        """Seconds until the next try, after `failures` failures in all; None: no retry."""
         return self._retry.pause(error, failures) if getattr(error, "retryable", False) else None
 
     def _after_refusal(self, number: int, error: UpstreamError) -> float | None:
@@ -142,7 +132,7 @@ class Retries:
         self._give_up(error, "" if wait > patience() else f"refused for {span(now - since)}")
         return None
 
-    def _note_refusal(self, number: int) -> _Refused:
+    def _note_refusal(self, number: int) -> _Refusals:
         now = self._clock()
         if now - self._last_refusal > PATIENCE_S:
             self._refusing_since = now
@@ -151,11 +141,11 @@ class Retries:
         if one is None:
             for earlier, other in self._refused.items():
                 other.later_refused += earlier < number
-            one = self._refused[number] = _Refused(now)
+            one = self._refused[number] = _Refusals(now)
         one.count += 1
         return one
 
-    def _answered(self, number: int) -> None:
+    def _note_answer(self, number: int) -> None:
         self._last_refusal = float("-inf")
         for earlier, other in self._refused.items():
             other.later_answered += earlier < number
@@ -172,22 +162,22 @@ def _loop_time() -> float:
 
 
 def is_retryable(status: int) -> bool:
-    """Whether the same request may succeed later."""
+    """Whether the same request may succeed later, by its HTTP status."""
     return status in _PASSING
 
 
 def is_throttling(error: Exception) -> bool:
-    """Whether the server refused for load. A used-up quota comes with the same status, and is
-    none.
+    """Whether the server refused for load. An exhausted quota has the same status, but is no
+    refusal for load.
     """
     return isinstance(error, UpstreamError) and error.http_status in THROTTLING and error.retryable
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """The pause in seconds that an answer asks for: `Retry-After` in seconds or as a date, or
-    `retry-after-ms`.
+    """The pause in seconds that an answer asks for: `Retry-After` (seconds or a
+    date) or `retry-after-ms`.
 
-    None where there is none, or none that can be read. A longer one than a year is a year.
+    None without such a header, or with an unreadable one. The pause is at most a year.
     """
     try:
         if (milliseconds := headers.get("retry-after-ms")) is not None:
@@ -201,6 +191,6 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
                 date = parsedate_to_datetime(text)
                 until = date if date.tzinfo else date.replace(tzinfo=UTC)
                 seconds = (until - (now or datetime.now(UTC))).total_seconds()
-    except (ValueError, OverflowError, TypeError, IndexError):  # a date may be out of all range
+    except (ValueError, OverflowError, TypeError, IndexError):  # a date may be out of range
         return None
     return min(max(seconds, 0.0), LONGEST_NAMED_S) if seconds < float("inf") else None

@@ -1,9 +1,9 @@
 """The protocol of KV connectors, and their table.
 
-A connector moves the KV cache of a prompt from the engine that computed it to the one that goes on.
-Engines bring the machinery; what stands here turns a user's `kv_transfer_config` into what one
-engine on one host is started with, and says whether what a prefill engine hands over is of use to a
-decode engine.
+A connector moves the KV cache of a prompt from the engine that computed it to the engine that
+continues. Engines bring the machinery. A connector turns a user's `kv_transfer_config` into the
+start options of one engine on one host, and checks whether a decode engine can use what a prefill
+engine hands over.
 """
 
 from __future__ import annotations
@@ -23,10 +23,9 @@ FIELD = "engine_kwargs.kv_transfer_config"
 
 
 class Site(Struct, frozen=True, kw_only=True):
-    """Where an engine stands: its `role`, the `host` at which engines of other replicas reach it,
-    the number of its data-parallel `ranks`, whether it computes on the `cpu`, and `port_bases`, the
-    ports from which it takes some, by the names that Ray Serve LLM's users know
-    (`NIXL_SIDE_CHANNEL_PORT_BASE`).
+    """An engine's place. `host` is its address for engines of other replicas, `ranks` the number of
+    its data-parallel ranks, `cpu` whether it computes on the CPU. `port_bases` maps names that Ray
+    Serve LLM's users know (`NIXL_SIDE_CHANNEL_PORT_BASE`) to the first port of a range.
     """
 
     role: Role = "both"
@@ -37,16 +36,16 @@ class Site(Struct, frozen=True, kw_only=True):
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only engines on the same machine are meant."""
+        """Whether `host` is reachable from this machine only."""
         return self.host.startswith("127.") or self.host in ("::1", "localhost")
 
 
 class Identity(Struct, frozen=True, kw_only=True):
-    """Who an engine is to those that exchange KV caches with it.
+    """An engine's identity for its peers in KV transfers.
 
-    `connector` is its name, `engine` the engine's name and version, `library` those of what carries
-    the bytes, empty where there is none. `engine_id` differs between all engines there are.
-    `adapter` is filled in where a request has one: its name and the digest of its content.
+    `connector` is its name, `engine` the engine's name and version, `library` those of the transfer
+    library, empty without one. `engine_id` is unique among all engines. `adapter` is set for a
+    request with an adapter: its name and the digest of its content.
     """
 
     connector: str
@@ -57,8 +56,8 @@ class Identity(Struct, frozen=True, kw_only=True):
 
 
 class Setup(Struct, kw_only=True):
-    """What an engine is started with: vLLM's `kv_transfer_config`, environment variables for its
-    processes, who it is, and the ports that are its own while it runs.
+    """The start options of an engine: vLLM's `kv_transfer_config`, environment variables for its
+    processes, its identity, and the ports that it leases while it runs.
     """
 
     config: dict[str, Any]
@@ -67,41 +66,42 @@ class Setup(Struct, kw_only=True):
     leases: list[PortLease] = field(default_factory=list)
 
     def release(self) -> None:
-        """The engine has stopped."""
+        """Release the ports after the engine has stopped."""
         for lease in self.leases:
             lease.release()
 
 
 class Connector(Protocol):
-    """One connector, as a user configured it. Making it checks the configuration (`ConfigError`),
-    and loads nothing.
+    """One connector, as a user configured it. The constructor checks the configuration
+    (`ConfigError`), and loads nothing.
     """
 
     @property
     def name(self) -> str:
-        """Its class's name in vLLM."""
+        """The name of its class in vLLM."""
 
     @property
     def tells_adapters_apart(self) -> bool:
-        """Whether caches of one prompt under different adapters stay different ones."""
+        """Whether caches of one prompt under different adapters stay separate."""
 
     def ports(self, site: Site) -> dict[str, int]:
-        """The port from which each rank of an engine at `site` takes a free one, by its name in
-        `port_bases`. Raises `ConfigError`.
+        """The first port of the range from which each rank of an engine at `site` takes a free one,
+        by its name in `port_bases`. Raises `ConfigError`.
         """
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """For one engine at `site`; `engine` is its name and version. Each call is another engine.
+        """Set up one engine at `site`; `engine` is its name and version. Each call
+        is another engine.
 
-        Raises `MissingExtraError` or `EngineStartError` where its library cannot be had, or no
-        port.
+        Raises `MissingExtraError` or `EngineStartError` for an unavailable library, or without
+        a free port.
         """
 
     def request_params(self) -> dict[str, Any] | None:
-        """The `kv_transfer_params` of a request to a prefill engine; None where it needs none."""
+        """The `kv_transfer_params` of a request to a prefill engine; None if it needs none."""
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """What a hand-over lacks so that a decode engine could find the cache; empty if nothing."""
+        """What a hand-over lacks for a decode engine to find the cache; empty if nothing."""
 
 
 CONNECTORS: dict[str, str] = {
@@ -113,7 +113,7 @@ CONNECTORS: dict[str, str] = {
     "SharedStorageConnector": "penstock.kv.shared_storage:SharedStorage",
     "SimulatedConnector": "penstock.kv.simulated:Simulated",
 }
-"""By the names that vLLM has, or had; the last is the simulated engine's."""
+"""By their names in vLLM, past ones too; the last is the simulated engine's."""
 
 
 def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
@@ -134,9 +134,9 @@ def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
 
 
 def configured_connector(engine_kwargs: Mapping[str, Any]) -> Connector | None:
-    """The connector that `kv_transfer_config` names; None for one that exchanges nothing with other
-    engines, or in a way of its own, whose configuration goes to the engine as it is. Raises
-    `ConfigError`.
+    """The connector that `kv_transfer_config` names. None for a connector without transfers
+    between engines, or with a protocol of its own: the engine gets its configuration
+    unchanged. Raises `ConfigError`.
     """
     given = engine_kwargs.get("kv_transfer_config")
     if not isinstance(given, Mapping) or given.get("kv_connector") not in CONNECTORS:
@@ -145,7 +145,7 @@ def configured_connector(engine_kwargs: Mapping[str, Any]) -> Connector | None:
 
 
 def mismatch(own: Identity, sender: Identity) -> str:
-    """Why an engine cannot take over a cache from `sender`; empty if it can."""
+    """Why an engine cannot use a cache from `sender`; empty if it can."""
     for what in ("connector", "engine", "library", "adapter"):
         ours, theirs = getattr(own, what), getattr(sender, what)
         if ours != theirs:
@@ -156,7 +156,7 @@ def mismatch(own: Identity, sender: Identity) -> str:
 
 
 def port_base(site: Site, name: str, default: int) -> int:
-    """The port from which `site` takes some under this name. Raises `ConfigError`."""
+    """The first port of this name's range at `site`. Raises `ConfigError`."""
     base: Any = site.port_bases.get(name, default)
     if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
         raise ConfigError(

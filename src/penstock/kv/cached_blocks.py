@@ -82,7 +82,6 @@ class CachedBlocks:
         self._tell([], [name for block in gone for name in self._names_of.get(block, ())])
 
     def clear(self) -> None:
-        """The engine holds nothing."""
         self._held.clear()
         for watch in self._watches:
             watch.start_anew()

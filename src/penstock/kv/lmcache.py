@@ -1,4 +1,4 @@
-"""LMCache's connector: caches in tiers of memory and storage that LMCache keeps."""
+"""LMCache's connector: LMCache keeps caches in tiers of memory and storage."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 from penstock.errors import MissingExtraError
 from penstock.kv.base import Identity, Setup, Site
-from penstock.kv.vllm_config import check_config, completed
+from penstock.kv.vllm_config import check_config, complete_config
 
 _PORT = "lmcache_rpc_port"
 
 
 class LMCache:
-    """Keeps `penstock.kv.base.Connector`. LMCache has its own settings in `LMCACHE_*` variables or
-    the file that `LMCACHE_CONFIG_FILE` names; they must be the same on both sides, and are left
-    alone here.
+    """Implements `penstock.kv.base.Connector`. LMCache reads its own settings from `LMCACHE_*`
+    variables or the file that `LMCACHE_CONFIG_FILE` names. They must be the same on both sides; the
+    connector leaves them alone.
     """
 
     name = "LMCacheConnectorV1"
@@ -28,16 +28,16 @@ class LMCache:
         self._config = config
 
     def ports(self, site: Site) -> dict[str, int]:
-        """None: LMCache's own settings say where it listens."""
+        """None: LMCache's own settings name its ports."""
         return {}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Give the engine a lookup channel of its own: with a shared name, replicas on one host
+        """Give the engine a lookup channel of its own: under a shared name, replicas on one host
         would answer for each other.
         """
         if find_spec("lmcache") is None:
             raise MissingExtraError("lmcache", None, f"The {self.name}")
-        config = completed(self._config, site)
+        config = complete_config(self._config, site)
         extra = config["kv_connector_extra_config"]
         extra[_PORT] = f"{extra.get(_PORT, 'penstock')}-{config['engine_id']}"
         identity = Identity(
@@ -49,8 +49,8 @@ class LMCache:
         return Setup(config=config, identity=identity)
 
     def request_params(self) -> None:
-        """A prompt's tokens are all that finds its cache."""
+        """None: the prompt's tokens alone identify its cache."""
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """Nothing: the cache is found by the prompt's tokens, wherever LMCache has put it."""
+        """Nothing: the prompt's tokens find the cache, wherever LMCache has put it."""
         return ""

@@ -1,6 +1,4 @@
-"""Several connectors for one engine: caches are written to all of them, and read from the first
-that has them.
-"""
+"""Several connectors for one engine: it writes to all, and reads from the first with the cache."""
 
 from __future__ import annotations
 
@@ -9,14 +7,14 @@ from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.kv.base import Connector, Identity, Setup, Site, make_connector
-from penstock.kv.vllm_config import check_config, completed
+from penstock.kv.vllm_config import check_config, complete_config
 
 _EXTRA = "kv_connector_extra_config"
 
 
 class Multi:
-    """Keeps `penstock.kv.base.Connector`. The first of its connectors speaks for all in a
-    hand-over.
+    """Implements `penstock.kv.base.Connector`. The first of its connectors alone takes
+    part in hand-overs.
     """
 
     name = "MultiConnector"
@@ -39,16 +37,15 @@ class Multi:
 
     @property
     def tells_adapters_apart(self) -> bool:
-        """All of them must."""
+        """Whether all of its connectors do."""
         return all(part.tells_adapters_apart for part in self._parts)
 
     def ports(self, site: Site) -> dict[str, int]:
-        """Those of all of them."""
         return {name: base for part in self._parts for name, base in part.ports(site).items()}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Set up each, under one engine id. Raises `ConfigError` where two want one variable to be
-        different.
+        """Set up each connector under one engine id. Raises `ConfigError` if two of them want
+        different values for one variable.
         """
         setups: list[Setup] = []
         environment: dict[str, str] = {}
@@ -65,8 +62,8 @@ class Multi:
             for made in setups:
                 made.release()
             raise
-        config = completed(self._config, site)
-        # vLLM gives each of them the id of all, and trips over one that has an id already.
+        config = complete_config(self._config, site)
+        # vLLM gives each connector the id of all, and fails for a connector that has an id already.
         config[_EXTRA]["connectors"] = [
             {key: value for key, value in made.config.items() if key != "engine_id"}
             for made in setups
@@ -81,9 +78,7 @@ class Multi:
         return Setup(config=config, environment=environment, identity=identity, leases=leases)
 
     def request_params(self) -> dict[str, Any] | None:
-        """Those of the first."""
         return self._parts[0].request_params()
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """What the first misses."""
         return self._parts[0].misses(params, sender)

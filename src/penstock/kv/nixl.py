@@ -1,13 +1,12 @@
-"""NIXL, which moves KV caches between engines; the one place that names it, or RIXL, which stands
-for it on ROCm.
+"""NIXL, which moves KV caches between engines. Only this module names it, or RIXL, its
+counterpart on ROCm.
 
     from penstock.kv import nixl
 
     if nixl.NixlWrapper is not None: ...
 
-Importing this module loads nothing. An attribute loads the platform's package when it is asked for
-the first time, and is None where that cannot be had. What was found is logged once, whoever asks
-and however often.
+Importing this module loads nothing. The first use of an attribute loads the platform's package; the
+attribute is None if that fails. The outcome is logged once.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ from penstock.errors import EngineStartError, MissingExtraError
 
 if TYPE_CHECKING:
     NixlWrapper: Any
-    """The agent's class, as vLLM calls it; None where there is none."""
+    """The agent's class, under vLLM's name for it; None without a package."""
     nixl_agent_config: Any
     """The class of an agent's configuration, or None."""
     nixlXferTelemetry: Any
-    """What a transfer tells of itself, or None."""
+    """The class of a transfer's telemetry, or None."""
 
 UCX_VARIABLE, UCX_LIMIT = "UCX_RCACHE_MAX_UNRELEASED", "1024"
-"""UCX keeps unreleased registrations without bound unless this is set before it is loaded: a
-leak.
+"""Without this variable, UCX keeps unreleased registrations without bound: a leak. It must be set
+before UCX is loaded.
 """
 
 _CUDA_PACKAGES, _ROCM_PACKAGES = ("nixl",), ("rixl", "nixl_rocm")
@@ -45,9 +44,9 @@ _log = logging.getLogger(__name__)
 _lock = threading.RLock()
 _warned: set[str] = set()
 _parts: dict[str, Any] = {}
-"""The package's modules by name, each as it was found the first time: loaded, or None."""
+"""The package's modules by name: loaded, or None if the first import failed."""
 _broken = ""
-"""Why the package that is installed cannot be imported."""
+"""Why the installed package cannot be imported."""
 
 
 def __getattr__(name: str) -> Any:
@@ -55,14 +54,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'", name=name)
     module, attribute = _ATTRIBUTES[name]
     value = getattr(_part(module), attribute, None)
-    globals()[name] = value  # so that Python does not ask again
+    globals()[name] = value  # Python does not ask again
     return value
 
 
 def package_name() -> str | None:
-    """The platform's package by the name it is imported under; None if none is installed. Imports
-    nothing.
-    """
+    """The import name of the platform's package; None if none is installed. Imports nothing."""
     for name in _candidates():
         if sys.modules.get(name) is not None or find_spec(name) is not None:
             return name
@@ -70,9 +67,7 @@ def package_name() -> str | None:
 
 
 def version() -> str | None:
-    """The version of the platform's package; None if it is not installed or does not tell. Imports
-    nothing.
-    """
+    """The version of the platform's package; None if it is unknown. Imports nothing."""
     name = package_name()
     if name is None:
         return None
@@ -86,10 +81,10 @@ def version() -> str | None:
 
 
 def require_nixl(needed_by: str) -> Any:
-    """`NixlWrapper`, for those who cannot do without.
+    """`NixlWrapper`, for callers that need it.
 
-    Raises `MissingExtraError` if the package is not installed, `EngineStartError` if it cannot be
-    imported.
+    Raises `MissingExtraError` if the package is not installed, `EngineStartError` if
+    the import fails.
     """
     wrapper = globals().get("NixlWrapper") or __getattr__("NixlWrapper")
     if wrapper is not None:
@@ -102,7 +97,7 @@ def require_nixl(needed_by: str) -> Any:
 
 
 def limit_ucx() -> None:
-    """Bound UCX's registrations, unless the user has set how. Must come before NIXL is loaded."""
+    """Bound UCX's registrations, unless the user has set a bound. Call it before NIXL loads."""
     if UCX_VARIABLE in os.environ:
         return
     if any(name in sys.modules for name in (*_CUDA_PACKAGES, *_ROCM_PACKAGES)):
@@ -120,7 +115,7 @@ def _candidates() -> tuple[str, ...]:
 
 
 def _is_rocm() -> bool:
-    """Whether this is a platform of AMD's: as torch's build says, else as the devices do."""
+    """Whether the platform is AMD's: by torch's build, else by the devices."""
     try:
         build = metadata.version("torch").partition("+")[2]
     except metadata.PackageNotFoundError:
@@ -131,7 +126,7 @@ def _is_rocm() -> bool:
 
 
 def _part(name: str) -> Any:
-    """A module of the package, or None."""
+    """A module of the package, or None if it cannot be imported."""
     with _lock:
         if name not in _parts:
             _parts[name] = _load(name)
@@ -156,7 +151,7 @@ def _load(name: str) -> Any:
 
 
 def _say(level: int, text: str) -> None:
-    """Log it, once."""
+    """Log a text at its first occurrence only."""
     if text not in _warned:
         _warned.add(text)
         _log.log(level, "%s", text)

@@ -9,7 +9,7 @@ from typing import Any
 from penstock.kv import nixl
 from penstock.kv.base import Identity, Setup, Site, port_base
 from penstock.kv.ports import lease_ports
-from penstock.kv.vllm_config import check_config, completed
+from penstock.kv.vllm_config import check_config, complete_config
 
 PORTS = "NIXL_SIDE_CHANNEL_PORT_BASE"
 PORT_BASE, DECODE_PORT_BASE = 20000, 22000
@@ -18,8 +18,8 @@ _ADDRESS = ("remote_engine_id", "remote_request_id", "remote_host", "remote_port
 
 
 class Nixl:
-    """Keeps `penstock.kv.base.Connector`. Each engine has a side channel of its own, where others
-    ask for the address of its memory; what a prefill engine hands over names that channel.
+    """Implements `penstock.kv.base.Connector`. Each engine has a side channel of its own, where
+    peers ask for the address of its memory. A prefill engine's hand-over names that channel.
     """
 
     tells_adapters_apart = True
@@ -30,21 +30,21 @@ class Nixl:
         self._config = config
 
     def ports(self, site: Site) -> dict[str, int]:
-        """That of the side channel; the two sides of a model begin apart from each other."""
+        """The side channel's port; the two sides of a model have ranges of their own."""
         return {
             PORTS: port_base(site, PORTS, PORT_BASE if site.role != "decode" else DECODE_PORT_BASE)
         }
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Take ports for the side channel, one a rank."""
+        """Lease ports for the side channel, one a rank."""
         nixl.require_nixl(f"The {self.name}")
         lease = lease_ports(self.ports(site)[PORTS], site.ranks, site.host)
-        config = completed(self._config, site)
+        config = complete_config(self._config, site)
         environment = {
             "VLLM_NIXL_SIDE_CHANNEL_HOST": site.host,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(lease.port),
         }
-        if site.is_loopback and site.cpu:  # UCX would listen on every network that the machine has
+        if site.is_loopback and site.cpu:  # UCX would listen on every network of the machine
             environment |= {
                 name: value for name, value in _LOOPBACK.items() if name not in os.environ
             }
@@ -57,16 +57,16 @@ class Nixl:
         return Setup(config=config, environment=environment, identity=identity, leases=[lease])
 
     def request_params(self) -> dict[str, Any]:
-        """Compute the prompt, keep its cache, and tell where it is."""
+        """Ask the prefill engine to compute the prompt, keep its cache, and name its address."""
         return {"do_remote_decode": True, "do_remote_prefill": False}
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """The address must be whole, and that of the engine which tells it."""
+        """Check that the address is complete, and that it is the sender's own."""
         params = params or {}
         for name in _ADDRESS:
             if not params.get(name):
                 return f"it has no {name}"
-        told = str(params["remote_engine_id"])
-        if told.partition("_dp")[0] != sender.engine_id:
-            return f"it comes from '{sender.engine_id}' and points to '{told}'"
+        peer = str(params["remote_engine_id"])
+        if peer.partition("_dp")[0] != sender.engine_id:
+            return f"it comes from '{sender.engine_id}' and points to '{peer}'"
         return ""

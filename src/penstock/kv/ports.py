@@ -7,14 +7,14 @@ import socket
 from penstock.errors import EngineStartError
 
 MOST_TRIED = 2000
-"""Ports that are looked at from the first on."""
+"""How many ports from the first on are tried."""
 _LEASES = "\0penstock-port-"
-"""What the names of leased ports begin with, the same in all processes of the host."""
+"""The prefix of a leased port's name, the same in all processes of the host."""
 
 
 class PortLease:
-    """`count` successive ports from `port` on. They are kept from others who lease until `release`,
-    or until the process ends.
+    """`count` successive ports from `port` on. No other process can lease them until `release`, or
+    until this process ends.
     """
 
     def __init__(self, port: int, held: list[socket.socket]) -> None:
@@ -22,26 +22,26 @@ class PortLease:
         self._held = held
 
     def release(self) -> None:
-        """Give them back. Harmless when repeated."""
+        """Give the ports back; idempotent."""
         for one in self._held:
             one.close()
         self._held.clear()
 
 
 def lease_ports(first: int, count: int = 1, host: str = "127.0.0.1") -> PortLease:
-    """The first `count` successive ports, from `first` on, that nobody listens at on `host` and
-    nobody has leased.
+    """Lease the first `count` successive ports, from `first` on, without a listener on `host` and
+    without a lease.
 
-    Whoever leases a port binds it later, in another process, so being free now is not enough: a
-    lease is a name in the host's abstract sockets, which has one owner, and leaves nothing behind.
-    Raises `EngineStartError` if none is free.
+    The engine binds its port later, in another process, so being free now is not enough. A lease is
+    a name among the host's abstract sockets: it has one owner, and leaves nothing behind. Raises
+    `EngineStartError` if no port is free.
     """
     last = min(first + MOST_TRIED, 65536)
     port = first
     while port + count <= last:
         held: list[socket.socket] = []
         for number in range(port, port + count):
-            name = _reserved(number) if _free(host, number) else None
+            name = _reserve(number) if _free(host, number) else None
             if name is None:
                 break
             held.append(name)
@@ -55,7 +55,7 @@ def lease_ports(first: int, count: int = 1, host: str = "127.0.0.1") -> PortLeas
     )
 
 
-def _reserved(port: int) -> socket.socket | None:
+def _reserve(port: int) -> socket.socket | None:
     name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
         name.bind(f"{_LEASES}{port}")
@@ -68,7 +68,7 @@ def _reserved(port: int) -> socket.socket | None:
 def _free(host: str, port: int) -> bool:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as those who will bind it do
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as its later owner does
         try:
             probe.bind((host, port))
         except OSError:

@@ -1,5 +1,5 @@
-"""vLLM's example connector: caches as files in a folder that all engines reach, found by the
-prompt's tokens.
+"""vLLM's example connector: caches as files in a folder that all engines reach. The prompt's tokens
+identify a file.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.kv.base import Identity, Setup, Site
-from penstock.kv.vllm_config import check_config, completed
+from penstock.kv.vllm_config import check_config, complete_config
 
 
 class SharedStorage:
-    """Keeps `penstock.kv.base.Connector`. For tests and small set-ups: nothing deletes the
-    files.
-    """
+    """Implements `penstock.kv.base.Connector`, for tests: nothing deletes the files."""
 
     name = "ExampleConnector"
     tells_adapters_apart = False
@@ -29,23 +27,23 @@ class SharedStorage:
                 field=f"{where}.kv_connector_extra_config.shared_storage_path",
                 value=path,
             )
-        self._config = {**config, "kv_connector": self.name}  # it was SharedStorageConnector once
+        self._config = {**config, "kv_connector": self.name}  # once named SharedStorageConnector
 
     def ports(self, site: Site) -> dict[str, int]:
-        """None: files need none."""
+        """None: files need no port."""
         return {}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Each engine writes and reads, whatever its role."""
-        config = completed({"kv_role": "kv_both", **self._config}, site)
+        """Let the engine write and read, whatever its role."""
+        config = complete_config({"kv_role": "kv_both", **self._config}, site)
         return Setup(
             config=config,
             identity=Identity(connector=self.name, engine=engine, engine_id=config["engine_id"]),
         )
 
     def request_params(self) -> None:
-        """A prompt's tokens are all that finds its cache."""
+        """None: the prompt's tokens alone identify its cache."""
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """Nothing: there is no peer to find."""
+        """Nothing: a hand-over has no peer to find."""
         return ""

@@ -1,4 +1,4 @@
-"""The simulated engines' connector: caches move between engines of one process by being counted."""
+"""The simulated engines' connector: caches move between engines of one process as counts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock.kv.base import Identity, Setup, Site
-from penstock.kv.vllm_config import check_config, completed
+from penstock.kv.vllm_config import check_config, complete_config
 
 HELD: dict[str, set[str]] = {}
-"""The requests whose caches wait to be fetched, by the engine that computed them."""
+"""Engine → its requests whose caches wait for a decode engine."""
 
 
 class Simulated:
-    """Keeps `penstock.kv.base.Connector`."""
+    """Implements `penstock.kv.base.Connector` for simulated engines, all in one process."""
 
     name = "SimulatedConnector"
     tells_adapters_apart = True
@@ -23,26 +23,25 @@ class Simulated:
         self._config = config
 
     def ports(self, site: Site) -> dict[str, int]:
-        """None: it is all in one process."""
+        """None: engines of one process need no port."""
         return {}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """An engine id, and nothing else."""
-        config = completed(self._config, site)
+        """Set up an engine id, and nothing else."""
+        config = complete_config(self._config, site)
         return Setup(
             config=config,
             identity=Identity(connector=self.name, engine=engine, engine_id=config["engine_id"]),
         )
 
     def request_params(self) -> dict[str, Any]:
-        """As for NIXL."""
+        """The same parameters as NIXL's."""
         return {"do_remote_decode": True, "do_remote_prefill": False}
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
-        """The cache's address."""
-        told = (params or {}).get("remote_engine_id")
+        peer = (params or {}).get("remote_engine_id")
         return (
             ""
-            if told == sender.engine_id
-            else f"it comes from '{sender.engine_id}' and points to '{told}'"
+            if peer == sender.engine_id
+            else f"it comes from '{sender.engine_id}' and points to '{peer}'"
         )

@@ -1,4 +1,4 @@
-"""What all of vLLM's connectors are configured with."""
+"""Checks and completes the configuration that all of vLLM's connectors share."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ KNOWN = frozenset(
 
 
 def check_config(config: Mapping[str, Any], where: str) -> None:
-    """Raise `ConfigError` for what vLLM would not take."""
+    """Raise `ConfigError` for a configuration that vLLM would refuse."""
     for key in config:
         if key not in KNOWN:
             raise ConfigError(
@@ -51,9 +51,9 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         )
 
 
-def completed(config: Mapping[str, Any], site: Site) -> dict[str, Any]:
-    """The configuration of one engine: its role where none is given, an id that no other has, and a
-    policy by which a cache that does not arrive is computed and not a request that fails.
+def complete_config(config: Mapping[str, Any], site: Site) -> dict[str, Any]:
+    """The configuration of one engine: its role by default, a unique id, and a policy by which a
+    missing cache is recomputed instead of failing the request.
     """
     given = config.get("engine_id")
     own = uuid.uuid4().hex[:16]

@@ -1,3 +1,3 @@
-"""OpenAI's wire format and the neutral types: `requests` reads bodies, `responses` builds them.
-Knows no engine.
+"""OpenAI's wire format and the neutral types: `requests` reads bodies, `responses` builds them. It
+knows no engine.
 """

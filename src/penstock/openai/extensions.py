@@ -1,6 +1,4 @@
-"""Bodies for what the API of OpenAI lacks: scores, ranks, classes and tokens, in the forms of vLLM
-and Jina.
-"""
+"""Bodies for scores, ranks, classes and tokens, in vLLM's and Jina's forms: OpenAI has none."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ class ScoreBody(Struct, kw_only=True):
     user: str | None = None
 
     def requests(self, *, request_id: str = "") -> list[RerankRequest]:
-        """One request for each distinct left side."""
+        """One request for each distinct text on the left side."""
         left = [self.text_1] if isinstance(self.text_1, str) else self.text_1
         right = [self.text_2] if isinstance(self.text_2, str) else self.text_2
         if not left or not right:
@@ -45,13 +43,13 @@ class ScoreBody(Struct, kw_only=True):
 
 
 class RerankDocument(Struct, kw_only=True):
-    """A document to rerank, as an object."""
+    """A document to rerank, given as an object instead of as text."""
 
     text: str
 
 
 class RerankBody(Struct, kw_only=True):
-    """Body of `POST /v1/rerank`."""
+    """Body of `POST /v1/rerank`: a query and the documents to order by it."""
 
     model: str = ""
     query: str
@@ -62,27 +60,24 @@ class RerankBody(Struct, kw_only=True):
 
     @property
     def texts(self) -> list[str]:
-        """The documents' texts."""
         return [
             document if isinstance(document, str) else document.text for document in self.documents
         ]
 
     def request(self, *, request_id: str = "") -> RerankRequest:
-        """The neutral request."""
         if not self.documents:
             raise RequestError("documents must not be empty", param="documents")
         return RerankRequest(self.query, self.texts, request_id)
 
 
 class ClassifyBody(Struct, kw_only=True):
-    """Body of `POST /classify`."""
+    """Body of `POST /classify`: one text or many."""
 
     model: str = ""
     input: str | list[str]
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> ClassifyRequest:
-        """The neutral request."""
         inputs = [self.input] if isinstance(self.input, str) else self.input
         if not inputs or any(not text for text in inputs):
             raise RequestError("input must not be empty", param="input")
@@ -90,21 +85,21 @@ class ClassifyBody(Struct, kw_only=True):
 
 
 class TokenizeBody(Struct, kw_only=True):
-    """Body of `POST /tokenize`."""
+    """Body of `POST /tokenize`: a text to turn into token ids."""
 
     model: str = ""
     prompt: str
 
 
 class DetokenizeBody(Struct, kw_only=True):
-    """Body of `POST /detokenize`."""
+    """Body of `POST /detokenize`: token ids to turn back into text."""
 
     model: str = ""
     tokens: list[TokenId]
 
 
 def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -> dict[str, Any]:
-    """Body of a score answer."""
+    """Body of a score answer: one number a pair, in the order of the pairs."""
     values = [value for one in scores for value in one.scores]
     return {
         "id": id,
@@ -120,7 +115,7 @@ def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -
 
 
 def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dict[str, Any]:
-    """Body of a rerank answer: the best first."""
+    """Body of a rerank answer: at most `top_n` documents, the most relevant first."""
     texts = body.texts
     best = sorted(enumerate(scores.scores), key=lambda pair: (-pair[1], pair[0]))[: body.top_n]
     results: list[dict[str, Any]] = [
@@ -133,7 +128,7 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
 
 
 def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:
-    """Body of a classification answer."""
+    """Body of a classification answer: label and probabilities of each text, in order."""
     return {
         "id": id,
         "object": "list",

@@ -47,7 +47,7 @@ def data(body: Any) -> bytes:
 
 
 def event(name: str, body: Any) -> bytes:
-    """A named event."""
+    """One server-sent event with a name."""
     return b"event: %b\ndata: %b\n\n" % (name.encode(), to_json(body))
 
 

@@ -1,6 +1,4 @@
-"""Answers in the form of Anthropic's Messages API: the finished message, its events while it
-streams, and errors.
-"""
+"""Answers of Anthropic's Messages API: the finished message, its stream of events, and errors."""
 
 from __future__ import annotations
 
@@ -31,7 +29,7 @@ _ERROR_TYPES = {
 
 
 def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
-    """Body of a finished message."""
+    """Body of a finished message, from the first of `answers`."""
     content: list[dict[str, Any]] = []
     calls = answers.tool_calls.get(0, [])
     if answers.texts.get(0) or not calls:
@@ -46,7 +44,7 @@ def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
 
 
 def message_error(error: PenstockError) -> dict[str, Any]:
-    """The body of a failed request."""
+    """The body of a failed request: `{"type": "error", "error": {type, message}}`."""
     fallback = "invalid_request_error" if error.status < 500 else "api_error"
     return {
         "type": "error",
@@ -55,7 +53,7 @@ def message_error(error: PenstockError) -> dict[str, Any]:
 
 
 def message_error_events(error: PenstockError) -> bytes:
-    """The end of a stream of messages' events that went wrong."""
+    """The bytes of the error event that ends a stream of messages' events."""
     return event("error", message_error(error))
 
 
@@ -66,7 +64,7 @@ class MessageFramer:
         self._id = id
         self._model = model
         self._index = -1
-        self._open: str | None = None  # the kind of the block being written: "text" or "tool_use"
+        self._open: str | None = None  # the kind of the open block: "text" or "tool_use"
         self._total = UsageTotal()
         self._begun = False
         self._reason: str | None = None
@@ -159,7 +157,7 @@ def _message(
 
 
 def _usage(usage: Usage) -> dict[str, int]:
-    """Anthropic counts cached input apart."""
+    """Usage in Anthropic's form, which counts cached input tokens separately."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -169,14 +167,14 @@ def _usage(usage: Usage) -> dict[str, int]:
 
 
 def _ending(reason: str | None, stop: str | None) -> dict[str, Any]:
-    """Why the message ended; `stop` is the stop string that ended it, if one did."""
+    """Why the message ended; `stop` is the stop string that ended it, if any."""
     if stop is not None and reason == "stop":
         return {"stop_reason": "stop_sequence", "stop_sequence": stop}
     return {"stop_reason": _STOP_REASONS.get(reason or "stop", "end_turn"), "stop_sequence": None}
 
 
 def _object(arguments: str) -> dict[str, Any]:
-    """A call cut short has arguments that are no JSON; the client is given what there was."""
+    """The arguments as an object. A truncated call is invalid JSON: the client gets its text."""
     try:
         value = json.loads(arguments)
     except ValueError:

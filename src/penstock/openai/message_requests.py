@@ -18,14 +18,14 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
 class OutputConfig(Struct):
-    """`output_config`: a schema for the answer, and how much effort it is worth."""
+    """`output_config`: a schema for the answer, and the effort to spend on it."""
 
     format: dict[str, Any] | None = None
     effort: str | None = None
 
 
 class MessageBody(Struct, kw_only=True):
-    """Body of `POST /v1/messages`."""
+    """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
 
     model: str = ""
     max_tokens: Whole
@@ -46,7 +46,6 @@ class MessageBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        """The neutral request."""
         if self.thinking is not None and self.thinking.get("type") not in ("disabled", "adaptive"):
             raise UnsupportedError("thinking is not supported", param="thinking")
         messages: list[Message] = []
@@ -84,8 +83,8 @@ class MessageBody(Struct, kw_only=True):
 
 
 def _turn(message: Message, where: str) -> list[Message]:
-    """One message; results of tools, which the user's turn holds here, become messages of their
-    own.
+    """One message as chat messages. Anthropic puts tool results into the user's turn; here each
+    becomes a message of its own.
     """
     role, content = message.get("role"), message.get("content")
     if role not in ("user", "assistant", "system"):
@@ -113,14 +112,14 @@ def _turn(message: Message, where: str) -> list[Message]:
         elif kind not in (
             "thinking",
             "redacted_thinking",
-        ):  # handed back unchanged; templates have no place for it
+        ):  # clients send thinking back unchanged; templates have no place for it
             raise RequestError(
                 f"{where}.content: blocks of type {kind!r} are not supported", param=where
             )
-    said: Message = {"role": role, "content": parts or (None if calls else "")}
+    turn: Message = {"role": role, "content": parts or (None if calls else "")}
     if calls:
-        said["tool_calls"] = calls
-    return [*results, said] if parts or calls or not results else results
+        turn["tool_calls"] = calls
+    return [*results, turn] if parts or calls or not results else results
 
 
 def _texts(content: Any, where: str) -> str:

@@ -1,9 +1,9 @@
-"""Request bodies in OpenAI's form, checked, and turned into what engines take.
+"""Request bodies in OpenAI's form: checks them and turns them into neutral requests.
 
-Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API that change
-nothing here (`user`, `store` …) are accepted; those we cannot honour are refused, as are unknown
-ones. Sampling extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`,
-`stop_token_ids`, `ignore_eos`, `structured_outputs`). Source of the form:
+Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API without an
+effect here (`user`, `store` …) are accepted; unsupported and unknown ones are refused. Sampling
+extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`,
+`ignore_eos`, `structured_outputs`). The form's source:
 https://platform.openai.com/docs/api-reference.
 """
 
@@ -32,7 +32,7 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 Body = TypeVar("Body", bound=Struct)
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
-"""An integer that every engine can hold: JSON's may have thousands of digits."""
+"""An integer of 64 bits, which every engine can hold; JSON allows thousands of digits."""
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
@@ -80,11 +80,11 @@ class SamplingBody(Struct, kw_only=True):
 
     @property
     def include_usage(self) -> bool:
-        """Whether the stream's last chunk shall carry the usage."""
+        """Whether the stream's last chunk carries the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
-        """The sampling parameters; values left out take OpenAI's defaults."""
+        """The sampling parameters. Omitted values take OpenAI's defaults."""
         if self.logit_bias:
             raise UnsupportedError("logit_bias is not supported", param="logit_bias")
         if self.stream_options is not None and not self.stream:
@@ -155,7 +155,7 @@ class SamplingBody(Struct, kw_only=True):
 
 
 class ChatBody(SamplingBody, kw_only=True):
-    """Body of `POST /v1/chat/completions`."""
+    """Body of `POST /v1/chat/completions`: messages, tools and sampling."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
     max_completion_tokens: Whole | None = None
@@ -180,7 +180,7 @@ class ChatBody(SamplingBody, kw_only=True):
     def request(
         self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
     ) -> ChatRequest:
-        """The neutral request. `stream` None takes the body's own."""
+        """The neutral request. `stream` None takes the body's own value."""
         check_messages(self.messages)
         check_tools(self.tools, self.tool_choice)
         top = None
@@ -210,7 +210,7 @@ class ChatBody(SamplingBody, kw_only=True):
 
 
 class CompletionBody(SamplingBody, kw_only=True):
-    """Body of `POST /v1/completions`. `prompt` may hold several prompts; `requests` gives one
+    """Body of `POST /v1/completions`. `prompt` may hold several prompts: `requests` gives one
     request for each.
     """
 
@@ -224,8 +224,8 @@ class CompletionBody(SamplingBody, kw_only=True):
     def requests(
         self, *, adapter: str | None = None, request_id: str = "", stream: bool | None = None
     ) -> list[CompletionRequest]:
-        """The neutral requests, in the order of the prompts. `max_tokens` left out is 16, as OpenAI
-        has it.
+        """The neutral requests, in the order of the prompts. `max_tokens` defaults to 16, as
+        in OpenAI's API.
         """
         if self.suffix:
             raise UnsupportedError("suffix is not supported", param="suffix")
@@ -267,7 +267,7 @@ class CompletionBody(SamplingBody, kw_only=True):
 
 
 class EmbeddingBody(Struct, kw_only=True):
-    """Body of `POST /v1/embeddings`."""
+    """Body of `POST /v1/embeddings`: one text or many, or token ids."""
 
     model: str = ""
     input: str | list[str]
@@ -276,7 +276,6 @@ class EmbeddingBody(Struct, kw_only=True):
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
-        """The neutral request."""
         inputs = [self.input] if isinstance(self.input, str) else self.input
         if not inputs or any(not text for text in inputs):
             raise RequestError("input must not be empty", param="input")
@@ -286,8 +285,8 @@ class EmbeddingBody(Struct, kw_only=True):
 def parse_body(form: type[Body], body: Any) -> Body:
     """Check a decoded JSON body against its form. Raises `RequestError` naming the parameter.
 
-    Null is absence, for unknown names too: clients with typed bodies send all fields of all
-    servers' APIs.
+    Null counts as absent, for unknown names too: clients with typed bodies send the fields of
+    every server's API.
     """
     if not isinstance(body, Mapping):
         raise RequestError("the request body must be a JSON object")
@@ -300,7 +299,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
     try:
         return msgspec.convert(body, form, strict=True)
     except msgspec.ValidationError:
-        from penstock.parsing.validation import mismatch  # only on the way to an error
+        from penstock.parsing.validation import mismatch  # imported only for an error
 
         found = mismatch(form, body)
         raise RequestError(str(found), param=found.place or None) from None
@@ -308,12 +307,12 @@ def parse_body(form: type[Body], body: Any) -> Body:
 
 @cache
 def _names(form: type[Struct]) -> dict[str, bool]:
-    """The names of a form's fields, and whether they must be given: milliseconds to find out."""
+    """Field name → whether it is required. Cached, because inspecting a form takes milliseconds."""
     return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
 
 
 def parse_chat(body: Any) -> ChatRequest:
-    """A chat body as an unstreamed request; for batch rows."""
+    """A chat body as an unstreamed request, for batch rows. Raises `RequestError`."""
     return parse_body(ChatBody, body).request(stream=False)
 
 
@@ -326,13 +325,13 @@ def parse_completion(body: Any) -> CompletionRequest:
 
 
 def parse_embedding(body: Any) -> EmbeddingRequest:
-    """An embedding body; for batch rows."""
+    """An embedding body as a request, for batch rows. Raises `RequestError`."""
     return parse_body(EmbeddingBody, body).request()
 
 
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
-    """`response_format` as a constraint: text, json_object, json_schema, or regex (`{"type":
-    "regex", "pattern": …}`).
+    """`response_format` as a constraint. Its types: text, json_object, json_schema and regex
+    (`{"type": "regex", "pattern": …}`).
     """
     if given is None:
         return None

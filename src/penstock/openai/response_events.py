@@ -1,6 +1,4 @@
-"""Answers of OpenAI's Responses API: the finished object, and the events that build it up while it
-streams.
-"""
+"""Answers of OpenAI's Responses API: the finished object, and the events of its stream."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from penstock.types import Delta, ToolCallPart, Usage
 def response_body(
     answers: Answers, body: ResponseBody, *, id: str, created: int, model: str
 ) -> dict[str, Any]:
-    """Body of a finished response."""
+    """Body of a finished response, from the first of `answers`."""
     output: list[dict[str, Any]] = []
     calls = answers.tool_calls.get(0, [])
     complete = _status(answers.reasons.get(0))
@@ -36,9 +34,9 @@ class ResponseFramer:
         self._sequence = 0
         self._total = UsageTotal()
         self._reason: str | None = None
-        # What the item being written is: "message" or "function_call".
+        # The kind of the open item: "message" or "function_call".
         self._open: str | None = None
-        self._done: list[dict[str, Any]] = []  # the items before it
+        self._done: list[dict[str, Any]] = []  # the finished items before the open one
         self._text = ""
         self._call: dict[str, Any] = {}
 
@@ -153,7 +151,7 @@ class ResponseFramer:
 
 
 def response_error_events(error: PenstockError) -> bytes:
-    """The end of a stream of responses' events that went wrong where the response is not known."""
+    """The bytes of the error event that ends a stream whose response object is not known."""
     return event("error", {"type": "error", **_error_fields(error)})
 
 

@@ -1,7 +1,7 @@
 """Bodies of OpenAI's Responses API, turned into chat requests
 (https://platform.openai.com/docs/api-reference/responses).
 
-Nothing is stored between requests, so what refers to an earlier response is refused.
+The server stores nothing between requests, so a reference to an earlier response is refused.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from penstock.types import ChatRequest, Message, Sampling
 
 
 class TextOptions(Struct):
-    """`text`: the form of the answer's text."""
+    """`text`: the format of the answer's text, such as a JSON schema."""
 
     format: dict[str, Any] | None = None
     verbosity: str | None = None
 
 
 class ResponseBody(Struct, kw_only=True):
-    """Body of `POST /v1/responses`."""
+    """Body of `POST /v1/responses`; `input` is a text or a list of items."""
 
     model: str = ""
     input: str | list[dict[str, Any]]
@@ -56,7 +56,6 @@ class ResponseBody(Struct, kw_only=True):
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
-        """The neutral request."""
         for name in ("previous_response_id", "conversation", "background"):
             if getattr(self, name):
                 raise UnsupportedError(
@@ -112,7 +111,7 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
-            # Calls of one turn stand in one message.
+            # Calls of one turn share one message.
             if messages and messages[-1].get("tool_calls"):
                 messages[-1]["tool_calls"].append(call)
             else:
@@ -124,14 +123,14 @@ def _messages(given: str | list[dict[str, Any]]) -> list[Message]:
             )
         elif (
             kind != "reasoning"
-        ):  # which a client hands back unchanged; templates have no place for it
+        ):  # clients send reasoning back unchanged; templates have no place for it
             hint = nearest(str(kind), ("message", "function_call", "function_call_output"))
             raise RequestError(f"{where}: unknown type {kind!r}. {hint}", param=where)
     return messages
 
 
 def _content(content: Any, where: str) -> Any:
-    """Parts under the names that chat completions have for them."""
+    """Parts under the names that chat completions use."""
     if not isinstance(content, list):
         return content
     parts: list[Any] = []

@@ -1,12 +1,13 @@
 """Response bodies in OpenAI's form, built as plain dictionaries: a validation model for each would
-cost more than it says.
+cost more than it shows.
 """
 
 from __future__ import annotations
 
 import struct
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import Struct
@@ -23,13 +24,14 @@ class UsageTotal:
         self._usages: list[tuple[int, Usage]] = []
 
     def add(self, delta: Delta) -> None:
-        """Take a delta's usage, if it has one."""
+        """Add a delta's usage, if it has one."""
         if delta.usage is not None:
             self._usages.append((delta.index, delta.usage))
 
     @property
     def usage(self) -> Usage:
-        """The sum."""
+        if len(self._usages) == 1:
+            return self._usages[0][1]
         prompts: dict[int, Usage] = {}
         for index, usage in self._usages:
             prompts.setdefault(index // self._n if self._n else 0, usage)
@@ -60,8 +62,18 @@ class Answers:
         self.reasoning: dict[int, str] = {}
         self._total = UsageTotal()
 
+    @classmethod
+    async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:
+        """The answers of one request, read to its end."""
+        answers = cls()
+        async with aclosing(batches):
+            async for batch in batches:
+                for delta in batch:
+                    answers.add(delta)
+        return answers
+
     def add(self, delta: Delta) -> None:
-        """Take one delta."""
+        """Append a delta's text, calls and logprobs to its answer."""
         index = delta.index
         self.texts[index] = self.texts.get(index, "") + delta.text
         if delta.logprobs is not None:
@@ -83,7 +95,7 @@ class Answers:
 
     @property
     def usage(self) -> Usage:
-        """Tokens of all answers; the prompt, which they share, counts once."""
+        """Tokens of all answers. The prompt, which they share, counts once."""
         return self._total.usage
 
 
@@ -102,7 +114,7 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
 
 
 def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
-    """Body of an unstreamed plain completion; one element of `answers` a prompt."""
+    """Body of an unstreamed plain completion; `answers` has one element a prompt."""
     choices: list[dict[str, Any]] = []
     usages: list[Usage] = []
     for one in answers:
@@ -125,8 +137,8 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
 
 
 def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) -> dict[str, Any]:
-    """Body of an embeddings answer, vectors as lists of numbers or as base64 of little-endian
-    32-bit floats.
+    """Body of an embeddings answer. A vector is a list of numbers, or the base64 of its
+    little-endian 32-bit floats.
     """
     tokens = embeddings.usage.prompt_tokens
     return {
@@ -135,7 +147,7 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _packed(vector) if base64 else vector,
+                "embedding": _base64(vector) if base64 else vector,
             }
             for index, vector in enumerate(embeddings.vectors)
         ],
@@ -145,7 +157,7 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """The `usage` object."""
+    """The `usage` object in OpenAI's form: tokens of the prompt, of the answer, and in total."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
@@ -174,7 +186,7 @@ def _body(
     }
 
 
-def _packed(vector: Sequence[float]) -> str:
+def _base64(vector: Sequence[float]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
@@ -186,7 +198,7 @@ def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None)
 
 
 def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | None:
-    """`tool_calls` of a message; None where there are none."""
+    """`tool_calls` of a message; None for a message without calls."""
     if not calls:
         return None
     return [
@@ -200,7 +212,7 @@ def tool_call_list(calls: Sequence[ToolCall] | None) -> list[dict[str, Any]] | N
 
 
 def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | None:
-    """`logprobs` of a chat choice."""
+    """`logprobs` of a chat choice; None where the request did not ask."""
     if tokens is None:
         return None
     return {
@@ -222,8 +234,8 @@ def _token(text: str, logprob: float) -> dict[str, Any]:
 def completion_logprobs(
     tokens: Sequence[TokenLogprob] | None, offset: int = 0
 ) -> dict[str, Any] | None:
-    """`logprobs` of a plain completion's choice; `offset` is where in the answer the first token
-    stands.
+    """`logprobs` of a plain completion's choice. `offset` is the first token's position in the
+    answer, in characters.
     """
     if tokens is None:
         return None

@@ -1,7 +1,7 @@
-"""Reads tool calls out of generated text, while it streams.
+"""Reads tool calls out of generated text while it streams.
 
 The form is that of Hermes and Qwen models: `<tool_call>\n{"name": …, "arguments":
-{…}}\n</tool_call>`, any number of them, after any text. Under a constraint
+{…}}\n</tool_call>`, any number of calls, after any text. Under a constraint
 (`penstock.openai.tools`) the whole answer is one such object without tags.
 """
 
@@ -26,9 +26,8 @@ _HEAD = re.compile(
 class ToolCallReader:
     """Turns the deltas of one request into deltas with tool calls.
 
-    `bare` says that the answer is one call without tags; `one_call` that what comes after the first
-    call is left out. Call ids derive from `seed`, so that a request asked again under the same id
-    gives the same ones.
+    With `bare` the answer is one call without tags. With `one_call` the text after the first call
+    is dropped. Call ids derive from `seed`: a retry under the same id produces the same call ids.
     """
 
     def __init__(self, seed: str, *, bare: bool = False, one_call: bool = False) -> None:
@@ -38,9 +37,7 @@ class ToolCallReader:
         self._scanners: dict[int, _Scanner] = {}
 
     def translate(self, delta: Delta) -> Delta:
-        """The delta with its text taken apart. It may have neither text nor calls, while a tag is
-        half read.
-        """
+        """The delta, its calls separated from its text. Both may be empty within a tag."""
         scanner = self._scanners.get(delta.index)
         if scanner is None:
             scanner = self._scanners[delta.index] = _Scanner(
@@ -50,7 +47,7 @@ class ToolCallReader:
         reason = delta.finish_reason
         if reason is not None:
             pieces += scanner.flush()
-            # A model may go on with white space behind a call that it was made to write.
+            # A model may append white space to a forced call.
             if scanner.calls and (
                 reason == "stop" or (reason == "length" and scanner.wrote_whole_call)
             ):
@@ -61,7 +58,7 @@ class ToolCallReader:
 
 
 class _Scanner:
-    """One answer's text: outside of calls, or inside the one whose raw text is `_call`."""
+    """One answer's text: outside of calls, or inside the call `_call`."""
 
     def __init__(self, seed: str, bare: bool, one_call: bool) -> None:
         self.calls = 0
@@ -96,8 +93,7 @@ class _Scanner:
         return self._one_call and bool(self.calls)
 
     def _outside(self, text: str) -> Generator[str | ToolCallPart, None, str]:
-        """Let text through, but hold back white space that a tag may follow, and the start of a
-        tag.
+        """Pass text through. Hold back the start of a tag, and white space that a tag may follow.
 
         Returns the text left to read, as `_inside` does.
         """
@@ -130,7 +126,7 @@ class _Scanner:
             call.advance()
             if call.at > start:
                 yield self._part(arguments=call.raw[start : call.at])
-        # A tag inside the arguments' strings is not one.
+        # A tag inside a string of the arguments is text.
         end = -1
         if not self._bare and (call.name is None or call.complete):
             end = call.raw.find(CLOSE, call.at)
@@ -143,8 +139,8 @@ class _Scanner:
         return rest
 
     def _end(self, call: _Call, closing: str = "") -> Iterator[str | ToolCallPart]:
-        """A call whose keys came in another order is read as a whole; what is none is given back as
-        text.
+        """End the call. A call with its keys in another order is parsed as a whole; invalid JSON
+        becomes text again.
         """
         if call.name is None:
             try:
@@ -171,8 +167,8 @@ class _Scanner:
 
 
 class _Call:
-    """A call being read. `opening` is what led in to it; `at` is how far its arguments have been
-    followed.
+    """A call that is still incomplete. `opening` is the text before its JSON, `at` the scanner's
+    position in its arguments.
     """
 
     def __init__(self, opening: str) -> None:
@@ -186,7 +182,7 @@ class _Call:
         self._escaped = False
 
     def advance(self) -> None:
-        """Follow the arguments' brackets as far as the text goes; stop behind the last one."""
+        """Follow the brackets of the arguments as far as the text goes; stop after the last one."""
         for char in self.raw[self.at :]:
             self.at += 1
             if self._in_string:

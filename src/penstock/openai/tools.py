@@ -1,7 +1,7 @@
-"""Tools of a chat request: their checks, and the constraint that makes a model call one.
+"""Checks the tools of a chat request, and builds the constraint that forces a call.
 
-A constrained answer is one call as JSON, `{"name": …, "arguments": {…}}`: what stands between the
-tags of an unconstrained one, so both are read alike (`penstock.openai.tool_calls`).
+A constrained answer is one call as JSON, `{"name": …, "arguments": {…}}`. An unconstrained answer
+has the same JSON between tags, so `penstock.openai.tool_calls` reads both.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ MAX_TOOLS = 1024
 
 
 def check_tools(tools: Sequence[Tool] | None, choice: ToolChoice) -> None:
-    """Raise `RequestError` for too many tools, one without a name, or a choice that no tool answers
-    to.
+    """Check the tools and the choice. Raises `RequestError` for too many tools, a tool without a
+    name, or a choice that names no tool.
     """
     if tools is not None and len(tools) > MAX_TOOLS:
         raise RequestError(
@@ -69,15 +69,15 @@ def chosen_name(choice: Mapping[str, Any]) -> str:
 
 
 _NO_ARGUMENTS = {"type", "properties", "required", "title", "description", "$schema"}
-"""What the schema of a function without arguments may say."""
+"""Keywords allowed in the schema of a function without arguments."""
 _VALUES = {"const", "enum", "default", "examples"}
-"""What holds values in a schema, no schemas."""
+"""Keywords that hold values, not schemas."""
 _NAMED = {"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"}
-"""What holds schemas by names, which can be any."""
+"""Keywords that hold schemas by name; the names can be any."""
 
 
 def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutput | None:
-    """The constraint for "required" or a named tool; None where the model is free to answer."""
+    """The constraint for "required" or a named tool; None where the model may answer freely."""
     if choice in (None, "none", "auto"):
         return None
     functions = [tool["function"] for tool in tools]
@@ -108,19 +108,17 @@ def call_constraint(tools: Sequence[Tool], choice: ToolChoice) -> StructuredOutp
 
 
 def _arguments(function: Mapping[str, Any], place: str) -> Any:
-    """The schema of a function's arguments as it must be written at `place` in another."""
+    """The schema of a function's arguments, rewritten to stand at `place` in another schema."""
     parameters = function.get("parameters") or {"properties": {}}
     if parameters.get("properties") == {} and parameters.keys() <= _NO_ARGUMENTS:
         return {"type": "object", "properties": {}, "additionalProperties": False}
-    return _moved(parameters, place)
+    return _relocate(parameters, place)
 
 
-def _moved(part: Any, place: str) -> Any:
-    """A schema whose references to itself still lead where they did, now that it stands at
-    `place`.
-    """
+def _relocate(part: Any, place: str) -> Any:
+    """A schema whose references to itself still resolve after its move to `place`."""
     if isinstance(part, list):
-        return [_moved(item, place) for item in part]
+        return [_relocate(item, place) for item in part]
     if not isinstance(part, Mapping):
         return part
     return {
@@ -133,9 +131,9 @@ def _moved(part: Any, place: str) -> Any:
                 value
                 if name in _VALUES
                 else (
-                    {key: _moved(inner, place) for key, inner in value.items()}
+                    {key: _relocate(inner, place) for key, inner in value.items()}
                     if name in _NAMED and isinstance(value, Mapping)
-                    else _moved(value, place)
+                    else _relocate(value, place)
                 )
             )
         )
@@ -144,7 +142,7 @@ def _moved(part: Any, place: str) -> Any:
 
 
 def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:
-    """Messages whose tool calls hold their arguments as objects, as templates expect; OpenAI's form
+    """Messages whose tool calls hold their arguments as objects, as templates expect. OpenAI's form
     has JSON text.
     """
     return [
@@ -164,5 +162,5 @@ def _with_object(call: Any) -> Any:
     try:
         arguments = json.loads(function["arguments"] or "{}")
     except ValueError:
-        return call  # a model's own mistake, shown to it as it was
+        return call  # a model's own mistake: the model sees it unchanged
     return {**call, "function": {**function, "arguments": arguments}}

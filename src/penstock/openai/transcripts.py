@@ -1,4 +1,4 @@
-"""Answers of `POST /v1/audio/transcriptions`, in each of OpenAI's forms."""
+"""Answers of `POST /v1/audio/transcriptions`, in each of OpenAI's formats."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from typing import Any
 from penstock.types import Transcription, TranscriptionSegment
 
 TIMED_FORMATS = frozenset({"verbose_json", "srt", "vtt"})
-"""Those that need to know when what was said."""
+"""The formats that need timestamps."""
 FORMATS = ("json", "text", *sorted(TIMED_FORMATS))
 
 
 def verbose(result: Transcription, segments: Sequence[TranscriptionSegment]) -> dict[str, Any]:
-    """Body of `verbose_json`: what is known of the recording. Times are in seconds, `language` is a
-    code.
-    """
+    """Body of `verbose_json`. Times are in seconds, `language` is a code such as "en"."""
     return {
         "task": "transcribe",
         "language": result.language or "",

@@ -1,1 +1,1 @@
-"""Reading what users give, with errors in words of our own."""
+"""Parses text that users give, with error messages of our own."""

@@ -1,6 +1,4 @@
-"""What is wrong with a text that is no JSON, in words of our own: those of libraries change with
-their versions.
-"""
+"""Explains invalid JSON in words of our own: those of libraries change with their versions."""
 
 from __future__ import annotations
 
@@ -12,15 +10,15 @@ _BLANK = " \t\r\n"
 
 
 class _NoNumberError(ValueError):
-    """NaN or an infinity, which Python's reader would let pass."""
+    """NaN or an infinity, which Python's reader would accept."""
 
 
 def json_fault(text: bytes | str) -> str:
-    """Where and how `text`, which a JSON reader has refused, breaks the form. For errors: it reads
-    the text again.
+    """Where and how `text`, which a JSON reader has refused, breaks the form. For errors only: it
+    parses the text again.
 
-    A clause such as "unexpected text at line 2, column 7" or "it ends too early". Lines and columns
-    count from 1, columns in characters. Of a text beyond a megabyte the place is not told.
+    Returns a clause such as "unexpected text at line 2, column 7" or "it ends too early". Lines and
+    columns count from 1, columns in characters. Beyond a megabyte of text the clause has no place.
     """
     if len(text) > _SEARCHED:
         return "it breaks the form of JSON"
@@ -45,7 +43,7 @@ def json_fault(text: bytes | str) -> str:
         return "NaN and Infinity are not JSON"
     except RecursionError:
         return "it is nested too deeply"
-    except ValueError:  # Python bounds the digits that it turns into an integer
+    except ValueError:  # Python bounds the digits of an integer
         return "a number has too many digits"
     rest = body[end:].lstrip(_BLANK)
     if rest:
@@ -62,9 +60,7 @@ def _refuse(_: str) -> NoReturn:
 
 
 def _ends_early(body: str, position: int) -> bool:
-    """Whether nothing is left to read at `position`, or no more than the beginning of a word or of
-    a string.
-    """
+    """Whether only the beginning of a word or of a string, or nothing, is left at `position`."""
     rest = body[position:].rstrip(_BLANK)
     if not rest or any(word.startswith(rest) for word in ("true", "false", "null", "-")):
         return True

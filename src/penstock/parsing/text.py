@@ -1,6 +1,4 @@
-"""Text and JSON that users give: in files, on the command line, in columns. What is wrong is said
-in our own words.
-"""
+"""Reads text and JSON from users: files, the command line, columns. Error messages are our own."""
 
 from __future__ import annotations
 
@@ -11,9 +9,7 @@ from typing import Any
 from penstock.parsing.json_errors import json_fault
 
 MAX_NESTING = 256
-"""How deeply lists and objects may lie within each other: whatever walks through a value must come
-to its end.
-"""
+"""How deeply lists and objects may nest: every walk through a value must end."""
 TOO_DEEP = f"it is nested more than {MAX_NESTING} deep"
 
 _LARGEST = 64 << 20
@@ -27,9 +23,7 @@ _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def other_encoding(head: bytes) -> str | None:
-    """The encoding of text that begins with `head`, where a byte order mark or its zeros tell that
-    it is not UTF-8.
-    """
+    """The encoding of text with this `head`, if a byte order mark or zeros rule out UTF-8."""
     for mark, name in _ENCODINGS.items():
         if head.startswith(mark):
             return name
@@ -42,9 +36,7 @@ def other_encoding(head: bytes) -> str | None:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """A file of settings. Raises `OSError`, or `ValueError` if it is larger than such a file can
-    be.
-    """
+    """The bytes of a settings file. Raises `OSError`, or `ValueError` if the file is too large."""
     with open(path, "rb") as file:
         data = file.read(_LARGEST + 1)
     if len(data) > _LARGEST:
@@ -53,9 +45,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 
 
 def decode_text(data: bytes) -> str:
-    """The text in a file, which may begin with a byte order mark. Raises `ValueError`, which says
-    what is wrong.
-    """
+    """The text of a file, with or without a byte order mark. Raises `ValueError`."""
     encoding = other_encoding(data)
     if encoding is not None:
         raise ValueError(f"it is {encoding}, not UTF-8")
@@ -66,12 +56,10 @@ def decode_text(data: bytes) -> str:
 
 
 def is_too_deep(value: Any, most: int = MAX_NESTING) -> bool:
-    """Whether lists or dicts lie within each other more than `most` deep, as a circle of them
-    does.
-    """
+    """Whether lists or dicts nest more than `most` deep; true for a cycle."""
     level: dict[int, Any] = {id(value): value}
     for _ in range(most):
-        # By identity, so that a part that stands in many places is looked at once.
+        # By identity, so that a shared part is visited once.
         level = {id(inner): inner for outer in level.values() for inner in _containers_in(outer)}
         if not level:
             return False
@@ -90,7 +78,7 @@ def _containers_in(value: Any) -> list[Any]:
 def decode_json(data: bytes | str) -> Any:
     """The JSON value in a text, which may begin with a byte order mark.
 
-    Raises `ValueError`, whose text says what is wrong.
+    Raises `ValueError` with the reason.
     """
     import msgspec
 

@@ -1,8 +1,8 @@
-"""Where a value does not have the form that a type describes, in words of our own: those of msgspec
-change with it.
+"""Explains why a value does not match a type, in words of our own: those of msgspec change
+with its versions.
 
-It knows the types of which our forms are made: structures, mappings, lists, plain values, literals,
-bounds, unions.
+It supports the types of our own forms: structures, mappings, lists, plain values,
+literals, bounds, unions.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NAMES: tuple[tuple[Any, str], ...] = (
 
 
 class Mismatch(NamedTuple):
-    """A value that is refused.
+    """A value that does not match its type.
 
-    `place` is its path ("messages[0].role"), empty for the whole; `why` what is wrong ("must be an
-    integer"); `choices` the words that are allowed there, where only some are.
+    `place` is its path ("messages[0].role"), empty for the whole value; `why` is the fault ("must
+    be an integer"); `choices` are the allowed words, if only some are.
     """
 
     place: str
@@ -38,27 +38,27 @@ class Mismatch(NamedTuple):
     choices: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        given = f", not {_shown(self.value)}" if self.why.startswith("must") else ""
+        given = f", not {_excerpt(self.value)}" if self.why.startswith("must") else ""
         return f"{self.place or 'it'} {self.why}{given}"
 
 
 def mismatch(form: Any, value: Any) -> Mismatch:
-    """The first part of `value` that keeps msgspec from turning it into `form`. For errors only: it
-    is slow.
+    """The first part of `value` that keeps msgspec from converting it to `form`. For errors only:
+    it is slow.
     """
     return _search(inspect.type_info(form), value, "") or Mismatch(
         "", "does not have the right form", value
     )
 
 
-def _shown(value: Any) -> str:
+def _excerpt(value: Any) -> str:
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list | tuple):
         return "a list"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = ascii(value)  # a lone surrogate too can be written so
+    text = ascii(value)  # a lone surrogate has an ASCII form too
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
@@ -84,7 +84,7 @@ def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
                 if name not in known:
                     where = f"{place}.{name}".lstrip(".")
                     why = (
-                        f"is unknown, and was {_shown(value[name])}. Known:"
+                        f"is unknown, and was {_excerpt(value[name])}. Known:"
                         f" {', '.join(sorted(known))}"
                     )
                     return Mismatch(where, why, value[name], known)
@@ -129,7 +129,7 @@ def _is(kind: Any, value: Any) -> bool:
     ):
         if isinstance(kind, of):
             return isinstance(value, types)
-    return True  # nothing is known of it
+    return True  # unknown kind
 
 
 def _broken_bound(kind: Any, value: Any, place: str) -> Mismatch | None:
@@ -156,7 +156,7 @@ def _either(kind: Any) -> tuple[Any, ...]:
 
 
 def _name(kind: Any) -> str:
-    """What a value must be: "text, a list or null"."""
+    """What a value must be, such as "text, a list or null"."""
     words: list[str] = []
     for part in _either(kind):
         if isinstance(part, inspect.LiteralType):

@@ -14,7 +14,7 @@ from ray import serve
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.row_transport import Beginning, Ending, StageProcess
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
-from penstock.batch.write.row_tables import block
+from penstock.batch.write.tables import block
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.errors import ConfigError, nearest
 from penstock.ray.data_placement import stage_options

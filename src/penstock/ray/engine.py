@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -15,7 +14,8 @@ import ray
 from ray import serve
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import generated
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.ray.application import NAME_PREFIX, build_deployment
@@ -23,16 +23,7 @@ from penstock.ray.cluster import connect, new_application
 from penstock.ray.replicas import served_model
 from penstock.serve.config.placement import cpus
 from penstock.serve.config.settings import HttpSettings
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 MODEL_ID = "model"
 APP_PREFIX = "penstock-job-"
@@ -142,29 +133,11 @@ class RayEngine(LLMEngine):
         return self._model
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        return self._started().chat(request)  # type: ignore[no-any-return]
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return generated(self._started(), request)
 
-    def completions(self, request: CompletionRequest) -> Deltas:
-        return self._started().completions(request)  # type: ignore[no-any-return]
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        return await self._started().embeddings(request)  # type: ignore[no-any-return]
-
-    async def score(self, request: RerankRequest) -> Scores:
-        return await self._started().score(request)  # type: ignore[no-any-return]
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        return await self._started().rerank(request)  # type: ignore[no-any-return]
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        return await self._started().classify(request)  # type: ignore[no-any-return]
-
-    async def tokenize(self, text: str) -> list[int]:
-        return await self._started().tokenize(text)  # type: ignore[no-any-return]
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return await self._started().detokenize(token_ids)  # type: ignore[no-any-return]
+    async def answer(self, task: str, request: Any) -> Any:
+        return await getattr(self._started(), task)(request)
 
     async def resolve_lora(self, name: str, path: str) -> None:
         """Check that the replicas have the adapter: they learn of adapters when they are deployed.

@@ -47,7 +47,6 @@ class RayReplicas:
         self._model_id = model_id
 
     def current(self) -> tuple[ReplicaInfo, ...]:
-        """The replicas that run now."""
         return _running.get(self._key, ())
 
     async def obtain(self) -> ReplicaInfo:

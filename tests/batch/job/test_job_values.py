@@ -20,7 +20,7 @@ import penstock
 from jobs import ask, interrupted, lines
 from penstock.batch.pipeline.configs import ProcessorConfig
 from penstock.batch.pipeline.processor import Processor
-from penstock.batch.write.row_tables import block
+from penstock.batch.write.tables import block
 from penstock.errors import EngineError, InputError, OutputError
 
 pytestmark = pytest.mark.usefixtures("small_parts")

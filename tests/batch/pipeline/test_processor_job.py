@@ -22,6 +22,8 @@ from penstock.batch import (
     StatefulStage,
     build_processor,
 )
+from penstock.batch.pipeline.processor_rows import ProcessorRows
+from penstock.batch.values.packed import pack
 from penstock.batch.write import sinks
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, JobError, JobMismatchError
@@ -146,7 +148,8 @@ async def test_input_types_pass_through(tmp_path):
     assert found.column_names == ["id", "at", "double", "raw"]
 
 
-async def test_an_interrupted_job_goes_on(tmp_path):
+@pytest.mark.parametrize("earlier", [False, True], ids=["as now", "as before"])
+async def test_an_interrupted_job_goes_on(tmp_path, monkeypatch, earlier):
     seen: list[int] = []
     gate = asyncio.Event()
     source = tmp_path / "in.jsonl"
@@ -154,12 +157,15 @@ async def test_an_interrupted_job_goes_on(tmp_path):
     clean = tmp_path / "clean.jsonl"
     await run(source, clean, doubling(failing=(3,)))
     output = tmp_path / "out.jsonl"
-    job = asyncio.create_task(run(source, output, doubling(seen, failing=(3,), gate=gate)))
-    while len(seen) < 110:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    job.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await job
+    with monkeypatch.context() as patch:
+        if earlier:  # results of JSON lines were once held with the types of their values
+            patch.setattr(ProcessorRows, "_stored", lambda self, row, columns: pack(columns)[0])
+        job = asyncio.create_task(run(source, output, doubling(seen, failing=(3,), gate=gate)))
+        while len(seen) < 110:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        job.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await job
     before = len(seen)
     again: list[int] = []
     result = await run(source, output, doubling(again, failing=(3,)))

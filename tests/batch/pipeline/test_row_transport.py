@@ -7,7 +7,7 @@ import pytest
 from penstock.batch import HttpRequestProcessorConfig, build_processor
 from penstock.batch.pipeline.row_transport import Beginning, Carried, Ending, StageProcess, unpack
 from penstock.batch.stages.base import StatefulStage
-from penstock.batch.write.row_tables import block
+from penstock.batch.write.tables import block
 from penstock.errors import JobError, UpstreamError
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from penstock.batch.stages.usage import usage_of
+from penstock.batch.pipeline.stage_chain import usage_of
 from penstock.types import Usage
 
 

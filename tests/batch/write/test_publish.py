@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from penstock.batch.write.publish import is_own, place, stamp_of
+from penstock.batch.write.outputs import is_own, place, stamp_of
 from penstock.errors import OutputError
 
 

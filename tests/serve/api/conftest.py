@@ -11,7 +11,9 @@ from typing import Any
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
+from penstock.engines.deltas import Batches
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest
@@ -52,34 +54,26 @@ class ScriptedEngine(SimulatedEngine):
         self.prompts: list[str | list[int]] = []
         self.sampled: list[Any] = []
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Delta, None]:
+    async def continue_prompt(self, request: GenerateRequest) -> Batches:
         self.prompts.append(request.prompt)
         self.sampled.append(request.sampling)
         if self.pieces is None:
-            async for delta in super().generate(request):
-                yield delta
+            async for batch in super().continue_prompt(request):
+                yield batch
             return
         usage = Usage(7, len(self.pieces), 2)
         if not request.stream:
             await self.hold.wait()
-            yield Delta(
-                text="".join(self.pieces),
-                token_ids=(1,) * len(self.pieces),
-                finish_reason="stop",
-                usage=usage,
-            )
+            text, ids = "".join(self.pieces), (1,) * len(self.pieces)
+            yield [Delta(text=text, token_ids=ids, finish_reason="stop", usage=usage)]
             return
         for number, piece in enumerate(self.pieces):
             await self.hold.wait()
             if number == self.fail_after:
                 raise EngineError("the engine broke")
             last = number == len(self.pieces) - 1
-            yield Delta(
-                text=piece,
-                token_ids=(number,),
-                finish_reason="stop" if last else None,
-                usage=usage if last else None,
-            )
+            delta = Delta(text=piece, token_ids=(number,))
+            yield [replace(delta, finish_reason="stop", usage=usage) if last else delta]
             await asyncio.sleep(0)
 
     async def classify(self, request: ClassifyRequest) -> Classifications:

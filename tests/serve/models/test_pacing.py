@@ -1,5 +1,6 @@
 import asyncio
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
@@ -63,8 +64,14 @@ def test_the_end_never_waits():
     assert buffer.take(101.0) == [Delta(0, "b!", (9,), finish_reason="stop", usage=Usage(1, 3))]
 
 
+def stream_of(source, **options):
+    stream: Any = DeltaStream(**options)
+    stream.deltas = BatchedDeltas(stream.batches(aclosing(source.batches())))
+    return stream
+
+
 def one_by_one(stream):
-    return BatchedDeltas(stream.batches())
+    return stream.deltas
 
 
 async def settle():
@@ -96,7 +103,7 @@ class Source:
 
 async def test_with_an_interval_a_caller_who_lags_finds_one_delta():
     source, now = Source(), [0.0]
-    stream = DeltaStream(source.batches(), interval_s=10, clock=lambda: now[0])
+    stream = stream_of(source, interval_s=10, clock=lambda: now[0])
     async with aclosing(one_by_one(stream)) as deltas:
         await source.give(Delta(0, "a"))
         assert await anext(deltas) == Delta(0, "a")
@@ -111,7 +118,7 @@ async def test_with_an_interval_a_caller_who_lags_finds_one_delta():
 
 async def test_without_one_the_caller_is_handed_all_that_is_there_without_waiting():
     source = Source()
-    async with aclosing(one_by_one(DeltaStream(source.batches()))) as deltas:
+    async with aclosing(one_by_one(stream_of(source))) as deltas:
         await source.give(Delta(0, "a"), Delta(0, "b"), END)
         for text in ("a", "b", "!"):
             # A step that had to wait would not end at its first push.
@@ -123,7 +130,7 @@ async def test_without_one_the_caller_is_handed_all_that_is_there_without_waitin
 @pytest.mark.parametrize("interval_s", [0.0, 3600.0])
 async def test_an_abort_interrupts_a_source_that_gives_nothing(interval_s):
     source = Source()
-    stream = DeltaStream(source.batches(), interval_s=interval_s)
+    stream = stream_of(source, interval_s=interval_s)
 
     async def take():
         return [delta async for delta in one_by_one(stream)]
@@ -139,7 +146,7 @@ async def test_an_abort_interrupts_a_source_that_gives_nothing(interval_s):
 @pytest.mark.parametrize("interval_s", [0.0, 3600.0])
 async def test_a_caller_who_is_cancelled_is_cancelled(interval_s):
     source = Source()
-    stream = DeltaStream(source.batches(), interval_s=interval_s)
+    stream = stream_of(source, interval_s=interval_s)
     caller = asyncio.create_task(anext(one_by_one(stream)))
     await settle()
     caller.cancel()
@@ -153,7 +160,7 @@ async def test_a_caller_who_waits_gets_each_delta():
     seen = []
 
     async def take():
-        async for delta in one_by_one(DeltaStream(source.batches())):
+        async for delta in one_by_one(stream_of(source)):
             seen.append(delta.text)
 
     caller = asyncio.create_task(take())
@@ -167,7 +174,7 @@ async def test_a_caller_who_waits_gets_each_delta():
 
 async def test_with_an_interval_the_end_brings_what_waited():
     source = Source()
-    stream = DeltaStream(source.batches(), interval_s=3600)
+    stream = stream_of(source, interval_s=3600)
     await source.give(Delta(0, "a"))
     async with aclosing(one_by_one(stream)) as deltas:
         assert (await anext(deltas)).text == "a"
@@ -177,7 +184,7 @@ async def test_with_an_interval_the_end_brings_what_waited():
 
 async def test_the_interval_passes_by_the_clock():
     source, now = Source(), [0.0]
-    stream = DeltaStream(source.batches(), interval_s=3600, clock=lambda: now[0])
+    stream = stream_of(source, interval_s=3600, clock=lambda: now[0])
     async with aclosing(one_by_one(stream)) as deltas:
         await source.give(Delta(0, "a"))
         assert (await anext(deltas)).text == "a"
@@ -189,7 +196,7 @@ async def test_the_interval_passes_by_the_clock():
 async def test_an_error_comes_after_what_came_before_it():
     source = Source()
     await source.give(Delta(0, "a"), EngineError("broken"))
-    async with aclosing(one_by_one(DeltaStream(source.batches()))) as deltas:
+    async with aclosing(one_by_one(stream_of(source))) as deltas:
         assert (await anext(deltas)).text == "a"
         with pytest.raises(EngineError, match="broken"):
             await anext(deltas)
@@ -197,7 +204,7 @@ async def test_an_error_comes_after_what_came_before_it():
 
 async def test_closing_early_closes_the_source_and_leaves_no_task():
     source = Source()
-    async with aclosing(one_by_one(DeltaStream(source.batches()))) as deltas:
+    async with aclosing(one_by_one(stream_of(source))) as deltas:
         await source.give(Delta(0, "a"))
         await anext(deltas)
         assert not source.closed
@@ -207,7 +214,7 @@ async def test_closing_early_closes_the_source_and_leaves_no_task():
 
 async def test_an_abort_finishes_each_open_answer():
     source = Source()
-    stream = DeltaStream(source.batches(), answers=3)
+    stream = stream_of(source, answers=3)
     async with aclosing(one_by_one(stream)) as deltas:
         await source.give(Delta(0, "ab", (1, 2)), Delta(1, "!", (3,), finish_reason="stop"))
         assert (await anext(deltas)).index == 0
@@ -223,7 +230,7 @@ async def test_an_abort_finishes_each_open_answer():
 
 async def test_held_deltas_come_when_they_are_released():
     source = Source()
-    stream = DeltaStream(source.batches())
+    stream = stream_of(source)
     stream.hold()
     async with aclosing(one_by_one(stream)) as deltas:
         taking = asyncio.create_task(anext(deltas))
@@ -237,7 +244,7 @@ async def test_held_deltas_come_when_they_are_released():
 
 async def test_a_stream_that_is_released_halfway_loses_nothing():
     source = Source()
-    stream = DeltaStream(source.batches())
+    stream = stream_of(source)
     async with aclosing(one_by_one(stream)) as deltas:
         stream.hold()
         taking = asyncio.create_task(anext(deltas))

@@ -142,7 +142,7 @@ class TestHandOver:
             return generate
 
         for engine in (prefill, decode):
-            monkeypatch.setattr(engine, "generate", spied(engine.generate))
+            monkeypatch.setattr(engine, "continue_prompt", spied(engine.continue_prompt))
         tokenized = []
         real = decode.prompt_ids
 

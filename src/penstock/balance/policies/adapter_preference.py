@@ -36,9 +36,7 @@ class AdapterPreference:
         return other if other.load < one.load else one
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """Told on."""
         self.policy.sent(request, replica_id)
 
     def gone(self, replica_id: str) -> None:
-        """Told on."""
         self.policy.gone(replica_id)

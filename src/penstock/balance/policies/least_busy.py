@@ -26,8 +26,6 @@ class LeastBusy:
         one, other = two_of(replicas, self._draw)
         return other if other.load < one.load else one
 
-    def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """Nothing to learn."""
+    def sent(self, request: RouteRequest, replica_id: str) -> None: ...
 
-    def gone(self, replica_id: str) -> None:
-        """Nothing to forget."""
+    def gone(self, replica_id: str) -> None: ...

@@ -31,9 +31,7 @@ class LeastLoaded:
         self._turns[chosen.id] = self._now + 1 / chosen.weight
         return chosen
 
-    def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """Nothing to learn."""
+    def sent(self, request: RouteRequest, replica_id: str) -> None: ...
 
     def gone(self, replica_id: str) -> None:
-        """Forget its turn."""
         self._turns.pop(replica_id, None)

@@ -65,7 +65,6 @@ class Overlap:
         return best
 
     def gone(self, replica_id: str) -> None:
-        """Forget what it held."""
         self.tree.forget(replica_id)
 
     def _notice(self, replicas: Sequence[Any]) -> None:

@@ -21,8 +21,6 @@ class RoundRobin:
         self._next = (self._next + 1) % len(replicas)
         return chosen
 
-    def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """Nothing to learn."""
+    def sent(self, request: RouteRequest, replica_id: str) -> None: ...
 
-    def gone(self, replica_id: str) -> None:
-        """Nothing to forget."""
+    def gone(self, replica_id: str) -> None: ...

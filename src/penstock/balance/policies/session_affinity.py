@@ -52,11 +52,9 @@ class SessionAffinity:
                 return chosen
         return other if other.load < one.load else one
 
-    def sent(self, request: RouteRequest, replica_id: str) -> None:
-        """Nothing to learn."""
+    def sent(self, request: RouteRequest, replica_id: str) -> None: ...
 
-    def gone(self, replica_id: str) -> None:
-        """Nothing to forget."""
+    def gone(self, replica_id: str) -> None: ...
 
     def _place(self, replicas: Sequence[Any]) -> None:
         points = sorted(

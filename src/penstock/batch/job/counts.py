@@ -36,7 +36,6 @@ class Counts(Struct):
 
     @property
     def ok(self) -> int:
-        """Rows that were answered."""
         return self.rows - self.failed
 
     @property

@@ -7,20 +7,21 @@ import contextlib
 import math
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 from msgspec import Struct, field
 
 from penstock.batch.job.counts import Counts
-from penstock.batch.job.execution import Plan, asking
+from penstock.batch.job.plan import Plan
 from penstock.batch.job.progress import duration
+from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.read.feed import read_ahead
-from penstock.batch.rows.retry import Asker
+from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
-from penstock.errors import PenstockError
-
-if TYPE_CHECKING:
-    from penstock.batch.job.prompt_lengths import PromptLength
+from penstock.engines.base import LLMEngine
+from penstock.errors import PenstockError, UnsupportedError
+from penstock.openai.tools import arguments_as_objects
+from penstock.types import ChatRequest
 
 READ_ROWS = 200_000
 _READ_SECONDS = 20.0
@@ -56,6 +57,30 @@ class Forecast(Struct, kw_only=True):
     seconds: float | None = None
 
 
+class PromptLength(NamedTuple):
+    """In tokens: the prompt's, those that the answer needs at most (1 where nobody said), and those
+    of both together that the model takes. `shortened`: a prompt that is too long is not refused,
+    but cut until it fits.
+    """
+
+    tokens: int
+    answer: int
+    context: int
+    shortened: bool = False
+
+    @property
+    def is_over_long(self) -> bool:
+        """Whether the model refuses it as it is."""
+        return self.tokens + self.answer > self.context
+
+    @property
+    def computed(self) -> int:
+        """The tokens that the model will compute, at most."""
+        if not self.is_over_long:
+            return self.tokens
+        return max(self.context - self.answer, 0) if self.shortened else 0
+
+
 async def forecast(plan: Plan, trial: int) -> Forecast:
     """The forecast of a checked job, `trial` rows of it asked for. Raises `PenstockError`, as the
     job would.
@@ -67,9 +92,9 @@ async def forecast(plan: Plan, trial: int) -> Forecast:
     if complete:
         found.rows = found.read
     counts = Counts()
-    async with asking(plan, counts) as asker:
-        await _count_tokens(asker, sample, found)
-        await _try(plan, asker, sample[:trial], found)
+    async with plan.pipeline(counts).running() as pipeline:
+        await _count_tokens(pipeline, sample, found)
+        await _try(plan, pipeline, sample[:trial], found)
     return found
 
 
@@ -121,16 +146,14 @@ def _fault_of(plan: Plan, row: Row) -> str | None:
     return None
 
 
-async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> None:
+async def _count_tokens(pipeline: Pipeline, sample: list[Row], found: Forecast) -> None:
     """Count the prompts' tokens, where it shows what is asked, and the engine's template and
     tokenizer are at hand.
     """
-    from penstock.batch.job.prompt_lengths import prompt_length
-
     lengths: list[PromptLength] = []
     for row in sample:
         try:
-            length = await prompt_length(asker, row)
+            length = await prompt_length(pipeline, row)
         except PenstockError:  # the row fails, as its trial will show
             continue
         if length is None:
@@ -150,17 +173,17 @@ async def _count_tokens(asker: Asker, sample: list[Row], found: Forecast) -> Non
     )
 
 
-async def _try(plan: Plan, asker: Asker, sample: list[Row], found: Forecast) -> None:
+async def _try(plan: Plan, pipeline: Pipeline, sample: list[Row], found: Forecast) -> None:
     """Ask for some rows, as many at a time as the job would, and see how long it takes."""
     if not sample:
         return
-    slots = asyncio.Semaphore(max(asker.most_in_flight, 1))
+    slots = asyncio.Semaphore(max(pipeline.most_in_flight, 1))
 
     async def ask(row: Row) -> Any:
         async with slots:
             try:
                 async with asyncio.timeout(plan.row_timeout):
-                    return await asker.outcome(row)
+                    return await pipeline.outcome(row)
             except TimeoutError:
                 return None
 
@@ -227,3 +250,38 @@ def described(found: Forecast) -> str:
         for kind, number in sorted(found.failed.items())
     ]
     return "\n".join(lines)
+
+
+async def prompt_length(pipeline: Pipeline, row: Row) -> PromptLength | None:
+    """That of a prepared row; None where it does not show what is asked, or the engine cannot tell.
+
+    Raises `PenstockError` for a row that cannot be asked.
+    """
+    asked = pipeline.step.asked(row)
+    if asked is None or (tokens := await _tokens(asked.engine, asked.request)) is None:
+        return None
+    answer = asked.request.sampling.max_tokens or 1
+    return PromptLength(
+        tokens, answer, asked.engine.capabilities.context_length, shortened=asked.repair.truncate
+    )
+
+
+async def _tokens(engine: LLMEngine, request: Request) -> int | None:
+    """How many tokens a prompt has; None where the engine cannot tell."""
+    from penstock.engines.token_engine import TokenEngine  # late: it loads Jinja
+
+    if not isinstance(engine, TokenEngine):
+        try:
+            ids = await engine.prompt_ids(request)
+        except UnsupportedError:
+            return None
+        return len(ids) if ids is not None else None
+    if isinstance(request, ChatRequest):
+        messages = arguments_as_objects(request.messages)
+        variables = request.chat_template_kwargs
+        text: str | list[int] = engine.template.render(
+            messages, tools=request.tools, override=request.chat_template, variables=variables
+        )
+    else:
+        text = request.prompt
+    return len(await engine.tokenize(text)) if isinstance(text, str) else len(text)

@@ -18,14 +18,18 @@ import msgspec
 
 from penstock import background, runtimes
 from penstock.batch.job import option_checks as choices
-from penstock.batch.job.execution import Plan, execute
+from penstock.batch.job.execution import execute
 from penstock.batch.job.interrupts import Interrupts, JobInterrupted
+from penstock.batch.job.plan import Plan
 from penstock.batch.job.policy import ErrorPolicy, Limits, seconds_until
 from penstock.batch.job.result import RunResult
+from penstock.batch.pipeline.pipeline import EngineStep, Step
 from penstock.batch.pipeline.processor import Processor
-from penstock.batch.pipeline.processor_rows import ProcessorRows
+from penstock.batch.pipeline.processor_rows import Held
+from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.read.base import Source
+from penstock.batch.rows.form import EngineForm, RowForm
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests
@@ -324,65 +328,18 @@ class Job:
                         field=field,
                         value=path,
                     )
-        form: ColumnRequests | OpenAILines | ProcessorRows
-        constant: str | None = None
         policy = ErrorPolicy(self.on_error or "keep")
         if self.processor is not None:
-            self._check_unset(
-                _REPAIRS, "is said in the configuration of the processor, in a field of this name"
-            )
-            self._check_unset(
-                _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
-            )
-            counts_on_errors = self.dead_letter is not None or self.max_error_rate is not None
-            going_on = self.processor.config.should_continue_on_error or counts_on_errors
-            if self.on_error is None and not going_on:
-                policy = ErrorPolicy("fail")
-            keep_errors = going_on or self.on_error not in (None, "fail")
-            form = self.processor.rows(packed=output is not None, keep_errors=keep_errors)
-        elif (
-            self.prompt is None
-            and self.messages is None
-            and (source.first is None or are_lines(source.first))
-        ):
-            self._check_lines(output)
-            assert engine is not None
-            form = OpenAILines(model=engine.model_source, created=int(time.time()))
+            form, step, policy = self._processor_rows(self.processor, output)
         else:
-            in_column = self.adapter is not None and self.adapter in source.columns
-            constant = None if in_column else self.adapter
-            form = ColumnRequests(
-                template=Template(self.prompt) if self.prompt is not None else None,
-                messages=self.messages,
-                system=self.system,
-                sampling=sampling,
-                schema=schema,
-                adapter=constant,
-                adapter_column=self.adapter if in_column else None,
-                prefix=self.result_prefix,
-                repair=self._repair(),
-                values_for=_values_for(source, output),
-            )
-            if self.prompt is None and self.messages is None:
-                raise ConfigError(
-                    "say what to ask: give a prompt with {column} in it, or a column of messages",
-                    field="prompt",
-                )
-            if self.prompt is not None and not form.columns and 1 not in (self.limit, source.rows):
-                known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
-                _log.warning(
-                    "The prompt names no {column}, so all rows ask the same.%s", printable(known)
-                )
-            if source.columns:
-                flat = isinstance(output, Output) and output.form == "csv"
-                form.check(source.columns, source.every_column(), flat=flat)
+            assert engine is not None
+            form, constant = self._engine_rows(source, engine, output, schema, sampling)
+            step = EngineStep(engine, form, constant, self.max_attempts, policy)
         return Plan(
             source=source,
             output=output,
             form=form,
-            engine=engine,
-            processor=self.processor,
-            adapter=constant,
+            step=step,
             identity=self._identity(source, engine, schema, sampling, form, output),
             limit=self.limit,
             keep_order=self.order == "input",
@@ -394,10 +351,80 @@ class Job:
             ),
             retry_failed=self.retry_failed,
             fresh=self.fresh,
-            max_attempts=self.max_attempts,
             row_timeout=self.row_timeout,
             progress=self.progress,
         )
+
+    def _processor_rows(
+        self, processor: Processor, output: Output | Literal["-"] | None
+    ) -> tuple[RowForm, Step, ErrorPolicy]:
+        self._check_unset(
+            _REPAIRS, "is said in the configuration of the processor, in a field of this name"
+        )
+        self._check_unset(
+            _ROW_OPTIONS | _SAMPLING | _ENGINE_OPTIONS, "has no meaning beside a processor"
+        )
+        config = processor.config
+        expects_errors = self.dead_letter is not None or self.max_error_rate is not None
+        going_on = config.should_continue_on_error or expects_errors
+        policy = ErrorPolicy(self.on_error or ("keep" if going_on else "fail"))
+        keep_errors = going_on or self.on_error not in (None, "fail")
+        columnar = isinstance(output, Output) and output.columnar
+        held: Held = "values" if output is None else "packed" if columnar else "json"
+        form = processor.rows(held=held, keep_errors=keep_errors)
+        chain = StageChain(
+            processor.stages,
+            config.batch_size,
+            config.concurrency,
+            policy=policy,
+            max_attempts=self.max_attempts,
+        )
+        return form, chain, policy
+
+    def _engine_rows(
+        self,
+        source: Source,
+        engine: LLMEngine,
+        output: Output | Literal["-"] | None,
+        schema: structured.Schema | None,
+        sampling: Sampling,
+    ) -> tuple[EngineForm, str | None]:
+        """The form of rows that ask the engine, and the one adapter of all of them."""
+        if (
+            self.prompt is None
+            and self.messages is None
+            and (source.first is None or are_lines(source.first))
+        ):
+            self._check_lines(output)
+            return OpenAILines(model=engine.model_source, created=int(time.time())), None
+        in_column = self.adapter is not None and self.adapter in source.columns
+        constant = None if in_column else self.adapter
+        form = ColumnRequests(
+            template=Template(self.prompt) if self.prompt is not None else None,
+            messages=self.messages,
+            system=self.system,
+            sampling=sampling,
+            schema=schema,
+            adapter=constant,
+            adapter_column=self.adapter if in_column else None,
+            prefix=self.result_prefix,
+            repair=self._repair(),
+            values_for=_values_for(source, output),
+        )
+        if self.prompt is None and self.messages is None:
+            raise ConfigError(
+                "say what to ask: give a prompt with {column} in it, or a column of messages",
+                field="prompt",
+            )
+        if self.prompt is not None and not form.columns and 1 not in (self.limit, source.rows):
+            known = f" Columns: {', '.join(source.columns[:20])}." if source.columns else ""
+            _log.warning(
+                "The prompt names no {column}, so all rows ask the same.%s", printable(known)
+            )
+        if source.columns:
+            flat = isinstance(output, Output) and output.form == "csv"
+            form.check(source.columns, source.every_column(), flat=flat)
+        return form, constant
 
     def _engine(self) -> LLMEngine:
         engine = engine_for(
@@ -491,7 +518,7 @@ class Job:
         engine: LLMEngine | None,
         schema: structured.Schema | None,
         sampling: Sampling,
-        form: ColumnRequests | OpenAILines | ProcessorRows,
+        form: RowForm,
         output: Output | Literal["-"] | None,
     ) -> dict[str, Any]:
         """All that decides what the output will be."""
@@ -513,7 +540,7 @@ class Job:
             "engine": engine.name,
             "engine options": engine.deciding_kwargs or None,
             "deterministic": engine.deterministic or None,
-            "requests": "OpenAI batch lines" if isinstance(form, OpenAILines) else "columns",
+            "requests": form.kind,
             "prompt": self.prompt,
             "messages": self.messages,
             "system": self.system,

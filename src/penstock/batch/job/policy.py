@@ -89,6 +89,11 @@ class Limits:
         self._error_rate = error_rate
 
     @property
+    def any(self) -> bool:
+        """Whether there is one that counts can reach."""
+        return self._tokens is not None or self._error_rate is not None
+
+    @property
     def seconds(self) -> float | None:
         """The time that is left now."""
         return None if self._ends is None else self._ends - time.monotonic()

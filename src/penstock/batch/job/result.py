@@ -14,14 +14,13 @@ import msgspec
 from penstock.batch.job.counts import Counts
 from penstock.batch.read.delimited import allow_long_fields
 from penstock.batch.read.files import filesystem, is_url
-from penstock.batch.rows.requests import RequestForm
+from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from penstock.batch.write.row_tables import RowTables
     from penstock.batch.write.tables import Tables
 
 
@@ -39,8 +38,8 @@ class RunResult:
     already_complete: bool = False
     stopped_by: int | None = None
     _items: list[tuple[Row, Outcome]] = field(default_factory=list, repr=False)
-    _form: RequestForm | None = field(default=None, repr=False)
-    _tables: Callable[[], Tables | RowTables] | None = field(default=None, repr=False)
+    _form: RowForm | None = field(default=None, repr=False)
+    _tables: Callable[[], Tables | None] | None = field(default=None, repr=False)
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The output rows. Those of a CSV are all text."""
@@ -78,8 +77,11 @@ class RunResult:
         """The output rows as an Arrow table."""
         from penstock.batch.read.arrow import read_parquet
 
-        if self.output is None and self._tables is not None:
-            tables = self._tables()
+        if (
+            self.output is None
+            and self._tables is not None
+            and (tables := self._tables()) is not None
+        ):
             if not self._items:
                 return tables.empty()
             return tables.make(

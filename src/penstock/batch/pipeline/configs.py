@@ -79,13 +79,13 @@ class ChatTemplateStageConfig(StageConfig, frozen=True, kw_only=True):
 
 
 class TokenizerStageConfig(StageConfig, frozen=True, kw_only=True):
-    """`prompt` to `tokenized_prompt`."""
+    """Encodes `prompt` into the column `tokenized_prompt`."""
 
     model_source: str | None = None
 
 
 class DetokenizeStageConfig(StageConfig, frozen=True, kw_only=True):
-    """`generated_tokens` to `generated_text`."""
+    """Decodes `generated_tokens` into the column `generated_text`."""
 
     model_source: str | None = None
 
@@ -107,7 +107,7 @@ class PrepareMultimodalStageConfig(StageConfig, frozen=True, kw_only=True):
 
 
 class HttpRequestStageConfig(StageConfig, frozen=True, kw_only=True):
-    """`payload` to `http_response`."""
+    """Sends `payload` and stores the answer in `http_response`."""
 
 
 # Processors
@@ -238,13 +238,13 @@ class OpenVINOEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=
 
 
 class vLLMEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
-    """A model on vLLM."""
+    """A processor that asks a model on vLLM."""
 
     engine_name = "vllm"
 
 
 class SGLangEngineProcessorConfig(EngineProcessorConfig, frozen=True, kw_only=True):
-    """A model on SGLang."""
+    """A processor that asks a model on SGLang."""
 
     engine_name = "sglang"
 

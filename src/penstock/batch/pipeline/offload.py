@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from penstock.batch.rows.user_code import is_ctrl_c, user_error
 
@@ -25,6 +25,7 @@ _MEAN_SECONDS = 0.001
 _STALL_SECONDS = 0.05
 _DELIVER_SECONDS = 0.005
 
+T = TypeVar("T")
 Call = tuple[Callable[[], Any], "asyncio.Future[Any]"]
 Made = tuple["asyncio.Future[Any]", Any, Exception | None, float]
 """A call that was made: its future, its result or error, and the seconds it took."""
@@ -34,7 +35,7 @@ class Offload:
     """Makes calls in `threads` threads at a time. Make it inside a running event loop.
 
     Calls are judged 32 at a time: while most of them are quick, they are made in place, if they may
-    be (`in_place`).
+    be. `in_place` says whether the next call will be.
     """
 
     def __init__(self, threads: int = 1, *, in_place: bool = True) -> None:
@@ -45,13 +46,17 @@ class Offload:
         self._started = 0
         self._pending = 0
         self._in_place = False
+        self.in_place = False
         self._judged = self._quick = 0
         self._seconds = 0.0
 
-    @property
-    def in_place(self) -> bool:
-        """Whether the next call will be made on the event loop."""
-        return self._in_place and not self._pending
+    def run(self, call: Callable[..., T], *args: Any) -> T:
+        """What the call returns or raises, made in place: only where it may be."""
+        began = time.perf_counter()
+        try:
+            return call(*args)
+        finally:
+            self._judge(time.perf_counter() - began)
 
     def submit(self, call: Callable[[], Any]) -> asyncio.Future[Any]:
         """The future of what `call` returns or raises. Cancelling it lets a call that has begun run
@@ -62,6 +67,7 @@ class Offload:
             self._settle(_made(call, future))
             return future
         self._pending += 1
+        self.in_place = False
         self._waiting.put((call, future))
         if self._started < min(self._threads, self._pending):
             self._started += 1
@@ -70,7 +76,6 @@ class Offload:
         return future
 
     def close(self) -> None:
-        """Make no more calls."""
         with contextlib.suppress(Empty):
             while True:
                 self._waiting.get_nowait()
@@ -95,6 +100,7 @@ class Offload:
         if self._judged >= _TRIAL or stalled:
             quick = self._quick >= _QUICK_OF_TRIAL and self._seconds <= _MEAN_SECONDS * self._judged
             self._in_place = quick and not stalled and self._may_be_in_place
+            self.in_place = self._in_place and not self._pending
             self._judged = self._quick = 0
             self._seconds = 0.0
 
@@ -120,6 +126,7 @@ class Offload:
     # On the loop again
     def _deliver(self, done: list[Made]) -> None:
         self._pending -= len(done)
+        self.in_place = self._in_place and not self._pending
         for made in done:
             self._settle(made)
 

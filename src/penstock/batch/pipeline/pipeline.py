@@ -1,288 +1,139 @@
-"""Runs a processor's stages in this process: each row moves from stage to stage by itself."""
+"""Gets the rows of a job answered by one step: an engine, or the stages of a processor."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
-import logging
 import time
-from collections.abc import (
-    AsyncGenerator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.pipeline.map_kwargs import workers
-from penstock.batch.pipeline.offload import Offload
-from penstock.batch.rows.row import Outcome, Row, Stage
-from penstock.batch.rows.user_code import ends_task, is_ctrl_c, user_error
-from penstock.batch.stages.base import StatefulStage
-from penstock.batch.stages.usage import usage_of
-from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
-from penstock.types import Usage
-
-DEFAULT_BATCH_SIZE = 32
-_log = logging.getLogger(__name__)
+from penstock.batch.rows.form import EngineForm, RowForm
+from penstock.batch.rows.repair import Repair, Request
+from penstock.batch.rows.retry import Attempts, Tries, rolling
+from penstock.batch.rows.row import Outcome, Row
+from penstock.engines.adapter_files import adapter_path
+from penstock.engines.base import LLMEngine
+from penstock.engines.supervision.supervisor import supervisor_of
+from penstock.errors import JobError, PenstockError
+from penstock.types import ChatRequest
 
 
-class Failure(Protocol):
-    """Makes the outcome of a row that failed at a stage."""
+class Asked(NamedTuple):
+    """What an engine is asked for a row, where that shows before anything has been done with it."""
 
-    def __call__(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome: ...
-
-
-class StagePool:
-    """The workers of one stage. Each has at most so many rows at a time; the least busy one takes
-    the next.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        stage: StatefulStage,
-        batch_size: int = DEFAULT_BATCH_SIZE,
-        concurrency: int | Sequence[int] = 1,
-    ) -> None:
-        assert stage.fn is not None
-        self.name = name
-        self._stage = stage
-        self._count = workers({"concurrency": concurrency} | stage.map_batches_kwargs, name)
-        self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
-        self._workers: list[_Worker] = []
-        self.capacity = 0
-        # Once started, unless none brings more than fit.
-        self.places: asyncio.Semaphore | None = None
-
-    async def start(self) -> None:
-        """Make the workers and start them. Raises `PenstockError`; what it started, `stop`
-        stops.
-        """
-        fn, kwargs = self._stage.fn, self._stage.fn_constructor_kwargs
-        assert fn is not None
-        try:
-            self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
-        except TypeError as error:
-            raise ConfigError(
-                f"{fn.__name__} cannot be made: {text_of(error)}", field=self.name
-            ) from error
-        except BaseException as error:
-            if is_ctrl_c(error):
-                raise
-            raise user_error(error, f"{fn.__name__} cannot be made") from error
-        await _all_or_none(worker.start() for worker in self._workers)
-        for worker in self._workers:
-            worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
-            self.capacity += worker.most
-        self.places = asyncio.Semaphore(self.capacity)
-
-    @property
-    def worker(self) -> Any:
-        """One of the workers."""
-        return self._workers[0].instance
-
-    async def stop(self) -> None:
-        """Stop the workers."""
-        await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
-
-    def end(self) -> None:
-        """Nothing is to be tried again."""
-        for worker in self._workers:
-            if hasattr(worker.instance, "ending"):
-                worker.instance.ending = True
-
-    async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
-        """The columns that the stage adds to the row. Raises `PenstockError`."""
-        if self.places is not None:
-            await self.places.acquire()
-        worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)
-        worker.busy += 1
-        worker.taken += 1
-        try:
-            made = await worker.process(row)
-        except PenstockError:
-            raise
-        except BaseException as error:
-            if ends_task(error):
-                raise
-            _log.debug("stage %s failed", self.name, exc_info=True)
-            raise user_error(error) from error
-        finally:
-            worker.busy -= 1
-            if self.places is not None:
-                self.places.release()
-        if made.__class__ is not dict and not isinstance(made, Mapping):
-            raise UserCodeError(
-                f"{self._stage.fn and self._stage.fn.__name__} gave a {type(made).__name__}, no"
-                " dict"
-            )
-        return made
+    engine: LLMEngine
+    request: Request
+    repair: Repair
 
 
-class _Worker:
-    """One instance of a stage's class. Plain methods run in a thread of the worker's own."""
+class Step(Protocol):
+    """What answers rows. Once it is told to `end`, nothing is tried again."""
 
-    def __init__(self, instance: Any) -> None:
-        self.instance = instance
-        self.busy = 0
-        self.taken = 0
-        self.most = 1
-        self.process: Callable[[dict[str, Any]], Awaitable[Any]] = instance.process
-        self._offload: Offload | None = None
-        if not inspect.iscoroutinefunction(instance.process):
-            self._offload = Offload()
-            self.process = self._in_thread
+    def running(self) -> AbstractAsyncContextManager[int]:
+        """Start it, for as long as the context lasts. Gives how many rows it wants at a time."""
 
-    async def start(self) -> None:
-        try:
-            await _called(self.instance, "start")
-        except BaseException as error:
-            if ends_task(error):
-                raise
-            raise user_error(error, f"{type(self.instance).__name__} cannot be started") from error
+    def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
+        """The row's outcome, `tries` being kept up to date. Raises `PenstockError`."""
 
-    def _in_thread(self, row: dict[str, Any]) -> Awaitable[Any]:
-        assert self._offload is not None
-        return self._offload.submit(partial(self.instance.process, row))
+    def asked(self, row: Row) -> Asked | None:
+        """What an engine will be asked for a prepared row, if known. Raises `PenstockError`."""
 
-    async def stop(self) -> None:
-        if self._offload is not None:
-            self._offload.close()
-        try:
-            await _called(self.instance, "stop")
-        except BaseException as error:
-            if ends_task(error):
-                raise
-            _log.warning("%s could not be stopped: %s", type(self.instance).__name__, told(error))
-            _log.debug("where that arose", exc_info=True)
+    def end(self) -> None: ...
 
 
 class Pipeline:
-    """The stages of a processor, running. AnswerCache the rows of a job: an `Asker`.
+    """A job's step, running.
 
-    `batch_size` and `concurrency` are those of a stage that does not say otherwise.
-
-    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A
-    stage tries again by itself what it knows may pass; what `policy` says is to be tried is tried
-    here, up to `max_attempts` times.
+    `most_in_flight` is how many rows it wants at a time. When `ending`, nothing is tried again.
     """
 
-    def __init__(
-        self,
-        stages: Mapping[str, StatefulStage],
-        batch_size: int,
-        concurrency: int | Sequence[int],
-        failure: Failure,
-        counts: Counts,
-        *,
-        policy: ErrorPolicy | None = None,
-        max_attempts: int = 1,
-    ) -> None:
+    def __init__(self, step: Step, form: RowForm, counts: Counts) -> None:
+        self.step = step
         self.most_in_flight = 0
-        self._policy = policy or ErrorPolicy("fail")
-        self._max_attempts = max_attempts
-        self._ending = False
-        self._failure = failure
+        self.ending = False
+        self._answer = step.answer
+        self._form = form
         self._counts = counts
-        self._pools = [
-            StagePool(name, stage, batch_size, concurrency)
-            for name, stage in stages.items()
-            if stage.fn is not None
-        ]
-
-    @property
-    def ending(self) -> bool:
-        return self._ending
-
-    @ending.setter
-    def ending(self, ending: bool) -> None:
-        self._ending = ending
-        if ending:
-            for pool in self._pools:
-                pool.end()
-
-    @property
-    def workers(self) -> list[Any]:
-        """One worker of each stage, in order."""
-        return [pool.worker for pool in self._pools]
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[Pipeline, None]:
-        """The stages, started, for as long as the context lasts."""
+        """The step, started and seen to be able to answer, for as long as the context lasts."""
         try:
-            await _all_or_none(pool.start() for pool in self._pools)
-            # Every stage can be full at once.
-            self.most_in_flight = sum(pool.capacity for pool in self._pools) or 1
-            if len(self._pools) == 1:  # as many as it has room for come here
-                self._pools[0].places = None
-            yield self
+            async with self.step.running() as self.most_in_flight:
+                yield self
         finally:
-            await asyncio.gather(*(pool.stop() for pool in self._pools))
+            self._form.close()
+
+    def end(self) -> None:
+        self.ending = True
+        self.step.end()
 
     async def outcome(self, row: Row) -> Outcome | None:
-        self._counts.engine_calls += 1
+        """The row's outcome, good or bad; None if the job ends before it has had its attempts.
+
+        Raises `JobError` if there is no use in going on.
+        """
+        tries = Tries()
         began = time.perf_counter_ns()
-        values: dict[str, Any] = row.request
-        added: dict[str, Any] = {}
-        usage: Usage | None = None
-        outcome: Outcome | None = None
-        attempts, at = 1, 0
-        while outcome is None and at < len(self._pools):
-            pool = self._pools[at]
-            try:
-                made = await pool.process(values | added)
-                added |= made
-                if (spent := usage_of(made)) is not None:
-                    usage = spent if usage is None else usage + spent
-                at += 1
-            except JobError:
-                raise
-            except PenstockError as error:
-                if self._ending and error.retryable:
-                    return None  # it gets its attempts when the job resumes
-                if (
-                    self._policy.action(error.kind) == "retry"
-                    and attempts < self._max_attempts
-                    and not self._ending
-                ):
-                    attempts += 1
-                else:
-                    outcome = self._failure(row, error, pool.name, attempts)
-        if outcome is None:
-            outcome = Outcome(None, None, added.get("finish_reason"), usage, attempts, None, added)
+        try:
+            outcome = await self._answer(row, tries)
+            outcome.attempts = tries.count
+        except JobError:
+            raise
+        except PenstockError as error:
+            if self.ending and error.retryable:
+                return None  # it gets its attempts when the job resumes
+            outcome = self._form.failure(row, error, tries.stage, tries.count)
+        finally:
+            self._counts.engine_calls += tries.count
         outcome.latency_ms = (time.perf_counter_ns() - began) // 1000 / 1000
         return outcome
 
 
-async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Start all side by side; where one fails, the others have ended too when this raises: nothing
-    starts later on.
+@dataclass
+class EngineStep:
+    """The step of a job without a processor: a row's request, put to the job's engine.
+
+    `adapter` is the one adapter of all rows, if any.
     """
-    tasks = [asyncio.ensure_future(start) for start in starts]
-    try:
-        await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
 
+    engine: LLMEngine
+    form: EngineForm
+    adapter: str | None
+    most_attempts: int
+    policy: ErrorPolicy
+    ending: bool = False
 
-async def _called(instance: Any, method: str) -> None:
-    call = getattr(instance, method, None)
-    if call is not None:
-        result = call()
-        if inspect.isawaitable(result):
-            await result
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[int, None]:
+        if self.adapter is not None:
+            # An unknown name need not wait for the model to load.
+            adapter_path(self.engine, self.adapter)
+        supervisor = supervisor_of(self.engine)
+        self._attempts = Attempts(
+            supervisor, lambda: self.ending, most=self.most_attempts, policy=self.policy
+        )
+        async with supervisor.running() as engine:
+            if self.adapter is not None:
+                await supervisor.adapter(self.adapter)
+            self.form.check_engine(engine)
+            yield rolling(engine.capabilities)
 
+    def answer(self, row: Row, tries: Tries) -> Awaitable[Outcome]:
+        name = row.request.adapter
+        adapter = None if name is None else (name, None)
+        ask = partial(self.form.ask, self.engine, row)
+        return self._attempts.answer(ask, adapter, tries, lambda: row.digest)
 
-def _room_taken(worker: _Worker) -> tuple[float, int]:
-    return worker.busy / worker.most, worker.taken
+    def asked(self, row: Row) -> Asked | None:
+        if not isinstance(row.request, ChatRequest):
+            return None
+        return Asked(self.engine, row.request, self.form.repair)
+
+    def end(self) -> None:
+        self.ending = True

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 from penstock import runtimes
 from penstock.batch.pipeline.configs import ProcessorConfig
 from penstock.batch.pipeline.map_kwargs import workers
-from penstock.batch.pipeline.processor_rows import ProcessorRows, RowFunction
+from penstock.batch.pipeline.processor_rows import Held, ProcessorRows, RowFunction
 from penstock.batch.pipeline.stream import RowStream
 from penstock.batch.read.base import HasRows
 from penstock.batch.stages.base import StatefulStage, check_stage
@@ -118,7 +118,7 @@ class Processor:
                 lines += [title, *(f"\t{key}: {meaning}" for key, meaning in keys.items())]
         _log.info("\n".join(lines))
 
-    def rows(self, *, packed: bool = False, keep_errors: bool | None = None) -> ProcessorRows:
+    def rows(self, *, held: Held = "values", keep_errors: bool | None = None) -> ProcessorRows:
         """The form of this processor's rows, for one run in the running event loop."""
         return ProcessorRows(
             self.stages,
@@ -128,7 +128,7 @@ class Processor:
             keep_errors=self.config.should_continue_on_error
             if keep_errors is None
             else keep_errors,
-            packed=packed,
+            held=held,
         )
 
     def __repr__(self) -> str:

@@ -5,47 +5,97 @@ their way out.
 from __future__ import annotations
 
 import asyncio
+import time
 from base64 import b64decode
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
 from hashlib import blake2b
-from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from penstock.batch.pipeline.offload import Offload
-from penstock.batch.pipeline.output_rows import OutputRows
+from penstock.batch.read.base import Source
+from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.requests import conversation_text
-from penstock.batch.rows.row import Outcome, Row, RowError, Stage, failed, nbytes
+from penstock.batch.rows.row import FailedRow, Outcome, Row, RowError, Stage, nbytes
 from penstock.batch.rows.user_code import is_ctrl_c, user_error
-from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.values.packed import pack, unpack
-from penstock.batch.values.plain import plain_row
-from penstock.errors import PenstockError, UserCodeError
+from penstock.batch.values.plain import json_line, plain_row
+from penstock.errors import UserCodeError
+
+if TYPE_CHECKING:
+    from penstock.batch.write.tables import Tables
 
 RowFunction = Callable[[dict[str, Any]], Mapping[str, Any]]
 
 _AHEAD = 64
 """Rows that `preprocess` has made requests of, and nobody has counted: each may be large."""
+_TURN_SECONDS = 0.005
+_ERROR_FIELDS = RowError.__struct_fields__
 
 
-class ProcessorRows:
-    """The form of such rows. Make it inside a running event loop.
+Held = Literal["values", "json", "packed"]
+"""How a result waits for its place in the output: in memory as it is, as its line of JSON, or as
+bytes that keep the type of each value.
+"""
 
-    `preprocess` gets a row's columns and gives further ones; `postprocess` gets all of them and
-    gives the output row. Each runs in so many threads. With `keep_errors` rows that failed are
-    output rows too (`OutputRows`). `packed`: results go to an output, and are held as bytes; a row
-    with a value that no output can hold fails.
+
+class OutputRows:
+    """Makes the output rows of one run.
+
+    With `keep` each row has the columns of the input, those that the processor makes, `status` and
+    `error`: in a good row a column of the input that it no longer has is null, in one that failed
+    what was to be made is. What that is shows in a good row (`known`), so `learn` of it as soon as
+    there is one.
     """
 
-    columns: tuple[str, ...] | None = None
-    every_row: bool = False
-    flat_columns: tuple[str, ...] = ()
+    def __init__(self, *, keep: bool) -> None:
+        self._keep = keep
+        self._names: dict[str, None] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether all columns of a row that failed are known."""
+        return bool(self._names) or not self._keep
+
+    def learn(self, values: Mapping[str, Any] | None, made: Mapping[str, Any]) -> None:
+        """Note the columns of a good row: those of its input, and those that were made."""
+        if not self._keep:
+            return
+        for columns in (values or {}, made):
+            if not self._names.keys() >= columns.keys():
+                self._names.update(dict.fromkeys(columns))
+
+    def good(self, values: Mapping[str, Any] | None, made: dict[str, Any]) -> dict[str, Any]:
+        """The output row of what was made of an input row."""
+        if not self._keep:
+            return made
+        return {**dict.fromkeys(values or ()), **made, "status": "ok", "error": None}
+
+    def bad(self, values: Mapping[str, Any] | None, error: RowError) -> dict[str, Any]:
+        """The output row of an input row that failed, or that could not be read."""
+        said = {name: getattr(error, name) for name in _ERROR_FIELDS}
+        row = dict(values or {})
+        for name in self._names:
+            row.setdefault(name)
+        return FailedRow({**row, "status": "error", "error": said}, error)
+
+
+class ProcessorRows(RowForm):
+    """The form of such rows. Make it inside a running event loop.
+
+    `preprocess` gets a row's columns and gives further ones. `postprocess` gets all of them and
+    gives the output row. Each runs in so many threads. With `keep_errors` rows that failed are
+    output rows too (`OutputRows`). Where results are `held` for an output, a row with a value that
+    no output can hold fails.
+    """
+
     preparing: Stage = "preprocess"
-    concludes: bool = True
-    json_ready: bool = False
+    concludes = True
+    json_ready = False
 
     def __init__(
         self,
@@ -55,7 +105,7 @@ class ProcessorRows:
         *,
         threads: tuple[int, int] = (1, 1),
         keep_errors: bool = False,
-        packed: bool = False,
+        held: Held = "values",
     ) -> None:
         self._stages = [stage for stage in stages.values() if stage.fn is not None]
         self._preprocess = preprocess
@@ -64,7 +114,7 @@ class ProcessorRows:
         self._after = Offload(threads[1])
         self.keep_errors = keep_errors
         self._rows = OutputRows(keep=keep_errors)
-        self._packed = packed
+        self._held = held
         self._opaque = False
         read = [
             {*stage.get_required_input_keys(), *stage.get_optional_input_keys()}
@@ -78,11 +128,6 @@ class ProcessorRows:
         """Whether a row that fails would have all columns that good ones have."""
         return self._rows.known
 
-    def close(self) -> None:
-        """Make no more calls of the user's functions."""
-        self._before.close()
-        self._after.close()
-
     # In
     async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
         if not self.keep_errors:  # then a row that failed in another processor is one like others
@@ -91,24 +136,35 @@ class ProcessorRows:
         if self._preprocess is None:
             yield rows
             return
-        coming = iter(rows)
-        under_way = deque((row, self._submit(row)) for row in islice(coming, _AHEAD))
+        before = self._before
+        under_way: deque[tuple[Row, asyncio.Future[None]]] = deque()
         done: list[Row] = []
-        while under_way:
-            row, future = under_way.popleft()
-            if not future.done() or len(done) >= _AHEAD:
-                if done:
+        turn = time.perf_counter()
+        coming = iter(rows)
+        following = next(coming, None)
+        while following is not None or under_way:
+            if following is not None and not before.in_place and len(under_way) < _AHEAD:
+                under_way.append((following, before.submit(partial(self._begin, following))))
+                following = next(coming, None)
+            elif under_way:
+                row, future = under_way.popleft()
+                if not future.done() or len(done) >= _AHEAD:
+                    if done:
+                        yield done
+                        done = []
+                    await asyncio.wait([future])
+                done.append(row)
+            elif following is not None:
+                before.run(self._begin, following)
+                done.append(following)
+                following = next(coming, None)
+                if len(done) >= _AHEAD:
                     yield done
                     done = []
-                # Where calls are made in place, others get their turn here.
-                await asyncio.wait([future])
-            done.append(row)
-            if (following := next(coming, None)) is not None:
-                under_way.append((following, self._submit(following)))
+                    if time.perf_counter() - turn > _TURN_SECONDS:
+                        await asyncio.sleep(0)  # others' turn
+                        turn = time.perf_counter()
         yield done
-
-    def _submit(self, row: Row) -> asyncio.Future[None]:
-        return self._before.submit(partial(self._begin, row))
 
     def _begin(self, row: Row) -> None:
         assert self._preprocess is not None
@@ -116,9 +172,10 @@ class ProcessorRows:
             return
         try:
             columns = self._preprocess(dict(row.values))
-            if not isinstance(columns, Mapping):
+            if not isinstance(columns, MAPPING):
                 raise UserCodeError(f"preprocess gave a {type(columns).__name__}, no dict")
             row.request = {**row.values, **columns}
+            row.nbytes += nbytes(columns)
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
@@ -134,13 +191,11 @@ class ProcessorRows:
                 row.shareable = False
                 break
         # Else nobody asks which rows are equal, or whether this is the same again.
-        if row.shareable or self._packed:
+        if row.shareable or self._held != "values":
             self._identify(row, values)
-        if self._preprocess is not None:  # else it is no more than what was read
-            row.nbytes += nbytes(values)
         params = values.get("sampling_params")
         if params is not None:
-            longest = params.get("max_tokens") if isinstance(params, Mapping) else None
+            longest = params.get("max_tokens") if isinstance(params, MAPPING) else None
             row.longest = longest if isinstance(longest, int) else 0
         messages = values.get("messages")
         try:
@@ -177,51 +232,70 @@ class ProcessorRows:
     def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
         if outcome.error is not None:
             return outcome
-        columns = row.request | outcome.parsed
         if self._postprocess is None:
-            return self._end(row, columns, outcome)
-        future = self._after.submit(partial(self._end, row, columns, outcome))
-        return future.result() if future.done() else future
+            return self._end(row, outcome)
+        if self._after.in_place:
+            return self._after.run(self._end, row, outcome)
+        return self._after.submit(partial(self._end, row, outcome))
 
-    def _end(self, row: Row, columns: dict[str, Any], outcome: Outcome) -> Outcome:
+    def _end(self, row: Row, outcome: Outcome) -> Outcome:
         try:
+            columns = row.request | outcome.parsed
+            made: Mapping[str, Any] = columns
             if self._postprocess is not None:
                 made = self._postprocess(columns)
-                if not isinstance(made, Mapping):
+                if not isinstance(made, MAPPING):
                     raise UserCodeError(f"postprocess gave a {type(made).__name__}, no dict")
-                columns = dict(made)
-            parsed = self._stored(columns) if self._packed else columns
-            if not self._packed:  # a row that lasts says the same whatever ran before it
-                self._rows.learn(row.values, columns)
+            if self._held == "values":  # a row that lasts says the same whatever ran before it
+                parsed: Any = dict(made)
+                self._rows.learn(row.values, parsed)
+            else:
+                parsed = self._stored(row, made)
         except BaseException as error:
             if is_ctrl_c(error):
                 raise
             return self.failure(row, user_error(error), "postprocess", outcome.attempts)
-        if row.shareable:  # others will be told the outcome as it was
-            return msgspec.structs.replace(outcome, parsed=parsed)
         outcome.parsed = parsed
         return outcome
 
-    def _stored(self, columns: dict[str, Any]) -> bytes:
-        data, wrong = pack(columns)
+    def _stored(self, row: Row, columns: Mapping[str, Any]) -> bytes:
+        if self._held == "json":
+            plain, wrong = plain_row(columns, json=True)
+            data = json_line(self._rows.good(row.values, plain), ready=True)
+        else:
+            data, wrong = pack(columns)
         if wrong is not None:
             raise UserCodeError(f"{wrong}; leave it out in postprocess")
         return data
 
-    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        return failed(error, stage, attempts)
+    def line(self, row: Row, outcome: Outcome) -> bytes:
+        held = outcome.parsed
+        if isinstance(held, str):  # as it comes from the journal
+            held = outcome.parsed = b64decode(held)
+        if isinstance(held, bytes) and held.startswith(b"{"):
+            return held
+        return super().line(row, outcome)
+
+    def tables(self, source: Source) -> Tables:
+        from penstock.batch.write.tables import RowTables
+
+        return RowTables(self, source.schema, keeps_errors=self.keep_errors)
+
+    def close(self) -> None:
+        self._before.close()
+        self._after.close()
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         if outcome.error is not None:
             return self._bad(row.values, outcome.error)
-        columns = outcome.parsed
-        if isinstance(columns, str):  # as it comes from the journal
-            columns = b64decode(columns)
-        made: dict[str, Any] = unpack(columns) if isinstance(columns, bytes) else columns
+        held = outcome.parsed
+        if isinstance(held, str):  # as it comes from the journal
+            held = b64decode(held)
+        made: dict[str, Any] = unpack(held) if isinstance(held, bytes) else held
         return self._rows.good(row.values, made)
 
     def _bad(self, values: dict[str, Any] | None, error: RowError) -> dict[str, Any]:
-        if self._packed and values is not None:  # stages may read what no output can hold
+        if self._held != "values" and values is not None:  # stages may read what no output can hold
             values, wrong = plain_row(values)
             if wrong is not None:
                 error = msgspec.structs.replace(error, message=f"{error.message}; {wrong}")

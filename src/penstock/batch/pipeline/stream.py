@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import tempfile
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from penstock import background
 from penstock.batch.flow import Flow
 from penstock.batch.job.counts import Counts
+from penstock.batch.job.plan import Plan
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.pipeline.pipeline import Pipeline
 from penstock.batch.pipeline.processor_rows import ProcessorRows
+from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.state.ranges import RowSet
-from penstock.batch.write.reorder import Reorder
-from penstock.batch.write.sinks import Fail
+from penstock.batch.write.sinks import Reorder, Sink
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError
 
@@ -84,11 +84,9 @@ class RowStream:
             rows.close()  # type: ignore[attr-defined]
 
     def take_all(self) -> list[dict[str, Any]]:
-        """All rows."""
         return list(self)
 
     def show(self, limit: int = 20) -> None:
-        """Print the first rows."""
         for row in self.take(limit):
             print(row)
 
@@ -104,15 +102,14 @@ class RowStream:
         form = processor.rows()
         sink = _Outbox(form, keep_order=self._order == "input")
         config = processor.config
-        pipeline = Pipeline(
-            processor.stages, config.batch_size, config.concurrency, form.failure, counts
-        )
-        policy = ErrorPolicy("keep" if processor.config.should_continue_on_error else "fail")
+        policy = ErrorPolicy("keep" if config.should_continue_on_error else "fail")
+        chain = StageChain(processor.stages, config.batch_size, config.concurrency, policy=policy)
+        plan = Plan(source=source, form=form, step=chain, policy=policy)
         with tempfile.TemporaryDirectory(prefix="penstock-") as folder:
             answers = AnswerCache(Path(folder))
             try:
-                async with pipeline.running():
-                    flow = Flow(source, form, pipeline, sink, counts, answers, None, policy=policy)
+                async with plan.pipeline(counts).running() as pipeline:
+                    flow = Flow(plan, pipeline, sink, counts, answers)
                     flow.on_quiet = sink.release
                     running = asyncio.create_task(flow.run())
                     running.add_done_callback(lambda _: sink.finish_now())
@@ -124,21 +121,16 @@ class RowStream:
                         running.cancel()
                         await asyncio.wait([running])
             finally:
-                form.close()
                 answers.close()
                 await source.close()
 
 
-class _Outbox:
+class _Outbox(Sink):
     """Hands rows on to whoever takes them, as many at a time as there are.
 
     Rows that failed before any has succeeded wait for the first good one, to have its columns too,
     but never when nothing is under way: whoever takes rows may be the one who is to give the next.
     """
-
-    fail: Fail
-    full = False
-    on_room: Callable[[], None]
 
     def __init__(self, form: ProcessorRows, *, keep_order: bool) -> None:
         self._form = form
@@ -185,12 +177,6 @@ class _Outbox:
         """No more rows will come."""
         self._finished = True
         self._news.set()
-
-    async def finish(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
 
 
 async def _next(batches: AsyncGenerator[list[dict[str, Any]], None]) -> list[dict[str, Any]] | None:

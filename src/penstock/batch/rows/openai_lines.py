@@ -7,16 +7,18 @@ request and its place, so that a job that was interrupted gives the same lines a
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
 import msgspec
 
+from penstock.batch.rows.form import EngineForm
 from penstock.batch.rows.requests import conversation_text
-from penstock.batch.rows.row import Outcome, Row, Stage, failed
+from penstock.batch.rows.row import Outcome, Row, Stage
 from penstock.engines.base import LLMEngine
+from penstock.engines.tasks import generated
 from penstock.errors import (
     DuplicateIdError,
     EngineError,
@@ -42,33 +44,24 @@ class _Request(NamedTuple):
     base64: bool = False
 
 
-class OpenAILines:
-    """The form of such a job. `model` names the job's model; `model:adapter` in a body asks for an
-    adapter.
+class OpenAILines(EngineForm):
+    """The form of such a job.
 
+    `model` names the job's model; `model:adapter` in a body asks for an adapter.
     Any other `model` in a body is answered by the job's model, and named in the answer as it was
     asked for. `created` is the time that answers carry, in Unix seconds. Holds about 70 bytes for
     each `custom_id` seen.
     """
 
-    columns: tuple[str, ...] | None = None
-    flat_columns: tuple[str, ...] = ("id", "custom_id", "response", "error")
-    preparing: Stage = "prompt"
-    concludes: bool = False
-    json_ready: bool = True
-    every_row: bool = True  # an id can repeat one from before the interruption
+    flat_columns = ("id", "custom_id", "response", "error")
+    kind = "OpenAI batch lines"
+    every_row = True  # an id can repeat one from before the interruption
 
     def __init__(self, *, model: str, created: int) -> None:
         self._model = model
         self.created = created
         self._seen: set[int] = set()
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
-
-    async def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        yield rows
-
-    def conclude(self, row: Row, outcome: Outcome) -> Outcome:
-        return outcome
 
     def prepare(self, row: Row) -> None:
         values = row.values
@@ -116,14 +109,7 @@ class OpenAILines:
                 vectors = await engine.embeddings(request)
                 body = responses.embedding_list(vectors, model=model, base64=base64)
                 return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
-            answers = responses.Answers()
-            deltas = (
-                engine.chat(request)
-                if isinstance(request, ChatRequest)
-                else engine.completions(request)
-            )
-            async for delta in deltas:
-                answers.add(delta)
+            answers = await responses.Answers.of(generated(engine, request))
             if len(answers.reasons) < request.n:
                 raise EngineError("the engine ended the request before its answer was complete")
             collected.append(answers)
@@ -146,7 +132,7 @@ class OpenAILines:
         return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        outcome = failed(error, stage, attempts)
+        outcome = super().failure(row, error, stage, attempts)
         if stage != "read" and not isinstance(error, LineError):
             outcome.response = msgspec.json.encode(responses.error_body(error)).decode()
         return outcome

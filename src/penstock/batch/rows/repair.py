@@ -13,7 +13,7 @@ import msgspec
 from penstock.batch.rows.row import Outcome, RowError
 from penstock.batch.schemas.structured import Schema
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas
+from penstock.engines.tasks import generated
 from penstock.errors import (
     AnswerFormError,
     ConfigError,
@@ -31,7 +31,8 @@ _AGAIN = (
 )
 
 Request = ChatRequest | CompletionRequest
-Ask = Callable[[Request], Awaitable[Outcome]]
+Ask = Callable[[LLMEngine, Request], Awaitable[Outcome]]
+Read = Callable[[Outcome], Awaitable[Outcome]]
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,24 @@ class Repair:
             json_attempts=attempts if on_invalid_json == "retry" else 1,
         )
 
-    async def answer(
-        self,
-        request: Request,
-        ask: Ask,
-        context_length: int,
-        read: Callable[[Outcome], Awaitable[Outcome]] | None = None,
-    ) -> Outcome:
-        """The last answer, as `read` finds it, with the tokens of all of them. Raises what `ask`
-        raises.
+    def answer(
+        self, request: Request, engine: LLMEngine, ask: Ask, read: Read | None = None
+    ) -> Awaitable[Outcome]:
+        """The last answer, as `read` finds it, with the tokens of all of them.
+
+        Raises what `ask` raises.
         """
+        if read is None and not (self.raise_limit or self.truncate):
+            return ask(engine, request)
+        return self._answer(request, engine, ask, read)
+
+    async def _answer(
+        self, request: Request, engine: LLMEngine, ask: Ask, read: Read | None
+    ) -> Outcome:
         usages: list[Usage] = []
-        fitting = partial(self._fitting, ask, context_length, usages)
+        fitting = partial(
+            self._fitting, partial(ask, engine), engine.capabilities.context_length, usages
+        )
         request, outcome = await fitting(request)
         if read is not None:
             outcome = await read(outcome)
@@ -92,7 +99,11 @@ class Repair:
         return outcome
 
     async def _fitting(
-        self, ask: Ask, context_length: int, usages: list[Usage], request: Request
+        self,
+        ask: Callable[[Request], Awaitable[Outcome]],
+        context_length: int,
+        usages: list[Usage],
+        request: Request,
     ) -> tuple[Request, Outcome]:
         """An answer, the prompt made shorter or the limit higher as need be; and the request that
         brought it.
@@ -192,20 +203,16 @@ def _follow_up(request: Request, outcome: Outcome) -> Request | None:
     return msgspec.structs.replace(request, messages=[*request.messages, *turns])
 
 
-def deltas_of(engine: LLMEngine, request: Request) -> Deltas:
-    """What an engine says to a request of either kind."""
-    return engine.chat(request) if isinstance(request, ChatRequest) else engine.completions(request)
-
-
 async def collect(engine: LLMEngine, request: Request) -> Outcome:
     """The whole of one answer."""
     text = ""
     reason: str | None = None
     usage: Usage | None = None
-    async for delta in deltas_of(engine, request):
-        text += delta.text
-        if delta.finish_reason is not None:
-            reason, usage = delta.finish_reason, delta.usage
+    async for batch in generated(engine, request):
+        for delta in batch:
+            text += delta.text
+            if delta.finish_reason is not None:
+                reason, usage = delta.finish_reason, delta.usage
     if reason in (None, "abort", "error"):
         raise EngineError("the engine ended the request before its answer was complete")
     return Outcome(text, None, reason, usage)

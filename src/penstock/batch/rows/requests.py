@@ -5,22 +5,27 @@ messages column.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
-from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from penstock.batch.read.base import Source
+from penstock.batch.rows.form import EngineForm
 from penstock.batch.rows.repair import Repair, collect, invalid_json
-from penstock.batch.rows.row import Outcome, Row, Stage, failed
+from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.rows.template import Template, as_text
 from penstock.batch.schemas.structured import Schema
 from penstock.batch.values.plain import plain_row
 from penstock.engines.base import LLMEngine
-from penstock.errors import ConfigError, PenstockError, RequestError, nearest
+from penstock.engines.text.sampling_checks import check_sampling
+from penstock.errors import ConfigError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.parsing.text import decode_json
 from penstock.types import ChatRequest, Message, Sampling, Usage
+
+if TYPE_CHECKING:
+    from penstock.batch.write.tables import Tables
 
 RESULT_COLUMNS = ("status", "error", "finish_reason", "usage", "attempts", "latency_ms")
 ERROR_FIELDS = ("type", "stage", "retryable", "message")
@@ -30,64 +35,14 @@ _OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 
 
-class RequestForm(Protocol):
-    """How a job's rows ask, and how their answers stand in the output.
-
-    `columns` are those a request is made of (None: any). `every_row` says that rows done earlier
-    must be prepared again when a job resumes, because later rows depend on them. `flat_columns` are
-    the result columns, objects taken apart. `preparing` names the stage of rows that cannot be
-    prepared. `concludes` says that a row's outcome is more than that of its request. `json_ready`
-    says that output rows hold what `values.for_json` makes.
-    """
-
-    columns: tuple[str, ...] | None
-    every_row: bool
-    preparing: Stage
-    concludes: bool
-    json_ready: bool
-    flat_columns: tuple[str, ...]
-
-    def ready(self, rows: list[Row]) -> AsyncIterator[list[Row]]:
-        """The rows in lists, each as soon as it can be prepared: what would hold up the event loop
-        is done here.
-        """
-
-    def prepare(self, row: Row) -> None:
-        """Set the row's request, digest and prefix. Raises `RequestError`."""
-
-    def conclude(self, row: Row, outcome: Outcome) -> Outcome | Awaitable[Outcome]:
-        """What the row's outcome is, given that of its request, which equal requests of other rows
-        share.
-        """
-
-    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        """The outcome of a row that failed for good."""
-
-    def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
-        """The output row."""
-
-
-class EngineForm(RequestForm, Protocol):
-    """A form whose rows are one request each to one engine."""
-
-    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        """Have the row answered. Raises what the engine raises."""
-
-
-class ColumnRequests:
-    """Chat requests from a prompt template or a column of messages; answers become columns beside
-    the input's.
+class ColumnRequests(EngineForm):
+    """Chat requests from a prompt template or a column of messages; answers become columns.
 
     `adapter_column` holds each row's adapter name (null or empty: none), else `adapter` stands for
     all rows. `prefix` goes before the name of each result column. `values_for`: the output that
     rows go to, where their values may be other ones than those of JSON; a row with one that it
     cannot hold fails.
     """
-
-    every_row: bool = False
-    preparing: Stage = "prompt"
-    concludes: bool = False
-    json_ready: bool = True
 
     def __init__(
         self,
@@ -118,10 +73,7 @@ class ColumnRequests:
         self._encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=str).encode
         self._digest = blake2b(self._encode((sampling, self._system)), digest_size=16)
         asked = template.columns if template is not None else (messages or "",)
-        self.columns: tuple[str, ...] | None = (
-            *asked,
-            *([adapter_column] if adapter_column else []),
-        )
+        self.columns = (*asked, *([adapter_column] if adapter_column else []))
         self.fields = schema.fields if schema else ()
         for name in self.fields:
             if name in ("response", *RESULT_COLUMNS):
@@ -178,9 +130,6 @@ class ColumnRequests:
                     row.failure = None if wrong is None else RequestError(wrong)
         yield rows
 
-    def conclude(self, row: Row, outcome: Outcome) -> Outcome:
-        return outcome
-
     def prepare(self, row: Row) -> None:
         values = row.values
         assert values is not None
@@ -211,26 +160,32 @@ class ColumnRequests:
         row.shareable = self._deterministic
         row.prefix = text if adapter is None else f"{adapter}\0{text}"
 
-    async def ask(self, engine: LLMEngine, row: Row) -> Outcome:
-        context = engine.capabilities.context_length
-        return await self.repair.answer(row.request, partial(collect, engine), context, self._read)
+    def check_engine(self, engine: LLMEngine) -> None:
+        check_sampling(self.sampling, 1, engine.capabilities, engine.name)
+
+    def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
+        return self.repair.answer(
+            row.request, engine, collect, None if self.schema is None else self._read
+        )
 
     async def _read(self, answer: Outcome) -> Outcome:
         """The answer with its fields, or with what is wrong with it."""
-        if self.schema is not None:
-            try:
-                answer.parsed = await self.schema.read(answer.response or "")
-            except ValueError as error:
-                answer.error = invalid_json(str(error), answer.finish_reason, answer.usage)
+        assert self.schema is not None
+        try:
+            answer.parsed = await self.schema.read(answer.response or "")
+        except ValueError as error:
+            answer.error = invalid_json(str(error), answer.finish_reason, answer.usage)
         return answer
-
-    def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:
-        return failed(error, stage, attempts)
 
     def output(self, row: Row, outcome: Outcome) -> dict[str, Any]:
         values = dict(row.values) if row.values is not None else dict(self._blank)
         values.update(zip(self.result_columns, self.results(outcome), strict=True))
         return values
+
+    def tables(self, source: Source) -> Tables:
+        from penstock.batch.write.tables import ColumnTables
+
+        return ColumnTables(self, source.schema, source.columns)
 
     def results(self, outcome: Outcome) -> list[Any]:
         """The values of the result columns."""
@@ -238,7 +193,7 @@ class ColumnRequests:
         fields = outcome.parsed or {}
         return [
             outcome.response,
-            *[fields.get(name) for name in self.fields],
+            *map(fields.get, self.fields),
             "ok" if error is None else "error",
             None if error is None else {name: getattr(error, name) for name in ERROR_FIELDS},
             outcome.finish_reason,
@@ -285,7 +240,10 @@ class ColumnRequests:
 
 
 def conversation_text(messages: Sequence[Message]) -> str:
-    """The contents of a conversation in order: conversations that begin alike sort together by
-    it.
-    """
-    return "\n".join(as_text(message.get("content")) for message in messages)
+    """The contents of a conversation in order: those that begin alike sort together by it."""
+    return "\n".join(
+        [
+            text if isinstance(text := message.get("content"), str) else as_text(text)
+            for message in messages
+        ]
+    )

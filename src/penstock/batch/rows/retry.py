@@ -5,16 +5,15 @@ engine.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import TypeVar
+
+from msgspec import Struct
 
 from penstock.balance.retry import Retry
-from penstock.batch.job.counts import Counts
 from penstock.batch.job.policy import ErrorPolicy
-from penstock.batch.rows.requests import EngineForm
-from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.row import Stage
 from penstock.engines.base import Capabilities
 from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import (
@@ -35,11 +34,11 @@ that others killed.
 T = TypeVar("T")
 
 
-class Tries:
-    """How often a request was put to the engine."""
+class Tries(Struct):
+    """How often a row was asked, and at which stage it is."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    count: int = 0
+    stage: Stage = "engine"
 
 
 class Attempts:
@@ -151,63 +150,6 @@ class _RowClock:
         if self._left is not None:
             self._limit.reschedule(asyncio.get_running_loop().time() + self._left)
             self._left = None
-
-
-class Asker(Protocol):
-    """Gets the rows of a job answered.
-
-    `most_in_flight` is how many rows it wants at a time. When `ending` is set, nothing is tried
-    again.
-    """
-
-    ending: bool
-    most_in_flight: int
-
-    async def outcome(self, row: Row) -> Outcome | None:
-        """The row's outcome, good or bad; None if the job ends before it has had its attempts.
-
-        Raises `JobError` if there is no use in going on.
-        """
-
-
-class EngineAsker:
-    """Puts each row's one request to a running engine."""
-
-    def __init__(
-        self,
-        supervisor: Supervisor,
-        form: EngineForm,
-        counts: Counts,
-        *,
-        most: int = 3,
-        policy: ErrorPolicy | None = None,
-    ) -> None:
-        self.most_in_flight = rolling(supervisor.engine.capabilities)
-        self.ending = False
-        self._attempts = Attempts(supervisor, lambda: self.ending, most=most, policy=policy)
-        self.engine = supervisor.engine
-        self.form = form
-        self._counts = counts
-
-    async def outcome(self, row: Row) -> Outcome | None:
-        tries = Tries()
-        adapter = None if row.request.adapter is None else (row.request.adapter, None)
-        began = time.perf_counter()
-        try:
-            outcome = await self._attempts.answer(
-                lambda: self.form.ask(self.engine, row), adapter, tries, lambda: row.digest
-            )
-            outcome.attempts = tries.count
-        except JobError:
-            raise
-        except PenstockError as error:
-            if self.ending and error.retryable:
-                return None  # it gets its attempts when the job resumes
-            outcome = self.form.failure(row, error, "engine", tries.count)
-        finally:
-            self._counts.engine_calls += tries.count
-        outcome.latency_ms = round((time.perf_counter() - began) * 1000, 3)
-        return outcome
 
 
 def rolling(capabilities: Capabilities) -> int:

@@ -8,6 +8,7 @@ none of them runs on alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 from penstock.batch.rows.row import Row
 
@@ -24,7 +25,7 @@ def by_prefix(rows: Sequence[Row]) -> list[Row]:
     What all prompts have in common (a template's opening, a system prompt) is cached in any order
     and counts for nothing.
     """
-    arranged = sorted(rows, key=_prefix)  # stable: equal prompts keep their order
+    arranged = sorted(rows, key=attrgetter("prefix"))  # stable: equal prompts keep their order
     if len(arranged) < 3:
         return list(rows)
     common = shared(arranged[0].prefix, arranged[-1].prefix)
@@ -53,10 +54,6 @@ def shared(first: str, second: str) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _prefix(row: Row) -> str:
-    return row.prefix
 
 
 def _gain(rows: Sequence[Row], common: int) -> tuple[int, int]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from penstock.batch.rows.repair import Request, deltas_of, invalid_json, misfit
+from penstock.batch.rows.repair import Request, invalid_json, misfit
 from penstock.batch.rows.row import Outcome
 from penstock.batch.stages.tasks import without_reasoning
 from penstock.engines.base import LLMEngine
+from penstock.engines.tasks import generated
 from penstock.errors import AnswerFormError, EngineError
 from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
 from penstock.types import StructuredOutput
@@ -22,11 +23,12 @@ async def ask(engine: LLMEngine, request: Request) -> Outcome:
     """
     found = Answers()
     tokens: dict[int, list[int]] = {}
-    async for delta in deltas_of(engine, request):
-        found.add(delta)
-        tokens.setdefault(delta.index, []).extend(delta.token_ids)
+    async for batch in generated(engine, request):
+        for delta in batch:
+            found.add(delta)
+            tokens.setdefault(delta.index, []).extend(delta.token_ids)
     reasons = found.reasons
-    if len(reasons) < request.n or {"abort", "error"} & set(reasons.values()):
+    if len(reasons) < request.n or {"abort", "error"}.intersection(reasons.values()):
         raise EngineError("the engine ended the request before its answer was complete")
     reason = "length" if "length" in reasons.values() else reasons[min(reasons)]
     outputs = [_output(found, index, tokens[index]) for index in sorted(reasons)]
@@ -50,9 +52,10 @@ def checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitabl
     return check
 
 
-def columns(outcome: Outcome, *, text: bool) -> dict[str, Any]:
-    """The columns of a row's answers; without `text` only their tokens. Raises
-    `AnswerFormError`.
+def columns(outcome: Outcome, prompt: Any, *, text: bool) -> dict[str, Any]:
+    """The columns of a row's answers, and its prompt as it was; without `text` only their tokens.
+
+    Raises `AnswerFormError`.
     """
     if outcome.error is not None:
         raise AnswerFormError(outcome.error.message)
@@ -62,6 +65,7 @@ def columns(outcome: Outcome, *, text: bool) -> dict[str, Any]:
         for output in outputs:
             output["generated_text"] = None
     return {
+        "prompt": prompt,
         **outputs[0],
         "num_input_tokens": usage.prompt_tokens,
         "num_generated_tokens": usage.completion_tokens,
@@ -73,14 +77,15 @@ def columns(outcome: Outcome, *, text: bool) -> dict[str, Any]:
 def _output(found: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
     reasoning: str | None = found.reasoning.get(index)
     text = found.texts.get(index, "")
-    if reasoning is None:  # not every engine tells it from the answer
+    if reasoning is None and "think>" in text:  # not every engine tells it from the answer
         reasoning, text = without_reasoning(text)
-    logprobs = chat_logprobs(found.logprobs.get(index))
+    calls, tops = found.tool_calls.get(index), found.logprobs.get(index)
+    logprobs = None if tops is None else chat_logprobs(tops)
     return {
         "generated_text": text,
         "generated_tokens": tokens,
         "finish_reason": found.reasons[index],
         "reasoning_content": reasoning,
-        "tool_calls": tool_call_list(found.tool_calls.get(index)),
-        "logprobs": logprobs["content"] if logprobs is not None else None,
+        "tool_calls": tool_call_list(calls) if calls else None,
+        "logprobs": None if logprobs is None else logprobs["content"],
     }

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from penstock.errors import ConfigError
 
+MAPPING = (dict, Mapping)
+"""What `isinstance` asks for: nearly all are dicts, and the abstract class takes long to ask."""
+
 
 class StageWorker(Protocol):
     """What a stage's `fn` makes: one worker, which lives in one event loop.
@@ -27,8 +30,7 @@ class StageWorker(Protocol):
         Raises `PenstockError` for a row that cannot be processed.
         """
 
-    async def stop(self) -> None:
-        """Free everything."""
+    async def stop(self) -> None: ...
 
 
 class StatefulStage:

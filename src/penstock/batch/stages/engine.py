@@ -5,24 +5,22 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from penstock.batch.pipeline.pipeline import Asked
 from penstock.batch.rows.repair import Repair, Request
 from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.stages import answers, sampling_params, tasks
-from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.text import conversation
-from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervision.quarantine import digest_of
 from penstock.engines.supervision.supervisor import Supervisor
 from penstock.errors import ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
 from penstock.types import ChatRequest, CompletionRequest
-
-Ask = Callable[[LLMEngine], Awaitable[dict[str, Any]]]
 
 
 class EngineRequests:
@@ -82,48 +80,46 @@ class EngineRequests:
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The answer's columns."""
         assert self._supervisor is not None
         assert self._attempts is not None
         tasks.check_columns(row)
-        adapter = self._adapter(row)
-        ask, asked = self._ask(row, adapter[0] if adapter else None)
-        act = partial(ask, self._supervisor.engine)
+        engine = self._supervisor.engine
+        adapter = None if row.get("model") is None else self._adapter(row)
         began = time.perf_counter()
-        columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
+        if self._task == "generate":
+            request = self._request(row, adapter[0] if adapter else None)
+            # A row's own `prompt` stays: what the engine fills into its template only the engine
+            # knows.
+            text = self._text
+            if text is None:
+                text = (row.get("sampling_params") or {}).get("detokenize") is not False
+            read = (
+                answers.checked(request.sampling.structured)
+                if self.repair.json_attempts > 1
+                else None
+            )
+            ask = partial(self.repair.answer, request, engine, answers.ask, read)
+            outcome = await self._attempts.answer(
+                ask, adapter, Tries(), partial(digest_of, request)
+            )
+            columns = answers.columns(outcome, row.get("prompt"), text=text)
+        else:
+            read_columns = (*tasks.COLUMNS[self._task], "prompt", "messages")
+            asked = self._task, {name: row.get(name) for name in read_columns}
+            act = partial(tasks.request(self._task, row, truncate=self.repair.truncate), engine)
+            columns = await self._attempts.answer(act, adapter, Tries(), partial(digest_of, asked))
         columns["time_taken_llm"] = time.perf_counter() - began
         return columns
 
-    def asked(self, row: Mapping[str, Any]) -> tuple[LLMEngine, Request] | None:
-        """The engine, and what it would be asked for a row; None where no text is to be continued.
+    def asked(self, row: Mapping[str, Any]) -> Asked | None:
+        """What the engine would be asked for a row; None where no text is to be continued.
+
         Raises `RequestError`.
         """
         assert self._supervisor is not None
-        return (
-            (self._supervisor.engine, self._request(row, None))
-            if self._task == "generate"
-            else None
-        )
-
-    def _ask(self, row: Mapping[str, Any], adapter: str | None) -> tuple[Ask, Any]:
-        """What asks the engine, and what it is asked."""
         if self._task != "generate":
-            columns = {
-                name: row.get(name) for name in (*tasks.COLUMNS[self._task], "prompt", "messages")
-            }
-            return tasks.request(self._task, row, truncate=self.repair.truncate), (
-                self._task,
-                columns,
-            )
-        request = self._request(row, adapter)
-        # A row's own `prompt` stays: what the engine fills into its template only the engine knows.
-        text = self._text
-        if text is None:
-            text = (row.get("sampling_params") or {}).get("detokenize") is not False
-        return (
-            partial(self._answered, request=request, prompt=row.get("prompt"), text=text),
-            request,
-        )
+            return None
+        return Asked(self._supervisor.engine, self._request(row, None), self.repair)
 
     def _request(self, row: Mapping[str, Any], adapter: str | None) -> Request:
         """The request of a row whose text is to be continued. Raises `RequestError`."""
@@ -164,22 +160,12 @@ class EngineRequests:
             prompt, sampling, n, adapter=adapter, stream=False, special_tokens=not filled
         )
 
-    async def _answered(
-        self, engine: LLMEngine, request: Request, prompt: Any, text: bool
-    ) -> dict[str, Any]:
-        context = engine.capabilities.context_length
-        read = (
-            answers.checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
-        )
-        outcome = await self.repair.answer(request, partial(answers.ask, engine), context, read)
-        return {"prompt": prompt, **answers.columns(outcome, text=text)}
-
     def _adapter(self, row: Mapping[str, Any]) -> tuple[str, str | None] | None:
         """The LoRA adapter that the row's `model` names, and where it lies; None for the base
         model.
         """
         name = row.get("model")
-        if name is None or name == "" or name == self._source.model_source:
+        if name == "" or name == self._source.model_source:
             return None
         if not isinstance(name, str):
             raise RequestError(f"model must be a text, not a {type(name).__name__}", param="model")
@@ -234,7 +220,7 @@ class EngineStage(StatefulStage):
         if self.fn_constructor_kwargs.get("task", "generate") != "generate":
             return True
         params = row.get("sampling_params")
-        if not isinstance(params, Mapping):
+        if not isinstance(params, MAPPING):
             return False  # sampled
         return params.get("temperature") == 0 or params.get("seed") is not None
 
@@ -244,8 +230,8 @@ class OpenVINOEngineStage(EngineStage):
 
 
 class vLLMEngineStage(EngineStage):
-    """A row to vLLM."""
+    """Asks vLLM for each row."""
 
 
 class SGLangEngineStage(EngineStage):
-    """A row to SGLang."""
+    """Asks SGLang for each row."""

@@ -6,7 +6,7 @@ from penstock.batch.stages.base import StatefulStage
 
 
 class HttpRequestStage(StatefulStage):
-    """`payload` to `http_response`."""
+    """Sends `payload` and stores the answer in `http_response`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"payload": "What is sent, as JSON."}

@@ -68,7 +68,6 @@ class HttpRequestOptions(Struct, frozen=True, kw_only=True):
     output_column: str = "http_response"
 
     def __repr__(self) -> str:
-        """Without keys."""
         return f"HttpRequestOptions({masked(msgspec.structs.asdict(self))!r})"
 
 

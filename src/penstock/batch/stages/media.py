@@ -62,7 +62,6 @@ class Loader:
         return data
 
     def close(self) -> None:
-        """Begin no more loading."""
         self._offload.close()
 
     def _read(self, source: str) -> bytes:

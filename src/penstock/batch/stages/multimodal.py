@@ -103,7 +103,7 @@ class PrepareMultimodal:
 
 
 class PrepareMultimodalStage(StatefulStage):
-    """Images into messages."""
+    """Loads the images of `messages` and puts them in as data URIs."""
 
     fn = PrepareMultimodal
 

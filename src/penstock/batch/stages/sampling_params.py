@@ -7,10 +7,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from msgspec import Struct, field
 
+from penstock.batch.stages.base import MAPPING
 from penstock.config import parse_options
 from penstock.errors import ConfigError, RequestError, UnsupportedError
 from penstock.types import Sampling, StructuredOutput
@@ -73,11 +75,18 @@ def parse(params: Any) -> tuple[Sampling, int]:
     """
     if params is None:
         return Sampling(), 1
-    if not isinstance(params, Mapping):
+    if not isinstance(params, MAPPING):
         raise RequestError(
             f"sampling_params must be a dict, not a {type(params).__name__}",
             param="sampling_params",
         )
+    try:
+        return _known(**params)
+    except TypeError:  # no cache holds lists
+        return _parsed(params)
+
+
+def _parsed(params: Mapping[str, Any]) -> tuple[Sampling, int]:
     # Columnar data gives every row every key; the empty ones were never there.
     given = {name: value for name, value in params.items() if value is not None}
     try:
@@ -108,6 +117,12 @@ def parse(params: Any) -> tuple[Sampling, int]:
         structured=_structured(wanted),
     )
     return sampling, wanted.n
+
+
+@lru_cache(maxsize=64, typed=True)
+def _known(**params: Any) -> tuple[Sampling, int]:
+    """Those of numbers and texts, which mostly are the same for all rows."""
+    return _parsed(params)
 
 
 def one_of(choices: list[str]) -> StructuredOutput:

@@ -17,9 +17,11 @@ import msgspec
 from penstock.batch.rows.retry import Attempts, Tries
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
+from penstock.engines.deltas import Batches
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.engines.supervision.quarantine import digest_of
 from penstock.engines.supervision.supervisor import supervisor_of
+from penstock.engines.tasks import generated
 from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
@@ -65,7 +67,6 @@ class DeploymentRequests:
             self._attempts = Attempts(supervisor, lambda: self.ending)
 
     async def stop(self) -> None:
-        """Let go of it."""
         await self._stack.aclose()
 
     async def process(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +123,7 @@ class DeploymentRequests:
             chat = parse_body(ChatBody, body).request(
                 adapter=adapter, request_id=name, stream=False
             )
-            answers = await _collected(self._handle.chat(chat), chat.n)
+            answers = await _collected(generated(self._handle, chat), chat.n)
             return responses.chat_completion(
                 answers, id=f"chatcmpl-{name}", created=created, model=model
             )
@@ -130,15 +131,13 @@ class DeploymentRequests:
             adapter=adapter, request_id=name, stream=False
         )
         several = await asyncio.gather(
-            *(_collected(self._handle.completions(one), one.n) for one in plain)
+            *(_collected(generated(self._handle, one), one.n) for one in plain)
         )
         return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
 
 
-async def _collected(deltas: Any, n: int) -> responses.Answers:
-    answers = responses.Answers()
-    async for delta in deltas:
-        answers.add(delta)
+async def _collected(batches: Batches, n: int) -> responses.Answers:
+    answers = await responses.Answers.of(batches)
     if len(answers.reasons) < n:
         raise EngineError("the engine ended the request before its answer was complete")
     return answers

@@ -11,7 +11,9 @@ import msgspec
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.sampling_params import parse
 from penstock.engines.base import LLMEngine
+from penstock.engines.tasks import generated
 from penstock.errors import ContextLengthError, EngineError, RequestError, UnsupportedError
+from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -166,20 +168,18 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        answer, reason, usage = "", None, None
-        async for delta in engine.chat(chat):
-            answer += delta.text
-            reason, usage = delta.finish_reason or reason, delta.usage or usage
+        answers = await Answers.of(generated(engine, chat))
+        answer, usage = answers.texts.get(0, ""), answers.usage
         try:
             label = json.loads(answer)["label"]
         except (ValueError, KeyError, TypeError):
             raise EngineError(f"the answer names no label: {answer[:80]!r}") from None
         return {
             "label": label,
-            "finish_reason": reason,
-            "num_input_tokens": usage.prompt_tokens if usage else 0,
-            "num_generated_tokens": usage.completion_tokens if usage else 0,
-            "num_cached_tokens": usage.cached_tokens if usage else 0,
+            "finish_reason": answers.reasons.get(0),
+            "num_input_tokens": usage.prompt_tokens,
+            "num_generated_tokens": usage.completion_tokens,
+            "num_cached_tokens": usage.cached_tokens,
         }
 
     return ask

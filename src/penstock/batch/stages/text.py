@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from penstock.batch.pipeline.offload import Offload
-from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
@@ -117,7 +117,7 @@ class Texts(_OnEngine):
 
 
 class ChatTemplateStage(StatefulStage):
-    """`messages` to `prompt`."""
+    """Renders `messages` to the column `prompt`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"messages": "The conversation, a list of messages in OpenAI's form."}
@@ -133,7 +133,7 @@ class ChatTemplateStage(StatefulStage):
 
 
 class TokenizeStage(StatefulStage):
-    """`prompt` to `tokenized_prompt`."""
+    """Encodes `prompt` into the column `tokenized_prompt`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"prompt": "The text to tokenize."}
@@ -143,7 +143,7 @@ class TokenizeStage(StatefulStage):
 
 
 class DetokenizeStage(StatefulStage):
-    """`generated_tokens` to `generated_text`."""
+    """Decodes `generated_tokens` into the column `generated_text`."""
 
     def get_required_input_keys(self) -> dict[str, str]:
         return {"generated_tokens": "Token ids that the engine has generated."}
@@ -178,7 +178,7 @@ def conversation(row: Mapping[str, Any]) -> list[dict[str, Any]]:
         raise RequestError("column 'messages' holds no list of messages", param="messages")
     plain = []
     for message in messages:
-        if not isinstance(message, Mapping):
+        if not isinstance(message, MAPPING):
             raise RequestError(
                 "column 'messages' holds something that is no message", param="messages"
             )

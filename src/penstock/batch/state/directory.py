@@ -17,7 +17,7 @@ from penstock.batch.state.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.state.parts import Part
 from penstock.batch.state.ranges import union, without
 from penstock.batch.state.records import checksum_of
-from penstock.batch.write import publish as publishing
+from penstock.batch.write import outputs
 from penstock.batch.write.assemble import Segment, failed_segments, segments
 from penstock.batch.write.outputs import Output
 from penstock.errors import JobError, OutputError
@@ -177,10 +177,10 @@ class State:
         """
         manifest = self.manifest
         if not self.output.is_own(manifest.known("output"), placing=manifest.status == "placing"):
-            raise publishing.in_the_way(self.output.path)
+            raise outputs.in_the_way(self.output.path)
         letters = self.output.dead_letter
-        if letters is not None and not publishing.is_own(letters, manifest.known("dead letter")):
-            raise publishing.in_the_way(letters)
+        if letters is not None and not outputs.is_own(letters, manifest.known("dead letter")):
+            raise outputs.in_the_way(letters)
 
     def _strike_failed(self) -> None:
         if self.complete and self.journal.parts_mark != self.manifest.parts_checksum:
@@ -304,5 +304,5 @@ def _standing(output: Output) -> dict[str, Stamp]:
     if output.exists():
         found["output"] = output.stamp()
     if output.dead_letter is not None and os.path.lexists(output.dead_letter):
-        found["dead letter"] = publishing.stamp_of(output.dead_letter)
+        found["dead letter"] = outputs.stamp_of(output.dead_letter)
     return found

@@ -1,15 +1,14 @@
-"""The journal of a job: which rows are finished, with what result, and in which part files they
-stand.
+"""The journal of a job: which rows are finished, their results, and the part files they are in.
 
 A state directory holds
 
-    manifest.json          which job this is, its key, and its generation g rows-g-n.jsonl
-    results of rows that are in no part yet, a record each, in the order they finished
-    part-g-n.jsonl         output rows (.parquet where the output is Parquet) parts-g.jsonl
-    a record for each part: its rows in written order. Its last byte is what commits a part base-g
-    the output of a complete job whose failed rows are run again: a part, too answers.bin
-    answers for equal requests (`dedupe.py`) lock                   held by the process that runs
-    the job
+    manifest.json    which job this is, its key, and its generation g
+    rows-g-n.jsonl   results of rows that are in no part yet, a record each, as they finished
+    part-g-n.jsonl   output rows (.parquet where the output is Parquet)
+    parts-g.jsonl    a record for each part: its rows in written order; its last byte commits a part
+    base-g           the output of a complete job whose failed rows are run again: a part, too
+    answers.bin      answers for equal requests (`dedupe.py`)
+    lock             held by the process that runs the job
 
 A row's record is written in the event loop's turn in which the row finished, so that a killed
 process loses nothing that was finished before. Files are forced to disk only when a part is

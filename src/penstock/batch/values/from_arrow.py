@@ -76,7 +76,7 @@ def of_arrow(value: Any) -> Any:
 
 
 def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
-    """The rows as dicts."""
+    """The rows of a table or batch as dicts of Python values."""
     if not batch.num_columns:
         return [{} for _ in range(batch.num_rows)]
     rows: list[dict[str, Any]] = of_arrow(batch)

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from penstock import private_files
-from penstock.batch.rows.requests import RequestForm
+from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.state.durable_files import to_disk
-from penstock.batch.values.plain import UnstorableError, json_line
 from penstock.errors import OutputError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from penstock.batch.write.row_tables import RowTables
     from penstock.batch.write.tables import Tables
 
 _TABLE_ROWS = 512
@@ -31,20 +29,18 @@ class PartWriter(Protocol):
 
     nbytes: int
 
-    def add(self, row: Row, outcome: Outcome) -> None:
-        """Append an output row."""
+    def add(self, row: Row, outcome: Outcome) -> None: ...
 
     def finish(self) -> None:
         """Put the part in place under its name. May run in another thread."""
 
-    def abandon(self) -> None:
-        """Close and remove it."""
+    def abandon(self) -> None: ...
 
 
 class JsonlWriter:
     """A part of JSON lines."""
 
-    def __init__(self, path: Path, form: RequestForm) -> None:
+    def __init__(self, path: Path, form: RowForm) -> None:
         self.nbytes = 0
         self._path = path
         self._form = form
@@ -57,7 +53,7 @@ class JsonlWriter:
             raise _failure(error) from error
 
     def add(self, row: Row, outcome: Outcome) -> None:
-        line = output_line(self._form, row, outcome)
+        line = self._form.line(row, outcome)
         self.nbytes += len(line)
         try:
             self._file.write(line)
@@ -85,7 +81,7 @@ class ParquetWriter:
     memory than dicts.
     """
 
-    def __init__(self, path: Path, tables: Tables | RowTables) -> None:
+    def __init__(self, path: Path, tables: Tables) -> None:
         self.nbytes = 0
         self._path = path
         self._tables = tables
@@ -139,14 +135,6 @@ class ParquetWriter:
 
 
 MakeWriter = Callable[[Path], PartWriter]
-
-
-def output_line(form: RequestForm, row: Row, outcome: Outcome) -> bytes:
-    """The output row as a line of JSON."""
-    try:
-        return json_line(form.output(row, outcome), ready=form.json_ready)
-    except UnstorableError as error:  # a type of Arrow's that others have added
-        raise OutputError(f"row {row.index} cannot be stored: {error}") from error
 
 
 def _temporary(path: Path) -> Path:

@@ -5,28 +5,28 @@ part files.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Generic, TypeVar
 
-from penstock.batch.rows.requests import RequestForm
+from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.state.journal import Journal, digest_key
 from penstock.batch.state.parts import Part
 from penstock.batch.state.ranges import RowSet, in_order, union
 from penstock.batch.state.records import checksum_of
-from penstock.batch.write.part_writers import MakeWriter, PartWriter, output_line
-from penstock.batch.write.reorder import Reorder
+from penstock.batch.write.part_writers import MakeWriter, PartWriter
 from penstock.errors import OutputError, PenstockError
 
 PART_ROWS = 8192
 PART_BYTES = 16 << 20
 
-
+T = TypeVar("T")
 Fail = Callable[[PenstockError], None]
 
 
-class Sink(Protocol):
+class Sink(ABC):
     """Takes finished rows in any order. All its methods raise `OutputError`.
 
     `fail`, set before the first row, is told of errors that arise between calls. While `full`, no
@@ -35,27 +35,56 @@ class Sink(Protocol):
     """
 
     fail: Fail
-    full: bool
+    full = False
     on_room: Callable[[], None]
 
+    @abstractmethod
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
-        """Take a row; returns the rows that have left for good. `journaled`: the row comes from the
-        journal.
-        """
+        """Take a row; returns the rows that have left for good. `journaled`: it was before."""
 
-    async def finish(self) -> None:
+    async def finish(self) -> None:  # noqa: B027 (there may be nothing left)
         """All rows have come: write what is left."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027 (there may be nothing to keep)
         """No more rows will come, though some may be missing: keep what is done."""
 
 
-class MemorySink:
-    """Keeps everything, in order. `items` are the rows with their outcomes."""
+class Reorder(Generic[T]):
+    """Brings items into the order of the input, by row number, or lets them pass as they come.
 
-    fail: Fail
-    full = False
-    on_room: Callable[[], None]
+    `done` are rows that were written earlier and will not come.
+    """
+
+    def __init__(self, done: RowSet, *, keep_order: bool) -> None:
+        self._done = done
+        self._keep_order = keep_order
+        self._next = done.first_missing()
+        self._held: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def held(self) -> Iterator[T]:
+        """Items that wait for an earlier row."""
+        return iter(self._held.values())
+
+    def put(self, index: int, item: T) -> list[T]:
+        """Take one item, give back those whose turn has come."""
+        if not self._keep_order:
+            return [item]
+        if index != self._next:
+            self._held[index] = item
+            return []
+        ready = [item]
+        self._next = self._done.first_missing(index + 1) if self._done.runs else index + 1
+        while self._held and (following := self._held.pop(self._next, None)) is not None:
+            ready.append(following)
+            self._next = self._done.first_missing(self._next + 1)
+        return ready
+
+
+class MemorySink(Sink):
+    """Keeps everything, in order. `items` are the rows with their outcomes."""
 
     def __init__(self, *, keep_order: bool) -> None:
         self.items: list[tuple[Row, Outcome]] = []
@@ -66,23 +95,13 @@ class MemorySink:
         self.items += [(row, outcome) for row, outcome in ready if not outcome.skipped]
         return [row for row, _ in ready]
 
-    async def finish(self) -> None:
-        pass
 
-    async def close(self) -> None:
-        pass
-
-
-class StreamSink:
+class StreamSink(Sink):
     """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are
     some.
     """
 
-    fail: Fail
-    full = False
-    on_room: Callable[[], None]
-
-    def __init__(self, stream: BinaryIO, form: RequestForm, *, keep_order: bool) -> None:
+    def __init__(self, stream: BinaryIO, form: RowForm, *, keep_order: bool) -> None:
         self._stream = stream
         self._form = form
         self._reorder: Reorder[tuple[Row, Outcome]] = Reorder(RowSet(), keep_order=keep_order)
@@ -92,7 +111,7 @@ class StreamSink:
         ready = self._reorder.put(row.index, (row, outcome))
         if ready and not self._lines:
             asyncio.get_running_loop().call_soon(self._flush_or_fail)
-        self._lines += [output_line(self._form, *item) for item in ready if not item[1].skipped]
+        self._lines += [self._form.line(*item) for item in ready if not item[1].skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
@@ -117,16 +136,12 @@ class StreamSink:
             self.fail(error)
 
 
-class DurableSink:
+class DurableSink(Sink):
     """Journals each row, and writes rows whose turn has come into part files.
 
     `make_writer` opens a part; `part_name` makes a file name from a stem. A part is committed in
     another thread while rows go on into the next.
     """
-
-    fail: Fail
-    full = False
-    on_room: Callable[[], None]
 
     def __init__(
         self,
@@ -149,22 +164,17 @@ class DurableSink:
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         if not journaled and self._journal.add(row.index, row.digest, outcome):
             asyncio.get_running_loop().call_soon(self._flush_or_fail)
-        ready = self._reorder.put(row.index, (row, outcome))
-        for item in ready:
-            part = self._part
-            if part is None:
-                part = self._part = self._open_part()
-            part.add(*item)
+        left: list[Row] = []
+        for item in self._reorder.put(row.index, (row, outcome)):
+            if self._part is None:
+                self._part = self._open_part()
+            self._part.add(*item)
+            left.append(item[0])
         part = self._part
-        if (
-            part is not None
-            and self._committing is None
-            and self._failure is None
-            and self._is_full(part)
-        ):
+        if part is not None and part.is_full and self._committing is None and self._failure is None:
             # While one is being committed rows go on into the next, however slow the disk.
             self._commit(part)
-        return [row for row, _ in ready]
+        return left
 
     async def finish(self) -> None:
         await self._wait()
@@ -186,9 +196,6 @@ class DurableSink:
         """Let a commit that is under way end, well or not."""
         if self._committing is not None:
             await asyncio.wait([self._committing])
-
-    def _is_full(self, part: _OpenPart) -> bool:
-        return len(part.rows) >= PART_ROWS or part.writer.nbytes >= PART_BYTES
 
     def _open_part(self) -> _OpenPart:
         file = self._part_name(f"part-{self._journal.generation}-{self._number}")
@@ -231,7 +238,8 @@ class _OpenPart:
     def __init__(self, file: str, writer: PartWriter) -> None:
         self.file = file
         self.writer = writer
-        self.rows: list[int] = []
+        self.is_full = False
+        self._rows: list[int] = []
         self._failed: list[int] = []
         self._skipped: list[int] = []
         self._errors: dict[str, int] = {}
@@ -239,7 +247,8 @@ class _OpenPart:
 
     def add(self, row: Row, outcome: Outcome) -> None:
         self.writer.add(row, outcome)
-        self.rows.append(row.index)
+        self._rows.append(row.index)
+        self.is_full = len(self._rows) >= PART_ROWS or self.writer.nbytes >= PART_BYTES
         self._check += digest_key(row.digest)
         if outcome.error is not None:
             self._failed.append(row.index)
@@ -254,7 +263,7 @@ class _OpenPart:
         return Part(
             file=self.file,
             checksum=checksum_of(path),
-            runs=in_order(self.rows),
+            runs=in_order(self._rows),
             failed=union(in_order(self._failed)),
             skipped=union(in_order(self._skipped)),
             errors=self._errors,

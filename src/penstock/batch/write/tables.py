@@ -10,17 +10,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from penstock.batch.rows.requests import ColumnRequests
+from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.schemas.structured import Schema
 from penstock.batch.values.common_type import as_text, common_type, convert
-from penstock.batch.values.plain import UnstorableError
-from penstock.batch.values.to_arrow import array, texts
+from penstock.batch.values.plain import LEAVES, UnstorableError
+from penstock.batch.values.to_arrow import array, kind_of, texts
 from penstock.errors import OutputError
+
+if TYPE_CHECKING:
+    from penstock.batch.rows.requests import ColumnRequests
 
 ERROR = pa.struct(
     [
@@ -38,11 +41,15 @@ USAGE = pa.struct(
     ]
 )
 _DEEPEST = 8
+_ERROR = pa.struct([*ERROR, ("status", pa.int64()), ("body", pa.string())])
+_KEPT = {"status": pa.string(), "error": _ERROR}
+"""The columns that each row has where rows that failed are kept."""
 
 
-class Tables:
-    """Makes the output tables of one job. `schema` and `columns` describe its input, as far as they
-    are known.
+class ColumnTables:
+    """Those of a job whose answers become columns beside the input's.
+
+    `schema` and `columns` describe its input, as far as they are known.
     """
 
     def __init__(
@@ -105,6 +112,39 @@ class Tables:
             if name not in taken
         }
         return table_of(values, len(rows))
+
+
+class RowTables:
+    """Those of a job whose columns are known only from its rows.
+
+    A column of the input (its `schema`) keeps its type if its values fit.
+    """
+
+    def __init__(self, form: RowForm, schema: pa.Schema | None, *, keeps_errors: bool) -> None:
+        self._form = form
+        self._kinds = {field.name: field.type for field in schema} if schema is not None else {}
+        if keeps_errors:
+            self._kinds |= _KEPT
+
+    def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
+        """The output rows of these rows, in this order."""
+        made = [
+            self._form.output(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)
+        ]
+        names = dict.fromkeys(name for values in made for name in values)
+        columns = {name: [values.get(name) for values in made] for name in names}
+        return table_of(columns, len(made), self._kinds)
+
+    def empty(self) -> pa.Table:
+        """An output without rows, which has the columns of the input."""
+        return pa.schema(list(self._kinds.items())).empty_table()
+
+    def check_storable(self) -> None:
+        """What cannot be stored shows in the rows, and becomes text."""
+
+
+Tables = ColumnTables | RowTables
+"""What makes the output tables of a job."""
 
 
 def _field(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -258,3 +298,23 @@ def from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """
     names = dict.fromkeys(name for row in rows for name in row)
     return table_of({name: [row.get(name) for row in rows] for name in names}, len(rows))
+
+
+def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Some output rows of a run, which others agree with: `error` has its type in all of them.
+
+    Raises pyarrow's errors for what Arrow cannot hold.
+    """
+    names = dict.fromkeys(name for row in rows for name in row)
+    kinds = _KEPT if _KEPT.keys() <= names.keys() else {}
+    return pa.table(
+        {name: _block_column([row.get(name) for row in rows], kinds.get(name)) for name in names}
+    )
+
+
+def _block_column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
+    if kind is None and LEAVES.issuperset(map(type, values)):
+        kind = kind_of(values)
+        if kind is None:  # Arrow would make some of them like the others
+            raise pa.ArrowInvalid("values of kinds that no column holds together")
+    return pa.array(values, kind)

@@ -23,13 +23,7 @@ from penstock.engines.openvino.options import (
 )
 from penstock.engines.process.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError
-from penstock.types import (
-    RerankRequest,
-    Scores,
-    StructuredOutput,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import Scores, StructuredOutput, Transcription
 
 
 class OpenVINOEngine(WorkerEngine):
@@ -38,6 +32,11 @@ class OpenVINOEngine(WorkerEngine):
     name: ClassVar[str] = "openvino"
     costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
     worker: ClassVar[str] = "penstock.engines.openvino.worker"
+    operations: ClassVar[frozenset[str]] = WorkerEngine.operations | {
+        "sleep",
+        "wakeup",
+        "is_sleeping",
+    }
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -102,35 +101,39 @@ class OpenVINOEngine(WorkerEngine):
             raise EngineDeadError(self._why_dead)
         return await self._constraints.grammar(structured)
 
-    async def rerank(self, request: RerankRequest) -> Scores:
-        self._check_task("rerank")
-        return msgspec.convert(await self._call("rerank", request.query, request.documents), Scores)
+    async def answer(self, task: str, request: Any) -> Any:
+        match task:
+            case "score" | "rerank":
+                self._check_task("rerank")
+                return msgspec.convert(
+                    await self._call("rerank", request.query, request.documents), Scores
+                )
+            case "transcriptions":
+                self._check_task(task)
+                given = (
+                    request.audio,
+                    request.language,
+                    request.task,
+                    request.max_tokens,
+                    request.timestamps,
+                )
+                return msgspec.convert(await self._call("transcribe", *given), Transcription)
+        return await super().answer(task, request)
 
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        self._check_task("transcriptions")
-        result = await self._call(
-            "transcribe",
-            request.audio,
-            request.language,
-            request.task,
-            request.max_tokens,
-            request.timestamps,
-        )
-        return msgspec.convert(result, Transcription)
-
-    # Control
-    async def sleep(self, level: int = 1) -> None:
-        """End the process, which gives all its memory back."""
-        self._asleep = True
-        self._why_dead = "the openvino engine is asleep"
-        await self.stop()
-
-    async def wakeup(self) -> None:
-        self._asleep = False
-        await self.start()
-
-    async def is_sleeping(self) -> bool:
-        return self._asleep
+    async def control(self, operation: str, **options: Any) -> Any:
+        """Sleep by ending the process, which gives all its memory back."""
+        match operation:
+            case "sleep":
+                self._asleep = True
+                self._why_dead = "the openvino engine is asleep"
+                await self.stop()
+            case "wakeup":
+                self._asleep = False
+                await self.start()
+            case "is_sleeping":
+                return self._asleep
+            case _:
+                return await super().control(operation, **options)
 
 
 def _for_this_machine(options: OpenVINOOptions) -> OpenVINOOptions:

@@ -176,7 +176,6 @@ class Generation:
         return token_ids
 
     def detokenize(self, token_ids: list[int]) -> str:
-        """Text without special tokens."""
         self._check_ids(token_ids, "tokens")
         return self._decode([token_ids])[0]
 

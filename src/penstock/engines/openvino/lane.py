@@ -28,7 +28,7 @@ of the next.
 
 
 class Request:
-    """One prompt being continued."""
+    """One prompt that the lane is continuing."""
 
     def __init__(self, submit: Submit, prompt: list[int]) -> None:
         self.id = submit.id

@@ -80,12 +80,10 @@ class Task:
         self._start()
 
     def _start(self) -> None:
-        """Load the pipeline."""
         raise NotImplementedError
 
     # Face of the worker
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
-        """Refuse prompts."""
         error = self._unsupported("prompts")
         return [Failed(submit.id, error.kind, str(error)) for submit in submits]
 
@@ -100,13 +98,11 @@ class Task:
         return {}
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added."""
         encoded = self._tokenizer.encode([text], add_special_tokens=False, max_length=_NO_LIMIT)
         ids: list[int] = encoded.input_ids.data[0].tolist()
         return ids
 
     def detokenize(self, token_ids: list[int]) -> str:
-        """Text without special tokens."""
         if not token_ids:
             return ""
         if not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
@@ -116,11 +112,9 @@ class Task:
         return str(self._tokenizer.decode(token_ids))
 
     def add_adapter(self, name: str, path: str) -> None:
-        """Refuse adapters."""
         raise self._unsupported("LoRA adapters")
 
     def remove_adapter(self, name: str) -> None:
-        """Refuse adapters."""
         raise self._unsupported("LoRA adapters")
 
     def reset_prefix_cache(self) -> None:
@@ -159,7 +153,7 @@ class Task:
 
 
 class Embedding(Task):
-    """Texts to vectors."""
+    """A model that embeds texts as vectors."""
 
     tasks = ("embeddings",)
     kind = MODEL_KINDS["embed"]
@@ -273,7 +267,7 @@ class Rerank(Task):
 
 
 class Speech(Task):
-    """Speech to text."""
+    """A model that transcribes speech to text."""
 
     tasks = ("transcriptions",)
     kind = MODEL_KINDS["transcribe"]

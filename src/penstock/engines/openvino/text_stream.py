@@ -21,7 +21,6 @@ class TextStream:
         self._shown = 0
 
     def add(self, token_ids: list[int]) -> None:
-        """Append new tokens."""
         self._ids += token_ids
 
     def windows(self) -> tuple[list[int], list[int]]:

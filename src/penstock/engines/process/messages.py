@@ -27,7 +27,7 @@ class Submit(Struct, tag="submit", array_like=True):
 
 
 class Abort(Struct, tag="abort", array_like=True):
-    """Give a request up."""
+    """Tells the worker to give a request up."""
 
     id: int
 

@@ -7,14 +7,13 @@ import logging
 import os
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, Sequence
 from itertools import count
 from typing import Any, ClassVar
 
 import msgspec
 
 from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.process.child import EngineProcess
 from penstock.engines.process.messages import (
@@ -39,7 +38,7 @@ from penstock.errors import (
     by_kind,
     told,
 )
-from penstock.types import Delta, EmbeddingRequest, Embeddings, StructuredOutput
+from penstock.types import Embeddings, StructuredOutput
 
 LOOK_SECONDS = 10.0
 LOOKS = 6
@@ -62,6 +61,7 @@ class WorkerEngine(TokenEngine):
     """
 
     worker: ClassVar[str]
+    operations: ClassVar[frozenset[str]] = frozenset({"reset_prefix_cache"})
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -121,8 +121,7 @@ class WorkerEngine(TokenEngine):
             self.capabilities = answer.capabilities
             self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
             for name, path in self.adapters.items():
-                lies = os.path.abspath(path)  # noqa: ASYNC240 - touches no disk
-                await self._call("add_adapter", name, lies)
+                await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
             if self._watching is not None:
                 self._watching.cancel()  # that of a process that died
             if self.watched and process.pid is not None:
@@ -163,18 +162,13 @@ class WorkerEngine(TokenEngine):
     # Requests
     @property
     def serving(self) -> bool:
-        """Whether requests are under way in the process, or were a moment ago: others follow
-        soon.
-        """
+        """Whether requests are under way in the process, or were a moment ago."""
         return (
             bool(self._mailboxes or self._calls)
             or time.monotonic() - self._answered_at < SERVING_SECONDS
         )
 
-    def generate(self, request: GenerateRequest) -> Deltas:
-        return BatchedDeltas(self._generate(request))
-
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+    async def continue_prompt(self, request: GenerateRequest) -> Batches:
         sampling = request.sampling
         if sampling.structured is not None:
             sampling = msgspec.structs.replace(
@@ -210,24 +204,26 @@ class WorkerEngine(TokenEngine):
         """
         return structured
 
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        self._check_task("embeddings")
-        return msgspec.convert(
-            await self._call("embed", request.inputs, request.dimensions), Embeddings
-        )
+    async def answer(self, task: str, request: Any) -> Any:
+        match task:
+            case "embeddings":
+                self._check_task(task)
+                return msgspec.convert(
+                    await self._call("embed", request.inputs, request.dimensions), Embeddings
+                )
+            case "tokenize" | "detokenize":
+                return await self._call(task, request)
+        return await super().answer(task, request)
 
-    async def tokenize(self, text: str) -> list[int]:
-        ids: list[int] = await self._call("tokenize", text)
-        return ids
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return str(await self._call("detokenize", list(token_ids)))
+    async def control(self, operation: str, **options: Any) -> Any:
+        if operation == "reset_prefix_cache":
+            return await self._call(operation)
+        return await super().control(operation, **options)
 
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
         adapter_rank(name, path)
-        lies = os.path.abspath(path)  # noqa: ASYNC240 - touches no disk
-        await self._call("add_adapter", name, lies)
+        await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
         self.adapters[name] = path
 
     async def remove_lora(self, name: str) -> None:
@@ -238,9 +234,6 @@ class WorkerEngine(TokenEngine):
     async def metrics(self) -> dict[str, float]:
         counts: dict[str, float] = await self._call("metrics")
         return counts
-
-    async def reset_prefix_cache(self) -> None:
-        await self._call("reset_prefix_cache")
 
     # Messages
     def _send(self, message: msgspec.Struct) -> None:

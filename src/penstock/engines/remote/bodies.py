@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from penstock.engines.remote.dialects import Dialect, score_body
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 _DEFAULTS = Sampling()
@@ -65,6 +66,30 @@ def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
     if not request.special_tokens and isinstance(request.prompt, str):
         body["add_special_tokens"] = False
     return body
+
+
+def task_body(task: str, request: Any, dialect: Dialect) -> dict[str, Any]:
+    """Body of any other task, less the model."""
+    match task:
+        case "embeddings" if request.dimensions is not None:
+            return {"input": request.inputs, "dimensions": request.dimensions}
+        case "embeddings" | "classify":
+            return {"input": request.inputs}
+        case "score":
+            return score_body(dialect, request.query, request.documents)
+        case "rerank":
+            return {"query": request.query, "documents": request.documents}
+        case "transcriptions":
+            form = {"language": request.language, "max_tokens": request.max_tokens}
+            if request.timestamps:
+                form["response_format"] = "verbose_json"
+            return {name: str(value) for name, value in form.items() if value is not None}
+        case "tokenize" if dialect == "penstock":
+            return {"prompt": request}
+        case "tokenize":
+            return {"prompt": request, "add_special_tokens": False}
+        case _:
+            return {"tokens": request}
 
 
 def _common(request: ChatRequest | CompletionRequest, max_tokens_field: str) -> dict[str, Any]:

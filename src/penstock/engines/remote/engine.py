@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing, contextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, TypeVar
@@ -14,15 +14,16 @@ from penstock.balance.policies.base import ANYWHERE, RouteRequest
 from penstock.balance.policies.table import make_policy
 from penstock.balance.pool import Failover
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
 from penstock.engines.remote import answers, task_answers
-from penstock.engines.remote.bodies import chat_body, completion_body
-from penstock.engines.remote.dialects import score_body, spoken
+from penstock.engines.remote.bodies import chat_body, completion_body, task_body
+from penstock.engines.remote.dialects import spoken
 from penstock.engines.remote.discovery import AUTO, Found, discover
 from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
+from penstock.engines.tasks import task_of
 from penstock.engines.text.sampling_checks import check_sampling
 from penstock.errors import (
     ConfigError,
@@ -38,25 +39,26 @@ from penstock.errors import (
 )
 from penstock.http.client import endpoint, form
 from penstock.http.retries import Retries, is_throttling
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
 _NOTHING = Capabilities(tasks=frozenset(), context_length=0, max_concurrency=1)
 Body = Callable[[Upstream], dict[str, Any]]
 
 CHARS_A_TOKEN = 4
+
+PATHS = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "embeddings": "/embeddings",
+    "score": "/score",
+    "rerank": "/rerank",
+    "classify": "//classify",
+    "transcriptions": "/audio/transcriptions",
+    "tokenize": "//tokenize",
+    "detokenize": "//detokenize",
+}
+"""Where servers answer tasks. Two slashes lead beside "/v1"."""
 
 
 class RemoteEngine(LLMEngine):
@@ -115,8 +117,9 @@ class RemoteEngine(LLMEngine):
         await upstreams.open()
         try:
             self._know(await discover(self.model_source, upstreams, self.options))
-            # That a server lists its models says little of how it runs them.
-            if self._doubted is not None:
+            if (
+                self._doubted is not None
+            ):  # that a server lists its models says little of how it runs them
                 await upstreams.prove(self._doubted)
         except BaseException:
             await upstreams.close()
@@ -139,101 +142,17 @@ class RemoteEngine(LLMEngine):
         self._running().check()
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         def body(upstream: Upstream) -> dict[str, Any]:
             model = self._model(upstream, request.adapter)
-            said = chat_body(request, model, self.options.max_tokens_field)
-            return spoken(upstream.dialect, said) | self.options.extra_body
+            if isinstance(request, ChatRequest):
+                given = chat_body(request, model, self.options.max_tokens_field)
+            else:
+                given = completion_body(request, model)
+            return spoken(upstream.dialect, given) | self.options.extra_body
 
-        return BatchedDeltas(self._generate("chat", "/chat/completions", request, body))
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            said = completion_body(request, self._model(upstream, request.adapter))
-            return spoken(upstream.dialect, said) | self.options.extra_body
-
-        return BatchedDeltas(self._generate("completions", "/completions", request, body))
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            given: dict[str, Any] = {"model": self._model(upstream), "input": request.inputs}
-            return (
-                given if request.dimensions is None else {**given, "dimensions": request.dimensions}
-            )
-
-        def read(reply: bytes, where: str) -> Embeddings:
-            return task_answers.embeddings(reply, where, len(request.inputs))
-
-        return await self._call("embeddings", "/embeddings", body, read, request.request_id)
-
-    async def score(self, request: RerankRequest) -> Scores:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            return {
-                "model": self._model(upstream),
-                **score_body(upstream.dialect, request.query, request.documents),
-            }
-
-        return await self._scores("score", "/score", request, body)
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            return {
-                "model": self._model(upstream),
-                "query": request.query,
-                "documents": request.documents,
-            }
-
-        return await self._scores("rerank", "/rerank", request, body)
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            return {"model": self._model(upstream), "input": request.inputs}
-
-        def read(reply: bytes, where: str) -> Classifications:
-            return task_answers.classifications(reply, where, len(request.inputs))
-
-        return await self._call("classify", "//classify", body, read, request.request_id)
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            given = {
-                "model": self._model(upstream),
-                "language": request.language,
-                "max_tokens": request.max_tokens,
-            }
-            if request.timestamps:
-                given["response_format"] = "verbose_json"
-            return {name: str(value) for name, value in given.items() if value is not None}
-
-        path = "/audio/transcriptions" if request.task == "transcribe" else "/audio/translations"
-        return await self._call(
-            "transcriptions",
-            path,
-            body,
-            task_answers.transcription,
-            request.request_id,
-            file=request.audio,
-        )
-
-    async def tokenize(self, text: str) -> list[int]:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            given = {"model": self._model(upstream), "prompt": text}
-            return (
-                given if upstream.dialect == "penstock" else {**given, "add_special_tokens": False}
-            )
-
-        return await self._call("tokenize", "//tokenize", body, task_answers.token_ids)
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        def body(upstream: Upstream) -> dict[str, Any]:
-            return {"model": self._model(upstream), "tokens": list(token_ids)}
-
-        return await self._call("detokenize", "//detokenize", body, task_answers.prompt)
-
-    # How
-    async def _generate(
-        self, task: str, path: str, request: ChatRequest | CompletionRequest, body: Body
-    ) -> AsyncGenerator[list[Delta], None]:
+        task = task_of(request)
+        path = PATHS[task]
         upstreams = self._running()
         self._check(task, request)
         if not request.stream:
@@ -254,6 +173,20 @@ class RemoteEngine(LLMEngine):
                 async for batch in stream.batches():
                     yield batch
 
+    async def answer(self, task: str, request: Any) -> Any:
+        def body(upstream: Upstream) -> dict[str, Any]:
+            return {"model": self._model(upstream), **task_body(task, request, upstream.dialect)}
+
+        path, file = PATHS[task], None
+        if task == "transcriptions":
+            file = request.audio
+            path = path if request.task == "transcribe" else "/audio/translations"
+        read = partial(task_answers.read, task, request)
+        return await self._call(
+            task, path, body, read, getattr(request, "request_id", ""), file=file
+        )
+
+    # How
     async def _open(
         self,
         upstreams: Upstreams,
@@ -295,7 +228,6 @@ class RemoteEngine(LLMEngine):
         file: bytes | None = None,
         route: RouteRequest = ANYWHERE,
     ) -> T:
-        """One request, answered whole."""
         if task not in self.capabilities.tasks:
             raise self._unsupported(task)
         upstreams = self._running()
@@ -393,12 +325,6 @@ class RemoteEngine(LLMEngine):
         self.capabilities = found.capabilities
         self.adapters.update(found.adapters)
 
-    async def _scores(self, task: str, path: str, request: RerankRequest, body: Body) -> Scores:
-        def read(reply: bytes, where: str) -> Scores:
-            return task_answers.scores(reply, where, len(request.documents))
-
-        return await self._call(task, path, body, read, request.request_id)
-
     def _running(self) -> Upstreams:
         if self._upstreams is None:
             raise EngineDeadError("the remote engine is not running", suspects=False)
@@ -411,8 +337,9 @@ class RemoteEngine(LLMEngine):
             raise RequestError("the prompt is empty", param="prompt")
         check_sampling(request.sampling, request.n, self.capabilities, self.name)
         length, wanted = self.capabilities.context_length, request.sampling.max_tokens
-        # Which some servers cut short without a word.
-        if length and wanted is not None and wanted >= length:
+        if (
+            length and wanted is not None and wanted >= length
+        ):  # which some servers cut short without a word
             raise ContextLengthError(
                 f"this model's context is {length} tokens; {wanted} for the answer leave no room",
                 param="max_tokens",

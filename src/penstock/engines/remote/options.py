@@ -88,7 +88,6 @@ class RemoteOptions(Struct, frozen=True, kw_only=True):
     extra_body: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        """Without keys."""
         return f"RemoteOptions({masked(msgspec.structs.asdict(self))!r})"
 
 

@@ -1,6 +1,6 @@
 """Parses the answers of OpenAI-compatible servers to all tasks but chats and completions.
 
-All functions raise `UpstreamError` for an answer that they cannot use.
+Everything here raises `UpstreamError` for an answer that it cannot use.
 """
 
 from __future__ import annotations
@@ -79,7 +79,26 @@ class _Prompt(Struct):
     text: str | None = None  # SGLang's name for `prompt`
 
 
-def embeddings(body: bytes, where: str, count: int) -> Embeddings:
+def read(task: str, request: Any, body: bytes, where: str) -> Any:
+    """The result of `task`, parsed from the answer's body. `where` is the server's name in
+    errors.
+    """
+    match task:
+        case "embeddings":
+            return _embeddings(body, where, len(request.inputs))
+        case "score" | "rerank":
+            return _scores(body, where, len(request.documents))
+        case "classify":
+            return _classifications(body, where, len(request.inputs))
+        case "transcriptions":
+            return _transcription(body, where)
+        case "tokenize":
+            return _token_ids(body, where)
+        case _:
+            return _prompt(body, where)
+
+
+def _embeddings(body: bytes, where: str, count: int) -> Embeddings:
     """The answer of `/embeddings` to `count` texts, one vector each."""
     parsed = _as(_Vectors, body, where)
     ordered = sorted(
@@ -92,7 +111,7 @@ def embeddings(body: bytes, where: str, count: int) -> Embeddings:
     return Embeddings([vector.embedding for _, vector in ordered], parsed.usage.neutral())
 
 
-def scores(body: bytes, where: str, count: int) -> Scores:
+def _scores(body: bytes, where: str, count: int) -> Scores:
     """The answer of `/score` or `/rerank` to `count` documents, in the documents' order."""
     parsed = _as(_ScoreData | list[_Scored], body, where)
     if isinstance(parsed, list):  # SGLang sends a bare list
@@ -109,7 +128,7 @@ def scores(body: bytes, where: str, count: int) -> Scores:
     return Scores([found[number] for number in range(count)], parsed.usage.neutral())
 
 
-def classifications(body: bytes, where: str, count: int) -> Classifications:
+def _classifications(body: bytes, where: str, count: int) -> Classifications:
     """The answer of vLLM's `/classify` to `count` texts, one class each."""
     parsed: _Classes = _as(_Classes, body, where)
     if len(parsed.data) != count:
@@ -125,7 +144,7 @@ def classifications(body: bytes, where: str, count: int) -> Classifications:
     return Classifications(items, parsed.usage.neutral())
 
 
-def transcription(body: bytes, where: str) -> Transcription:
+def _transcription(body: bytes, where: str) -> Transcription:
     """The answer of `/audio/transcriptions`; segments, language and duration only if the server
     sends them.
     """
@@ -138,13 +157,13 @@ def transcription(body: bytes, where: str) -> Transcription:
     return Transcription(parsed.text.strip(), Usage(), segments, parsed.language, parsed.duration)
 
 
-def token_ids(body: bytes, where: str) -> list[int]:
+def _token_ids(body: bytes, where: str) -> list[int]:
     """The token ids in the answer of `/tokenize`."""
     ids: list[int] = _as(_Ids, body, where).tokens
     return ids
 
 
-def prompt(body: bytes, where: str) -> str:
+def _prompt(body: bytes, where: str) -> str:
     """The text in the answer of `/detokenize`."""
     parsed: _Prompt = _as(_Prompt, body, where)
     text = parsed.prompt if parsed.prompt is not None else parsed.text

@@ -244,7 +244,6 @@ class Upstreams(Pool[Upstream]):
         return isinstance(error, UpstreamError) and error.retryable
 
     async def open(self) -> None:
-        """Make the sessions."""
         self._closed = False
         for one in self.members:
             await one.client.open()

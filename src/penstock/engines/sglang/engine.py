@@ -27,6 +27,10 @@ class SGLangEngine(WorkerEngine):
     makes_ranks: ClassVar[bool] = True
     costs_only: ClassVar[frozenset[str]] = options.COSTS_ONLY
     worker: ClassVar[str] = "penstock.engines.sglang.worker"
+    operations: ClassVar[frozenset[str]] = WorkerEngine.operations | {
+        *("sleep", "wakeup", "is_sleeping", "pause", "resume", "is_paused"),
+        *("start_profile", "stop_profile", "collective_rpc"),
+    }
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -82,7 +86,33 @@ class SGLangEngine(WorkerEngine):
         await super().resolve_lora(name, path)
 
     # Control
-    async def sleep(self, level: int = 1) -> None:
+    async def control(self, operation: str, **options: Any) -> Any:
+        match operation:
+            case "sleep":
+                await self._sleep()
+            case "wakeup" if self._asleep:
+                await self._call(operation)
+                self._asleep = False
+            case "wakeup":
+                pass
+            case "is_sleeping":
+                return self._asleep
+            case "pause":
+                await self._call(operation, options["mode"])
+                self._paused = True
+            case "resume":
+                await self._call(operation)
+                self._paused = False
+            case "is_paused":
+                return self._paused
+            case "start_profile" | "stop_profile":
+                await self._call(operation)
+            case "collective_rpc":
+                return await self._collective_rpc(**options)
+            case _:
+                return await super().control(operation, **options)
+
+    async def _sleep(self) -> None:
         """Free the KV cache, and the weights where SGLang keeps a copy of them."""
         if not self.options.get("enable_memory_saver"):
             raise self._unsupported(
@@ -93,33 +123,8 @@ class SGLangEngine(WorkerEngine):
         await self._call("sleep", ["kv_cache", "weights"] if copied else ["kv_cache"])
         self._asleep = True
 
-    async def wakeup(self) -> None:
-        if self._asleep:
-            await self._call("wakeup")
-            self._asleep = False
-
-    async def is_sleeping(self) -> bool:
-        return self._asleep
-
-    async def pause(self, mode: str = "wait") -> None:
-        await self._call("pause", mode)
-        self._paused = True
-
-    async def resume(self) -> None:
-        await self._call("resume")
-        self._paused = False
-
-    async def is_paused(self) -> bool:
-        return self._paused
-
-    async def start_profile(self) -> None:
-        await self._call("start_profile")
-
-    async def stop_profile(self) -> None:
-        await self._call("stop_profile")
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    async def _collective_rpc(
+        self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         """Call a method of every scheduler. SGLang takes arguments by name only, and says no more
         than that it went well: the answer is None.
@@ -128,7 +133,7 @@ class SGLangEngine(WorkerEngine):
             raise UnsupportedError(
                 f"the {self.name} engine passes arguments by name only: use kwargs", param="args"
             )
-        return await self._call("collective_rpc", method, dict(kwargs or {}))
+        return await self._call("collective_rpc", method, dict(kwargs))
 
     def _check_rank(self, name: str, path: str) -> None:
         rank, most = adapter_rank(name, path), self.options.get("max_lora_rank")

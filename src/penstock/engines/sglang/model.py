@@ -62,7 +62,6 @@ class Model:
         self._kept = False
 
     def ready(self) -> Ready:
-        """What it can do."""
         generates = bool(self._manager.is_generation)
         info = self._info
         slots = sum(
@@ -136,7 +135,6 @@ class Model:
                 self._idle.set()
 
     async def embed(self, texts: list[str], dimensions: int | None) -> Embeddings:
-        """The vectors of texts."""
         try:
             answers = await self._engine.async_encode(prompt=texts, dimensions=dimensions)
         except Exception as error:
@@ -151,7 +149,6 @@ class Model:
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """The text of ids."""
         self._check_ids(token_ids, "tokens")
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
@@ -170,7 +167,6 @@ class Model:
             await self._unload(replaced)
 
     async def remove_adapter(self, name: str) -> None:
-        """Unload an adapter."""
         loaded = self._adapters.pop(name, None)
         if loaded is not None:
             await self._unload(loaded)
@@ -195,7 +191,6 @@ class Model:
         }
 
     async def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix."""
         answer = await self._manager.flush_cache()
         if not answer.success:
             raise EngineError(
@@ -217,14 +212,12 @@ class Model:
         self._freed = tags
 
     async def wakeup(self) -> None:
-        """Undo `sleep`."""
         await self._manager.resume_memory_occupation(
             ResumeMemoryOccupationReqInput(tags=self._freed), None
         )
         self._open.set()
 
     async def pause(self, mode: str) -> None:
-        """Stop starting requests."""
         self._open.clear()
         if mode == "wait":
             await self._idle.wait()
@@ -234,7 +227,6 @@ class Model:
             await self._manager.pause_generation(PauseGenerationReqInput(mode=theirs))
 
     async def resume(self) -> None:
-        """Undo `pause`."""
         await self._manager.continue_generation(ContinueGenerationReqInput())
         self._kept = False
         self._open.set()
@@ -244,7 +236,6 @@ class Model:
         await self._manager.start_profile()
 
     async def stop_profile(self) -> None:
-        """End it."""
         await self._manager.stop_profile()
 
     async def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:

@@ -12,14 +12,14 @@ import os
 import uuid
 from codecs import getincrementaldecoder
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
 
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.simulated.answers import answer_bytes, seeded
 from penstock.engines.text.chat_template import PLAIN, ChatTemplate
@@ -36,6 +36,7 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.simulated import HELD
+from penstock.openai.tools import arguments_as_objects
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -144,6 +145,7 @@ class SimulatedEngine(TokenEngine):
 
     name: ClassVar[str] = "simulated"
     costs_only: ClassVar[frozenset[str]] = COSTS_ONLY
+    operations: ClassVar[frozenset[str]] = frozenset({"reset_prefix_cache"})
 
     def __init__(self, model_source: str = "simulated", **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -198,10 +200,7 @@ class SimulatedEngine(TokenEngine):
             raise EngineDeadError("the simulated engine is not running", suspects=False)
 
     # Requests
-    def generate(self, request: GenerateRequest) -> Deltas:
-        return BatchedDeltas(self._generate(request))
-
-    async def _generate(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+    async def continue_prompt(self, request: GenerateRequest) -> Batches:
         await self.check_health()
         item = self._admit(request)
         if self.cached_blocks is not None and (names := PROMPT_BLOCKS.get()):
@@ -225,8 +224,22 @@ class SimulatedEngine(TokenEngine):
         finally:
             self._forget(item)
 
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        await self.check_health()
+    async def answer(self, task: str, request: Any) -> Any:
+        match task:
+            case "tokenize":
+                return list(request.encode())
+            case "detokenize":
+                self._check_ids(request, "tokens")
+                return bytes(request).decode(errors="replace")
+            case "embeddings":
+                await self.check_health()
+                return self._embeddings(request)
+            case "score" | "rerank":
+                await self.check_health()
+                return _scores(request)
+        return await super().answer(task, request)
+
+    def _embeddings(self, request: EmbeddingRequest) -> Embeddings:
         width = request.dimensions or _EMBEDDING_WIDTH
         vectors = [
             [seeded(self.options.seed, "embed", text).gauss(0, 1) for _ in range(width)]
@@ -236,20 +249,10 @@ class SimulatedEngine(TokenEngine):
             vectors, Usage(prompt_tokens=sum(len(t.encode()) for t in request.inputs))
         )
 
-    async def rerank(self, request: RerankRequest) -> Scores:
-        await self.check_health()
-        asked = set(request.query.lower().split())
-        scores = [
-            len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents
-        ]
-        return Scores(scores, Usage(prompt_tokens=sum(len(d.encode()) for d in request.documents)))
-
-    async def tokenize(self, text: str) -> list[int]:
-        return list(text.encode())
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        self._check_ids(token_ids, "tokens")
-        return bytes(token_ids).decode(errors="replace")
+    async def control(self, operation: str, **options: Any) -> Any:
+        if operation == "reset_prefix_cache":
+            return self._forget_prefixes()
+        return await super().control(operation, **options)
 
     async def resolve_lora(self, name: str, path: str) -> None:
         self.adapters[name] = path
@@ -261,15 +264,18 @@ class SimulatedEngine(TokenEngine):
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
             tools = None if request.tool_choice == "none" else request.tools
-            return list(self._rendered(request, tools).encode())
+            prompt = self.template.render(
+                arguments_as_objects(request.messages),
+                tools=tools,
+                override=request.chat_template,
+                variables=request.chat_template_kwargs,
+            )
+            return list(prompt.encode())
         return list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
 
     def tell_cached_blocks(self) -> bool:
         self.cached_blocks = CachedBlocks()
         return True
-
-    async def reset_prefix_cache(self) -> None:
-        self._forget_prefixes()
 
     async def metrics(self) -> dict[str, float]:
         return {
@@ -331,9 +337,7 @@ class SimulatedEngine(TokenEngine):
         return item
 
     def _prefill(self, item: _Running) -> float:
-        """Look the prompt up in the prefix cache; returns the milliseconds until the first
-        token.
-        """
+        """Look the prompt up in the prefix cache. Returns the milliseconds to the first token."""
         item.cached = min(
             self._prefixes.match(item.blocks) * BLOCK_SIZE, max(item.prompt_tokens - 1, 0)
         )
@@ -455,8 +459,8 @@ class SimulatedEngine(TokenEngine):
             ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
             if not ready:
                 upcoming = [i.ready_at for i in self._running if not i.hangs]
-                # All that run hang: look again now and then, a caller may give up or a new request
-                # come.
+                # All that run hang: look again now and then, as a caller may give up or a new
+                # request come.
                 await asyncio.sleep(max(min(upcoming) - clock(), 0) if upcoming else 0.01)
                 continue
             if step:
@@ -507,6 +511,13 @@ class SimulatedEngine(TokenEngine):
         self._running.clear()
         self._waiting.clear()
         self._forget_prefixes()
+
+
+def _scores(request: RerankRequest) -> Scores:
+    """The share of the query's words that a document has."""
+    asked = set(request.query.lower().split())
+    scores = [len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents]
+    return Scores(scores, Usage(prompt_tokens=sum(len(d.encode()) for d in request.documents)))
 
 
 def _text_of_each(answer: bytes) -> Sequence[str]:

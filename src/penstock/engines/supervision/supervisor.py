@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from penstock.engines.adapter_files import adapter_path
 from penstock.engines.base import LLMEngine
 from penstock.engines.supervision.quarantine import Quarantine, Visit
+from penstock.engines.tasks import generated
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
@@ -25,6 +25,7 @@ from penstock.errors import (
     PenstockError,
     UnsupportedError,
 )
+from penstock.openai.responses import Answers
 from penstock.types import (
     ChatRequest,
     ClassifyRequest,
@@ -395,12 +396,10 @@ async def _probe(engine: LLMEngine) -> None:
     try:
         if "completions" in tasks:
             completion = CompletionRequest(text, sampling, stream=False)
-            async with aclosing(engine.completions(completion)) as deltas:
-                _ = [delta async for delta in deltas]
+            await Answers.of(generated(engine, completion))
         elif "chat" in tasks:
             chat = ChatRequest([{"role": "user", "content": text}], sampling, stream=False)
-            async with aclosing(engine.chat(chat)) as deltas:
-                _ = [delta async for delta in deltas]
+            await Answers.of(generated(engine, chat))
         elif "embeddings" in tasks:
             await engine.embeddings(EmbeddingRequest([text]))
         elif "rerank" in tasks:

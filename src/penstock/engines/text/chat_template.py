@@ -60,7 +60,7 @@ class ChatTemplate:
             **self._special_tokens,
             **(variables or {}),
         }
-        plain = [_plain_content(message) for message in messages]
+        plain = list(map(_plain_content, messages))
 
         def filled(messages: Sequence[Message]) -> str:
             return _compile(override or self.source).render(messages=messages, tools=tools, **names)

@@ -61,5 +61,4 @@ class PrefixIndex:
         ]
 
     def clear(self) -> None:
-        """Forget everything."""
         self._blocks.clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError
@@ -43,16 +44,19 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
     """
     for name, (low, high) in _LIMITS.items():
         value = getattr(sampling, name)
-        if not _is_number(value) or not low <= value <= high:
+        if (
+            not isinstance(value, (float, int))
+            or isinstance(value, bool)
+            or not low <= value <= high
+        ):
             raise _out_of_range(name, value, f"between {low:g} and {high:g}")
     if 0.0 < sampling.temperature < LEAST:
         raise _out_of_range(
             "temperature", sampling.temperature, f"0 (greedy) or at least {LEAST:.3g}"
         )
-    if not _is_number(sampling.top_p) or not LEAST <= sampling.top_p <= 1.0:
-        raise _out_of_range(
-            "top_p", sampling.top_p, f"above 0 (at least {LEAST:.3g}) and at most 1"
-        )
+    top_p: Any = sampling.top_p
+    if not isinstance(top_p, (float, int)) or isinstance(top_p, bool) or not LEAST <= top_p <= 1.0:
+        raise _out_of_range("top_p", top_p, f"above 0 (at least {LEAST:.3g}) and at most 1")
     for name in _WHOLE:
         whole = getattr(sampling, name)
         if whole is not None and (type(whole) is not int or not -(2**63) <= whole < 2**63):
@@ -188,10 +192,6 @@ def check_json_schema(spec: str) -> None:
             "the JSON schema's '$schema' is no draft of JSON Schema that is known here",
             param="response_format",
         ) from None
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (float, int)) and value is not True and value is not False
 
 
 def _out_of_range(name: str, value: object, rule: str) -> RequestError:

@@ -50,14 +50,11 @@ class Counts:
             "kv_cache_usage": max((stats.kv_cache_usage for stats in latest), default=0.0),
         }
 
-    def log_engine_initialized(self) -> None:
-        """Nothing to say."""
+    def log_engine_initialized(self) -> None: ...
 
-    def log(self) -> None:
-        """Nothing to say."""
+    def log(self) -> None: ...
 
-    def record_sleep_state(self, is_awake: int, level: int) -> None:
-        """Not counted."""
+    def record_sleep_state(self, is_awake: int, level: int) -> None: ...
 
     def _add(self, name: str, amount: float) -> None:
         self.values[name] = self.values.get(name, 0) + amount

@@ -7,19 +7,17 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-import msgspec
-
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
 from penstock.engines.text.default_seed import with_seed
 from penstock.engines.text.sampling_checks import check_sampling
-from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.engines.token_engine import Echo, TokenEngine
 from penstock.engines.vllm import environment, kv_cache, options
 from penstock.engines.vllm.counts import Counts
 from penstock.engines.vllm.translation.outputs import DeltaMaker
@@ -34,28 +32,13 @@ from penstock.errors import (
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.openai.tool_calls import ToolCallReader
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-    TranscriptionSegment,
-    Usage,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
     from penstock.engines.vllm.front import Starting
     from penstock.engines.vllm.running import Prepared, Running
 
 T = TypeVar("T")
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
 
 _NOT_RUNNING = "the vllm engine is not running"
 
@@ -69,6 +52,12 @@ class VLLMEngine(TokenEngine):
     name: ClassVar[str] = "vllm"
     makes_ranks: ClassVar[bool] = True
     costs_only: ClassVar[frozenset[str]] = options.COSTS_ONLY
+    operations: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("sleep", "wakeup", "is_sleeping", "pause", "resume", "is_paused"),
+            *("reset_prefix_cache", "start_profile", "stop_profile", "collective_rpc"),
+        }
+    )
 
     def __init__(self, model_source: str, **kwargs: Any) -> None:
         super().__init__(model_source, **kwargs)
@@ -168,108 +157,58 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.llm.check_health())
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        return BatchedDeltas(self._answers_of(self._prepare_chat, request))
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        running = self._alive()
+        maker = DeltaMaker(request.sampling.logprobs)
+        begun = False
+        try:
+            prepared = await self._prepare(running, request)
+            translate = prepared.translate
+            if self.cached_blocks is not None:
+                running.note_blocks(self.cached_blocks, prepared, request.adapter)
+            async with (
+                running.adapter(request.adapter) as lora,
+                aclosing(
+                    running.llm.generate(
+                        prepared.prompt,
+                        prepared.params,
+                        request.request_id or uuid.uuid4().hex,
+                        lora_request=lora,
+                        priority=running.priority(request.priority),
+                        **prepared.extras,
+                    )
+                ) as outputs,
+            ):
+                async for output in outputs:
+                    begun = True
+                    if deltas := maker.deltas(output):
+                        yield (
+                            deltas if translate is None else [translate(delta) for delta in deltas]
+                        )
+        except PenstockError:
+            raise
+        except Exception as error:
+            raise self._fault(running, error, preparing=not begun) from None
 
-    def completions(self, request: CompletionRequest) -> Deltas:
-        return BatchedDeltas(self._answers_of(self._prepare_completion, request))
-
-    def generate(self, request: GenerateRequest) -> Deltas:
-        return self.completions(
-            CompletionRequest(
-                request.prompt,
-                request.sampling,
-                adapter=request.adapter,
-                stream=request.stream,
-                special_tokens=request.special_tokens,
-            )
-        )
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        self._check_running_task("embeddings")
-        module = import_module("penstock.engines.vllm.running")
-        return await self._ask(
-            lambda running: module.embed(
-                running.front,
-                running.prompts,
-                request.inputs,
-                request.dimensions,
-                _id(request.request_id),
-            )
-        )
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        self._check_running_task("classify")
-        module = import_module("penstock.engines.vllm.running")
-        return await self._ask(
-            lambda running: module.classify(
-                running.front, running.prompts, request.inputs, _id(request.request_id)
-            )
-        )
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        self._check_running_task("rerank")
-        body = {"text_1": request.query, "text_2": request.documents}
-        answer = await self._ask(lambda running: running.native.post("/score", body))
-        ordered = sorted(answer["data"], key=lambda item: item["index"])
-        return Scores([item["score"] for item in ordered], _usage(answer))
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        self._check_running_task("transcriptions")
-        fields = {
-            "language": request.language,
-            "max_completion_tokens": request.max_tokens,
-            "response_format": "verbose_json" if request.timestamps else "json",
-        }
-        given = {name: str(value) for name, value in fields.items() if value is not None}
-        path = (
-            "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
-        )
-        answer = await self._ask(
-            lambda running: running.native.post_file(path, request.audio, given)
-        )
-        segments = answer.get("segments")
-        return Transcription(
-            answer["text"],
-            _usage(answer),
-            (
-                None
-                if segments is None
-                else tuple(msgspec.convert(segments, list[TranscriptionSegment]))
-            ),
-            answer.get("language"),
-            None if answer.get("duration") is None else float(answer["duration"]),
-        )
-
-    async def tokenize(self, text: str) -> list[int]:
+    async def answer(self, task: str, request: Any) -> Any:
         prompts = self._alive().prompts
-        if prompts is None:
-            raise self._unsupported("tokenize without a tokenizer")
-        return list(prompts.tokenizer.encode(text, add_special_tokens=False))
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        prompts = self._alive().prompts
-        if prompts is None:
-            raise self._unsupported("detokenize without a tokenizer")
-        prompts.check_ids(token_ids, "tokens")
-        return str(prompts.tokenizer.decode(list(token_ids), skip_special_tokens=True))
+        if task in ("tokenize", "detokenize"):
+            if prompts is None:
+                raise self._unsupported(f"{task} without a tokenizer")
+            return prompts.ids(request) if task == "tokenize" else prompts.text(request)
+        self._check_task("rerank" if task == "score" else task)
+        return await self._ask(lambda running: running.answer(task, request))
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         running = self._alive()
         try:
-            if isinstance(request, ChatRequest):
-                prepared = await self._prepare_chat(running, request)
-            else:
-                prepared = await self._prepare_completion(running, request)
+            prepared = await self._prepare(running, request)
         except PenstockError:
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None
-        ids: list[int] | None = import_module("penstock.engines.vllm.running").token_ids(
-            prepared.prompt
-        )
-        return ids
+        return prepared.token_ids
 
     def tell_cached_blocks(self) -> bool:
         if self.cached_blocks is None:
@@ -296,53 +235,24 @@ class VLLMEngine(TokenEngine):
         await self._ask(lambda running: running.adapters.remove(name))
 
     # Control
-    async def sleep(self, level: int = 1) -> None:
-        if not self.options.engine.get("enable_sleep_mode"):
+    async def control(self, operation: str, **options: Any) -> Any:
+        given = self.options.engine
+        sleeps = given.get("enable_sleep_mode")
+        if operation == "sleep" and not sleeps:
             raise self._unsupported(
                 "sleep unless it is started with engine_kwargs.enable_sleep_mode"
             )
-        await self._ask(lambda running: running.llm.sleep(level))
-
-    async def wakeup(self) -> None:
-        await self._ask(lambda running: running.llm.wake_up())
-
-    async def is_sleeping(self) -> bool:
-        if self._running is None or not self.options.engine.get("enable_sleep_mode"):
+        if operation == "is_sleeping" and (self._running is None or not sleeps):
             return False
-        return bool(await self._ask(lambda running: running.llm.is_sleeping()))
-
-    async def pause(self, mode: str = "wait") -> None:
-        await self._ask(lambda running: running.llm.pause_generation(mode=mode, clear_cache=False))
-
-    async def resume(self) -> None:
-        await self._ask(lambda running: running.llm.resume_generation())
-
-    async def is_paused(self) -> bool:
-        return bool(await self._ask(lambda running: running.llm.is_paused()))
-
-    async def reset_prefix_cache(self) -> None:
-        if await self._ask(lambda running: running.llm.reset_prefix_cache()) is False:
-            raise EngineError("vLLM does not reset its prefix cache while requests use it")
-        if self.cached_blocks is not None:
-            # VLLM tells of it with its next step, for which an idle engine has no reason.
-            self.cached_blocks.clear()
-
-    async def start_profile(self) -> None:
-        self._check_profiler()
-        await self._ask(lambda running: running.llm.start_profile())
-
-    async def stop_profile(self) -> None:
-        self._check_profiler()
-        await self._ask(lambda running: running.llm.stop_profile())
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        return await self._ask(
-            lambda running: running.llm.collective_rpc(
-                method, args=tuple(args), kwargs=dict(kwargs or {})
+        if operation in ("start_profile", "stop_profile") and not given.get("profiler_config"):
+            raise UnsupportedError(
+                f"the {self.name} engine profiles when engine_kwargs.profiler_config is set"
             )
-        )
+        result = await self._ask(lambda running: running.control(operation, **options))
+        if operation == "reset_prefix_cache" and self.cached_blocks is not None:
+            # An idle engine makes no step, with which vLLM would tell of it.
+            self.cached_blocks.clear()
+        return result
 
     def build_asgi_app(self) -> Any:
         """vLLM's own HTTP application, around this engine while it runs."""
@@ -353,40 +263,12 @@ class VLLMEngine(TokenEngine):
         return app
 
     # The way of a request
-    async def _answers_of(
-        self, prepare: Callable[[Running, Request], Awaitable[Prepared]], request: Request
-    ) -> AsyncGenerator[list[Delta], None]:
-        running = self._alive()
-        maker = DeltaMaker(request.sampling.logprobs)
-        begun = False
-        try:
-            prepared = await prepare(running, request)
-            translate = prepared.translate
-            if self.cached_blocks is not None:
-                running.note_blocks(self.cached_blocks, prepared.prompt, request.adapter)
-            async with (
-                running.adapter(request.adapter) as lora,
-                aclosing(
-                    running.llm.generate(
-                        prepared.prompt,
-                        prepared.params,
-                        _id(request.request_id),
-                        lora_request=lora,
-                        priority=running.priority(request.priority),
-                        **prepared.extras,
-                    )
-                ) as outputs,
-            ):
-                async for output in outputs:
-                    begun = True
-                    if deltas := maker.deltas(output):
-                        yield (
-                            deltas if translate is None else [translate(delta) for delta in deltas]
-                        )
-        except PenstockError:
-            raise
-        except Exception as error:
-            raise self._fault(running, error, preparing=not begun) from None
+    async def _prepare(
+        self, running: Running, request: ChatRequest | CompletionRequest
+    ) -> Prepared:
+        if isinstance(request, ChatRequest):
+            return await self._prepare_chat(running, request)
+        return await self._prepare_completion(running, request)
 
     async def _prepare_chat(self, running: Running, request: ChatRequest) -> Prepared:
         self._check_task("chat")
@@ -408,7 +290,9 @@ class VLLMEngine(TokenEngine):
                     param="tools",
                 )
             reader = ToolCallReader(
-                _id(request.request_id), bare=forced, one_call=not request.parallel_tool_calls
+                request.request_id or uuid.uuid4().hex,
+                bare=forced,
+                one_call=not request.parallel_tool_calls,
             )
             prepared.translate = reader.translate
         return prepared
@@ -425,7 +309,7 @@ class VLLMEngine(TokenEngine):
                 if isinstance(request.prompt, str)
                 else await self.detokenize(request.prompt)
             )
-            prepared.translate = _Echo(text)
+            prepared.translate = Echo(text)
         return prepared
 
     def _alive(self) -> Running:
@@ -453,18 +337,15 @@ class VLLMEngine(TokenEngine):
                 )
             return asked.result()
         except PenstockError as error:
-            # As vLLM's own application tells a death.
-            if isinstance(error, EngineError) and not running.front.alive:
+            if (
+                isinstance(error, EngineError) and not running.front.alive
+            ):  # as vLLM's own application tells a death
                 raise EngineDeadError(running.front.why_dead()) from None
             raise
         except Exception as error:
             raise self._fault(running, error, preparing=True) from None
         finally:
             asked.cancel()
-
-    def _check_running_task(self, task: str) -> None:
-        self._alive()
-        self._check_task(task)
 
     def _fault(self, running: Running, error: Exception, *, preparing: bool) -> PenstockError:
         if self._running is not running:
@@ -479,26 +360,6 @@ class VLLMEngine(TokenEngine):
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
                 param="model",
             )
-
-    def _check_profiler(self) -> None:
-        if not self.options.engine.get("profiler_config"):
-            raise UnsupportedError(
-                f"the {self.name} engine profiles when engine_kwargs.profiler_config is set"
-            )
-
-
-class _Echo:
-    """Puts a text before each answer."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._begun: set[int] = set()
-
-    def __call__(self, delta: Delta) -> Delta:
-        if delta.index in self._begun:
-            return delta
-        self._begun.add(delta.index)
-        return msgspec.structs.replace(delta, text=self._text + delta.text)
 
 
 async def _in_thread(starting: Starting) -> Any:
@@ -516,12 +377,3 @@ async def _in_thread(starting: Starting) -> Any:
 def _close_late(future: asyncio.Future[Any]) -> None:
     if not future.cancelled() and future.exception() is None:  # it had just succeeded
         future.get_loop().run_in_executor(None, future.result().close)
-
-
-def _id(request_id: str) -> str:
-    return request_id or uuid.uuid4().hex
-
-
-def _usage(answer: Mapping[str, Any]) -> Usage:
-    usage = answer.get("usage") or {}
-    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)

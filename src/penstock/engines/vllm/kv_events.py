@@ -69,7 +69,6 @@ class BlockNames:
         self._names: dict[Any, int] = {}
 
     def apply(self, event: Any, blocks: CachedBlocks) -> None:
-        """Note what happened."""
         if isinstance(event, AllBlocksCleared):
             self._names.clear()
             blocks.clear()

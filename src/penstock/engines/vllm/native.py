@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
+
 from penstock.engines.vllm.faults import one_line
 from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import (
@@ -21,6 +23,14 @@ from penstock.engines.vllm.library import (
     make_arg_parser,
 )
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
+from penstock.types import (
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+    TranscriptionSegment,
+    Usage,
+)
 
 Scope = dict[str, Any]
 
@@ -42,8 +52,9 @@ class NativeApp:
                 tasks = await self._front.llm.get_supported_tasks()
                 app = build_app(args, tasks, self._front.llm.model_config)
                 await init_app_state(self._front.llm, app.state, args, tasks)
-                # VLLM tells it to exit when the engine has died.
-                app.state.server = SimpleNamespace()
+                app.state.server = (
+                    SimpleNamespace()
+                )  # vLLM tells it to exit when the engine has died
                 self._app = app
         return self._app.state
 
@@ -51,13 +62,38 @@ class NativeApp:
         await self.state()
         await self._app(scope, receive, send)
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Post JSON. Raises what the error that comes back stands for."""
-        return await self._post(
-            path, "application/json", json.dumps({"model": self._name, **body}).encode()
+    async def scores(self, request: RerankRequest) -> Scores:
+        """Score documents. Raises what the error that comes back stands for, as does
+        `transcription`.
+        """
+        body = {"model": self._name, "text_1": request.query, "text_2": request.documents}
+        answer = await self._post("/score", "application/json", json.dumps(body).encode())
+        ordered = sorted(answer["data"], key=lambda item: item["index"])
+        return Scores([item["score"] for item in ordered], _usage(answer))
+
+    async def transcription(self, request: TranscriptionRequest) -> Transcription:
+        fields = {
+            "language": request.language,
+            "max_completion_tokens": request.max_tokens,
+            "response_format": "verbose_json" if request.timestamps else "json",
+        }
+        given = {name: str(value) for name, value in fields.items() if value is not None}
+        path = (
+            "/v1/audio/translations" if request.task == "translate" else "/v1/audio/transcriptions"
+        )
+        answer = await self._post_file(path, request.audio, given)
+        segments = answer.get("segments")
+        return Transcription(
+            answer["text"],
+            _usage(answer),
+            None
+            if segments is None
+            else tuple(msgspec.convert(segments, list[TranscriptionSegment])),
+            answer.get("language"),
+            None if answer.get("duration") is None else float(answer["duration"]),
         )
 
-    async def post_file(self, path: str, file: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
+    async def _post_file(self, path: str, file: bytes, fields: Mapping[str, str]) -> dict[str, Any]:
         """Post a form with a file, named "file"."""
         boundary = uuid.uuid4().hex
         head = f'--{boundary}\r\nContent-Disposition: form-data; name="'
@@ -137,3 +173,8 @@ def _error(status: int, body: Mapping[str, Any]) -> PenstockError:
         return ContextLengthError(message, param="input")
     param = told.get("param") if isinstance(told, Mapping) else None
     return RequestError(message, param=param if isinstance(param, str) else None)
+
+
+def _usage(answer: Mapping[str, Any]) -> Usage:
+    usage = answer.get("usage") or {}
+    return Usage(usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -22,11 +23,11 @@ from penstock.engines.vllm.translation.parsed_chat import ParsedChats
 from penstock.engines.vllm.translation.pooling import classify, embed
 from penstock.engines.vllm.translation.prompts import Prompts
 from penstock.engines.vllm.translation.sampling import sampling_params
-from penstock.errors import ModelNotFoundError, PenstockError
+from penstock.errors import EngineError, ModelNotFoundError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
-__all__ = ["Prepared", "Running", "Starting", "classify", "embed", "token_ids"]
+__all__ = ["Prepared", "Running", "Starting"]
 
 
 class Prepared(Struct):
@@ -39,10 +40,10 @@ class Prepared(Struct):
     translate: Callable[[Delta], Delta] | None = None
     extras: dict[str, Any] = {}
 
-
-def token_ids(prompt: Any) -> list[int] | None:
-    """A prompt's token ids; None where it is more than that."""
-    return list(prompt["prompt_token_ids"]) if prompt.get("type") == "token" else None
+    @property
+    def token_ids(self) -> list[int] | None:
+        """The prompt's token ids; None where it is more than that."""
+        return list(self.prompt["prompt_token_ids"]) if self.prompt.get("type") == "token" else None
 
 
 class Running:
@@ -76,6 +77,46 @@ class Running:
             assert running.prompts is not None
             running.parsed = ParsedChats(front, await running.native.state(), running.prompts)
         return running
+
+    async def answer(self, task: str, request: Any) -> Any:
+        """The result of a task. vLLM's own application answers those of which its engine knows too
+        little.
+        """
+        name = request.request_id or uuid.uuid4().hex
+        match task:
+            case "embeddings":
+                assert self.prompts is not None
+                return await embed(
+                    self.front, self.prompts, request.inputs, request.dimensions, name
+                )
+            case "classify":
+                assert self.prompts is not None
+                return await classify(self.front, self.prompts, request.inputs, name)
+            case "score" | "rerank":
+                return await self.native.scores(request)
+            case _:
+                return await self.native.transcription(request)
+
+    async def control(self, operation: str, **options: Any) -> Any:
+        """Do an operation by vLLM's method for it."""
+        llm = self.llm
+        match operation:
+            case "sleep":
+                await llm.sleep(options["level"])
+            case "wakeup":
+                await llm.wake_up()
+            case "pause":
+                await llm.pause_generation(mode=options["mode"], clear_cache=False)
+            case "resume":
+                await llm.resume_generation()
+            case "reset_prefix_cache":
+                if await llm.reset_prefix_cache() is False:
+                    raise EngineError("vLLM does not reset its prefix cache while requests use it")
+            case "collective_rpc":
+                args, kwargs = tuple(options["args"]), dict(options["kwargs"])
+                return await llm.collective_rpc(options["method"], args=args, kwargs=kwargs)
+            case _:  # the others have vLLM's own names
+                return await getattr(llm, operation)()
 
     async def prepare_chat(
         self, request: ChatRequest, sampling: Sampling, tools: list[dict[str, Any]] | None
@@ -117,10 +158,10 @@ class Running:
         """The priority to give; vLLM takes none when it does not schedule by it."""
         return wanted if self._by_priority else 0
 
-    def note_blocks(self, blocks: CachedBlocks, prompt: Any, adapter: str | None) -> None:
+    def note_blocks(self, blocks: CachedBlocks, prepared: Prepared, adapter: str | None) -> None:
         """Tell which blocks of tokens stand for the blocks that the request's router named."""
         names = PROMPT_BLOCKS.get()
-        ids = token_ids(prompt) if names else None
+        ids = prepared.token_ids if names else None
         if ids:
             blocks.asked(
                 names,

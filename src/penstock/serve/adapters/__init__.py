@@ -1,1 +1,1 @@
-"""LoRA adapters: found, copied, loaded."""
+"""LoRA adapters: finding, caching and loading them."""

@@ -1,7 +1,7 @@
-"""Which adapters one engine holds: loaded on first use, once, and at most so many.
+"""Loads adapters into one engine on first use, once each, up to a limit (LRU).
 
-The engine knows an adapter as name@digest. A changed adapter is another one to it, so that nothing
-cached for the old content (such as its prefix cache) is used for the new.
+The engine knows an adapter as name@digest. A changed adapter has a new name, so the engine never
+uses cached data of the old content (such as its prefix cache).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Loaded:
 
 
 class Adapters:
-    """The adapters that `engine` holds, `limit` at most, least recently used first."""
+    """The adapters that `engine` holds, at most `limit`, least recently used first."""
 
     def __init__(self, engine: LLMEngine, limit: int) -> None:
         self._engine = engine
@@ -35,23 +35,23 @@ class Adapters:
         self._short_of_room = False
         self._released = asyncio.Event()
         self.loads = 0
-        """Adapters given to the engine so far."""
+        """Number of loads into the engine so far."""
 
     @property
     def names(self) -> list[str]:
-        """What the engine holds, under the engine's names, least recently used first."""
+        """The engine's names of its adapters, least recently used first."""
         return list(self._loaded)
 
     @asynccontextmanager
     async def use(self, version: AdapterVersion) -> AsyncIterator[str]:
-        """Load the adapter unless it is loaded, and keep it while the context lasts. Gives the
+        """Load the adapter if it is missing, and keep it while the context lasts. Yields the
         engine's name for it.
         """
         name = f"{version.name}@{version.digest}"
         held = self._loaded.get(name)
         if (
             held is None or self._short_of_room
-        ):  # else a busy adapter would keep the one that waits for room out for good
+        ):  # else a busy adapter would starve one that waits for room
             async with self._loading:
                 held = self._loaded.get(name) or await self._load(name, version)
         held.users += 1
@@ -63,15 +63,15 @@ class Adapters:
             self._released.set()
 
     async def reapply(self) -> None:
-        """Give a fresh engine the adapters that it does not bring back itself."""
+        """Reload adapters that a restarted engine has lost."""
         for name, held in self._loaded.items():
             if name not in self._engine.adapters:
                 await self._engine.resolve_lora(name, held.version.path)
                 self.loads += 1
 
     def forget_missing(self) -> None:
-        """Forget adapters whose files left the cache since they were loaded: an engine cannot start
-        with those, and the next request for one brings it back.
+        """Forget adapters whose files were evicted from the cache: an engine cannot start with
+        them. The next request for such an adapter fetches it again.
         """
         for name, held in list(self._loaded.items()):
             if not os.path.isdir(held.version.path):
@@ -79,7 +79,7 @@ class Adapters:
                 self._engine.adapters.pop(name, None)
 
     def forget(self) -> None:
-        """The engine was unloaded: it need not hold anything next time."""
+        """Forget all adapters after the engine was unloaded."""
         for name in self._loaded:
             self._engine.adapters.pop(name, None)
         self._loaded.clear()
@@ -87,7 +87,7 @@ class Adapters:
     async def _load(self, name: str, version: AdapterVersion) -> _Loaded:
         for other, held in list(self._loaded.items()):
             if held.version.name == version.name and not held.users:
-                await self._remove(other)  # its content was replaced
+                await self._remove(other)  # its content is outdated
         while len(self._loaded) >= self._limit:
             unused = next((other for other, held in self._loaded.items() if not held.users), None)
             if unused is not None:

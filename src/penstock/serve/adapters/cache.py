@@ -1,7 +1,6 @@
-"""Local copies of adapters, each under the digest of its content, within a limit on their size.
+"""Local copies of adapters, each under the digest of its content, within a size limit.
 
-Several processes may share the folder: what appears in it is whole, and what was used of late
-stays.
+Several processes may share the folder. An entry appears atomically, and stays while in recent use.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from typing import Any
 from penstock import private_files
 
 KEEP_S = 3600.0
-"""An adapter used within this time stays, whatever the limit: an engine may read it again."""
+"""An adapter in use within this time is never evicted: an engine may read it again."""
 _ARRIVING, _LEAVING = ".arriving-", ".leaving-"
 
 
 class AdapterCache:
-    """A folder of adapters. Beyond `max_bytes` together, the least recently used leave."""
+    """A folder of adapters. Beyond `max_bytes` in total it evicts the least recently used."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder = folder
         self._max_bytes = max_bytes
 
     def take_in(self, fs: Any, files: Iterable[str]) -> tuple[str, str]:
-        """Copy an adapter's files from an fsspec file system; returns the digest and the directory
-        here.
+        """Copy an adapter's files from an fsspec file system. Returns the digest and
+        the local directory.
         """
         private_files.make_folder(self.folder)
         arriving = tempfile.mkdtemp(prefix=_ARRIVING, dir=self.folder)
@@ -60,7 +59,7 @@ class AdapterCache:
         return digest, str(home)
 
     def touch(self, path: str) -> bool:
-        """Note that an adapter is in use. Says whether it is there."""
+        """Mark an adapter as used. Returns whether it exists."""
         try:
             os.utime(path)
         except OSError:
@@ -68,13 +67,11 @@ class AdapterCache:
         return True
 
     def clean(self) -> None:
-        """Remove what is beyond the limit and was not used of late, and what a killed process left
-        half done.
-        """
+        """Evict old adapters beyond the limit, and remove unfinished copies of killed processes."""
         now = time.time()
         adapters: list[tuple[float, int, Path]] = []
         for entry in list(self.folder.iterdir()):
-            with contextlib.suppress(OSError):  # another process may clean as well
+            with contextlib.suppress(OSError):  # another process may clean at the same time
                 used = entry.stat().st_mtime
                 if not entry.name.startswith((_ARRIVING, _LEAVING)):
                     adapters.append(

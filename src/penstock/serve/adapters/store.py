@@ -1,7 +1,7 @@
-"""Where adapters come from: which there are, and which version of each is the current one.
+"""Lists the adapters at their source, and fetches the current version of each.
 
-Every adapter is copied into the cache under the digest of its content, also one from a local
-directory: what the engine holds under a digest stays what it was, whatever happens to the original.
+Every adapter is copied into the cache under the digest of its content, even from a local directory.
+So the content of a digest never changes, whatever happens to the original.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 RECHECK_S = 5.0
-"""Seconds for which what was seen at the source is believed."""
+"""Seconds until the source is checked again."""
 MARK = "adapter_config.json"
-"""A directory with this file is an adapter."""
+"""The file that makes a directory an adapter."""
 RETRY_DELAY_S = 0.5
 LONGEST_RETRY_S = 30.0
 LIST_TIMEOUT_S = 5.0
@@ -60,7 +60,7 @@ _STAMPS = (
 
 
 class AdapterVersion(Struct, frozen=True):
-    """One adapter's content: `digest` names it, `path` is the directory with its files."""
+    """One adapter's content: `digest` identifies it, `path` is the directory with its files."""
 
     name: str
     digest: str
@@ -68,7 +68,7 @@ class AdapterVersion(Struct, frozen=True):
 
 
 class _Known:
-    """What was last seen of one adapter."""
+    """The last observation of one adapter."""
 
     def __init__(self) -> None:
         self.lock = asyncio.Lock()
@@ -78,7 +78,8 @@ class _Known:
 
 
 class AdapterStore:
-    """The adapters of one model. `given` maps further names to directories. `clock` is in seconds.
+    """The adapters of one model. `given` maps additional names to directories. `clock`
+    is in seconds.
 
     Raises `MissingExtraError` if a URL needs a package that is not installed, `ConfigError` for an
     unknown kind of URL.
@@ -104,11 +105,11 @@ class AdapterStore:
             _check_backend(url)
 
     async def names(self) -> list[str]:
-        """The names of all adapters, sorted. Looks at the source at most every few seconds, and
-        downloads nothing.
+        """The names of all adapters, sorted. Lists the source at most every few seconds,
+        and downloads nothing.
 
-        While the source does not answer, what it last told stands: a list of models must not fail
-        for one of them.
+        If the source does not answer, its last listing stands: a list of models must not fail
+        because of one of them.
         """
         async with self._listing:
             if self._root is not None and self._clock() - self._listed_at >= RECHECK_S:
@@ -125,8 +126,8 @@ class AdapterStore:
     async def fetch(self, name: str) -> AdapterVersion:
         """The adapter's current version, downloaded if it is new.
 
-        Raises `ModelNotFoundError` if there is no such adapter, `EngineTimeoutError` or
-        `EngineStartError` if it cannot be had.
+        Raises `ModelNotFoundError` for an unknown adapter, `EngineTimeoutError` or
+        `EngineStartError` for a failed download.
         """
         location = self._location(name)
         if location is None:
@@ -137,14 +138,14 @@ class AdapterStore:
                 try:
                     await self._check(name, location, known)
                 except FileNotFoundError:
-                    # Whoever asks for names that do not exist fills no memory.
+                    # Requests for unknown names must not fill the memory.
                     self._known.pop(name, None)
                     raise await self._unknown(name) from None
                 except PenstockError:
                     if known.version is None:
                         self._known.pop(name, None)
                         raise
-                    # What is here already serves on until the source answers again.
+                    # The cached version serves until the source answers again.
                 known.checked_at = self._clock()
             assert known.version is not None
             return known.version
@@ -175,9 +176,7 @@ class AdapterStore:
         return self._cache.take_in(fs, files)
 
     async def _patiently(self, work: Callable[[], T], what: str) -> T:
-        """Run blocking `work` in a thread, within the time and the number of tries that the
-        configuration allows.
-        """
+        """Run blocking `work` in a thread, with the configured timeout and number of tries."""
         tries, limit = self._config.max_download_tries, self._config.download_timeout_s
 
         async def attempt() -> T:
@@ -226,16 +225,16 @@ def adapter_store(config: LLMConfig, model_source: str) -> AdapterStore:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    import fsspec  # only where adapters are used
+    import fsspec  # imported only for adapters
 
     fs, path = fsspec.core.url_to_fs(os.path.expanduser(url))
-    fs.invalidate_cache()  # a listing that fsspec remembers would hide a change
+    fs.invalidate_cache()  # fsspec's cached listing would hide a change
     return fs, path
 
 
 def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
-    """The file system, the adapter's root, and its files with their details. Raises
-    `FileNotFoundError`.
+    """The file system, the adapter's root, and its files with their
+    details. Raises `FileNotFoundError`.
     """
     fs, root = _filesystem(location)
     found = fs.find(root, maxdepth=1, detail=True)
@@ -246,7 +245,7 @@ def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
 
 
 def _stamp(location: str) -> list[tuple[str, ...]]:
-    """What changes when the adapter does, had without reading its files."""
+    """A fingerprint that changes with the adapter, from metadata alone."""
     _, _, files = _files(location)
     return [(path, *(str(info.get(name)) for name in _STAMPS)) for path, info in files.items()]
 
@@ -269,4 +268,4 @@ def _check_backend(url: str) -> None:
     if find_spec(module) is None:
         raise MissingExtraError(module, lazy.EXTRAS.get(module), f"An adapter path {scheme}://")
     if module == "fsspec":
-        get_filesystem_class(scheme)  # its own ones are small, and may still lack a package
+        get_filesystem_class(scheme)  # built-in kinds are small, and may still lack a package

@@ -1,1 +1,1 @@
-"""The HTTP API: routes, limits, errors and streams."""
+"""The HTTP API: routes, limits, errors and event streams."""

@@ -1,4 +1,4 @@
-"""API keys: where they come from, and who may do what with them."""
+"""Loads API keys, and checks which routes a caller may use."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ Rank = Literal["admin", "user", "stranger"]
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:
-    """The keys in `file`, one a line (# opens a comment), and those in `listed`, separated by
-    commas.
-    """
+    """The keys in `file`, one a line (# starts a comment), and in `listed`, separated by commas."""
     keys = [key.strip() for key in listed.split(",")]
     if file is not None:
         try:
@@ -29,7 +27,7 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
             ) from None
         given = [line.strip() for line in lines if not line.startswith("#")]
         if not any(given):
-            # An open server is not what somebody who names a file of keys wants.
+            # The operator named a file of keys, so an open server is not meant.
             raise ConfigError("the file holds no keys", field="api_key_file", value=file)
         keys += given
     for key in keys:
@@ -39,12 +37,12 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
-    """What the caller of a request may do. Its key is compared with every key, each in constant
-    time, so that the time taken tells nothing.
+    """The caller's rank. Compares the key with every known key, each in constant time, so that the
+    time reveals nothing.
     """
     if settings.keyless:
-        return "admin"  # whoever finds no keys runs the server
-    given = _given_key(headers).encode()
+        return "admin"  # without keys, every caller is the operator
+    given = _key_of(headers).encode()
     admin = [hmac.compare_digest(given, key.encode()) for key in settings.admin_keys]
     user = [hmac.compare_digest(given, key.encode()) for key in settings.api_keys]
     if any(admin):
@@ -53,7 +51,7 @@ def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
 
 
 def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:
-    """Raise `NoKeyError` unless the caller has a key, where one is needed."""
+    """Raise `NoKeyError` unless the caller has a key or the server needs none."""
     if settings.api_keys and rank == "stranger":
         raise _no_key(headers)
 
@@ -68,7 +66,7 @@ def check_admin(rank: Rank, headers: Headers) -> None:
 
 
 def _no_key(headers: Headers) -> NoKeyError:
-    given = _given_key(headers)
+    given = _key_of(headers)
     return NoKeyError(
         "the API key is wrong"
         if given
@@ -76,6 +74,6 @@ def _no_key(headers: Headers) -> NoKeyError:
     )
 
 
-def _given_key(headers: Headers) -> str:
+def _key_of(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

@@ -1,4 +1,4 @@
-"""Every error's HTTP response: OpenAI's shape, or Anthropic's on its route."""
+"""Maps every error to its HTTP response: in OpenAI's form, or in Anthropic's on its route."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from penstock.openai.responses import error_body
 _log = logging.getLogger("penstock.serve")
 ANTHROPIC_PATH = "/v1/messages"
 RETRY_AFTER_S = 1.0
-"""When to come again after a 503 of which nobody knows how long it lasts."""
+"""`Retry-After` of a 503 without a known duration."""
 LONGEST_RETRY_AFTER_S = 86400.0
 
 
 def as_penstock_error(error: BaseException) -> PenstockError:
-    """Any error as one of ours. What was not raised on purpose tells the client nothing of the
-    inside.
-    """
+    """Any error as a `PenstockError`. An unforeseen one tells the client no internals."""
     if isinstance(error, PenstockError):
         return error
     if isinstance(error, RecursionError):
@@ -34,7 +32,7 @@ def as_penstock_error(error: BaseException) -> PenstockError:
 
 
 def log_unforeseen(error: PenstockError, caught: BaseException, request_id: str) -> None:
-    """Write down what went wrong where `error` does not tell."""
+    """Log the cause if `error` does not name it."""
     if error is not caught and error.status == 500:
         _log.error("request %s failed", request_id, exc_info=caught)
 

@@ -1,4 +1,4 @@
-"""One HTTP request being answered: who asked for what, and what it has cost so far."""
+"""The state of one HTTP request: its caller, its target, and its cost so far."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
-"""The header by which an ingress tells a replica that its caller holds a user's key."""
+"""Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 class Exchange:
-    """Made by the middleware, filled by the endpoint, read by the log and the metrics when the
-    request ends.
+    """One request and its answer. The middleware makes it, the endpoint fills it in, and the log
+    and the metrics read it at the end.
     """
 
     def __init__(self, ingress: IngressState, given_id: str | None) -> None:
@@ -48,8 +48,8 @@ class Exchange:
         self.runs = False
         self.rank: Rank = "stranger"
         self.trusted = False
-        """Whether the caller may see how the server is set up: an operator, or anybody where there
-        are no keys.
+        """Whether the caller may see the server's set-up: an operator, or anybody on a
+        server without keys.
         """
         self.status = 0
         self.error: str | None = None
@@ -63,18 +63,17 @@ class Exchange:
         self._counted = False
 
     async def body(self, form: type[Body]) -> Body:
-        """The request's JSON body, checked."""
         return parse_body(form, decode_body(await self.read_json(), Any))
 
     async def read_json(self) -> bytes:
-        """The request's body, which is to be JSON."""
+        """Read the body. Raises `ContentTypeError` unless it is declared as JSON."""
         check_json(self.request)
         return await self.read()
 
     async def read(self) -> bytes:
-        """The request's body. From now on the request counts as one that is being answered."""
+        """Read the body. From now on the request counts against `max_inflight`."""
         limits = self.ingress.settings.limits
-        # A client that stalls must not keep the server from its end.
+        # A client that stalls must not delay the server's shutdown.
         async with Interrupt(None, self.ingress.live):
             body = await read_body(self.request, limits)
         if self.runs and not self._counted:
@@ -84,17 +83,18 @@ class Exchange:
         return body
 
     async def target(self, model: str) -> Target:
-        """What answers for `model`."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found
 
     def interrupt(self) -> Interrupt:
-        """The context in which an engine may be waited for."""
+        """A context that ends the wait for an engine if the client leaves or the
+        server shuts down.
+        """
         return Interrupt(self.request.receive, self.ingress.live)
 
     async def wait(self, answer: Awaitable[T]) -> T:
-        """The engine's answer; given up if the client leaves or the server goes down."""
+        """Wait for the engine's answer, unless the client leaves or the server shuts down."""
         async with self.interrupt():
             start = time.perf_counter()
             try:
@@ -103,15 +103,14 @@ class Exchange:
                 self.engine_seconds += time.perf_counter() - start
 
     def json(self, body: Any) -> Response:
-        """A successful answer."""
         return Response(msgspec.json.encode(body), media_type="application/json")
 
-    def failed(self, caught: Exception, told: PenstockError | None = None) -> PenstockError:
-        """Note what went wrong, in the log too where the client is not told. Gives the error to
-        answer with: `told`, or what `caught` is to the client, without paths of files where the
-        caller may not read them.
+    def failed(self, caught: Exception, override: PenstockError | None = None) -> PenstockError:
+        """Record the failure; log it if the client does not see its cause. Returns the error for
+        the client: `override`, or `caught` as a `PenstockError`. Callers without the right to read
+        them get no file paths.
         """
-        error = told if told is not None else as_penstock_error(caught)
+        error = override if override is not None else as_penstock_error(caught)
         log_unforeseen(error, caught, self.id)
         self.error = error.kind
         if self.trusted:
@@ -122,7 +121,7 @@ class Exchange:
         return shown
 
     def finish(self) -> None:
-        """Report to the metrics, and count the request out."""
+        """Report to the metrics, and release the request's place."""
         if self._counted:
             self.ingress.answering -= 1
         self.ended = time.perf_counter()
@@ -133,7 +132,7 @@ class Exchange:
         metrics.prompt_tokens.inc(usage.prompt_tokens)
         metrics.cached_tokens.inc(usage.cached_tokens)
         metrics.generation_tokens.inc(usage.completion_tokens)
-        if self.status != 200:  # how fast a request is refused says nothing of the model
+        if self.status != 200:  # the latency of a refusal says nothing about the model
             return
         total = self.ended - self.started
         metrics.latency.observe(total)

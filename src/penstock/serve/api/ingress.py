@@ -1,4 +1,4 @@
-"""The ingress as an ASGI application: the OpenAI-compatible API in front of one model or many."""
+"""The ingress as an ASGI application: the OpenAI-compatible API in front of one or more models."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from penstock.serve.replicas.model import RemoteModel
 
 
 class IngressApp:
-    """An ASGI application. `ingress` is what its requests share; whoever runs the application
-    drains it through that.
+    """An ASGI application. Its requests share `ingress`; whoever runs the application drains
+    it through `ingress`.
 
-    It starts and stops no model and asks none for anything but its requests. Where the models run
-    elsewhere, requests are forwarded as they come. `more` are endpoints beside the usual ones.
+    The application neither starts nor stops models. If the models run elsewhere, it forwards
+    requests unchanged. `more` are further endpoints.
     """
 
     def __init__(self, ingress: IngressState, more: Iterable[Endpoint] = ()) -> None:
@@ -55,18 +55,17 @@ class IngressApp:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Tells Starlette's router to raise for an unknown path instead of answering itself.
+        # Starlette's router then raises for an unknown path instead of answering itself.
         scope["app"] = self
         await self._app(scope, receive, send)
 
 
 class OpenAiIngress(IngressApp):
     """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with
-    handles by model id, with what is known of the models beforehand, and with
-    `ingress_extra_kwargs`.
+    handles by model id, the known facts about the models, and `ingress_extra_kwargs`.
 
-    `model_cards` says more of the models than their handles do; `lora_paths` names those whose
-    adapters are found on demand.
+    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
+    adapters on demand.
     """
 
     def __init__(
@@ -91,9 +90,9 @@ def build_app(
     lora_paths: Mapping[str, str] | None = None,
     settings: HttpSettings | None = None,
 ) -> IngressApp:
-    """The application for these models, by id.
+    """The application for models by their ids.
 
-    `model_cards` says more of them than their handles do; `lora_paths` names those whose adapters
-    are found on demand.
+    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
+    adapters on demand.
     """
     return OpenAiIngress(handles, model_cards, lora_paths, settings=settings)

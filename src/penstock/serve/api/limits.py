@@ -1,4 +1,4 @@
-"""Reads request bodies and holds requests to the operator's limits, before any engine sees them."""
+"""Reads request bodies and enforces the operator's limits, before any engine sees the request."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
-"""A body that keeps this pace is never too slow."""
+"""A body at this pace never times out."""
 
 
 def check_json(request: Request) -> None:
-    """Refuse a body that its sender says is something else than JSON."""
+    """Refuse a body whose content type is not JSON, or which is compressed."""
     kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind != "application/json" and not kind.endswith("+json"):
         raise ContentTypeError(f"the content type must be application/json, not '{kind[:100]}'")
@@ -36,7 +36,7 @@ def check_json(request: Request) -> None:
 
 
 def decode_body(body: bytes, form: Any) -> Any:
-    """A JSON body in its form. Raises `RequestError`."""
+    """Decode a JSON body into `form`. Raises `RequestError`."""
     try:
         return msgspec.json.decode(body, type=form)
     except RecursionError:
@@ -46,7 +46,7 @@ def decode_body(body: bytes, form: Any) -> Any:
 
 
 def _body_fault(body: bytes, form: Any) -> str:
-    from penstock.parsing.json_errors import json_fault  # only on the way to an error
+    from penstock.parsing.json_errors import json_fault  # imported only for an error
     from penstock.parsing.validation import mismatch
 
     try:
@@ -57,7 +57,7 @@ def _body_fault(body: bytes, form: Any) -> str:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body's bytes, refused as soon as they are too many or come too slowly."""
+    """The body's bytes. Raises as soon as they exceed the size limit, or arrive too slowly."""
     most = limits.max_body_bytes
     check_declared_size(request, limits)
     parts: list[bytes] = []
@@ -80,14 +80,14 @@ async def read_body(request: Request, limits: Limits) -> bytes:
 
 
 def check_declared_size(request: Request, limits: Limits) -> None:
-    """Refuse a body by the length that its header tells."""
+    """Refuse a body whose declared length exceeds the limit."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > limits.max_body_bytes:
         raise BodyTooLargeError(f"the request body is larger than {limits.max_body_bytes} bytes")
 
 
 def check_inflight(answering: int, limits: Limits) -> None:
-    """Refuse a request beyond those that the server answers at once."""
+    """Refuse a request beyond the limit of concurrent requests."""
     if limits.max_inflight is not None and answering > limits.max_inflight:
         raise TooManyRequestsError(
             f"the server is answering {limits.max_inflight} requests, as many as it may"
@@ -95,8 +95,8 @@ def check_inflight(answering: int, limits: Limits) -> None:
 
 
 def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
-    """Refuse texts that are, together, longer than any model takes. `param` is where they stand in
-    the request.
+    """Refuse texts whose total length exceeds that of any model's context. `param` is their place
+    in the request.
     """
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
@@ -107,8 +107,8 @@ def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
-    """The request, its answer's length bounded. `prompts` is how many such requests come
-    together.
+    """The request with its answer's length bounded. `prompts` is the number of requests like it in
+    the same call.
     """
     if isinstance(request, ChatRequest):
         check_texts(_texts(request), limits, "messages")
@@ -118,7 +118,7 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
         raise RequestError(
             f"at most {limits.max_choices} answers may be asked for at once", param="n"
         )
-    sampling = _bounded(request.sampling, limits.max_tokens)
+    sampling = _with_limit(request.sampling, limits.max_tokens)
     return (
         request
         if sampling is request.sampling
@@ -126,7 +126,7 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
     )
 
 
-def _bounded(sampling: Sampling, most: int | None) -> Sampling:
+def _with_limit(sampling: Sampling, most: int | None) -> Sampling:
     if most is None:
         return sampling
     if sampling.max_tokens is None:

@@ -1,6 +1,4 @@
-"""Prometheus metrics of the ingress. Nothing is counted per token: a request reports when it
-ends.
-"""
+"""Prometheus metrics of the ingress. Nothing counts per token: a request reports at its end."""
 
 from __future__ import annotations
 
@@ -37,7 +35,7 @@ _SECONDS = (
     300,
 )
 ENGINE_TIMEOUT_S = 1.0
-"""How long an engine may take to tell what it counts."""
+"""Timeout for the counters of an engine."""
 _ENGINE_COUNTERS = frozenset(
     {
         *(
@@ -70,7 +68,9 @@ _SHORT = (
 
 
 class ModelMetrics:
-    """What one model's requests report to: finding it by its labels takes longer than counting."""
+    """The metrics of one model, with its labels already bound: looking them up takes
+    longer than counting.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self.prompt_tokens = metrics.prompt_tokens.labels(model)
@@ -85,9 +85,7 @@ class ModelMetrics:
 
 
 class Metrics:
-    """The metrics of one ingress, in a registry of their own. The names are those that vLLM's have
-    after its prefix.
-    """
+    """The metrics of one ingress, in a registry of its own. Names match vLLM's after its prefix."""
 
     def __init__(self, handles: Mapping[str, ModelHandle]) -> None:
         self.registry = registry = CollectorRegistry()
@@ -149,20 +147,22 @@ class Metrics:
         return found
 
     async def render(self) -> bytes:
-        """The page that Prometheus reads."""
+        """The page for Prometheus, in its text format."""
         await self._states.ask_engines()
         return generate_latest(self.registry)
 
 
 class _States(Collector):
-    """What the models are doing at the moment they are asked."""
+    """Collects the models' current states when Prometheus scrapes."""
 
     def __init__(self, handles: Mapping[str, ModelHandle]) -> None:
         self._handles = handles
         self._engines: dict[str, dict[str, float]] = {}
 
     async def ask_engines(self) -> None:
-        """Fetch what the running engines count. One that does not answer at once is left out."""
+        """Fetch the counters of the running engines. Skip an engine that does not
+        answer at once.
+        """
 
         async def ask(handle: ModelHandle) -> dict[str, float]:
             try:

@@ -1,4 +1,4 @@
-"""What happens to every request: it gets an id, is let in or refused, counted and logged."""
+"""Wraps every request: assigns an id, admits or refuses it, counts and logs it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _access = logging.getLogger("penstock.access")
 
 
 class ExchangeMiddleware:
-    """The outermost layer: makes the `Exchange`, and answers for whatever goes wrong inside.
+    """The outermost layer: makes the `Exchange`, and turns every error inside into a response.
 
-    Everybody may use the `public` paths, also of a server that shuts down. That a route is for
-    operators alone is checked where it is answered.
+    The `public` paths are open to everybody, and stay open during a shutdown. Routes for operators
+    check the caller's rank themselves.
     """
 
     def __init__(self, app: ASGIApp, ingress: IngressState, public: frozenset[str]) -> None:
@@ -82,13 +82,13 @@ class ExchangeMiddleware:
         except Exception as caught:
             error = exchange.failed(caught)
             if exchange.status:
-                raise  # the response has begun: only the connection's end can tell
+                raise  # the response has begun: only closing the connection signals an error
             await error_response(scope["path"], error)(scope, receive, send)
 
 
 def _two_lengths() -> RequestError:
-    """A proxy may take the end of such a body for the next request, and that for another
-    caller's.
+    """Refuse a body with two lengths: a proxy could take its end for the next request, which may
+    be another caller's.
     """
     error = RequestError("a request has a Content-Length or a Transfer-Encoding, not both")
     error.ends_connection = True

@@ -1,6 +1,4 @@
-"""The API's description in OpenAPI's form, made from the same structures that check the
-requests.
-"""
+"""The API's OpenAPI document, built from the structures that validate the requests."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ _AUDIO = {
 
 
 def describe(endpoints: Iterable[Endpoint], *, with_keys: bool) -> dict[str, Any]:
-    """The OpenAPI document of these endpoints. `with_keys` says that they want an API key."""
+    """The OpenAPI document of these endpoints. `with_keys`: they need an API key."""
     table = list(endpoints)
     forms = [endpoint.body for endpoint in table if endpoint.body is not None]
     references, schemas = msgspec.json.schema_components(

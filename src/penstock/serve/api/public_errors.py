@@ -1,6 +1,4 @@
-"""What of an error a caller may read: no path of a file of this machine, unless the caller runs the
-server.
-"""
+"""Removes paths of local files from error messages, unless the caller is an operator."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ _BARE = re.compile(
 
 
 def model_sources(handles: Iterable[ModelHandle]) -> dict[str, str]:
-    """Where models are, as their configurations say it, to what they are called."""
+    """Sources of models, as configured → the models' names."""
     sources = {}
     for handle in handles:
         source = getattr(getattr(handle, "config", None), "model_source", None)
@@ -32,31 +30,29 @@ def model_sources(handles: Iterable[ModelHandle]) -> dict[str, str]:
 
 
 def without_paths(text: str, sources: Mapping[str, str]) -> str:
-    """The text with the last component in the place of each path. `sources` are names for known
-    paths.
-    """
+    """The text with each path cut to its last component. `sources` maps known paths to names."""
     if "/" not in text:
         return text
     for source, name in sources.items():
         text = text.replace(source, name)
     text = _QUOTED.sub(
-        lambda found: f"{found['quote']}{_shown(found['path'])}{found['quote']}", text
+        lambda found: f"{found['quote']}{_last_component(found['path'])}{found['quote']}", text
     )
-    return _BARE.sub(lambda found: _shown(found[0]), text)
+    return _BARE.sub(lambda found: _last_component(found[0]), text)
 
 
 def public(error: PenstockError, sources: Mapping[str, str]) -> PenstockError:
-    """The error as a stranger may read it."""
+    """The error without local paths: the same object if it has none."""
     text = str(error)
     shown = without_paths(text, sources)
     if shown == text:
         return error
-    told = copy(error)
-    told.args = (shown,)
-    return told
+    stripped = copy(error)
+    stripped.args = (shown,)
+    return stripped
 
 
-def _shown(path: str) -> str:
+def _last_component(path: str) -> str:
     plain = re.sub(r"^file:/{1,2}(?=/)", "", path)
     if not plain.startswith("/") or _is_of_this_machine(plain.split("/")[1]):
         end = plain.rstrip("/")
@@ -67,5 +63,5 @@ def _shown(path: str) -> str:
 
 @lru_cache(maxsize=256)
 def _is_of_this_machine(first: str) -> bool:
-    """Whether the root of this machine's files has an entry of that name."""
+    """Whether `first` is an entry of this machine's root folder."""
     return bool(first) and os.path.lexists(f"/{first}")

@@ -1,5 +1,5 @@
-"""The table of endpoints: what the router, the API's description and the metrics' labels are made
-from.
+"""The table of endpoints. The router, the OpenAPI document and the metrics' labels
+derive from it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ Answer = Callable[[Exchange], Awaitable[Response]]
 
 
 class Endpoint(Struct, frozen=True):
-    """One method of one path. `body` is the form of its JSON body; `runs` says that it makes an
-    engine work, `admin` that it is for who runs the server, `public` that it is for everybody, key
-    or not. Raises `ValueError` for an endpoint that controls a model and is not for admins.
+    """One method of one path. `body` is the form of its JSON body. `runs`: it uses an engine;
+    `admin`: for operators only; `public`: for everybody, without a key. Raises `ValueError` for an
+    endpoint that controls a model without `admin`.
     """
 
     method: str
@@ -106,7 +106,7 @@ CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
 
 
 class _Answering:
-    """An endpoint as an ASGI application."""
+    """Runs an endpoint as an ASGI application."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
@@ -123,5 +123,5 @@ class _Answering:
 
 
 def as_route(endpoint: Endpoint) -> Route:
-    """The route of an endpoint."""
+    """The endpoint as a route for Starlette's router."""
     return Route(endpoint.path, _Answering(endpoint), methods=[endpoint.method])

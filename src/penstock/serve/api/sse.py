@@ -1,19 +1,19 @@
-"""Carries an engine's deltas to the client: as events while they come, or collected into one
-answer.
+"""Sends an engine's deltas to the client, as events while they arrive or collected
+into one answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 
-import msgspec
+from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.engines.deltas import Deltas, in_batches
+from penstock.engines.deltas import Batches, mapped
 from penstock.errors import ClientGoneError, PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal
@@ -24,23 +24,23 @@ from penstock.types import Delta, Usage
 _HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # asks nginx not to hold events back
+    (b"x-accel-buffering", b"no"),  # asks nginx not to buffer events
 ]
 
 
 class EventStream(Response):
     """Sends deltas as server-sent events.
 
-    The response starts with the first delta, so that what fails before it fails with a status of
-    its own; what fails later ends the stream with an error event. What the engine has ready goes
-    out in one write. `n` is how many answers share a prompt, of which there are `prompts`.
+    The response starts with the first delta. An earlier failure has an HTTP status of its own; a
+    later one ends the stream with an error event. Deltas that the engine has ready go out in one
+    write. `n` is the number of answers a prompt, `prompts` the number of prompts.
     """
 
     def __init__(
-        self, exchange: Exchange, deltas: Deltas, framer: Framer, *, n: int = 1, prompts: int = 1
+        self, exchange: Exchange, batches: Batches, framer: Framer, *, n: int = 1, prompts: int = 1
     ) -> None:
         self._exchange = exchange
-        self._deltas = deltas
+        self._batches = batches
         self._framer = framer
         self._n = n
         self._open = n * prompts
@@ -68,7 +68,7 @@ class EventStream(Response):
     async def _run(self, send: Send) -> None:
         exchange, framer, clock = self._exchange, self._framer, time.perf_counter
         total = UsageTotal(self._n)
-        async with exchange.interrupt() as interrupt, aclosing(in_batches(self._deltas)) as batches:
+        async with exchange.interrupt() as interrupt, aclosing(self._batches) as batches:
             more = True
             while more:
                 asked = clock()
@@ -82,7 +82,7 @@ class EventStream(Response):
                 chunk = b"".join([framer.frame(delta) for delta in batch])
                 more = bool(batch) and self._open > 0
                 if not more:
-                    # To its end: a client that knows its answer to be complete finds a free slot.
+                    # Read to the end, so that the slot is free when the client has its full answer.
                     async for _ in batches:
                         pass
                     exchange.usage = total.usage
@@ -97,10 +97,8 @@ class EventStream(Response):
                     await send({"type": "http.response.body", "body": chunk, "more_body": more})
 
 
-async def collect(exchange: Exchange, requests: Sequence[Deltas]) -> list[Answers]:
-    """The finished answers of requests that run side by side. If one fails, the others are given
-    up.
-    """
+async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answers]:
+    """The finished answers of concurrent requests. The first failure cancels the others."""
     answers = await exchange.wait(_collect_all(requests))
     usages = [one.usage for one in answers]
     exchange.usage = Usage(
@@ -111,35 +109,28 @@ async def collect(exchange: Exchange, requests: Sequence[Deltas]) -> list[Answer
     return answers
 
 
-async def _collect_all(requests: Sequence[Deltas]) -> list[Answers]:
+async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
     if len(requests) == 1:
-        return [await _collect_one(requests[0])]
+        return [await Answers.of(requests[0])]
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_collect_one(request)) for request in requests]
+            tasks = [group.create_task(Answers.of(request)) for request in requests]
     except BaseExceptionGroup as failures:
         raise _first_of(failures) from None
     return [task.result() for task in tasks]
 
 
-async def _collect_one(request: Deltas) -> Answers:
-    answers = Answers()
-    async with aclosing(request):
-        async for delta in request:
-            answers.add(delta)
-    return answers
-
-
-async def merged(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, None]:
-    """The deltas of several requests of `n` answers each as one stream; the answers are numbered
-    through.
+async def merge(requests: Sequence[Batches], n: int) -> Batches:
+    """The deltas of several requests of `n` answers each as one stream. Answers are numbered
+    consecutively.
     """
-    queue: asyncio.Queue[Delta | None] = asyncio.Queue()
+    queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
 
-    async def forward(number: int, request: Deltas) -> None:
-        async with aclosing(request):
-            async for delta in request:
-                queue.put_nowait(msgspec.structs.replace(delta, index=number * n + delta.index))
+    async def forward(number: int, request: Batches) -> None:
+        async for batch in mapped(
+            request, lambda delta: replace(delta, index=number * n + delta.index)
+        ):
+            queue.put_nowait(batch)
 
     async def run() -> None:
         try:
@@ -151,8 +142,8 @@ async def merged(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, No
 
     running = asyncio.create_task(run())
     try:
-        while (delta := await queue.get()) is not None:
-            yield delta
+        while (batch := await queue.get()) is not None:
+            yield batch
         await running
     except BaseExceptionGroup as failures:
         raise _first_of(failures) from None
@@ -162,9 +153,9 @@ async def merged(requests: Sequence[Deltas], n: int) -> AsyncGenerator[Delta, No
 
 
 def _first_of(failures: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The failure to tell the client: one raised on purpose, if there is one."""
-    told, _ = failures.split(PenstockError)
-    first: BaseException = told or failures
+    """The failure for the client: a `PenstockError`, if there is one."""
+    expected, _ = failures.split(PenstockError)
+    first: BaseException = expected or failures
     while isinstance(first, BaseExceptionGroup):
         first = first.exceptions[0]
     return first

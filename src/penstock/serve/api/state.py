@@ -1,4 +1,4 @@
-"""What all requests to one ingress share."""
+"""The state that all requests to one ingress share."""
 
 from __future__ import annotations
 
@@ -13,48 +13,46 @@ from penstock.serve.http.interrupt import Interrupt
 from penstock.serve.models.names import ModelNames
 
 LAST_WORDS_S = 1.0
-"""How long aborted requests may take to tell their clients."""
+"""How long aborted requests may take to send their errors."""
 
 
 class IngressState:
-    """The models, settings, metrics, and the requests under way."""
+    """The models, settings and metrics of an ingress, and its requests under way."""
 
     def __init__(self, models: ModelNames, settings: HttpSettings) -> None:
         self.models = models
         self.settings = settings
         self.metrics = Metrics(models.handles)
         self.sources = model_sources(models.handles.values())
-        """Paths of models, which only who runs the server is told."""
+        """Paths of models, which only operators may see."""
         self.openapi: dict[str, Any] = {}
-        """The description of the API."""
+        """The OpenAPI document of the ingress's endpoints."""
         self.draining = False
         self.inflight = 0
-        """Requests whose head has come."""
+        """Requests whose head has arrived."""
         self.answering = 0
-        """Those of them that make an engine work, and whose body has come."""
+        """Requests that use an engine, and whose body has arrived."""
         self.live: set[Interrupt] = set()
-        """Requests that wait for an engine, each to be ended early if it must."""
+        """Waits for an engine, which a shutdown ends early."""
         self.watchers: set[Interrupt] = set()
         """Requests without an end of their own."""
         self._idle = asyncio.Event()
         self._idle.set()
 
     def begin(self) -> None:
-        """Count a request in."""
         self.inflight += 1
         self._idle.clear()
 
     def end(self) -> None:
-        """Count a request out."""
         self.inflight -= 1
         if not self.inflight:
             self._idle.set()
 
     async def drain(self, timeout_s: float, hurry: asyncio.Event | None = None) -> bool:
-        """Take no more requests; wait for those under way, then abort them. Tells whether none was
-        aborted.
+        """Take no more requests, wait for those under way, then abort them. Returns whether all
+        finished by themselves.
 
-        `hurry`, once set, ends the waiting.
+        `hurry`, once set, ends the wait.
         """
         self.draining = True
         for watcher in list(self.watchers):
@@ -63,7 +61,7 @@ class IngressState:
             return True
         for interrupt in list(self.live):
             interrupt.fire(ShuttingDownError("the server is shutting down"))
-        # They have their errors to send; a client that does not read its own is not waited for.
+        # They send their errors. The wait does not include clients that stop reading.
         await self._wait_idle(LAST_WORDS_S, None)
         return False
 

@@ -1,1 +1,1 @@
-"""Serving configurations, and what is built and placed by them."""
+"""Serving configurations: reading them, and planning resources by them."""

@@ -1,4 +1,4 @@
-"""What a serving configuration would place where, by the arithmetic that the runtimes use. Starts
+"""Plans where a serving configuration would place what, by the runtimes' own arithmetic. It starts
 and loads nothing.
 """
 
@@ -37,7 +37,7 @@ Runtime = Literal["local", "ray"]
 
 
 class Rank(Struct, frozen=True):
-    """One worker of an engine: its place in each kind of parallelism, and the bundle it is in."""
+    """One worker of an engine: its place in each kind of parallelism, and its bundle."""
 
     data: int
     pipeline: int
@@ -46,8 +46,8 @@ class Rank(Struct, frozen=True):
 
 
 class Memory(Struct, frozen=True):
-    """Bytes of one replica, all its workers together; None where nothing tells. `kv_token` is one
-    token's part of the cache, and `kv_tokens` how many the cache holds.
+    """Bytes of one replica, summed over its workers; None if unknown. `kv_token` is one token's
+    part of the cache, and `kv_tokens` the capacity of the cache.
     """
 
     weights: int | None
@@ -57,19 +57,18 @@ class Memory(Struct, frozen=True):
 
 
 class Port(Struct, frozen=True):
-    """What listens where; None is a free port, which the system chooses."""
+    """A listening port; None is a free port, which the system chooses."""
 
     what: str
     port: int | None
 
 
 class ModelPlan(Struct, frozen=True, kw_only=True):
-    """One model, or one side of a model whose prompts are computed by engines of their own: `role`
-    says which.
+    """One model, or one side of a model with prefill engines of its own: `role` names the side.
 
-    `bundles` are those of one replica, the first with the replica's own process; none where the
-    engine reserves for itself. `needs` is their sum. `connector` is what exchanges KV caches with
-    other engines, if anything does. `deterministic`: the same request gets the same answer,
+    `bundles` are those of one replica, the first with the replica's own process; empty if the
+    engine reserves its own resources. `needs` is their sum. `connector` exchanges KV caches with
+    other engines; None without transfers. `deterministic`: the same request gets the same answer,
     whatever runs beside it.
     """
 
@@ -96,7 +95,7 @@ class ModelPlan(Struct, frozen=True, kw_only=True):
 
 
 class Explanation(Struct, frozen=True):
-    """All models, and what they need in sum with the fewest and with the most replicas."""
+    """All models, and their total resources with the fewest and with the most replicas."""
 
     runtime: Runtime
     models: list[ModelPlan]
@@ -105,8 +104,8 @@ class Explanation(Struct, frozen=True):
 
 
 def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) -> Explanation:
-    """What serving this would place where. Raises `ConfigError` for what `penstock serve` would
-    refuse.
+    """Plan the models of `args` on a runtime. Raises `ConfigError` wherever
+    `penstock serve` would.
     """
     where = args.listen_address
     ingress = Port("ingress", where[1] if where is not None else port)
@@ -175,8 +174,8 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
 
 
 def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
-    """The engine, not started, which checks its options; None with a warning where its package is
-    not here.
+    """The engine, not started, which checks its options; None with a warning if its package
+    is not installed.
     """
     try:
         return server_class(config).make_engine(config), []
@@ -186,16 +185,16 @@ def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
 
 def _ranks(sizes: Parallelism, bundles: int) -> list[Rank]:
     places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
-    # Bundles that were given one by one may be fewer than the workers, who then share them as the
-    # engine decides.
+    # There may be fewer configured bundles than workers. Then the engine decides which workers
+    # share one.
     known = bundles == sizes.workers
     return [Rank(*place, bundle=number if known else None) for number, place in enumerate(places)]
 
 
 def _memory(config: LLMConfig, size: ModelSize, sizes: Parallelism) -> Memory:
     cache = kv_cache_bytes(config)
-    # The shards of a rank divide a token's keys and values between them, and so do the pipeline's
-    # stages.
+    # The shards of a rank divide a token's keys and values between them; the pipeline's stages do
+    # too.
     tokens = cache // size.token if cache and size.token else None
     weights = None if size.weights is None else size.weights * sizes.data
     return Memory(weights, cache, size.token, tokens)
@@ -222,7 +221,7 @@ def _ports(config: LLMConfig, role: Role, runtime: Runtime, ingress: Port) -> It
 
 
 def _doubts(config: LLMConfig, plan: ModelPlan, size: ModelSize) -> Iterator[str]:
-    """What is allowed, and probably not meant."""
+    """Warnings about settings that are valid, but probably not meant."""
     sizes, most = plan.parallelism, config.deployment_config.max_ongoing_requests
     slots = plan.max_num_seqs and plan.max_num_seqs * sizes.data
     if most is not None and slots and most < slots:

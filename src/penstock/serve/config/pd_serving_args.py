@@ -1,4 +1,4 @@
-"""What a configuration of a prefill and a decode side holds."""
+"""The configuration of a model with a prefill and a decode side."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class PDServingArgs(Struct, frozen=True, kw_only=True):
         return parse_options(cls, {**given, **sides}, where)
 
     def serving_args(self) -> LLMServingArgs:
-        """The same as one model with a prefill side. Raises `ConfigError` for two sides that do not
-        fit.
+        """The same as one model with a prefill side. Raises `ConfigError` for two sides that
+        do not match.
         """
         return LLMServingArgs(
             llm_configs=[paired(self.prefill_config, self.decode_config)],

@@ -1,8 +1,8 @@
-"""Which resources a replica needs: arithmetic on bundles, without a cluster.
+"""Computes the resources of a replica: arithmetic on bundles, without a cluster.
 
-A bundle is a mapping from a resource ("CPU", "GPU", "memory" in bytes, or a custom one) to an
-amount. A replica is one process that does the bookkeeping, plus the engine's workers; the first
-bundle holds the process and the first worker, so that they land on one machine.
+A bundle maps a resource ("CPU", "GPU", "memory" in bytes, or a custom one) to an amount. A replica
+is one process for bookkeeping, plus the engine's workers. The first bundle holds this process and
+the first worker, so that both land on one machine.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Bundle = dict[str, float]
 
 GPU_ENGINES = frozenset({"vllm", "sglang"})
 ACCELERATOR_SHARE = 0.001
-"""How much of a machine's `accelerator_type:NAME` marker each worker asks for: enough to land
-there, little enough to share it.
+"""Each worker's share of a machine's `accelerator_type:NAME` marker: small, so that all workers
+can share it.
 """
 
 AUTO_MOST = 100
-"""Replicas that Ray Serve may make where `num_replicas` is "auto"."""
+"""Ray Serve's bound on replicas for `num_replicas` "auto"."""
 
 
 class Parallelism(msgspec.Struct, frozen=True):
-    """How many workers one replica's engine has: `data` ranks, each of `pipeline` stages of
-    `tensor` shards.
+    """The workers of one replica's engine: `data` ranks, each of `pipeline` stages, each
+    of `tensor` shards.
     """
 
     tensor: int = 1
@@ -40,13 +40,12 @@ class Parallelism(msgspec.Struct, frozen=True):
 
     @property
     def workers(self) -> int:
-        """All of them."""
         return self.tensor * self.pipeline * self.data
 
 
 def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
-    """The sizes that `engine_kwargs` say, in vLLM's or SGLang's names. Raises `ConfigError` for
-    what is no number.
+    """The sizes in `engine_kwargs`, under vLLM's or SGLang's names. Raises `ConfigError` for a
+    value that is no number.
     """
     return Parallelism(
         _parallel(engine_kwargs, "tensor_parallel_size", "tp_size"),
@@ -56,8 +55,8 @@ def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
 
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
-    """One bundle an engine worker, as configured; else one GPU a worker, or one CPU for an engine
-    that needs no GPU.
+    """One bundle a worker, as configured. The default is one GPU, or one CPU for an
+    engine without GPUs.
     """
     if config.placement_group_config is not None:
         return configured_bundles(config.placement_group_config, config.engine_kwargs)
@@ -72,8 +71,8 @@ def engine_bundles(config: LLMConfig) -> list[Bundle]:
 def configured_bundles(
     placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]
 ) -> list[Bundle]:
-    """The bundles as they are listed, or that of a worker once for each. Raises `ConfigError` if
-    there is none.
+    """The listed bundles, or one worker's bundle repeated for each worker. Raises `ConfigError` for
+    an empty list.
     """
     if placement.bundles is None:
         return [
@@ -86,7 +85,7 @@ def configured_bundles(
 
 
 def replica_bundle(config: LLMConfig) -> Bundle:
-    """What the replica's own process needs, from `ray_actor_options`; one CPU by default."""
+    """Resources of the replica's own process, from `ray_actor_options`; one CPU by default."""
     options = config.deployment_config.ray_actor_options
     named = {
         "CPU": options.get("num_cpus", 1),
@@ -113,9 +112,7 @@ def replica_bundles(config: LLMConfig) -> list[Bundle]:
 
 
 def replica_counts(config: LLMConfig) -> tuple[int, int]:
-    """The fewest and the most replicas that the configuration allows; Ray Serve's "auto" is 1 to
-    100.
-    """
+    """The fewest and the most replicas that the configuration allows; "auto" is 1 to 100."""
     deployment = config.deployment_config
     if deployment.autoscaling_config is not None:
         return (
@@ -128,17 +125,17 @@ def replica_counts(config: LLMConfig) -> tuple[int, int]:
 
 
 def multiply(bundle: Bundle, count: int) -> Bundle:
-    """So many of a bundle."""
+    """`count` copies of a bundle, as one."""
     return {name: amount * count for name, amount in bundle.items()} if count else {}
 
 
 def sides(config: LLMConfig) -> list[LLMConfig]:
-    """What is placed for a model: its own replicas, and those of its prefill side if it has one."""
+    """The placements of a model: its own replicas, and those of its prefill side, if any."""
     return [config] if config.prefill_config is None else [config.prefill_config, config]
 
 
 def cpus(configs: Iterable[LLMConfig]) -> int:
-    """As many as all replicas of all models reserve together."""
+    """The CPUs that all replicas of all models reserve."""
     total = 0.0
     for config in (side for model in configs for side in sides(model)):
         fixed = config.deployment_config.num_replicas
@@ -148,8 +145,8 @@ def cpus(configs: Iterable[LLMConfig]) -> int:
 
 
 def places_itself(config: LLMConfig) -> bool:
-    """Whether the engine reserves its own resources once its replica runs: a TPU slice is had as a
-    whole or not at all, and not as bundles beside a replica.
+    """Whether the engine reserves its own resources after its replica has started. A TPU slice is
+    only available as a whole, not as bundles beside a replica.
     """
     accelerator = config.accelerator_config
     return (
@@ -158,11 +155,10 @@ def places_itself(config: LLMConfig) -> bool:
 
 
 def deployment_options(config: LLMConfig) -> dict[str, Any]:
-    """What is handed to Ray Serve for this model: what the configuration sets of
-    `deployment_config`, and the bundles.
+    """The options for Ray Serve: the configured fields of `deployment_config`, and the bundles.
 
-    The runtime environment of `LLMConfig` goes before that of `ray_actor_options`, name by name;
-    both go before the job's.
+    The runtime environment of `LLMConfig` overrides that of `ray_actor_options`, name by name; both
+    override the job's.
     """
     given, unset = asdict(config.deployment_config), asdict(type(config.deployment_config)())
     options = {name: value for name, value in given.items() if value != unset[name]}
@@ -186,9 +182,9 @@ def deployment_options(config: LLMConfig) -> dict[str, Any]:
 
 
 def _own_devices(config: LLMConfig) -> dict[str, Any]:
-    """What a replica asks for itself, of the one bundle it has: its engine is a process below it
-    and uses the devices that Ray shows it. Without, replicas on one machine would all use the first
-    one. The workers of several bundles are placed by their engine.
+    """The replica's own resources if it has only one bundle: its engine is a child process, and
+    uses the devices that Ray shows the replica. Otherwise all replicas on a machine would use the
+    first device. An engine with several bundles places its workers itself.
     """
     if places_itself(config) or len(bundles := engine_bundles(config)) > 1:
         return {}

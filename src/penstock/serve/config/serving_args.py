@@ -1,4 +1,4 @@
-"""What a serving configuration holds: models, and how they are reached."""
+"""The content of a serving configuration: models, and how clients reach them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from penstock.serve.prefill_decode.pair import paired
 
 
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
-    """The models to serve and how their ingress is made.
+    """The models to serve, and the options of their ingress.
 
     `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class
-    (`ingress_cls`, `ingress_extra_kwargs`), `ingress_deployment_config` is for runtimes that deploy
-    the ingress apart: there `listen` ("127.0.0.1:8000") opens a port on the ingress itself, and
-    `http` holds its settings (keys, limits and so on). With `front` "replica" the only replica of
-    the only model opens that port itself, which spares its requests the ingress: while it is being
-    replaced, nobody listens there.
+    (`ingress_cls`, `ingress_extra_kwargs`). `ingress_deployment_config` is for runtimes that deploy
+    the ingress separately: there `listen` ("127.0.0.1:8000") opens a port on the ingress itself,
+    and `http` holds its settings (keys, limits and so on). With `front` "replica" the only replica
+    of the only model opens that port itself, so requests skip the ingress; while the replica is
+    being replaced, nobody listens there.
     """
 
     llm_configs: list[LLMConfig]
@@ -75,7 +75,7 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         file with one model; paths are relative to `folder` (default: the current one). Raises
         `ConfigError`.
         """
-        if "llm_config" in given and "llm_configs" not in given:  # as patterns of one model have it
+        if "llm_config" in given and "llm_configs" not in given:  # Ray Serve's one-model form
             given = {
                 "llm_configs": [given["llm_config"]],
                 **{k: v for k, v in given.items() if k != "llm_config"},
@@ -95,7 +95,7 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
 
     @property
     def lora_paths(self) -> dict[str, str]:
-        """Where adapters are found on demand, by model."""
+        """Model → path of its adapters on demand."""
         loras = {config.model_id: config.lora_config for config in self.llm_configs}
         return {
             model_id: lora.dynamic_lora_loading_path
@@ -105,7 +105,7 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
 
 
 def _with_sides(config: LLMConfig) -> LLMConfig:
-    """The model, checked against its prefill side if it has one."""
+    """The model, checked against its prefill side, if any."""
     if config.prefill_config is None:
         return config
     return paired(config.prefill_config, config)

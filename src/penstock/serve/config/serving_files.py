@@ -1,8 +1,8 @@
-"""Serving configurations read from YAML files.
+"""Reads serving configurations from YAML files.
 
-Five forms are read: a list of models; a mapping with `llm_configs`; one with `prefill_config` and
-`decode_config`; Ray Serve's file with `applications`, whose `args` are such mappings; and a single
-model.
+A file has one of five forms: a list of models; a mapping with `llm_configs`; a mapping with
+`prefill_config` and `decode_config`; Ray Serve's file with `applications`, whose `args` are such
+mappings; and a single model.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from penstock.serve.config.pd_serving_args import PDServingArgs
 from penstock.serve.config.serving_args import LLMServingArgs
 
 PATTERNS = {"build_dp_openai_app": "penstock.serve.models.data_parallel:grouped"}
-"""What an application's builder, the last part of its `import_path`, makes of its models."""
+"""Name of an application's builder, the last part of its `import_path` → the kind of its `args`."""
 
 
 def load_serving_args(path: str | Path) -> LLMServingArgs:
-    """Read a YAML file in any of the forms above. Of several applications, all models are served
-    together.
+    """Read a YAML file in any of the forms above. The models of several applications are merged.
 
     Raises `ConfigError` naming the file and the field.
     """
@@ -56,8 +55,8 @@ def read_args(
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """What else stands in a Ray Serve file (ports, routes, other import paths) is for Ray, and is
-    passed over.
+    """The models of a Ray Serve file. Its other fields (ports, routes, other import paths) are
+    Ray's, and ignored.
     """
     if not isinstance(applications, list) or not applications:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What an operator may set about the HTTP side, apart from the models."""
+"""The operator's settings for the HTTP side, apart from the models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ Seconds = Annotated[float, Meta(gt=0)]
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """How much one request, and all together, may ask for. None is no limit.
+    """Limits for one request, and for all at once. None is no limit.
 
-    `max_prompt_chars` spares the tokenizer texts that no model takes; the model's context is the
-    finer limit. `max_choices` bounds `n` times the prompts of a request. `max_inflight` counts
-    requests whose body is there. The head of a request must be there within `head_timeout_s`, its
-    body within `body_timeout_s` plus a second for each 8 KiB that have come.
+    `max_prompt_chars` spares the tokenizer texts that exceed every model's context; the model's own
+    context is the finer limit. `max_choices` bounds `n` × the prompts of a request. `max_inflight`
+    counts requests whose body has arrived. The head of a request must arrive within
+    `head_timeout_s`, its body within `body_timeout_s` plus a second for each 8 KiB received.
     """
 
     max_body_bytes: Positive = 32 * 2**20
@@ -31,12 +31,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
-    With `api_keys`, every route but the public ones (/health, /ready) wants one of them. The
-    control routes exist when `dev` is true and want one of `admin_keys`; they are open only where
-    no keys are set at all. Without `api_keys` a web page of another origin than `cors_origins`
-    changes nothing, and over a loopback connection a request must name a loopback host or one of
-    `allowed_hosts` ("*" is any). Clients may send chat templates, which are programs, only with
-    `trust_request_chat_template`.
+    With `api_keys`, every route except the public ones (/health, /ready) needs a key. The
+    control routes exist with `dev` and need one of `admin_keys`; they are open only if no
+    keys are set at all. Without `api_keys` a web page of an origin outside `cors_origins`
+    may change nothing, and over a loopback connection a request must name a loopback host or
+    one of `allowed_hosts` ("*" is any). Clients may send chat templates, which are programs,
+    only with `trust_request_chat_template`.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -50,7 +50,7 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
 
     @property
     def keyless(self) -> bool:
-        """Whether anybody may use the server."""
+        """Whether the server is open to everybody."""
         return not self.api_keys and not self.admin_keys
 
     def __repr__(self) -> str:

@@ -1,1 +1,1 @@
-"""Connections of clients: accepted, timed, interrupted."""
+"""Connections of clients: accepted, timed, and interrupted."""

@@ -1,4 +1,4 @@
-"""A client of the API for the terminal's commands, from the standard library alone."""
+"""A client of the API for commands in the terminal, from the standard library alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from penstock.errors import UpstreamError
 
 
 class Client:
-    """Talks to the server at `url`; `/v1` at its end is accepted."""
+    """Calls the server at `url`, with or without a trailing `/v1`."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         if not url.startswith(("http://", "https://")):
@@ -23,13 +23,12 @@ class Client:
             self._headers["authorization"] = f"Bearer {api_key}"
 
     def models(self) -> list[dict[str, Any]]:
-        """The cards of all models."""
         with self._open("/v1/models") as answer:
             cards: list[dict[str, Any]] = json.load(answer)["data"]
             return cards
 
     def chat(self, model: str, messages: list[dict[str, Any]], **options: Any) -> Iterator[str]:
-        """The pieces of an answer as they come."""
+        """The pieces of an answer as they arrive."""
         body = {"model": model, "messages": messages, "stream": True, **options}
         with self._open("/v1/chat/completions", body) as answer:
             for line in answer:

@@ -1,4 +1,4 @@
-"""One connection of a client, which has limited time for the head of each request."""
+"""A client's connection, with a timeout for the head of each request."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from penstock.serve.config.settings import Limits
 
 
 class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class at import
-    """Uvicorn's connection. One that has begun a request and does not finish its head within
-    `head_timeout_s`, or begins none after it was opened, is closed.
+    """Uvicorn's connection. It closes unless a request's head is complete within `head_timeout_s`
+    of its start, and the first request begins within that time.
     """
 
     def __init__(
@@ -27,17 +27,17 @@ class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvi
         self._begun = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The first request may begin."""
+        """Start the timeout for the first request's head."""
         super().connection_made(transport)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is waited for."""
+        """Cancel the timeout for a head."""
         self._head_is_there()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """A part of a head, or of the body after it."""
+        """Restart or cancel the timeout for a head, whichever the data calls for."""
         self._begun = True
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:

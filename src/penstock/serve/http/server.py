@@ -108,19 +108,19 @@ class HttpServer:
                 loop.add_signal_handler(number, self.stop)
         serving = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
         starting = asyncio.create_task(_start(models))
-        told = asyncio.create_task(self._stopping.wait())
+        stop = asyncio.create_task(self._stopping.wait())
         try:
             on_listening()
-            await asyncio.wait({serving, told, starting}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({serving, stop, starting}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
-                await asyncio.wait({serving, told}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
             await self._drain()
         finally:
             self._uvicorn.should_exit = True
-            for task in (told, starting):
+            for task in (stop, starting):
                 task.cancel()
-            await asyncio.gather(told, starting, serving, return_exceptions=True)
+            await asyncio.gather(stop, starting, serving, return_exceptions=True)
             await asyncio.gather(*(model.stop(0.0) for model in models), return_exceptions=True)
 
     async def _drain(self) -> None:

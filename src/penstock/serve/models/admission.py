@@ -34,7 +34,6 @@ class Admission:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
         return len(self._queue)
 
     @property
@@ -69,7 +68,6 @@ class Admission:
             raise
 
     def leave(self) -> None:
-        """Give a slot back."""
         self.running -= 1
         self._admit()
         self._settle()
@@ -79,7 +77,6 @@ class Admission:
         self.running += 1
 
     def open(self) -> None:
-        """Open the gate."""
         self._open = True
         self._admit()
         self._wake_drains()

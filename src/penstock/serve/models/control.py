@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,6 +19,7 @@ from msgspec import Meta, Struct, field
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
 from penstock.engines.supervision.supervisor import Supervisor
+from penstock.engines.tasks import Operations, PauseMode
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
@@ -32,11 +33,9 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.models.admission import Admission
 from penstock.serve.models.pacing import DeltaStream
 
-PauseMode = Literal["wait", "abort", "keep"]
-
 
 class NoOptions(Struct, frozen=True):
-    """A method without options."""
+    """The options of a method that takes none."""
 
 
 class SleepOptions(Struct, frozen=True):
@@ -80,9 +79,9 @@ METHODS: dict[str, type[Struct]] = {
 """The methods that `ModelHandle.control` takes, with their options."""
 
 
-class ControlPlane:
-    """The control methods of a server. Requests for a sleeping model are refused with a 503, those
-    for a paused one wait in its queue.
+class ControlPlane(Operations):
+    """The operations of a server. Requests for a sleeping model are refused with a 503, those for a
+    paused one wait in its queue.
     """
 
     llm_config: LLMConfig
@@ -134,8 +133,9 @@ class ControlPlane:
         self.paused = mode
         self.admission.close()
         if self.supervisor.phase == "ready" and self.has("pause"):
-            # It runs nothing, and the next one is told when it starts.
-            with contextlib.suppress(EngineDeadError):
+            with contextlib.suppress(
+                EngineDeadError
+            ):  # it runs nothing, and the next one is told when it starts
                 await self.engine.pause(mode)
         elif mode == "abort":
             self._abort()
@@ -146,11 +146,11 @@ class ControlPlane:
             await self.admission.drained()
 
     async def resume(self) -> None:
-        """Undo `pause`."""
         self.paused = None
         if self.supervisor.phase == "ready" and self.has("pause"):
-            # The next request, which must be let in, starts another.
-            with contextlib.suppress(EngineDeadError):
+            with contextlib.suppress(
+                EngineDeadError
+            ):  # the next request, which must be let in, starts another
                 await self.engine.resume()
         for stream in self.streams:
             stream.release()
@@ -160,31 +160,19 @@ class ControlPlane:
         """Whether the model was paused."""
         return self.paused is not None
 
-    async def reset_prefix_cache(self) -> None:
-        """Forget every cached prefix; there is none where no engine runs."""
-        self._need("reset_prefix_cache")
-        if self.supervisor.phase == "ready":
-            await self.engine.reset_prefix_cache()
-
-    async def start_profile(self) -> None:
-        """Begin a profile."""
-        self._need("start_profile")
-        self._need_running()
-        await self.engine.start_profile()
-
-    async def stop_profile(self) -> None:
-        """End a profile and write it."""
-        self._need("stop_profile")
-        self._need_running()
-        await self.engine.stop_profile()
-
-    async def collective_rpc(
-        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Call a method on every worker of the engine."""
-        self._need("collective_rpc")
-        self._need_running()
-        return await self.engine.collective_rpc(method, args, kwargs)
+    async def control(self, operation: str, **options: Any) -> Any:
+        """Let the engine do an operation in which the server has no part."""
+        if not self.has(operation):
+            raise UnsupportedError(f"the {self.engine.name} engine does not support {operation}")
+        ready = self.supervisor.phase == "ready"
+        if operation == "reset_prefix_cache":
+            if not ready:
+                return None  # there is no cache
+        elif self.asleep:
+            raise self.asleep_error()
+        elif not ready:
+            raise self.supervisor.failure()
+        return await getattr(self.engine, operation)(**options)
 
     async def reapply(self) -> None:
         """Bring a fresh engine into the state that was asked for."""
@@ -196,9 +184,9 @@ class ControlPlane:
         if self.paused is None and not self.asleep and self.supervisor.phase == "ready":
             self.admission.open()
 
-    def has(self, method: str) -> bool:
-        """Whether the engine brings this method itself."""
-        return self.engine.brings(method)
+    def has(self, operation: str) -> bool:
+        """Whether the engine does this operation itself."""
+        return self.engine.brings(operation)
 
     def asleep_error(self) -> UnavailableError:
         """What a request for a sleeping model is told."""
@@ -207,16 +195,6 @@ class ControlPlane:
     def _abort(self) -> None:
         for stream in list(self.streams):
             stream.abort()
-
-    def _need(self, method: str) -> None:
-        if not self.has(method):
-            raise UnsupportedError(f"the {self.engine.name} engine does not support {method}")
-
-    def _need_running(self) -> None:
-        if self.asleep:
-            raise self.asleep_error()
-        if self.supervisor.phase != "ready":
-            raise self.supervisor.failure()
 
 
 def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

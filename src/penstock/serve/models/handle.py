@@ -7,24 +7,13 @@ answered from what is known here, at once, and never loads anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
-from penstock.engines.deltas import Deltas
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.engines.tasks import Tasks
 
 StateName = Literal["cold", "loading", "ready", "asleep", "paused", "draining", "failed"]
 
@@ -76,7 +65,7 @@ class ModelState(Struct, frozen=True):
         return self.state == "ready" or (self.on_demand and self.state in ("cold", "loading"))
 
 
-class ModelHandle(Protocol):
+class ModelHandle(Tasks, ABC):
     """One model, wherever it runs. Errors are those of `penstock.errors`.
 
     Requests carry an adapter's plain name; the handle finds and loads it, and raises
@@ -85,28 +74,33 @@ class ModelHandle(Protocol):
     `EngineStartError` with the reason.
     """
 
-    @property
-    def model_id(self) -> str:
-        """The name that requests use."""
+    model_id: str
+    """The name that requests use."""
 
     @property
+    @abstractmethod
     def engine_name(self) -> str:
         """The engine's name, for messages."""
 
+    @abstractmethod
     def card(self) -> ModelCard:
-        """Static facts. Never loads."""
+        """Static facts, known without loading the model."""
 
+    @abstractmethod
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
 
+    @abstractmethod
     async def engine_metrics(self) -> dict[str, float]:
         """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or
         `log_engine_metrics` is off.
         """
 
+    @abstractmethod
     async def adapters(self) -> list[str]:
         """Names of the adapters that requests may use, sorted. Loads none of them."""
 
+    @abstractmethod
     async def start(self) -> None:
         """Load the model if it is to be loaded at the start, and return when it is ready.
 
@@ -114,6 +108,7 @@ class ModelHandle(Protocol):
         `EngineTimeoutError`; the model is then `failed`, and a later request tries again.
         """
 
+    @abstractmethod
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         """Take no more requests, wait this many seconds at most for those under way, and free
         everything.
@@ -121,33 +116,7 @@ class ModelHandle(Protocol):
         Requests still under way after that end with `EngineDeadError`.
         """
 
-    def chat(self, request: ChatRequest) -> Deltas:
-        """Continue a conversation. Closing the deltas early aborts the request."""
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        """Continue a prompt. Closing the deltas early aborts the request."""
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts."""
-
-    async def score(self, request: RerankRequest) -> Scores:
-        """Score documents against a query."""
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        """Score documents against a query; unsorted, as in `score`."""
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        """Sort texts into the model's classes."""
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        """Write down speech."""
-
-    async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text."""
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids."""
-
+    @abstractmethod
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Call a control method on every replica; `penstock.serve.models.control` lists the methods
         and their options.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,31 +15,21 @@ from msgspec.structs import replace
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import generated
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.control import control_result
-from penstock.serve.models.handle import ModelCard, ModelState
+from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
 from penstock.serve.models.memory import MemoryBudget, memory_estimate
 from penstock.serve.models.server import LLMServer
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 REPLICA = "local-0"
 
 
-class LocalModel:
-    """One server in this process. Keeps `penstock.serve.models.handle.ModelHandle`.
+class LocalModel(ModelHandle):
+    """One server in this process.
 
     A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another
     one needs the room. `engine` is served instead of the one that the configuration names; it may
@@ -131,32 +121,11 @@ class LocalModel:
         await self.server.unload()
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        return self.server.chat(request)
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return generated(self.server, request)
 
-    def completions(self, request: CompletionRequest) -> Deltas:
-        return self.server.completions(request)
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        return await self.server.embeddings(request)
-
-    async def score(self, request: RerankRequest) -> Scores:
-        return await self.server.score(request)
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        return await self.server.rerank(request)
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        return await self.server.classify(request)
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        return await self.server.transcriptions(request)
-
-    async def tokenize(self, text: str) -> list[int]:
-        return await self.server.tokenize(text)
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return await self.server.detokenize(token_ids)
+    async def answer(self, task: str, request: Any) -> Any:
+        return await getattr(self.server, task)(request)
 
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [await control_result(self.server, REPLICA, method, options)]

@@ -55,8 +55,7 @@ class Resident(Protocol):
         stay.
         """
 
-    async def unload(self) -> None:
-        """Give the memory back."""
+    async def unload(self) -> None: ...
 
 
 class MemoryBudget:

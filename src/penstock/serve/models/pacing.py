@@ -2,17 +2,18 @@
 
 `Coalescer` is the rule where an interval is set: the first delta of an answer leaves at once, a
 later one an interval after the last that left; what has come by the time it may leave is joined
-into one delta. `DeltaStream` is one request's stream: with an interval it reads ahead of the caller
-and joins, without one it hands on; and it can be held and aborted.
+into one delta. `DeltaStream` is one request's stream, which can be held and aborted. Only with an
+interval does it read ahead of the caller; without one a batch passes in the caller's own task.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any
 
+from penstock.engines.deltas import Batches
 from penstock.types import Delta, TokenLogprob, Usage
 
 
@@ -27,7 +28,6 @@ class Coalescer:
         self._last_left: dict[int, float] = {}
 
     def add(self, delta: Delta) -> None:
-        """Take a delta in."""
         held = self._held.get(delta.index)
         if held is None:
             self._held[delta.index] = [delta]
@@ -81,25 +81,20 @@ class DeltaStream:
     """
 
     def __init__(
-        self,
-        source: AsyncGenerator[list[Delta], None],
-        *,
-        interval_s: float = 0.0,
-        answers: int = 1,
-        clock: Callable[[], float] | None = None,
+        self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None
     ) -> None:
-        self._source = source
         self._interval_s = interval_s
-        self._buffer = Coalescer(interval_s)
-        self._clock = clock or asyncio.get_running_loop().time
-        self._tokens = dict.fromkeys(range(answers), 0)  # of the answers that have not finished
+        self._clock = clock
+        self._tokens = dict.fromkeys(range(answers), 0)
+        """How many have come, of each answer that has not finished."""
         self._ended = asyncio.Event()
         self._aborted = False
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
-        # The task that waits for the source, while it does.
-        self._reader: asyncio.Task[Any] | None = None
+        self._reader: asyncio.Task[Any] | None = (
+            None  # the task that waits for the source, while it does
+        )
         self._interrupted: asyncio.Task[Any] | None = None
 
     def abort(self) -> None:
@@ -110,7 +105,7 @@ class DeltaStream:
         self._held = False
         if self._reader is not None:
             self._interrupted = self._reader
-            self._reader.cancel()  # `_read` takes it back
+            self._reader.cancel()  # `_reading` takes it back
         self._wake()
 
     def hold(self) -> None:
@@ -118,7 +113,6 @@ class DeltaStream:
         self._held = True
 
     def release(self) -> None:
-        """Undo `hold`."""
         self._held = False
         self._wake()
 
@@ -126,52 +120,104 @@ class DeltaStream:
         """Return when the source has ended, whether or not its deltas were taken."""
         await self._ended.wait()
 
-    def batches(self) -> AsyncGenerator[list[Delta], None]:
-        """The deltas, those that may leave together in one list. Closing it early closes the
-        source, and waits for that.
+    def batches(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
+        """The deltas of the source that `opening` gives, those that may leave together in one list.
+        Closing it early closes the source, and waits for that.
         """
-        return self._joined() if self._interval_s else self._handed_on()
+        return self._joined(opening) if self._interval_s else self._handed_on(opening)
 
-    async def _handed_on(self) -> AsyncGenerator[list[Delta], None]:
+    async def _handed_on(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
         """Each batch as it comes, in the caller's own task: a task that reads ahead would cost
         every step a switch.
         """
+        loop = asyncio.get_running_loop()
         kept: list[Delta] = []
-        async with aclosing(self._read()) as source:
-            async for batch in source:
-                if self._held:
-                    kept += batch
-                elif kept:
-                    batch, kept = kept + batch, []
-                    yield batch
-                else:
-                    yield batch
-        while self._held:
-            await self._wait(None)
-        if kept:
-            yield kept
-        if rest := self._rest():
-            yield rest
+        async with opening as source:
+            with self._reading():
+                while not self._aborted:
+                    self._reader = asyncio.current_task(loop)
+                    batch = await anext(source)
+                    self._reader = None
+                    self._count(batch)
+                    kept = kept + batch if kept else batch
+                    if not self._held:
+                        yield kept
+                        kept = []
+            await source.aclose()
+            while self._held:
+                await self._wait(None)
+            if kept:
+                yield kept
+            if rest := self._rest():
+                yield rest
 
-    async def _joined(self) -> AsyncGenerator[list[Delta], None]:
+    async def _joined(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
         """Deltas joined by the interval. A task reads them, so that they are there when their time
         has come.
         """
-        reading = asyncio.create_task(self._read_ahead())
+        buffer = Coalescer(self._interval_s)
+        clock = self._clock or asyncio.get_running_loop().time
+        async with opening as source:
+            ahead = asyncio.create_task(self._read_ahead(source, buffer))
+            try:
+                while self._held or not self._ended.is_set():
+                    wait = None if self._held else buffer.wait_s(clock())
+                    if wait == 0:
+                        yield buffer.take(clock())
+                    else:
+                        await self._wait(wait)
+            finally:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
+            if rest := buffer.take(clock(), everything=True):
+                yield rest
+            if rest := self._rest():
+                yield rest
+
+    async def _read_ahead(self, source: Batches, buffer: Coalescer) -> None:
+        async with aclosing(source):
+            with self._reading():
+                self._reader = asyncio.current_task()
+                while not self._aborted:
+                    batch = await anext(source)
+                    self._count(batch)
+                    for delta in batch:
+                        buffer.add(delta)
+                    self._wake()
+        self._wake()
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Until the source ends, fails or is aborted."""
         try:
-            while self._held or not self._ended.is_set():
-                wait = None if self._held else self._buffer.wait_s(self._clock())
-                if wait == 0:
-                    yield self._buffer.take(self._clock())
-                else:
-                    await self._wait(wait)
+            yield
+        except StopAsyncIteration:
+            pass
+        except asyncio.CancelledError:
+            if self._interrupted is None or self._interrupted.uncancel():
+                raise  # not by `abort`, or not by it alone
+        except Exception as error:
+            self._error = error
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-        if rest := self._buffer.take(self._clock(), everything=True):
-            yield rest
-        if rest := self._rest():
-            yield rest
+            self._reader = None
+            self._ended.set()
+
+    def _count(self, batch: list[Delta]) -> None:
+        tokens = self._tokens
+        if len(tokens) == 1:  # all deltas are those of one answer
+            made = 0
+            for delta in batch:
+                made += len(delta.token_ids)
+            (index,) = tokens
+            tokens[index] += made
+            if batch[-1].finish_reason is not None:
+                tokens.clear()
+            return
+        for delta in batch:
+            if delta.finish_reason is not None:
+                tokens.pop(delta.index, None)
+            elif delta.index in tokens:
+                tokens[delta.index] += len(delta.token_ids)
 
     def _rest(self) -> list[Delta]:
         """What is left to tell when the source has ended."""
@@ -183,40 +229,6 @@ class DeltaStream:
             Delta(index, finish_reason="abort", usage=Usage(completion_tokens=tokens))
             for index, tokens in self._tokens.items()
         ]
-
-    async def _read_ahead(self) -> None:
-        async with aclosing(self._read()) as source:
-            async for batch in source:
-                for delta in batch:
-                    self._buffer.add(delta)
-                self._wake()
-        self._wake()
-
-    async def _read(self) -> AsyncGenerator[list[Delta], None]:
-        """The source's deltas until it ends, fails or is aborted."""
-        try:
-            async with aclosing(self._source) as source:
-                while not self._aborted:
-                    self._reader = asyncio.current_task()
-                    try:
-                        batch = await anext(source)
-                    finally:
-                        self._reader = None
-                    for delta in batch:
-                        if delta.finish_reason is not None:
-                            self._tokens.pop(delta.index, None)
-                        elif delta.index in self._tokens:
-                            self._tokens[delta.index] += len(delta.token_ids)
-                    yield batch
-        except StopAsyncIteration:
-            pass
-        except asyncio.CancelledError:
-            if self._interrupted is None or self._interrupted.uncancel():
-                raise  # not by `abort`, or not by it alone
-        except Exception as error:
-            self._error = error
-        finally:
-            self._ended.set()
 
     async def _wait(self, seconds: float | None) -> None:
         """Until something happens, or so many seconds."""

@@ -9,8 +9,8 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar
 
@@ -19,9 +19,10 @@ import msgspec
 from penstock import env
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
-from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.deltas import Batches
 from penstock.engines.supervision.quarantine import digest_of
 from penstock.engines.supervision.supervisor import Policy, Supervisor
+from penstock.engines.tasks import Tasks, generated, task_of
 from penstock.errors import ConfigError, PenstockError, UnavailableError, UnsupportedError
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
@@ -34,20 +35,10 @@ from penstock.serve.models.callbacks import Callbacks
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
+SLOTLESS = frozenset({"tokenize", "detokenize"})
+"""Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
 """Requests given to an engine, relative to those it works on at once: the next must be at hand when
 one ends.
@@ -57,8 +48,7 @@ RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 between; when they are used up it has failed.
 """
 RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-"""Waits before a failed engine may be tried again, after the first failure, the second, and so
-on.
+"""Waits before a failed engine may be tried again, after the first failure, the second, and so on.
 """
 
 _log = logging.getLogger(__name__)
@@ -68,7 +58,7 @@ async def _no_room_needed() -> None:
     pass
 
 
-class LLMServer(ControlPlane):
+class LLMServer(Tasks, ControlPlane):
     """Serves one model. Construct it (cheap, checks the configuration), `await start()`, use it,
     `await stop()`.
 
@@ -202,52 +192,17 @@ class LLMServer(ControlPlane):
         await self.engine.check_health()
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        """Continue a conversation. Closing the deltas early aborts the request."""
-        return BatchedDeltas(self._generate("chat", request))
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        stream = DeltaStream(
+            interval_s=self.llm_config.stream_batching_interval_s, answers=request.n
+        )
+        return stream.batches(self._let_in(request, stream))
 
-    def completions(self, request: CompletionRequest) -> Deltas:
-        """Continue a prompt. Closing the deltas early aborts the request."""
-        return BatchedDeltas(self._generate("completions", request))
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        """Embed texts."""
-        answer: Embeddings = await self._call("embeddings", request)
-        return answer
-
-    async def score(self, request: RerankRequest) -> Scores:
-        """Score documents against a query."""
-        answer: Scores = await self._call("score", request)
-        return answer
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        """Score documents against a query; unsorted, as in `score`."""
-        answer: Scores = await self._call("rerank", request)
-        return answer
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        """Sort texts into the model's classes."""
-        answer: Classifications = await self._call("classify", request)
-        return answer
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        """Write down speech."""
-        answer: Transcription = await self._call("transcriptions", request)
-        return answer
-
-    async def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text. Needs no slot, so it does not wait behind generation."""
-        ids: list[int] = await self._call("tokenize", text, slot=False)
-        return ids
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids. Needs no slot, so it does not wait behind generation."""
-        text: str = await self._call("detokenize", token_ids, slot=False)
-        return text
-
-    async def _generate(
-        self, task: str, request: ChatRequest | CompletionRequest
-    ) -> AsyncGenerator[list[Delta], None]:
+    @asynccontextmanager
+    async def _let_in(
+        self, request: ChatRequest | CompletionRequest, stream: DeltaStream
+    ) -> AsyncIterator[Batches]:
+        """Admit the request with its adapter; what the engine answers is for the stream."""
         request_id = request.request_id or uuid.uuid4().hex
         try:
             # Before the queue: a slow download takes no slot, an unknown name loads no model.
@@ -255,7 +210,7 @@ class LLMServer(ControlPlane):
             self._check_open()
             await self._enter(request.priority)
             try:
-                self._check_task(task)
+                self._check_task(task_of(request))
                 async with AsyncExitStack() as held:
                     adapter = (
                         await held.enter_async_context(self._adapters.use(version))
@@ -265,70 +220,53 @@ class LLMServer(ControlPlane):
                     request = msgspec.structs.replace(
                         request, adapter=adapter, request_id=request_id
                     )
-                    stream = self._stream(self._attempts(task, request), request.n)
+                    if self.paused == "keep":
+                        stream.hold()
+                    self.streams.add(stream)
                     held.callback(self.streams.discard, stream)
-                    batches = await held.enter_async_context(aclosing(stream.batches()))
-                    async for batch in batches:
-                        yield batch
+                    yield await held.enter_async_context(aclosing(self._attempts(request)))
             finally:
                 self.admission.leave()
         except PenstockError as error:
             error.add_note(f"request {request_id}")
             raise
 
-    def _stream(self, source: AsyncGenerator[list[Delta], None], answers: int) -> DeltaStream:
-        stream = DeltaStream(
-            source, interval_s=self.llm_config.stream_batching_interval_s, answers=answers
-        )
-        if self.paused == "keep":
-            stream.hold()
-        self.streams.add(stream)
-        return stream
-
-    async def _attempts(
-        self, task: str, request: ChatRequest | CompletionRequest
-    ) -> AsyncGenerator[list[Delta], None]:
-        """The engine's deltas."""
+    async def _attempts(self, request: ChatRequest | CompletionRequest) -> Batches:
         with self.supervisor.quarantine.visit(
             partial(digest_of, request), self._asks_again
         ) as visit:
             while not visit.answered:
-                async with visit, aclosing(in_batches(self._answers(task, request))) as batches:
+                async with visit, aclosing(self._batches(request)) as batches:
                     async for batch in batches:
                         visit.begun = True
                         yield batch
 
     def _asks_again(self) -> bool:
-        """Whether a request that has got no token is put to a new engine when the first has
-        died.
-        """
+        """Whether a request without a token yet is put to a new engine after a death."""
         return True
 
-    def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
-        """The engine's own deltas."""
-        answers: Deltas = getattr(self.engine, task)(request)
-        return answers
+    def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return generated(self.engine, request)
 
     async def _enter(self, priority: int = 0) -> None:
         began = time.perf_counter()
         await self.admission.enter(priority)
         note_queue_time(time.perf_counter() - began)
 
-    async def _call(self, task: str, asked: Any, *, slot: bool = True) -> Any:
-        """The engine's answer, method and request being those of `task`."""
+    async def answer(self, task: str, request: Any) -> Any:
         self._check_open()
-        if slot or self.supervisor.phase != "ready":
+        if task not in SLOTLESS or self.supervisor.phase != "ready":
             await self._enter()
         else:
             self.admission.enter_at_once()
         try:
             self._check_task(task)
             with self.supervisor.quarantine.visit(
-                partial(digest_of, (task, asked)), self._asks_again
+                partial(digest_of, (task, request)), self._asks_again
             ) as visit:
                 while not visit.answered:
                     async with visit:
-                        return await getattr(self.engine, task)(asked)
+                        return await getattr(self.engine, task)(request)
         finally:
             self.admission.leave()
 

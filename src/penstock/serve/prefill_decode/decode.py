@@ -5,11 +5,12 @@ A prompt is tokenized once, here; both engines are given its token ids. What can
 prefill side, for whatever reason, is computed here, and no client sees it. Each request is counted
 under one outcome:
 
-    remote        the prefill side computed the prompt local         it was not asked: a short
-    prompt, one with pictures, a request for several answers unavailable   it is loading, asleep or
-    gone failed        it broke in the middle, or its cache did not arrive slow          it took
-    longer than `prefill_timeout_s` mismatch      what it handed over is of no use here: another
-    version, another adapter, no address
+    remote        the prefill side computed the prompt
+    local         it was not asked: a short prompt, one with pictures, a request for several answers
+    unavailable   it is loading, asleep or gone
+    failed        it broke in the middle, or its cache did not arrive
+    slow          it took longer than `prefill_timeout_s`
+    mismatch      what it handed over is of no use: another version or adapter, no address
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
-from penstock.engines.deltas import BatchedDeltas, Deltas, in_batches
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import generated
 from penstock.errors import (
     ConfigError,
     EngineError,
@@ -40,7 +41,7 @@ from penstock.serve.models.handle import ModelHandle, ModelState
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
 from penstock.serve.prefill_decode.prefill import SENDER
-from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 Request = ChatRequest | CompletionRequest
 TRIP_AFTER, COOLDOWN_S = 3, 1.0
@@ -74,7 +75,6 @@ class DecodeServer(LLMServer):
 
     @property
     def prefill(self) -> ModelHandle:
-        """The prefill side."""
         if self._prefill is None:
             self._prefill = LocalModel(self._prefill_config)
         return self._prefill
@@ -97,7 +97,6 @@ class DecodeServer(LLMServer):
             await self._prefill.stop(0.0)
 
     async def unload(self) -> None:
-        """Free both sides."""
         await super().unload()
         if isinstance(self._prefill, LocalModel):
             await self._prefill.unload()
@@ -108,7 +107,6 @@ class DecodeServer(LLMServer):
         await self._control_prefill("sleep", {"level": level, "mode": mode})
 
     async def wakeup(self) -> None:
-        """Wake both sides."""
         if self.asleep:
             await self._control_prefill("wakeup", {})
         await super().wakeup()
@@ -141,19 +139,17 @@ class DecodeServer(LLMServer):
         }
 
     # Requests
-    def _answers(self, task: str, request: Request) -> Deltas:
+    def _batches(self, request: Request) -> Batches:
         if request.kv_transfer_params is not None:  # the caller has seen to the prompt
-            return super()._answers(task, request)
-        return BatchedDeltas(self._after_prefill(task, request))
+            return super()._batches(request)
+        return self._after_prefill(request)
 
-    async def _after_prefill(
-        self, task: str, request: Request
-    ) -> AsyncGenerator[list[Delta], None]:
+    async def _after_prefill(self, request: Request) -> Batches:
         outcome, request = await self._handed_over(request)
         while True:
             begun = False
             try:
-                async with aclosing(in_batches(super()._answers(task, request))) as batches:
+                async with aclosing(super()._batches(request)) as batches:
                     async for batch in batches:
                         if not begun:
                             begun = True
@@ -208,8 +204,9 @@ class DecodeServer(LLMServer):
                 breaker.answered()
             elif well is False:
                 breaker.failed(request.request_id)
-                # Another request is as good as a probe, and costs nobody more than this one.
-                if breaker.suspected:
+                if (
+                    breaker.suspected
+                ):  # another request is as good as a probe, and costs nobody more than this one
                     breaker.trip()
         if wrong := self._wrong(request, params):
             self._say(f"what the prefill side handed over is of no use: {wrong}")
@@ -217,9 +214,7 @@ class DecodeServer(LLMServer):
         return "remote", msgspec.structs.replace(request, kv_transfer_params=params or None)
 
     def _reachable(self) -> bool:
-        """Whether the prefill side is worth asking. One that is absent is told that it is
-        wanted.
-        """
+        """Whether the prefill side is worth asking. One that is absent is woken."""
         state = self.prefill.state().state
         if state == "ready" and (self._breaker.closed or self._breaker.probe_due):
             return True
@@ -232,9 +227,7 @@ class DecodeServer(LLMServer):
             await self.prefill.tokenize("wake")
 
     async def _ask_prefill(self, request: Request, ids: list[int]) -> dict[str, Any]:
-        """Let it compute the prompt; what it hands over. Its slot is free when this is
-        cancelled.
-        """
+        """Let it compute the prompt; gives what it hands over. A cancel frees its slot."""
         assert self.engine.connector is not None
         asked = CompletionRequest(
             ids,
@@ -247,9 +240,9 @@ class DecodeServer(LLMServer):
         )
         params: dict[str, Any] = {}
         async with asyncio.timeout(self.llm_config.prefill_timeout_s):
-            async with aclosing(self.prefill.completions(asked)) as deltas:
-                async for delta in deltas:
-                    params = delta.kv_transfer_params or {}
+            async with aclosing(generated(self.prefill, asked)) as batches:
+                async for batch in batches:
+                    params = batch[-1].kv_transfer_params or {}
         return params
 
     def _wrong(self, request: Request, params: dict[str, Any]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import msgspec
 
-from penstock.engines.deltas import Deltas, mapped
+from penstock.engines.deltas import Batches, mapped
 from penstock.errors import UnavailableError
 from penstock.kv.base import Role
 from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
-Request = TypeVar("Request", ChatRequest, CompletionRequest)
 SENDER = "penstock_sender"
 """The key in a hand-over's `kv_transfer_params` under which the engine says who it is."""
 
@@ -27,13 +26,8 @@ class PrefillServer(LLMServer):
 
     role: ClassVar[Role] = "prefill"
 
-    def chat(self, request: ChatRequest) -> Deltas:
-        """Compute a conversation's prompt."""
-        return super().chat(_clamped(request))
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        """Compute a prompt."""
-        return super().completions(msgspec.structs.replace(_clamped(request), echo=False))
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        return super().generate(_clamped(request))
 
     def _asks_again(self) -> bool:
         return False
@@ -45,10 +39,10 @@ class PrefillServer(LLMServer):
                 f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0
             )
 
-    def _answers(self, task: str, request: ChatRequest | CompletionRequest) -> Deltas:
+    def _batches(self, request: ChatRequest | CompletionRequest) -> Batches:
         identity = self.engine.identity
         if identity is None:
-            return super()._answers(task, request)
+            return super()._batches(request)
         sender = msgspec.to_builtins(
             msgspec.structs.replace(identity, adapter=request.adapter or "")
         )
@@ -59,13 +53,18 @@ class PrefillServer(LLMServer):
             params = {**(delta.kv_transfer_params or {}), SENDER: sender}
             return msgspec.structs.replace(delta, kv_transfer_params=params)
 
-        return mapped(super()._answers(task, request), signed)
+        return mapped(super()._batches(request), signed)
 
 
-def _clamped(request: Request) -> Request:
+def _clamped(request: ChatRequest | CompletionRequest) -> ChatRequest | CompletionRequest:
     """The request with one token to come, which costs least: it is not the one that the client will
     see.
     """
-    return msgspec.structs.replace(
+    request = msgspec.structs.replace(
         request, sampling=Sampling(max_tokens=1, temperature=0.0), n=1, stream=False
+    )
+    return (
+        msgspec.structs.replace(request, echo=False)
+        if isinstance(request, CompletionRequest)
+        else request
     )

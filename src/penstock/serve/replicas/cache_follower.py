@@ -28,7 +28,6 @@ class CacheFollower:
         self._following = asyncio.create_task(self._follow())
 
     def stop(self) -> None:
-        """Follow no more."""
         self._following.cancel()
         self._address.close()
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Struct
 
-from penstock.serve.models.control import ControlPlane, PauseMode
+from penstock.engines.tasks import PauseMode
+from penstock.serve.models.control import ControlPlane
 
 
 class DesiredState(Struct, frozen=True):
@@ -84,7 +85,6 @@ class InMemoryStore:
         self.state = DesiredState()
 
     async def load(self) -> DesiredState:
-        """What was saved last."""
         return self.state
 
     async def save(self, state: DesiredState) -> bool:

@@ -7,11 +7,12 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from penstock.engines.tasks import TASKS, generated
 from penstock.errors import RequestError, UnsupportedError
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.sse import EventStream
 from penstock.serve.replicas.cache_messages import ChangeStream
-from penstock.serve.rpc.calls import GENERATING, RETURNING, CallFramer, pack
+from penstock.serve.rpc.calls import CallFramer, pack
 
 
 async def cached(exchange: Exchange) -> Response:
@@ -27,20 +28,17 @@ async def cached(exchange: Exchange) -> Response:
 
 async def call(exchange: Exchange) -> Response:
     """Call a task of the engine in the neutral types."""
-    task = exchange.request.path_params["task"]
+    name = exchange.request.path_params["task"]
     body = await exchange.read()
     target = await exchange.target("")
+    task = TASKS.get(name)
+    if task is None:
+        raise RequestError(f"there is no task '{name[:50]}'", param="task")
     try:
-        if task in GENERATING:
-            request: Any = msgspec.msgpack.decode(body, type=GENERATING[task])
-            return EventStream(
-                exchange, getattr(target.handle, task)(request), CallFramer(), n=request.n
-            )
-        form, _ = RETURNING[task]
-        request = msgspec.msgpack.decode(body, type=form)
-    except KeyError:
-        raise RequestError(f"there is no task '{task[:50]}'", param="task") from None
+        request: Any = msgspec.msgpack.decode(body, type=task.request)
     except msgspec.DecodeError:
         raise RequestError("the request is not of its task's form") from None
-    result = await exchange.wait(getattr(target.handle, task)(request))
+    if task.streams:
+        return EventStream(exchange, generated(target.handle, request), CallFramer(), n=request.n)
+    result = await exchange.wait(getattr(target.handle, name)(request))
     return Response(pack(result), media_type="application/msgpack")

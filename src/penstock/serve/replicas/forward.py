@@ -42,7 +42,7 @@ class _Head(Struct):
 
 
 async def forward(exchange: Exchange) -> Response:
-    """Let a replica answer."""
+    """Forward the request to a replica and its answer to the client."""
     kind = exchange.request.headers.get("content-type", "")
     if kind.lower().startswith("multipart/form-data"):
         body = await exchange.read()

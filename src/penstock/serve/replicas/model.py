@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -14,34 +14,23 @@ import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.from_config import configured_policy
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import TASKS, task_of
 from penstock.errors import EngineDeadError, ReplicaLostError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters.store import adapter_store
 from penstock.serve.models.control import parse_control
-from penstock.serve.models.handle import ModelCard, ModelState, StateName
+from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.replicas.desired_state import DesiredStore, InMemoryStore, change_desired
 from penstock.serve.replicas.info import ReplicaInfo, Replicas
 from penstock.serve.replicas.pool import ReplicaPool, error_of
 from penstock.serve.rpc import calls
 from penstock.serve.rpc.client import Address
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import ChatRequest, CompletionRequest
 
 
-class RemoteModel:
-    """Keeps `ModelHandle`. Belongs to one event loop, but for `control`, which any may call.
+class RemoteModel(ModelHandle):
+    """Belongs to one event loop, but for `control`, which any may call.
 
     `key` is what the replicas want to be shown. What its runtime must do (start replicas, stop
     them) it does itself.
@@ -57,7 +46,6 @@ class RemoteModel:
         desired: DesiredStore | None = None,
     ) -> None:
         self.model_id = config.model_id
-        self.engine_name = config.engine_name
         self.config = config
         self._replicas = replicas
         self._key = key
@@ -73,6 +61,10 @@ class RemoteModel:
         self._created = int(time.time())
 
     # What it is
+    @property
+    def engine_name(self) -> str:
+        return self.config.engine_name
+
     def card(self) -> ModelCard:
         lengths = [
             info.context_length
@@ -120,32 +112,36 @@ class RemoteModel:
         self.pool.close()
 
     # Requests
-    def chat(self, request: ChatRequest) -> Deltas:
-        return BatchedDeltas(self._generate("chat", request))
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        body = calls.pack(request)
+        route = self.pool.route_of(request)
+        frames = calls.FrameReader()
+        path = calls.PATH + task_of(request)
+        try:
+            async with self.pool.ask(
+                path, [("x-request-id", request.request_id)], body, route
+            ) as reply:
+                if reply.status != 200:
+                    raise error_of(await reply.body())
+                while part := await reply.read():
+                    deltas, error = frames.feed(part)
+                    if deltas:
+                        yield deltas
+                    if error is not None:
+                        raise error
+        except ReplicaLostError:
+            raise EngineDeadError("the replica that answered this request is gone") from None
 
-    def completions(self, request: CompletionRequest) -> Deltas:
-        return BatchedDeltas(self._generate("completions", request))
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        return await self._call("embeddings", request)  # type: ignore[no-any-return]
-
-    async def score(self, request: RerankRequest) -> Scores:
-        return await self._call("score", request)  # type: ignore[no-any-return]
-
-    async def rerank(self, request: RerankRequest) -> Scores:
-        return await self._call("rerank", request)  # type: ignore[no-any-return]
-
-    async def classify(self, request: ClassifyRequest) -> Classifications:
-        return await self._call("classify", request)  # type: ignore[no-any-return]
-
-    async def transcriptions(self, request: TranscriptionRequest) -> Transcription:
-        return await self._call("transcriptions", request)  # type: ignore[no-any-return]
-
-    async def tokenize(self, text: str) -> list[int]:
-        return await self._call("tokenize", text)  # type: ignore[no-any-return]
-
-    async def detokenize(self, token_ids: Sequence[int]) -> str:
-        return await self._call("detokenize", list(token_ids))  # type: ignore[no-any-return]
+    async def answer(self, task: str, request: Any) -> Any:
+        body = calls.pack(request)
+        try:
+            async with self.pool.ask(calls.PATH + task, [], body, self.pool.route(b"")) as reply:
+                text = await reply.body()
+        except ReplicaLostError:
+            raise EngineDeadError("the replica that answered this request is gone") from None
+        if reply.status != 200:
+            raise error_of(text)
+        return msgspec.msgpack.decode(text, type=TASKS[task].result)
 
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -190,37 +186,3 @@ class RemoteModel:
             }
         result: dict[str, Any] = msgspec.json.decode(text)
         return result
-
-    # Calls
-    async def _generate(
-        self, task: str, request: ChatRequest | CompletionRequest
-    ) -> AsyncGenerator[list[Delta], None]:
-        body = calls.pack(request)
-        route = self.pool.route_of(request)
-        frames = calls.FrameReader()
-        try:
-            async with self.pool.ask(
-                calls.PATH + task, [("x-request-id", request.request_id)], body, route
-            ) as reply:
-                if reply.status != 200:
-                    raise error_of(await reply.body())
-                while part := await reply.read():
-                    deltas, error = frames.feed(part)
-                    if deltas:
-                        yield deltas
-                    if error is not None:
-                        raise error
-        except ReplicaLostError:
-            raise EngineDeadError("the replica that answered this request is gone") from None
-
-    async def _call(self, task: str, request: Any) -> Any:
-        _, form = calls.RETURNING[task]
-        body = calls.pack(request)
-        try:
-            async with self.pool.ask(calls.PATH + task, [], body, self.pool.route(b"")) as reply:
-                text = await reply.body()
-        except ReplicaLostError:
-            raise EngineDeadError("the replica that answered this request is gone") from None
-        if reply.status != 200:
-            raise error_of(text)
-        return msgspec.msgpack.decode(text, type=form)

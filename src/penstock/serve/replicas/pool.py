@@ -62,7 +62,6 @@ class _Replica(Member):
         return self.running + self.others
 
     def note(self, reply: Reply, adapter: str) -> None:
-        """Learn from a reply."""
         total = reply.header(LOAD_HEADER)
         if total is not None:
             self.others = max(0, int(total) - self.running)
@@ -108,7 +107,6 @@ class ReplicaPool(Pool[_Replica]):
         return self.members
 
     def close(self) -> None:
-        """Drop idle connections."""
         for replica in self.members:
             replica.address.close()
         for follower in self._followers.values():

@@ -135,7 +135,6 @@ class ReplicaServer:
 
     @property
     def info(self) -> ReplicaInfo:
-        """Where the replica is."""
         host, port = self._socket.getsockname()[:2]
         return ReplicaInfo(self.id, host, port, self.model.card().context_length)
 

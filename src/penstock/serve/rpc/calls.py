@@ -15,34 +15,9 @@ from typing import Any
 import msgspec
 
 from penstock.errors import PenstockError, by_kind
-from penstock.types import (
-    ChatRequest,
-    Classifications,
-    ClassifyRequest,
-    CompletionRequest,
-    Delta,
-    EmbeddingRequest,
-    Embeddings,
-    RerankRequest,
-    Scores,
-    Transcription,
-    TranscriptionRequest,
-)
+from penstock.types import Delta
 
 PATH = "/penstock/call/"
-GENERATING: dict[str, type] = {"chat": ChatRequest, "completions": CompletionRequest}
-"""Tasks that answer with deltas, and the form of their requests."""
-RETURNING: dict[str, tuple[type, Any]] = {
-    "embeddings": (EmbeddingRequest, Embeddings),
-    "score": (RerankRequest, Scores),
-    "rerank": (RerankRequest, Scores),
-    "classify": (ClassifyRequest, Classifications),
-    "transcriptions": (TranscriptionRequest, Transcription),
-    "tokenize": (str, list[int]),
-    "detokenize": (list[int], str),
-}
-"""Tasks that answer once: the forms of their requests and results."""
-
 pack = msgspec.msgpack.Encoder().encode
 _LENGTH = 4
 

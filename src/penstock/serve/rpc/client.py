@@ -82,7 +82,6 @@ class Reply:
         return data
 
     async def body(self) -> bytes:
-        """All that is left."""
         parts = []
         while part := await self.read():
             parts.append(part)

@@ -81,7 +81,6 @@ class FramedConnection(asyncio.Protocol):
 
     # For the event loop
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """The connection stands."""
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         self.open = True
         self._writable.set()
@@ -97,11 +96,9 @@ class FramedConnection(asyncio.Protocol):
         self._writable.clear()
 
     def resume_writing(self) -> None:
-        """It has caught up."""
         self._writable.set()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes have come."""
         if self._missing:
             self._begun.append(data)
             self._missing -= len(data)

@@ -10,7 +10,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.engines.deltas import in_batches
+from penstock.engines.tasks import TASKS, generated
 from penstock.errors import ClientGoneError, PenstockError, RequestError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.openai.responses import UsageTotal
@@ -18,7 +18,7 @@ from penstock.serve.api.errors import as_penstock_error, error_response, log_unf
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.pacing import joined
-from penstock.serve.rpc.calls import GENERATING, RETURNING, framed, pack
+from penstock.serve.rpc.calls import framed, pack
 from penstock.serve.rpc.grouped_calls import CallFailure, CallResult, GroupedCall
 from penstock.types import Delta, Usage
 
@@ -104,21 +104,20 @@ class GroupResponse(Response):
             self._end(number, CallResult(number, result))
 
     async def _result(self, call: GroupedCall) -> Any:
-        form = GENERATING.get(call.task) or RETURNING.get(call.task, (None,))[0]
-        if form is None:
+        task = TASKS.get(call.task)
+        if task is None:
             raise RequestError(f"there is no task '{call.task[:50]}'", param="task")
         try:
-            request: Any = msgspec.msgpack.decode(call.request, type=form)
+            request: Any = msgspec.msgpack.decode(call.request, type=task.request)
         except msgspec.DecodeError:
             raise RequestError("the request is not of its task's form") from None
-        answer = getattr(self._handle, call.task)(request)
-        if call.task not in GENERATING:
-            result = await answer
+        if not task.streams:
+            result = await getattr(self._handle, call.task)(request)
             self._count(getattr(result, "usage", Usage()))
             return result
         answers: dict[int, list[Delta]] = {}
         total = UsageTotal(request.n)
-        async with aclosing(in_batches(answer)) as batches:
+        async with aclosing(generated(self._handle, request)) as batches:
             async for batch in batches:
                 for delta in batch:
                     answers.setdefault(delta.index, []).append(delta)

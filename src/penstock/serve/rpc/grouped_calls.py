@@ -8,13 +8,13 @@ generating task its joined deltas; or its error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import msgspec
 from msgspec import Raw, Struct
 
-from penstock.engines.deltas import BatchedDeltas, Deltas
+from penstock.engines.deltas import Batches
+from penstock.engines.tasks import TASKS, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
     PenstockError,
@@ -24,8 +24,8 @@ from penstock.errors import (
 )
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import MOST_LOST, error_of
-from penstock.serve.rpc.calls import GENERATING, RETURNING, frames, pack
-from penstock.types import ChatRequest, CompletionRequest, Delta, EmbeddingRequest, Embeddings
+from penstock.serve.rpc.calls import frames, pack
+from penstock.types import ChatRequest, CompletionRequest, Delta
 
 GROUP_PATH = "/penstock/group"
 MOST_CALLS = 64
@@ -61,9 +61,8 @@ class CallFailure(Struct, frozen=True, array_like=True, tag="error"):
 
 
 _decoder = msgspec.msgpack.Decoder(CallResult | CallFailure)
-_forms = {
-    **dict.fromkeys(GENERATING, list[Delta]),
-    **{task: form for task, (_, form) in RETURNING.items()},
+_forms: dict[str, Any] = {
+    name: list[Delta] if task.streams else task.result for name, task in TASKS.items()
 }
 
 
@@ -81,7 +80,7 @@ class _Waiting:
             self.result.set_exception(error)
 
 
-class GroupedModel:
+class GroupedModel(Tasks):
     """A model whose calls of one turn of the event loop travel together, at most `most` in a group.
 
     Nothing of an answer is given before it is complete, so what a lost replica has not answered is
@@ -96,24 +95,12 @@ class GroupedModel:
         self._gathering: list[_Waiting] = []
         self._asking: set[asyncio.Task[None]] = set()
 
-    def chat(self, request: ChatRequest) -> Deltas:
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
         """As the model's own, with all deltas at the end."""
-        return BatchedDeltas(self._generate("chat", request))
-
-    def completions(self, request: CompletionRequest) -> Deltas:
-        """As the model's own, with all deltas at the end."""
-        return BatchedDeltas(self._generate("completions", request))
-
-    async def embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        """As the model's own."""
-        return await self._call("embeddings", request)  # type: ignore[no-any-return]
-
-    async def _generate(self, task: str, request: Any) -> AsyncGenerator[list[Delta], None]:
-        deltas: list[Delta] = await self._call(task, request)
-        if deltas:
+        if deltas := await self.answer(task_of(request), request):
             yield deltas
 
-    async def _call(self, task: str, request: Any) -> Any:
+    async def answer(self, task: str, request: Any) -> Any:
         if not self._gathering:  # the others of this turn join before it goes
             asyncio.get_running_loop().call_soon(self._send)
         waiting = _Waiting(task, request)

@@ -100,7 +100,6 @@ class WireOrHttp(asyncio.Protocol):
         )
 
     def shutdown(self) -> None:
-        """Nothing is under way."""
         self.transport.close()
 
 

@@ -47,14 +47,14 @@ class Chars:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Several nodes in a row."""
+    """Parts that match one after the other."""
 
     parts: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several alternatives."""
+    """Alternatives, of which one matches."""
 
     options: tuple[Node, ...]
 

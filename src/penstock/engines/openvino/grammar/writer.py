@@ -148,7 +148,6 @@ class Grammar:
         return self._words(sorted(set(texts)), 0)
 
     def _words(self, texts: list[str], depth: int) -> str:
-        """`texts` are sorted."""
         if len(texts) == 1 or depth > _DEEPEST_WORDS or (depth == 0 and len(texts) < _MANY_WORDS):
             return choice(map(literal, texts))
         pairs = zip(texts[0], texts[-1], strict=False)
@@ -181,7 +180,7 @@ def too_large(why: str) -> RequestError:
 
 
 def literal(text: str) -> str:
-    """A fixed text as an EBNF body."""
+    """A fixed text as a quoted literal of the notation."""
     return " ".join(f'"{"".join(map(_in_literal, part))}"' for part in _BEFORE_HEX.split(text))
 
 

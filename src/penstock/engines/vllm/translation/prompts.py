@@ -49,6 +49,15 @@ class Prompts:
             else None
         )
 
+    def ids(self, text: str) -> list[int]:
+        """The token ids of a text, none added."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def text(self, ids: list[int]) -> str:
+        """The text of token ids, special tokens left out."""
+        self.check_ids(ids, "tokens")
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
     def learn(self) -> None:
         """Compare the shortcuts for plain text with the renderer. Takes a while, and warms the
         renderer up.

@@ -1,3 +1,1 @@
-"""The endpoints of the ingress, one file a family. `penstock.serve.api.routes` is the table of
-them.
-"""
+"""The endpoints of the ingress, one file a family; `penstock.serve.api.routes` lists them."""

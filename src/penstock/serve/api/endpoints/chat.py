@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
+from penstock.engines.tasks import generated
 from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer
 from penstock.openai.requests import ChatBody
@@ -17,7 +18,7 @@ from penstock.serve.api.sse import EventStream, collect
 
 
 async def chat_completions(exchange: Exchange) -> Response:
-    """Continue a conversation."""
+    """Continue a conversation, in OpenAI's chat form."""
     body = await exchange.body(ChatBody)
     target = await exchange.target(body.model)
     settings = exchange.ingress.settings
@@ -36,6 +37,6 @@ async def chat_completions(exchange: Exchange) -> Response:
     if body.stream:
         request = msgspec.structs.replace(request, forward_chunks=True)
         framer = ChatFramer(**about, n=request.n, include_usage=body.include_usage)
-        return EventStream(exchange, target.handle.chat(request), framer, n=request.n)
-    (answers,) = await collect(exchange, [target.handle.chat(request)])
+        return EventStream(exchange, generated(target.handle, request), framer, n=request.n)
+    (answers,) = await collect(exchange, [generated(target.handle, request)])
     return exchange.json(chat_completion(answers, **about))

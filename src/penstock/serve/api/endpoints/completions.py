@@ -6,12 +6,13 @@ from typing import Any
 
 from starlette.responses import Response
 
+from penstock.engines.tasks import generated
 from penstock.openai.framing import CompletionFramer
 from penstock.openai.requests import CompletionBody
 from penstock.openai.responses import completion
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import within_limits
-from penstock.serve.api.sse import EventStream, collect, merged
+from penstock.serve.api.sse import EventStream, collect, merge
 
 
 async def completions(exchange: Exchange) -> Response:
@@ -29,8 +30,8 @@ async def completions(exchange: Exchange) -> Response:
     }
     if body.stream:
         framer = CompletionFramer(**about, n=n, include_usage=body.include_usage)
-        running = [handle.completions(request) for request in requests]
-        deltas = running[0] if len(running) == 1 else merged(running, n)
-        return EventStream(exchange, deltas, framer, n=n, prompts=len(requests))
-    answers = await collect(exchange, [handle.completions(request) for request in requests])
+        running = [generated(handle, request) for request in requests]
+        batches = running[0] if len(running) == 1 else merge(running, n)
+        return EventStream(exchange, batches, framer, n=n, prompts=len(requests))
+    answers = await collect(exchange, [generated(handle, request) for request in requests])
     return exchange.json(completion(answers, **about))

@@ -1,8 +1,7 @@
-"""The control routes, there when the server runs with `dev`: `POST /sleep`, `GET /is_sleeping` and
-so on.
+"""The control routes, which need `dev`: `POST /sleep`, `GET /is_sleeping` and so on.
 
 Each acts on one model and answers with one result a replica. All endpoints of this file are for
-admins: the table of routes refuses one that is not.
+admins: the table of routes refuses any other.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from penstock.serve.api.exchange import Exchange
 
 
 class ControlBody(Struct, kw_only=True):
-    """Body of a control route."""
+    """Body of a control route: the model, and the method's options."""
 
     model: str = ""
     options: dict[str, Any] = field(default_factory=dict)
@@ -36,7 +35,7 @@ def act(method: str) -> Callable[[Exchange], Awaitable[Response]]:
 
 
 def ask(method: str) -> Callable[[Exchange], Awaitable[Response]]:
-    """The endpoint that asks for a state: `GET` with `?model=`."""
+    """The endpoint that reads a state: `GET` with `?model=`."""
 
     async def endpoint(exchange: Exchange) -> Response:
         return await _call(exchange, method, exchange.request.query_params.get("model", ""), {})
@@ -46,7 +45,7 @@ def ask(method: str) -> Callable[[Exchange], Awaitable[Response]]:
 
 
 class ReplicaControlBody(Struct, kw_only=True):
-    """A control method with its options."""
+    """Body of an ingress's call of a control method on one replica."""
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)

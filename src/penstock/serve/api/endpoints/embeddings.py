@@ -11,7 +11,7 @@ from penstock.serve.api.limits import check_texts
 
 
 async def embeddings(exchange: Exchange) -> Response:
-    """Embed texts."""
+    """Embed texts, one vector each."""
     body = await exchange.body(EmbeddingBody)
     target = await exchange.target(body.model)
     request = body.request(request_id=exchange.id)

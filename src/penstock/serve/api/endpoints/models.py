@@ -13,18 +13,22 @@ from penstock.serve.api.public_errors import without_paths
 async def list_models(exchange: Exchange) -> Response:
     """Every model and adapter, and what it is doing now."""
     cards = await exchange.ingress.models.cards()
-    return exchange.json({"object": "list", "data": [_shown(exchange, card) for card in cards]})
-
-
-async def show_model(exchange: Exchange) -> Response:
-    """One model or adapter."""
     return exchange.json(
-        _shown(exchange, await exchange.ingress.models.card(exchange.request.path_params["id"]))
+        {"object": "list", "data": [_visible_card(exchange, card) for card in cards]}
     )
 
 
-def _shown(exchange: Exchange, card: dict[str, Any]) -> dict[str, Any]:
-    """The card as this caller may read it."""
+async def show_model(exchange: Exchange) -> Response:
+    """Show one model or adapter."""
+    return exchange.json(
+        _visible_card(
+            exchange, await exchange.ingress.models.card(exchange.request.path_params["id"])
+        )
+    )
+
+
+def _visible_card(exchange: Exchange, card: dict[str, Any]) -> dict[str, Any]:
+    """The card without the fields that this caller may not read."""
     if exchange.trusted or not card["reason"]:
         return card
     return {**card, "reason": without_paths(card["reason"], exchange.ingress.sources)}

@@ -21,7 +21,7 @@ from penstock.types import Usage
 
 
 async def score(exchange: Exchange) -> Response:
-    """Score pairs of texts."""
+    """Score pairs of texts by their relevance."""
     body = await exchange.body(ScoreBody)
     target = await exchange.target(body.model)
     requests = body.requests(request_id=exchange.id)

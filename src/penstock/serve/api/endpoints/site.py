@@ -1,4 +1,4 @@
-"""What is about the server itself: `/health`, `/ready`, `/metrics`, `/openapi.json`, `/docs`."""
+"""Endpoints about the server itself: `/health`, `/ready`, `/metrics`, `/openapi.json`, `/docs`."""
 
 from __future__ import annotations
 

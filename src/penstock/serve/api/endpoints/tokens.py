@@ -10,7 +10,7 @@ from penstock.serve.api.limits import check_texts
 
 
 async def tokenize(exchange: Exchange) -> Response:
-    """Token ids of a text."""
+    """The token ids of a text."""
     body = await exchange.body(TokenizeBody)
     target = await exchange.target(body.model)
     check_texts([body.prompt], exchange.ingress.settings.limits, "prompt")
@@ -20,7 +20,7 @@ async def tokenize(exchange: Exchange) -> Response:
 
 
 async def detokenize(exchange: Exchange) -> Response:
-    """Text of token ids."""
+    """The text of token ids."""
     body = await exchange.body(DetokenizeBody)
     target = await exchange.target(body.model)
     return exchange.json({"prompt": await exchange.wait(target.handle.detokenize(body.tokens))})

@@ -77,7 +77,7 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
 
 
 def _check_unsupported(form: FormData) -> None:
-    """Refuse what would be passed over in silence."""
+    """Refuse parameters that would otherwise be ignored silently."""
     if _text(form, "stream").lower() in ("true", "1"):
         raise UnsupportedError("streamed transcriptions are not supported", param="stream")
     if _text(form, "prompt"):

@@ -1,0 +1,298 @@
+"""Runs a processor's stages in this process: each row moves from stage to stage by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from functools import partial
+from typing import Any
+
+from penstock.batch.job.policy import ErrorPolicy
+from penstock.batch.pipeline.map_kwargs import workers
+from penstock.batch.pipeline.offload import Offload
+from penstock.batch.pipeline.pipeline import Asked
+from penstock.batch.rows.retry import Tries
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.rows.user_code import ends_task, is_ctrl_c, user_error
+from penstock.batch.stages.base import StatefulStage
+from penstock.batch.stages.engine import EngineRequests
+from penstock.batch.stages.text import ChatTemplates, Tokens
+from penstock.errors import ConfigError, JobError, PenstockError, UserCodeError, text_of, told
+from penstock.types import Usage
+
+DEFAULT_BATCH_SIZE = 32
+_log = logging.getLogger(__name__)
+_OWN = ("num_input_tokens", "num_generated_tokens", "num_cached_tokens")
+_PROMPT = ("prompt_tokens", "input_tokens")
+_ANSWER = ("completion_tokens", "output_tokens")
+_DETAILS = ("prompt_tokens_details", "input_tokens_details")
+
+
+class StagePool:
+    """The workers of one stage.
+
+    Each has at most so many rows at a time; the least busy one takes the next.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        stage: StatefulStage,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        concurrency: int | Sequence[int] = 1,
+    ) -> None:
+        assert stage.fn is not None
+        self.name = name
+        self._stage = stage
+        self._count = workers({"concurrency": concurrency} | stage.map_batches_kwargs, name)
+        self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
+        self._workers: list[_Worker] = []
+        self.capacity = 0
+        self.places: asyncio.Semaphore | None = (
+            None  # once started, unless none brings more than fit
+        )
+
+    async def start(self) -> None:
+        """Make the workers and start them.
+
+        Raises `PenstockError`; what it started, `stop` stops.
+        """
+        fn, kwargs = self._stage.fn, self._stage.fn_constructor_kwargs
+        assert fn is not None
+        try:
+            self._workers = [_Worker(fn(**kwargs)) for _ in range(self._count)]
+        except TypeError as error:
+            raise ConfigError(
+                f"{fn.__name__} cannot be made: {text_of(error)}", field=self.name
+            ) from error
+        except BaseException as error:
+            if is_ctrl_c(error):
+                raise
+            raise user_error(error, f"{fn.__name__} cannot be made") from error
+        await _all_or_none(worker.start() for worker in self._workers)
+        for worker in self._workers:
+            worker.most = getattr(worker.instance, "most_in_flight", None) or self._batch_size
+            self.capacity += worker.most
+        self.places = asyncio.Semaphore(self.capacity)
+
+    @property
+    def worker(self) -> Any:
+        return self._workers[0].instance
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(worker.stop() for worker in self._workers), return_exceptions=True)
+
+    def end(self) -> None:
+        """Nothing is to be tried again."""
+        for worker in self._workers:
+            if hasattr(worker.instance, "ending"):
+                worker.instance.ending = True
+
+    async def process(self, row: dict[str, Any]) -> Mapping[str, Any]:
+        """The columns that the stage adds to the row. Raises `PenstockError`."""
+        if self.places is not None:
+            await self.places.acquire()
+        worker = self._workers[0] if self._count == 1 else min(self._workers, key=_room_taken)
+        worker.busy += 1
+        worker.taken += 1
+        try:
+            made = await worker.process(row)
+        except PenstockError:
+            raise
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            _log.debug("stage %s failed", self.name, exc_info=True)
+            raise user_error(error) from error
+        finally:
+            worker.busy -= 1
+            if self.places is not None:
+                self.places.release()
+        if made.__class__ is not dict and not isinstance(made, Mapping):
+            maker = self._stage.fn and self._stage.fn.__name__
+            raise UserCodeError(f"{maker} gave a {type(made).__name__}, no dict")
+        return made
+
+
+class _Worker:
+    """One instance of a stage's class. Plain methods run in a thread of the worker's own."""
+
+    def __init__(self, instance: Any) -> None:
+        self.instance = instance
+        self.busy = 0
+        self.taken = 0
+        self.most = 1
+        self.process: Callable[[dict[str, Any]], Awaitable[Any]] = instance.process
+        self._offload: Offload | None = None
+        if not inspect.iscoroutinefunction(instance.process):
+            self._offload = Offload()
+            self.process = self._in_thread
+
+    async def start(self) -> None:
+        try:
+            await _called(self.instance, "start")
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            raise user_error(error, f"{type(self.instance).__name__} cannot be started") from error
+
+    def _in_thread(self, row: dict[str, Any]) -> Awaitable[Any]:
+        assert self._offload is not None
+        return self._offload.submit(partial(self.instance.process, row))
+
+    async def stop(self) -> None:
+        if self._offload is not None:
+            self._offload.close()
+        try:
+            await _called(self.instance, "stop")
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            _log.warning("%s could not be stopped: %s", type(self.instance).__name__, told(error))
+            _log.debug("where that arose", exc_info=True)
+
+
+class StageChain:
+    """A processor's stages, one after another: the step of its jobs.
+
+    `batch_size` and `concurrency` are those of a stage that does not say otherwise.
+
+    A row's `request` holds its columns; its outcome's `parsed` those that the stages have made. A
+    stage tries again by itself what it knows may pass; what `policy` says is to be tried is tried
+    here, up to `max_attempts` times.
+    """
+
+    def __init__(
+        self,
+        stages: Mapping[str, StatefulStage],
+        batch_size: int,
+        concurrency: int | Sequence[int],
+        *,
+        policy: ErrorPolicy,
+        max_attempts: int = 1,
+    ) -> None:
+        self._policy = policy
+        self._max_attempts = max_attempts
+        self._ending = False
+        self._pools = [
+            StagePool(name, stage, batch_size, concurrency)
+            for name, stage in stages.items()
+            if stage.fn is not None
+        ]
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncGenerator[int, None]:
+        try:
+            await _all_or_none(pool.start() for pool in self._pools)
+            if len(self._pools) == 1:  # as many as it has room for come here
+                self._pools[0].places = None
+            yield sum(pool.capacity for pool in self._pools) or 1  # every stage can be full at once
+        finally:
+            await asyncio.gather(*(pool.stop() for pool in self._pools))
+
+    async def answer(self, row: Row, tries: Tries) -> Outcome:
+        tries.count = 1
+        values: dict[str, Any] = row.request
+        added: dict[str, Any] = {}
+        usage: Usage | None = None
+        for pool in self._pools:
+            tries.stage = pool.name
+            while True:
+                try:
+                    made = await pool.process(values | added)
+                    break
+                except JobError:
+                    raise
+                except PenstockError as error:
+                    again = (
+                        self._policy.action(error.kind) == "retry"
+                        and tries.count < self._max_attempts
+                    )
+                    if self._ending or not again:
+                        raise
+                    tries.count += 1
+            added |= made
+            if (spent := usage_of(made)) is not None:
+                usage = spent if usage is None else usage + spent
+        return Outcome(None, None, added.get("finish_reason"), usage, parsed=added)
+
+    def asked(self, row: Row) -> Asked | None:
+        workers = [pool.worker for pool in self._pools]
+        first = next(
+            (worker for worker in workers if not isinstance(worker, ChatTemplates | Tokens)), None
+        )
+        return first.asked(row.request) if isinstance(first, EngineRequests) else None
+
+    def end(self) -> None:
+        self._ending = True
+        for pool in self._pools:
+            pool.end()
+
+
+async def _all_or_none(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Start all side by side; where one fails, the others have ended too when this raises: nothing
+    starts later on.
+    """
+    tasks = [asyncio.ensure_future(start) for start in starts]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+async def _called(instance: Any, method: str) -> None:
+    call = getattr(instance, method, None)
+    if call is not None:
+        result = call()
+        if inspect.isawaitable(result):
+            await result
+
+
+def _room_taken(worker: _Worker) -> tuple[float, int]:
+    return worker.busy / worker.most, worker.taken
+
+
+def usage_of(columns: Mapping[str, Any]) -> Usage | None:
+    """The tokens that a stage's columns tell of: an engine's own, or those of an API's answer."""
+    if "num_input_tokens" in columns:
+        prompt, answer, cached = map(columns.get, _OWN)
+        return Usage(
+            prompt if isinstance(prompt, int) else 0,
+            answer if isinstance(answer, int) else 0,
+            cached if isinstance(cached, int) else 0,
+        )
+    said = columns.get("usage")
+    if said is None and isinstance(answer := columns.get("http_response"), dict):
+        said = answer.get("usage")
+    if not isinstance(said, dict):
+        return None
+    cached = sum(
+        _number(part, "cached_tokens")
+        for name in _DETAILS
+        if isinstance(part := said.get(name), dict)
+    )
+    usage = Usage(
+        sum(_number(said, name) for name in _PROMPT),
+        sum(_number(said, name) for name in _ANSWER),
+        cached,
+    )
+    return usage if usage != Usage() else None
+
+
+def _number(said: Mapping[str, Any], name: str) -> int:
+    value = said.get(name)
+    return value if isinstance(value, int) else 0

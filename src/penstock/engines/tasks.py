@@ -1,0 +1,158 @@
+"""What can be asked of a model: the table of tasks, and the methods that users call.
+
+A class that runs or reaches a model implements `generate`, `answer` and `control`. Users call the
+methods named after tasks and operations, which pass on to these three. A subclass may override any
+of those methods; our own code therefore calls them too, where it asks another object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from penstock.engines.deltas import BatchedDeltas, Batches, Deltas, in_batches
+from penstock.types import (
+    ChatRequest,
+    Classifications,
+    ClassifyRequest,
+    CompletionRequest,
+    Delta,
+    EmbeddingRequest,
+    Embeddings,
+    RerankRequest,
+    Scores,
+    Transcription,
+    TranscriptionRequest,
+)
+
+
+class Task(NamedTuple):
+    """The types of a task's request and result. A task that `streams` gives many results."""
+
+    request: Any
+    result: Any
+    streams: bool = False
+
+
+TASKS: dict[str, Task] = {
+    "chat": Task(ChatRequest, Delta, streams=True),
+    "completions": Task(CompletionRequest, Delta, streams=True),
+    "embeddings": Task(EmbeddingRequest, Embeddings),
+    "score": Task(RerankRequest, Scores),
+    "rerank": Task(RerankRequest, Scores),
+    "classify": Task(ClassifyRequest, Classifications),
+    "transcriptions": Task(TranscriptionRequest, Transcription),
+    "tokenize": Task(str, list[int]),
+    "detokenize": Task(list[int], str),
+}
+
+
+def task_of(request: ChatRequest | CompletionRequest) -> str:
+    """The task of a request for `generate`."""
+    return "chat" if isinstance(request, ChatRequest) else "completions"
+
+
+def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches:
+    """The batches of a model, asked by the method of the task if a subclass has its own."""
+    task = task_of(request)
+    method = getattr(model, task)
+    if getattr(method, "__func__", None) is getattr(Tasks, task):
+        return model.generate(request)  # without the layers of the sugar
+    return in_batches(method(request))
+
+
+class Tasks:
+    """A method for each task, on top of `generate` and `answer`."""
+
+    def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        """Continue a conversation or a prompt. Closing the batches early aborts the request."""
+        raise NotImplementedError
+
+    async def answer(self, task: str, request: Any) -> Any:
+        """The result of a task that does not stream."""
+        raise NotImplementedError
+
+    def chat(self, request: ChatRequest) -> Deltas:
+        """Continue a conversation. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self.generate(request))
+
+    def completions(self, request: CompletionRequest) -> Deltas:
+        """Continue a prompt. Closing the deltas early aborts the request."""
+        return BatchedDeltas(self.generate(request))
+
+    def embeddings(self, request: EmbeddingRequest) -> Coroutine[Any, Any, Embeddings]:
+        return self.answer("embeddings", request)
+
+    def score(self, request: RerankRequest) -> Coroutine[Any, Any, Scores]:
+        """Score documents against a query; unsorted, as `rerank`."""
+        return self.answer("score", request)
+
+    def rerank(self, request: RerankRequest) -> Coroutine[Any, Any, Scores]:
+        """Score documents against a query."""
+        return self.answer("rerank", request)
+
+    def classify(self, request: ClassifyRequest) -> Coroutine[Any, Any, Classifications]:
+        """Sort texts into the model's classes."""
+        return self.answer("classify", request)
+
+    def transcriptions(self, request: TranscriptionRequest) -> Coroutine[Any, Any, Transcription]:
+        return self.answer("transcriptions", request)
+
+    def tokenize(self, text: str) -> Coroutine[Any, Any, list[int]]:
+        """Token ids of a text, special tokens in it recognised, none added."""
+        return self.answer("tokenize", text)
+
+    def detokenize(self, token_ids: Sequence[int]) -> Coroutine[Any, Any, str]:
+        """Text of token ids, special tokens left out."""
+        return self.answer("detokenize", list(token_ids))
+
+
+PauseMode = Literal["wait", "abort", "keep"]
+
+
+class Operations:
+    """What operators ask of a running engine, as methods."""
+
+    async def control(self, operation: str, **options: Any) -> Any:
+        """Do an operation. Its options are those of the method of its name."""
+        raise NotImplementedError
+
+    async def sleep(self, level: int = 1) -> None:
+        """Give memory back until `wakeup`."""
+        await self.control("sleep", level=level)
+
+    async def wakeup(self) -> None:
+        await self.control("wakeup")
+
+    async def is_sleeping(self) -> bool:
+        """Whether the engine is asleep."""
+        return bool(await self.control("is_sleeping"))
+
+    async def pause(self, mode: PauseMode = "wait") -> None:
+        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep"
+        holds them.
+        """
+        await self.control("pause", mode=mode)
+
+    async def resume(self) -> None:
+        await self.control("resume")
+
+    async def is_paused(self) -> bool:
+        """Whether the engine is paused."""
+        return bool(await self.control("is_paused"))
+
+    async def reset_prefix_cache(self) -> None:
+        await self.control("reset_prefix_cache")
+
+    async def start_profile(self) -> None:
+        await self.control("start_profile")
+
+    async def stop_profile(self) -> None:
+        """End a profile and write it."""
+        await self.control("stop_profile")
+
+    async def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a method on every worker of the engine."""
+        return await self.control("collective_rpc", method=method, args=args, kwargs=kwargs or {})
