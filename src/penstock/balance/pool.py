@@ -97,7 +97,7 @@ class Pool(Generic[M]):
         self._some_away = True
 
     def replace(self, members: Iterable[M]) -> list[M]:
-        """Replace the members. Returns those that are gone."""
+        """Replace the members. Returns the removed ones."""
         before, self.members = self.members, tuple(members)
         self._ready, self._some_away = self.members, True
         left = {member.id for member in self.members}

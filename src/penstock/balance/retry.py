@@ -1,4 +1,4 @@
-"""Retries with exponential back-off."""
+"""Retries with exponential back-off and jitter."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ from msgspec import Struct
 def read(body: bytes, form: Any) -> Any:
     """Parse a body into `form`: a struct, or a union or list of structs.
 
-    A malformed field gets its default. Fields without a default, and those that the struct lists in
-    `needed`, must be well-formed if present. Raises `ValueError` otherwise, and for invalid JSON.
+    A malformed field gets its default. Required fields, and present ones that the struct lists in
+    `needed`, must be well-formed. Raises `ValueError` otherwise, and for invalid JSON.
     """
     return _as(parsed(body), form)
 

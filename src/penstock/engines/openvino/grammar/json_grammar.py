@@ -584,7 +584,7 @@ def _fewer(node: Node, count: int) -> Node:
 
 _QUOTE, _BACKSLASH = literal('"'), literal("\\")
 _NAME_PART = 200
-"""Names are told apart by at most so many of their first characters."""
+"""Names are compared by at most so many of their first characters."""
 
 
 def _validator(schema: Any) -> Any:
