@@ -110,7 +110,8 @@ def _fill_closed_streams() -> None:
             os.open(os.devnull, flags)  # takes the lowest free number, which is this one
             os.set_inheritable(descriptor, True)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115 (as long as the process)
+        # It stays open as long as the process.
+        sys.stderr = open(2, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
 
 
 def _drop_output() -> None:

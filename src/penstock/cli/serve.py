@@ -233,7 +233,8 @@ def models(url: str, api_key: str | None) -> None:
     rows = [("MODEL", "STATE", "CONTEXT", "ENGINE", "REASON")]
     for card in _client(url, api_key).models():
         cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
-        rows.append(tuple("-" if cell is None else str(cell) for cell in cells))  # type: ignore[arg-type]
+        row = tuple("-" if cell is None else str(cell) for cell in cells)
+        rows.append(row)  # type: ignore[arg-type]
     click.echo(plain_table(rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from penstock.config import MASK, masked
@@ -29,7 +30,7 @@ class Headers:
             where = f"{field}.{name}"
             if not isinstance(value, str):
                 raise ConfigError(f"must be a text, not {type(value).__name__}", field=where)
-            filled = _VARIABLE.sub(lambda match, where=where: _variable(match[1], where), value)  # type: ignore[misc]
+            filled = _VARIABLE.sub(partial(_value_of, where), value)
             if any(mark in name + filled for mark in "\r\n\0"):
                 raise ConfigError("must not contain line breaks", field=where)
             self.values[name] = filled
@@ -57,6 +58,10 @@ class Headers:
 def bearer(variable: str | None, *, field: str = "api_key_env") -> dict[str, str]:
     """The header with the key from the environment's `variable`; empty for None."""
     return {"Authorization": f"Bearer {_variable(variable, field)}"} if variable else {}
+
+
+def _value_of(field: str, match: re.Match[str]) -> str:
+    return _variable(match[1], field)
 
 
 def _variable(name: str, field: str) -> str:

@@ -112,7 +112,9 @@ class SamplingBody(Struct, kw_only=True):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
             structured=self._structured(),
-            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+            **{  # type: ignore[arg-type]
+                name: value for name, value in given.items() if value is not None
+            },
         )
 
     def _structured(self) -> StructuredOutput | None:

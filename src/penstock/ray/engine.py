@@ -68,6 +68,7 @@ class RayEngine(LLMEngine):
         self._own_cluster = not await asyncio.to_thread(connect, cpus([self._config]))
         try:
             handle = await asyncio.to_thread(self._deploy)
+            # Ray Serve does not announce it.
             while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
             capabilities = await handle.capabilities.remote()

@@ -87,4 +87,8 @@ def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
 def twice_in(names: Sequence[str]) -> str | None:
     """The first name that stands among `names` a second time."""
     seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

@@ -236,7 +236,8 @@ def _stopped() -> EngineDeadError:
 def _has_files(payload: Any) -> bool:
     if not isinstance(payload, Mapping):
         return False
-    for value in payload.values():  # noqa: SIM110 - a generator would cost each row more than the rest of this
+    # A generator would cost each row more than the rest of this.
+    for value in payload.values():  # noqa: SIM110
         if value.__class__ not in _NO_FILES and _is_file(value):
             return True
     return False

