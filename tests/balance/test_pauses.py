@@ -9,8 +9,8 @@ from penstock.balance.pauses import Pauses, job_pauses, note_pause, span
 
 
 @pytest.fixture(autouse=True)
-def nothing_told(monkeypatch):
-    monkeypatch.setattr(pauses, "_told", {})
+def nothing_reported(monkeypatch):
+    monkeypatch.setattr(pauses, "_silent_until", {})
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""Choosing between several servers or replicas, and leaving them alone when they ask for it."""
+"""Load balancing between servers or replicas: pool, policies, circuit breaker, limiter, retries."""

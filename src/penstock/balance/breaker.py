@@ -1,4 +1,4 @@
-"""Leaves a server alone that is ill, and finds out when it is well again."""
+"""A circuit breaker for a server that fails; probes decide when it opens and closes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ LONGEST_COOLDOWN_S = 30.0
 
 
 class CircuitBreaker:
-    """Closed while the server counts as well.
+    """Closed while the server counts as healthy.
 
-    A request that fails while others are answered speaks against itself, so what makes a server a
-    suspect are `trip_after` failures without an answer between: of as many different requests, or
-    of connections. Only a probe convicts it, never a request of somebody's: until that has failed,
-    requests go on. Then the breaker is open for `cooldown_s`, until the next probe; after each that
-    fails for twice as long.
+    A request that fails while others succeed is itself the likely cause. So a server becomes a
+    suspect only after `trip_after` failures without an answer in between, of different requests or
+    of connections. Only a failed probe opens the breaker; until then requests go on. It stays open
+    for `cooldown_s`, until the next probe, and after each further probe that fails for twice as
+    long.
     """
 
     def __init__(self, trip_after: int, cooldown_s: float, clock: Callable[[], float]) -> None:
@@ -33,29 +33,27 @@ class CircuitBreaker:
 
     @property
     def suspected(self) -> bool:
-        """Whether there is reason to probe a server that counts as well."""
+        """Whether a server that still counts as healthy should be probed."""
         return self.closed and len(self._failed) + self._unreachable >= self._trip_after
 
     @property
     def wait_s(self) -> float:
-        """Seconds until the next probe, or the next request where it is closed; infinite while a
-        probe will tell.
-        """
+        """Seconds until the next probe: 0 if the breaker is closed, infinite while a probe runs."""
         if self._open_until is None:
             return 0.0
         return float("inf") if self._probing else max(self._open_until - self._clock(), 0.0)
 
     @property
     def probe_due(self) -> bool:
-        """Whether a probe is to go now."""
+        """Whether a probe should start now."""
         return not self._probing and (self.suspected if self.closed else self.wait_s == 0)
 
     def begin_probe(self) -> None:
-        """A probe goes, as `probe_due` says."""
+        """Record that a probe has started."""
         self._probing = True
 
     def probed(self, well: bool | None) -> None:
-        """What the probe found; None for nothing."""
+        """Record a probe's outcome; `well` is None if the probe was inconclusive."""
         self._probing = False
         if well:
             self._proven_until = self._clock() + self._first_cooldown
@@ -64,18 +62,20 @@ class CircuitBreaker:
             self.trip()
 
     def answered(self) -> None:
-        """The server answered a request, whatever it said."""
+        """Record that the server answered a request, with whatever status."""
         if self._failed or self._unreachable or self._open_until is not None:
             self._clear()
 
     def failed(self, request: Hashable) -> None:
-        """A request failed that the server had got. Asked again, it is the same `request`."""
-        # So that many bad ones at once are not as many probes.
+        """Record that a request failed after it reached the server. A retry counts as the same
+        `request`.
+        """
+        # A recent probe succeeded: a burst of bad requests does not cause one probe each.
         if self._clock() >= self._proven_until:
             self._failed.add(request)
 
     def unreachable(self) -> None:
-        """No connection could be made."""
+        """Record that a connection failed."""
         self._unreachable += 1
 
     def trip(self) -> None:

@@ -1,9 +1,9 @@
-"""When the next request may leave: rates, concurrency, and what the server says of them.
+"""Limits when requests may leave, by rates, concurrency and the server's own back-pressure.
 
-Concurrency follows the server by additive increase and multiplicative decrease, as TCP's window
-does: an answer widens it by a fraction of a request, a 429, a 503, or a timeout while nobody else
-is answered halves it. No library does that, and none takes back an estimate of tokens when the true
-number is known; both need the same small state, so the rates are here as well.
+Concurrency adapts by additive increase and multiplicative decrease, like TCP's window: an answer
+widens it by a fraction of a request; a 429, a 503, or a timeout while nobody else is answered
+halves it. No library does that, and none corrects an estimate of tokens once the true number is
+known. Both need the same small state, so the rates are here as well.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from penstock.errors import UpstreamError
 
 Rate = Annotated[float, Meta(gt=0)]
 Verdict = Literal["answered", "throttled", "late", "unknown"]
-"""What a request taught of the server's limits. "late" is one that was not answered in time,
-"unknown" a failure that says nothing of them.
+"""What a request's outcome says about the server's limits. "late" means a timeout, "unknown" a
+failure that says nothing about them.
 """
 
 FIRST_COOLDOWN_S = 0.5
@@ -34,17 +34,17 @@ _NEVER = float("-inf")
 refused_alone: ContextVar[Callable[[], bool]] = ContextVar(
     "penstock_refused_alone", default=lambda: False
 )
-"""Whether the current request is refused while others are answered: its refusals say nothing of the
-server's load.
+"""Whether the current request is refused while others are answered: its refusals say nothing about
+the server's load.
 """
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """What one server may be asked for. `adaptive` lets the concurrency fall below `concurrency`,
-    its upper bound.
+    """Limits on the requests to one server. `adaptive` lets the concurrency fall below
+    `concurrency`, its upper bound.
 
-    `longest_pause_s` is the patience with a pause that the server asks for: a longer one holds
-    nobody up, since the request that met it is given up.
+    `longest_pause_s` is the longest pause that is kept when the server asks for one. A longer pause
+    delays nobody: the request that met it is given up.
     """
 
     concurrency: Annotated[int, Meta(ge=1)] = 64
@@ -54,8 +54,8 @@ class Limits(Struct, frozen=True, kw_only=True):
     longest_pause_s: float = PATIENCE_S
 
     def shared_by(self, processes: int) -> Limits:
-        """The part of one of so many processes that ask the same server without knowing of each
-        other: each has its own concurrency, and an equal share of the rates.
+        """The limits of one of `processes` independent processes that ask the same server: each has
+        its own concurrency, and an equal share of the rates.
         """
         return msgspec.structs.replace(
             self,
@@ -67,8 +67,7 @@ class Limits(Struct, frozen=True, kw_only=True):
 class Pace:
     """Spaces amounts evenly at `per_second` (the generic cell rate algorithm, without burst).
 
-    The whole state is one time, and `reserve` never waits, so that it can also live where others
-    ask it over a wire.
+    Its state is one timestamp, and `reserve` never waits: others could use it over a wire.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -76,21 +75,23 @@ class Pace:
         self._free_at = _NEVER
 
     def reserve(self, amount: float, now: float) -> float:
-        """Seconds until the amount may go. It counts from then on, whether it goes or not."""
+        """Reserve an amount. Returns the seconds until it may go. The reservation stands even if it
+        never goes.
+        """
         start = max(self._free_at, now)
         self._free_at = start + amount * self._seconds_each
         return start - now
 
     def charge(self, amount: float) -> None:
-        """Count an amount after the fact; a negative one gives back."""
+        """Count an amount afterwards; a negative amount is a refund."""
         self._free_at += amount * self._seconds_each
 
 
 class Limiter:
-    """Admits requests to one server. Each `acquire` is followed by one `release`. Belongs to one
+    """Admits requests to one server. Each `acquire` needs one `release`. A limiter is bound to one
     event loop.
 
-    `server` names it where its pauses are told. `clock` (seconds) and `jitter` (0 to 1) are for
+    `server` is its name in reports of pauses. `clock` (seconds) and `jitter` (0 to 1) are for
     tests.
     """
 
@@ -109,7 +110,7 @@ class Limiter:
         self._jitter = jitter
         self._most = limits.concurrency
         self._window = float(limits.concurrency)
-        # Each with the time when its patience ends.
+        # Waiters, each with the time when its patience ends.
         self._waiting: deque[tuple[asyncio.Future[None], float]] = deque()
         self._tickets = 0
         self._last_cut = 0
@@ -124,15 +125,15 @@ class Limiter:
 
     @property
     def window(self) -> int:
-        """How many requests may be under way now."""
+        """How many requests may run now."""
         return int(self._window)
 
     async def acquire(self, tokens: float = 0.0) -> int:
-        """Wait for a place, for the rates, and for what the server asked for. Gives the ticket for
+        """Wait for a free slot, for the rates, and for the server's pause. Returns the ticket for
         `release`.
 
-        `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` where the server is
-        left alone for longer than a caller waits who is served.
+        `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` if a pause exceeds
+        the patience of a served request.
         """
         until = self._clock() + SERVED_PATIENCE_S if is_served.get() else float("inf")
         if self._held_until > until:
@@ -152,7 +153,7 @@ class Limiter:
         return ticket
 
     def try_acquire(self) -> int | None:
-        """What `acquire` gives, where there is nothing to wait for; else None."""
+        """As `acquire`, without waiting; None if it would have to wait."""
         if (
             self._paced
             or self._waiting
@@ -165,9 +166,7 @@ class Limiter:
         return self._tickets
 
     def release(self, ticket: int, verdict: Verdict, retry_after: float | None = None) -> None:
-        """Give the place back. `retry_after` is the pause in seconds that a throttling server
-        named.
-        """
+        """Free the slot. `retry_after` is the pause in seconds that a throttling server named."""
         self.running -= 1
         if verdict == "answered":
             self._cooldown = FIRST_COOLDOWN_S
@@ -177,38 +176,36 @@ class Limiter:
         elif verdict == "throttled" and not refused_alone.get()():
             self._throttle(ticket, retry_after)
         elif verdict == "late" and ticket > self._left_before_answer:
-            self._cut(ticket)  # else others were answered while it waited: it is slow by itself
+            self._cut(ticket)  # else others were answered meanwhile, and the request itself is slow
         if self._waiting:
             self._admit()
 
     def refused(self) -> None:
-        """A request that counts as answered was refused for load in its answer."""
+        """Throttle after a request that counts as answered: its body was a refusal for load."""
         if not refused_alone.get()():
             self._throttle(self._tickets, None)
 
     def proven(self) -> None:
-        """The server has answered what was asked to find out: those that were late before are slow
-        by themselves.
+        """Reset the window, as the server has answered a probe: requests that were late before are
+        slow themselves.
         """
         self._left_before_answer = self._tickets
         self._window = float(self._most)
         self._admit()
 
     def join(self, concurrency: int) -> None:
-        """One more asks through this limiter, with so many requests at once. The rates stay as they
-        are.
-        """
+        """Add a further user with `concurrency` requests at once. The rates stay."""
         self._most += concurrency
         self._window += concurrency
         self._admit()
 
     def leave(self, concurrency: int) -> None:
-        """Undo `join`, or what the limiter began with."""
+        """Undo a `join`, or the initial concurrency."""
         self._most = max(self._most - concurrency, 1)
         self._window = min(self._window, float(self._most))
 
     def charge(self, tokens: float) -> None:
-        """Count tokens beyond the estimate; negative for less than that."""
+        """Count tokens beyond the estimate; negative if there were fewer."""
         if self._tokens is not None:
             self._tokens.charge(tokens)
 
@@ -225,7 +222,7 @@ class Limiter:
         try:
             await waiter
         except asyncio.CancelledError:
-            # The place was its already.
+            # The slot was assigned already.
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 self._tickets += 1
                 self.release(self._tickets, "unknown")
@@ -242,8 +239,8 @@ class Limiter:
                 await asyncio.sleep(wait)
             if self._held_until <= self._clock():
                 return
-            # Its time came during a pause. All to whom that happened would go in one burst when the
-            # pause ends.
+            # The reserved time fell into a pause. Reserve again: otherwise all such requests would
+            # leave in one burst at its end.
 
     async def _hold(self, until: float) -> None:
         while (pause := self._held_until - self._clock()) > 0:
@@ -252,8 +249,8 @@ class Limiter:
             await asyncio.sleep(pause * (1 + 0.1 * self._jitter()))  # not all in the same instant
 
     def _throttle(self, ticket: int, retry_after: float | None) -> None:
-        """Requests that left before the last cut say nothing new, so one burst of refusals is one
-        cut.
+        """Cut the window once for a burst of refusals: requests that left before the last cut say
+        nothing new.
         """
         narrow = self._window < 2 or not self.limits.adaptive
         fresh = self._cut(ticket)
@@ -264,7 +261,7 @@ class Limiter:
             if retry_after > self.limits.longest_pause_s:
                 return
         elif narrow and fresh:
-            # One at a time is still too much, and nobody says how long to wait.
+            # Even one request at a time is too much, and the server names no pause.
             retry_after = self._cooldown
             self._cooldown = min(2 * self._cooldown, LONGEST_COOLDOWN_S)
             note_pause(self._server, retry_after, is_named=False)
@@ -284,7 +281,7 @@ class Limiter:
         )
 
     def _cut(self, ticket: int) -> bool:
-        """Halve the concurrency, and say so; not where that was done since the request left."""
+        """Halve the concurrency and return True, unless it was cut since the request left."""
         if ticket <= self._last_cut:
             return False
         self._last_cut = self._tickets
@@ -300,11 +297,10 @@ _shared: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[_Key, 
 
 
 def shared_limiter(server: str, limits: Limits) -> Limiter:
-    """The one limiter of this event loop for `server` at these rates, for workers that ask the same
-    server.
+    """The limiter that this event loop's workers share for one `server` and the same rates.
 
-    They share the rates, and what the server says of its load; the concurrency of each is added.
-    Each calls `leave(limits.concurrency)` when it stops.
+    Workers share the rates and the server's back-pressure; their concurrencies add up. Each worker
+    calls `leave(limits.concurrency)` when it stops.
     """
     limiters = _shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
     key = (server, limits.requests_per_minute, limits.tokens_per_minute, limits.adaptive)

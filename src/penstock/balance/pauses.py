@@ -1,5 +1,5 @@
-"""The patience with servers that refuse for load. Tells of their pauses, in the log and to the job
-that meets them.
+"""Patience with overloaded servers. Reports their pauses to the log and to the job that meets
+them.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from contextvars import ContextVar
 from msgspec import Struct
 
 PATIENCE_S = 60.0
-"""How long servers that refuse for load are waited for: the longest pause that they may name, and
-how long they may answer nobody.
+"""Patience with an overloaded server: the longest pause that it may name, and how long it may
+answer nobody.
 """
 SERVED_PATIENCE_S = 5.0
-"""The same for a request whose caller waits at a connection, from its first refusal on: it can come
-again by itself.
+"""Patience for a request whose caller waits at a connection, from its first refusal on: the caller
+can retry.
 """
 is_served: ContextVar[bool] = ContextVar("penstock_is_served", default=False)
 """Whether the caller of the current task waits at a connection."""
 WORTH_TELLING_S = 5.0
-"""Shorter pauses are the ordinary way of a busy server."""
-_TOLD_AGAIN_AFTER_S = 60.0
-_told: dict[str, float] = {}
+"""Shorter pauses are not reported: every busy server asks for them."""
+_REPORT_EVERY_S = 60.0
+_silent_until: dict[str, float] = {}
 _log = logging.getLogger(__name__)
 
 
 class Pauses(Struct):
-    """What one job met: how many refusals made for a pause worth telling, the longest one in
-    seconds and whose it was, and how many requests were given up because of refusals. `shown_until`
-    is a time of `time.monotonic`.
+    """The pauses of one job: how many were worth reporting, the longest in seconds and its server,
+    and how many requests were given up because of refusals. `shown_until` is a time of
+    `time.monotonic`.
     """
 
     count: int = 0
@@ -47,25 +47,25 @@ class Pauses(Struct):
         if seconds >= self.longest_s:
             self.longest_s, self.server = seconds, server
         self.last_s = seconds
-        self.shown_until = time.monotonic() + min(seconds, _TOLD_AGAIN_AFTER_S)
+        self.shown_until = time.monotonic() + min(seconds, _REPORT_EVERY_S)
 
     @property
     def is_now(self) -> bool:
-        """Whether the last one is not over, or was named within the last minute."""
+        """Whether the last pause still lasts and began within the last minute."""
         return time.monotonic() < self.shown_until
 
 
 job_pauses: ContextVar[Pauses | None] = ContextVar("penstock_pauses", default=None)
-"""Those of the job that the current task belongs to."""
+"""The pauses of the current task's job."""
 
 
 def patience() -> float:
-    """That of the current task, in seconds."""
+    """The current task's patience in seconds."""
     return SERVED_PATIENCE_S if is_served.get() else PATIENCE_S
 
 
 def note_given_up() -> None:
-    """A request of the current task was given up, because a server did not stop to refuse it."""
+    """Count a request of the current task that was given up, because a server kept refusing it."""
     if (pauses := job_pauses.get()) is not None:
         pauses.given_up += 1
 
@@ -78,18 +78,20 @@ def note_pause(
     is_named: bool = True,
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """A server that refused a request is to be left alone for so long, because it asks for that or
-    (`is_named` false) because it has refused before. `is_kept`: it is.
+    """Report that a server is paused for `seconds` after a refusal.
+
+    The server asks for the pause or, with `is_named` False, has refused repeatedly. With `is_kept`
+    False the pause is too long, and the requests are given up.
     """
     if seconds < WORTH_TELLING_S:
         return
     if (pauses := job_pauses.get()) is not None:
         pauses.note(server, seconds, is_kept=is_kept)
     now = clock()
-    if now >= _told.get(server, now):  # one refusal speaks for all of a burst
-        if len(_told) > 1000:
-            _told.clear()
-        _told[server] = now + _TOLD_AGAIN_AFTER_S
+    if now >= _silent_until.get(server, now):  # one log line for a burst of refusals
+        if len(_silent_until) > 1000:
+            _silent_until.clear()
+        _silent_until[server] = now + _REPORT_EVERY_S
         why = (
             "asks for a pause of" if is_named else "refuses requests for load and is left alone for"
         )
@@ -102,7 +104,7 @@ def note_pause(
 
 
 def span(seconds: float) -> str:
-    """A time in its two largest units, for a person: "1 h 30 min"."""
+    """A duration for people, in its two largest units: "1 h 30 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     for unit, size, part, name in (

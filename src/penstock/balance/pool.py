@@ -1,4 +1,4 @@
-"""Chooses between several that answer the same: replicas, upstream servers, ranks."""
+"""A pool of equivalent members: replicas, upstream servers, ranks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from penstock.types import ChatRequest, CompletionRequest
 
 
 class Member:
-    """One of a pool. Keeps `penstock.balance.policies.base.Replica`.
+    """A member of a pool. Implements `penstock.balance.policies.base.Replica`.
 
-    `running` counts the requests under way. Members get requests in proportion to their `weight`.
+    `running` counts its running requests. Members get requests in proportion to their `weight`.
     """
 
     def __init__(self, id: str, weight: float = 1.0) -> None:
@@ -31,7 +31,7 @@ class Member:
         return self.running / self.weight
 
     def is_ready(self, now: float) -> bool:
-        """Whether requests may go there. `now` is a time of the event loop."""
+        """Whether requests may go to this member. `now` is a time of the event loop."""
         return self.avoided_until <= now
 
 
@@ -39,7 +39,7 @@ M = TypeVar("M", bound=Member)
 
 
 class Pool(Generic[M]):
-    """Chooses a member for each request by `policy`. Belongs to one event loop."""
+    """Chooses a member for each request by `policy`. A pool is bound to one event loop."""
 
     def __init__(self, policy: RoutingPolicy, members: Iterable[M] = ()) -> None:
         self.policy = policy
@@ -47,22 +47,24 @@ class Pool(Generic[M]):
         self._some_away = False
 
     def route(self, prompt: bytes, *, session: str = "", adapter: str = "") -> RouteRequest:
-        """What the policy needs to know of a request."""
+        """What the policy reads of a request: session, adapter, and the prompt's blocks if it uses
+        them.
+        """
         blocks = byte_blocks(prompt) if prompt and self.policy.reads_blocks else ()
         if adapter and blocks:
             blocks = [hash((adapter, block)) for block in blocks]
         return RouteRequest(session, adapter, blocks)
 
     def route_of(self, request: Any) -> RouteRequest:
-        """As `route`, of a request in the neutral types."""
+        """As `route`, for a request in the neutral types."""
         adapter = getattr(request, "adapter", None) or ""
         if self.policy.reads_blocks:
             return self.route(prompt_of(request), adapter=adapter)
         return RouteRequest(adapter=adapter) if adapter else ANYWHERE
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
-        """The policy's choice of the ready members that are not in `tried`; None if there is
-        none.
+        """The policy's choice among the ready members outside `tried`; None if there is no such
+        member.
         """
         ready = self.ready(tried) if tried or self._some_away else self._ready
         if len(ready) < 2:
@@ -70,13 +72,16 @@ class Pool(Generic[M]):
         return self.policy.choose(route, ready)
 
     async def obtain(self, failover: Failover[M]) -> M:
-        """Wait for a member where all that are ready have failed. Raises what ends the wait."""
+        """Wait for a member after all ready ones have failed. Raises the error that ends the
+        wait.
+        """
         raise NotImplementedError
 
     def ready(self, tried: Collection[str] = ()) -> tuple[M, ...]:
         """The members to which requests may go, without those in `tried`.
 
-        It is the same tuple until that changes: policies derive what they know of it once.
+        The tuple keeps its identity until the members change: policies cache what they derive from
+        it.
         """
         if self._some_away:
             now = _now()
@@ -87,12 +92,12 @@ class Pool(Generic[M]):
         return tuple([one for one in self._ready if one.id not in tried]) if tried else self._ready
 
     def avoid(self, member: M, seconds: float) -> None:
-        """Let no request go to a member for a while."""
+        """Keep requests away from a member for `seconds`."""
         member.avoided_until = _now() + seconds
         self._some_away = True
 
     def replace(self, members: Iterable[M]) -> list[M]:
-        """These are the members now. Gives those that are gone."""
+        """Replace the members. Returns the removed ones."""
         before, self.members = self.members, tuple(members)
         self._ready, self._some_away = self.members, True
         left = {member.id for member in self.members}
@@ -103,7 +108,7 @@ class Pool(Generic[M]):
 
 
 class Failover(Generic[M]):
-    """One request's way from member to member: those in `tried` have failed it."""
+    """One request's failover from member to member. The members in `tried` have failed."""
 
     def __init__(self, pool: Pool[M], route: RouteRequest) -> None:
         self.route = route
@@ -112,18 +117,18 @@ class Failover(Generic[M]):
         self._waits_since: float | None = None
 
     async def next(self) -> M:
-        """The member to ask now. It counts as tried from now on."""
+        """The next member to ask. It counts as tried from now on."""
         member = self._pool.choose(self.route, self.tried) or await self._pool.obtain(self)
         self.tried.add(member.id)
         return member
 
     @property
     def has_other(self) -> bool:
-        """Whether there is a member that can be asked at once."""
+        """Whether an untried member is ready."""
         return bool(self._pool.ready(self.tried))
 
     def patience_left(self, seconds: float) -> float:
-        """How much is left of so many seconds, which begin with the request's first wait."""
+        """Seconds left of a patience of `seconds`, which starts at the request's first wait."""
         now = _now()
         if self._waits_since is None:
             self._waits_since = now
@@ -135,10 +140,9 @@ def _now() -> float:
 
 
 def prompt_of(request: Any) -> bytes:
-    """A policy reads a request's prompt in JSON, as it stands in a body of OpenAI's.
+    """A request's prompt as policies read it: JSON, as in a body of OpenAI's API.
 
-    A packed request will not do: there the length of a prompt comes before it, so that prompts
-    that begin alike would not.
+    Msgpack will not do: it puts a prompt's length first, so common prefixes would be lost.
     """
     if isinstance(request, ChatRequest):
         return msgspec.json.encode(request.messages)

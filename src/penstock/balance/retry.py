@@ -1,4 +1,4 @@
-"""Whether something that failed is tried again, and after which pause."""
+"""Retries with exponential back-off and jitter."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ _DOUBLINGS = 60
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """At most `most` attempts. Pauses begin at `first_s` and double up to `longest_s`."""
+    """A retry policy: at most `most` attempts, with pauses that double from `first_s` to
+    `longest_s`.
+    """
 
     most: int
     first_s: float
     longest_s: float
 
     def pause(self, failure: Exception, attempts: int) -> float | None:
-        """Seconds until the next attempt after so many that failed.
+        """Seconds until the next attempt, after `attempts` failures.
 
-        None for no more: they were enough, the failure names a pause that is longer than the
-        patience, or it was given up already.
+        None ends the retries: there were enough, the failure names a pause beyond the patience, or
+        the request was given up already.
         """
         named = getattr(failure, "retry_after", None) or 0.0
         if attempts >= self.most or named > patience() or getattr(failure, "given_up", False):
@@ -36,7 +38,9 @@ class Retry(Struct, frozen=True, kw_only=True):
     async def run(
         self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]
     ) -> T:
-        """What `attempt` gives in the end. Raises the last failure, or the first not to pass."""
+        """Run `attempt` until it succeeds and return its result. Raises the last failure, or the
+        first that `may_pass` rejects.
+        """
         attempts = 0
         while True:
             try:
@@ -50,16 +54,19 @@ class Retry(Struct, frozen=True, kw_only=True):
 
 
 def wait_after(failure: Exception, failures: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after so many failures: the back-off, or what the last one names."""
+    """Seconds to wait after `failures` failures: the back-off, or the pause that the last one
+    names.
+    """
     wait = backoff(failures, first=first, longest=longest)
     named: float | None = getattr(failure, "retry_after", None)
     return wait if named is None else max(named, 0.1 * wait)
 
 
 def backoff(failures: int, *, first: float, longest: float) -> float:
-    """Seconds to wait after so many failures in a row: `first`, doubled each time up to `longest`.
+    """Seconds to wait after `failures` failures in a row: `first`, doubled each time up to
+    `longest`.
 
-    Jitter takes off up to half of it, so that those who failed at once do not come back at once.
+    Jitter takes off up to half, so that clients which failed together do not retry together.
     """
     whole: float = min(first * 2.0 ** min(failures - 1, _DOUBLINGS), longest)
     return whole * random.uniform(0.5, 1.0)

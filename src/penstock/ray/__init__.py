@@ -1,1 +1,1 @@
-"""The Ray runtime, and all else that knows Ray: replicas on a cluster, jobs, Ray Data."""
+"""Everything that runs on Ray: Ray Serve applications, batch jobs on a cluster, and Ray Data."""

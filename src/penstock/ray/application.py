@@ -1,4 +1,4 @@
-"""The Ray runtime: models and their ingress as a Ray Serve application."""
+"""Builds a Ray Serve application of models and their ingress."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from penstock.serve.models.handle import ModelCard
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
-"""Requests that Ray may send to a replica at once: the replica's own queue knows better how many it
-takes.
+"""Requests that Ray may send to a replica at once: the replica's own queue does the
+back-pressure.
 """
 DEFAULT_TARGET = 32.0
-"""Requests a replica that autoscaling aims at, where neither the configuration nor the engine's
-options say it.
+"""Autoscaling's target of requests a replica, if neither the configuration nor the engine's options
+imply one.
 """
 
 
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
     *("name", "placement_group_bundles", "placement_group_strategy")
 }
-"""What stands in `deployment_config` as well, where the replica reads it too."""
+"""Serve options that `deployment_config` has too, where the replica reads them."""
 
 
 def build_deployment(
@@ -54,11 +54,11 @@ def build_deployment(
     replica_host: str | None = None,
     front: tuple[str, int] | None = None,
 ) -> Application:
-    """One model as a Ray Serve application. Raises `ConfigError`. A prefill side is a deployment of
-    its own beside it.
+    """One model as a Ray Serve application; its prefill side is a second deployment. Raises
+    `ConfigError`.
 
-    Replicas listen on `replica_host`, or on the address that their node has in the cluster; for
-    clients too on the host and port of `front`, if given.
+    Replicas listen on `replica_host`, by default the address of their node in the cluster. With
+    `front`, a host and port, they also listen there for clients.
     """
     config, beside = overridden(config, override_serve_options or {})
     options = {**serve_options(config), **beside}
@@ -122,8 +122,8 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
     options = {
         "name": "OpenAiIngress",
         "max_ongoing_requests": UNLIMITED,
-        "ray_actor_options": {"num_cpus": 0},  # it waits for others nearly all of its time
-        "max_surge_percent": 100,  # a new one listens before the one that it replaces goes
+        "ray_actor_options": {"num_cpus": 0},  # the ingress mostly waits for others
+        "max_surge_percent": 100,  # a new ingress listens before its predecessor stops
         **args.ingress_deployment_config,
     }
     return _deployment(LLMIngress, options, "ingress_deployment_config").bind(
@@ -140,15 +140,15 @@ def build_application(args: LLMServingArgs, *, replica_host: str | None = None) 
 
 
 def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConfig, dict[str, Any]]:
-    """The model with what `overrides` say of its `deployment_config`, and what else they say.
-    Raises `ConfigError`.
+    """Split `overrides` between the model and Ray. Returns the model with its `deployment_config`
+    overridden, and the remaining options. Raises `ConfigError`.
     """
     own = {key: value for key, value in overrides.items() if key in _OVERRIDDEN}
     for count, other in (
         ("num_replicas", "autoscaling_config"),
         ("autoscaling_config", "num_replicas"),
     ):
-        if count in own:  # Ray takes one of them
+        if count in own:  # Ray accepts only one of them
             own.setdefault(other, None)
     given = {**asdict(config.deployment_config), **own}
     deployment = parse_options(DeploymentConfig, given, "override_serve_options")
@@ -157,7 +157,9 @@ def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConf
 
 
 def serve_options(config: LLMConfig) -> dict[str, Any]:
-    """What `serve.deployment` is given for a model."""
+    """A model's options for `serve.deployment`. Raises `ConfigError` for an unknown routing
+    policy.
+    """
     cls: Any = config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
     options: dict[str, Any] = (
@@ -175,7 +177,7 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     elif options.get("num_replicas") == "auto":
         options["autoscaling_config"] = {"target_ongoing_requests": _target(config)}
     options["max_ongoing_requests"] = UNLIMITED
-    configured_policy(config)  # refuses an unknown one now rather than in the ingress
+    configured_policy(config)  # refuses an unknown policy here rather than in the ingress
     router = dict(options.get("request_router_config") or {})
     router.pop("request_router_kwargs", None)
     options["request_router_config"] = {**router, "request_router_class": ModelRequestRouter}
@@ -183,14 +185,14 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
 
 
 def new_mark() -> str:
-    """What tells the parts of one application from those of another, or of the same one when it is
-    deployed again.
+    """A random mark for the parts of one application, so that they ignore other applications and
+    earlier deployments.
     """
     return secrets.token_hex(8)
 
 
 def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
-    """A deployment with Ray's options. Raises `ConfigError` for what Ray does not take."""
+    """A deployment with Ray's options. Raises `ConfigError` for an option that Ray refuses."""
     known = [
         name for name in inspect.signature(serve.deployment).parameters if not name.startswith("_")
     ]
@@ -208,11 +210,11 @@ def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:
 
 
 def _target(config: LLMConfig) -> float:
-    """Requests a replica: what it works on at once, with some room for the next."""
+    """The target of requests a replica: three quarters of the requests that it runs at once."""
     most, slots = (
         config.deployment_config.max_ongoing_requests,
         config.engine_kwargs.get("max_num_seqs"),
     )
     if most is None and isinstance(slots, int):
-        most = slots * parallelism(config.engine_kwargs).data  # each rank has so many
+        most = slots * parallelism(config.engine_kwargs).data  # each rank has that many slots
     return DEFAULT_TARGET if most is None else max(1.0, 0.75 * most)

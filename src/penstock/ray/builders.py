@@ -1,6 +1,4 @@
-"""What combinations of servers an application is made of. The names are those that Ray Serve LLM's
-users know.
-"""
+"""Builders of Ray Serve applications, with the names of Ray Serve LLM."""
 
 from __future__ import annotations
 
@@ -36,11 +34,11 @@ def build_llm_deployment(
     deployment_cls: type | None = None,
     settings: HttpSettings | None = None,
 ) -> Any:
-    """One model as a Ray Serve application, to be bound into others.
+    """One model as a Ray Serve application, which others can bind.
 
-    Its name is `name_prefix` ("LLMServer:") and the model's id. `override_serve_options` go before
-    what follows from the configuration, `bind_kwargs` (or `deployment_kwargs`, their older name) go
-    to the constructor of `deployment_cls`. Raises `ConfigError`, and `MissingExtraError` without
+    Its name is `name_prefix` (default "LLMServer:") and the model's id. `override_serve_options`
+    take precedence over the configuration. `bind_kwargs` (or `deployment_kwargs`, their older name)
+    go to the constructor of `deployment_cls`. Raises `ConfigError`, and `MissingExtraError` without
     Ray.
     """
     config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
@@ -55,9 +53,10 @@ def build_llm_deployment(
 
 
 async def served_model(deployment_handle: Any) -> ModelHandle:
-    """The model of a Ray Serve deployment, for code that was handed its `DeploymentHandle`:
-    `served.chat(…)` and so on go to the replicas by the model's routing policy and not through Ray.
-    Belongs to the event loop it was made in.
+    """The model of a Ray Serve deployment, for code that holds its `DeploymentHandle`.
+
+    Calls such as `served.chat(…)` go straight to the replicas by the model's routing policy, not
+    through Ray. The result is bound to the event loop that made it.
     """
     ray = lazy.require("penstock.ray.replicas", needed_by="The Ray runtime")
     return cast(ModelHandle, await ray.served_model(deployment_handle))
@@ -67,8 +66,8 @@ def build_openai_app(builder_config: Given) -> Any:
     """Models behind an OpenAI-compatible ingress, as a Ray Serve application for `serve.run` or an
     `import_path`.
 
-    With `listen` the ingress also listens itself, which spares requests the way through Ray's
-    proxy. Raises `ConfigError`, and `MissingExtraError` without Ray.
+    With `listen` the ingress opens a port of its own, so that requests bypass Ray's proxy. Raises
+    `ConfigError`, and `MissingExtraError` without Ray.
     """
     return _ray().build_application(_args(builder_config))
 
@@ -84,10 +83,10 @@ def build_dev_openai_app(builder_config: Given) -> Any:
 
 
 def build_pd_openai_app(pd_serving_args: Given) -> Any:
-    """One model behind an OpenAI-compatible ingress, with prompts computed by engines of their own:
-    `PDServingArgs`, or a mapping or file of that form, as a Ray Serve application.
+    """One model behind an OpenAI-compatible ingress, with separate prefill and decode engines, as a
+    Ray Serve application. Takes `PDServingArgs`, or a mapping or file of that form.
 
-    Raises `ConfigError`, also for two sides that do not fit, and `MissingExtraError` without Ray.
+    Raises `ConfigError`, also if the two sides do not fit, and `MissingExtraError` without Ray.
     """
     args = _args(pd_serving_args)
     if any(config.prefill_config is None for config in args.llm_configs):
@@ -104,7 +103,7 @@ def build_dp_deployment(
     deployment_cls: type | None = None,
     settings: HttpSettings | None = None,
 ) -> Any:
-    """As `build_llm_deployment`, with each replica a group of `engine_kwargs.data_parallel_size`
+    """As `build_llm_deployment`; each replica is a group of `engine_kwargs.data_parallel_size`
     ranks.
 
     Replica counts are counts of groups. Raises `ConfigError`, and `MissingExtraError` without Ray.
@@ -121,10 +120,9 @@ def build_dp_deployment(
 
 
 def build_dp_openai_app(builder_config: Given) -> Any:
-    """As `build_openai_app`, with each replica of each model a group of
-    `engine_kwargs.data_parallel_size` ranks.
+    """As `build_openai_app`; each replica is a group of `engine_kwargs.data_parallel_size` ranks.
 
-    A mapping may hold one `llm_config` in the place of `llm_configs`. Raises `ConfigError`, and
+    A mapping may hold one `llm_config` instead of `llm_configs`. Raises `ConfigError`, and
     `MissingExtraError` without Ray.
     """
     return _ray().build_application(grouped(_args(builder_config)))

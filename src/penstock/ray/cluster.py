@@ -1,6 +1,4 @@
-"""Serves an application on Ray in the foreground: on the cluster that is there, or on one of its
-own.
-"""
+"""Serves an application on Ray in the foreground, on an existing cluster or one of its own."""
 
 from __future__ import annotations
 
@@ -29,40 +27,38 @@ APP_PREFIX = "penstock-serve-"
 INGRESS_TIMEOUT_S = 120.0
 KNOCK_TIMEOUT_S = 10.0
 NODE_SHARE = 0.001
-"""How much of a machine's own resource a process asks for that must be there."""
+"""Amount of a node's own resource that pins a process to this node."""
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Of a cluster of our own: nothing big passes through it."""
+"""Size of the object store in a cluster of our own: nothing large passes through it."""
 
 
 def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None) -> None:
-    """Serve until a SIGTERM or SIGINT; then requests under way may finish, and the application
-    goes. A cluster that was started for it goes too. Raises `EngineStartError` if the ingress
-    cannot be deployed.
+    """Serve until SIGTERM or SIGINT, then drain and delete the application, and the cluster if this
+    call started it. Raises `EngineStartError` if the ingress cannot be deployed.
     """
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    told = threading.Event()
-    previous = _take_signals(told)
+    stopping = threading.Event()
+    previous = _take_signals(stopping)
     own = not connect(cpus(args.llm_configs))
-    # Ray has put a handler of its own in the place of ours, which would end all at once.
-    _take_signals(told)
+    # Ray has replaced our handler by one that would end everything at once.
+    _take_signals(stopping)
     try:
-        # Nobody joins a cluster of our own, so its replicas need not be reached from elsewhere.
+        # Nobody joins a cluster of our own, so its replicas listen on loopback only.
         application = build_application(here(args), replica_host="127.0.0.1" if own else None)
-        serve.start(proxy_location="Disabled")  # clients come to the ingress itself
+        serve.start(proxy_location="Disabled")  # clients connect to the ingress directly
         app = new_application(APP_PREFIX)
         try:
-            # Without a route: it must not take that of an application which others run behind Ray's
-            # proxy.
+            # Without a route: it might belong to another application behind Ray's proxy.
             serve.run_many(
                 [serve.RunTarget(application, app, route_prefix=None)],
                 wait_for_applications_running=False,
             )
-            _wait_for_ingress(app, told)
+            _wait_for_ingress(app, stopping)
             if args.front == "replica":
-                _wait_for_replica(app, told)
-            if not told.is_set():
+                _wait_for_replica(app, stopping)
+            if not stopping.is_set():
                 on_listening()
-            told.wait()
+            stopping.wait()
         finally:
             serve.delete(app)
     finally:
@@ -73,18 +69,20 @@ def run(args: LLMServingArgs, *, on_listening: Callable[[], None] = lambda: None
             signal.signal(number, handler)
 
 
-def _take_signals(told: threading.Event) -> dict[signal.Signals, Any]:
-    """Let SIGTERM and SIGINT set the event. Gives the handlers that they had."""
+def _take_signals(stopping: threading.Event) -> dict[signal.Signals, Any]:
+    """Let SIGTERM and SIGINT set the event. Returns the previous handlers."""
     return {
-        number: signal.signal(number, lambda *_: told.set())
+        number: signal.signal(number, lambda *_: stopping.set())
         for number in (signal.SIGTERM, signal.SIGINT)
     }
 
 
 def connect(cpus: int) -> bool:
-    """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one where there
-    is none, or where `RAY_ADDRESS` is "local". Says whether it was there. `cpus` is what one of our
-    own reckons to have, whatever the machine has: as on the local runtime, models share it.
+    """Join the cluster that `RAY_ADDRESS` names, or the one on this machine; start one if there is
+    none, or if `RAY_ADDRESS` is "local". Returns whether it existed.
+
+    A new cluster claims at least `cpus` CPUs, however many the machine has: models share them, as
+    on the local runtime.
     """
     if ray.is_initialized():
         return True
@@ -107,13 +105,13 @@ def connect(cpus: int) -> bool:
         except (
             RuntimeError,
             ValueError,
-        ) as error:  # of another version, or one that does not know us
+        ) as error:  # a cluster of another version, or one that rejects us
             why = " ".join(str(error).split())
             raise EngineStartError(
                 f"the Ray cluster at {address} (RAY_ADDRESS) cannot be joined: {why}"
             ) from None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's 15 is for background work, and engines would inherit it.
+    # Ray's default of 15 suits background work; engines would inherit it.
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
@@ -127,15 +125,15 @@ def connect(cpus: int) -> bool:
 
 
 def _knock(address: str) -> None:
-    """Raise an `OSError` if nobody listens at HOST:PORT, for which Ray would wait long."""
+    """Raise `OSError` if nobody listens at HOST:PORT: Ray itself would wait for long."""
     host, _, port = address.rpartition(":")
     if host and "/" not in host and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), KNOCK_TIMEOUT_S).close()
 
 
 def new_application(prefix: str) -> str:
-    """A name for an application of this process alone. Those with that prefix whose process was
-    killed are removed.
+    """A unique name for an application of this process. Deletes the applications with that prefix
+    whose process was killed.
     """
     dead = {job["JobID"] for job in state.jobs() if job["IsDead"]}
     for name in serve.status().applications:
@@ -145,7 +143,7 @@ def new_application(prefix: str) -> str:
 
 
 def here(args: LLMServingArgs) -> LLMServingArgs:
-    """With what listens for clients on this machine, as that is where they are told to come."""
+    """Pin the deployment that listens for clients to this machine, as its address is advertised."""
     node = {f"node:{ray.util.get_node_ip_address()}": NODE_SHARE}
     if args.front == "replica":
         (config,) = args.llm_configs
@@ -163,10 +161,10 @@ def _with(actor_options: Mapping[str, Any], resources: Mapping[str, float]) -> d
     return {**actor_options, "resources": {**(actor_options.get("resources") or {}), **resources}}
 
 
-def _wait_for_ingress(app: str, told: threading.Event) -> None:
+def _wait_for_ingress(app: str, stopping: threading.Event) -> None:
     asked = serve.get_app_handle(app).url.remote()
     waited = 0.0
-    while not told.is_set():
+    while not stopping.is_set():
         try:
             asked.result(timeout_s=0.5)
             return
@@ -181,8 +179,10 @@ def _wait_for_ingress(app: str, told: threading.Event) -> None:
             raise EngineStartError(f"the ingress could not be deployed; {_message(app)}") from None
 
 
-def _wait_for_replica(app: str, told: threading.Event) -> None:
-    while (status := serve.status().applications[app].status) != "RUNNING" and not told.wait(0.2):
+def _wait_for_replica(app: str, stopping: threading.Event) -> None:
+    while (status := serve.status().applications[app].status) != "RUNNING" and not stopping.wait(
+        0.2
+    ):
         if status == "DEPLOY_FAILED":
             raise EngineStartError(f"the replica could not be deployed; {_message(app)}")
 

@@ -1,5 +1,5 @@
-"""Processors over Ray data sets: each stage is a pool of actors, and a row never waits for more
-than its own batch.
+"""Runs processors on Ray data sets: each stage is a pool of actors, and a row waits for its own
+batch only.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from penstock.ray.replicas import served_model
 from penstock.serve.rpc.grouped_calls import GroupedModel
 
 COLUMN = "__penstock"
-"""The one column between the stages."""
+"""The only column between the stages; it holds whole rows as bytes."""
 
 
 def process_dataset(processor: Processor, dataset: Any) -> Any:
-    """The processor's output as a Ray data set, computed when it is read. Raises `ConfigError`."""
+    """The processor's output as a lazy Ray data set. Raises `ConfigError`."""
     config = processor.config
     keep = config.should_continue_on_error
     beginning = Beginning(processor.preprocess, keep=keep)
@@ -63,7 +63,7 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
 
 
 class StageActor:
-    """One worker of a stage. Ray may call it several times at once."""
+    """One worker of a stage. Ray may call it for several batches at once."""
 
     def __init__(
         self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int
@@ -74,9 +74,9 @@ class StageActor:
         self._connecting: asyncio.Task[None] | None = None
 
     async def __call__(self, batch: pa.Table) -> AsyncIterator[pa.Table]:
-        """The batch with the columns that the stage adds."""
+        """Yields the batch with the stage's columns added."""
         if isinstance(self._stage, ServeDeploymentStage):
-            if self._connecting is None:  # once, however many batches come at a time
+            if self._connecting is None:  # once, however many batches run at a time
                 self._connecting = asyncio.create_task(
                     _connect(**_names(self._stage), most=self._rows_per_call)
                 )
@@ -93,7 +93,7 @@ def _end(batch: pa.Table, ending: Any) -> Any:
     try:
         return block(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
-        # Ray has a way of its own with what Arrow cannot hold.
+        # Ray converts values that Arrow cannot hold.
         return {
             name: [row.get(name) for row in rows]
             for name in dict.fromkeys(name for row in rows for name in row)
@@ -104,14 +104,16 @@ def _carried(rows: list[bytes]) -> pa.Table:
     return pa.table({COLUMN: pa.array(rows, pa.large_binary())})
 
 
-# Models that Ray Serve serves
+# Models on Ray Serve
 def _names(stage: Any) -> dict[str, str]:
     given: Mapping[str, Any] = stage.fn_constructor_kwargs
     return {"deployment": given["deployment_name"], "app": given.get("app_name") or DEFAULT_APP}
 
 
 def _check_deployment(stage: Any) -> None:
-    """Refuse an application or deployment that does not exist before anything runs."""
+    """Raise `ConfigError` for an application or deployment that does not exist, before anything
+    runs.
+    """
     if not isinstance(stage, ServeDeploymentStage):
         return
     names = _names(stage)
@@ -135,6 +137,6 @@ def _check_deployment(stage: Any) -> None:
 
 
 async def _connect(deployment: str, app: str, most: int) -> None:
-    """Make the served model known in this process by its names, for the stage to find."""
+    """Register the served model in this process, where the stage looks it up."""
     served = await served_model(serve.get_deployment_handle(deployment, app))
     engines().put(deployment, GroupedModel(served, most=most), app)

@@ -1,4 +1,4 @@
-"""Where the actors of a processor's stages run on Ray, and how many there are."""
+"""Ray's options for a stage's actors: their number and their resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _OPTIONS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
 
 
 def stage_options(config: Any, stage: Any) -> dict[str, Any]:
-    """Ray's options for a stage: its own, with the processor's resources where it says none."""
+    """Ray's options for a stage: its own, else the processor's. Raises `ConfigError`."""
     given = dict(stage.map_batches_kwargs)
     concurrency = given.pop("concurrency", None) or config.concurrency
     least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
@@ -48,8 +48,8 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
 
 
 def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What an engine's actor asks for: all that its workers need together, as they are processes
-    below it.
+    """The resources of an engine's actor: the sum of its workers', which are its child
+    processes.
     """
     placement = parse_options(PlacementGroupConfig, given, "placement_group_config")
     bundles = configured_bundles(placement, engine_kwargs)

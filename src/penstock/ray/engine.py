@@ -1,5 +1,5 @@
-"""Replicas on a Ray cluster as one engine: what a batch job asks when it runs on Ray. Its rows,
-journal and output stay with the job's own process.
+"""The engine of a batch job that runs on Ray: replicas on a cluster. Rows, journal and output stay
+with the job's own process.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ POLL_S = 0.2
 
 
 class RayEngine(LLMEngine):
-    """So many replicas of `engine`, which itself is not started. They are deployed for it and go
-    with it, as does a cluster that had to be started.
+    """Deploys `replicas` replicas of `engine`, which itself is not started. They end with this
+    engine, as does a cluster that it had to start.
 
-    A replica that dies is replaced by Ray Serve; its requests raise `EngineDeadError` and may be
-    asked again at once.
+    Ray Serve replaces a replica that dies. Its requests raise `EngineDeadError` and can be retried
+    at once.
     """
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
         super().__init__(
             engine.model_source, engine_kwargs=engine.engine_kwargs, adapters=engine.adapters
         )
-        self.name = engine.name  # type: ignore[misc]  # its rows are those of that engine
+        self.name = engine.name  # type: ignore[misc] # rows name the engine that the replicas run
         self.deterministic = engine.deterministic
         self._deciding_kwargs = engine.deciding_kwargs
         self._config = LLMConfig.from_dict(
@@ -68,7 +68,7 @@ class RayEngine(LLMEngine):
         self._own_cluster = not await asyncio.to_thread(connect, cpus([self._config]))
         try:
             handle = await asyncio.to_thread(self._deploy)
-            # Nobody announces it.
+            # Ray Serve does not announce it.
             while not await asyncio.to_thread(self._is_deployed):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
             capabilities = await handle.capabilities.remote()
@@ -87,7 +87,7 @@ class RayEngine(LLMEngine):
             await asyncio.to_thread(self._remove)
 
     async def restart(self) -> None:
-        """Nothing, as Ray Serve starts replicas again: who asks next waits for one."""
+        """Nothing: Ray Serve restarts replicas, and the next request waits for one."""
 
     async def check_health(self) -> None:
         self._started()
@@ -105,25 +105,25 @@ class RayEngine(LLMEngine):
         return serve.get_deployment_handle(f"{NAME_PREFIX}{MODEL_ID}", self._app)
 
     def _is_deployed(self) -> bool:
-        """Raises `EngineStartError` if the replicas cannot be started."""
+        """Whether the replicas run. Raises `EngineStartError` if they cannot be started."""
         application = serve.status().applications.get(self._app)
         if application is None:
             return False
         for deployment in application.deployments.values():
             if deployment.status == "DEPLOY_FAILED":  # an unhealthy one may recover
-                said = [
+                errors = [
                     line.strip() for line in deployment.message.splitlines() if "Error:" in line
                 ]
                 why = (
-                    said[-1].partition("Error: ")[2]
-                    if said
+                    errors[-1].partition("Error: ")[2]
+                    if errors
                     else " ".join(deployment.message.split())
                 )
                 raise EngineStartError(f"Ray Serve could not start the replicas: {why}")
         return bool(application.status == "RUNNING")
 
     def _remove(self) -> None:
-        with contextlib.suppress(Exception):  # the cluster may be gone, and all with it
+        with contextlib.suppress(Exception):  # the cluster may be gone
             serve.delete(self._app)
         if self._own_cluster:
             ray.shutdown()
@@ -141,8 +141,8 @@ class RayEngine(LLMEngine):
         return await getattr(self._started(), task)(request)
 
     async def resolve_lora(self, name: str, path: str) -> None:
-        """See whether the replicas have it: they are told which adapters there are when they are
-        deployed.
+        """Check that the replicas have the adapter: they learn of adapters when they are deployed.
+        Raises `UnsupportedError`.
         """
         if name not in await self._started().adapters():
             raise UnsupportedError(

@@ -1,5 +1,5 @@
-"""The ingress as a Ray Serve deployment: the application in front of the models, behind Ray's proxy
-and, where it was given one, behind a port of its own.
+"""The ingress as a Ray Serve deployment. Clients reach it through Ray's proxy and, optionally, on a
+port of its own.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from penstock.serve.replicas.model import RemoteModel
 
 
 class AtRoot:
-    """An application that knows no route prefix, behind one: its paths are what follows the
-    prefix.
-    """
+    """Mounts an application that knows no route prefix: removes the prefix from its paths."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -39,11 +37,11 @@ class AtRoot:
 
 @serve.ingress()
 class LLMIngress:
-    """One replica of the ingress. It is built from what the configuration says, and asks no model
-    anything at start.
+    """One replica of the ingress. It needs the configuration only, and contacts no model at its
+    start.
 
-    `listen` is the host and port that it opens itself: what comes in there passes no other process
-    on its way to the replica that answers it.
+    `listen` is a host and port to open: requests there pass no other process on their way to a
+    replica.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
@@ -91,7 +89,7 @@ class LLMIngress:
         return AtRoot(self._own_app)
 
     async def url(self) -> str:
-        """Where the ingress listens itself; empty if it does not."""
+        """The URL of the ingress's own port; empty without one."""
         return self._url
 
     async def __del__(self) -> None:

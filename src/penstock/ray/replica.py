@@ -1,5 +1,5 @@
-"""A model's replica as a Ray Serve deployment: Ray places it, watches it, scales it; requests reach
-it over HTTP.
+"""A model's replica as a Ray Serve deployment. Ray places, watches and scales it; requests bypass
+Ray.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
 
 ONGOING = "running_requests"
-"""The metric by which Ray Serve scales. Told by the replica itself, it takes the place of what
-passed through Ray.
-"""
+"""The metric by which Ray Serve scales. The replica reports it, in place of Ray's own count."""
 
 
 class LLMReplica:
-    """One replica. `mark` tells this deployment of the application from those before and after it;
-    `settings` are the ingress's; `host` is where it listens (default: the node's address), `front`
-    where it listens for clients, if they do not come through an ingress; `prefill` is the
-    deployment of the model's prefill side.
+    """One replica of a model.
+
+    `mark` identifies this deployment of the application. `settings` are the ingress's. `host` is
+    the address to listen on (default: the node's), `front` a host and port for clients without an
+    ingress. `prefill` is the deployment of the model's prefill side.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
@@ -56,7 +55,7 @@ class LLMReplica:
         )
         if prefill is not None:
             replicas = RayReplicas(prefill, llm_config.model_id)
-            # Both sides are one model to operators, so what is asked of it is kept once.
+            # Both sides are one model to operators, so they share one desired state.
             store = ClusterStore(mark, llm_config.model_id)
             decode, config = self._server.server, llm_config.prefill_config
             assert isinstance(decode, DecodeServer)
@@ -66,24 +65,24 @@ class LLMReplica:
         collect_seldom_from_now()
 
     async def record_replica_metadata(self) -> dict[str, Any]:
-        """Where the replica is, for every handle's router."""
+        """The replica's address and context length, for every handle's router."""
         info = self._server.info
         return {
             METADATA: {"host": info.host, "port": info.port, "context_length": info.context_length}
         }
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """The true number of requests here."""
+        """The number of running and queued requests."""
         return {ONGOING: float(self._server.ongoing)}
 
     async def connection(self) -> tuple[LLMConfig, str]:
-        """What a handle elsewhere in the cluster needs to put requests to the replicas itself: the
-        model, and the mark of its deployment.
+        """What a handle elsewhere in the cluster needs to send requests directly: the model, and
+        the mark of its deployment.
         """
         return self._llm_config, self._mark
 
     async def capabilities(self) -> Capabilities:
-        """What the engine can do."""
+        """The capabilities of the running engine."""
         return self._server.server.engine.capabilities
 
     async def check_health(self) -> None:

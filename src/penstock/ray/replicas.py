@@ -1,4 +1,4 @@
-"""The replicas of a Ray Serve deployment, as an ingress sees them. Keeps
+"""The replicas of a Ray Serve deployment, as an ingress sees them. Implements
 `penstock.serve.replicas.info.Replicas`.
 """
 
@@ -19,13 +19,13 @@ METADATA = "penstock"
 """The key under which a replica publishes its address."""
 
 _running: dict[tuple[str, str], tuple[ReplicaInfo, ...]] = {}
-"""By application and deployment. Written by Ray's router thread, a whole tuple at a time, and read
-by the others.
+"""Running replicas by application and deployment. Ray's router thread replaces whole tuples; other
+threads read.
 """
 
 
 def publish(app: str, deployment: str, replicas: Iterable[Any]) -> None:
-    """Take over what Ray's router was told."""
+    """Store the replicas that Ray's router reports."""
     infos = tuple(
         _info(replica.replica_id.unique_id, replica.replica_metadata)
         for replica in replicas
@@ -36,12 +36,12 @@ def publish(app: str, deployment: str, replicas: Iterable[Any]) -> None:
 
 
 class RayReplicas:
-    """The replicas behind `handle`. Asking for one counts as a queued request, which is what scales
-    up from zero.
+    """The replicas behind `handle`. `obtain` counts as a queued request, which scales up from
+    zero.
     """
 
     def __init__(self, handle: DeploymentHandle[Any], model_id: str) -> None:
-        # With options, a handle begins to listen to the controller; it calls no replica.
+        # `options` makes the handle subscribe to the controller; it calls no replica.
         self._handle = handle.options(method_name="record_replica_metadata")
         self._key = (handle.app_name, handle.deployment_name)
         self._model_id = model_id
@@ -50,7 +50,9 @@ class RayReplicas:
         return _running.get(self._key, ())
 
     async def obtain(self) -> ReplicaInfo:
-        """One that runs; Ray starts it if there is none."""
+        """A running replica; Ray starts one if there is none. Raises `OverloadedError`, or
+        `EngineStartError` if Ray cannot deploy it.
+        """
         try:
             async with self._handle.choose_replica() as chosen:
                 return _info(chosen.replica_id, chosen.replica_metadata)
@@ -65,8 +67,8 @@ class RayReplicas:
 
 
 async def served_model(handle: DeploymentHandle[Any]) -> RemoteModel:
-    """A deployed model as a handle of ours, for the event loop of the caller. Asks one replica, and
-    so starts one where there is none.
+    """A deployed model as a handle of ours, bound to the caller's event loop. Calls one replica,
+    and so starts one if there is none.
     """
     config, mark = await handle.connection.remote()
     replicas = RayReplicas(handle, config.model_id)

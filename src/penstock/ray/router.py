@@ -1,8 +1,7 @@
-"""Ray Serve's request router for models: its own choice for calls through Ray, and the source of
-ours.
+"""Ray Serve's request router for models. It reports the replicas to our own routing, and routes
+calls through Ray as usual.
 
-Ray ships this module's content by value to wherever a handle lives, so what processes share is kept
-elsewhere.
+Ray pickles this module by value to every process with a handle, so shared state lives elsewhere.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 
 
 class ModelRequestRouter(PowerOfTwoChoicesRequestRouter):  # type: ignore[misc]
-    """Tells this process which replicas there are, whenever that changes."""
+    """Publishes the replicas in this process whenever they change."""
 
     def update_replicas(self, replicas: list[Any]) -> None:
-        """Take over the replicas that run now."""
+        """Publish the replicas that run now."""
         from penstock.ray.replicas import publish
 
         super().update_replicas(replicas)

@@ -1,4 +1,4 @@
-"""What is kept in the cluster's own store: the replicas' secret, and what operators asked of a
+"""State in the cluster's key-value store: the replicas' secret, and the desired state of each
 model.
 """
 
@@ -16,38 +16,39 @@ from penstock.serve.replicas.desired_state import DesiredState
 NAMESPACE = b"penstock"
 SECRET = b"secret"
 KEPT = 64
-"""States that are kept behind the last one: so far may a writer lag that has not seen it."""
+"""Old states that are kept: a writer may lag so many versions behind."""
 
 
 async def cluster_secret() -> str:
-    """What replicas want to be shown by who asks them. One for all of a cluster, so that ingresses
-    and replicas of one application know each other while a new version replaces an old one.
+    """The secret that replicas demand from their callers. The whole cluster has one, so that
+    ingresses and replicas still accept each other while a new version replaces an old one.
     """
     return await asyncio.to_thread(_cluster_secret)
 
 
 def _cluster_secret() -> str:
     mine = secrets.token_hex(16).encode()
-    internal_kv._internal_kv_put(SECRET, mine, False, namespace=NAMESPACE)  # whoever comes first
+    internal_kv._internal_kv_put(SECRET, mine, False, namespace=NAMESPACE)  # the first writer wins
     kept: bytes = internal_kv._internal_kv_get(SECRET, namespace=NAMESPACE)
     return kept.decode()
 
 
 class ClusterStore:
-    """The state of one model of an application, which `mark` tells from those deployed before it.
-    Keeps `penstock.serve.replicas.desired_state.DesiredStore`.
+    """The desired state of one model of the deployment `mark`. Implements
+    `penstock.serve.replicas.desired_state.DesiredStore`.
 
-    Each state has a key of its own, with its version as the last part, which is written once.
+    Each version has a key of its own, which is written once.
     """
 
     def __init__(self, mark: str, model_id: str) -> None:
         self._prefix = f"{mark}/{quote(model_id, safe='')}/"
 
     async def load(self) -> DesiredState:
+        """The last state that was saved; the default state if there is none."""
         return await asyncio.to_thread(self._load)
 
     async def save(self, state: DesiredState) -> bool:
-        """Append a state. False if another one has its version."""
+        """Append a state. Returns False if its version is taken."""
         return await asyncio.to_thread(self._save, state)
 
     def _load(self) -> DesiredState:
@@ -64,4 +65,4 @@ class ClusterStore:
         return not taken
 
     def _key(self, version: int) -> str:
-        return f"{self._prefix}{version:012}"  # so that they sort
+        return f"{self._prefix}{version:012}"  # padded, so that keys sort by version

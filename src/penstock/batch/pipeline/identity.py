@@ -40,7 +40,7 @@ def identity(processor: Processor) -> dict[str, Any]:
         said |= {"engine_kwargs": deciding} if deciding else {}
     does = {
         name: [
-            f"{stage.fn.__module__}.{stage.fn.__qualname__}",
+            _worker_name(stage.fn),
             plain_value(_deciding_arguments(stage)),
         ]
         for name, stage in processor.stages.items()
@@ -54,6 +54,12 @@ def identity(processor: Processor) -> dict[str, Any]:
         "preprocess": function_identity(processor.preprocess),
         "postprocess": function_identity(processor.postprocess),
     }
+
+
+def _worker_name(worker: type) -> str:
+    """A class by its place; one of Penstock's own by its name, as its module may move."""
+    own = worker.__module__.partition(".")[0] == "penstock"
+    return worker.__qualname__ if own else f"{worker.__module__}.{worker.__qualname__}"
 
 
 def _deciding_fields(config: ProcessorConfig) -> dict[str, Any]:

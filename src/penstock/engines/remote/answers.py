@@ -1,8 +1,6 @@
-"""Chats and completions of OpenAI-compatible servers as deltas: whole bodies, and chunks of a
-stream.
+"""Parses chats and completions of OpenAI-compatible servers into deltas: whole bodies and chunks.
 
-Servers differ in what they leave out or add, so only what is needed is read, and little of that is
-required.
+Servers omit and add fields, so only the necessary fields are read, and few are required.
 """
 
 from __future__ import annotations
@@ -22,14 +20,14 @@ from penstock.types import Delta, FinishReason, TokenLogprob, ToolCallPart, Usag
 
 DONE = b"[DONE]"
 _SHOWN_CHARS = 200
-# In the text of an answer the quotes would be escaped, so these find nothing there.
+# These never match inside an answer's text, where quotes are escaped.
 _CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*(?=\{)')
 _REASON = b'"finish_reason"'
 _UNFINISHED = re.compile(rb'"finish_reason"\s*:\s*null')
 _TEXT, _CALLS = b'"content":"', b'"tool_calls"'
 _NO_TEXT = re.compile(rb'"arguments"\s*:\s*[^\s"n]|"delta"\s*:\s*\{[^{}\[\]]*"content"\s*:\s*\[')
-"""Where clients expect text, and some servers send an object or a list: such chunks are not
-forwarded but read.
+"""Chunks where a server sends an object or a list and clients expect text: they are parsed, not
+forwarded.
 """
 _REASONS: dict[str, FinishReason] = {
     **{
@@ -49,13 +47,14 @@ _REASONS: dict[str, FinishReason] = {
 
 
 class UsageBody(Struct):
-    """`usage`, as far as the server tells it, in whatever form."""
+    """`usage`, with whatever values the server sends."""
 
     prompt_tokens: Any = None
     completion_tokens: Any = None
     prompt_tokens_details: Any = None
 
     def neutral(self) -> Usage:
+        """As `Usage`; 0 for counts that are missing or unreadable."""
         details = self.prompt_tokens_details
         cached = details.get("cached_tokens") if isinstance(details, dict) else None
         return Usage(_tokens(self.prompt_tokens), _tokens(self.completion_tokens), _tokens(cached))
@@ -81,7 +80,7 @@ class _Message(Struct):
     content: Any = None
     refusal: str | None = None
     reasoning: str | None = None
-    reasoning_content: str | None = None  # DeepSeek's name, and once vLLM's
+    reasoning_content: str | None = None  # the name in DeepSeek's API and in older vLLM
     tool_calls: list[_Call] | None = None
     needed: ClassVar = ("tool_calls",)
 
@@ -105,7 +104,7 @@ class _Token(Struct):
 
 
 class _Logprobs(Struct):
-    """Of a chat (`content`), or of a plain completion (the rest)."""
+    """Log probabilities of a chat (`content`) or of a plain completion (the other fields)."""
 
     content: list[_Token] | None = None
     tokens: list[str] | None = None
@@ -143,14 +142,14 @@ class _Choice(Struct):
     text: Any = None
     logprobs: _Logprobs | None = None
     finish_reason: str | None = None
-    stop_reason: Any = None  # vLLM's; it may be a token id
-    matched_stop: Any = None  # SGLang's name for it
-    error: Any = None  # OpenRouter's, where the answer failed on its way
+    stop_reason: Any = None  # vLLM's; may be a token id
+    matched_stop: Any = None  # SGLang's name for `stop_reason`
+    error: Any = None  # OpenRouter's, for an answer that failed midway
     needed: ClassVar = ("delta", "message")
 
 
 class _Completion(Struct):
-    """A body, or a chunk."""
+    """A whole body, or one chunk of a stream."""
 
     choices: list[_Choice] | None = None
     usage: UsageBody | None = None
@@ -163,8 +162,8 @@ _decode = msgspec.json.Decoder(_Completion).decode
 
 
 def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
-    """The `n` answers of an unstreamed request, one delta each. The first one's usage is that of
-    all.
+    """The `n` answers of an unstreamed request, one delta each. The first delta carries the usage
+    of all answers.
 
     Raises `UpstreamError`.
     """
@@ -178,7 +177,7 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
     ordered = parsed.choices
     if len(ordered) > 1:
         ordered = sorted(ordered, key=lambda choice: choice.index or 0)
-    for index, choice in enumerate(ordered[:n]):  # some count from 1, some do not count
+    for index, choice in enumerate(ordered[:n]):  # some servers count from 1, some send no index
         if choice.error:
             raise as_error(choice.error, where, body)
         reason = _reason(choice.finish_reason) or "stop"
@@ -195,18 +194,18 @@ def whole(body: bytes, where: str, n: int = 1) -> list[Delta]:
 
 
 class StreamReader:
-    """Chunks in, deltas out, for a request of `n` answers.
+    """Turns chunks into deltas, for a request with `n` answers.
 
-    What one read of the network brings is joined to one delta an answer. Usage comes after the last
-    chunk, so the deltas that finish answers are held back for it. With `forward`, chunks that only
-    continue the answer are handed on as they are.
+    All chunks of one network read become one delta an answer. Usage follows the last chunk, so the
+    deltas that finish an answer wait for it. With `forward`, chunks that only continue the answer
+    are passed on unparsed.
     """
 
     def __init__(self, n: int, where: str, *, forward: bool = False) -> None:
         self._missing = n
         self._n = n
-        self._only: int | None = None  # what the server calls the answer, where it is one
-        self._open: set[int] = set()  # answers that have begun and not ended
+        self._only: int | None = None  # the server's index of the answer, if `n` is 1
+        self._open: set[int] = set()  # answers that have begun and not finished
         self._ended: set[int] = set()
         self._where = where
         self._forward = forward and n == 1
@@ -217,7 +216,7 @@ class StreamReader:
         self.ended = False
 
     def feed(self, events: Sequence[bytes]) -> list[Delta]:
-        """The deltas of some events. Raises `UpstreamError` for an error among them."""
+        """The deltas of some events. Raises `UpstreamError` if one of them is an error."""
         found: list[Delta] = []
         forwarded: list[bytes] = []
         for event in events:
@@ -236,7 +235,7 @@ class StreamReader:
                 if failure is not None:
                     raise failure
                 if chunk.usage is None and not (self._open or self._ended):
-                    self._unread = event  # it may say why there is no answer
+                    self._unread = event  # may explain why there is no answer
             if chunk.usage is not None:
                 self._usage = chunk.usage.neutral()
             for number, choice in enumerate(chunk.choices or ()):
@@ -255,10 +254,10 @@ class StreamReader:
                     self._ended.add(index)
                     self._open.discard(index)
                     self._missing -= 1
-                    told = chunk.kv_transfer_params
+                    params = chunk.kv_transfer_params
                     self._finishing.append(
                         msgspec.structs.replace(
-                            delta, finish_reason=reason, kv_transfer_params=told
+                            delta, finish_reason=reason, kv_transfer_params=params
                         )
                     )
                 elif (
@@ -267,10 +266,10 @@ class StreamReader:
                     and choice.index == 0
                     and self._learn_head(event)
                 ):
-                    if _says(delta):
+                    if _has_content(delta):
                         forwarded.append(event[len(self._head) :])
-                elif _says(delta):
-                    # Once read, always read: forwarded chunks come before text.
+                elif _has_content(delta):
+                    # Parse from now on: forwarded chunks must come before text.
                     self._forward = False
                     _add(found, delta)
         if forwarded:
@@ -278,8 +277,8 @@ class StreamReader:
         return found
 
     def _index(self, given: int | None, number: int) -> int | None:
-        """Which answer a choice belongs to, the `number`th of its chunk; None for one that nobody
-        asked for.
+        """The index of the answer that the `number`th choice of a chunk belongs to; None for a
+        surplus choice.
         """
         index = number if given is None else given
         if self._n == 1:
@@ -289,17 +288,19 @@ class StreamReader:
         return index if 0 <= index < self._n else None
 
     def _continues(self, event: bytes) -> bool:
-        """Whether a chunk has the stream's head, and does nothing but continue the answer."""
+        """Whether a chunk has the stream's head, and only continues the answer."""
         return (
             event.startswith(self._head)
             and self._unfinished in event
             and event.count(_REASON) == 1
-            and b"\n" not in event  # which would end the event where it is written again
+            and b"\n" not in event  # a newline would end the event when it is written again
             and ((_TEXT in event and _CALLS not in event) or _NO_TEXT.search(event) is None)
         )
 
     def _learn_head(self, event: bytes) -> bool:
-        """What all chunks of this stream begin with: all before the content of `choices`."""
+        """Learn the head of this stream's chunks: everything before the content of `choices`.
+        Returns whether chunks can be forwarded.
+        """
         head, unfinished = _CHOICES.search(event), _UNFINISHED.search(event)
         if head is None or unfinished is None:
             self._forward = False
@@ -309,21 +310,23 @@ class StreamReader:
         return self._forward
 
     def whole(self, body: bytes) -> list[Delta]:
-        """The deltas of an answer that came in one piece after all. Raises `UpstreamError`."""
+        """The deltas of an answer that the server did not stream. Raises `UpstreamError`."""
         self.ended = True
         return whole(body, self._where, self._n)
 
     def fail(self, data: bytes) -> NoReturn:
-        """The stream had an event named "error". Raises `UpstreamError`."""
+        """Raise the `UpstreamError` of an event named "error"."""
         try:
-            said = msgspec.json.decode(data)
+            words = msgspec.json.decode(data)
         except (ValueError, RecursionError):
-            said = data.decode(errors="replace")
-        raise as_error(said, self._where, data, "broke off")
+            words = data.decode(errors="replace")
+        raise as_error(words, self._where, data, "broke off")
 
     def close(self, stray: bytes = b"") -> list[Delta]:
-        """What is left when the connection has ended. Raises `UpstreamError` if that was too early,
-        with what came in place of an answer: `stray` is what was no event.
+        """The last deltas, when the connection has ended.
+
+        Raises `UpstreamError` if the answer is unfinished, with the text that came instead. `stray`
+        holds the bytes outside of events.
         """
         if self.ended:
             return []
@@ -331,7 +334,7 @@ class StreamReader:
         return self._finish(stray=stray)
 
     def _finish(self, *, done: bool = False, stray: bytes = b"") -> list[Delta]:
-        if done:  # the server is through, whether it has told reasons or not
+        if done:  # the server has finished, with or without finish reasons
             self._finishing += [
                 Delta(index, "", finish_reason="stop") for index in sorted(self._open)
             ]
@@ -342,9 +345,9 @@ class StreamReader:
                 .decode(errors="replace")
                 .strip()
             )
-            said = " ".join(text.split())[:_SHOWN_CHARS]
+            words = " ".join(text.split())[:_SHOWN_CHARS]
             what = f"{self._where}: the answer broke off"
-            raise UpstreamError(f"{what}: {said}" if said else what, body=text, retryable=True)
+            raise UpstreamError(f"{what}: {words}" if words else what, body=text, retryable=True)
         usage, deltas = self._usage, []
         for delta in self._finishing:
             deltas.append(msgspec.structs.replace(delta, usage=usage))
@@ -375,8 +378,8 @@ def _add(found: list[Delta], delta: Delta) -> None:
     )
 
 
-def _says(delta: Delta) -> bool:
-    """Whether there is anything in it."""
+def _has_content(delta: Delta) -> bool:
+    """Whether the delta has any content."""
     return bool(delta.text or delta.tool_calls or delta.logprobs or delta.reasoning)
 
 
@@ -406,7 +409,7 @@ def _delta(choice: _Choice, index: int) -> Delta:
 
 
 def _reason(given: str | None) -> FinishReason | None:
-    return _REASONS.get(given, "stop") if given else None  # some say "" while there is more to come
+    return _REASONS.get(given, "stop") if given else None  # some servers send "" before the end
 
 
 def _tokens(value: Any) -> int:
@@ -426,12 +429,12 @@ def _parsed(body: bytes, where: str) -> _Completion:
 
 
 def not_openai(body: bytes, where: str, error: Exception) -> UpstreamError:
-    """The error for an answer that cannot be read."""
+    """The error of an answer that cannot be parsed."""
     return _unreadable(f"{where} did not answer in OpenAI's form, {error}", body)
 
 
 def _unreadable(what: str, body: bytes) -> UpstreamError:
-    """The error, with what the server said: it may have been an error in words of its own."""
+    """The error of an unusable answer, with the server's words: they may explain it."""
     text = body[:4096].decode(errors="replace")
-    said = " ".join(text.split())[:_SHOWN_CHARS]
-    return UpstreamError(f"{what}: {said or 'nothing'}", http_status=200, body=text)
+    words = " ".join(text.split())[:_SHOWN_CHARS]
+    return UpstreamError(f"{what}: {words or 'nothing'}", http_status=200, body=text)

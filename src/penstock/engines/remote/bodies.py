@@ -1,7 +1,8 @@
-"""Neutral requests as bodies in OpenAI's form, with vLLM's names where OpenAI has none.
+"""Builds bodies of OpenAI's API from neutral requests, with vLLM's names for parameters that OpenAI
+lacks.
 
-What stands at its default is left out, so that servers which do not know the parameter take the
-request; the temperature is always said, since a server may have a default of its own for it.
+Parameters at their defaults are omitted, so that servers which do not know them accept the request.
+The temperature is always sent, as servers have different defaults.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ _SAME_NAME = (
 
 
 def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[str, Any]:
-    """The body of a `POST /chat/completions`."""
+    """The body of `/chat/completions`. `max_tokens_field` is the server's name for the length
+    limit.
+    """
     body: dict[str, Any] = {
         "model": model,
         "messages": request.messages,
@@ -48,7 +51,9 @@ def chat_body(request: ChatRequest, model: str, max_tokens_field: str) -> dict[s
 
 
 def completion_body(request: CompletionRequest, model: str) -> dict[str, Any]:
-    """Body of `/completions`, whose own default for the length is 16 tokens."""
+    """The body of `/completions`. Without `max_tokens` the server's default applies: 16 in OpenAI's
+    API.
+    """
     body: dict[str, Any] = {
         "model": model,
         "prompt": request.prompt,

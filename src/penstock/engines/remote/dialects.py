@@ -1,4 +1,4 @@
-"""What servers do otherwise than vLLM, whose additions to OpenAI's API are taken to be common."""
+"""How servers differ from vLLM, whose additions to OpenAI's API count as the standard here."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from penstock.errors import UnsupportedError
 Dialect = Literal["openai", "penstock", "sglang", "vllm"]
 
 PATHS: Mapping[Dialect, Mapping[str, str]] = {
-    # Its own score weighs tokens, and its `/classify` beside "/v1" is its native one.
+    # SGLang's `/score` weighs tokens, and its `/classify` outside of "/v1" is its native API.
     "sglang": {"/score": "/rerank", "//classify": "/classify"}
 }
-"""Where a server has a path elsewhere."""
+"""Paths that a dialect has elsewhere."""
 
 
 def dialect_of(owned_by: str | None, engine: str | None) -> Dialect:
-    """Told by what `/models` says of the owner and, where it is one of ours, the engine."""
+    """The dialect of a server, by the `owned_by` and (a Penstock server's) `engine` in
+    `/models`.
+    """
     if engine is not None:
         return "penstock"
     if owned_by == "sglang":
@@ -26,15 +28,15 @@ def dialect_of(owned_by: str | None, engine: str | None) -> Dialect:
 
 
 def adapter_name(dialect: Dialect, model: str, listed: str) -> str:
-    """What a request calls an adapter that `/models` lists. SGLang would answer its bare name with
-    the base model.
+    """The model name for requests to an adapter that `/models` lists. SGLang would answer the bare
+    name with its base model.
     """
     return f"{model}:{listed}" if dialect == "sglang" else listed
 
 
 def spoken(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
-    """The body of a chat or completion. Raises `UnsupportedError` for what the server would pass
-    over in silence.
+    """The body of a chat or completion in a dialect. Raises `UnsupportedError` for fields that the
+    server would silently ignore.
     """
     if dialect != "sglang":
         return body
@@ -42,12 +44,12 @@ def spoken(dialect: Dialect, body: dict[str, Any]) -> dict[str, Any]:
         raise UnsupportedError(
             "SGLang's server takes no chat_template with a request", param="chat_template"
         )
-    constraint = body.pop("structured_outputs", None)  # its keys stand in the body itself
+    constraint = body.pop("structured_outputs", None)  # SGLang wants its keys in the body itself
     return body if constraint is None else {**body, **constraint}
 
 
 def score_body(dialect: Dialect, query: str, documents: list[str]) -> dict[str, Any]:
-    """The body of a score, less the model."""
+    """The body of a score request, without the model."""
     if dialect == "sglang":
         return {"query": query, "documents": documents}
     return {"text_1": query, "text_2": documents}

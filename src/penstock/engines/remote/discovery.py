@@ -1,4 +1,4 @@
-"""Asks servers for their models, and concludes what they can do."""
+"""Asks servers for their models, and derives the engine's capabilities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from penstock.errors import (
 )
 
 AUTO = "auto"
-"""The model name that means the one that the server has."""
+"""The model name for "the only model that the server has"."""
 
 _ALL_TASKS = frozenset(get_args(Task))
 _OPENAI_TOP_LOGPROBS = 20
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 
 class Card(Struct):
-    """What `/v1/models` says of a model. All but `id` are additions of vLLM (`parent`,
-    `max_model_len`) and ours.
+    """An entry of `/v1/models`. `parent` and `max_model_len` are vLLM's additions, `engine` and
+    `metadata` ours.
     """
 
     id: str
@@ -52,9 +52,10 @@ class _Cards(Struct):
 
 
 class Found(Struct):
-    """What is known of the model. `adapters` maps their names to what the server calls them.
-    `complete` is false while one of our own servers has yet to load the model, after which it will
-    tell more.
+    """What discovery knows about the model.
+
+    `adapters` maps adapters to the server's names for them. `complete` is False while a Penstock
+    server has not loaded the model: it reports more after that.
     """
 
     capabilities: Capabilities
@@ -63,11 +64,10 @@ class Found(Struct):
 
 
 async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> Found:
-    """Ask every server for its models. One that does not answer is left alone for now, unless all
-    do not.
+    """Ask every server for its models. Opens the breaker of a server that does not answer.
 
-    Raises `EngineStartError` for a model that a server does not have, a key that it does not take,
-    or no answer at all.
+    Raises `EngineStartError` if a server lacks the model or refuses the key, or if no server
+    answers.
     """
     members = upstreams.members
     given: list[list[Card] | PenstockError | None] = [None] * len(members)
@@ -103,7 +103,7 @@ async def discover(model: str, upstreams: Upstreams, options: RemoteOptions) -> 
 
 
 async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError | None:
-    """A server's models; None if it does not say; the error if it does not answer now."""
+    """A server's models; None if it has no list; the error if it does not answer now."""
     try:
         async with asyncio.timeout(patience_s):
             reply = await one.client.send(one.to("/models", "GET"), one.limiter)
@@ -131,7 +131,7 @@ async def _ask(one: Upstream, patience_s: float) -> list[Card] | PenstockError |
 
 
 def _read(body: bytes) -> list[Card] | None:
-    """The models of a server; None if it does not say. Raises `ValueError`."""
+    """The models in a body; None if it has no list. Raises `ValueError`."""
     try:
         return msgspec.json.decode(body, type=_Cards).data
     except (ValueError, RecursionError):
@@ -156,25 +156,29 @@ def _choose(cards: Sequence[Card], one: Upstream, model: str) -> Card:
 def _capabilities(
     cards: Sequence[Card | None], options: RemoteOptions, servers: int, adapters: bool
 ) -> Capabilities:
-    """What all servers can do, by what they say; what none says, OpenAI's API as a whole."""
-    told = [card for card in cards if card is not None]
+    """The capabilities that all servers have in common. Where servers report none, they count as
+    all of OpenAI's API.
+    """
+    listed = [card for card in cards if card is not None]
     theirs = [
-        said for card in told if isinstance(said := (card.metadata or {}).get("capabilities"), dict)
+        abilities
+        for card in listed
+        if isinstance(abilities := (card.metadata or {}).get("capabilities"), dict)
     ]
-    regex = bool(told) and all(card.owned_by in ("penstock", "sglang", "vllm") for card in told)
+    regex = bool(listed) and all(card.owned_by in ("penstock", "sglang", "vllm") for card in listed)
 
     def common(name: str, otherwise: frozenset[str]) -> frozenset[str]:
         if len(theirs) < len(cards):
             return otherwise
         return frozenset.intersection(
-            *(frozenset(map(str, said.get(name) or ())) for said in theirs)
+            *(frozenset(map(str, abilities.get(name) or ())) for abilities in theirs)
         )
 
     def least(name: str, otherwise: int) -> int:
-        values = [said[name] for said in theirs if isinstance(said.get(name), int)]
+        values = [abilities[name] for abilities in theirs if isinstance(abilities.get(name), int)]
         return min(values) if values and len(values) == len(cards) else otherwise
 
-    lengths = [card.max_model_len for card in told if card.max_model_len]
+    lengths = [card.max_model_len for card in listed if card.max_model_len]
     structured = (
         {"json_schema", "json_object", "regex"} if regex else {"json_schema", "json_object"}
     )
@@ -190,6 +194,7 @@ def _capabilities(
         if options.max_top_logprobs is None
         else options.max_top_logprobs,
         adapters=adapters,
-        prefix_caching=bool(theirs) and all(said.get("prefix_caching") is True for said in theirs),
+        prefix_caching=bool(theirs)
+        and all(abilities.get("prefix_caching") is True for abilities in theirs),
         token_ids=False,
     )

@@ -1,6 +1,6 @@
-"""Reads answers that are not quite in their form: what is not needed may be odd.
+"""Parses answers that deviate from their schema: optional fields may be malformed.
 
-Nearly all answers are read at once into their structs. This is the way of the others.
+Nearly all answers decode directly into their structs. This is the fallback for the others.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from msgspec import Struct
 
 
 def read(body: bytes, form: Any) -> Any:
-    """A body in a form: a struct, or a union or list of them.
+    """Parse a body into `form`: a struct, or a union or list of structs.
 
-    A field that does not fit has its default. One without a default, and one that its struct names
-    as `needed` and that is there, must fit. Raises `ValueError` where they do not, and for what is
-    no JSON.
+    A malformed field gets its default. Required fields, and present ones that the struct lists in
+    `needed`, must be well-formed. Raises `ValueError` otherwise, and for invalid JSON.
     """
     return _as(parsed(body), form)
 
 
 def parsed(body: bytes) -> Any:
-    """The JSON that a body begins with: bytes that are no UTF-8 and halves of surrogate pairs are
-    replaced, numbers may be NaN or out of range, and more may follow. Raises `ValueError`.
+    """The JSON value at the start of a body.
+
+    Invalid UTF-8 and unpaired surrogates are replaced, numbers may be NaN or out of range, and
+    anything may follow. Raises `ValueError`.
     """
     text = body.removeprefix(codecs.BOM_UTF8).decode(errors="replace").lstrip()
     try:
@@ -36,13 +37,13 @@ def parsed(body: bytes) -> Any:
         raise ValueError("it is nested too deeply") from None
     except json.JSONDecodeError:
         raise ValueError("it is no JSON") from None
-    if "\\u" in text:  # else there is no way for half a pair to come in
-        value = _whole(value)
+    if "\\u" in text:  # only an escape can make an unpaired surrogate
+        value = _without_lone_surrogates(value)
     return value
 
 
 def count(value: Any) -> int:
-    """A number of tokens, however it is told; 0 where it is not."""
+    """A number of tokens, sent as a number or as text; 0 for anything else."""
     try:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
@@ -51,7 +52,7 @@ def count(value: Any) -> int:
 
 
 def as_text(value: Any) -> str:
-    """The text of an answer: a text, a list of parts, or JSON that a server has parsed already."""
+    """The text of an answer, which may come as text, as a list of parts, or as parsed JSON."""
     if isinstance(value, str):
         return value
     if value is None:
@@ -105,13 +106,16 @@ def _struct(value: Any, form: type[Struct]) -> Struct:
     return form(**found)
 
 
-def _whole(value: Any) -> Any:
+def _without_lone_surrogates(value: Any) -> Any:
     if isinstance(value, str):
         if value.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in value):
             return value
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):
-        return [_whole(item) for item in value]
+        return [_without_lone_surrogates(item) for item in value]
     if isinstance(value, dict):
-        return {_whole(key): _whole(item) for key, item in value.items()}
+        return {
+            _without_lone_surrogates(key): _without_lone_surrogates(item)
+            for key, item in value.items()
+        }
     return value

@@ -1,4 +1,4 @@
-"""What a server's refusal is in `penstock.errors`."""
+"""Maps a server's refusals to the errors of `penstock.errors`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from penstock.http.retries import is_throttling
 
 
 def as_refusal(error: UpstreamError) -> PenstockError:
-    """The error that the caller of the engine gets.
+    """The error for the engine's caller.
 
-    What is wrong with the request is the caller's; a wrong key is not, as the caller has none to
-    give.
+    A faulty request is the caller's fault. A wrong key is not: the caller supplies none.
     """
     status = error.http_status
     if is_throttling(error):
@@ -33,10 +32,10 @@ def as_refusal(error: UpstreamError) -> PenstockError:
         return refused
     if status is None or error.retryable:
         return error
-    said = complaint(error.body)
-    message = " ".join((said.message or str(error)).split())[:1000]
+    details = complaint(error.body)
+    message = " ".join((details.message or str(error)).split())[:1000]
     if is_too_long(error):
-        return ContextLengthError(message, param=said.param or "messages")
+        return ContextLengthError(message, param=details.param or "messages")
     if status == 501 and not _is_page(error.body):
         return UnsupportedError(
             f"the server of the remote engine does not support this request: {message}"
@@ -44,13 +43,13 @@ def as_refusal(error: UpstreamError) -> PenstockError:
     if status == 404:
         return ModelNotFoundError(message, param="model")
     if status in (400, 412, 413, 415, 422):
-        return RequestError(message, param=said.param)
+        return RequestError(message, param=details.param)
     return error
 
 
 def is_no_route(error: UpstreamError) -> bool:
-    """Whether an answer says that there is no such path. A 404 about a model says which, in
-    OpenAI's form.
+    """Whether an answer says that the path does not exist. A 404 about a model has OpenAI's error
+    form and names it.
     """
     if error.http_status == 405:
         return True
@@ -58,20 +57,20 @@ def is_no_route(error: UpstreamError) -> bool:
         return _is_page(error.body)
     if error.http_status != 404:
         return False
-    said = complaint(error.body)
-    return said.code == "not_found" or not (said.code or said.kind or said.status)
+    details = complaint(error.body)
+    return details.code == "not_found" or not (details.code or details.kind or details.status)
 
 
 def is_too_long(error: UpstreamError) -> bool:
-    """Whether the prompt, or prompt and answer together, are too long for the server's model."""
+    """Whether the prompt, or prompt plus answer, exceeds the context of the server's model."""
     if error.http_status not in (400, 412, 413, 422, 500) or not error.body:
         return False
-    said = complaint(error.body)
-    return says_too_long(said.message, said.code, said.kind)
+    details = complaint(error.body)
+    return says_too_long(details.message, details.code, details.kind)
 
 
 def _is_page(body: str) -> bool:
-    """Whether it is no JSON: what speaks is no API, but something in front of it."""
+    """Whether a body is not JSON: it then comes from a proxy in front of the API."""
     try:
         msgspec.json.decode(body)
     except (ValueError, RecursionError):

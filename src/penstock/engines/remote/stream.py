@@ -1,4 +1,4 @@
-"""One streamed answer on its way from a server."""
+"""Reads one streamed answer from a server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from penstock.http.event_stream import EventReader
 from penstock.types import Delta
 
 TRAILER_S = 0.25
-"""How long the end of a finished stream is waited for, so that its connection can be used again."""
+"""How long to read on after a finished answer, so that its connection can be reused."""
 
 
 class AnswerStream:
-    """One streamed answer. `held` is the request itself: closing it ends it."""
+    """One streamed answer. `held` is the open request: closing it ends the request."""
 
     def __init__(
         self,
@@ -38,12 +38,12 @@ class AnswerStream:
         self._error: Exception | None = None
 
     async def begin(self) -> None:
-        """Read up to the first delta."""
+        """Read until the first delta."""
         while not self._first and not self._reader.ended:
             self._first = await self._more()
 
     async def batches(self) -> AsyncGenerator[list[Delta], None]:
-        """The deltas, as they come."""
+        """Yield the deltas as they arrive, one list a network read."""
         deltas = self._first
         while True:
             if deltas:
@@ -60,11 +60,11 @@ class AnswerStream:
                 raise
 
     async def aclose(self) -> None:
-        """End the request. A finished one is read to its very end first: its connection can then be
-        used again.
+        """End the request. Reads a finished stream to its very end first, so that its connection
+        can be reused.
         """
         try:
-            async with self.held:  # which is told of the error, as it speaks against the server
+            async with self.held:  # the exit sees the error, which counts against the server
                 if self._error is not None:
                     raise self._error
                 if self._reader.ended:
@@ -92,14 +92,14 @@ class AnswerStream:
         return deltas
 
     def _last(self) -> list[Delta]:
-        """What the connection's end leaves: an event without an end, or an answer that is no
-        stream.
+        """The deltas after the connection's end: of a last event without an end, or of an answer
+        that is no stream.
         """
         rest, found = self._events.rest(), []
         if rest and not self._reader.ended:
             if self._events.is_json:
                 return self._reader.whole(rest)
-            with suppress(UpstreamError):  # it is half an event
+            with suppress(UpstreamError):  # half an event
                 found = self._reader.feed([rest])
         if self._events.error and not self._reader.ended:
             self._reader.fail(self._events.error)
@@ -107,7 +107,7 @@ class AnswerStream:
 
 
 def charge(upstream: Upstream, answer: Any, estimate: float) -> None:
-    """Correct the estimate of tokens where the answer tells their number."""
+    """Correct the limiter's estimate of tokens if the answer states the true number."""
     usage = getattr(answer, "usage", None)
     if usage is not None and (used := usage.prompt_tokens + usage.completion_tokens):
         upstream.limiter.charge(used - estimate)

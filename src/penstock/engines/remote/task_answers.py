@@ -1,4 +1,7 @@
-"""Answers of OpenAI-compatible servers to what is neither chat nor completion."""
+"""Parses the answers of OpenAI-compatible servers to all tasks but chats and completions.
+
+Everything here raises `UpstreamError` for an answer that it cannot use.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +76,13 @@ class _Ids(Struct):
 
 class _Prompt(Struct):
     prompt: str | None = None
-    text: str | None = None  # SGLang's name for it
+    text: str | None = None  # SGLang's name for `prompt`
 
 
 def read(task: str, request: Any, body: bytes, where: str) -> Any:
-    """The result of a task."""
+    """The result of `task`, parsed from the answer's body. `where` is the server's name in
+    errors.
+    """
     match task:
         case "embeddings":
             return _embeddings(body, where, len(request.inputs))
@@ -94,7 +99,7 @@ def read(task: str, request: Any, body: bytes, where: str) -> Any:
 
 
 def _embeddings(body: bytes, where: str, count: int) -> Embeddings:
-    """The answer of `/embeddings` to so many inputs."""
+    """The answer of `/embeddings` to `count` texts, one vector each."""
     parsed = _as(_Vectors, body, where)
     ordered = sorted(
         enumerate(parsed.data), key=lambda pair: pair[0] if pair[1].index is None else pair[1].index
@@ -107,9 +112,9 @@ def _embeddings(body: bytes, where: str, count: int) -> Embeddings:
 
 
 def _scores(body: bytes, where: str, count: int) -> Scores:
-    """The answer of `/score` or `/rerank` to so many documents, in their order."""
+    """The answer of `/score` or `/rerank` to `count` documents, in the documents' order."""
     parsed = _as(_ScoreData | list[_Scored], body, where)
-    if isinstance(parsed, list):  # as SGLang answers
+    if isinstance(parsed, list):  # SGLang sends a bare list
         parsed = _ScoreData(parsed)
     found: dict[int, float] = {}
     for item in parsed.data or parsed.results:
@@ -124,7 +129,7 @@ def _scores(body: bytes, where: str, count: int) -> Scores:
 
 
 def _classifications(body: bytes, where: str, count: int) -> Classifications:
-    """The answer of vLLM's `/classify` to so many texts."""
+    """The answer of vLLM's `/classify` to `count` texts, one class each."""
     parsed: _Classes = _as(_Classes, body, where)
     if len(parsed.data) != count:
         raise UpstreamError(
@@ -140,7 +145,9 @@ def _classifications(body: bytes, where: str, count: int) -> Classifications:
 
 
 def _transcription(body: bytes, where: str) -> Transcription:
-    """Reads the answer of `POST /audio/transcriptions`."""
+    """The answer of `/audio/transcriptions`; segments, language and duration only if the server
+    sends them.
+    """
     parsed: _Speech = _as(_Speech, body, where)
     segments = None
     if parsed.segments is not None:
@@ -151,13 +158,13 @@ def _transcription(body: bytes, where: str) -> Transcription:
 
 
 def _token_ids(body: bytes, where: str) -> list[int]:
-    """Reads the answer of `POST /tokenize`."""
+    """The token ids in the answer of `/tokenize`."""
     ids: list[int] = _as(_Ids, body, where).tokens
     return ids
 
 
 def _prompt(body: bytes, where: str) -> str:
-    """Reads the answer of `POST /detokenize`."""
+    """The text in the answer of `/detokenize`."""
     parsed: _Prompt = _as(_Prompt, body, where)
     text = parsed.prompt if parsed.prompt is not None else parsed.text
     if text is None:
@@ -169,7 +176,7 @@ def _as(form: Any, body: bytes, where: str) -> Any:
     if (failure := error_inside(body, where)) is not None:
         raise failure
     try:
-        # OpenAI's API has sent a number as text.
+        # OpenAI's API has sent numbers as text.
         return msgspec.json.decode(body, type=form, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass

@@ -58,7 +58,7 @@ def describe(endpoints: Iterable[Endpoint], *, with_keys: bool) -> dict[str, Any
     for endpoint in table:
         path = re.sub(r":path}", "}", endpoint.path)
         operation: dict[str, Any] = {
-            "summary": (endpoint.answer.__doc__ or "").partition("\n")[0],
+            "summary": " ".join((endpoint.answer.__doc__ or "").partition("\n\n")[0].split()),
             "operationId": f"{endpoint.method.lower()} {path}",
             "responses": {"200": {"description": "The answer."}, "default": _ERROR},
         }

@@ -163,7 +163,7 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
     cls = import_object(given, "server_cls") if isinstance(given, str) else given or LLMServer
     if not isinstance(cls, type) or not issubclass(cls, LLMServer):
         raise ConfigError(
-            "must be a subclass of penstock.serve.models.server.LLMServer",
+            "must be a subclass of penstock.serve.LLMServer",
             field="server_cls",
             value=given,
         )

@@ -1,10 +1,9 @@
-"""A pipeline with a model's tokenizer and no model: it compiles grammars, and nothing else depends
-on it.
+"""A pipeline that compiles grammars: it has the model's tokenizer and a dummy model.
 
-The engine compiles a grammar in the middle of a step, with the interpreter lock held, and keeps
-what it compiled for ever, with the tokenizer. Two pipelines with one tokenizer share that. So a
-grammar that was compiled here, in a thread of its own, costs the model's pipeline nothing, and what
-was kept can be dropped.
+The engine compiles a grammar in the middle of a step, holds the interpreter lock meanwhile, and
+caches the result with the tokenizer for ever. Two pipelines with one tokenizer share this cache. So
+the model's pipeline finds a grammar that was compiled here, in another thread, at no cost, and the
+cache can be emptied from here.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ _NEARLY_NOTHING = 'root ::= "a"'
 
 
 class BarePipeline:
-    """Compiles grammars into what `tokenizer` shares. `vocabulary` is the size of the model's own
-    logits: with another size the engine would begin anew each time.
+    """Compiles grammars into the cache of `tokenizer`. `vocabulary` is the size of the model's
+    logits: pipelines of different sizes would empty each other's cache.
     """
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
@@ -34,14 +33,14 @@ class BarePipeline:
         self._other: Any = None
 
     def compile(self, grammar: str, tokens: int = 1, seed: int = 0) -> list[int]:
-        """Compile a grammar and write up to `tokens` random tokens by it. Raises what the engine
-        raises.
+        """Compile a grammar and generate up to `tokens` random tokens with it. Passes on the
+        engine's errors.
         """
         return self._write(self._pipeline, grammar, tokens, seed)
 
     def forget(self) -> None:
-        """Drop what was compiled. Requests under way keep theirs. Not while anything else uses the
-        tokenizer.
+        """Empty the cache. Running requests keep their grammars. Nothing else may use the tokenizer
+        meanwhile.
         """
         if self._other is None:
             self._other = _pipeline(self._tokenizer, self._vocabulary + 1)
@@ -85,8 +84,8 @@ def _input(name: str, rank: int) -> Any:
 
 
 def _model(vocabulary: int) -> ov.Model:
-    """All tokens are equally likely. It has one layer of attention, as the pipeline wants a KV
-    cache to hold.
+    """A model that finds all tokens equally likely. Its one attention layer is there because the
+    pipeline needs a KV cache.
     """
     inputs = [_input(name, rank) for name, rank in _INPUTS.items()]
     ids, mask, _, beam = inputs

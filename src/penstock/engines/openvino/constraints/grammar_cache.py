@@ -1,8 +1,7 @@
-"""What a pipeline has compiled: grammars, made ready by a thread while the pipeline steps.
+"""The cache of compiled grammars, which a thread fills while the pipeline steps.
 
-The engine compiles a grammar in the step that uses it first and keeps it with the tokenizer,
-without end. Here it is compiled beforehand, and after so many all are dropped: a grammar that is
-used again is compiled again.
+The engine itself compiles a grammar in the step that first uses it, and caches it for ever. Here a
+grammar is compiled before its first step, and the whole cache is emptied when it is full.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
 from penstock.engines.openvino.constraints.throttle import Allowance
 
 KEPT = 256
-"""CompiledGrammars that are kept; 30 to 300 kB each."""
+"""Capacity of the cache in grammars; each takes 30 to 300 kB."""
 
 
 _SMALL = 2_000
-"""Characters of a grammar that is never held back: it takes some milliseconds."""
+"""Grammars of at most so many characters are compiled at once: they take some milliseconds."""
 _SERVING_SECONDS = 0.25
-"""How long after their last requests the pipelines are taken to have some: others follow soon."""
+"""The pipelines count as serving for so long after their last request: others follow soon."""
 _SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
-"""The part of the time, and the most of it at once, in which others are compiled while requests are
-served: too little to be seen in one request of twenty.
+"""Larger grammars get this share of the time while requests are served, and at most so many seconds
+at a stretch: fewer than one request in twenty notices.
 """
 
 
 class CompiledGrammars:
-    """Those of one tokenizer. `logits` tells the size of the model's logits, and is asked when it
-    is needed.
+    """The compiled grammars of one tokenizer. `logits` returns the size of the model's logits; it
+    is called on first use.
     """
 
     def __init__(self, tokenizer: Any, logits: Callable[[], int]) -> None:
@@ -42,11 +41,11 @@ class CompiledGrammars:
         self._pipeline: BarePipeline | None = None
 
     def ready(self, grammar: str) -> bool:
-        """Whether a step may use it."""
+        """Whether the grammar is compiled, so that a step may use it."""
         return grammar in self._ready
 
     def compile(self, grammar: str) -> None:
-        """Make it ready. Raises what the engine raises."""
+        """Compile a grammar unless it is cached. Passes on the engine's errors."""
         if grammar in self._ready:
             return
         if self._pipeline is None:
@@ -56,12 +55,12 @@ class CompiledGrammars:
 
     @property
     def many(self) -> bool:
-        """Whether it is time to forget them."""
+        """Whether the cache is full."""
         return len(self._ready) >= KEPT
 
     def forget(self) -> None:
-        """Forget all of them. Only where nothing is being compiled; requests under way keep
-        theirs.
+        """Empty the cache. Nothing may be compiling meanwhile. Running requests keep their
+        grammars.
         """
         if self._pipeline is not None:
             self._ready.clear()
@@ -69,7 +68,7 @@ class CompiledGrammars:
 
 
 class _Task:
-    """A grammar that is to be compiled."""
+    """A queued grammar, with a future for the outcome."""
 
     def __init__(self, grammars: CompiledGrammars, grammar: str) -> None:
         self.grammars = grammars
@@ -78,9 +77,11 @@ class _Task:
 
 
 class Compiling:
-    """Compiles in a thread, one after the other, and little of the time while the pipelines have
-    requests: those wait for the same processors and locks. `background` False: at once, where two
-    models share what is compiled.
+    """Compiles queued grammars in one thread.
+
+    It works little while the pipelines serve requests, which need the same processors and locks.
+    With `background` False it compiles at once, in the caller's thread: for two models that share
+    one cache.
     """
 
     def __init__(self, background: bool) -> None:
@@ -97,7 +98,7 @@ class Compiling:
         return self._running is None or self._running.done.done()
 
     def start(self, grammars: CompiledGrammars, grammar: str) -> Future[None]:
-        """Take a grammar on; the future tells how it went."""
+        """Queue a grammar. The future resolves once it is compiled, or holds the engine's error."""
         task = _Task(grammars, grammar)
         if self._background:
             self._waiting.append(task)
@@ -106,7 +107,7 @@ class Compiling:
         return task.done
 
     def go_on(self, serving: bool) -> None:
-        """Begin with the next one where it is time for it. `serving`: the pipelines have
+        """Start on the next grammar if its time has come. `serving`: whether the pipelines have
         requests.
         """
         if serving:

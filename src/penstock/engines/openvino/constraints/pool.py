@@ -1,13 +1,12 @@
-"""Tries constraints before the engine sees them, in processes that are beside the engine's own and
-expendable.
+"""Tries constraints in expendable worker processes before the engine sees them.
 
-A constraint can take minutes and gigabytes to compile. So it is given to a process with limits;
-what that makes of it, a grammar or the reason why not, is remembered. A process that dies of one is
-replaced, and so is one that tries what nobody waits for any more.
+A constraint can take minutes and gigabytes to compile, so a worker process with limits compiles it
+first. The pool caches the outcome: a grammar, or the reason for a refusal. It replaces a process
+that a constraint killed, and a process whose constraint nobody waits for any more.
 
-The processes run when nothing else wants to, and in short turns while requests are being served
-(`throttle.py`). On a machine that is busy for long they would never run: one that got too little of
-the processors is replaced by one that takes a share, and so are those started in the next minute.
+The processes run at idle priority, and in short turns while requests are served (`throttle.py`). A
+busy machine could starve them. The pool replaces a starved process by one with a higher priority,
+and starts further processes like that for the next minute.
 """
 
 from __future__ import annotations
@@ -31,28 +30,29 @@ from penstock.types import StructuredOutput
 WORKER = "penstock.engines.openvino.constraints.worker"
 PROCESSES = 2
 SECONDS = 2
-"""Processor time for one constraint."""
+"""Processor time that one constraint may use."""
 PATIENCE_SECONDS = 30.0
-"""Time on the clock for one constraint, for what waits rather than works."""
+"""Wall-clock time that one constraint may take, most of it waiting for a processor."""
 STARVED_SECONDS = 2.0
-"""Time on the clock after which a process must have worked for a part of what it was given,
-`_FAIR_SHARE`.
+"""A process is starved if it got less than `_FAIR_SHARE` of its running time on a processor after
+so many seconds.
 """
 _FAIR_SHARE = 0.1
 _NICE, _NICE_IF_STARVED = 19, 5
 _HURRY_SECONDS = 60.0
-"""How long processes that start after a starved one take a share of the processors."""
+"""For so long after a process starved, new processes start with the higher priority."""
 _AT_ONCE_SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
-"""The part of the time, and the most of it, that constraints are tried without a pause while others
-are served: it is enough for nearly all, and too little to be seen in one request of twenty.
+"""Constraints run without pauses for this share of the time while requests are served, and at most
+so many seconds at a stretch. That is enough for nearly all, and fewer than one request in twenty
+notices.
 """
 MEMORY_BYTES = 1 << 30
 QUEUE = 64
 IDLE_SECONDS = 300.0
-"""A process that has had nothing to do for so long ends."""
+"""An idle process ends after so long."""
 ABANDONED_SECONDS = 0.5
-"""How long a constraint that nobody waits for may still be tried, pauses not counted: to replace a
-process costs more than most constraints do.
+"""An abandoned constraint may run for so much longer, without its pauses: replacing a process costs
+more than most constraints.
 """
 _REMEMBERED = 1_000
 _REMEMBERED_CHARS = 32 << 20
@@ -64,7 +64,9 @@ Outcome = str | PenstockError
 
 
 class _Trial:
-    """One constraint that is being tried or waits for it."""
+    """One constraint, queued or in a process. `waiting` counts the requests that wait for its
+    outcome.
+    """
 
     def __init__(self, structured: StructuredOutput, key: bytes) -> None:
         self.structured = structured
@@ -75,7 +77,7 @@ class _Trial:
 
 
 class _Process:
-    """One process, which tries one constraint at a time."""
+    """One worker process, which tries one constraint at a time."""
 
     def __init__(self, pool: Constraints) -> None:
         self._pool = pool
@@ -113,7 +115,7 @@ class _Process:
         self._watch()
 
     def abandon(self) -> None:
-        """Nobody waits for its trial any more."""
+        """Give the trial up soon: nobody waits for it any more."""
         self._after_running(self._throttle.ran + ABANDONED_SECONDS, "nobody waited for it")
 
     async def stop(self) -> None:
@@ -127,7 +129,7 @@ class _Process:
         self._timer = asyncio.get_running_loop().call_later(seconds, self._kill, why)
 
     def _after_running(self, seconds: float, why: str) -> None:
-        """End the process once it has been allowed to run for so long, in its turns."""
+        """End the process once it has run for `seconds`, pauses not counted."""
         self._cancel()
         left = seconds - self._throttle.ran
         if left > 0:
@@ -143,7 +145,7 @@ class _Process:
                 timer.cancel()
 
     def _watch(self) -> None:
-        """See to it that a process that yields to others is not starved by them."""
+        """Check after a while that a process at idle priority is not starved."""
         if self._yields:
             self._worked, self._ran = processor_seconds(self._process.pid), self._throttle.ran
             self._starvation = asyncio.get_running_loop().call_later(
@@ -159,7 +161,7 @@ class _Process:
             self._watch()
 
     def _replace(self) -> None:
-        """Make room for a process that takes a share. This one may take long to end too."""
+        """Replace this starved process at once: it may take long to end."""
         self._cancel()
         self._throttle.end()
         self.starved = self.ended = True
@@ -176,7 +178,7 @@ class _Process:
 
     def _on_message(self, data: bytes) -> None:
         if self.starved:
-            return  # it is too late: another tries it
+            return  # another process has the trial by now
         message = decode_to_parent(data)
         self._cancel()
         if self.ready:
@@ -208,7 +210,7 @@ class _Process:
             and "SIGKILL" in why
             and self.trial.tries == 1
         ):
-            self._pool.try_again(self.trial)  # whoever killed it may have meant another
+            self._pool.try_again(self.trial)  # the kill may have been meant for another
         elif self.trial is not None:
             self._pool.settle(self.trial, _refusal(why, self._why), remember=self._why is None)
         elif not self.ready:
@@ -217,9 +219,7 @@ class _Process:
 
 
 def give_way(pid: int, to_all: bool) -> None:
-    """Let whatever else is awake go before a process, or, where that has left it nothing, give it a
-    small share.
-    """
+    """Give a process idle priority (`to_all`), or, if that starved it, a low one."""
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, pid, _NICE if to_all else _NICE_IF_STARVED)
         if to_all and hasattr(os, "SCHED_IDLE"):
@@ -227,7 +227,7 @@ def give_way(pid: int, to_all: bool) -> None:
 
 
 def processor_seconds(pid: int | None) -> float:
-    """What a process has used of its processors; infinite where that cannot be told."""
+    """Processor seconds that a process has used; infinite if they cannot be read."""
     try:
         with open(f"/proc/{pid}/stat") as stat:
             fields = stat.read().rpartition(")")[2].split()
@@ -237,7 +237,7 @@ def processor_seconds(pid: int | None) -> float:
 
 
 def _refusal(why: str, killed_because: str | None) -> PenstockError:
-    # The limit on its processor time would have ended one that got it.
+    # A process that got its processor time would have ended at the limit.
     if killed_because == _TOO_BUSY:
         return OverloadedError(f"a constraint could not be compiled: {_TOO_BUSY}; try again")
     if killed_because is None and "SIGPROF" in why:
@@ -252,10 +252,10 @@ def _refusal(why: str, killed_because: str | None) -> PenstockError:
 
 
 class Constraints:
-    """Makes grammars of constraints.
+    """Turns constraints into grammars, in a pool of worker processes.
 
-    `tokenizer` is the model's directory or GGUF file; `serving` tells whether the engine has
-    requests under way.
+    `tokenizer` is the model's directory or GGUF file; `serving` returns whether the engine has
+    running requests.
     """
 
     def __init__(self, tokenizer: str, serving: Callable[[], bool] = lambda: False) -> None:
@@ -273,12 +273,11 @@ class Constraints:
 
     @property
     def hurries(self) -> bool:
-        """Whether a process that starts now takes a share of the processors, whoever else wants
-        them.
-        """
+        """Whether a process that starts now gets the higher priority."""
         return asyncio.get_running_loop().time() < self._hurried_until
 
     def hurry(self) -> None:
+        """Start processes with the higher priority for a while, as one was starved."""
         self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
 
     def at_once(self) -> float:
@@ -286,13 +285,13 @@ class Constraints:
         return max(self._allowance.left(asyncio.get_running_loop().time()), 0.0)
 
     def used(self, seconds: float) -> None:
-        """So much of them was used."""
+        """Take `seconds` off the allowance, if requests are being served."""
         if self.serving():
             self._allowance.use(seconds, asyncio.get_running_loop().time())
 
     async def grammar(self, structured: StructuredOutput) -> StructuredOutput:
-        """The grammar of a constraint. Raises `RequestError` for one that is damaged or too
-        large.
+        """The grammar of a constraint. Raises `RequestError` for a damaged or too large one,
+        `OverloadedError` if it cannot be compiled now.
         """
         spec = f"{structured.kind} {structured.checked} {structured.spec}"
         key = blake2b(spec.encode("utf-8", "surrogatepass"), digest_size=16).digest()
@@ -308,6 +307,7 @@ class Constraints:
         return StructuredOutput("grammar", outcome)
 
     async def stop(self) -> None:
+        """End all processes, and fail the trials that wait."""
         for task in list(self._starting):
             task.cancel()
         self.give_up("the engine stops")
@@ -339,7 +339,7 @@ class Constraints:
                 process.abandon()
 
     def dispatch(self) -> None:
-        """Give what waits to the processes; start another where all are at work."""
+        """Hand queued trials to idle processes; start another process if all are busy."""
         for process in self._processes:
             if not self._queue:
                 return
@@ -361,12 +361,12 @@ class Constraints:
             self.give_up(str(error))
 
     def try_again(self, trial: _Trial) -> None:
-        """Its process ended, and not by it."""
+        """Queue a trial again whose process ended for another reason."""
         if trial.waiting:
             self._queue.appendleft(trial)
 
     def settle(self, trial: _Trial, outcome: Outcome, remember: bool = True) -> None:
-        """A trial has an outcome."""
+        """Resolve a trial, and cache its outcome if `remember`."""
         if self._trials.get(trial.key) is trial:
             del self._trials[trial.key]
         if remember:
@@ -375,7 +375,7 @@ class Constraints:
             trial.outcome.set_result(outcome)
 
     def give_up(self, why: str) -> None:
-        """No process can be had: everyone who waits is told."""
+        """Fail all trials with `OverloadedError`, as no process can be had."""
         if self._trials:
             _log.error("constraints cannot be compiled: %s", why)
         for trial in list(self._trials.values()):
@@ -387,7 +387,7 @@ class Constraints:
         self._queue.clear()
 
     def forget(self, process: _Process) -> None:
-        """A process ended, or was killed; it may take a while until it can be reaped."""
+        """Remove a process that ended or was killed. Reaping it may take a while."""
         if process in self._processes:
             self._processes.remove(process)
             task = asyncio.create_task(process.stop())

@@ -1,9 +1,8 @@
-"""Holds a process back while requests are being served: it runs for a small part of the time, in
-short turns.
+"""Throttles a process while requests are served: it runs in short turns, for a small part of the
+time.
 
-A low priority is not enough: a process on a neighbouring core slows the engine by more than half,
-even where it runs only when nothing else wants to. Turns of a millisecond are too short to be felt
-by a single request.
+A low priority is not enough: a process at idle priority on a neighbouring core still slows the
+engine by more than half. No single request notices turns of a millisecond.
 """
 
 from __future__ import annotations
@@ -18,11 +17,13 @@ from collections.abc import Callable
 TURN_SECONDS = 0.001
 PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 0.010, 0.003
 _CAN_STOP = sys.platform == "linux"
-"""There a stopped child ends with its parent; elsewhere it would outlive a killed one."""
+"""On Linux a stopped child ends with its parent; elsewhere it would outlive a killed parent."""
 
 
 class Throttle:
-    """One process's. `serving`: whether requests are being served."""
+    """The throttle of one process. `pid` returns its id, `serving` whether requests are being
+    served.
+    """
 
     def __init__(self, pid: Callable[[], int | None], serving: Callable[[], bool]) -> None:
         self._pid = pid
@@ -41,8 +42,8 @@ class Throttle:
         )
 
     def begin(self, first: float, hurry: bool = False) -> None:
-        """The process has work. It runs for `first` seconds, then in turns; `hurry`: with short
-        pauses between.
+        """The process has work: it runs for `first` seconds, then in turns. `hurry` shortens the
+        pauses.
         """
         self.end()
         loop = asyncio.get_running_loop()
@@ -52,7 +53,7 @@ class Throttle:
             self._timer = loop.call_later(first, self._pause)
 
     def end(self) -> None:
-        """The process has done its work, or is to end."""
+        """Let the process run freely: its work is done, or it is about to end."""
         if self._timer is not None:
             self._timer.cancel()
         self._go_on()
@@ -83,9 +84,7 @@ class Throttle:
 
 
 class Allowance:
-    """Seconds that may be used at once: they come back as a part of the time, `share`, up to
-    `most`.
-    """
+    """A token bucket of seconds: it refills by `share` of the time that passes, up to `most`."""
 
     def __init__(self, share: float, most: float) -> None:
         self._share = share
@@ -94,11 +93,11 @@ class Allowance:
         self._at = 0.0
 
     def left(self, now: float) -> float:
-        """What there is; below zero what has been used in advance."""
+        """Seconds in the bucket; negative after an overdraft."""
         self._left = min(self._most, self._left + self._share * (now - self._at))
         self._at = now
         return self._left
 
     def use(self, seconds: float, now: float) -> None:
-        """Take so much. What is used in advance counts up to twice `most`."""
+        """Take seconds out. The overdraft counts up to twice `most`."""
         self._left = max(self.left(now) - seconds, -2 * self._most)

@@ -1,8 +1,8 @@
-"""A process that tries constraints, `python -m penstock.engines.openvino.constraints.worker FD
+"""A process that tries constraints: `python -m penstock.engines.openvino.constraints.worker FD
 PARENT`.
 
-It makes grammars of them, compiles these and writes some tokens by them, within limits on its
-memory and its processor time. It may die of one: then that one is refused.
+It turns a constraint into a grammar, compiles it and generates some tokens with it, within limits
+on memory and processor time. A constraint that kills the process is refused.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _TRIED_TOKENS = 40
 _TABLE_ENTRIES, _FEWEST_TABLES = 3_000_000, 12
-"""Entries of all tables that are made for counts: about a second of work."""
+"""Limit on the entries of all tables that a grammar may have for counts: about a second of work."""
 _OUT_OF_MEMORY = ("bad_alloc", os.strerror(errno.EAGAIN))
-"""What the engine's errors say where memory, or that of another thread, is refused."""
+"""Texts in the engine's errors when an allocation or a new thread is refused."""
 _KEPT = 100
-"""Compiled grammars after which those are dropped."""
+"""The cache is emptied after so many grammars."""
 
 
 def main(fd: int, parent: int) -> None:
@@ -58,7 +58,7 @@ def main(fd: int, parent: int) -> None:
 
 
 class Prover:
-    """A tokenizer with what tries grammars on it."""
+    """Tries constraints on the tokenizer of one model."""
 
     def __init__(self, load: LoadTokenizer) -> None:
         import openvino_genai as genai
@@ -72,8 +72,8 @@ class Prover:
         self._tried = 0
 
     def prove(self, kind: str, spec: str, checked: bool) -> str:
-        """The grammar of a constraint, which compiles and can be written by. Raises
-        `RequestError`.
+        """A constraint's grammar, which has compiled and generated tokens. Raises `RequestError`
+        for a damaged or too large constraint, `MemoryError` at the limit.
         """
         grammar = grammar_of(kind, spec, checked, self._tables)
         try:
@@ -115,7 +115,7 @@ def _answer(prover: Prover, call: Call) -> ToParent:
 
 
 def _die() -> NoReturn:
-    """End as one that had too little memory: what is left of it cannot be trusted."""
+    """Abort as if out of memory: the state of the process cannot be trusted."""
     os.abort()
 
 
@@ -130,21 +130,19 @@ def _send(pipe: socket.socket, message: ToParent) -> None:
     data = encode(message)
     try:
         pipe.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
-    except BrokenPipeError:  # nobody asks any more
+    except BrokenPipeError:  # the parent has closed the pipe
         raise SystemExit from None
 
 
 def _limit_memory(more: int) -> None:
-    """Let the process grow by so many bytes from now on."""
+    """Let the process grow by `more` bytes from now on."""
     with open("/proc/self/status") as status:
         held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (held + more, resource.RLIM_INFINITY))
 
 
 def _limit_time(seconds: float) -> None:
-    """Let the process use so many seconds of its processors from now on, all its threads taken
-    together: then a signal ends it.
-    """
+    """End the process by a signal once all its threads have used `seconds` of processor time."""
     signal.setitimer(signal.ITIMER_PROF, seconds)
 
 

@@ -1,9 +1,9 @@
-"""JSON Schemas as grammars of JSON without white space, every answer of which fits its schema.
+"""Translates JSON Schemas into grammars of compact JSON. Every answer fits its schema.
 
-Objects hold their properties in the schema's order, and others only where the schema says so
-(`additionalProperties`, `patternProperties`) or names no property at all. A `pattern` is matched by
-the whole string. Where a grammar can hold only a part of what a schema allows, it holds that part;
-where it cannot keep an answer within the schema, the schema is refused, by the keyword's name.
+Objects list their properties in the schema's order. They have further properties only if the schema
+allows them explicitly (`additionalProperties`, `patternProperties`) or names no property at all. A
+`pattern` must match the whole string. A grammar may allow less than its schema does, never more: a
+keyword that no grammar can enforce is refused by name.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ MAX_DEPTH = 60
 _COMMA, _COLON = literal(","), literal(":")
 _PLAIN_RANGES = without(ALL, [(0, 0x1F), (34, 34), (92, 92)])
 _PLAIN = char_class(_PLAIN_RANGES)
-"""Characters that stand in a JSON string as they are."""
+"""Characters that a JSON string holds unescaped."""
 _ESCAPE = r'["\\bfnrt] | "u000" [0-7be] | "u001" [0-9a-f]'
-"""What follows a backslash: the shortest form of what JSON cannot hold otherwise."""
+"""What follows a backslash: the shortest escapes of the characters that JSON must escape."""
 _COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
 _NOT_MERGED = {
     "$defs",
@@ -76,10 +76,11 @@ _NOT_MERGED = {
 
 
 def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
-    """The grammar of a schema's values. Raises `RequestError` for what cannot be held.
+    """The grammar of a schema's values. Raises `RequestError` for a schema that no grammar can
+    enforce.
 
-    `checked`: the answers are checked against the schema later, so keywords that no grammar can
-    hold may be left to that. `tables` as `Grammar` has it.
+    With `checked`, somebody validates the answers later, so the grammar may ignore keywords that it
+    cannot enforce. `tables` is passed to `Grammar`.
     """
     grammar = Grammar(tables)
     try:
@@ -102,7 +103,7 @@ class _Values:
         self._any: str | None = None
 
     def body(self, schema: Any, depth: int) -> str:
-        """What may be written for a schema. Raises `Impossible` where that is nothing."""
+        """The body of a schema's values. Raises `Impossible` if no value fits."""
         if depth > MAX_DEPTH:
             raise too_large(f"its schema is nested more than {MAX_DEPTH} deep")
         if schema is False:
@@ -166,7 +167,7 @@ class _Values:
         known = self._references.get(reference)
         if known is not None:
             if reference in self._entered:
-                raise Impossible  # it is itself or something else: something else, then
+                raise Impossible  # "itself or something else" leaves something else
             return known
         target = resolve(self._root, reference)
         if not self._can_end(reference):
@@ -184,7 +185,7 @@ class _Values:
         return name
 
     def _can_end(self, reference: str) -> bool:
-        """Whether a reference that leads to itself ever comes to an end."""
+        """Whether a recursive reference has a finite value."""
         reachable = {reference}
         todo = [reference]
         while todo:
@@ -272,7 +273,7 @@ class _Values:
                 return self._inside(lambda: self._object(schema, depth + 1))
 
     def _inside(self, write: Any) -> str:
-        """Write what stands in brackets: there a reference may lead back."""
+        """Call `write` for the inside of brackets, where a reference may be recursive."""
         entered, self._entered = self._entered, []
         try:
             return str(write())
@@ -316,14 +317,14 @@ class _Values:
         )
 
     def _forms(self) -> tuple[str, str]:
-        """How one character is written in a string."""
+        """The two forms of a character in a string: plain and escaped."""
         return _PLAIN, f"{_BACKSLASH} {self._grammar.rule(_ESCAPE)}"
 
     def _end(self) -> str:
         return self._grammar.rule(_QUOTE)
 
     def _cut(self, node: Node, low: int, high: int | None) -> Node:
-        """The part of a pattern's texts that have the right length."""
+        """A pattern, restricted to texts of `low` to `high` characters."""
         least, most = lengths(node)
         if least >= low and (high is None or (most is not None and most <= high)):
             return node
@@ -355,7 +356,7 @@ class _Values:
         return self._grammar.rule(f"{_QUOTE} {self._rest_of_string()}")
 
     def _rest_of_string(self) -> str:
-        """What stands behind a string's first quotation mark."""
+        """The rest of any string, after its first quotation mark."""
         if self._rest is None:
             self._rest = self._grammar.characters(self._forms(), 0, None, self._end())
         return self._rest
@@ -363,7 +364,7 @@ class _Values:
     def _array(self, schema: Mapping[str, Any], depth: int) -> str:
         first = schema.get("prefixItems", [])
         others = schema.get("items", not first)
-        if isinstance(others, list):  # as drafts before 2020-12 have it
+        if isinstance(others, list):  # as in drafts before 2020-12
             first, others = others, schema.get("additionalItems", False)
         low, high = schema.get("minItems", 0), schema.get("maxItems")
         if high is not None and high < low:
@@ -446,7 +447,7 @@ class _Values:
         return {"allOf": fitting} if fitting else others
 
     def _check_patterns(self, given: Mapping[str, Any], patterns: Mapping[str, Any]) -> None:
-        """Refuse properties for which two schemas hold by their names."""
+        """Refuse properties whose names fall under two schemas."""
         if len({json.dumps(part, sort_keys=True) for part in patterns.values()}) > 1:
             raise conflict("patternProperties")
         for pattern, part in patterns.items():
@@ -468,7 +469,7 @@ class _Values:
         names: Any,
         depth: int,
     ) -> str | None:
-        """A property beyond the named ones, with its colon; None where there are none."""
+        """The rule of a property beyond the named ones; None if there can be none."""
         options = []
         if others is False and not patterns:
             return None
@@ -491,9 +492,7 @@ class _Values:
         return self._grammar.rule(choice(options)) if options else None
 
     def _key_but(self, names: list[str]) -> str:
-        """The rest of a string behind its first quotation mark, where the whole is none of some
-        names.
-        """
+        """The rest of a string after its first quotation mark, for any string but `names`."""
         rest = self._rest_of_string()
         return (
             self._tails([self._text(name)[1:][:_NAME_PART] for name in names], rest)
@@ -502,7 +501,7 @@ class _Values:
         )
 
     def _tails(self, texts: list[str], rest: str) -> str:
-        """What begins none of some texts, which end in a quotation mark, and then goes on as
+        """A text that equals none of `texts`, which end in a quotation mark; it continues as
         `rest`.
         """
         heads = sorted({text[0] for text in texts})
@@ -538,7 +537,7 @@ class _Values:
 
 
 def _shortened(node: Node, name: str, low: int, high: int | None) -> Node:
-    """The texts of a format that are not too long, by smaller counts."""
+    """A format with smaller counts, so that no text is too long."""
     least, most = lengths(node)
     if least < low:
         raise _length_with(name, "minLength")
@@ -560,7 +559,7 @@ def _length_with(name: str, keyword: str) -> RequestError:
 
 
 def _largest_count(node: Node) -> int:
-    """The largest count of a repetition that may be smaller; 0 where there is none."""
+    """The largest count of a repetition that can be reduced; 0 if there is none."""
     match node:
         case Sequence(parts) | Choice(parts):
             return max(map(_largest_count, parts), default=0)
@@ -570,7 +569,7 @@ def _largest_count(node: Node) -> int:
 
 
 def _fewer(node: Node, count: int) -> Node:
-    """With three quarters of what is counted so far."""
+    """Reduce the repetitions that count to `count` to three quarters of it."""
     match node:
         case Sequence(parts):
             return Sequence(tuple(_fewer(part, count) for part in parts))
@@ -585,20 +584,20 @@ def _fewer(node: Node, count: int) -> Node:
 
 _QUOTE, _BACKSLASH = literal('"'), literal("\\")
 _NAME_PART = 200
-"""Characters of a name by which other names are told from it."""
+"""Names are compared by at most so many of their first characters."""
 
 
 def _validator(schema: Any) -> Any:
     try:
         return jsonschema_rs.validator_for(schema)
-    except ValueError:  # also of a pattern
+    except ValueError:  # also raised for a pattern
         raise RequestError(
             "the JSON schema has a pattern that is no regular expression", param="response_format"
         ) from None
 
 
 def _references(part: Any) -> list[str]:
-    """All references within a schema."""
+    """All `$ref` values within a schema."""
     found, todo = [], [part]
     while todo:
         match todo.pop():

@@ -1,7 +1,7 @@
-"""JSON's numbers as grammars: whole numbers and decimals, with exact bounds.
+"""Grammars of JSON's numbers: integers and decimals, with exact bounds.
 
-A number with a fraction has at most 15 significant digits, so that its order as text is that of the
-double that a reader makes of it, and so that a model that goes on with digits comes to an end.
+A number with a fraction has at most 15 significant digits. So texts compare like the doubles that a
+reader parses from them, and a model cannot write digits for ever.
 """
 
 from __future__ import annotations
@@ -15,18 +15,16 @@ from typing import Any
 from penstock.engines.openvino.grammar.writer import choice
 
 WHOLE_DIGITS = 19
-"""Digits of a whole number without a bound: as many as 64 bits hold."""
+"""Digits of an unbounded integer: as many as 64 bits hold."""
 FRACTION_DIGITS = 9
 _END = 10**WHOLE_DIGITS - 1
 _SMALL = 10**6
-"""Numbers below this may have a fraction of nine digits, those below the square of this one of
-three.
-"""
+"""Numbers below this may have nine decimals; numbers below its square may have three."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """From `low` to `high`; None is no bound. An end that is open is not part of it."""
+    """From `low` to `high`; None means no bound. An open end is excluded."""
 
     low: Decimal | None = None
     low_open: bool = False
@@ -35,7 +33,7 @@ class Bounds:
 
     @classmethod
     def of(cls, schema: Mapping[str, Any]) -> Bounds:
-        """The bounds that a schema states, also as draft 4 does, where the exclusive ones are
+        """The bounds in a schema. Draft 4 has `exclusiveMinimum` and `exclusiveMaximum` as
         flags.
         """
         lows = [(_decimal(schema.get("minimum")), schema.get("exclusiveMinimum") is True)]
@@ -58,7 +56,7 @@ def _decimal(value: Any) -> Decimal | None:
 
 
 def integer(bounds: Bounds) -> str | None:
-    """Whole numbers within bounds; None where there are none."""
+    """The body of the integers within bounds; None if there are none."""
     if bounds == Bounds():
         return f'("0" | "-"? [1-9] [0-9]{{0,{WHOLE_DIGITS - 1}}})'
     low, high = -_END, _END
@@ -75,7 +73,7 @@ def integer(bounds: Bounds) -> str | None:
 
 
 def number(bounds: Bounds, places: int = FRACTION_DIGITS) -> str | None:
-    """Numbers within bounds with at most so many digits behind the point; None where there are
+    """The body of the numbers within bounds, with at most `places` decimals; None if there are
     none.
     """
     if bounds == Bounds():
@@ -112,7 +110,7 @@ def _any_number(places: int) -> str:
 def _decimals(
     low: Decimal, low_open: bool, high: Decimal, high_open: bool, places: int
 ) -> list[str]:
-    """Numbers from 0 on between two bounds."""
+    """Bodies of the non-negative numbers between two bounds."""
     high = min(high, Decimal(_END))
     if low > high or (low == high and (low_open or high_open)):
         return []
@@ -138,8 +136,8 @@ def _decimals(
 def _with_fraction(
     whole: int, low: str | None, low_open: bool, high: str | None, high_open: bool, places: int
 ) -> list[str]:
-    """Numbers with this whole part and a fraction within bounds; a fraction is written as its
-    digits.
+    """Bodies of the numbers with the integer part `whole` and a fraction within bounds, which are
+    given as digits.
     """
     digits = min(places, FRACTION_DIGITS if whole < _SMALL else 3 if whole < _SMALL**2 else 0)
     fractions, bare = _fractions(low, low_open, high, high_open, digits)
@@ -156,8 +154,8 @@ def _fraction_of(value: Decimal) -> str:
 def _fractions(
     low: str | None, low_open: bool, high: str | None, high_open: bool, digits: int
 ) -> tuple[list[str], bool]:
-    """Bodies of fractions of one digit and more that lie within bounds, and whether no fraction at
-    all does too.
+    """Bodies of the fractions within bounds, and whether leaving the fraction out is within bounds
+    too.
     """
     bare = (not low and not (low == "" and low_open)) and not (high == "" and high_open)
     if digits == 0:
@@ -200,7 +198,7 @@ _NOTHING = '""'
 
 
 def _whole(low: int, high: int) -> list[str]:
-    """Whole numbers from `low` to `high`, both at least 0, as bodies."""
+    """Bodies of the integers from `low` to `high`, which are at least 0."""
     options: list[str] = []
     full: list[int] = []
     for size in range(len(str(low)), len(str(high)) + 1):
@@ -216,7 +214,7 @@ def _whole(low: int, high: int) -> list[str]:
 
 
 def _same_size(low: str, high: str) -> list[str]:
-    """Texts of digits from `low` to `high`, which are equally long."""
+    """Bodies of the digit strings from `low` to `high`, which are equally long."""
     size = len(low)
     if size == 0:
         return [_NOTHING]

@@ -1,6 +1,4 @@
-"""The grammar of one JSON object: its properties in order, some of them optional, and how many
-there may be.
-"""
+"""The grammar of a JSON object: properties in order, required or optional, and their number."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ MAX_STATES = 20_000
 
 @dataclass(frozen=True)
 class Member:
-    """One property: its key with the colon, and the rule of its value."""
+    """One property: its key with the colon, the rule of its value, and whether it is required."""
 
     key: str
     value: str
@@ -30,10 +28,9 @@ def object_body(
     low: int,
     high: int | None,
 ) -> str:
-    """An object of the members, and of `extra`, a rule of further ones, with `low` to `high`
-    properties in all.
+    """An object of `members` and of further properties by the rule `extra`, `low` to `high` in all.
 
-    Raises `Impossible` where there is none.
+    Raises `Impossible` if no object has so many.
     """
     needed = sum(member.required for member in members)
     if high is not None and high >= len(members) and extra is None:
@@ -48,12 +45,12 @@ def object_body(
 
 
 def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma: str) -> str:
-    """Halves of halves: from one place to the next the engine has few rules to go through, however
-    many there are.
+    """The members as a balanced tree, so that the engine passes few rules from one member to the
+    next.
     """
 
     def part(begin: int, end: int) -> tuple[str, bool]:
-        """At least one of these members, and whether there may be none of them."""
+        """The body of one or more of these members, and whether all of them are optional."""
         if begin == len(members):
             return f"{extra} {grammar.rule(f'{comma} {extra}')}*", True
         if end - begin == 1:
@@ -87,7 +84,8 @@ def _counted(
     counted = max(low, 0 if high is None else high, 1)
     if counted * (len(members) + 1) > MAX_STATES:
         raise too_large("its minProperties or maxProperties are too large to be counted")
-    # From the last place on: what may follow so many properties. Counts beyond `counted` are equal.
+    # Backwards from the last place: what may follow that number of properties. Counts above
+    # `counted` are equivalent.
     follow = [_further(grammar, extra, comma, count, low, high) for count in range(counted + 1)]
     for member in reversed(members):
         before: list[str | None] = []
@@ -118,7 +116,7 @@ def _place(grammar: Grammar, options: list[str], required: bool) -> str | None:
 def _further(
     grammar: Grammar, extra: str | None, comma: str, count: int, low: int, high: int | None
 ) -> str | None:
-    """The properties beyond the named ones."""
+    """The properties beyond the named ones, after `count` properties."""
     if high is not None and count > high:
         return None
     least, most = max(0, low - count), None if high is None else high - count

@@ -1,5 +1,5 @@
-"""JSON Schemas, taken apart: references, several schemas for one value, what values two of them
-share.
+"""Operations on JSON Schemas: resolving references, merging two schemas, testing for
+disjointness.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BY_KEYWORD = {
 ASSERTIONS = frozenset(name for names in _BY_KEYWORD.values() for name in names) | {
     "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf",
 }  # fmt: skip
-"""Keywords that say something about a value and that we hold answers to; others that do are in
-`UNHELD`.
+"""Keywords that constrain a value and that grammars enforce. `UNHELD` has those that they
+cannot.
 """
 UNHELD = frozenset(
     {
@@ -79,17 +79,17 @@ FORMATS = {
     "duration": "P([0-9]{1,4}D|T[0-9]{1,4}[HMS]|[0-9]{1,4}[WMY])",
 }
 FORMATS["date-time"] = f"{FORMATS['date']}T{FORMATS['time']}"
-"""What is written for a `format`: a part of what it allows, in its usual form. Other formats are
-notes to readers.
+"""The regular expression of each known `format`: a part of what the format allows, in its usual
+form. Unknown formats are ignored.
 """
 
 
 class Impossible(Exception):
-    """No value fits a schema."""
+    """No value fits the schema, so it has no grammar."""
 
 
 def unheld(keyword: str) -> RequestError:
-    """The error of a keyword that a grammar cannot hold an answer to."""
+    """The error of a keyword that no grammar can enforce."""
     return RequestError(
         f"the JSON schema has '{keyword}', to which the openvino engine cannot hold an answer;"
         " leave it out, and check the answer",
@@ -98,7 +98,7 @@ def unheld(keyword: str) -> RequestError:
 
 
 def conflict(keyword: str) -> RequestError:
-    """The error of schemas for one value that say different things in one keyword."""
+    """The error of two schemas for one value that disagree in a keyword."""
     return RequestError(
         f"two parts of the JSON schema that hold for one value both have '{keyword}'; write them as"
         " one schema",
@@ -107,7 +107,7 @@ def conflict(keyword: str) -> RequestError:
 
 
 def resolve(root: Any, reference: str) -> Any:
-    """What a `$ref` within the schema points to. Raises `RequestError` for others."""
+    """The target of a `$ref` within the schema. Raises `RequestError` for any other reference."""
     target = root
     if reference != "#" and not reference.startswith("#/"):
         raise RequestError(
@@ -129,7 +129,7 @@ def resolve(root: Any, reference: str) -> Any:
 
 
 def types_of(schema: Schema) -> list[str]:
-    """The types a schema allows, those that its keywords are about where it names none."""
+    """The types that a schema allows; without `type`, the types that its keywords are about."""
     given = schema.get("type")
     if given is None:
         found = [
@@ -141,7 +141,7 @@ def types_of(schema: Schema) -> list[str]:
 
 
 def merged(first: Any, second: Any) -> Any:
-    """One schema for values that fit both. Raises `RequestError` where that cannot be written."""
+    """One schema for the values that fit both. Raises `RequestError` if there is no such schema."""
     if first is False or second is False:
         return False
     if first is True or second is True:
@@ -192,7 +192,7 @@ def _allows(types: str | list[str], kind: str) -> bool:
 
 
 def _merged_objects(first: Schema, second: Schema) -> dict[str, Any]:
-    """The properties of two schemas of one object, each property by all that holds for it."""
+    """The properties of two object schemas, each with all its constraints."""
     if "patternProperties" in first or "patternProperties" in second:
         raise conflict("patternProperties")
     names = dict.fromkeys([*first.get("properties", {}), *second.get("properties", {})])
@@ -209,14 +209,14 @@ def _merged_objects(first: Schema, second: Schema) -> dict[str, Any]:
         others = (first["additionalProperties"], second["additionalProperties"])
         result["additionalProperties"] = False if False in others else {"allOf": list(others)}
     elif "additionalProperties" in first or "additionalProperties" in second:
-        # The one that says nothing allows others too, but is not told to: what is not named is left
-        # out.
+        # A schema without `additionalProperties` allows others too, but the grammar leaves unnamed
+        # ones out.
         result["additionalProperties"] = False
     return result
 
 
 def disjoint(root: Any, first: Any, second: Any, depth: int = 0) -> bool:
-    """Whether certainly no value fits both schemas."""
+    """Whether no value fits both schemas. False if that is uncertain."""
     first, second = _target(root, first), _target(root, second)
     if first is False or second is False:
         return True
@@ -267,9 +267,7 @@ def _values(schema: Schema) -> set[str] | None:
 
 
 def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
-    """Whether a value that fits can come to an end, given that those of the references `finished`
-    can.
-    """
+    """Whether the schema has a finite value, if the references in `finished` have one."""
     if isinstance(schema, bool):
         return schema
     if "$ref" in schema and schema["$ref"] not in finished:

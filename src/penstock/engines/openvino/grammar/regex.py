@@ -1,5 +1,5 @@
-"""Reads regular expressions in the notation that JSON Schema uses (ECMAScript), as far as a grammar
-can hold them.
+"""Parses regular expressions in ECMAScript's notation, which JSON Schema uses, as far as a grammar
+can express them.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from penstock.errors import RequestError
 
 MAX_DEPTH = 50
 MAX_REPEATS = 20_000
-"""Product of the counts of repetitions in one another."""
+"""Limit on the product of the counts of nested repetitions."""
 _FEW = 16
-"""Characters that so few tokens begin with that a table of them costs nothing."""
+"""A class of at most so many characters needs no table: few tokens begin with them."""
 _DIGITS: Ranges = [(48, 57)]
 _WORD: Ranges = [(48, 57), (65, 90), (95, 95), (97, 122)]
 _SPACE: Ranges = [(9, 13), (32, 32), (0xA0, 0xA0)]
@@ -40,7 +40,7 @@ _LINE_ENDS: Ranges = [(10, 10), (13, 13), (0x2028, 0x2029)]
 
 @dataclass(frozen=True)
 class Chars:
-    """One character out of some."""
+    """One character of a class, as sorted ranges of code points."""
 
     ranges: tuple[tuple[int, int], ...]
 
@@ -61,7 +61,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Repeat:
-    """`low` to `high` times; `high` None is without end."""
+    """`low` to `high` repetitions of a node; `high` None means unbounded."""
 
     item: Node
     low: int
@@ -72,15 +72,16 @@ Node = Chars | Sequence | Choice | Repeat
 
 
 def parse(pattern: str) -> Node:
-    """The expression, taken to match the whole text; `^` and `$` may stand at the ends.
+    """Parse an expression that must match the whole text; `^` and `$` may stand at its ends.
 
-    Raises `RequestError` for a damaged expression and for what no grammar can hold, by name.
+    Raises `RequestError` for a damaged expression, and for a construct that no grammar can express,
+    by name.
     """
     return _Parser(pattern).whole()
 
 
 def lengths(node: Node) -> tuple[int, int | None]:
-    """The least and the largest number of characters; None is without end."""
+    """The least and the largest number of characters; None means unbounded."""
     match node:
         case Chars():
             return 1, 1
@@ -110,8 +111,8 @@ def _total(sizes: list[int | None]) -> int | None:
 
 
 class RegexWriter:
-    """Puts expressions into a grammar; with `in_json` as the inside of a JSON string, its escapes
-    included.
+    """Writes expressions into a grammar. With `in_json` they are the inside of a JSON string, with
+    its escapes.
     """
 
     def __init__(self, grammar: Grammar, in_json: bool) -> None:
@@ -119,7 +120,7 @@ class RegexWriter:
         self._in_json = in_json
 
     def body(self, node: Node) -> str:
-        """The expression as a body."""
+        """The expression as an EBNF body."""
         match node:
             case Chars(ranges):
                 return choice(self._forms(list(ranges)))
@@ -134,7 +135,7 @@ class RegexWriter:
                 return self._repeat(item, low, high)
 
     def _parts(self, parts: tuple[Node, ...]) -> Iterator[str]:
-        """What stands one after the other; fixed characters together."""
+        """The bodies of a sequence; adjacent fixed characters form one literal."""
         for fixed, group in groupby(parts, lambda part: self._text(part) is not None):
             if fixed:
                 yield literal("".join(str(self._text(part)) for part in group))
@@ -142,7 +143,7 @@ class RegexWriter:
                 yield from map(self.body, group)
 
     def _text(self, node: Node) -> str | None:
-        """The text that a node stands for, as it is written, where that is a single one."""
+        """The one text that a node matches, as it is written; None if it matches several."""
         match node:
             case Chars(((low, high),)) if low == high:
                 char = chr(low)
@@ -165,16 +166,16 @@ class RegexWriter:
         return self._grammar.characters(forms, low, high, nothing)
 
     def _own_rule(self, body: str) -> str:
-        """A rule to be repeated.
+        """A rule for a body that is repeated.
 
-        The engine copies a plain body for each count, and makes a table of the whole vocabulary for
-        each copy. The empty rule at its end keeps it from that.
+        The engine copies a plain body for each count, and builds a table of the whole vocabulary
+        for each copy. The empty rule at the end prevents the copies.
         """
         empty = self._grammar.rule('""')
         return self._grammar.rule(f"{body} {empty}")
 
     def _forms(self, ranges: Ranges) -> list[str]:
-        """How one of these characters may be written."""
+        """The forms of one of these characters: a class, and in JSON the escapes."""
         if not self._in_json:
             return [char_class(ranges)]
         plain = without(ranges, [(0, 0x1F), (34, 34), (92, 92)])
@@ -248,7 +249,7 @@ class _Parser:
         return Repeat(item, low, high)
 
     def _count(self) -> tuple[int, int | None] | None:
-        """The quantifier that stands here, if one does. A lazy one holds the same texts."""
+        """The quantifier at this position, if any. A lazy one matches the same texts."""
         char = self._text[self._at : self._at + 1]
         if char and char in "*+?":
             self._at += 1
@@ -267,7 +268,7 @@ class _Parser:
         end = self._text.find("}", self._at)
         low, comma, high = self._text[self._at + 1 : max(end, 0)].partition(",")
         if end < 0 or not low.isdecimal() or not (high == "" or high.isdecimal()):
-            return None  # a brace for itself
+            return None  # a literal brace
         if len(low) > 18 or len(high) > 18:
             raise too_large("it repeats too often")
         least, most = int(low), (int(high) if high else None) if comma else int(low)
@@ -431,7 +432,7 @@ def _choice_of(options: list[Node]) -> Node:
 
 
 def _repeats(node: Node) -> int:
-    """The largest product of the counts of repetitions in one another."""
+    """The largest product of the counts of nested repetitions."""
     match node:
         case Repeat(item, low, high):
             return max(high or low, 1) * _repeats(item)

@@ -13,9 +13,9 @@ MAX_GRAMMAR = 400_000
 """Characters of a grammar."""
 TABLES = 128
 MAX_COUNT = 100_000
-"""Counts beyond this stand for "without end": no answer gets that far."""
+"""Larger counts mean "unbounded": no answer gets that far."""
 _SHORTEST_CHAIN, _LONGEST_CHAIN = 8, 512
-"""Characters that are counted by rules of their own."""
+"""Lengths of a chain of rules, one rule a character."""
 _BASE = 16
 """Repetitions are counted as digits of this base."""
 _MANY_WORDS, _DEEPEST_WORDS = 16, 100
@@ -23,23 +23,25 @@ Ranges = list[tuple[int, int]]
 
 
 class Grammar:
-    """Rules with bodies in EBNF; the same body makes the same rule.
+    """Rules with bodies in EBNF. Equal bodies share one rule.
 
-    The engine makes a table of its vocabulary for each place in a grammar at which many tokens may
-    stand. Tables take time to compile, and what is counted without them takes time at each token.
-    `tables`: how many are made for counts.
+    The engine builds a table of its vocabulary for each place in a grammar at which many tokens may
+    stand. Tables cost compile time; a count without tables costs time at each token. `tables` is
+    how many tables counts may use.
     """
 
     def __init__(self, tables: int = TABLES) -> None:
         self._tables = tables
         self._chains: dict[tuple[str, ...], int] = {}
-        """The longest chain of rules, by its character and its end."""
+        """Length of the longest chain so far, by its character and its end."""
         self._rules: dict[str, str] = {}
         self._names: dict[str, str] = {}
         self._size = 0
 
     def rule(self, body: str, name: str | None = None) -> str:
-        """The name of a rule with this body."""
+        """The name of the rule with this body, made if it does not exist. Raises `RequestError` at
+        the size limit.
+        """
         if name is None and (body in self._names or body in self._rules):
             return self._names.get(body, body)
         if name is None:
@@ -52,19 +54,19 @@ class Grammar:
         return name
 
     def reserve(self) -> str:
-        """A name for a rule whose body comes later, with `rule(body, name)`."""
+        """A name for a rule whose body follows later, by `rule(body, name)`."""
         name = f"r{len(self._rules)}"
         self._rules[name] = ""
         return name
 
     def characters(self, one: Sequence[str], low: int, high: int | None, end: str) -> str:
-        """`low` to `high` characters and then the rule `end`. `one` are the forms of a single
+        """`low` to `high` characters, then the rule `end`. `one` lists the forms of a single
         character.
         """
         if high is None or high > MAX_COUNT:
             star = self.reserve()
             self.rule(" | ".join([end, *(f"{form} {star}" for form in one)]), star)
-            return f"{self._so_many(one, low)} {star}" if low else star
+            return f"{self._exact_characters(one, low)} {star}" if low else star
         key = (*one, end)
         built = self._chains.get(key, 0)
         wanted = max(high - built, 0) + (low if low != high else 0)
@@ -75,24 +77,24 @@ class Grammar:
         size = max(self._tables // 2, _SHORTEST_CHAIN)
         several = self._chain(one, size, size, self.rule('""'))
         sets, rest = divmod(high - low, size)
-        full = f"{self.times(several, sets)} {self._chain(one, 0, rest, end)}"
+        full = f"{self.exactly(several, sets)} {self._chain(one, 0, rest, end)}"
         fewer = (
             f"{self.repeat(several, 0, sets - 1)} {self._chain(one, 0, size - 1, end)}"
             if sets
             else full
         )
-        return f"{self._so_many(one, low)} {choice([fewer, full])}"
+        return f"{self._exact_characters(one, low)} {choice([fewer, full])}"
 
-    def _so_many(self, one: Sequence[str], count: int) -> str:
+    def _exact_characters(self, one: Sequence[str], count: int) -> str:
         if count > MAX_COUNT:
             raise too_large(f"it asks for {count:,} characters, more than any answer can have")
         size = max(self._tables // 2, _SHORTEST_CHAIN)
         nothing = self.rule('""')
-        several = self.times(self._chain(one, size, size, nothing), count // size)
+        several = self.exactly(self._chain(one, size, size, nothing), count // size)
         return f"{several} {self._chain(one, count % size, count % size, nothing)}"
 
     def _chain(self, one: Sequence[str], low: int, high: int, end: str) -> str:
-        """A rule for each character. Chains to the same end have their last rules in common."""
+        """A chain of rules, one a character. Chains with the same end share their last rules."""
         rule = end
         for place in range(high - 1, -1, -1):
             stop = [end] if low <= place and low != high else []
@@ -100,7 +102,7 @@ class Grammar:
         return rule
 
     def repeat(self, item: str, low: int, high: int | None) -> str:
-        """`item`, a rule's name, so many times; `high` None is without end."""
+        """`low` to `high` repetitions of `item`, a rule's name. `high` None means unbounded."""
         if low > MAX_COUNT:
             raise too_large(f"it asks for {low:,} repetitions, more than any answer can have")
         if high is not None and high > MAX_COUNT:
@@ -108,22 +110,22 @@ class Grammar:
         if high is None:
             if low < 2:
                 return f"{item}{'*+'[low]}"
-            return f"{self.times(item, low)} {item}*"
+            return f"{self.exactly(item, low)} {item}*"
         if low == high:
-            return self.times(item, low)
+            return self.exactly(item, low)
         if low == 0:
             return self._up_to(item, high)
-        return f"{self.times(item, low)} {self._up_to(item, high - low)}"
+        return f"{self.exactly(item, low)} {self._up_to(item, high - low)}"
 
-    def times(self, item: str, count: int) -> str:
-        """`item` exactly so often. The engine takes long for each token where one repetition counts
-        far.
+    def exactly(self, item: str, count: int) -> str:
+        """`count` repetitions of `item`, as nested groups: the engine is slow at each token of one
+        large count.
         """
         if count < _BASE:
             return f"{item}{{{count}}}" if count > 1 else item if count else '""'
         sets, rest = divmod(count, _BASE)
-        several = self.times(self._set(item), sets)
-        return f"{several} {self.times(item, rest)}" if rest else several
+        several = self.exactly(self._set(item), sets)
+        return f"{several} {self.exactly(item, rest)}" if rest else several
 
     def _up_to(self, item: str, count: int) -> str:
         if count < _BASE:
@@ -131,9 +133,9 @@ class Grammar:
         sets, rest = divmod(count, _BASE)
         several = self._set(item)
         full = (
-            f"{self.times(several, sets)} {self._up_to(item, rest)}"
+            f"{self.exactly(several, sets)} {self._up_to(item, rest)}"
             if rest
-            else self.times(several, sets)
+            else self.exactly(several, sets)
         )
         fewer = self._up_to(several, sets - 1) if sets > 1 else '""'
         return self.rule(f"{fewer} {self._up_to(item, _BASE - 1)} | {full}")
@@ -142,9 +144,7 @@ class Grammar:
         return self.rule(f"{item}{{{_BASE}}}")
 
     def words(self, texts: Iterable[str]) -> str:
-        """One of some fixed texts. What many of them begin or end with is written once, and so
-        compiled once.
-        """
+        """One of some fixed texts. Common beginnings and ends are written (and compiled) once."""
         return self._words(sorted(set(texts)), 0)
 
     def _words(self, texts: list[str], depth: int) -> str:
@@ -161,19 +161,19 @@ class Grammar:
         return self.rule(" | ".join(self._words(group, depth + 1) for group in by_head))
 
     def text(self, root: str) -> str:
-        """The whole grammar, beginning at the body `root`."""
+        """The whole grammar as text; it starts at the body `root`."""
         rules = [f"{name} ::= {body}" for name, body in self._rules.items()]
         return "\n".join([f"root ::= {root}", *rules, ""])
 
 
 _BEFORE_HEX = re.compile("(?<=[\x00-\x1f\x7f-\xff])(?=[0-9a-fA-F])")
-"""Places between a character that the engine writes as a number and one that it would take for a
-digit of that.
+"""Places between a character that the engine writes as a hexadecimal number and one that it would
+read as a further digit.
 """
 
 
 def too_large(why: str) -> RequestError:
-    """The error of a constraint that is beyond a limit."""
+    """The error of a constraint that exceeds a limit; `why` says which."""
     return RequestError(
         f"the constraint is too large: {why}; make it simpler", param="response_format"
     )
@@ -191,7 +191,7 @@ def _in_literal(char: str) -> str:
 
 
 def choice(options: Iterable[str]) -> str:
-    """One of several bodies, in parentheses where there are several."""
+    """One of several bodies, in parentheses unless there is only one."""
     unique = list(dict.fromkeys(options))
     return unique[0] if len(unique) == 1 else "(" + " | ".join(unique) + ")"
 
@@ -208,8 +208,8 @@ def char_class(ranges: Ranges) -> str:
 
 
 def _in_utf8(low: int, high: int) -> Ranges:
-    """A range cut into such whose bytes in UTF-8 vary independently. The engine ends in a blind
-    alley within others, and lets through bytes that are no UTF-8.
+    """Split a range into ranges whose UTF-8 bytes vary independently. In other ranges the engine
+    runs into dead ends, and accepts bytes that are not UTF-8.
     """
     for last in (0x7F, 0x7FF, 0xFFFF):
         if low <= last < high:
@@ -231,7 +231,7 @@ def _in_class(point: int) -> str:
 
 
 def normal(ranges: Iterable[tuple[int, int]]) -> Ranges:
-    """Sorted ranges that neither touch nor overlap."""
+    """The same characters as sorted ranges that neither touch nor overlap."""
     merged: Ranges = []
     for low, high in sorted(ranges):
         if merged and low <= merged[-1][1] + 1:
@@ -259,4 +259,4 @@ def without(ranges: Ranges, removed: Ranges) -> Ranges:
 ALL: Ranges = [(0, 0xD7FF), (0xE000, 0x10FFFF)]
 """All characters."""
 WIDE: Ranges = [(0x80, 0xD7FF), (0xE000, 0x10FFFF)]
-"""Those beyond ASCII."""
+"""All characters beyond ASCII."""

@@ -1,1 +1,1 @@
-"""A model's files: where they are, what they say, and how they are converted."""
+"""A model's files: finding, reading and converting them."""

@@ -1,7 +1,7 @@
-"""Converts Hugging Face models to OpenVINO's form, once each, into a cache.
+"""Converts Hugging Face models to OpenVINO's format and caches the result.
 
-The exporter is optimum-intel, which brings torch; it runs in a process of its own, so that torch
-never enters this one.
+The exporter, optimum-intel, imports torch. It runs in a process of its own, so that this one never
+does.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
 _ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
 
-# The tokenizer's own settings may leave token types out where the model wants them.
+# The tokenizer's settings may omit token types although the model needs them.
 _ADD_TOKEN_TYPES = """
 import sys
 from openvino import save_model
@@ -60,16 +60,15 @@ save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml"
 
 
 def convert(source: str, task: str | None = None) -> Path:
-    """The converted form of a Hugging Face model: a directory, or a hub id such as "org/name" or
-    "org/name@revision".
+    """Convert a Hugging Face model and return the path of the result. `source` is a directory, or a
+    hub id such as "org/name" or "org/name@revision".
 
-    The first call converts it, shows its progress on stderr, and keeps the result in the cache;
-    later ones find it there, also after the extra was removed. A changed directory is converted
-    anew; a hub id without a revision stays what it was when it was converted. `task` None: what the
-    model's files say.
+    The first call converts the model, shows its progress on stderr, and caches the result. Later
+    calls use the cache, even if the extra is gone. A changed directory is converted again; a hub id
+    without a revision keeps its first conversion. With `task` None the model's files decide.
 
-    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for anything else in
-    the way.
+    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
+    failure.
     """
     directory = Path(source).expanduser()
     if directory.exists():
@@ -131,7 +130,7 @@ def _fingerprint(path: Path) -> list[Any]:
 
 
 def _download(source: str) -> Path:
-    """A local snapshot of a hub id, weights in one form only."""
+    """Download a snapshot of a hub id, with the weights in one format only."""
     hub_id = _HUB_ID.fullmatch(source)
     assert hub_id is not None
     hub = require("huggingface_hub", "convert")
@@ -151,7 +150,7 @@ def _download(source: str) -> Path:
         path = snapshot(_HUB_FILES)
         if not any(path.glob("*.safetensors")):
             path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
-    except Exception as error:  # of the hub's client, of its HTTP library, or of the network
+    except Exception as error:  # from the hub's client, its HTTP library, or the network
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise EngineStartError(
             f"there is no path '{source}', and the hub does not give it: {reason[0]}"
@@ -163,13 +162,13 @@ def _download(source: str) -> Path:
 def _convert(
     source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
 ) -> None:
-    """Export into a directory beside `target` and rename that, so that `target` is whole whenever
-    it exists.
+    """Export into a directory beside `target`, then rename it: `target` is complete whenever it
+    exists.
     """
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
-    for leftover in target.parent.glob(f"{target.name}.partial-*"):  # of a process that was killed
+    for leftover in target.parent.glob(f"{target.name}.partial-*"):  # by a process that was killed
         shutil.rmtree(leftover, ignore_errors=True)
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     private_files.make_folder(partial)
@@ -214,7 +213,7 @@ def _convert(
 
 
 def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
-    """Refuse models that the exporter takes and the engine does not."""
+    """Refuse models that the exporter supports and the engine does not."""
     architecture = str((config.get("architectures") or [""])[0])
     kind = ""
     if task == "generate" and "vision_config" in config:
@@ -230,12 +229,13 @@ def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
 
 
 def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
-    """Run Python on `arguments`, its output in `log`. Raises `EngineStartError` with the reason it
-    gives.
+    """Run Python with `arguments` and append its output to `log`. Raises `EngineStartError` with
+    its last error line.
     """
-    said = ""
+    last_line = ""
     with open(log, "a", opener=private_files.opener) as file:
-        # All files are local by now: offline, the exporter does not ask the hub for optional ones.
+        # All files are local by now. In offline mode the exporter does not ask the hub for optional
+        # files.
         exporter = subprocess.Popen(
             [sys.executable, *arguments],
             stdin=subprocess.DEVNULL,
@@ -252,10 +252,10 @@ def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], No
                 file.write(line)
                 if line.startswith("Loading weights"):
                     stage("exporting" if "100%" in line else "loading weights")
-                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(said)):
-                    said = line.strip()
+                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
+                    last_line = line.strip()
     if exporter.returncode:
-        reason = said or f"the exporter ended with exit code {exporter.returncode}"
+        reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
         raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
 
 
@@ -273,8 +273,8 @@ def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _progress(source: str) -> Iterator[Callable[[str], None]]:
-    """Show on stderr that `source` is being converted. Yields the function to name the stage
-    with.
+    """Show on stderr that `source` is being converted. Yields a function that sets the name of the
+    stage.
     """
     title = f"converting {source} (once)"
     if not is_terminal():

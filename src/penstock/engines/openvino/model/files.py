@@ -1,4 +1,4 @@
-"""Reads what a model's files say of it: its task, its context, how it pools."""
+"""Reads a model's files for its task, context length and pooling."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ MODEL_KINDS = {
     "score": "a rerank model",
     "transcribe": "a speech-to-text model",
 }
-"""The tasks, and how messages call the models that do them."""
+"""The tasks, with the name that messages give to a model of each."""
 
 
 def is_ir(path: Path) -> bool:
-    """Whether the directory holds a converted model."""
+    """Whether `path` is a directory with a converted model."""
     return path.is_dir() and any(path.glob("openvino_*model*.xml"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The model's `config.json`; empty if there is none."""
+    """The model's `config.json`; an empty dict if there is none."""
     try:
         config = _read_json(path / "config.json")
     except FileNotFoundError:
@@ -36,15 +36,15 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def task_of(path: Path, config: dict[str, Any]) -> str:
-    """What the model in directory `path` does, by its architecture and by what
-    sentence-transformers leaves.
+    """The task of the model in directory `path`, by its architecture and the file of
+    sentence-transformers.
     """
     name = str((config.get("architectures") or [""])[0])
     if name.endswith("ForSequenceClassification"):
         return "score"
     if name.startswith("Whisper"):
         return "transcribe"
-    # Some embedding models are, by their architecture, language models.
+    # Some embedding models have the architecture of a language model.
     if (path / SENTENCE_TRANSFORMERS).is_file():
         return "embed"
     if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) or not name:
@@ -53,8 +53,8 @@ def task_of(path: Path, config: dict[str, Any]) -> str:
 
 
 def lacks_token_types(path: Path) -> bool:
-    """Whether the converted model reads token types (which text of a pair is it?) that its
-    tokenizer does not write.
+    """Whether the converted model needs token types (which text of a pair a token belongs to) and
+    its tokenizer does not emit them.
     """
     name = '"token_type_ids"'
     model, tokenizer = path / "openvino_model.xml", path / "openvino_tokenizer.xml"
@@ -66,7 +66,7 @@ def _text(path: Path) -> str:
 
 
 def context_length_of(config: dict[str, Any]) -> int:
-    """Tokens of the model's context, by its `config.json`."""
+    """The model's context length in tokens, by its `config.json`."""
     for part in (config, config.get("text_config") or {}):
         for name in (
             "max_position_embeddings",
@@ -80,8 +80,8 @@ def context_length_of(config: dict[str, Any]) -> int:
 
 
 def _unused_positions(config: dict[str, Any]) -> int:
-    """The RoBERTa family counts positions from the padding token's id on, so that the first ones
-    serve no token.
+    """The number of positions that no token uses: the RoBERTa family counts positions from the
+    padding token's id on.
     """
     if "roberta" in str(config.get("model_type")) or config.get("model_type") == "camembert":
         return int(config.get("pad_token_id") or 0) + 1
@@ -89,7 +89,7 @@ def _unused_positions(config: dict[str, Any]) -> int:
 
 
 def gguf_context_length(path: Path) -> int:
-    """`*.context_length` from the file's header
+    """The context length in tokens, from `*.context_length` in the file's header
     (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
     """
     try:
@@ -147,11 +147,11 @@ _POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
 
 
 def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
-    """How an embedding model joins its tokens' vectors, from sentence-transformers' file; the mean
-    where there is none.
+    """The pooling of an embedding model, from the file of sentence-transformers; the mean without
+    that file.
 
-    Raises `EngineStartError` for a way that is not one of ours: vectors made another way would be
-    quietly poor.
+    Raises `EngineStartError` for an unknown pooling: the wrong one would silently give poor
+    vectors.
     """
     try:
         modes = _read_json(path / POOLING_CONFIG)
@@ -171,6 +171,6 @@ def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
 def _read_json(file: Path) -> Any:
     content = file.read_bytes()
     try:
-        return json.loads(content)  # which takes the infinities that Hugging Face writes
+        return json.loads(content)  # accepts the infinities that Hugging Face writes
     except (ValueError, RecursionError):
         raise EngineStartError(f"'{file}' is not valid JSON: {json_fault(content)}") from None

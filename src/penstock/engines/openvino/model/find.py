@@ -1,6 +1,4 @@
-"""Finds what a `model_source` names: the shipped demo model, an IR directory, a GGUF file, or
-something to convert.
-"""
+"""Resolves a `model_source`: demo model, IR directory, GGUF file, or a model to convert."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from penstock.errors import EngineStartError
 
 
 class ModelFiles(Struct, frozen=True):
-    """A model ready to load: an IR directory or a GGUF file, what it does, and its context in
+    """A model ready to load: its IR directory or GGUF file, its task, and its context length in
     tokens.
     """
 
@@ -31,8 +29,8 @@ class ModelFiles(Struct, frozen=True):
 
 
 def check_tokenizer(source: str, task: str) -> None:
-    """Raise `EngineStartError` unless the directory `source` holds a tokenizer that this kind of
-    model can take.
+    """Raise `EngineStartError` unless the directory `source` holds a tokenizer, and the task can
+    use it.
     """
     if task != "generate":
         raise EngineStartError(
@@ -45,9 +43,7 @@ def check_tokenizer(source: str, task: str) -> None:
 
 
 def stated_context_length(source: str) -> int | None:
-    """The model's context in tokens by what its files state; None if it must be fetched or read
-    otherwise first.
-    """
+    """The context length in tokens that the model's local files state; None if they do not."""
     path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
     try:
         if path.suffix == ".gguf":
@@ -59,11 +55,10 @@ def stated_context_length(source: str) -> int | None:
 
 
 def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
-    """Resolve `source`. Converts a Hugging Face model on first use, which takes a while and shows
-    its progress.
+    """Resolve `source`. Converts a Hugging Face model on first use, and shows its progress.
 
-    Raises `EngineStartError` if there is no such model, `MissingExtraError` if it must be converted
-    and cannot.
+    Raises `EngineStartError` if there is no such model, `MissingExtraError` if a conversion needs
+    an extra that is not installed.
     """
     path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
     if path.suffix == ".gguf":

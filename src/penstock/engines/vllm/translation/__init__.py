@@ -1,1 +1,1 @@
-"""Requests and answers between our types and vLLM's."""
+"""Translates requests and answers between our types and vLLM's."""

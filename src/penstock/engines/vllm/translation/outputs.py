@@ -1,6 +1,4 @@
-"""vLLM's request outputs as deltas. The path of every token: nothing is built but the delta
-itself.
-"""
+"""Turns vLLM's request outputs into deltas. Every token passes here, so only the delta is built."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ _REASONS: Mapping[str, FinishReason] = {
     "repetition": "stop",
 }
 LEAST_LOGPROB = -9999.0
-"""What stands for minus infinity, which JSON does not have; vLLM's own server says the same."""
+"""Stands for minus infinity, which JSON lacks. vLLM's own server sends the same number."""
 
 
 class DeltaMaker:
@@ -31,7 +29,7 @@ class DeltaMaker:
         self._counts: dict[int, int] = {}
 
     def deltas(self, output: Any) -> list[Delta]:
-        """What one `RequestOutput` adds. Raises `EngineError` where the request failed inside the
+        """The deltas of one `RequestOutput`. Raises `EngineError` if the request failed inside the
         engine.
         """
         made = []
@@ -40,7 +38,7 @@ class DeltaMaker:
             count = self._counts[index] = self._counts.get(index, 0) + len(ids)
             if reason is None:
                 if ids or answer.text:
-                    # The first to come tells the prompt's length: some protocols open their streams
+                    # The first delta has the prompt's length: some protocols open their streams
                     # with it.
                     usage = _usage(output, 0) if not self._begun else None
                     self._begun = True

@@ -1,5 +1,5 @@
-"""Conversations whose answers vLLM's own parsers read: tool calls in a model's own form, and
-reasoning.
+"""Chats whose answers vLLM's own parsers read: reasoning, and tool calls in the model's own
+format.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from penstock.types import ChatRequest, Delta, StructuredOutput, ToolCallPart
 
 
 class ParsedChats:
-    """Makes the parts of such requests for one model. `state` is that of vLLM's own application."""
+    """Prepares parsed chats for one model. `state` is the state of vLLM's own application."""
 
     def __init__(self, front: Front, state: Any, prompts: Prompts) -> None:
         self._prompts = prompts
@@ -30,14 +30,14 @@ class ParsedChats:
         self._always = self._has_reasoning or self._renderer.use_harmony
 
     def wants(self, request: ChatRequest) -> bool:
-        """Whether the request's answer is for the parsers."""
+        """Whether the parsers must read the request's answer."""
         return self._always or (
             self._has_tools and bool(request.tools) and request.tool_choice != "none"
         )
 
     async def prepare(self, request: ChatRequest) -> ParsedChat:
-        """Render the request, and make its parsers. Raises what vLLM raises for a wrong request, or
-        `RequestError`.
+        """Render the request and make its parsers. Raises `RequestError`, or vLLM's own error, for
+        a wrong request.
         """
         body = ChatCompletionRequest.model_validate(_body(request))
         rendered = await self._renderer.render_chat(body)
@@ -67,7 +67,7 @@ class ParsedChats:
 
 
 class ParsedChat:
-    """One such request: `prompt`, `params` and `extras` for `AsyncLLM.generate`."""
+    """One parsed chat: `prompt`, `params` and `extras` are for `AsyncLLM.generate`."""
 
     def __init__(
         self,
@@ -99,7 +99,9 @@ class ParsedChat:
             }
 
     def translate(self, delta: Delta) -> Delta:
-        """The delta with its text taken apart into reasoning, text and calls. All may be empty."""
+        """Split the delta's text into reasoning, text and tool calls, each of which may be
+        empty.
+        """
         reasoning, text, calls = self._read(delta) if self._stream else self._read_whole(delta)
         if self._body.parallel_tool_calls is False:
             calls = tuple(call for call in calls if call.number == 0)
@@ -117,26 +119,26 @@ class ParsedChat:
         )
 
     def _read(self, delta: Delta) -> tuple[str | None, str | None, tuple[ToolCallPart, ...]]:
-        told = self._parsers[delta.index].parse_delta(
+        message = self._parsers[delta.index].parse_delta(
             delta_text=delta.text,
             delta_token_ids=list(delta.token_ids),
             request=self._body,
             prompt_token_ids=self._ids,
             finished=delta.finish_reason is not None,
         )
-        if told is None:
+        if message is None:
             return None, None, ()
-        reasoning = told.reasoning
+        reasoning = message.reasoning
         if reasoning and delta.index not in self._unmarked:
-            # vLLM's parsers drop a mark that comes alone; with the next token in one piece they
-            # leave it there.
+            # vLLM's parsers drop a start mark that comes alone, but keep one that comes with the
+            # next token.
             reasoning = reasoning.removeprefix(self._mark)
             self._unmarked.add(delta.index)
-        return reasoning, told.content, tuple(_part(call) for call in told.tool_calls or ())
+        return reasoning, message.content, tuple(_part(call) for call in message.tool_calls or ())
 
     def _read_whole(self, delta: Delta) -> tuple[str | None, str | None, tuple[ToolCallPart, ...]]:
-        """An answer that comes in one piece: the parsers then know where it ends, and leave a cut
-        call as text.
+        """Split an unstreamed answer: the parsers know where it ends, and leave a truncated call as
+        text.
         """
         reasoning, text, calls = self._parsers[delta.index].parse(
             delta.text,
@@ -162,7 +164,7 @@ def _part(call: Any) -> ToolCallPart:
 
 
 def _body(request: ChatRequest) -> dict[str, Any]:
-    """The request in vLLM's wire form."""
+    """The request as a body of vLLM's HTTP API."""
     sampling = request.sampling
     body: dict[str, Any] = {
         "messages": request.messages,

@@ -1,4 +1,4 @@
-"""vLLM's parsers of tool calls and of reasoning, by name; plugins bring further ones."""
+"""vLLM's parsers of tool calls and reasoning, by name; plugins add further ones."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from penstock.errors import ConfigError, nearest
 
 
 def load_parsers(frontend: Mapping[str, Any], structured_outputs: Any) -> None:
-    """Load the plugins that the options name. Raises `ConfigError` for a parser that is not there.
+    """Load the plugins that the options name. Raises `ConfigError` for an unknown parser.
 
-    vLLM's server does so before it starts; an engine alone would take any name, and read no calls.
+    vLLM's server checks the same before it starts. The engine alone would accept any name, and
+    parse no calls.
     """
     if plugin := frontend.get("tool_parser_plugin"):
         ToolParserManager.import_tool_parser(plugin)

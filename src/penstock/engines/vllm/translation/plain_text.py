@@ -1,8 +1,7 @@
-"""Plain text as token ids without vLLM's renderer, which makes the same ids with three times the
-work.
+"""Tokenizes plain text without vLLM's renderer, which takes three times as long for the same ids.
 
-That it is the same is not taken for granted: each way is tried against the renderer when the engine
-starts, and not used where they differ.
+The results are compared with the renderer's when the engine starts. A shortcut that differs is not
+used.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from penstock.errors import RequestError
 from penstock.types import Message
 
 _KEYS = {"role", "content"}
-_TEXT = " \n An order — №7 — of «two»\tlamps. \n"  # blanks at both ends: some templates strip them
+_TEXT = " \n An order — №7 — of «two»\tlamps. \n"  # some templates strip blanks
 _TRIALS: Sequence[list[Message]] = (
     [{"role": "user", "content": _TEXT}],
     [{"role": "system", "content": _TEXT}, {"role": "user", "content": _TEXT}],
@@ -30,8 +29,8 @@ Renders = Callable[[list[Message]], Any]
 
 
 class PlainText:
-    """Tokens of conversations and of texts. `backend` is the tokenizer beneath Hugging Face's,
-    which nobody else sets to cut or to pad.
+    """Tokenizes conversations and texts. `backend` is the tokenizer beneath Hugging Face's; nobody
+    may set it to truncate or pad.
     """
 
     def __init__(self, backend: Any, template: ChatTemplate | None) -> None:
@@ -42,8 +41,8 @@ class PlainText:
         self._texts = {True: False, False: False}
 
     def learn(self, chat: Renders, text: Callable[[str, bool], Any]) -> None:
-        """Compare with what the renderer makes: `chat` of a conversation, `text` of a text, with
-        special tokens or without. Takes a while.
+        """Compare with the renderer, and enable the shortcuts that agree. `chat` renders a
+        conversation, `text` a text with or without special tokens. Takes a while.
         """
         self._texts = {
             special: self._as_is and self._same_text(text, special) for special in self._texts
@@ -51,7 +50,7 @@ class PlainText:
         self._chats = self._as_is and all(self._same_chat(chat, trial) for trial in _TRIALS)
 
     def chat(self, messages: Sequence[Message]) -> list[int] | None:
-        """The ids of a conversation; None where the renderer must make them, or say what is
+        """The ids of a conversation; None if the renderer must make them, or report what is
         wrong.
         """
         if not self._chats or not all(message.keys() == _KEYS for message in messages):
@@ -59,7 +58,7 @@ class PlainText:
         return self._chat(messages)
 
     def text(self, text: str, special_tokens: bool) -> list[int] | None:
-        """The ids of a text; None where the renderer must make them."""
+        """The ids of a text; None if the renderer must make them."""
         if not self._texts[special_tokens]:
             return None
         ids: list[int] = self._encode(text, add_special_tokens=special_tokens).ids
@@ -79,18 +78,18 @@ class PlainText:
             return False
         try:
             made = chat(trial)
-        except Exception:  # whatever its template raises; ours must refuse such a conversation too
+        except Exception:  # its template may raise anything; ours must refuse the conversation too
             return self._chat(trial) is None
         return _is(made, self._chat(trial))
 
     def _same_text(self, text: Callable[[str, bool], Any], special: bool) -> bool:
         try:
             made = text(_TEXT, special)
-        except Exception:  # a model that takes more than text
+        except Exception:  # a model with more inputs than text
             return False
         return _is(made, self._encode(_TEXT, add_special_tokens=special).ids)
 
 
 def _is(made: Any, ids: list[int] | None) -> bool:
-    """Whether vLLM's input is these ids and nothing else."""
+    """Whether vLLM's input consists of these ids and nothing else."""
     return bool(made.get("type") == "token" and list(made["prompt_token_ids"]) == ids)

@@ -1,4 +1,4 @@
-"""Embeddings and classes, straight from vLLM's pooling outputs."""
+"""Embeddings and classifications from vLLM's pooling outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock.types import Classification, Classifications, Embeddings, Usage
 async def embed(
     front: Front, prompts: Prompts, texts: Sequence[str], dimensions: int | None, id: str
 ) -> Embeddings:
-    """One vector a text. Raises what vLLM raises."""
+    """One vector a text. Passes on vLLM's errors."""
     rows, usage = await _pooled(front, prompts, texts, id, task="embed", dimensions=dimensions)
     return Embeddings(rows, usage)
 
@@ -24,7 +24,7 @@ async def embed(
 async def classify(
     front: Front, prompts: Prompts, texts: Sequence[str], id: str
 ) -> Classifications:
-    """One class a text. Raises what vLLM raises."""
+    """One class a text, with all probabilities. Passes on vLLM's errors."""
     rows, usage = await _pooled(front, prompts, texts, id, task="classify")
     labels = getattr(front.config.model_config.hf_config, "id2label", None) or {}
     items = []

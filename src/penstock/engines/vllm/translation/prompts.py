@@ -1,6 +1,4 @@
-"""Conversations and texts as vLLM's engine inputs, made by the model's own renderer: templates,
-media, tokens.
-"""
+"""Renders conversations and texts into vLLM's engine inputs: templates, media, tokens."""
 
 from __future__ import annotations
 
@@ -20,15 +18,15 @@ from penstock.errors import ContextLengthError, RequestError
 from penstock.types import ChatRequest
 
 _SHORT = 4096
-"""So many characters are rendered at once: on its way to another thread and back a short text takes
-several times as long as the work does.
+"""Texts of at most so many characters are rendered in the event loop: the way to another thread and
+back would take several times as long as the work.
 """
 _TOO_LONG = frozenset({"input_tokens", "input_text"})
 
 
 class Prompts:
-    """Prompts for one model. What a request got wrong is raised as vLLM raises it, a prompt too
-    long as ours.
+    """Renders prompts for one model. Passes on vLLM's errors, but raises `ContextLengthError` for a
+    prompt that is too long.
     """
 
     def __init__(self, front: Front) -> None:
@@ -43,8 +41,7 @@ class Prompts:
         self.variables: dict[str, Any] = frontend.get("default_chat_template_kwargs") or {}
         self._content_format = frontend.get("chat_template_content_format", "auto")
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
-        # Such a tokenizer may be used in the event loop while vLLM's thread uses it for a long
-        # text.
+        # The event loop may use such a tokenizer while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
         self._plain = (
             PlainText(self.tokenizer.backend_tokenizer, self.text_template())
@@ -62,8 +59,8 @@ class Prompts:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
     def learn(self) -> None:
-        """Try what plain text is made into in the quickest way. Takes a while, and warms the
-        renderer.
+        """Compare the shortcuts for plain text with the renderer. Takes a while, and warms the
+        renderer up.
         """
         if self._plain is not None:
             params = self._chat_params(None, {}, None)
@@ -75,7 +72,7 @@ class Prompts:
             )
 
     async def chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
-        """The engine input of a conversation."""
+        """The engine input of a conversation. Raises `ContextLengthError`, and vLLM's errors."""
         at_once = self._at_once and not tools and _is_short(request)
         try:
             if (
@@ -94,7 +91,9 @@ class Prompts:
         return prompt
 
     async def completion(self, prompt: str | list[int], *, special_tokens: bool = True) -> Any:
-        """The engine input of a text or of token ids."""
+        """The engine input of a text or of token ids. Raises `RequestError`, `ContextLengthError`,
+        and vLLM's errors.
+        """
         params = self._text_params(special_tokens)
         if isinstance(prompt, str):
             given: dict[str, Any] = {"prompt": prompt}
@@ -117,8 +116,8 @@ class Prompts:
         return made
 
     def text_template(self) -> ChatTemplate | None:
-        """What fills a conversation of text as the renderer does; None where the tokenizer needs no
-        template for it.
+        """The template that renders text conversations like vLLM's renderer; None if the tokenizer
+        itself renders them.
         """
         if self._tokenized_by_template:
             return None
@@ -131,13 +130,13 @@ class Prompts:
         return found.get("default") if isinstance(found, dict) else found
 
     def takes_tools(self, override: str | None) -> bool:
-        """Whether the template, or the one that replaces it, shows the model its tools."""
+        """Whether the template (`override`, if given) shows tools to the model."""
         source = override or self.template or getattr(self.tokenizer, "chat_template", None)
         return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
-        """How many tokens the answer may have. Raises `ContextLengthError` where that is less than
-        was asked for.
+        """How many tokens the answer may have. Raises `ContextLengthError` if the request asks for
+        more.
         """
         length = len(prompt.get("prompt_token_ids") or ())
         room = self.context_length - length
@@ -149,7 +148,7 @@ class Prompts:
         return max_tokens or room
 
     def check_ids(self, ids: Sequence[int], param: str) -> None:
-        """Raise `RequestError` for a token id that the model does not have."""
+        """Raise `RequestError` for a token id outside the model's vocabulary."""
         if ids and not 0 <= min(ids) <= max(ids) < self._vocabulary:
             raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
 
@@ -190,7 +189,7 @@ class Prompts:
 
 
 def _is_short(request: ChatRequest) -> bool:
-    """Whether nothing but a little text is to be rendered, by the model's own template."""
+    """Whether the request is short plain text for the model's own template."""
     room = 0 if request.chat_template or request.chat_template_kwargs else _SHORT
     for message in request.messages:
         content = message.get("content")
@@ -201,8 +200,8 @@ def _is_short(request: ChatRequest) -> bool:
 
 
 def _template(given: str | None, tokenizer: Any) -> str | None:
-    """The template to use, None for the model's own. A model without one gets the contents, a line
-    each.
+    """The template to use; None for the model's own. A model without one gets a template that puts
+    each message's content on a line.
     """
     if given is not None:
         path = Path(given)

@@ -16,7 +16,7 @@ def sampling_params(
     stream: bool,
     kv_transfer_params: dict[str, Any] | None = None,
 ) -> Any:
-    """vLLM's `SamplingParams`. Raises `ValueError` for what vLLM itself does not allow."""
+    """vLLM's `SamplingParams`. Raises `ValueError` for values that vLLM refuses."""
     return SamplingParams(
         n=n,
         max_tokens=max_tokens,
@@ -36,7 +36,7 @@ def sampling_params(
         structured_outputs=_constraint(sampling.structured),
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
         extra_args={"kv_transfer_params": kv_transfer_params} if kv_transfer_params else None,
-        skip_clone=True,  # made for one request
+        skip_clone=True,  # the object serves one request only
     )
 
 
