@@ -54,9 +54,8 @@ def task_of(request: ChatRequest | CompletionRequest) -> str:
 
 def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches:
     """The batches of a model, asked by the method of the task if a subclass has its own."""
-    task = task_of(request)
-    method = getattr(model, task)
-    if getattr(method, "__func__", None) is getattr(Tasks, task):
+    method = getattr(model, task_of(request))
+    if method in (Tasks.chat.__get__(model), Tasks.completions.__get__(model)):
         return model.generate(request)  # without the layers of the sugar
     return in_batches(method(request))
 
