@@ -77,7 +77,7 @@ async def test_a_process_that_is_killed_is_replaced(tried):
 
 @pytest.mark.slow
 async def test_what_takes_too_much_time_is_refused(tried):
-    tried._load = tried._load.__class__(tried._load.path, 0.01, constraints.MEMORY_BYTES, False)
+    tried._load = tried._load.__class__(tried._load.path, 0.01, constraints.MEMORY_BYTES)
     with pytest.raises(RequestError, match="processor time"):
         await tried.grammar(SLOW)
     with pytest.raises(RequestError, match="processor time"):  # remembered
@@ -86,7 +86,7 @@ async def test_what_takes_too_much_time_is_refused(tried):
 
 @pytest.mark.slow
 async def test_what_takes_too_much_memory_is_refused(tried):
-    tried._load = tried._load.__class__(tried._load.path, 60, 1 << 20, False)
+    tried._load = tried._load.__class__(tried._load.path, 60, 1 << 20)
     with pytest.raises(RequestError, match="memory"):
         await tried.grammar(SLOW)
 
