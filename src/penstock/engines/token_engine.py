@@ -22,7 +22,7 @@ from penstock.engines.text.default_seed import with_seed
 from penstock.engines.text.sampling_checks import check_sampling, check_token_ids
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
-from penstock.openai.tools import arguments_as_objects, call_constraint, check_tools
+from penstock.openai.tools import call_constraint, check_tools
 from penstock.types import ChatRequest, CompletionRequest, Delta, Message, Sampling
 
 MEDIA = ("image", "audio", "video", "file")
@@ -77,9 +77,9 @@ class TokenEngine(LLMEngine):
             prompt = request.prompt_token_ids
             check_token_ids(prompt, "prompt_token_ids")
         else:
-            _check_texts(request.messages, self.name)
+            check_texts(request.messages, self.name)
             prompt = self.template.render(
-                arguments_as_objects(request.messages),
+                request.messages,
                 tools=tools,
                 override=request.chat_template,
                 variables=request.chat_template_kwargs,
@@ -212,7 +212,7 @@ class Echo:
         return msgspec.structs.replace(delta, text=self._text + delta.text)
 
 
-def _check_texts(messages: Sequence[Message], engine: str) -> None:
+def check_texts(messages: Sequence[Message], engine: str) -> None:
     """Raise `UnsupportedError` for images and the like, of which a template would make words."""
     for number, message in enumerate(messages):
         content = message.get("content")

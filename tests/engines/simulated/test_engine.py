@@ -122,3 +122,10 @@ def test_json_follows_references_within_the_schema():
     schema = {"type": "array", "items": {"$ref": "#/$defs/item"}, "$defs": {"item": item}}
     (value,) = instance(schema, seeded(0, "test"))
     assert isinstance(value["sure"], bool)
+
+
+async def test_a_prompt_with_an_image_has_no_ids(engine):
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    request = ChatRequest([{"role": "user", "content": [image]}])
+    with pytest.raises(UnsupportedError, match=r"messages\[0\].content"):
+        await engine.prompt_ids(request)

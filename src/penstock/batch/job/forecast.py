@@ -20,7 +20,6 @@ from penstock.batch.rows.repair import Request
 from penstock.batch.rows.row import Row
 from penstock.engines.base import LLMEngine
 from penstock.errors import PenstockError, UnsupportedError
-from penstock.openai.tools import arguments_as_objects
 from penstock.types import ChatRequest
 
 READ_ROWS = 200_000
@@ -277,10 +276,11 @@ async def _tokens(engine: LLMEngine, request: Request) -> int | None:
             return None
         return len(ids) if ids is not None else None
     if isinstance(request, ChatRequest):
-        messages = arguments_as_objects(request.messages)
-        variables = request.chat_template_kwargs
         text: str | list[int] = engine.template.render(
-            messages, tools=request.tools, override=request.chat_template, variables=variables
+            request.messages,
+            tools=request.tools,
+            override=request.chat_template,
+            variables=request.chat_template_kwargs,
         )
     else:
         text = request.prompt

@@ -18,7 +18,6 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.registry import EngineSource
 from penstock.errors import RequestError
 from penstock.openai.requests import check_messages
-from penstock.openai.tools import arguments_as_objects
 
 
 class _OnEngine:
@@ -77,7 +76,7 @@ class ChatTemplates(_OnEngine):
         variables = {**self._variables, **(row.get("chat_template_kwargs") or {})}
         filled = partial(
             self._render,
-            arguments_as_objects(messages),
+            messages,
             override=self._template,
             variables=variables,
         )

@@ -25,7 +25,7 @@ from penstock.engines.simulated.answers import answer_bytes, seeded
 from penstock.engines.text.chat_template import PLAIN, ChatTemplate
 from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.text.stop_strings import StopStrings
-from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.engines.token_engine import GenerateRequest, TokenEngine, check_texts
 from penstock.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -36,7 +36,6 @@ from penstock.errors import (
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
 from penstock.kv.simulated import HELD
-from penstock.openai.tools import arguments_as_objects
 from penstock.types import (
     ChatRequest,
     CompletionRequest,
@@ -264,8 +263,9 @@ class SimulatedEngine(TokenEngine):
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
             tools = None if request.tool_choice == "none" else request.tools
+            check_texts(request.messages, self.name)
             prompt = self.template.render(
-                arguments_as_objects(request.messages),
+                request.messages,
                 tools=tools,
                 override=request.chat_template,
                 variables=request.chat_template_kwargs,

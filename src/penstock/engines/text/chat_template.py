@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import missing
 
 from penstock.errors import RequestError
+from penstock.openai.tools import arguments_as_objects
 from penstock.types import Message
 
 _MOST_TRIED = 50
@@ -50,7 +51,7 @@ class ChatTemplate:
         override: str | None = None,
         variables: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt for `messages`, ready for the assistant's turn.
+        """The prompt for `messages`, which may be in OpenAI's form, ready for the assistant's turn.
 
         `override` replaces the model's template; `variables` are further names for the template
         (`chat_template_kwargs`). Raises `RequestError` if the template rejects the conversation.
@@ -60,13 +61,10 @@ class ChatTemplate:
             **self._special_tokens,
             **(variables or {}),
         }
-        plain = list(map(_plain_content, messages))
-
-        def filled(messages: Sequence[Message]) -> str:
-            return _compile(override or self.source).render(messages=messages, tools=tools, **names)
-
+        plain = list(map(_plain_content, arguments_as_objects(messages)))
+        source = override or self.source
         try:
-            return filled(plain)
+            return _compile(source).render(messages=plain, tools=tools, **names)
         except _RefusedError as error:  # in the words of the template's author
             raise RequestError(
                 f"the chat template rejected the messages: {error}", param="messages"
@@ -87,6 +85,10 @@ class ChatTemplate:
             AttributeError,
             ArithmeticError,
         ) as error:
+
+            def filled(some: Sequence[Message]) -> str:
+                return _compile(source).render(messages=some, tools=tools, **names)
+
             raise RequestError(
                 f"the chat template cannot {_what_fails(error, filled, plain)}", param="messages"
             ) from error
