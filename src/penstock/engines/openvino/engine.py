@@ -11,6 +11,7 @@ import msgspec
 from penstock.config import parse_options
 from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
+from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.messages import Load
 from penstock.engines.openvino.model.files import MODEL_KINDS
 from penstock.engines.openvino.model.find import check_tokenizer, find_model, stated_context_length
@@ -77,7 +78,8 @@ class OpenVINOEngine(WorkerEngine):
         self.model_kind = MODEL_KINDS[files.task]
         if self._constraints is None:
             self._constraints = Constraints(
-                self.options.tokenizer or str(files.path), lambda: self.serving
+                self.options.tokenizer or str(files.path),
+                lambda: self.idle_seconds < SERVING_SECONDS,
             )
         return Load(str(files.path), files.task, files.context_length, self.options)
 

@@ -44,8 +44,6 @@ LOOK_SECONDS = 10.0
 LOOKS = 6
 """After so many in a row a process that should work, and sleeps, is taken to hang."""
 
-SERVING_SECONDS = 0.25
-"""How long after its last answer an engine is taken to be serving still."""
 STARTS = 3
 """How often a process is started that ends while it loads: somebody may have killed it."""
 
@@ -72,7 +70,7 @@ class WorkerEngine(TokenEngine):
         self._mailboxes: dict[int, Mailbox] = {}
         self._calls: dict[int, asyncio.Future[Any]] = {}
         self._why_dead = f"the {self.name} engine is not running"
-        self._answered_at = -SERVING_SECONDS
+        self._answered_at = float("-inf")
 
     # Life
     @abstractmethod
@@ -121,7 +119,7 @@ class WorkerEngine(TokenEngine):
             self.capabilities = answer.capabilities
             self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
             for name, path in self.adapters.items():
-                await self._call("add_adapter", name, absolute(path))
+                await self._add_adapter(name, path)
             if self._watching is not None:
                 self._watching.cancel()  # that of a process that died
             if self.watched and process.pid is not None:
@@ -161,12 +159,10 @@ class WorkerEngine(TokenEngine):
 
     # Requests
     @property
-    def serving(self) -> bool:
-        """Whether requests are under way in the process, or were a moment ago."""
-        return (
-            bool(self._mailboxes or self._calls)
-            or time.monotonic() - self._answered_at < SERVING_SECONDS
-        )
+    def idle_seconds(self) -> float:
+        """Seconds since a request was last under way in the process; 0 while one is."""
+        busy = self._mailboxes or self._calls
+        return 0.0 if busy else time.monotonic() - self._answered_at
 
     async def continue_prompt(self, request: GenerateRequest) -> Batches:
         sampling = request.sampling
@@ -223,8 +219,11 @@ class WorkerEngine(TokenEngine):
     # Adapters
     async def resolve_lora(self, name: str, path: str) -> None:
         adapter_rank(name, path)
-        await self._call("add_adapter", name, absolute(path))
+        await self._add_adapter(name, path)
         self.adapters[name] = path
+
+    async def _add_adapter(self, name: str, path: str) -> None:
+        await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 (no disk)
 
     async def remove_lora(self, name: str) -> None:
         if self.adapters.pop(name, None) is None:
@@ -300,8 +299,3 @@ class WorkerEngine(TokenEngine):
             mailbox.fail(EngineDeadError(self._why_dead, **about))
         for number in list(self._calls):
             self._settle(number, error=EngineDeadError(self._why_dead, **about))
-
-
-def absolute(path: str) -> str:
-    """The path for a process that may have another current folder. Touches no disk."""
-    return os.path.abspath(path)

@@ -13,20 +13,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
-from penstock.engines.openvino.constraints.throttle import Allowance
+from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS, Allowance
 
 KEPT = 256
 """Capacity of the cache in grammars; each takes 30 to 300 kB."""
-
-
 _SMALL = 2_000
 """Grammars of at most so many characters are compiled at once: they take some milliseconds."""
-_SERVING_SECONDS = 0.25
-"""The pipelines count as serving for so long after their last request: others follow soon."""
-_SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
-"""Larger grammars get this share of the time while requests are served, and at most so many seconds
-at a stretch: fewer than one request in twenty notices.
-"""
 
 
 class CompiledGrammars:
@@ -89,8 +81,8 @@ class Compiling:
         self._thread: ThreadPoolExecutor | None = None
         self._waiting: deque[_Task] = deque()
         self._running: _Task | None = None
-        self._served_at = -_SERVING_SECONDS
-        self._allowance = Allowance(_SHARE, _AT_ONCE_SECONDS)
+        self._served_at = -SERVING_SECONDS
+        self._allowance = Allowance()
 
     @property
     def idle(self) -> bool:
@@ -115,7 +107,7 @@ class Compiling:
         if not self._waiting or not self.idle:
             return
         held = (
-            time.monotonic() - self._served_at < _SERVING_SECONDS
+            time.monotonic() - self._served_at < SERVING_SECONDS
             and self._allowance.left(time.monotonic()) < 0
         )
         task = next(

@@ -41,11 +41,6 @@ _FAIR_SHARE = 0.1
 _NICE, _NICE_IF_STARVED = 19, 5
 _HURRY_SECONDS = 60.0
 """For so long after a process starved, new processes start with the higher priority."""
-_AT_ONCE_SHARE, _AT_ONCE_SECONDS = 0.01, 0.1
-"""Constraints run without pauses for this share of the time while requests are served, and at most
-so many seconds at a stretch. That is enough for nearly all, and fewer than one request in twenty
-notices.
-"""
 MEMORY_BYTES = 1 << 30
 QUEUE = 64
 IDLE_SECONDS = 300.0
@@ -269,7 +264,7 @@ class Constraints:
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
         self._hurried_until = 0.0
-        self._allowance = Allowance(_AT_ONCE_SHARE, _AT_ONCE_SECONDS)
+        self._allowance = Allowance()
 
     @property
     def hurries(self) -> bool:

@@ -16,6 +16,13 @@ from collections.abc import Callable
 
 TURN_SECONDS = 0.001
 PAUSE_SECONDS, SHORT_PAUSE_SECONDS = 0.010, 0.003
+SERVING_SECONDS = 0.25
+"""Requests count as being served for so long after the last one: others follow soon."""
+AT_ONCE_SHARE, AT_ONCE_SECONDS = 0.01, 0.1
+"""Constraints are compiled without pauses for this share of the time while requests are served, and
+at most so many seconds at a stretch: enough for nearly all, and fewer than one request in twenty
+notices.
+"""
 _CAN_STOP = sys.platform == "linux"
 """On Linux a stopped child ends with its parent; elsewhere it would outlive a killed parent."""
 
@@ -86,7 +93,7 @@ class Throttle:
 class Allowance:
     """A token bucket of seconds: it refills by `share` of the time that passes, up to `most`."""
 
-    def __init__(self, share: float, most: float) -> None:
+    def __init__(self, share: float = AT_ONCE_SHARE, most: float = AT_ONCE_SECONDS) -> None:
         self._share = share
         self._most = most
         self._left = most
