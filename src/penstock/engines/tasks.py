@@ -8,6 +8,7 @@ of those methods; our own code therefore calls them too, where it asks another o
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping, Sequence
+from types import MethodType
 from typing import Any, Literal, NamedTuple
 
 from penstock.engines.deltas import BatchedDeltas, Batches, Deltas, in_batches
@@ -54,8 +55,9 @@ def task_of(request: ChatRequest | CompletionRequest) -> str:
 
 def generated(model: Tasks, request: ChatRequest | CompletionRequest) -> Batches:
     """The batches of a model, asked by the method of the task if a subclass has its own."""
-    method = getattr(model, task_of(request))
-    if method in (Tasks.chat.__get__(model), Tasks.completions.__get__(model)):
+    task = task_of(request)
+    method = getattr(model, task)
+    if method == MethodType(getattr(Tasks, task), model):
         return model.generate(request)  # without the layers of the sugar
     return in_batches(method(request))
 
