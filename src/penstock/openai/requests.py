@@ -318,19 +318,6 @@ def parse_chat(body: Any) -> ChatRequest:
     return parse_body(ChatBody, body).request(stream=False)
 
 
-def parse_completion(body: Any) -> CompletionRequest:
-    """A completion body with one prompt as an unstreamed request; for batch rows."""
-    requests = parse_body(CompletionBody, body).requests(stream=False)
-    if len(requests) != 1:
-        raise RequestError("a batch line takes one prompt", param="prompt")
-    return requests[0]
-
-
-def parse_embedding(body: Any) -> EmbeddingRequest:
-    """An embedding body as a request, for batch rows. Raises `RequestError`."""
-    return parse_body(EmbeddingBody, body).request()
-
-
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
     """`response_format` as a constraint. Its types: text, json_object, json_schema and regex
     (`{"type": "regex", "pattern": …}`).
