@@ -15,25 +15,9 @@ from penstock.errors import PenstockError
 from penstock.serve.models.handle import ModelHandle, StateName
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
-_SECONDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-    60,
-    120,
-    300,
-)
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+_SECONDS = (*_BUCKETS, 5, 10, 30, 60, 120, 300)
+_SHORT = (0.00005, 0.0001, 0.00025, 0.0005, *_BUCKETS)
 ENGINE_TIMEOUT_S = 1.0
 """Timeout for the counters of an engine."""
 _ENGINE_COUNTERS = frozenset(
@@ -47,23 +31,6 @@ _ENGINE_COUNTERS = frozenset(
         ),
         *("kv_transfer_seconds", "kv_transfer_failures", "kv_expired_requests"),
     }
-)
-_SHORT = (
-    0.00005,
-    0.0001,
-    0.00025,
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
 )
 
 
