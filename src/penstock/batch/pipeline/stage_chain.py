@@ -59,9 +59,8 @@ class StagePool:
         self._batch_size = stage.map_batches_kwargs.get("batch_size") or batch_size
         self._workers: list[_Worker] = []
         self.capacity = 0
-        self.places: asyncio.Semaphore | None = (
-            None  # once started, unless none brings more than fit
-        )
+        self.places: asyncio.Semaphore | None = None
+        """Free places; None before the start, and if nothing brings more rows than fit."""
 
     async def start(self) -> None:
         """Make the workers and start them.

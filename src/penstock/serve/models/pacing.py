@@ -92,9 +92,8 @@ class DeltaStream:
         self._error: Exception | None = None
         self._held = False
         self._waiter: asyncio.Future[None] | None = None
-        self._reader: asyncio.Task[Any] | None = (
-            None  # the task that waits for the source, while it does
-        )
+        self._reader: asyncio.Task[Any] | None = None
+        """The task that waits for the source, while it does."""
         self._interrupted: asyncio.Task[Any] | None = None
 
     def abort(self) -> None:
