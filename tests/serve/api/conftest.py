@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from penstock.engines.deltas import Batches
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.tasks import TASKS
 from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
@@ -102,17 +103,8 @@ class Handle:
         self.calls: list[tuple[str, dict[str, Any]]] = []
         for name in adapters or []:
             engine.adapters[name] = f"/{name}"
-        for method in (
-            "chat",
-            "completions",
-            "embeddings",
-            "score",
-            "rerank",
-            "classify",
-            "transcriptions",
-        ):
-            setattr(self, method, getattr(engine, method))
-        self.tokenize, self.detokenize = engine.tokenize, engine.detokenize
+        for task in TASKS:
+            setattr(self, task, getattr(engine, task))
 
     def card(self) -> ModelCard:
         return ModelCard(id=self.model_id, context_length=self.engine.options.max_model_len)
@@ -143,16 +135,7 @@ class Untouchable(Handle):
     def __init__(self, model_id: str, state: ModelState) -> None:
         super().__init__(model_id, SimulatedEngine())
         self.now = state
-        for method in (
-            "chat",
-            "completions",
-            "embeddings",
-            "score",
-            "rerank",
-            "classify",
-            "tokenize",
-            "start",
-        ):
+        for method in (*TASKS, "start"):
             setattr(self, method, self._refuse)
 
     def _refuse(self, *_: Any) -> Any:
