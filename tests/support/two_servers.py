@@ -113,7 +113,9 @@ def meaning(reply: httpx.Response, stream: bool) -> dict[str, Any]:
                 known[1] += call["function"].get("arguments") or ""
                 said.append(f"call {call.get('index', number)}")
             whole["reason"] = part["finish_reason"] or whole["reason"]
-            whole["order"] += [name for name in said if stream and name not in whole["order"][-1:]]
+            for name in said if stream else ():
+                if name not in whole["order"][-1:]:
+                    whole["order"].append(name)
             whole["logprobs"] += _logprobs(part.get("logprobs"))
     usage = bodies[-1]["usage"]
     return {
