@@ -242,7 +242,9 @@ class EngineContract:
             result = await answer(engine, chat_request(self.prompt, sampling, stream=stream))
             assert len(result.logprobs[0]) == 6
             assert all(
-                token.logprob <= 0 and token.top[0][1] == token.logprob
+                token.logprob is not None
+                and token.logprob <= 0
+                and token.top[0][1] == token.logprob
                 for token in result.logprobs[0]
             )
 

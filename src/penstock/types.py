@@ -38,7 +38,9 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
 
     `max_tokens` None means as many as the context leaves. `temperature` 0 is greedy. `top_k` 0 and
     `min_p` 0 are off. `logprobs` None is off, 0 gives the chosen token's log probability, k > 0 the
-    k most likely tokens as well.
+    k most likely tokens as well; `prompt_logprobs` is the same of the prompt's tokens. `logit_bias`
+    has pairs of a token id and what is added to its logit, from -100 to 100. `allowed_token_ids`
+    empty allows all; `bad_words` are texts that the answer must not contain.
     """
 
     max_tokens: int | None = None
@@ -56,6 +58,10 @@ class Sampling(Struct, frozen=True, omit_defaults=True):
     ignore_eos: bool = False
     logprobs: int | None = None
     structured: StructuredOutput | None = None
+    prompt_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    bad_words: tuple[str, ...] = ()
 
     @property
     def is_deterministic(self) -> bool:
@@ -167,13 +173,21 @@ class Usage(Struct, frozen=True):
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
-    """One generated token with its natural-log probability. `top` holds the most likely pairs of
-    token and log probability.
+    """One token with its natural-log probability, None for a prompt's first. `top` holds the most
+    likely pairs of token and log probability.
+
+    Where the engine knows them: `id`, `raw` (the token's bytes, which need not be whole characters)
+    and `rank` (1 for the most likely), and `top_ids` and `top_raw` of the tokens in `top`.
     """
 
     token: str
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[str, float], ...] = ()
+    id: int | None = None
+    raw: bytes | None = None
+    rank: int | None = None
+    top_ids: tuple[int, ...] = ()
+    top_raw: tuple[bytes, ...] = ()
 
 
 class ToolCallPart(Struct, frozen=True, array_like=True):
@@ -193,7 +207,7 @@ class Delta(Struct, frozen=True, array_like=True):
     alone. `chunks` are events of a chat's stream as another server wrote them, each from the first
     of its `choices` to its end; they precede `text`. `reasoning` is the model's thinking before its
     answer, if the engine separates the two. `kv_transfer_params` is the message of the engine's KV
-    connector to another engine's.
+    connector to another engine's. `prompt_logprobs` come with an answer's first delta.
     """
 
     index: int = 0
@@ -207,6 +221,7 @@ class Delta(Struct, frozen=True, array_like=True):
     chunks: tuple[bytes, ...] = ()
     reasoning: str = ""
     kv_transfer_params: dict[str, Any] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Embeddings(Struct, frozen=True):

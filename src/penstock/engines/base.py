@@ -40,7 +40,9 @@ class Capabilities(Struct, frozen=True):
     on at once: an admission loop keeps a little more than that in flight, a batch `batch_in_flight`
     where that is given. `context_length` is in tokens, 0 where it is not known. `structured` lists
     the constraint kinds of `types.StructuredOutput`. `max_top_logprobs` is the largest
-    `Sampling.logprobs`; -1 means none at all. `token_ids`: deltas carry the ids of their tokens.
+    `Sampling.logprobs`; -1 means none at all. `prompt_logprobs`: it also gives those of prompts.
+    `logit_bias`: it takes that, and lists of allowed and forbidden tokens. `token_ids`: deltas
+    carry the ids of their tokens.
     """
 
     tasks: frozenset[str]
@@ -52,6 +54,8 @@ class Capabilities(Struct, frozen=True):
     prefix_caching: bool = False
     token_ids: bool = True
     batch_in_flight: int = 0
+    prompt_logprobs: bool = False
+    logit_bias: bool = False
 
 
 class LLMEngine(Tasks, Operations):

@@ -23,7 +23,14 @@ from penstock.engines.text.sampling_checks import check_sampling, check_token_id
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.openai.tools import call_constraint, check_tools
-from penstock.types import ChatRequest, CompletionRequest, Delta, Message, Sampling
+from penstock.types import (
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    FinishReason,
+    Message,
+    Sampling,
+)
 
 MEDIA = ("image", "audio", "video", "file")
 
@@ -101,25 +108,30 @@ class TokenEngine(LLMEngine):
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
         request = with_seed(request) if self.deterministic else request
-        check_sampling(request.sampling, request.n, self.capabilities, self.name)
+        sampling, only_prompt = _prompt_sampling(request)
+        check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         prompt = request.prompt_token_ids or request.prompt
         if isinstance(prompt, list):
             check_token_ids(prompt, "prompt")
         single = GenerateRequest(
             prompt,
-            request.sampling,
+            sampling,
             request.adapter,
-            request.stream,
+            request.stream and not only_prompt,
             request.special_tokens,
             request.kv_transfer_params,
         )
         answers = self._answers(single, request.n)
-        return self._with_echo(request.prompt, answers) if request.echo else answers
+        if only_prompt:
+            answers = mapped(answers, _without_answer)
+        return self._with_echo(request, answers) if request.echo else answers
 
-    async def _with_echo(self, prompt: str | list[int], answers: Batches) -> Batches:
+    async def _with_echo(self, request: CompletionRequest, answers: Batches) -> Batches:
+        prompt = request.prompt
         async with contextlib.aclosing(answers):
-            echo = Echo(prompt if isinstance(prompt, str) else await self.detokenize(prompt))
+            text = prompt if isinstance(prompt, str) else await self.detokenize(prompt)
+            echo = Echo(text, keep=request.sampling.prompt_logprobs is not None)
             async for batch in answers:
                 yield [echo(delta) for delta in batch]
 
@@ -199,17 +211,55 @@ class TokenEngine(LLMEngine):
 
 
 class Echo:
-    """Puts a text before each answer."""
+    """Puts a prompt before each answer: its text, and its tokens' log probabilities where the
+    answer has some. `keep`: those are wanted apart as well.
+    """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, keep: bool = False) -> None:
         self._text = text
+        self._keep = keep
         self._begun: set[int] = set()
 
     def __call__(self, delta: Delta) -> Delta:
         if delta.index in self._begun:
             return delta
         self._begun.add(delta.index)
-        return msgspec.structs.replace(delta, text=self._text + delta.text)
+        prompt = delta.prompt_logprobs
+        return msgspec.structs.replace(
+            delta,
+            text=self._text + delta.text,
+            logprobs=delta.logprobs if prompt is None else prompt + (delta.logprobs or ()),
+            prompt_logprobs=prompt if self._keep else None,
+        )
+
+
+def _prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:
+    """The sampling with what an echo needs, and whether the prompt alone is asked for.
+
+    A prompt alone (`max_tokens` 0) is asked for as one token more, which is dropped.
+    """
+    sampling = request.sampling
+    if request.echo and sampling.logprobs is not None and sampling.prompt_logprobs is None:
+        sampling = msgspec.structs.replace(sampling, prompt_logprobs=sampling.logprobs)
+    alone = sampling.max_tokens == 0 and (request.echo or sampling.prompt_logprobs is not None)
+    if alone:
+        sampling = msgspec.structs.replace(sampling, max_tokens=1, min_tokens=0)
+    return sampling, alone
+
+
+def _without_answer(delta: Delta) -> Delta:
+    usage = delta.usage and msgspec.structs.replace(delta.usage, completion_tokens=0)
+    reason: FinishReason | None = delta.finish_reason and "length"
+    logprobs = None if delta.logprobs is None else ()
+    return msgspec.structs.replace(
+        delta,
+        text="",
+        token_ids=(),
+        logprobs=logprobs,
+        usage=usage,
+        finish_reason=reason,
+        stop=None,
+    )
 
 
 def check_texts(messages: Sequence[Message], engine: str) -> None:

@@ -8,6 +8,7 @@ import struct
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from itertools import zip_longest
 from typing import Any
 
 from msgspec import Struct
@@ -218,8 +219,10 @@ def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | Non
     return {
         "content": [
             {
-                **_token(t.token, t.logprob),
-                "top_logprobs": [_token(name, value) for name, value in t.top],
+                **_token(t.token, t.logprob, t.raw),
+                "top_logprobs": [
+                    _token(name, value, raw) for (name, value), raw in zip_longest(t.top, t.top_raw)
+                ],
             }
             for t in tokens
         ],
@@ -227,8 +230,12 @@ def chat_logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any] | Non
     }
 
 
-def _token(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+def _token(text: str, logprob: float | None, raw: bytes | None) -> dict[str, Any]:
+    return {
+        "token": text,
+        "logprob": logprob,
+        "bytes": list(text.encode() if raw is None else raw),
+    }
 
 
 def completion_logprobs(

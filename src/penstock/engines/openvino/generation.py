@@ -21,20 +21,31 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
+from penstock.engines.openvino.biased import BiasedPipeline, Handle, is_biased
 from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.logits import TokenScore
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
 from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.openvino.scoring import Logits, Scored, Scoring, needs_scores
 from penstock.engines.process.messages import Failed, Submit
 from penstock.engines.text.prefix_index import BLOCK_SIZE
-from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
+from penstock.errors import (
+    ContextLengthError,
+    EngineError,
+    PenstockError,
+    RequestError,
+    UnsupportedError,
+)
 from penstock.types import Delta, TokenLogprob, Usage
 
 _COMPILING_WAIT_SECONDS = 0.002
 """How long a turn waits for a grammar where there is nothing else to do."""
 RUNNING = genai.GenerationStatus.RUNNING
+_BIASED = "\0biased"
+"""The lane of requests that are sampled here; no adapter can have this name."""
 _TOGETHER_CHARS = 16384
 """Texts of more characters are encoded one by one."""
 _GGUF_TOKENIZER_LIMIT = 8192
@@ -57,11 +68,14 @@ class Generation:
         self._adapter_paths: dict[str, str] = {}
         self._compiling = Compiling(background=options.draft_model is None)
         self._uncompiled: dict[Request, tuple[Lane, Future[None] | None]] = {}
+        self._logits = Logits(path, options)
+        self._scoring = Scoring(self._logits)
         pipeline = self._pipelines.first()
         self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
         self._tokenizer = pipeline.get_tokenizer()
-        self._vocabulary = max(self._tokenizer.get_vocab().values()) + 1
+        self._raw = {number: raw for raw, number in self._tokenizer.get_vocab().items()}
+        self._vocabulary = max(self._raw) + 1
         self._eos = self._tokenizer.get_eos_token_id()
         self._stop_ids = set(pipeline.get_config().stop_token_ids) | (
             {self._eos} if self._eos >= 0 else set()
@@ -71,7 +85,11 @@ class Generation:
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
-        return bool(self._uncompiled) or any(lane.busy for lane in self._lanes.values())
+        return (
+            bool(self._uncompiled)
+            or self._scoring.busy
+            or any(lane.busy for lane in self._lanes.values())
+        )
 
     def submit(self, submits: Iterable[Submit]) -> list[Failed]:
         """Queue requests; returns those that are refused."""
@@ -89,7 +107,11 @@ class Generation:
                 self._check(request)
                 if isinstance(submit.prompt, str):
                     self._check_uncut(prompt, "prompt", "messages")
-                self._queue(self._lane(request.adapter), request)
+                lane = self._lane(_lane_of(request))
+                if needs_scores(request.sampling):
+                    self._scoring.begin(lane, request)
+                else:
+                    self._queue(lane, request)
                 self._requests[request.id] = request
             except PenstockError as error:
                 refused.append(Failed(submit.id, error.kind, str(error)))
@@ -102,11 +124,12 @@ class Generation:
         request = self._requests.pop(request_id, None)
         if request is None:
             return
+        self._scoring.forget(request)
         if (uncompiled := self._uncompiled.pop(request, None)) is not None:
             if uncompiled[1] is not None:
                 uncompiled[1].cancel()
             return
-        lane = self._lanes[request.adapter]
+        lane = self._lanes[_lane_of(request)]
         if request.handle is not None:
             request.handle.cancel()
             lane.cancelled = True
@@ -135,11 +158,13 @@ class Generation:
             lane.cancelled = False
             changed = [request for request in lane.active.values() if self._collect(lane, request)]
             lane.note_step()
-            deltas += self._deltas(lane, changed)
+            read = [request for request in changed if not self._scoring.note(request)]
+            deltas += self._deltas(lane, read)
             for request in changed:
                 if request.finish is not None or request.failed:
                     lane.remove(request)
-                    self._requests.pop(request.id, None)
+                if request.failed or (request.finish is not None and request in read):
+                    self._forget(request)
                 if request.failed:
                     failures.append(
                         Failed(
@@ -150,6 +175,8 @@ class Generation:
                     )
             if not lane.active:
                 lane.rest()
+        if self._scoring.busy:
+            deltas += self._take_scored(failures)
         return deltas, failures
 
     def ping(self) -> None:
@@ -278,7 +305,27 @@ class Generation:
             )
         self._check_ids(request.prompt, "prompt")
         self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
+        self._check_abilities(request)
         request.max_new_tokens = min(wanted or room, room)
+
+    def _check_abilities(self, request: Request) -> None:
+        """Refuse what cannot go together here."""
+        sampling = request.sampling
+        biased = is_biased(sampling)
+        what = (
+            "logit_bias, allowed_token_ids and bad_words"
+            if biased
+            else "log probabilities of prompts and of several tokens"
+        )
+        if request.adapter is not None and (biased or needs_scores(sampling)):
+            raise UnsupportedError(f"{what} are of the bare model; this one has an adapter")
+        if biased and sampling.structured is not None:
+            raise UnsupportedError(f"{what} do not go together with a constraint on the answer")
+        for name, ids in (
+            ("logit_bias", [token for token, _ in sampling.logit_bias]),
+            ("allowed_token_ids", sampling.allowed_token_ids),
+        ):
+            self._check_ids(ids, name)
 
     def _check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
         if self._cut_at is not None and len(token_ids) >= self._cut_at:
@@ -295,13 +342,16 @@ class Generation:
     # Lanes
     def _lane(self, adapter: str | None) -> Lane:
         lane = self._lanes.pop(adapter, None)
-        if lane is None:
+        if lane is None and adapter == _BIASED:
+            pipeline = BiasedPipeline(self._logits.model, self._logits.rest)
+            lane = Lane(pipeline, 0, self.options.max_num_seqs, prefix_caching=False)
+        elif lane is None:
             lane = self._adapter_lane(self._adapter_paths[str(adapter)])
         self._lanes[adapter] = lane  # kept in order of use
         return lane
 
     def _adapter_lane(self, path: str) -> Lane:
-        names = [name for name in self._lanes if name is not None]
+        names = [name for name in self._lanes if name not in (None, _BIASED)]
         if len(names) >= self.options.max_loras:
             waited_for = {lane for lane, _ in self._uncompiled.values()}
             idle = next(
@@ -325,12 +375,39 @@ class Generation:
             ),
         )
 
+    # Log probabilities
+    def _take_scored(self, failures: list[Failed]) -> list[tuple[int, Delta]]:
+        """Let the requests go on whose tokens were read: into their lanes, or to their askers."""
+
+        def fail(request: Request, error: Exception) -> None:
+            self.abort(request.id)
+            kind = error.kind if isinstance(error, PenstockError) else EngineError.kind
+            failures.append(Failed(request.id, kind, reason_of(error)))
+
+        deltas: list[tuple[int, Delta]] = []
+        for scored in self._scoring.turn(fail):
+            request = scored.request
+            if request.handle is None and request.finish is None:
+                self._queue(scored.lane, request)
+            else:
+                deltas += self._deltas(scored.lane, [request])
+                if request.finish is not None:
+                    self._forget(request)
+        return deltas
+
+    def _forget(self, request: Request) -> None:
+        self._requests.pop(request.id, None)
+        self._scoring.forget(request)
+
     # CompiledGrammars
     def _queue(self, lane: Lane, request: Request) -> None:
         """Let a request wait for a slot; one with a new grammar waits for that first."""
         structured = request.sampling.structured
+        if structured is None:
+            lane.waiting.append(request)
+            return
         assert lane.grammars is not None
-        if structured is None or lane.grammars.ready(structured.spec):
+        if lane.grammars.ready(structured.spec):
             lane.waiting.append(request)
         else:  # many are forgotten first, for which nothing may be under way
             start = self._compiling.start
@@ -380,6 +457,19 @@ class Generation:
 
     # One request
     def _add(self, lane: Lane, request: Request) -> None:
+        if isinstance(lane.pipeline, BiasedPipeline):
+            stops = self._stop_set(request)
+            if request.sampling.ignore_eos:
+                stops = set(request.sampling.stop_token_ids)
+            words = [
+                ids
+                for word in request.sampling.bad_words
+                for ids in self._encode([word, f" {word.lstrip()}"], special_tokens=False)
+            ]
+            request.handle = lane.pipeline.add(
+                Handle(request.prompt, request.sampling, request.max_new_tokens, stops, words)
+            )
+            return
         tensor = ov.Tensor(np.array([request.prompt], dtype=np.int64))
         config = generation_config(
             request.sampling, request.max_new_tokens, self._eos, self._stop_ids, self.options
@@ -448,21 +538,66 @@ class Generation:
         request.reported = len(request.ids)
         if not request.stream:
             text = request.held_text + text
-        logprobs = None
-        if request.sampling.logprobs is not None:
-            logprobs = self._logprobs(new, request.logprobs[start:], request.sampling.logprobs)
+        scored = self._scoring.of(request)
         usage = None
         if request.finish is not None:
             usage = Usage(request.prompt_tokens, len(request.ids), request.cached)
         elif start == 0:
             usage = Usage(request.prompt_tokens, 0, request.cached)
-        return Delta(0, text, tuple(new), logprobs, request.finish, usage, stop=request.stop.found)
+        return Delta(
+            0,
+            text,
+            tuple(new),
+            self._logprobs(request, start, scored),
+            request.finish,
+            usage,
+            stop=request.stop.found,
+            prompt_logprobs=self._prompt_logprobs(scored) if start == 0 and scored else None,
+        )
 
-    def _logprobs(self, ids: list[int], values: list[float], top: int) -> tuple[TokenLogprob, ...]:
+    def _logprobs(
+        self, request: Request, start: int, scored: Scored | None
+    ) -> tuple[TokenLogprob, ...] | None:
+        """Those of the answer's tokens from `start` on."""
+        top = request.sampling.logprobs
+        if top is None:
+            return None
+        if scored is not None:
+            return tuple(map(self._scored, scored.answer[start:]))
+        ids = request.ids[start:]
         names = self._decode([[i] for i in ids], skip_special_tokens=False)
         return tuple(
-            TokenLogprob(name, value, ((name, value),) if top else ())
-            for name, value in zip(names, values, strict=True)
+            TokenLogprob(
+                name,
+                value,
+                ((name, value),) if top else (),
+                token,
+                self._raw.get(token),
+                top_ids=(token,) if top else (),
+            )
+            for name, value, token in zip(names, request.logprobs[start:], ids, strict=True)
+        )
+
+    def _prompt_logprobs(self, scored: Scored) -> tuple[TokenLogprob, ...] | None:
+        if scored.request.sampling.prompt_logprobs is None:
+            return None
+        first = scored.ids[0]
+        (name,) = self._decode([[first]], skip_special_tokens=False)
+        begin = TokenLogprob(name, None, id=first, raw=self._raw.get(first))
+        return (begin, *map(self._scored, scored.prompt))
+
+    def _scored(self, score: TokenScore) -> TokenLogprob:
+        ids = [token for token, _ in score.top]
+        names = self._decode([[i] for i in (score.token, *ids)], skip_special_tokens=False)
+        return TokenLogprob(
+            names[0],
+            score.logprob,
+            tuple((name, value) for name, (_, value) in zip(names[1:], score.top, strict=True)),
+            score.token,
+            self._raw.get(score.token),
+            score.rank,
+            tuple(ids),
+            tuple(self._raw.get(i, b"") for i in ids),
         )
 
     def _decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
@@ -518,6 +653,10 @@ class Generation:
                 continue
             self._requests.pop(request.id, None)
         return failed
+
+
+def _lane_of(request: Request) -> str | None:
+    return _BIASED if is_biased(request.sampling) else request.adapter
 
 
 def _not_taken(request_id: int, error: Exception) -> Failed:

@@ -35,6 +35,7 @@ from penstock.engines.process.parent_death import end_with_parent
 from penstock.errors import EngineStartError, PenstockError
 
 _READ_SIZE = 1 << 20
+MAX_TOP_LOGPROBS = 20
 
 
 class Pipe:
@@ -127,9 +128,11 @@ def _load(load: Load) -> tuple[Any, Ready]:
         context_length=load.context_length,
         max_concurrency=load.options.max_num_seqs,
         structured=frozenset({"json_schema", "json_object", "regex"}),
-        max_top_logprobs=0,
+        max_top_logprobs=MAX_TOP_LOGPROBS,
         adapters=True,
         prefix_caching=load.options.enable_prefix_caching,
+        prompt_logprobs=True,
+        logit_bias=True,
     )
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 

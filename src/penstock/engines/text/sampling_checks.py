@@ -81,6 +81,9 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
         )
     if sampling.logprobs is not None:
         _check_logprobs(sampling, capabilities, engine)
+    if sampling.prompt_logprobs is not None:
+        _check_prompt_logprobs(sampling.prompt_logprobs, capabilities, engine)
+    _check_bias(sampling, capabilities, engine)
     if sampling.structured is not None:
         _check_structured(sampling.structured, capabilities, engine)
 
@@ -124,6 +127,30 @@ def _check_logprobs(sampling: Sampling, capabilities: Capabilities, engine: str)
             f"the {engine} engine gives at most {most} top_logprobs here, {wanted} were asked for",
             param="top_logprobs",
         )
+
+
+def _check_prompt_logprobs(wanted: int, capabilities: Capabilities, engine: str) -> None:
+    if not capabilities.prompt_logprobs:
+        raise UnsupportedError(
+            f"the {engine} engine gives no log probabilities of prompts", param="prompt_logprobs"
+        )
+    if not 0 <= wanted <= capabilities.max_top_logprobs:
+        rule = f"between 0 and {capabilities.max_top_logprobs}"
+        raise _out_of_range("prompt_logprobs", wanted, rule)
+
+
+def _check_bias(sampling: Sampling, capabilities: Capabilities, engine: str) -> None:
+    for name in ("logit_bias", "allowed_token_ids", "bad_words"):
+        if getattr(sampling, name) and not capabilities.logit_bias:
+            raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
+    if not all(type(i) is int and 0 <= i < 2**31 for i, _ in sampling.logit_bias):
+        raise RequestError("logit_bias must name token ids", param="logit_bias")
+    if not all(-100.0 <= value <= 100.0 for _, value in sampling.logit_bias):
+        raise RequestError("the values of logit_bias go from -100 to 100", param="logit_bias")
+    if sampling.allowed_token_ids:
+        check_token_ids(sampling.allowed_token_ids, "allowed_token_ids")
+    if not all(type(word) is str and word for word in sampling.bad_words):
+        raise RequestError("bad_words must be texts, and not empty", param="bad_words")
 
 
 def _check_structured(

@@ -1,0 +1,206 @@
+"""Log probabilities for requests that want more of them than GenAI's pipeline gives: those of the
+prompt, or of the most likely tokens.
+
+Such a request is read by the model itself beside the pipeline: its prompt before it is queued, its
+answer as it grows. A turn reads a bounded number of tokens, so no long prompt stalls the others.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from penstock.engines.openvino.gguf_ir import saved_ir
+from penstock.engines.openvino.lane import Lane, Request
+from penstock.engines.openvino.logits import LogitModel, Reading, TokenScore
+from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.errors import UnsupportedError
+from penstock.types import Sampling
+
+_LOADING_WAIT_SECONDS = 0.002
+IDLE_SECONDS = 60.0
+"""After so long without use the second copy of the model is given back."""
+
+
+class Logits:
+    """The model that gives log probabilities: loaded when it is first needed, and given back when
+    nobody used it for `IDLE_SECONDS`. It loads beside the requests that do not need it.
+    """
+
+    def __init__(self, path: str, options: OpenVINOOptions) -> None:
+        self._path = Path(path)
+        self._options = options
+        self._lock = threading.Lock()
+        self._loading: Future[LogitModel] | None = None
+        self._timer: threading.Timer | None = None
+
+    def model(self) -> LogitModel | None:
+        """The model; None while it loads. Raises what made the loading fail. `rest` follows once
+        nobody reads any more.
+        """
+        with self._lock:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+            if self._loading is None:
+                loader = ThreadPoolExecutor(1, "logits")
+                self._loading = loader.submit(self._load)
+                loader.shutdown(wait=False)
+            loading = self._loading
+        try:
+            return loading.result(_LOADING_WAIT_SECONDS)
+        except TimeoutError:
+            return None
+        except Exception:
+            with self._lock:
+                self._loading = None
+            raise
+
+    def _load(self) -> LogitModel:
+        if self._options.device != "CPU":
+            raise UnsupportedError(
+                "log probabilities of several tokens, and logit_bias, are for the device CPU, not"
+                f" {self._options.device}"
+            )
+        directory = saved_ir(self._path) if self._path.suffix == ".gguf" else self._path
+        return LogitModel(str(directory / "openvino_model.xml"), self._options)
+
+    def rest(self) -> None:
+        """Nobody reads for now."""
+        with self._lock:
+            if self._timer is None and self._loading is not None:
+                self._timer = threading.Timer(IDLE_SECONDS, self._release)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def _release(self) -> None:
+        with self._lock:
+            self._loading, self._timer = None, None
+
+
+class Scored:
+    """What is known of one request's tokens. `prompt` has the scores of the prompt's tokens but the
+    first; `answer` those of the answer's so far.
+    """
+
+    def __init__(self, lane: Lane, request: Request) -> None:
+        self.lane = lane
+        self.request = request
+        self.ids = list(request.prompt)
+        self.prompt: list[TokenScore] = []
+        self.answer: list[TokenScore] = []
+        self.reading: Reading | None = None
+        self.read = 0
+
+    @property
+    def prompt_size(self) -> int:
+        return self.request.prompt_tokens
+
+    def wanted(self) -> list[int]:
+        """All tokens that are there so far, in order."""
+        return self.ids + self.request.ids
+
+    def again(self) -> None:
+        """The answer begins anew."""
+        self.answer.clear()
+        self.reading, self.read = None, 0
+
+
+def needs_scores(sampling: Sampling) -> bool:
+    """Whether GenAI's own log probabilities are not enough for a request."""
+    if sampling.prompt_logprobs is not None:
+        return True
+    top = sampling.logprobs or 0
+    return top > 1 or (top == 1 and sampling.temperature > 0)
+
+
+class Scoring:
+    """The requests that are read for their log probabilities."""
+
+    def __init__(self, logits: Logits) -> None:
+        self._logits = logits
+        self._scored: dict[Request, Scored] = {}
+        self._unread: deque[Scored] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._unread)
+
+    def begin(self, lane: Lane, request: Request) -> None:
+        """Read a request's prompt; a turn returns it when that is done."""
+        scored = self._scored[request] = Scored(lane, request)
+        self._unread.append(scored)
+
+    def of(self, request: Request) -> Scored | None:
+        """What is known of a request; None for one that needs nothing from here."""
+        return self._scored.get(request)
+
+    def note(self, request: Request) -> bool:
+        """The request has new tokens. Returns whether they must be read first: a turn returns it
+        then.
+        """
+        scored = self._scored.get(request)
+        if scored is None or request.sampling.logprobs is None:
+            return False
+        if len(request.ids) < len(scored.answer):
+            scored.again()
+        if scored not in self._unread:
+            self._unread.append(scored)
+        return True
+
+    def forget(self, request: Request) -> None:
+        """The request ended, or was given up."""
+        scored = self._scored.pop(request, None)
+        if scored is not None and scored in self._unread:
+            self._unread.remove(scored)
+        if not self._scored:
+            self._logits.rest()
+
+    def turn(self, failed: Callable[[Request, Exception], None]) -> list[Scored]:
+        """Read a bounded number of tokens. Returns those of whom all is read; calls `failed` for
+        those that cannot be.
+        """
+        done: list[Scored] = []
+        budget: int | None = None
+        while self._unread and (budget is None or budget > 0):
+            scored = self._unread[0]
+            try:
+                model = self._logits.model()
+                if model is None:
+                    return done
+                budget = model.chunk if budget is None else budget
+                budget -= self._read(scored, model, budget)
+            except Exception as error:
+                self.forget(scored.request)
+                failed(scored.request, error)
+                continue
+            if scored.read == len(scored.wanted()):
+                self._unread.popleft()
+                done.append(scored)
+        return done
+
+    def _read(self, scored: Scored, model: LogitModel, most: int) -> int:
+        sampling, start = scored.request.sampling, scored.read
+        if scored.reading is None:
+            scored.reading = model.begin()
+        in_prompt = start < scored.prompt_size
+        end = scored.prompt_size if in_prompt else start + most
+        ids = scored.wanted()[start : min(end, start + most)]
+        if not ids:
+            return 0
+        top = sampling.prompt_logprobs if in_prompt else sampling.logprobs
+        scores = scored.reading.add(ids, top or 0, silent=top is None or self._known(scored, start))
+        if in_prompt:
+            scored.prompt += scores
+        else:
+            scored.answer += scores
+        scored.read += len(ids)
+        return len(ids)
+
+    @staticmethod
+    def _known(scored: Scored, start: int) -> bool:
+        """Whether these tokens of the prompt were scored already: an answer began anew."""
+        return start < scored.prompt_size and len(scored.prompt) > max(start - 1, 0)
