@@ -1,0 +1,68 @@
+"""Sampling with changed logits, on rows of logits written by hand."""
+
+import numpy as np
+import pytest
+
+from penstock.engines.openvino.biased import Handle, choose
+from penstock.types import Sampling
+
+LOGITS = np.array([1.0, 3.0, 2.0, -1.0], np.float32)
+
+
+def handle(bad_words=(), made=(), **sampling):
+    given = {"temperature": 0.0, **sampling}
+    made_handle = Handle([0], Sampling(**given), 8, {1}, [list(word) for word in bad_words])
+    made_handle.ids = list(made)
+    return made_handle
+
+
+@pytest.mark.parametrize(
+    ("given", "token"),
+    [
+        ({}, 1),
+        ({"logit_bias": ((2, 1.5),)}, 2),
+        ({"logit_bias": ((1, -100.0),)}, 2),
+        ({"allowed_token_ids": (0, 3)}, 0),
+        ({"bad_words": [[1]]}, 2),
+        ({"bad_words": [[3, 1]]}, 1),
+        ({"bad_words": [[3, 1]], "made": [3]}, 2),
+        ({"bad_words": [[3, 1]], "made": [3, 0]}, 1),
+        ({"min_tokens": 1}, 2),  # token 1 ends an answer
+        ({"presence_penalty": 1.5, "made": [1]}, 2),
+        ({"frequency_penalty": 0.6, "made": [1, 1]}, 2),
+        ({"frequency_penalty": 0.4, "made": [1, 1]}, 1),
+        ({"repetition_penalty": 2.0, "made": [1]}, 2),
+    ],
+)
+def test_the_likeliest_token_after_the_changes(given, token):
+    assert choose(LOGITS, handle(**given))[0] == token
+
+
+def test_the_log_probability_is_that_before_the_changes():
+    token, logprob = choose(LOGITS, handle(logit_bias=((1, -100.0),)))
+    chances = np.exp(LOGITS) / np.exp(LOGITS).sum()
+    assert logprob == pytest.approx(np.log(chances[token]))
+
+
+@pytest.mark.parametrize(
+    ("given", "possible"),
+    [
+        ({}, {0, 1, 2, 3}),
+        ({"top_k": 2}, {1, 2}),
+        ({"top_p": 0.7}, {1, 2}),
+        ({"top_p": 0.6}, {1}),
+        ({"min_p": 0.3}, {1, 2}),
+        ({"top_k": 1, "logit_bias": ((3, 50.0),)}, {3}),
+    ],
+)
+def test_what_sampling_leaves(given, possible):
+    one = handle(temperature=1.0, seed=7, **given)
+    assert {choose(LOGITS, one)[0] for _ in range(400)} == possible
+
+
+def test_a_seed_repeats_the_answer():
+    def drawn():
+        one = handle(temperature=1.0, seed=3, logit_bias=((0, 1.0),))
+        return [choose(LOGITS, one)[0] for _ in range(20)]
+
+    assert drawn() == drawn()

@@ -1,0 +1,80 @@
+"""The model's own probabilities, held against a direct computation on the same files."""
+
+import numpy as np
+import openvino as ov
+import pytest
+
+from penstock.demo import model_path
+from penstock.engines.openvino.logits import LogitModel
+from penstock.engines.openvino.options import OpenVINOOptions
+
+IDS = np.random.default_rng(0).integers(5, 1000, 60).tolist()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return LogitModel(str(model_path("openvino") / "openvino_model.xml"), OpenVINOOptions())
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Log probabilities after each token of IDS, shape [tokens, vocabulary]."""
+    compiled = ov.Core().compile_model(
+        str(model_path("openvino") / "openvino_model.xml"),
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "KV_CACHE_PRECISION": "f32",
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+        },
+    )
+    size = len(IDS)
+    logits = compiled.create_infer_request().infer(
+        {
+            "input_ids": np.array([IDS]),
+            "attention_mask": np.ones((1, size), np.int64),
+            "position_ids": np.arange(size)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+    )["logits"][0]
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def check(scores, expected, first):
+    for place, score in enumerate(scores, first):
+        row = expected[place - 1]
+        assert score.token == IDS[place]
+        assert score.logprob == pytest.approx(row[IDS[place]], abs=1e-3)
+        assert score.rank == 1 + (row > row[IDS[place]]).sum()
+        assert [token for token, _ in score.top] == np.argsort(-row)[: len(score.top)].tolist()
+        assert [value for _, value in score.top] == pytest.approx(
+            np.sort(row)[::-1][: len(score.top)], abs=1e-3
+        )
+
+
+def test_every_token_but_the_first_has_a_score(model, expected):
+    scores = model.begin().add(IDS, top=5)
+    assert len(scores) == len(IDS) - 1
+    check(scores, expected, 1)
+
+
+def test_a_reading_goes_on_where_it_was(model, expected):
+    reading = model.begin()
+    assert reading.add(IDS[:20], silent=True) == []
+    check(reading.add(IDS[20:21], top=3), expected, 20)
+    check(reading.add(IDS[21:], top=3), expected, 21)
+
+
+def test_without_top_there_are_no_alternatives(model):
+    reading = model.begin()
+    reading.add(IDS[:4], silent=True)
+    assert [score.top for score in reading.add(IDS[4:8])] == [[], [], [], []]
+
+
+def test_readings_do_not_see_each_other(model):
+    one, other = model.begin(), model.begin()
+    one.add(IDS[:10], silent=True)
+    other.add(IDS[30:40], silent=True)
+    (alone,) = model.begin().add(IDS[:10], silent=True) or [None]
+    assert alone is None
+    assert one.add([IDS[10]])[0].logprob != other.add([IDS[10]])[0].logprob
