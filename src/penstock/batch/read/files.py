@@ -12,12 +12,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from penstock.batch.read.compression import COMPRESSED, decompressed
 from penstock.errors import InputError, MissingExtraError, PenstockError, printable, told
 
-FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+Form = Literal["jsonl", "csv", "parquet"]
+FORMS: dict[str, Form] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
 _FILESYSTEMS = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
@@ -40,7 +46,7 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def form_of(path: str) -> str | None:
+def form_of(path: str) -> Form | None:
     """The form that a file's name tells, or None. Compressed text forms count, compressed Parquet
     does not.
     """
@@ -106,7 +112,7 @@ class DataFile:
     state: tuple[int, int] | None = None
 
     @property
-    def form(self) -> str:
+    def form(self) -> Form:
         form = form_of(self.path)
         if form is None:
             raise InputError(f"{self.path}: unknown extension; known are {known_extensions()}")

@@ -11,9 +11,9 @@ from hashlib import blake2b
 from penstock.batch.read.base import Source
 from penstock.batch.read.feed import read_ahead
 from penstock.batch.rows.row import Row
-from penstock.batch.state.journal import Journal, digest_key
-from penstock.batch.state.manifest import StreamSum
 from penstock.batch.values.plain import json_line
+from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.manifest import StreamSum
 from penstock.errors import JobMismatchError
 
 

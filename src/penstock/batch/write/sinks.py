@@ -12,11 +12,9 @@ from typing import BinaryIO, Generic, TypeVar
 
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.state.journal import Journal, digest_key
-from penstock.batch.state.parts import Part
-from penstock.batch.state.ranges import RowSet, in_order, union
-from penstock.batch.state.records import checksum_of
-from penstock.batch.write.part_writers import MakeWriter, PartWriter
+from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.parts import Part, PartWriter, RowSet, in_order, union
+from penstock.batch.write.state_files import checksum_of
 from penstock.errors import OutputError, PenstockError
 
 PART_ROWS = 8192
@@ -146,7 +144,7 @@ class DurableSink(Sink):
     def __init__(
         self,
         journal: Journal,
-        make_writer: MakeWriter,
+        make_writer: Callable[[Path], PartWriter],
         part_name: Callable[[str], str],
         *,
         keep_order: bool,

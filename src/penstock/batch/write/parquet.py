@@ -1,7 +1,8 @@
-"""Puts the parts of a finished job together as Parquet: one file, or a directory of them."""
+"""Parquet: the parts of a job, and the output that they become, one file or a directory of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -10,16 +11,54 @@ import pyarrow.parquet as pq
 
 from penstock import private_files
 from penstock.batch.read.files import for_arrow
-from penstock.batch.state.durable_files import to_disk
+from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.values.from_arrow import python_rows
 from penstock.batch.values.plain import json_line
-from penstock.batch.write.assemble import Segment
-from penstock.batch.write.tables import conform, unify
+from penstock.batch.write.parts import PartWriter, Segment
+from penstock.batch.write.state_files import to_disk
+from penstock.batch.write.tables import Tables, conform, storable, unify, unify_tables
 
+_TABLE_ROWS = 512
 _GROUP_ROWS = 65536
 _GROUP_BYTES = 32 << 20
 _FILE_BYTES = 256 << 20
 _READ_ROWS = 4096
+
+
+class ParquetWriter(PartWriter):
+    """A part of Parquet, one row group. Rows become Arrow data every 512 rows, which takes less
+    memory than dicts.
+    """
+
+    def __init__(self, path: Path, tables: Tables) -> None:
+        super().__init__(path)
+        self._tables = tables
+        self._done: list[pa.Table] = []
+        self._rows: list[Row] = []
+        self._outcomes: list[Outcome] = []
+
+    def add(self, row: Row, outcome: Outcome) -> None:
+        self._rows.append(row)
+        self._outcomes.append(outcome)
+        self.nbytes += row.nbytes + len(outcome.response or "")
+        if len(self._rows) >= _TABLE_ROWS:
+            self._convert()
+
+    def complete(self) -> None:
+        if self._rows:
+            self._convert()
+        schema = unify_tables(self._done)
+        tables = (conform(table, schema) for table in self._done)
+        try:
+            _write(self._temporary, next(tables), tables)
+        except pa.ArrowException:
+            # A value without a place in Parquet, such as a second of a very far year.
+            whole = pa.concat_tables([conform(table, schema) for table in self._done])
+            _write(self._temporary, storable(whole), iter(()))
+
+    def _convert(self) -> None:
+        self._done.append(self._tables.make(self._rows, self._outcomes))
+        self._rows, self._outcomes = [], []
 
 
 def write_parquet(
@@ -29,13 +68,7 @@ def write_parquet(
     rows.
     """
     tables = _conformed(folder, rows, empty)
-    first = next(tables)
-    with open(target, "wb", opener=private_files.opener) as file:
-        with pq.ParquetWriter(file, first.schema) as writer:
-            writer.write_table(first)
-            for table in tables:
-                writer.write_table(table)
-        to_disk(file)
+    _write(target, next(tables), tables)
 
 
 def write_dataset(
@@ -44,18 +77,29 @@ def write_dataset(
     """A directory of files `part-00000.parquet` and so on, of about 256 MB before compression."""
     private_files.make_folder(target)
     tables = _conformed(folder, rows, empty)
-    table: pa.Table | None = next(tables)
+    left: pa.Table | None = next(tables)
     number = 0
-    while table is not None:
-        written = 0
-        with open(target / f"part-{number:05}.parquet", "wb", opener=private_files.opener) as file:
-            with pq.ParquetWriter(file, table.schema) as writer:
-                while table is not None and written < _FILE_BYTES:
-                    writer.write_table(table)
-                    written += table.nbytes
-                    table = next(tables, None)
-            to_disk(file)
+    while left is not None:
+        left = _write(target / f"part-{number:05}.parquet", left, tables, _FILE_BYTES)
         number += 1
+
+
+def _write(
+    path: Path, first: pa.Table, others: Iterator[pa.Table], most: float = math.inf
+) -> pa.Table | None:
+    """Write a file of tables of one schema until it has `most` bytes. Returns the first table that
+    has no place there.
+    """
+    table: pa.Table | None = first
+    written = 0
+    with open(path, "wb", opener=private_files.opener) as file:
+        with pq.ParquetWriter(file, first.schema) as writer:
+            while table is not None and written < most:
+                writer.write_table(table)
+                written += table.nbytes
+                table = next(others, None)
+        to_disk(file)
+    return table
 
 
 def write_lines(target: Path, folder: Path, rows: Sequence[Segment]) -> None:
@@ -72,7 +116,7 @@ def _conformed(
 ) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
     files = dict.fromkeys(segment.file for segment in rows())
-    paths = [path for file in files for path in files_of(folder / file)]
+    paths = [path for file in files for path in _files_of(folder / file)]
     if not paths:
         yield empty
         return
@@ -92,7 +136,7 @@ def _conformed(
             if count >= _GROUP_ROWS or size >= _GROUP_BYTES:
                 yield pa.concat_tables(gathered)
                 gathered, count, size = [], 0, 0
-        if not reader.exhausted:  # a job may have more parts than a process may have open files
+        if reader.left:  # a job may have more parts than a process may have open files
             readers[segment.file] = reader
     if gathered:
         yield pa.concat_tables(gathered)
@@ -100,28 +144,20 @@ def _conformed(
 
 def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
     """A column's values in all parts."""
-    for path in paths:
-        with for_arrow(path) as opened, pq.ParquetFile(opened) as parquet:
-            if name in parquet.schema_arrow.names:
-                for batch in parquet.iter_batches(
-                    batch_size=_READ_ROWS, columns=[name], use_threads=False
-                ):
-                    yield batch.column(name)
+    for batch in _batches(paths, [name]):
+        if name in batch.schema.names:
+            yield batch.column(name)
 
 
 class _Reader:
-    """Reads a part from its first row to its last."""
+    """Reads a part from its first row to its last; `left` is how many rows are to come."""
 
     def __init__(self, path: Path) -> None:
-        files = files_of(path)
-        self._left: int = sum(_metadata(file).num_rows for file in files)
+        files = _files_of(path)
+        self.left: int = sum(_metadata(file).num_rows for file in files)
         self._batches = _batches(files)
         self._held: pa.Table | None = None
         self._place = 0
-
-    @property
-    def exhausted(self) -> bool:
-        return not self._left
 
     def read(self, at: int, count: int) -> Iterator[pa.Table]:
         """`count` rows from row `at` on, which must not lie before what was read already."""
@@ -132,16 +168,16 @@ class _Reader:
     def _take(self, count: int) -> Iterator[pa.Table]:
         while count > 0:
             if self._held is None or not self._held.num_rows:
-                self._held = next(self._batches)
+                self._held = pa.Table.from_batches([next(self._batches)])
             piece = self._held.slice(0, count)
             self._held = self._held.slice(piece.num_rows)
             self._place += piece.num_rows
-            self._left -= piece.num_rows
+            self.left -= piece.num_rows
             count -= piece.num_rows
             yield piece
 
 
-def files_of(path: Path) -> list[Path]:
+def _files_of(path: Path) -> list[Path]:
     """A part's file, or the files of a part that is a directory, sorted."""
     return sorted(path.glob("*.parquet")) if path.is_dir() else [path]
 
@@ -151,8 +187,9 @@ def _metadata(path: Path) -> pq.FileMetaData:
         return pq.read_metadata(file)
 
 
-def _batches(files: list[Path]) -> Iterator[pa.Table]:
+def _batches(files: Iterable[Path], columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
     for file in files:
         with for_arrow(file) as opened, pq.ParquetFile(opened) as parquet:
-            for batch in parquet.iter_batches(batch_size=_READ_ROWS, use_threads=False):
-                yield pa.Table.from_batches([batch])
+            yield from parquet.iter_batches(
+                batch_size=_READ_ROWS, columns=columns, use_threads=False
+            )

@@ -11,8 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from penstock.batch.state.durable_files import replace_file
-from penstock.batch.state.records import checksum
+from penstock.batch.write.state_files import checksum, replace_file
 from penstock.errors import JobError, JobMismatchError, printable
 
 FILE = "manifest.json"

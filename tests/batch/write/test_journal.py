@@ -4,10 +4,9 @@ import os
 import pytest
 
 from penstock.batch.rows.row import Outcome, RowError, failed
-from penstock.batch.state.durable_files import replace_file
-from penstock.batch.state.journal import Journal, digest_key
-from penstock.batch.state.parts import Part
-from penstock.batch.state.ranges import size
+from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.parts import Part, size
+from penstock.batch.write.state_files import replace_file
 from penstock.errors import EngineError, OutputError
 from penstock.types import Usage
 

@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from penstock.batch.job.counts import Counts
-from penstock.batch.state import manifest as manifests
-from penstock.batch.state.durable_files import remove, writing
-from penstock.batch.state.journal import Journal
-from penstock.batch.state.lock import FILE as LOCK_FILE, Lock
-from penstock.batch.state.manifest import Manifest, Stamp, StreamSum
-from penstock.batch.state.parts import Part
-from penstock.batch.state.ranges import union, without
-from penstock.batch.state.records import checksum_of
-from penstock.batch.write import outputs
-from penstock.batch.write.assemble import Segment, failed_segments, segments
+from penstock.batch.write import manifest as manifests, outputs
+from penstock.batch.write.journal import Journal
+from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
 from penstock.batch.write.outputs import Output
+from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
+from penstock.batch.write.state_files import LOCK_FILE, Lock, checksum_of, remove, writing
 from penstock.errors import JobError, OutputError
 
 _log = logging.getLogger(__name__)
@@ -247,9 +242,7 @@ def _as_base(
     parts: list[Part], file: str, checksum: int, *, keep_order: bool, without_failed: bool
 ) -> list[Part]:
     """The parts of a complete job, as they stand in its one output."""
-    absent = [
-        union(part.dropped, part.failed if without_failed else part.skipped) for part in parts
-    ]
+    absent = [part.absent(without_failed=without_failed) for part in parts]
     failed = [list(without(part.failed, gone)) for part, gone in zip(parts, absent, strict=True)]
     if keep_order:
         live = union(*(without(part.runs, gone) for part, gone in zip(parts, absent, strict=True)))

@@ -1,6 +1,4 @@
-"""Puts the parts of a finished job together: which rows stand where, and in which order they go to
-the output.
-"""
+"""JSON lines and CSV: the parts of a job, and the output that they become."""
 
 from __future__ import annotations
 
@@ -11,15 +9,16 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from penstock import private_files
 from penstock.batch.read.delimited import allow_long_fields
-from penstock.batch.state.durable_files import to_disk
-from penstock.batch.state.parts import Part
-from penstock.batch.state.ranges import Run, union, without
+from penstock.batch.rows.form import RowForm
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.write.parts import PartWriter, Segment, unwritten
+from penstock.batch.write.state_files import to_disk
 from penstock.errors import OutputError
 
 _AT_ONCE = 256
@@ -29,42 +28,37 @@ product.
 """
 
 
-class Segment(NamedTuple):
-    """`length` rows of `file` from place `at` on; the first is row number `start` of the input."""
+class JsonlWriter(PartWriter):
+    """A part of JSON lines."""
 
-    start: int
-    length: int
-    file: str
-    at: int
+    def __init__(self, path: Path, form: RowForm) -> None:
+        super().__init__(path)
+        self._form = form
+        try:
+            # closed in complete
+            self._file = open(  # noqa: SIM115
+                self._temporary, "wb", buffering=1 << 18, opener=private_files.opener
+            )
+        except OSError as error:
+            raise unwritten(error) from error
 
+    def add(self, row: Row, outcome: Outcome) -> None:
+        line = self._form.line(row, outcome)
+        self.nbytes += len(line)
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise unwritten(error) from error
 
-def segments(
-    parts: Iterable[Part], *, keep_order: bool, without_failed: bool = False
-) -> Iterable[Segment]:
-    """The rows of the output in their order: that of the input, or that of the parts.
+    def complete(self) -> None:
+        to_disk(self._file)
+        self._file.close()
 
-    `without_failed`: only those that did not fail.
-    """
-    found = (
-        segment
-        for part in parts
-        for segment in _segments(
-            part, union(part.dropped, part.failed if without_failed else part.skipped)
-        )
-    )
-    return sorted(found) if keep_order else found
-
-
-def failed_segments(parts: Iterable[Part], *, keep_order: bool) -> Iterable[Segment]:
-    """The rows that failed, in the same order, those that are skipped left out."""
-    found = (
-        segment
-        for part in parts
-        for segment in _segments(
-            part, union(without(part.runs, part.failed), part.dropped, part.skipped)
-        )
-    )
-    return sorted(found) if keep_order else found
+    def abandon(self) -> None:
+        # It cannot take its last bytes, and nobody will read them.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        super().abandon()
 
 
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
@@ -170,14 +164,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
-
-
-def _segments(part: Part, absent: list[Run]) -> Iterator[Segment]:
-    at = part.at
-    for start, stop in part.runs:
-        for first, last in without([(start, stop)], absent):
-            yield Segment(first, last - first, part.file, at + first - start)
-        at += stop - start
 
 
 class _Lines:

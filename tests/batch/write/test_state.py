@@ -11,13 +11,12 @@ import fsspec
 import pytest
 
 from jobs import ask, interrupted, lines, numbered, settled
-from penstock.batch.state import manifest as manifests
-from penstock.batch.state.directory import State
-from penstock.batch.state.durable_files import remove, replace_file
-from penstock.batch.state.manifest import Manifest
-from penstock.batch.state.parts import Part
-from penstock.batch.state.records import Records
+from penstock.batch.write import manifest as manifests
+from penstock.batch.write.manifest import Manifest
+from penstock.batch.write.parts import Part
 from penstock.batch.write.sinks import DurableSink
+from penstock.batch.write.state import State
+from penstock.batch.write.state_files import Records, remove, replace_file
 from penstock.errors import EngineError, JobError, OutputError
 
 pytestmark = pytest.mark.usefixtures("small_parts")

@@ -17,9 +17,9 @@ that it does not hold are copied to a new rows file before the old one is remove
 leaves, reading all rows files and leaving out the rows of committed parts gives the state.
 `--retry-failed` starts the next generation: the same parts, failed rows struck out.
 
-Records and parts are checked when they are read (`records.py`). What is damaged counts as not done:
-its rows run again, and `damage` says so. Only where that would be the whole of a finished job it is
-refused.
+Records and parts are checked when they are read (`state_files.py`). What is damaged counts as not
+done: its rows run again, and `damage` says so. Only where that would be the whole of a finished job
+it is refused.
 """
 
 from __future__ import annotations
@@ -35,10 +35,15 @@ from msgspec import Struct
 
 from penstock import private_files
 from penstock.batch.rows.row import Outcome
-from penstock.batch.state.durable_files import guarded, remove, replace_file, sync_folder, write_all
-from penstock.batch.state.parts import Part, PartList
-from penstock.batch.state.ranges import RowSet, size, union, without
-from penstock.batch.state.records import Records
+from penstock.batch.write.parts import Part, PartList, RowSet, size, union, without
+from penstock.batch.write.state_files import (
+    Records,
+    guarded,
+    remove,
+    replace_file,
+    sync_folder,
+    write_all,
+)
 from penstock.errors import JobError, OutputError
 
 _CHECK_SECONDS = 1.0

@@ -1,6 +1,6 @@
 import random
 
-from penstock.batch.state.ranges import RowSet, in_order, size, union, without
+from penstock.batch.write.parts import RowSet, in_order, size, union, without
 
 
 def rows_of(runs):
