@@ -60,7 +60,7 @@ class RunResult:
             with _open(path, "r") as file:
                 yield from csv.DictReader(file)
         else:
-            from penstock.batch.values.from_arrow import python_rows
+            from penstock.batch.values.arrow import python_rows
 
             for batch in self.table().to_batches(max_chunksize=1024):
                 yield from python_rows(batch)

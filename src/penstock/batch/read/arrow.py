@@ -18,9 +18,8 @@ from penstock.batch.read.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, 
 from penstock.batch.read.damaged import Unreadable, rows_of
 from penstock.batch.read.files import DataFile, contains, fingerprint, for_arrow, is_url
 from penstock.batch.rows.row import Row
-from penstock.batch.values.from_arrow import python_rows, python_values
-from penstock.batch.values.to_arrow import build
-from penstock.batch.write.tables import unify
+from penstock.batch.values.arrow import build, python_rows, python_values
+from penstock.batch.values.common_type import unify
 from penstock.errors import InputError, PenstockError
 
 _HASHED_ROWS = 65536

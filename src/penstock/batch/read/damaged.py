@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from penstock.batch.values.from_arrow import of_arrow, python_values
+from penstock.batch.values.arrow import of_arrow, python_values
 
 
 class Unreadable(str):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from penstock.batch.values.arrow import array
 from penstock.batch.values.plain import UnstorableError, key_text
-from penstock.batch.values.to_arrow import array
 from penstock.errors import InputError, printable
 
 

@@ -1,19 +1,19 @@
-"""One Arrow type for a column that has several: none of its values may change. If there is none,
-text.
+"""One Arrow type for a column that has several, and one schema for tables that have several.
+
+None of the values may change. A column for which there is no such type is text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from penstock.batch.values.from_arrow import python_values
+from penstock.batch.values.arrow import FAILURES, MOST_FIELDS, build, holds, python_values
 from penstock.batch.values.plain import text
-from penstock.batch.values.to_arrow import FAILURES, MOST_FIELDS, build, holds
 
 _UNITS = ("s", "ms", "us", "ns")
 _DIGITS = 20
@@ -34,6 +34,43 @@ _CHOICES = [
 ]
 
 Batches = Callable[[], Iterable[pa.Array | pa.ChunkedArray]]
+
+
+def unify(
+    schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()
+) -> pa.Schema:
+    """One schema that tables of all these schemas can take, columns in order of first appearance.
+
+    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds
+    that as it is.
+    """
+    kinds: dict[str, list[pa.DataType]] = {}
+    for schema in schemas:
+        for field in schema:
+            kinds.setdefault(field.name, []).append(field.type)
+    return pa.schema(
+        [(name, common_type(known, partial(values, name))) for name, known in kinds.items()]
+    )
+
+
+def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
+    """One schema that all these tables can take."""
+
+    def values(name: str) -> Iterable[Any]:
+        return (table.column(name) for table in tables if name in table.column_names)
+
+    return unify([table.schema for table in tables], values)
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly these columns: missing ones null, others converted."""
+    columns = []
+    for field in schema:
+        if field.name not in table.column_names:
+            columns.append(pa.nulls(table.num_rows, field.type))
+        else:
+            columns.append(convert(table.column(field.name), field.type))
+    return pa.table(columns, schema=schema)
 
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
@@ -105,30 +142,19 @@ def _common(
     if is_kind.is_struct(one) and is_kind.is_struct(other):
         return _struct(one, other, choice)
     if is_kind.is_map(one) and is_kind.is_map(other):
-        key, item = (
-            _common(one.key_type, other.key_type, choice),
-            _common(one.item_type, other.item_type, choice),
-        )
+        key = _common(one.key_type, other.key_type, choice)
+        item = _common(one.item_type, other.item_type, choice)
         return None if key is None or item is None else pa.map_(key, item)
-    if _is_list(one) and _is_list(other):
-        inner = _common(one.value_type, other.value_type, choice)
-        if inner is None:
-            return None
-        large = is_kind.is_large_list(one) or is_kind.is_large_list(other)
-        if (
-            is_kind.is_fixed_size_list(one)
-            and is_kind.is_fixed_size_list(other)
-            and one.list_size == other.list_size
-        ):
-            return pa.list_(inner, one.list_size)
-        return pa.large_list(inner) if large else pa.list_(inner)
-    return None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    lists = is_kind.is_list, is_kind.is_large_list, is_kind.is_fixed_size_list
+    if not all(any(is_list(kind) for is_list in lists) for kind in (one, other)):
+        return None
+    inner = _common(one.value_type, other.value_type, choice)
+    if inner is None:
+        return None
+    if all(map(is_kind.is_fixed_size_list, (one, other))) and one.list_size == other.list_size:
+        return pa.list_(inner, one.list_size)
+    large = is_kind.is_large_list(one) or is_kind.is_large_list(other)
+    return pa.large_list(inner) if large else pa.list_(inner)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -145,14 +171,6 @@ def _is_binary(kind: pa.DataType) -> bool:
         or pa.types.is_large_binary(kind)
         or pa.types.is_fixed_size_binary(kind)
     )
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _is_exact(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
 def _number(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
@@ -190,33 +208,8 @@ def _timestamp(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.Data
     return pa.timestamp(_unit(one, other, choice), one.tz if one.tz == other.tz else "UTC")
 
 
-def _duration(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.duration(_unit(one, other, choice))
-
-
-def _time(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    unit: Literal["us", "ns"] = "ns" if "ns" in (one.unit, other.unit) else "us"
-    return pa.time64(unit)
-
-
-def _date(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.date32()
-
-
 def _unit(one: pa.DataType, other: pa.DataType, choice: _Choice) -> str:
     return str((max if choice.finer else min)(one.unit, other.unit, key=_UNITS.index))
-
-
-def _string(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.large_string()
-
-
-def _binary(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return (
-        pa.large_binary()
-        if pa.types.is_large_binary(one) or pa.types.is_large_binary(other)
-        else pa.binary()
-    )
 
 
 _SCALARS: list[
@@ -225,14 +218,22 @@ _SCALARS: list[
         Callable[[pa.DataType, pa.DataType, _Choice], pa.DataType | None],
     ]
 ] = [
-    (_is_number, _number),
-    (_is_exact, _decimal),
+    (lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind), _number),
+    (lambda kind: pa.types.is_integer(kind) or pa.types.is_decimal(kind), _decimal),
     (pa.types.is_timestamp, _timestamp),
-    (pa.types.is_duration, _duration),
-    (pa.types.is_time, _time),
-    (pa.types.is_date, _date),
-    (_is_text, _string),
-    (_is_binary, _binary),
+    (pa.types.is_duration, lambda one, other, choice: pa.duration(_unit(one, other, choice))),
+    (
+        pa.types.is_time,
+        lambda one, other, _: pa.time64("ns" if "ns" in (one.unit, other.unit) else "us"),
+    ),
+    (pa.types.is_date, lambda one, other, _: pa.date32()),
+    (_is_text, lambda one, other, _: pa.large_string()),
+    (
+        _is_binary,
+        lambda one, other, _: (
+            pa.large_binary() if pa.large_binary() in (one, other) else pa.binary()
+        ),
+    ),
 ]
 
 

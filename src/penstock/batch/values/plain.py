@@ -277,7 +277,7 @@ def _foreign(value: Any) -> Any:
         return _numpy(numpy, value)
     library = type(value).__module__.partition(".")[0]
     if library == "pyarrow":
-        from penstock.batch.values.from_arrow import of_arrow
+        from penstock.batch.values.arrow import of_arrow
 
         return of_arrow(value)
     if library in ("pandas", "polars") and hasattr(value, "columns"):

@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 from penstock import private_files
 from penstock.batch.read.files import for_arrow
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.values.from_arrow import python_rows
+from penstock.batch.values.arrow import python_rows
+from penstock.batch.values.common_type import conform, unify, unify_tables
 from penstock.batch.values.plain import json_line
 from penstock.batch.write.parts import PartWriter, Segment
 from penstock.batch.write.state_files import to_disk
-from penstock.batch.write.tables import Tables, conform, storable, unify, unify_tables
+from penstock.batch.write.tables import Tables, storable
 
 _TABLE_ROWS = 512
 _GROUP_ROWS = 65536

@@ -1,22 +1,27 @@
-"""Arrow arrays of Python values: each value stands in the array as it is, or the whole column is
-text.
+"""Arrow data of Python values and back: each value as it is, none of them cut or rounded.
+
+A column that no type of Arrow's holds is text. Times finer than a microsecond are of the classes in
+`nanoseconds`; times that Python's calendar has no place for are text.
 """
 
 from __future__ import annotations
 
 import datetime
 import decimal
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from penstock.batch.values.from_arrow import python_values
 from penstock.batch.values.nanoseconds import (
     NanoDatetime,
     NanoTime,
     NanoTimedelta,
+    date_text,
+    datetime_text,
+    duration_text,
     total_nanoseconds,
 )
 from penstock.batch.values.plain import LEAVES, encodable, plain, text
@@ -46,6 +51,9 @@ _SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({datetime.date}): pa.date32(),
 }
 FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError)
+_PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
+_EPOCH = datetime.datetime(1970, 1, 1)
+_DAY = 86_400_000
 
 
 def array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
@@ -54,7 +62,10 @@ def array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
 
     Raises `UnstorableError` for a value that no output can hold.
     """
-    found = _kind_at_once(values)
+    try:  # most values are plain already, and long lists are not walked through twice
+        found = kind_of(values)
+    except RecursionError:
+        found = None
     if found is None and not LEAVES.issuperset(map(type, values)):
         values = [plain(value) for value in values]
         found = kind_of(values)
@@ -69,16 +80,6 @@ def array(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
 def texts(values: Sequence[Any]) -> pa.Array:
     """An array of the values' text. Raises `UnstorableError`."""
     return pa.array([text(value) for value in values], pa.string())
-
-
-def _kind_at_once(values: Sequence[Any]) -> pa.DataType | None:
-    """The type of values that are all plain already, as most are: long lists are not walked through
-    twice.
-    """
-    try:
-        return kind_of(values)
-    except RecursionError:
-        return None
 
 
 def kind_of(values: Sequence[Any]) -> pa.DataType | None:
@@ -243,7 +244,151 @@ def _number(value: Any) -> bool:
 
 
 def _both_times(one: Any, other: Any) -> bool:
-    for kind in (datetime.datetime, datetime.time, datetime.timedelta):
-        if isinstance(one, kind) and isinstance(other, kind):
-            return True
-    return False
+    kinds = (datetime.datetime, datetime.time, datetime.timedelta)
+    return any(isinstance(one, kind) and isinstance(other, kind) for kind in kinds)
+
+
+def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The values of a column."""
+    if isinstance(array, pa.ChunkedArray):
+        return [value for chunk in array.chunks for value in python_values(chunk)]
+    kind = array.type
+    if not _holds_times(kind):
+        values: list[Any] = array.to_pylist()
+        return values
+    if pa.types.is_temporal(kind):
+        return _times(array)
+    if isinstance(kind, pa.BaseExtensionType):
+        return python_values(array.storage)
+    if pa.types.is_dictionary(kind):
+        meanings = python_values(array.dictionary)
+        return [None if index is None else meanings[index] for index in array.indices.to_pylist()]
+    if pa.types.is_run_end_encoded(kind):
+        return python_values(pc.run_end_decode(array))
+    if pa.types.is_struct(kind):
+        columns = [python_values(column) for column in array.flatten()]
+        names = [field.name for field in kind]
+        rows = zip(*columns, strict=True)
+        return _unless_null(array, (dict(zip(names, row, strict=True)) for row in rows))
+    if pa.types.is_union(kind):
+        return [None if not part.is_valid else of_arrow(part.value) for part in array]
+    if pa.types.is_map(kind):
+        pairs = list(zip(python_values(array.keys), python_values(array.items), strict=True))
+        starts = array.offsets.to_pylist()
+        return _unless_null(array, (pairs[start:stop] for start, stop in pairwise(starts)))
+    parts = iter(python_values(array.flatten()))
+    lengths = pc.list_value_length(array).to_pylist()
+    return [None if length is None else [next(parts) for _ in range(length)] for length in lengths]
+
+
+def of_arrow(value: Any) -> Any:
+    """The Python value of a scalar, array or table of Arrow's."""
+    if isinstance(value, pa.Scalar):
+        return python_values(pa.array([value], value.type))[0]
+    if isinstance(value, pa.Array | pa.ChunkedArray):
+        return python_values(value)
+    if isinstance(value, pa.RecordBatch | pa.Table):
+        columns = [python_values(column) for column in value.columns]
+        return [
+            dict(zip(value.column_names, row, strict=True)) for row in zip(*columns, strict=True)
+        ]
+    return str(value)
+
+
+def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
+    """The rows of a table or batch as dicts of Python values."""
+    if not batch.num_columns:
+        return [{} for _ in range(batch.num_rows)]
+    rows: list[dict[str, Any]] = of_arrow(batch)
+    return rows
+
+
+def _unless_null(array: pa.Array, values: Any) -> list[Any]:
+    if not array.null_count:
+        return list(values)
+    return [
+        value if there else None
+        for value, there in zip(values, array.is_valid().to_pylist(), strict=True)
+    ]
+
+
+def _holds_times(kind: pa.DataType) -> bool:
+    """Whether there are times in it that Arrow might not turn into a Python value as they are."""
+    if pa.types.is_temporal(kind):
+        return not pa.types.is_interval(kind)
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_times(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _holds_times(kind.value_type)
+    return any(_holds_times(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _times(array: pa.Array) -> list[Any]:
+    kind = array.type
+    if getattr(kind, "unit", None) == "ns":
+        coarse = pa.timestamp("us", kind.tz) if pa.types.is_timestamp(kind) else None
+        coarse = coarse or (pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
+        try:
+            array = array.cast(coarse)  # fails where it would lose something
+        except pa.ArrowInvalid:
+            return _one_by_one(array)
+    try:
+        values: list[Any] = array.to_pylist()
+        return values
+    except Exception:  # beyond the year 9999, or in a zone that this machine does not know
+        return _one_by_one(array)
+
+
+def _one_by_one(array: pa.Array) -> list[Any]:
+    kind = array.type
+    whole = pa.int32() if pa.types.is_date32(kind) or pa.types.is_time32(kind) else pa.int64()
+    make = _maker(kind)
+    return [None if ticks is None else make(ticks) for ticks in array.cast(whole).to_pylist()]
+
+
+def _maker(kind: pa.DataType) -> Callable[[int], Any]:
+    """What makes a Python value of the number that is a time: text where Python has none."""
+    if pa.types.is_date(kind):
+        return _date if pa.types.is_date32(kind) else lambda ticks: _date(ticks // _DAY)
+    per_second = _PER_SECOND[kind.unit]
+    scale = _PER_SECOND["ns"] // per_second
+    is_length, is_point = pa.types.is_duration(kind), pa.types.is_timestamp(kind)
+    zone = _zone(kind.tz) if is_point else None
+
+    def value(length: datetime.timedelta, beyond: int) -> Any:
+        if is_length:
+            return NanoTimedelta.of(length, beyond)
+        point = _EPOCH + length
+        if not is_point:
+            return NanoTime.of(point.time(), beyond)
+        if zone is not None:
+            point = point.replace(tzinfo=datetime.UTC).astimezone(zone)
+        return NanoDatetime.of(point, beyond)
+
+    def made(ticks: int) -> Any:
+        micro, beyond = divmod(ticks * scale, 1000)
+        try:
+            return value(datetime.timedelta(microseconds=micro), beyond)
+        except OverflowError:
+            if is_point:
+                return datetime_text(ticks, per_second) + ("Z" if zone is not None else "")
+            return duration_text(ticks, per_second)
+
+    return made
+
+
+def _date(days: int) -> Any:
+    try:
+        return _EPOCH.date() + datetime.timedelta(days)
+    except OverflowError:
+        return date_text(days)
+
+
+def _zone(name: str | None) -> datetime.tzinfo | None:
+    if name is None:
+        return None
+    try:
+        zone: datetime.tzinfo = pa.lib.string_to_tzinfo(name)
+    except Exception:
+        return datetime.UTC  # the instant is known, if not what clocks there show
+    return zone
