@@ -28,7 +28,7 @@ from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.form import EngineForm, RowForm
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from penstock.batch.job.counts import Counts
-from penstock.batch.read.delimited import allow_long_fields
 from penstock.batch.read.files import filesystem, is_url
+from penstock.batch.read.text import allow_long_fields
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.errors import InputError, OutputError

@@ -6,10 +6,9 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
-from penstock.batch.read import files
-from penstock.batch.read.base import HasRows, Source
-from penstock.batch.read.iterables import AsyncRows, Rows
-from penstock.batch.read.waiting import in_daemon_thread
+from penstock.batch.read import files, text
+from penstock.batch.read.feed import in_daemon_thread
+from penstock.batch.read.sources import AsyncRows, HasRows, Rows, Source
 from penstock.errors import InputError
 
 
@@ -50,23 +49,14 @@ async def open_source(source: Any) -> Source:
 
 def _open_path(path: str) -> Source:
     if path == "-":
-        from penstock.batch.read import json_lines
-
-        return json_lines.stdin()
+        return text.stdin()
     with files.reading(path):
         found = files.find(path)
-        form = found[0].form
-        if form == "parquet":
+        if found[0].form == "parquet":
             from penstock.batch.read import arrow
 
             return arrow.Parquet(path, found)
-        if form == "csv":
-            from penstock.batch.read import delimited
-
-            return delimited.Csv(path, found)
-        from penstock.batch.read import json_lines
-
-        return json_lines.JsonLines(path, found)
+        return text.Csv(path, found) if found[0].form == "csv" else text.JsonLines(path, found)
 
 
 def _is_frame(source: Any) -> bool:

@@ -1,20 +1,25 @@
-"""Finds the files of a data set: one file, a directory, a glob, or a URL of any of them."""
+"""The files of a data set: one file, a directory, a glob, or a URL of any of them, decompressed as
+they are read.
+"""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import glob
+import gzip
+import io
 import lzma
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
 from typing import Any, BinaryIO, Literal, cast
 
-from penstock.batch.read.compression import COMPRESSED, decompressed
+from penstock.batch.read.sources import Source
 from penstock.errors import InputError, MissingExtraError, PenstockError, printable, told
 
 Form = Literal["jsonl", "csv", "parquet"]
@@ -24,6 +29,11 @@ FORMS: dict[str, Form] = {
     ".csv": "csv",
     ".parquet": "parquet",
 }
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+"""What a compressed file begins with, whatever its name."""
+KNOWN = f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)})"
+"""The extensions that can be read, for messages."""
 _FILESYSTEMS = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
@@ -34,9 +44,11 @@ _FILESYSTEMS = {
     "az": ("adlfs", "abfs"),
     "hf": ("huggingface_hub", "hf"),
 }
+_BLOCK = 1 << 16
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
 _HASHED_BYTES = 1 << 30
+_Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 _DAMAGE = zlib.error | lzma.LZMAError
 _MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id")
 
@@ -55,11 +67,6 @@ def form_of(path: str) -> Form | None:
         return FORMS.get(extension)
     inner = FORMS.get(os.path.splitext(stem)[1])
     return inner if inner != "parquet" else None
-
-
-def known_extensions() -> str:
-    """The extensions that can be read, for messages."""
-    return f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)})"
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -115,7 +122,7 @@ class DataFile:
     def form(self) -> Form:
         form = form_of(self.path)
         if form is None:
-            raise InputError(f"{self.path}: unknown extension; known are {known_extensions()}")
+            raise InputError(f"{self.path}: unknown extension; known are {KNOWN}")
         return form
 
     def open(self) -> BinaryIO:
@@ -174,12 +181,6 @@ class DataFile:
                 head = file.read(_SAMPLED_BYTES)
                 file.seek(max(0, size - _SAMPLED_BYTES))
                 return head + file.read(_SAMPLED_BYTES)
-
-    def hash_into(self, digest: blake2b) -> None:
-        """Add the whole of a local file to a digest."""
-        with reading(self.path), self.open_stored() as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
 
 
 @contextlib.contextmanager
@@ -263,7 +264,9 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
         digest.update(f"{os.path.basename(file.path)}\0{size}\0".encode(errors="surrogateescape"))
         if total <= _HASHED_BYTES and not is_url(file.path):
-            file.hash_into(digest)
+            with reading(file.path), file.open_stored() as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
             continue
         digest.update(f"{file.changed()}\0".encode())
         if number < _SAMPLED_FILES:
@@ -276,24 +279,30 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     }
 
 
-def contains(files: list[DataFile], path: str, pattern: str) -> bool:
-    """Whether writing to `path` touches the files that `pattern` found, or gives it more to
-    find.
-    """
-    place = _place(path)
-    found = [_place(file.path) for file in files]
-    if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
-        return True
-    if is_url(path) or is_url(pattern):
-        return False
-    if os.path.isdir(pattern):
-        below = os.path.relpath(place, _place(pattern)).split(os.sep)
-        return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
-    return (
-        glob.has_magic(pattern)
-        and not os.path.exists(pattern)
-        and PurePath(place).match(_place(pattern))
-    )
+class FileSource(Source):
+    """Rows from the files that `find` found for `name`."""
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        self.name = name
+        self._files = files
+        self.fingerprint = fingerprint(name, files)
+
+    def reads(self, path: str) -> bool:
+        """Whether writing to `path` touches the files, or gives `find` more to find."""
+        place = _place(path)
+        found = [_place(file.path) for file in self._files]
+        if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
+            return True
+        if is_url(path) or is_url(self.name):
+            return False
+        if os.path.isdir(self.name):
+            below = os.path.relpath(place, _place(self.name)).split(os.sep)
+            return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
+        return (
+            glob.has_magic(self.name)
+            and not os.path.exists(self.name)
+            and PurePath(place).match(_place(self.name))
+        )
 
 
 def _place(path: str) -> str:
@@ -359,7 +368,80 @@ def _data_files(directory: str, paths: Iterable[str]) -> list[str]:
     found = [p for p in paths if form_of(p) and not os.path.basename(p).startswith((".", "_"))]
     if not found:
         raise InputError(
-            f"{directory}: no data files in this directory; known extensions are"
-            f" {known_extensions()}"
+            f"{directory}: no data files in this directory; known extensions are {KNOWN}"
         )
     return found
+
+
+def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
+    """The content of the open file `raw`, whose name says how it is compressed. Closing it closes
+    `raw`.
+    """
+    lower = path.lower()
+    if lower.endswith(".gz"):
+        return cast(BinaryIO, io.BufferedReader(_Gzip(raw)))
+    if lower.endswith(".bz2"):
+        return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
+    if lower.endswith(".xz"):
+        return cast(BinaryIO, io.BufferedReader(_Members(raw, lzma.LZMADecompressor)))
+    if lower.endswith(".zst"):
+        import pyarrow as pa  # which is there anyway, and reads several frames as one
+
+        return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
+    return raw
+
+
+class _Gzip(gzip.GzipFile):
+    """Closes the file below too."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._below = raw
+
+    def close(self) -> None:
+        super().close()
+        self._below.close()
+
+
+class _Members(io.RawIOBase):
+    """The members of a file, one after the other.
+
+    `bz2` and `lzma` have such readers too. Those end without a word at a member whose beginning is
+    damaged, and the rows in it and after it would be missing.
+    """
+
+    def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:
+        self._raw = raw
+        self._make = make
+        self._member = make()
+        self._begun = False  # the member has had data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            data = b""
+            if self._member.eof:
+                data = self._member.unused_data
+                self._member = self._make()
+                self._begun = False
+            if not data and self._member.needs_input:
+                data = self._raw.read(_BLOCK)
+                if not data:
+                    if self._begun:
+                        raise EOFError("the file ends in the middle of its compressed data")
+                    return 0
+            if not self._begun:
+                data = data.lstrip(b"\0")  # padding between members, and at the end
+                if not data:
+                    continue
+                self._begun = True
+            found = self._member.decompress(data, len(buffer))
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()

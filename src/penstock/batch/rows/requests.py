@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.form import EngineForm
 from penstock.batch.rows.repair import Repair, collect, invalid_json
 from penstock.batch.rows.row import Outcome, Row

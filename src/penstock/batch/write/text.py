@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from penstock import private_files
-from penstock.batch.read.delimited import allow_long_fields
+from penstock.batch.read.text import allow_long_fields
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.write.parts import PartWriter, Segment, unwritten

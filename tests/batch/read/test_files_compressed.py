@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from penstock.batch.read import open_source
-from penstock.batch.read.compression import COMPRESSED, decompressed
+from penstock.batch.read.files import COMPRESSED, decompressed
 from penstock.errors import InputError
 
 ROWS = [{"a": number, "b": "x" * number} for number in range(50)]
@@ -106,7 +106,7 @@ async def test_what_is_compressed_behind_another_name_is_told(tmp_path, monkeypa
         with pytest.raises(InputError, match=rf"{name}: is compressed, as \*{extension} files are"):
             await values(tmp_path / name)
     reading = os.open(tmp_path / "rows.jsonl", os.O_RDONLY)
-    monkeypatch.setattr("penstock.batch.read.json_lines._STDIN", reading)
+    monkeypatch.setattr("penstock.batch.read.text._STDIN", reading)
     with pytest.raises(InputError, match=rf"stdin: is compressed, as \*{extension} files are"):
         await open_source("-")
     os.close(reading)

@@ -1,7 +1,7 @@
 import pytest
 
 from penstock.batch.read import open_source
-from penstock.batch.read.iterables import AsyncRows
+from penstock.batch.read.sources import AsyncRows
 from penstock.errors import InputError
 
 
