@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from penstock import background, runtimes
+from penstock.batch import structured
 from penstock.batch.job import option_checks as choices
 from penstock.batch.job.execution import execute
 from penstock.batch.job.interrupts import Interrupts, JobInterrupted
@@ -34,7 +35,6 @@ from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.template import Template
-from penstock.batch.schemas import structured
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import engine_for

@@ -15,7 +15,7 @@ from penstock.batch.rows.form import EngineForm
 from penstock.batch.rows.repair import Repair, collect, invalid_json
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.rows.template import Template, as_text
-from penstock.batch.schemas.structured import Schema
+from penstock.batch.structured import Schema
 from penstock.batch.values.plain import plain_row
 from penstock.engines.base import LLMEngine
 from penstock.engines.text.sampling_checks import check_sampling

@@ -5,8 +5,8 @@ import re
 import jsonschema_rs
 import pytest
 
-from penstock.batch.schemas import structured
-from penstock.batch.schemas.structured import Schema, _quick_check, load
+from penstock.batch import structured
+from penstock.batch.structured import Schema, _quick_check, load
 from penstock.errors import ConfigError
 
 TICKET = {

@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
-from penstock.batch.schemas.ecma_patterns import translated
+from penstock.batch.ecma_patterns import translated
 from penstock.errors import ConfigError
 
 _MAPS = frozenset(
@@ -125,48 +125,45 @@ class Validator:
         return f"{place}: {what}" if place else what
 
     def _fault(self, error: Any) -> str:
-        kind, told = error.kind.name, error.kind.as_dict()
-        but = f", not {_shown(error.instance)}"
+        kind, facts = error.kind.name, error.kind.as_dict()
+        shown = _shown(error.instance)
+        but = f", not {shown}"
         if kind in _BOUNDS:
-            return _BOUNDS[kind].format(limit=told.get("limit")) + but
-        if kind == "type":
-            return (
-                "must be "
-                + " or ".join(_ARTICLES.get(name, f"a {name}") for name in told["types"])
-                + but
-            )
-        if kind == "required":
-            return f"'{told['property']}' is missing"
-        if kind in ("additionalProperties", "unevaluatedProperties"):
-            names = ", ".join(f"'{name}'" for name in told["unexpected"][:10])
-            return (
-                f"{names} {'is' if len(told['unexpected']) == 1 else 'are'} not among the fields"
-                " that it may have"
-            )
-        if kind == "enum":
-            options = ", ".join(_shown(option) for option in told["options"][:20])
-            return f"must be one of {options}{but}"
-        if kind == "const":
-            return f"must be {_shown(told['expected_value'])}{but}"
-        if kind == "pattern":
-            return f"must match {self._patterns.get(told['pattern'], told['pattern'])}{but}"
-        if kind == "multipleOf":
-            return f"must be a multiple of {told['multiple_of']}{but}"
-        if kind == "propertyNames":
-            return f"a name of its fields does not fit: {self._fault(told['error'])}"
-        if kind == "falseSchema":
-            return f"{_shown(error.instance)} may not be there"
-        if kind in ("oneOf", "anyOf"):
-            several = kind == "oneOf" and any(not context for context in told["context"])
-            what = "more than one of the schemas" if several else "none of the schemas"
-            return f"{_shown(error.instance)} fits {what} in '{kind}'"
-        rules = {
-            "uniqueItems": "has an item twice",
-            "contains": "has too few or too many of the items that 'contains' asks for",
-            "not": "is what 'not' excludes",
-        }
-        rule = rules.get(kind, f"breaks the rule '{kind}'")
-        return f"{_shown(error.instance)} {rule}"
+            return _BOUNDS[kind].format(limit=facts.get("limit")) + but
+        match kind:
+            case "type":
+                kinds = (_ARTICLES.get(name, f"a {name}") for name in facts["types"])
+                return f"must be {' or '.join(kinds)}{but}"
+            case "required":
+                return f"'{facts['property']}' is missing"
+            case "additionalProperties" | "unevaluatedProperties":
+                names = ", ".join(f"'{name}'" for name in facts["unexpected"][:10])
+                verb = "is" if len(facts["unexpected"]) == 1 else "are"
+                return f"{names} {verb} not among the fields that it may have"
+            case "enum":
+                return f"must be one of {', '.join(map(_shown, facts['options'][:20]))}{but}"
+            case "const":
+                return f"must be {_shown(facts['expected_value'])}{but}"
+            case "pattern":
+                return f"must match {self._patterns.get(facts['pattern'], facts['pattern'])}{but}"
+            case "multipleOf":
+                return f"must be a multiple of {facts['multiple_of']}{but}"
+            case "propertyNames":
+                return f"a name of its fields does not fit: {self._fault(facts['error'])}"
+            case "falseSchema":
+                return f"{shown} may not be there"
+            case "oneOf" if not all(facts["context"]):
+                return f"{shown} fits more than one of the schemas in 'oneOf'"
+            case "oneOf" | "anyOf":
+                return f"{shown} fits none of the schemas in '{kind}'"
+            case "uniqueItems":
+                return f"{shown} has an item twice"
+            case "contains":
+                return f"{shown} has too few or too many of the items that 'contains' asks for"
+            case "not":
+                return f"{shown} is what 'not' excludes"
+            case _:
+                return f"{shown} breaks the rule '{kind}'"
 
 
 def _references(part: Any) -> Iterator[str]:

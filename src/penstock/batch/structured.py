@@ -4,14 +4,17 @@ against it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
-from penstock.errors import ConfigError
+import penstock
+from penstock.errors import ConfigError, EngineError
 from penstock.parsing.json_errors import json_fault
 from penstock.parsing.text import TOO_DEEP, decode_json, is_too_deep, read_file
 
@@ -27,7 +30,8 @@ _TYPES: dict[str, Check] = {
 }
 _ANNOTATIONS = {"title", "description", "$schema", "$id", "$comment", "default", "examples"}
 _UNDERSTOOD = {"type", "enum", "const", "properties", "required", "additionalProperties", "items"}
-
+_AT_ONCE = 2
+_places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 SLOW_STEPS = 50_000_000
 """An answer whose check may take more steps than this is checked in a process of its own: a second,
@@ -45,7 +49,7 @@ class Schema:
     """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
-        from penstock.batch.schemas.validator import Validator
+        from penstock.batch.schema_validator import Validator
 
         if is_too_deep(schema):
             raise ConfigError(TOO_DEEP, field="schema")
@@ -83,9 +87,7 @@ class Schema:
         """
         if self._validator.cost * len(text) <= SLOW_STEPS:
             return self.parse(text)
-        from penstock.batch.schemas.subprocess import check_in_subprocess
-
-        if (why := await check_in_subprocess(self.text, text)) is not None:
+        if (why := await _check_in_subprocess(self.text, text)) is not None:
             raise ValueError(why)
         return self._fields_of(_decoded(text))
 
@@ -198,3 +200,45 @@ def _object_check(
         return True
 
     return check
+
+
+async def _check_in_subprocess(schema: str, text: str) -> str | None:
+    """What is wrong with an answer, None for nothing. A caller who leaves ends the process."""
+    loop = asyncio.get_running_loop()
+    for other in [one for one in _places if one.is_closed()]:
+        del _places[other]
+    async with _places.setdefault(loop, asyncio.Semaphore(_AT_ONCE)):
+        root = os.path.dirname(os.path.dirname(penstock.__file__))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "penstock.batch.structured"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
+            },
+        )
+        try:
+            out, _ = await process.communicate(json.dumps([schema, text]).encode())
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    if process.returncode:
+        raise EngineError(f"the process that checks answers ended with {process.returncode}")
+    why: str | None = json.loads(out)
+    return why
+
+
+def _main() -> None:
+    schema, text = json.load(sys.stdin)
+    why = None
+    try:
+        Schema(json.loads(schema)).parse(text)
+    except ValueError as error:
+        why = str(error)
+    json.dump(why, sys.stdout)
+
+
+if __name__ == "__main__":
+    _main()
