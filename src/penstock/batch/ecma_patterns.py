@@ -32,7 +32,7 @@ _REFUSED = {
 }
 _QUANTIFIER = re.compile(r"[*+?]|\{(\d+)(?:(,)(\d*))?\}")
 _PROPERTY = re.compile(r"\{[A-Za-z0-9_]+(=[A-Za-z0-9_]+)?\}")
-_NAMED = re.compile(r"\(\?<[A-Za-z_$][\w$]*>")
+_GROUP = re.compile(r"\((?:\?:|\?<[A-Za-z_$][\w$]*>|(?!\?))")
 _FLAGS = re.compile(r"\(\?[ims]+(-[ims]+)?:|\(\?-[ims]+:")
 _HEX = {"x": re.compile(r"[0-9A-Fa-f]{2}"), "u": re.compile(r"[0-9A-Fa-f]{4}")}
 _LONG_HEX = re.compile(r"\{([0-9A-Fa-f]{1,8})\}")
@@ -77,20 +77,19 @@ class _Reader:
 
     def _atom(self) -> tuple[str, int]:
         sign = self._pattern[self.at]
-        if sign == "(":
-            return self._group()
-        if sign == "[":
-            return self._class(), 1
-        if sign == "\\":
-            return self._escape(), 1
+        match sign:
+            case "(":
+                return self._group()
+            case "[":
+                return self._class(), 1
+            case "\\":
+                return self._escape(), 1
+            case "*" | "+" | "?":
+                raise ValueError(f"there is nothing that its '{sign}' could repeat")
         self.at += 1
         if sign in "^$":
             return sign, 0
-        if sign == ".":
-            return _ANY_BUT_LINE_ENDS, 1
-        if sign in "*+?":
-            raise ValueError(f"there is nothing that its '{sign}' could repeat")
-        return _literal(ord(sign)), 1
+        return (_ANY_BUT_LINE_ENDS if sign == "." else _literal(ord(sign))), 1
 
     def _group(self) -> tuple[str, int]:
         rest = self._pattern[self.at : self.at + 80]
@@ -99,18 +98,11 @@ class _Reader:
                 raise ValueError(
                     f"it has a {name} ('{opening}'), which is not matched in linear time"
                 )
-        opening = "(?:"
-        if (found := _NAMED.match(rest)) or (
-            rest.startswith("(?:") and (found := re.match(r"\(\?:", rest))
-        ):
-            self.at += found.end()
-        elif found := _FLAGS.match(rest):
-            opening = found[0]
-            self.at += found.end()
-        elif rest.startswith("(?"):
+        found = _GROUP.match(rest) or _FLAGS.match(rest)
+        if found is None:
             raise ValueError(f"it has a group '{rest[:4]}', which ECMA 262 does not know")
-        else:
-            self.at += 1
+        opening = found[0] if found.re is _FLAGS else "(?:"
+        self.at += found.end()
         self._depth += 1
         if self._depth > 100:
             raise ValueError("its groups are nested too deeply")
@@ -200,20 +192,13 @@ class _Reader:
         negated = pattern.startswith("^", self.at)
         self.at += negated
         inside: list[str] = []
-        while True:
-            if self.at >= len(pattern):
-                raise ValueError("a '[' of it is not closed")
-            if pattern[self.at] == "]":
-                self.at += 1
-                break
+        while not pattern.startswith("]", self.at):
             low = self._member()
             ranged = pattern.startswith("-", self.at) and not pattern.startswith("-]", self.at)
             if not ranged or isinstance(low, str):
                 inside.append(low if isinstance(low, str) else _written([(low, low)]))
                 continue
             self.at += 1
-            if self.at >= len(pattern):
-                raise ValueError("a '[' of it is not closed")
             high = self._member()
             if isinstance(high, str):  # as in [a-\d], where the hyphen is one
                 inside += [_written([(low, low), (0x2D, 0x2D)]), high]
@@ -221,20 +206,21 @@ class _Reader:
                 raise ValueError(f"a range of it ends before it begins ('{chr(low)}-{chr(high)}')")
             else:
                 inside.append(_written([(low, high)]))
+        self.at += 1
         if not "".join(inside):
             return r"[\x{0}-\x{10FFFF}]" if negated else r"[^\x{0}-\x{10FFFF}]"
         return f"[{'^' * negated}{''.join(inside)}]"
 
     def _member(self) -> int | str:
-        sign = self._pattern[self.at]
-        if sign != "\\":
-            self.at += 1
-            return ord(sign)
-        following = self._pattern[self.at + 1 : self.at + 2]
-        if following == "b":
+        if self.at >= len(self._pattern):
+            raise ValueError("a '[' of it is not closed")
+        if self._pattern.startswith("\\b", self.at):
             self.at += 2
             return 0x08
-        return self._one()
+        if self._pattern[self.at] == "\\":
+            return self._one()
+        self.at += 1
+        return ord(self._pattern[self.at - 1])
 
 
 def _others(ranges: Ranges) -> Ranges:

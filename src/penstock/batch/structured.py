@@ -175,21 +175,22 @@ def _quick_check(schema: Any) -> Check | None:
             return None
         checks.append(
             _object_check(
-                properties, schema.get("required", []), schema.get("additionalProperties", True)
+                properties,
+                frozenset(schema.get("required", ())),
+                schema.get("additionalProperties", True),
             )
         )
     return lambda value: all(check(value) for check in checks)
 
 
 def _object_check(
-    properties: Mapping[str, Check | None], required: list[str], others: bool
+    properties: Mapping[str, Check | None], required: frozenset[str], others: bool
 ) -> Check:
     def check(value: Any) -> bool:
         if not isinstance(value, dict):
             return True  # what is no object, these keywords leave alone
-        for name in required:
-            if name not in value:
-                return False
+        if not required <= value.keys():
+            return False
         for name, part in value.items():
             accepts = properties.get(name)
             if accepts is None:

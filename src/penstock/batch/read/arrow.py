@@ -38,7 +38,7 @@ class Parquet(FileSource):
                     schemas.append(parquet.schema_arrow)
         self.schema = schemas[0] if len(schemas) == 1 else unify(schemas)
         self.columns = _names(self.schema, name)
-        self.first = _first(self.batches())
+        self.first = first_of(next(self.batches(), []))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
@@ -78,7 +78,7 @@ class Table(Source):
             "input rows": self.rows,
             "input digest": _table_digest(self._table),
         }
-        self.first = _first(self.batches())
+        self.first = first_of(next(self.batches(), []))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return _split(self._table.slice(start).to_batches(max_chunksize=BATCH_ROWS), start, columns)
@@ -221,11 +221,6 @@ def _readable_value(scalar: pa.Scalar) -> Any:
         return _Unreadable("invalid UTF-8")
     except Exception:
         return _Unreadable(f"a damaged value of type {scalar.type}")
-
-
-def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
-    batch = next(batches, None)
-    return first_of(batch) if batch else None
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:

@@ -377,18 +377,19 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
     """The content of the open file `raw`, whose name says how it is compressed. Closing it closes
     `raw`.
     """
-    lower = path.lower()
-    if lower.endswith(".gz"):
-        return cast(BinaryIO, io.BufferedReader(_Gzip(raw)))
-    if lower.endswith(".bz2"):
-        return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
-    if lower.endswith(".xz"):
-        return cast(BinaryIO, io.BufferedReader(_Members(raw, lzma.LZMADecompressor)))
-    if lower.endswith(".zst"):
-        import pyarrow as pa  # which is there anyway, and reads several frames as one
+    match os.path.splitext(path.lower())[1]:
+        case ".gz":
+            return cast(BinaryIO, io.BufferedReader(_Gzip(raw)))
+        case ".bz2":
+            return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
+        case ".xz":
+            return cast(BinaryIO, io.BufferedReader(_Members(raw, lzma.LZMADecompressor)))
+        case ".zst":
+            import pyarrow as pa  # which is there anyway, and reads several frames as one
 
-        return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
-    return raw
+            return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
+        case _:
+            return raw
 
 
 class _Gzip(gzip.GzipFile):

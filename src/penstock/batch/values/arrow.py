@@ -20,8 +20,9 @@ from penstock.batch.values.nanoseconds import (
     NanoTime,
     NanoTimedelta,
     date_text,
-    datetime_text,
-    duration_text,
+    length_of,
+    point_of,
+    time_of,
     total_nanoseconds,
 )
 from penstock.batch.values.plain import LEAVES, encodable, plain, text
@@ -51,7 +52,7 @@ _SIMPLE: dict[frozenset[type], pa.DataType] = {
     frozenset({datetime.date}): pa.date32(),
 }
 FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError)
-_PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000, "ns": 1_000_000_000}
+_NANOSECONDS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1000, "ns": 1}
 _EPOCH = datetime.datetime(1970, 1, 1)
 _DAY = 86_400_000
 
@@ -283,16 +284,17 @@ def python_values(array: pa.Array | pa.ChunkedArray) -> list[Any]:
 
 def of_arrow(value: Any) -> Any:
     """The Python value of a scalar, array or table of Arrow's."""
-    if isinstance(value, pa.Scalar):
-        return python_values(pa.array([value], value.type))[0]
-    if isinstance(value, pa.Array | pa.ChunkedArray):
-        return python_values(value)
-    if isinstance(value, pa.RecordBatch | pa.Table):
-        columns = [python_values(column) for column in value.columns]
-        return [
-            dict(zip(value.column_names, row, strict=True)) for row in zip(*columns, strict=True)
-        ]
-    return str(value)
+    match value:
+        case pa.Scalar():
+            return python_values(pa.array([value], value.type))[0]
+        case pa.Array() | pa.ChunkedArray():
+            return python_values(value)
+        case pa.RecordBatch() | pa.Table():
+            columns = [python_values(column) for column in value.columns]
+            names = value.column_names
+            return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        case _:
+            return str(value)
 
 
 def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
@@ -350,31 +352,12 @@ def _maker(kind: pa.DataType) -> Callable[[int], Any]:
     """What makes a Python value of the number that is a time: text where Python has none."""
     if pa.types.is_date(kind):
         return _date if pa.types.is_date32(kind) else lambda ticks: _date(ticks // _DAY)
-    per_second = _PER_SECOND[kind.unit]
-    scale = _PER_SECOND["ns"] // per_second
-    is_length, is_point = pa.types.is_duration(kind), pa.types.is_timestamp(kind)
-    zone = _zone(kind.tz) if is_point else None
-
-    def value(length: datetime.timedelta, beyond: int) -> Any:
-        if is_length:
-            return NanoTimedelta.of(length, beyond)
-        point = _EPOCH + length
-        if not is_point:
-            return NanoTime.of(point.time(), beyond)
-        if zone is not None:
-            point = point.replace(tzinfo=datetime.UTC).astimezone(zone)
-        return NanoDatetime.of(point, beyond)
-
-    def made(ticks: int) -> Any:
-        micro, beyond = divmod(ticks * scale, 1000)
-        try:
-            return value(datetime.timedelta(microseconds=micro), beyond)
-        except OverflowError:
-            if is_point:
-                return datetime_text(ticks, per_second) + ("Z" if zone is not None else "")
-            return duration_text(ticks, per_second)
-
-    return made
+    scale = _NANOSECONDS[kind.unit]
+    if pa.types.is_timestamp(kind):
+        zone = _zone(kind.tz)
+        return lambda ticks: point_of(ticks * scale, zone)
+    make = length_of if pa.types.is_duration(kind) else time_of
+    return lambda ticks: make(ticks * scale)
 
 
 def _date(days: int) -> Any:

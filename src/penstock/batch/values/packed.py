@@ -62,13 +62,17 @@ def _marked(value: Any) -> Any:
 
 
 def _checked(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
-        return Ext(8, _encode(hex(value)))
-    if isinstance(value, dict):
-        return {printable(name): _checked(part) for name, part in value.items()}
-    return [_checked(part) for part in value] if isinstance(value, list) else value
+    match value:
+        case str():
+            return printable(value)
+        case int() if not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
+            return Ext(8, _encode(hex(value)))
+        case dict():
+            return {printable(name): _checked(part) for name, part in value.items()}
+        case list():
+            return [_checked(part) for part in value]
+        case _:
+            return value
 
 
 _Said = Callable[[Any], Any]

@@ -28,6 +28,8 @@ from penstock.batch.values.nanoseconds import (
     NanoTime,
     NanoTimedelta,
     duration_text,
+    length_of,
+    point_of,
     total_nanoseconds,
 )
 from penstock.errors import printable
@@ -46,7 +48,6 @@ _LONG = 14_000
 square.
 """
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
-_LISTS = (Sequence, AbstractSet, deque, ValuesView)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -73,9 +74,7 @@ def text(value: Any) -> str | None:
 
     Raises `UnstorableError`.
     """
-    if value is None or type(value) is str:
-        return value if value is None else printable(value)
-    ready = for_json(value)
+    ready = value if value is None or type(value) is str else for_json(value)
     if ready is None or type(ready) is str:
         return ready if ready is None else printable(ready)
     try:
@@ -181,32 +180,33 @@ def _walk(value: Any, json: bool) -> Any:
 
 def _known(value: Any) -> Any:
     """A value of some other class as one that is plain, or nearer to it."""
-    if isinstance(value, enum.Enum):
-        return value.value
     if is_missing(value):
         return None
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
-        return _time(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return _in_order(value)
-    if isinstance(value, _LISTS):
-        return list(value)
-    if isinstance(value, decimal.Decimal):
-        return decimal.Decimal(value)
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    if isinstance(value, complex):
-        return str(complex(value)).strip("()")
+    match value:
+        case enum.Enum():
+            return value.value
+        case str():
+            return str.__str__(value)
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case bytes() | bytearray() | memoryview():
+            return bytes(value)
+        case datetime.date() | datetime.time() | datetime.timedelta():
+            return _time(value)
+        case Mapping():
+            return dict(value)
+        case set() | frozenset():
+            return _in_order(value)
+        case Sequence() | AbstractSet() | deque() | ValuesView():
+            return list(value)
+        case decimal.Decimal():
+            return decimal.Decimal(value)
+        case os.PathLike():
+            return os.fsdecode(value)
+        case complex():
+            return str(complex(value)).strip("()")
     fields = _fields(value)
     return fields if fields is not None else _foreign(value)
 
@@ -229,17 +229,8 @@ def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
     some.
     """
     if isinstance(value, datetime.datetime):
-        zone, beyond = value.tzinfo, getattr(value, "nanosecond", 0)
-        parts = (
-            value.year,
-            value.month,
-            value.day,
-            value.hour,
-            value.minute,
-            value.second,
-            value.microsecond,
-        )
-        return NanoDatetime.of(datetime.datetime(*parts, tzinfo=zone, fold=value.fold), beyond)
+        point = datetime.datetime.combine(value.date(), value.timetz())
+        return NanoDatetime.of(point, getattr(value, "nanosecond", 0))
     if isinstance(value, datetime.date):
         return datetime.date(value.year, value.month, value.day)
     if isinstance(value, datetime.time):
@@ -338,28 +329,14 @@ def _numpy_time(numpy: Any, value: Any) -> Any:
             return int(value.astype("int64"))
         if unit in ("Y", "M"):  # which have no one length
             return f"P{int(value.astype('int64')) * step}{unit}"
-        exact = _ticks(numpy, value, unit, step)
-        if exact is None:
-            return str(value)
-        whole, beyond = divmod(exact, 1000)
-        try:
-            return NanoTimedelta.of(datetime.timedelta(microseconds=whole), beyond)
-        except OverflowError:
-            return duration_text(exact)
+        exact = _ticks(value, unit, step)
+        return str(value) if exact is None else length_of(exact)
     made = value.item()
     if isinstance(made, datetime.date):
         return made
-    if unit in ("ns", "ps", "fs", "as"):
-        exact = _ticks(numpy, value, unit, step)
-        if exact is not None:
-            whole, beyond = divmod(exact, 1000)
-            try:
-                return NanoDatetime.of(
-                    datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=whole), beyond
-                )
-            except OverflowError:
-                pass
-    return str(value)
+    exact = _ticks(value, unit, step) if unit in ("ns", *_FINER) else None
+    point = None if exact is None else point_of(exact)
+    return point if isinstance(point, datetime.datetime) else str(value)
 
 
 _NANOSECONDS = {
@@ -373,7 +350,7 @@ _NANOSECONDS |= {"ms": 10**6, "us": 1000, "ns": 1}
 _FINER = {"ps": 1000, "fs": 10**6, "as": 10**9}
 
 
-def _ticks(numpy: Any, value: Any, unit: str, step: int) -> int | None:
+def _ticks(value: Any, unit: str, step: int) -> int | None:
     """The nanoseconds of a time, None if they are not whole."""
     count = int(value.astype("int64")) * step
     if unit in _NANOSECONDS:
@@ -407,15 +384,17 @@ def encodable(value: Any) -> Any:
     """What `for_json` made, with lone surrogates and integers too long for a decimal text as
     text.
     """
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {printable(key): encodable(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [encodable(part) for part in value]
-    if isinstance(value, int) and value.bit_length() > _LONG:
-        return hex(value)
-    return value
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {printable(key): encodable(part) for key, part in value.items()}
+        case list():
+            return [encodable(part) for part in value]
+        case int() if value.bit_length() > _LONG:
+            return hex(value)
+        case _:
+            return value
 
 
 def _class(value: Any) -> str:

@@ -62,10 +62,6 @@ class Manifest(Struct):
             folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
         )
 
-    def is_sound(self) -> bool:
-        """Whether it is as it was saved."""
-        return self.checksum == self._own_checksum()
-
     def known(self, which: str) -> Stamp | None:
         """The files in the place of an output that are this job's, or were given up to it; None:
         none may be there.
@@ -109,11 +105,15 @@ def normal(job: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _printable(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {_printable(key): _printable(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_printable(part) for part in value]
-    return printable(value) if isinstance(value, str) else value
+    match value:
+        case Mapping():
+            return {_printable(key): _printable(part) for key, part in value.items()}
+        case list() | tuple():
+            return [_printable(part) for part in value]
+        case str():
+            return printable(value)
+        case _:
+            return value
 
 
 def load(folder: Path) -> Manifest | None:
@@ -137,7 +137,7 @@ def load(folder: Path) -> Manifest | None:
             f"{path} has version {version}, and this Penstock reads version {VERSION}: finish the"
             " job with the Penstock that began it, or discard it with --fresh"
         )
-    if not manifest.is_sound():
+    if manifest.checksum != manifest._own_checksum():
         raise damaged(path)
     return manifest
 

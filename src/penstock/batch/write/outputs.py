@@ -226,10 +226,8 @@ class Output:
         with writing(self.path):
             try:
                 yield
-            except (PenstockError, OSError):
-                raise
             except Exception as error:
-                if not self.remote:
+                if not self.remote or isinstance(error, PenstockError | OSError):
                     raise
                 # Each file system has its own.
                 raise OutputError(f"{self.path}: {error}") from error

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
@@ -240,7 +241,7 @@ class _OpenPart:
         self._rows: list[int] = []
         self._failed: list[int] = []
         self._skipped: list[int] = []
-        self._errors: dict[str, int] = {}
+        self._errors: Counter[str] = Counter()
         self._check = 0
 
     def add(self, row: Row, outcome: Outcome) -> None:
@@ -252,8 +253,7 @@ class _OpenPart:
             self._failed.append(row.index)
             if outcome.skipped:
                 self._skipped.append(row.index)
-            kind = outcome.error.type
-            self._errors[kind] = self._errors.get(kind, 0) + 1
+            self._errors[outcome.error.type] += 1
 
     def record(self, folder: Path) -> Part:
         """What its journal entry says. The file is read for it, so it must be finished."""
@@ -264,6 +264,6 @@ class _OpenPart:
             runs=in_order(self._rows),
             failed=union(in_order(self._failed)),
             skipped=union(in_order(self._skipped)),
-            errors=self._errors,
+            errors=dict(self._errors),
             check=self._check % (1 << 64),
         )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from penstock.batch.job.counts import Counts
 from penstock.batch.write import manifest as manifests, outputs
@@ -203,8 +204,12 @@ class State:
                 remove(self.output.folder / base)  # all rows failed and stand elsewhere
             manifest.published["output"] = self.output.stamp()
             self._check_place()
-        struck = [_struck(part) for part in parts]
-        self.journal = self.journal.next_generation(struck)
+        self.journal = self.journal.next_generation(
+            replace(
+                part, dropped=union(part.dropped, part.failed), failed=[], skipped=[], errors={}
+            )
+            for part in parts
+        )
         manifest.generation = self.journal.generation
         manifest.status = "running"
         manifest.save(self.output.folder)
@@ -224,18 +229,12 @@ def _check_new(output: Output) -> None:
         raise OutputError(
             f"{letters} exists and has no dead letters of this job; --fresh replaces it"
         )
-    if any(
-        path.name.startswith(("rows-", "parts-", "part-", "base-"))
-        for path in _listed(output.folder)
-    ):
+    kept = output.folder.iterdir() if output.folder.is_dir() else ()
+    if any(path.name.startswith(("rows-", "parts-", "part-", "base-")) for path in kept):
         raise JobError(
             f"{output.folder} holds results, but its {manifests.FILE} is gone, so it cannot be told"
             " of which job; --fresh discards them"
         )
-
-
-def _listed(folder: Path) -> Iterable[Path]:
-    return folder.iterdir() if folder.is_dir() else ()
 
 
 def _as_base(
@@ -256,18 +255,6 @@ def _as_base(
         placed.append(Part(file, runs, at=at, failed=bad, check=None, checksum=checksum))
         at += placed[-1].rows
     return placed
-
-
-def _struck(part: Part) -> Part:
-    """The part with its failed rows dropped."""
-    return Part(
-        part.file,
-        part.runs,
-        at=part.at,
-        dropped=union(part.dropped, part.failed),
-        check=part.check,
-        checksum=part.checksum,
-    )
 
 
 def _begin(
