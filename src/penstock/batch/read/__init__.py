@@ -27,16 +27,17 @@ async def open_source(source: Any) -> Source:
         return await in_daemon_thread(lambda: _open_path(path))
     if type(source).__name__ == "LazyFrame":
         raise InputError("a LazyFrame has no rows yet; give its .collect()")
-    if isinstance(source, Mapping | bytes) or (
-        _module(source) == "pandas" and not hasattr(source, "columns")
-    ):
+    of_pandas = type(source).__module__.partition(".")[0] == "pandas"
+    if isinstance(source, Mapping | bytes) or (of_pandas and not hasattr(source, "columns")):
         raise InputError(
             f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of"
             " dicts"
         )
     if isinstance(source, AsyncIterable):
         return await AsyncRows.open(source)
-    if hasattr(source, "__arrow_c_stream__") or _is_frame(source):
+    # A record batch is no stream, and a frame of an old pandas speaks no Arrow.
+    arrow_names = ("__arrow_c_stream__", "__arrow_c_array__")
+    if of_pandas or any(hasattr(source, name) for name in arrow_names):
         from penstock.batch.read import arrow
 
         return await in_daemon_thread(lambda: arrow.from_object(source))
@@ -57,14 +58,3 @@ def _open_path(path: str) -> Source:
 
             return arrow.Parquet(path, found)
         return text.Csv(path, found) if found[0].form == "csv" else text.JsonLines(path, found)
-
-
-def _is_frame(source: Any) -> bool:
-    """A record batch, or a frame of a pandas too old to speak Arrow."""
-    return hasattr(source, "__arrow_c_array__") or (
-        _module(source) == "pandas" and hasattr(source, "columns")
-    )
-
-
-def _module(source: Any) -> str:
-    return type(source).__module__.partition(".")[0]

@@ -6,11 +6,11 @@ The threads are daemons: data may never come, and do not keep the process from i
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from functools import partial
 from typing import TypeVar
 
 from penstock.batch.read.sources import BATCH_ROWS, AsyncRows, Source, unreadable
@@ -156,22 +156,16 @@ async def in_daemon_thread(call: Callable[[], T]) -> T:
 
     `asyncio.to_thread` will not do for a pipe: the end of the event loop waits for its threads.
     """
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def settle(outcome: Callable[[], None]) -> None:
-        if not done.done():
-            outcome()
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # whoever leaves does not cancel it
 
     def work() -> None:
         try:
-            outcome = partial(done.set_result, call())
+            future.set_result(call())
         except BaseException as error:  # without it whoever waits would wait for ever
-            # No future can hold a StopIteration.
+            # A future of asyncio cannot hold a StopIteration.
             fits = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            outcome = partial(done.set_exception, error if fits else unreadable(error))
-        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, outcome)
+            future.set_exception(error if fits else unreadable(error))
 
     threading.Thread(target=work, name="penstock-opener", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(future)

@@ -134,10 +134,8 @@ class DataFile:
         """Open for reading, as stored. Raises `InputError`."""
         with reading(self.path):
             if is_url(self.path):
-                import fsspec
-
-                filesystem(self.path)  # for its error messages
-                return cast(BinaryIO, fsspec.open(self.path, "rb").open())
+                fs, path = filesystem(self.path)
+                return cast(BinaryIO, fs.open(path, "rb"))
             return open(self.path, "rb", buffering=1 << 18, opener=_open_regular)
 
     def check_unchanged(self) -> None:
@@ -379,7 +377,9 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
     """
     match os.path.splitext(path.lower())[1]:
         case ".gz":
-            return cast(BinaryIO, io.BufferedReader(_Gzip(raw)))
+            stream = gzip.GzipFile(fileobj=raw, mode="rb")
+            stream.myfileobj = cast(io.FileIO, raw)  # which it closes with itself
+            return cast(BinaryIO, io.BufferedReader(stream))
         case ".bz2":
             return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
         case ".xz":
@@ -390,18 +390,6 @@ def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
             return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
         case _:
             return raw
-
-
-class _Gzip(gzip.GzipFile):
-    """Closes the file below too."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        super().__init__(fileobj=raw, mode="rb")
-        self._below = raw
-
-    def close(self) -> None:
-        super().close()
-        self._below.close()
 
 
 class _Members(io.RawIOBase):

@@ -247,7 +247,7 @@ def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
 
 
 class _TooLongError(Exception):
-    pass
+    """A line is longer than `MAX_LINE`."""
 
 
 class _BoundedLines:
@@ -302,20 +302,16 @@ def lines_of(stream: BinaryIO, path: str) -> Iterator[list[bytes | None]]:
     begun: list[bytes] = []  # the parts of a line that has not ended
     length = 0
     while block:
-        lines: list[bytes | None] = [*block.split(end)]
-        first, last = lines[0], lines.pop()
-        assert first is not None
-        assert last is not None
+        first, *others = block.split(end)
         length += len(first)
         if length <= MAX_LINE:
             begun.append(first)
         else:
             begun.clear()
-        if lines:
-            lines[0] = b"".join(begun) if length <= MAX_LINE else None
-            yield lines
-            begun = [last]
-            length = len(last)
+        if others:
+            last = others.pop()
+            yield [b"".join(begun) if length <= MAX_LINE else None, *others]
+            begun, length = [last], len(last)
         block = read(_BLOCK)
     if length:
         yield [b"".join(begun) if length <= MAX_LINE else None]

@@ -205,10 +205,8 @@ def _obviously(values: Sequence[Any], kind: pa.DataType) -> bool:
 
 def _struct_of(values: list[dict[str, Any]]) -> pa.DataType | None:
     names = dict.fromkeys(chain.from_iterable(values))
-    if not _TEXT.issuperset(map(type, names)):
-        return None
     # No fields at all have no place in Parquet; very many are data.
-    if not names or len(names) > MOST_FIELDS:
+    if not 0 < len(names) <= MOST_FIELDS or not _TEXT.issuperset(map(type, names)):
         return None
     fields = []
     for name in names:
@@ -290,9 +288,7 @@ def of_arrow(value: Any) -> Any:
         case pa.Array() | pa.ChunkedArray():
             return python_values(value)
         case pa.RecordBatch() | pa.Table():
-            columns = [python_values(column) for column in value.columns]
-            names = value.column_names
-            return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+            return python_rows(value)
         case _:
             return str(value)
 
@@ -301,8 +297,9 @@ def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     """The rows of a table or batch as dicts of Python values."""
     if not batch.num_columns:
         return [{} for _ in range(batch.num_rows)]
-    rows: list[dict[str, Any]] = of_arrow(batch)
-    return rows
+    columns = [python_values(column) for column in batch.columns]
+    names = batch.schema.names
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def _unless_null(array: pa.Array, values: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial, reduce
 from itertools import product
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from penstock.batch.values.arrow import FAILURES, MOST_FIELDS, build, holds, pyt
 from penstock.batch.values.plain import text
 
 _UNITS = ("s", "ms", "us", "ns")
+_width = attrgetter("bit_width")
 _DIGITS = 20
 """Of a 64-bit integer."""
 
@@ -56,20 +58,20 @@ def unify(
 def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
     """One schema that all these tables can take."""
 
-    def values(name: str) -> Iterable[Any]:
-        return (table.column(name) for table in tables if name in table.column_names)
-
-    return unify([table.schema for table in tables], values)
+    return unify(
+        [table.schema for table in tables],
+        lambda name: (table.column(name) for table in tables if name in table.column_names),
+    )
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """The table with exactly these columns: missing ones null, others converted."""
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, field.type))
-        else:
-            columns.append(convert(table.column(field.name), field.type))
+    columns = [
+        convert(table.column(field.name), field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
     return pa.table(columns, schema=schema)
 
 
@@ -118,12 +120,11 @@ def as_text(column: pa.Array | pa.ChunkedArray, kind: pa.DataType | None = None)
 
 
 def _candidates(kinds: Sequence[pa.DataType]) -> Iterator[pa.DataType]:
-    seen: list[pa.DataType] = []
-    for choice in _CHOICES:
-        found = reduce(lambda one, other: _common(one, other, choice), kinds[1:], kinds[0])
-        if found is not None and found not in seen:
-            seen.append(found)
-            yield found
+    found = (
+        reduce(lambda one, other: _common(one, other, choice), kinds[1:], kinds[0])
+        for choice in _CHOICES
+    )
+    return (kind for kind in dict.fromkeys(found) if kind is not None)
 
 
 def _common(
@@ -183,10 +184,6 @@ def _number(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataTyp
     if signed.bit_width > unsigned.bit_width:
         return signed
     return {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}.get(unsigned.bit_width, choice.whole)
-
-
-def _width(kind: pa.DataType) -> int:
-    return int(kind.bit_width)
 
 
 def _decimal(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:

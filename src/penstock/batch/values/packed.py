@@ -20,7 +20,7 @@ _AS_THEY_ARE = frozenset({type(None), bool, int, float, str, bytes})
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(
-    ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))
+    dict[str, Any], ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))
 ).decode
 
 
@@ -38,8 +38,7 @@ def pack(values: Mapping[Any, Any]) -> tuple[bytes, str | None]:
 
 def unpack(data: bytes) -> dict[str, Any]:
     """The row that was packed."""
-    row: dict[str, Any] = _decode(data)
-    return row
+    return _decode(data)
 
 
 def _marked(value: Any) -> Any:

@@ -47,6 +47,7 @@ _LONG = 14_000
 """Bits of the longest integer that is written in decimal, which takes a time that grows with the
 square.
 """
+_UNLIMITED = {math.inf: "Infinity", -math.inf: "-Infinity"}
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 
 _encode = msgspec.json.Encoder().encode
@@ -128,7 +129,7 @@ def plain_row(
     return row, wrong
 
 
-def is_missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     """Whether it is a missing value of pandas or NumPy: NA, NaT, or a masked one."""
     kind = type(value)
     return kind.__name__ in ("NAType", "NaTType", "MaskedConstant") and kind.__module__.startswith(
@@ -152,7 +153,7 @@ def _walk(value: Any, json: bool) -> Any:
     if kind in _JSON:
         return value
     if kind is float:
-        return value if not json or math.isfinite(value) else _unlimited(value)
+        return value if not json or math.isfinite(value) else _UNLIMITED.get(value, "NaN")
     if kind is dict:
         if _ONLY_TEXT.issuperset(map(type, value)):
             return {
@@ -180,7 +181,7 @@ def _walk(value: Any, json: bool) -> Any:
 
 def _known(value: Any) -> Any:
     """A value of some other class as one that is plain, or nearer to it."""
-    if is_missing(value):
+    if _is_missing(value):
         return None
     match value:
         case enum.Enum():
@@ -207,8 +208,20 @@ def _known(value: Any) -> Any:
             return os.fsdecode(value)
         case complex():
             return str(complex(value)).strip("()")
-    fields = _fields(value)
-    return fields if fields is not None else _foreign(value)
+        case type():
+            return _foreign(value)
+        case msgspec.Struct():
+            return {name: getattr(value, name) for name in value.__struct_fields__}
+        case types.SimpleNamespace():
+            return dict(vars(value))
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        case _ if hasattr(type(value), "__attrs_attrs__"):
+            return {field.name: getattr(value, field.name) for field in value.__attrs_attrs__}
+        case _ if hasattr(type(value), "model_dump"):
+            return dict(value.model_dump())
+        case _:
+            return _foreign(value)
 
 
 def _time_text(value: Any) -> Any:
@@ -239,24 +252,6 @@ def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
         )
     whole = datetime.timedelta(value.days, value.seconds, value.microseconds)
     return NanoTimedelta.of(whole, getattr(value, "nanoseconds", 0))
-
-
-def _fields(value: Any) -> dict[str, Any] | None:
-    """The fields of an object that is made of named ones."""
-    if isinstance(value, type):
-        return None
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, msgspec.Struct):
-        return {name: getattr(value, name) for name in value.__struct_fields__}
-    if hasattr(type(value), "__attrs_attrs__"):
-        return {field.name: getattr(value, field.name) for field in type(value).__attrs_attrs__}
-    if hasattr(type(value), "model_dump"):
-        fields: Mapping[str, Any] = value.model_dump()
-        return dict(fields)
-    if isinstance(value, types.SimpleNamespace):
-        return dict(vars(value))
-    return None
 
 
 def _foreign(value: Any) -> Any:
@@ -357,10 +352,6 @@ def _ticks(value: Any, unit: str, step: int) -> int | None:
         return count * _NANOSECONDS[unit]
     whole, rest = divmod(count, _FINER[unit])
     return whole if not rest else None
-
-
-def _unlimited(value: float) -> str:
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
 
 
 def key_text(value: Any) -> str:

@@ -96,12 +96,8 @@ def normal(job: Mapping[str, Any]) -> dict[str, Any]:
     """The job as it comes back from a manifest: tuples are lists, what JSON does not know is
     text.
     """
-    try:
-        data = msgspec.json.encode(job, enc_hook=str)
-    except UnicodeEncodeError:  # a byte in the name of a file
-        data = msgspec.json.encode(_printable(job), enc_hook=str)
-    plain: dict[str, Any] = msgspec.json.decode(data)
-    return plain
+    data = msgspec.json.encode(_printable(job), enc_hook=str)
+    return msgspec.json.decode(data, type=dict[str, Any])
 
 
 def _printable(value: Any) -> Any:

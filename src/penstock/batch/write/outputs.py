@@ -68,6 +68,12 @@ class Output:
             self.folder = Path(f"{path.rstrip('/')}.penstock")
 
     @property
+    def places(self) -> dict[str, Output]:
+        """The output and the file of dead letters, by their names in the manifest."""
+        letters = {} if self.dead_letter is None else {"dead letter": Output(self.dead_letter)}
+        return {"output": self, **letters}
+
+    @property
     def columnar(self) -> bool:
         """Whether parts are Parquet; else they are JSON lines."""
         return self.form in ("parquet", "dataset")
@@ -182,12 +188,6 @@ class Output:
                 self._upload(made)
             else:
                 place(made, self.path, known)
-
-    def place_failed(self, made: Path, known: Stamp | None) -> None:
-        """Put the rows that failed in their place. Raises `OutputError`."""
-        assert self.dead_letter is not None
-        with self._failing():
-            place(made, self.dead_letter, known)
 
     def take_back(self, name: str, checksum: int) -> str:
         """Make the final output a part of its job again, called `name`. Returns the part's file

@@ -116,8 +116,8 @@ def _conformed(
     folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
 ) -> Iterator[pa.Table]:
     """The output in tables of one schema, at least one of them."""
-    files = dict.fromkeys(segment.file for segment in rows())
-    paths = [path for file in files for path in _files_of(folder / file)]
+    files = dict.fromkeys(folder / segment.file for segment in rows())
+    paths = [path for file in files for path in _files_of(file)]
     if not paths:
         yield empty
         return
@@ -137,7 +137,8 @@ def _conformed(
             if count >= _GROUP_ROWS or size >= _GROUP_BYTES:
                 yield pa.concat_tables(gathered)
                 gathered, count, size = [], 0, 0
-        if reader.left:  # a job may have more parts than a process may have open files
+        # A job may have more parts than a process may have open files.
+        if reader.place < reader.rows:
             readers[segment.file] = reader
     if gathered:
         yield pa.concat_tables(gathered)
@@ -151,31 +152,26 @@ def _column(paths: Sequence[Path], name: str) -> Iterator[pa.Array]:
 
 
 class _Reader:
-    """Reads a part from its first row to its last; `left` is how many rows are to come."""
+    """Reads a part from its first row to its last; the next row is number `place` of `rows`."""
 
     def __init__(self, path: Path) -> None:
         files = _files_of(path)
-        self.left: int = sum(_metadata(file).num_rows for file in files)
+        self.rows = sum(_metadata(file).num_rows for file in files)
+        self.place = 0
         self._batches = _batches(files)
-        self._held: pa.Table | None = None
-        self._place = 0
+        self._held = pa.table({})
 
     def read(self, at: int, count: int) -> Iterator[pa.Table]:
         """`count` rows from row `at` on, which must not lie before what was read already."""
-        for _ in self._take(at - self._place):
-            pass
-        yield from self._take(count)
-
-    def _take(self, count: int) -> Iterator[pa.Table]:
-        while count > 0:
-            if self._held is None or not self._held.num_rows:
+        while self.place < at + count:
+            if not self._held.num_rows:
                 self._held = pa.Table.from_batches([next(self._batches)])
-            piece = self._held.slice(0, count)
+            stop = at if self.place < at else at + count
+            piece = self._held.slice(0, stop - self.place)
             self._held = self._held.slice(piece.num_rows)
-            self._place += piece.num_rows
-            self.left -= piece.num_rows
-            count -= piece.num_rows
-            yield piece
+            self.place += piece.num_rows
+            if self.place > at:
+                yield piece
 
 
 def _files_of(path: Path) -> list[Path]:

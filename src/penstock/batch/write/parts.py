@@ -156,8 +156,7 @@ class PartList:
     @property
     def mark(self) -> int:
         """The checksum of the list itself: a complete job's does not change any more."""
-        found: int = guarded(checksum_of, self.path) if self.path.exists() else 0
-        return found
+        return guarded(checksum_of, self.path) if self.path.exists() else 0
 
     def read(self) -> list[Part]:
         """The parts whose records are sound, first to last."""

@@ -123,7 +123,9 @@ class State:
                 )
             self._check_place()
             manifest.published = _standing(self.output)
-            manifest.placing = {which: output.stamp_of(path) for which, path in made.items()}
+            manifest.placing = {
+                which: output.places[which].stamp_of(path) for which, path in made.items()
+            }
             manifest.output_checksum = checksum_of(made["output"])
             manifest.parts_checksum = self.journal.parts_mark
             manifest.result = {"rows": counts.rows, "errors": counts.errors}
@@ -131,9 +133,8 @@ class State:
             manifest.status = "placing"
             self._lock.check()
             manifest.save(output.folder)
-            if self.dead_letter:
-                output.place_failed(made["dead letter"], manifest.known("dead letter"))
-            output.place(made["output"], manifest.known("output"))
+            for which in reversed(made):  # the output last: then the job is complete
+                output.places[which].place(made[which], manifest.known(which))
             self._complete()
 
     def close(self) -> None:
@@ -171,12 +172,10 @@ class State:
         """Raises `OutputError` if there is something in the place of an output that is not this
         job's.
         """
-        manifest = self.manifest
-        if not self.output.is_own(manifest.known("output"), placing=manifest.status == "placing"):
-            raise outputs.in_the_way(self.output.path)
-        letters = self.output.dead_letter
-        if letters is not None and not outputs.is_own(letters, manifest.known("dead letter")):
-            raise outputs.in_the_way(letters)
+        placing = self.manifest.status == "placing"
+        for which, place in self.output.places.items():
+            if not place.is_own(self.manifest.known(which), placing=placing):
+                raise outputs.in_the_way(place.path)
 
     def _strike_failed(self) -> None:
         if self.complete and self.journal.parts_mark != self.manifest.parts_checksum:
@@ -280,9 +279,4 @@ def _begin(
 
 def _standing(output: Output) -> dict[str, Stamp]:
     """What is in the places of the outputs now, where something is."""
-    found: dict[str, Stamp] = {}
-    if output.exists():
-        found["output"] = output.stamp()
-    if output.dead_letter is not None and os.path.lexists(output.dead_letter):
-        found["dead letter"] = outputs.stamp_of(output.dead_letter)
-    return found
+    return {which: place.stamp() for which, place in output.places.items() if place.exists()}

@@ -15,12 +15,14 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import xxhash
 
 from penstock import private_files
 from penstock.errors import JobError, OutputError
+
+T = TypeVar("T")
 
 LOCK_FILE = "lock"
 _HEAD = len(b'["0123456789abcdef",')
@@ -88,7 +90,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         ) from error
 
 
-def guarded(call: Callable[..., Any], *arguments: Any) -> Any:
+def guarded(call: Callable[..., T], *arguments: Any) -> T:
     """What a call of the file system returns. Raises `OutputError` in the place of `OSError`."""
     try:
         return call(*arguments)

@@ -63,13 +63,9 @@ class JsonlWriter(PartWriter):
 
 def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
     """JSON lines, copied as they are."""
-    lines = _Lines(folder)
-    with (
-        open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
-        contextlib.closing(lines),
-    ):
-        for segment in rows:
-            lines.copy(segment, out.writelines)
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out:
+        for lines in _lines(folder, rows):
+            out.writelines(lines)
         to_disk(out)
 
 
@@ -82,10 +78,8 @@ def write_csv(
     An object stays JSON where one of those names would be that of another column of its row, and
     where it has more than 1,000 of them in all rows.
     """
-    whole: frozenset[str] = frozenset()
-    names, unfit = _csv_columns(_objects(folder, rows()), columns, whole)
-    if unfit:
-        whole = unfit
+    names, whole = _csv_columns(_objects(folder, rows()), columns, frozenset())
+    if whole:
         names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
     with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
         writer = csv.writer(out, lineterminator="\n")
@@ -97,13 +91,9 @@ def write_csv(
 
 
 def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
-    batch: list[bytes] = []
-    with contextlib.closing(_Lines(folder)) as lines:
-        for segment in rows:
-            lines.copy(segment, batch.extend)
-            for line in batch:
-                yield msgspec.json.decode(line)
-            batch.clear()
+    for lines in _lines(folder, rows):
+        for line in lines:
+            yield msgspec.json.decode(line)
 
 
 def _csv_columns(
@@ -166,41 +156,33 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-class _Lines:
-    """Reads part files from first line to last, each only as far as asked."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[str, tuple[io.BufferedReader, int]] = {}
-
-    def copy(self, segment: Segment, take: Callable[[list[bytes]], Any]) -> None:
-        """Give the segment's lines to `take`, some at a time. Segments of one file must come in
-        ascending order.
-        """
-        if segment.file not in self._open:
-            self._open[segment.file] = (
-                open(self._folder / segment.file, "rb"),  # noqa: SIM115 (closed below)
-                0,
-            )
-        file, place = self._open.pop(segment.file)
-        for _ in range(segment.at - place):
-            file.readline()
-        left = segment.length
-        while left:
-            lines = list(itertools.islice(file, min(left, _AT_ONCE)))
-            if not lines:
-                raise OutputError(
-                    f"{segment.file}: the file ends before row {segment.start + segment.length}"
-                )
-            take(lines)
-            left -= len(lines)
-        if file.peek(1):
-            self._open[segment.file] = file, segment.at + segment.length
-        else:
-            file.close()  # a job may have more parts than a process may have open files
-
-    def close(self) -> None:
-        for file, _ in self._open.values():
+def _lines(folder: Path, rows: Iterable[Segment]) -> Iterator[list[bytes]]:
+    """The lines of these rows, some at a time. Each file is read from its first line to its last,
+    so its segments must come in ascending order.
+    """
+    opened: dict[str, tuple[io.BufferedReader, int]] = {}
+    try:
+        for segment in rows:
+            if segment.file in opened:
+                file, place = opened.pop(segment.file)
+            else:
+                file, place = open(folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
+            for _ in range(segment.at - place):
+                file.readline()
+            left = segment.length
+            while left:
+                lines = list(itertools.islice(file, min(left, _AT_ONCE)))
+                if not lines:
+                    end = segment.start + segment.length
+                    raise OutputError(f"{segment.file}: the file ends before row {end}")
+                yield lines
+                left -= len(lines)
+            if file.peek(1):
+                opened[segment.file] = file, segment.at + segment.length
+            else:
+                file.close()  # a job may have more parts than a process may have open files
+    finally:
+        for file, _ in opened.values():
             file.close()
 
 
