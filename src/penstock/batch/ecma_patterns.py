@@ -1,6 +1,4 @@
-"""The regular expressions of JSON Schema, which are those of ECMA 262, in the syntax of an engine
-of linear time.
-"""
+"""JSON Schema's regular expressions (ECMA 262) in the syntax of an engine of linear time."""
 
 from __future__ import annotations
 
@@ -233,9 +231,7 @@ def _others(ranges: Ranges) -> Ranges:
 
 
 def _written(ranges: Iterable[tuple[int, int]]) -> str:
-    """Ranges as they stand in a class, less what no text has: halves of pairs, and what is beyond
-    Unicode.
-    """
+    """Ranges as a class writes them, without halves of pairs and what is beyond Unicode."""
     made = ""
     for low, high in ranges:
         low, high = (

@@ -39,9 +39,7 @@ _ARTICLES = {"array": "an array", "integer": "an integer", "object": "an object"
 
 
 class Validator:
-    """Checks values. `cost` is how many steps a character of a text in them may take. Raises
-    `ConfigError`.
-    """
+    """Checks values, in `cost` steps a character of text at most. Raises `ConfigError`."""
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self.cost = 0

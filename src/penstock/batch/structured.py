@@ -1,6 +1,4 @@
-"""Structured answers: a JSON Schema, the columns its fields become, and the check of each answer
-against it.
-"""
+"""Structured answers: a JSON Schema, the columns of its fields, and the check of each answer."""
 
 from __future__ import annotations
 
@@ -34,9 +32,7 @@ _AT_ONCE = 2
 _places: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 SLOW_STEPS = 50_000_000
-"""An answer whose check may take more steps than this is checked in a process of its own: a second,
-perhaps.
-"""
+"""Steps, about a second: an answer whose check may take more goes to a process of its own."""
 
 
 class Schema:
@@ -71,9 +67,7 @@ class Schema:
         self.fields = tuple(self.properties)
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of an answer. Raises `ValueError`, with a message for a person, if it does not
-        fit.
-        """
+        """The fields of an answer. Raises `ValueError`, which says to a person what does not fit."""
         value = _decoded(text)
         if self._accepts is None or not self._accepts(value):
             misfit = self._validator.misfit(value)
@@ -82,9 +76,7 @@ class Schema:
         return self._fields_of(value)
 
     async def read(self, text: str) -> dict[str, Any]:
-        """As `parse`, and where that may take long in a process of its own, so that nobody else is
-        held up.
-        """
+        """As `parse`; what may take long runs in a process of its own and holds nobody up."""
         if self._validator.cost * len(text) <= SLOW_STEPS:
             return self.parse(text)
         if (why := await _check_in_subprocess(self.text, text)) is not None:

@@ -1,6 +1,4 @@
-"""Rows from Arrow data: Parquet files, tables, record batch readers, and frames that speak
-Arrow.
-"""
+"""Rows from Arrow data: Parquet files, tables, record batches, and frames that speak Arrow."""
 
 from __future__ import annotations
 
@@ -112,9 +110,7 @@ class Batches(Source):
 
 
 def from_object(source: Any) -> Source:
-    """The source for an object that speaks Arrow: a pyarrow table or reader, a pandas or Polars
-    frame, and others.
-    """
+    """The source for a pyarrow table or reader, a frame, or anything else that speaks Arrow."""
     try:
         if isinstance(source, pa.RecordBatchReader):
             return Batches(source)

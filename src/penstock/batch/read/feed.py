@@ -29,9 +29,7 @@ T = TypeVar("T")
 async def read_ahead(
     source: Source, start: int = 0, limit: int | None = None, columns: Sequence[str] | None = None
 ) -> AsyncGenerator[list[Row], None]:
-    """The source's rows from number `start` on, and before number `limit`, in lists as they become
-    ready.
-    """
+    """The source's rows from number `start` to before `limit`, in lists as they become ready."""
     if limit is not None and limit <= start:
         return
     arriving = (

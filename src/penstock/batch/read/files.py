@@ -1,6 +1,4 @@
-"""The files of a data set: one file, a directory, a glob, or a URL of any of them, decompressed as
-they are read.
-"""
+"""The files of a data set (a file, directory, glob or URL of any of them), and their content."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ def is_url(path: str) -> bool:
 
 
 def form_of(path: str) -> Form | None:
-    """The form that a file's name tells, or None. Compressed text forms count, compressed Parquet
-    does not.
-    """
+    """The form that a name tells, or None. Compressed text has one, compressed Parquet has none."""
     stem, extension = os.path.splitext(path.lower())
     if extension not in COMPRESSED:
         return FORMS.get(extension)
@@ -111,9 +107,7 @@ def _reason(error: Exception, path: str) -> str:
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set. `path` is local, or a URL. `state` is a local file's size and time of
-    change when it was found.
-    """
+    """A file, local or at a URL. `state` is a local one's size and mtime when it was found."""
 
     path: str
     state: tuple[int, int] | None = None
@@ -139,9 +133,7 @@ class DataFile:
             return open(self.path, "rb", buffering=1 << 18, opener=_open_regular)
 
     def check_unchanged(self) -> None:
-        """Raise `InputError` if the file is not what it was when it was found: its rows would be of
-        two data sets.
-        """
+        """Raise `InputError` if the file changed since it was found: its rows would be a mix."""
         if self.state is not None and self.state != _state(self.path):
             raise InputError(
                 f"{self.path}: was changed while it was read; --fresh begins again with what it"
@@ -157,9 +149,7 @@ class DataFile:
             return os.path.getsize(self.path)
 
     def changed(self) -> str:
-        """What changes when the file is written again: its time of change, or what the URL's file
-        system has for it.
-        """
+        """What changes with each write: the mtime, or what a URL's file system has for it."""
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
@@ -193,9 +183,7 @@ def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open what is a file on a disk, as an opener for `open`. A pipe would wait for a writer, or be
-    read twice.
-    """
+    """An opener for `open` that takes files only: a pipe would block, or be read twice."""
     _check_regular(path, os.stat(path))
     descriptor = os.open(path, flags | os.O_NONBLOCK)  # it can have become a pipe since
     try:
@@ -232,9 +220,7 @@ def _state(path: str) -> tuple[int, int]:
 
 
 def find(pattern: str) -> list[DataFile]:
-    """The files that `pattern` names, sorted. Raises `InputError` if there are none, or several
-    forms of them.
-    """
+    """The files of `pattern`, sorted. Raises `InputError` for none, or for several forms."""
     if "\0" in pattern:
         raise InputError(f"{pattern!r}: a path holds no zero byte")
     if is_url(pattern):
@@ -324,9 +310,7 @@ def _find_local(pattern: str) -> list[str]:
 
 
 def _walk(directory: str) -> Iterator[str]:
-    """The files in a directory and those below. Links to directories are followed, each directory
-    read once.
-    """
+    """The files in a directory and below. Links are followed, each directory is read once."""
     known = {os.path.realpath(directory)}
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         # Left out: hidden folders, and the state that jobs keep beside their outputs.
@@ -372,9 +356,7 @@ def _data_files(directory: str, paths: Iterable[str]) -> list[str]:
 
 
 def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
-    """The content of the open file `raw`, whose name says how it is compressed. Closing it closes
-    `raw`.
-    """
+    """The content of the open file `raw`, decompressed as its name says; closes `raw` too."""
     match os.path.splitext(path.lower())[1]:
         case ".gz":
             stream = gzip.GzipFile(fileobj=raw, mode="rb")

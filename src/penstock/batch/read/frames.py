@@ -35,9 +35,7 @@ def from_pandas(frame: Any) -> pa.Table:
 
 
 def from_polars(frame: Any) -> pa.Table:
-    """A Polars frame. Raises `InputError` for a column of Python objects, which has no Arrow
-    form.
-    """
+    """A Polars frame. Raises `InputError` for a column of Python objects."""
     columns = {}
     for series in frame.get_columns():
         if _holds_objects(series.dtype):
@@ -82,9 +80,7 @@ def _of(values: list[Any], name: str) -> pa.Array:
 
 
 def _is_opaque(kind: Any) -> bool:
-    """Whether Arrow would hold what pandas stores for a value, and not the value: intervals and
-    periods.
-    """
+    """Whether Arrow holds what pandas stores and not the value, as for intervals and periods."""
     categories = getattr(kind, "categories", None)
     return kind.kind == "O" and (
         type(kind).__name__ in ("IntervalDtype", "PeriodDtype")
@@ -96,9 +92,7 @@ def _is_opaque(kind: Any) -> bool:
 
 
 def plain_layout(table: pa.Table) -> pa.Table:
-    """The same table without layouts that not every Arrow function takes, such as views and
-    dictionaries with nulls.
-    """
+    """The table in layouts that every Arrow function takes, so no views."""
     for position, field in enumerate(table.schema):
         column = table.column(position)
         kind = _plain_type(field.type, whole=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class HasRows(Protocol):
-    """Something that is no rows itself and leads to some: a job, or the result of one."""
+    """Something that has rows: a job, or the result of one."""
 
     async def rows_to_read(self) -> Any:
         """A source in its place."""
@@ -66,9 +66,7 @@ class Source:
         raise NotImplementedError
 
     def every_column(self) -> tuple[str, ...] | None:
-        """The columns that rows may have, those that only later rows have too; None where nobody
-        can tell.
-        """
+        """The columns that rows may have, also later ones; None where nobody can tell."""
         return self.columns
 
     def reads(self, path: str) -> bool:
@@ -201,9 +199,7 @@ def _row(index: int, value: Any) -> Row:
 
 
 def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """The row with the text of names that are none, as outputs have it; None if two of them are
-    equal then.
-    """
+    """The row, its names as text as outputs have them; None if two are equal then."""
     try:
         named = {key_text(name): part for name, part in value.items()}
     except UnstorableError:
@@ -231,7 +227,7 @@ def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def twice_in(names: Sequence[str]) -> str | None:
-    """The first name that stands among `names` a second time."""
+    """The first name that `names` has a second time."""
     seen: set[str] = set()
     for name in names:
         if name in seen:

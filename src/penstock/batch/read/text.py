@@ -251,9 +251,7 @@ class _TooLongError(Exception):
 
 
 class _BoundedLines:
-    """Lines of text. In the place of one longer than `MAX_LINE` it raises `_TooLongError`, and goes
-    on after it.
-    """
+    """Lines of text. One longer than `MAX_LINE` raises `_TooLongError`; the next one follows."""
 
     def __init__(self, text: TextIO) -> None:
         self._readline = text.readline

@@ -84,9 +84,7 @@ def texts(values: Sequence[Any]) -> pa.Array:
 
 
 def kind_of(values: Sequence[Any]) -> pa.DataType | None:
-    """The Arrow type that holds all of some plain values as they are; None if there is none, but
-    text.
-    """
+    """The Arrow type that holds all of some plain values as they are; None if only text does."""
     kinds = frozenset(map(type, values)) - {_NONE}
     if not kinds:
         return pa.null()
@@ -230,9 +228,7 @@ def _zone_of(values: list[Any]) -> str:
 
 
 def _storable(kind: pa.DataType, depth: int = 0) -> bool:
-    """Whether Parquet can hold the type: it has no place for objects without fields, nor for very
-    deep ones.
-    """
+    """Whether Parquet can hold the type: no objects without fields, nothing very deep."""
     if depth > _DEEPEST or (pa.types.is_struct(kind) and not kind.num_fields):
         return False
     return all(_storable(kind.field(place).type, depth + 1) for place in range(kind.num_fields))

@@ -23,9 +23,7 @@ _DIGITS = 20
 
 
 class _Choice(NamedTuple):
-    """What values alone decide: whether integers of 64 bits have a sign, and whether times are
-    finer than they need.
-    """
+    """What only values decide: do 64-bit integers have a sign, are times finer than they need."""
 
     whole: pa.DataType
     finer: bool

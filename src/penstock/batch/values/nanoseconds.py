@@ -120,9 +120,7 @@ class NanoTimedelta(_Finer, datetime.timedelta):
 
 
 def total_nanoseconds(value: datetime.datetime | datetime.time | datetime.timedelta) -> int:
-    """A point in time since 1970 (in UTC where it has a zone), a time of day since midnight, or a
-    length of time.
-    """
+    """Nanoseconds since 1970 (in UTC where there is a zone), since midnight, or of a length."""
     if isinstance(value, datetime.time):
         seconds = (value.hour * 60 + value.minute) * 60 + value.second
         return (seconds * 1_000_000 + value.microsecond) * 1000 + _beyond(value)
@@ -169,9 +167,7 @@ def time_of(nanoseconds: int) -> datetime.time:
 
 
 def date_text(days: int) -> str:
-    """The date so many days after 1970-01-01, in the Gregorian calendar, of any year: -0044-03-15,
-    12000-01-01.
-    """
+    """The date so many days after 1970-01-01 (Gregorian), of any year, as in -0044-03-15."""
     era, day = divmod(days + 719468, 146097)  # eras of 400 years, which begin on a first of March
     year = (day - day // 1460 + day // 36524 - day // 146096) // 365
     day -= 365 * year + year // 4 - year // 100

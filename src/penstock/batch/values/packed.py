@@ -1,6 +1,4 @@
-"""A processor's results as bytes, for the journal: plain values as they are, whatever msgpack has a
-kind for.
-"""
+"""A processor's results as bytes for the journal: plain values, each of its own kind."""
 
 from __future__ import annotations
 

@@ -44,9 +44,7 @@ _TIMES = frozenset({*_NANO, datetime.datetime, datetime.time})
 _ONLY_TEXT = frozenset({str})
 _ONLY_FLOAT = frozenset({float})
 _LONG = 14_000
-"""Bits of the longest integer that is written in decimal, which takes a time that grows with the
-square.
-"""
+"""Bits of the longest integer in decimal: the time to write one grows with the square."""
 _UNLIMITED = {math.inf: "Infinity", -math.inf: "-Infinity"}
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
 
@@ -54,9 +52,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class UnstorableError(ValueError):
-    """A value that no output can hold: one that holds itself, or has no content that could be
-    written down.
-    """
+    """A value that no output can hold: one that holds itself, or has no content to write down."""
 
 
 def plain(value: Any) -> Plain:
@@ -86,8 +82,9 @@ def text(value: Any) -> str | None:
 
 
 def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
-    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them. Raises
-    `UnstorableError`.
+    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them.
+
+    Raises `UnstorableError`.
     """
     if ready:
         try:
@@ -238,9 +235,7 @@ def _time_text(value: Any) -> Any:
 
 
 def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
-    """A time of a subclass, such as one of pandas, as Python's own, with its nanoseconds if it has
-    some.
-    """
+    """A time of a subclass, such as pandas', as Python's own, with its nanoseconds."""
     if isinstance(value, datetime.datetime):
         point = datetime.datetime.combine(value.date(), value.timetz())
         return NanoDatetime.of(point, getattr(value, "nanosecond", 0))
@@ -255,9 +250,7 @@ def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
 
 
 def _foreign(value: Any) -> Any:
-    """Values of NumPy, pandas, Polars, Arrow and whoever else has arrays; at last the text that a
-    value has.
-    """
+    """A value of NumPy, pandas, Polars, Arrow or another array library; of others, the text."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _numpy(numpy, value)
@@ -372,9 +365,7 @@ def _in_order(values: Iterable[Any]) -> list[Any]:
 
 
 def encodable(value: Any) -> Any:
-    """What `for_json` made, with lone surrogates and integers too long for a decimal text as
-    text.
-    """
+    """What `for_json` made, with lone surrogates and very long integers as text."""
     match value:
         case str():
             return printable(value)

@@ -63,9 +63,7 @@ class Manifest(Struct):
         )
 
     def known(self, which: str) -> Stamp | None:
-        """The files in the place of an output that are this job's, or were given up to it; None:
-        none may be there.
-        """
+        """What is at an output's place and may be replaced; None: nothing may be there."""
         found = [stamps[which] for stamps in (self.published, self.placing) if which in stamps]
         return [entry for stamp in found for entry in stamp] if found else None
 
@@ -93,9 +91,7 @@ class Manifest(Struct):
 
 
 def normal(job: Mapping[str, Any]) -> dict[str, Any]:
-    """The job as it comes back from a manifest: tuples are lists, what JSON does not know is
-    text.
-    """
+    """The job as a manifest gives it back: tuples are lists, what JSON has no kind for is text."""
     data = msgspec.json.encode(_printable(job), enc_hook=str)
     return msgspec.json.decode(data, type=dict[str, Any])
 
@@ -113,9 +109,7 @@ def _printable(value: Any) -> Any:
 
 
 def load(folder: Path) -> Manifest | None:
-    """The manifest in `folder`, if there is one. Raises `JobError` if it is damaged, or of another
-    version.
-    """
+    """The manifest in `folder`, or None. Raises `JobError` for a damaged one or another version."""
     path = folder / FILE
     try:
         data = path.read_bytes()

@@ -119,9 +119,7 @@ class Output:
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
     def prepare(self) -> None:
-        """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be
-        written.
-        """
+        """Make the state directory. Raises `ConfigError` or `OutputError`."""
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
@@ -161,9 +159,7 @@ class Output:
         return target
 
     def assemble_failed(self, rows: Iterable[Segment]) -> Path:
-        """Write the rows that failed, in the state directory. Returns the file's path. Raises
-        `OutputError`.
-        """
+        """Write the failed rows in the state directory. Returns the path. Raises `OutputError`."""
         target = self.folder / "failed.jsonl"
         with self._failing():
             if self.columnar:
@@ -180,9 +176,7 @@ class Output:
         return [[name, size, 0] for name, size, _ in stamp] if self.remote else stamp
 
     def place(self, made: Path, known: Stamp | None) -> None:
-        """Put the final output in its place: at once, at a URL file by file. Raises
-        `OutputError`.
-        """
+        """Put what was made in its place: at once, at a URL file by file. Raises `OutputError`."""
         with self._failing():
             if self.remote:
                 self._upload(made)

@@ -27,9 +27,7 @@ _READ_ROWS = 4096
 
 
 class ParquetWriter(PartWriter):
-    """A part of Parquet, one row group. Rows become Arrow data every 512 rows, which takes less
-    memory than dicts.
-    """
+    """A part of Parquet. Every 512 rows become Arrow data, which takes less memory than dicts."""
 
     def __init__(self, path: Path, tables: Tables) -> None:
         super().__init__(path)
@@ -65,9 +63,7 @@ class ParquetWriter(PartWriter):
 def write_parquet(
     target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], empty: pa.Table
 ) -> None:
-    """One file, in row groups of up to 65,536 rows. `empty` gives the columns where there are no
-    rows.
-    """
+    """One file, in row groups of up to 65,536 rows. `empty` has the columns for no rows."""
     tables = _conformed(folder, rows, empty)
     _write(target, next(tables), tables)
 
@@ -88,9 +84,7 @@ def write_dataset(
 def _write(
     path: Path, first: pa.Table, others: Iterator[pa.Table], most: float = math.inf
 ) -> pa.Table | None:
-    """Write a file of tables of one schema until it has `most` bytes. Returns the first table that
-    has no place there.
-    """
+    """Write tables of one schema, about `most` bytes. Returns the first table left over."""
     table: pa.Table | None = first
     written = 0
     with open(path, "wb", opener=private_files.opener) as file:

@@ -1,6 +1,4 @@
-"""Where finished rows go while a job runs: into memory, to standard output, or into a journal and
-part files.
-"""
+"""Where finished rows go while a job runs: memory, standard output, or journal and parts."""
 
 from __future__ import annotations
 
@@ -96,9 +94,7 @@ class MemorySink(Sink):
 
 
 class StreamSink(Sink):
-    """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are
-    some.
-    """
+    """Writes JSON lines to a stream, once a turn of the event loop."""
 
     def __init__(self, stream: BinaryIO, form: RowForm, *, keep_order: bool) -> None:
         self._stream = stream

@@ -142,9 +142,7 @@ class State:
         self._lock.release()
 
     def _take_up(self) -> None:
-        """Read the journal of a job that is not complete, or complete it if only that was
-        missing.
-        """
+        """Read the journal of an unfinished job, or complete the job if only that was missing."""
         manifest = self.manifest
         if (
             manifest.status == "placing"
@@ -169,9 +167,7 @@ class State:
         self.journal.sweep()
 
     def _check_place(self) -> None:
-        """Raises `OutputError` if there is something in the place of an output that is not this
-        job's.
-        """
+        """Raises `OutputError` if anything in an output's place is not this job's."""
         placing = self.manifest.status == "placing"
         for which, place in self.output.places.items():
             if not place.is_own(self.manifest.known(which), placing=placing):
@@ -216,9 +212,7 @@ class State:
 
 
 def _check_new(output: Output) -> None:
-    """Raise `OutputError` if a new job would write over a file that is none of its own, or
-    `JobError` over results.
-    """
+    """Raise `OutputError` or `JobError` if a new job would write over files or results."""
     if output.exists():
         raise OutputError(
             f"{output.path} exists and is not the output of this job; --fresh replaces it"

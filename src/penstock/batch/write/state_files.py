@@ -33,9 +33,7 @@ checksum = xxhash.xxh3_64_intdigest
 
 
 def replace_file(path: Path, data: bytes, write: Callable[[int, bytes], int] = os.write) -> None:
-    """Write a whole file so that at any moment either the old or the new one is there. Raises
-    `OutputError`.
-    """
+    """Write a whole file: at any moment the old or the new one is there. Raises `OutputError`."""
     temporary = path.with_name(path.name + ".tmp")
     descriptor = guarded(private_files.opener, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
@@ -156,9 +154,7 @@ class Records:
 
 
 def checksum_of(path: Path) -> int:
-    """Of a file's content; of a directory, of the names and contents of its Parquet files. Raises
-    `OSError`.
-    """
+    """Of a file's content, or of a directory's Parquet files and their names. Raises `OSError`."""
     if path.is_dir():
         total = 0
         for file in sorted(path.glob("*.parquet")):

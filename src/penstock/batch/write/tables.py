@@ -158,8 +158,9 @@ def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 def table_of(
     values: Mapping[str, Sequence[Any]], rows: int, kinds: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
-    """A table of columns, of these types where they hold the values. Raises `OutputError`, which
-    names the column.
+    """A table of columns, of these types where they hold the values.
+
+    Raises `OutputError`, which names the column.
     """
     if not values:  # a table cannot count rows without columns
         return pa.table({"": pa.nulls(rows)}).select([])
@@ -240,9 +241,7 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
 def from_rows(
     rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
-    """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no
-    table can hold.
-    """
+    """A table of dicts, columns in order of first appearance. Raises `OutputError`."""
     return table_of(_columns(rows), len(rows), kinds)
 
 

@@ -23,9 +23,7 @@ from penstock.errors import OutputError
 
 _AT_ONCE = 256
 _MOST_COLUMNS = 1000
-"""Of one object. More keys than that are data, and a table of rows × keys would be their
-product.
-"""
+"""Of one object. More keys are data: a table of rows × keys would be their product."""
 
 
 class JsonlWriter(PartWriter):
@@ -99,9 +97,7 @@ def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
 def _csv_columns(
     rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
 ) -> tuple[list[str], frozenset[str]]:
-    """The columns of the CSV, and those of the rows whose objects stay whole: the names would
-    clash, or be too many.
-    """
+    """The columns of the CSV, and those whose objects stay whole: names clash, or are too many."""
     filled = dict.fromkeys(columns, False)
     unfit: set[str] = set()
     for values in rows:
@@ -187,9 +183,7 @@ def _lines(folder: Path, rows: Iterable[Segment]) -> Iterator[list[bytes]]:
 
 
 def csv_to_jsonl(source: Path, target: Path) -> None:
-    """The rows of a CSV output as JSON lines of text fields: written as CSV again, they are the
-    same.
-    """
+    """The rows of a CSV output as JSON lines of text, which make the same CSV again."""
     encode = msgspec.json.Encoder().encode
     allow_long_fields()
     with (
