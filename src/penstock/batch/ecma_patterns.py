@@ -68,9 +68,9 @@ class _Reader:
                 self.at += 1
                 continue
             atom, steps = self._atom()
-            again, times = self._quantifier()
+            again, copies = self._quantifier()
             made.append(atom + again)
-            cost += steps * times
+            cost += steps * copies
         return "".join(made), cost
 
     def _atom(self) -> tuple[str, int]:
@@ -121,13 +121,13 @@ class _Reader:
         self.at += lazy
         if _QUANTIFIER.match(self._pattern, self.at):
             raise ValueError(f"'{found[0]}' of it is repeated once more")
-        times = 1
+        copies = 1
         if found[1] is not None:
             least, most = int(found[1]), int(found[3] or found[1])
             if most < least:
                 raise ValueError(f"'{found[0]}' of it has its bounds in the wrong order")
-            times = max(most, 1)
-        return found[0] + "?" * lazy, times
+            copies = max(most, 1)
+        return found[0] + "?" * lazy, copies
 
     def _escape(self) -> str:
         """What begins with a backslash, outside of a class."""

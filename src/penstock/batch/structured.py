@@ -67,7 +67,7 @@ class Schema:
         self.fields = tuple(self.properties)
 
     def parse(self, text: str) -> dict[str, Any]:
-        """The fields of an answer. Raises `ValueError`, which says to a person what does not fit."""
+        """The fields of an answer. Raises `ValueError`, worded for a person, if it does not fit."""
         value = _decoded(text)
         if self._accepts is None or not self._accepts(value):
             misfit = self._validator.misfit(value)

@@ -121,20 +121,16 @@ class NanoTimedelta(_Finer, datetime.timedelta):
 
 def total_nanoseconds(value: datetime.datetime | datetime.time | datetime.timedelta) -> int:
     """Nanoseconds since 1970 (in UTC where there is a zone), since midnight, or of a length."""
-    if isinstance(value, datetime.time):
-        seconds = (value.hour * 60 + value.minute) * 60 + value.second
-        return (seconds * 1_000_000 + value.microsecond) * 1000 + _beyond(value)
-    if isinstance(value, datetime.timedelta):
-        whole = value
-    else:
-        whole = (
-            datetime.datetime.combine(value.date(), value.time())
-            - _EPOCH
-            - (value.utcoffset() or _NONE)
-        )
-    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + _beyond(
-        value
-    )
+    match value:
+        case datetime.timedelta():
+            whole = value
+        case datetime.time():
+            whole = datetime.datetime.combine(_EPOCH, value.replace(tzinfo=None)) - _EPOCH
+        case _:
+            local = datetime.datetime.combine(value.date(), value.time())
+            whole = local - _EPOCH - (value.utcoffset() or _NONE)
+    micro = (whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds
+    return micro * 1000 + _beyond(value)
 
 
 def length_of(nanoseconds: int) -> datetime.timedelta | str:

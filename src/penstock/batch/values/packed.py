@@ -27,10 +27,8 @@ def pack(values: Mapping[Any, Any]) -> tuple[bytes, str | None]:
     row, wrong = plain_row(values)
     try:
         return _encode(_marked(row)), wrong
-    except (
-        OverflowError,
-        UnicodeEncodeError,
-    ):  # an integer of more than 64 bits, or a lone surrogate
+    except (OverflowError, UnicodeEncodeError):
+        # An integer of more than 64 bits, or a lone surrogate.
         return _encode(_checked(_marked(row))), wrong
 
 
@@ -54,8 +52,8 @@ def _marked(value: Any) -> Any:
             if _AS_THEY_ARE.issuperset(map(type, value))
             else [_marked(part) for part in value]
         )
-    code, said = _WRITE[kind]
-    return Ext(code, _encode(said(value)))
+    code, form = _WRITE[kind]
+    return Ext(code, _encode(form(value)))
 
 
 def _checked(value: Any) -> Any:
@@ -72,8 +70,8 @@ def _checked(value: Any) -> Any:
             return value
 
 
-_Said = Callable[[Any], Any]
-_WRITE: dict[type, tuple[int, _Said]] = {
+_Form = Callable[[Any], Any]
+_WRITE: dict[type, tuple[int, _Form]] = {
     decimal.Decimal: (0, str),
     datetime.date: (1, datetime.date.isoformat),
     datetime.datetime: (2, datetime.datetime.isoformat),
@@ -86,14 +84,14 @@ _WRITE: dict[type, tuple[int, _Said]] = {
         lambda value: (value.days, value.seconds, value.microseconds, value.nanoseconds),
     ),
 }
-_READ: dict[int, _Said] = {
+_READ: dict[int, _Form] = {
     0: decimal.Decimal,
     1: datetime.date.fromisoformat,
     2: datetime.datetime.fromisoformat,
     3: datetime.time.fromisoformat,
-    4: lambda said: datetime.timedelta(*said),
-    5: lambda said: NanoDatetime.of(datetime.datetime.fromisoformat(said[0]), said[1]),
-    6: lambda said: NanoTime.of(datetime.time.fromisoformat(said[0]), said[1]),
-    7: lambda said: NanoTimedelta.of(datetime.timedelta(*said[:3]), said[3]),
-    8: lambda said: int(said, 16),
+    4: lambda form: datetime.timedelta(*form),
+    5: lambda form: NanoDatetime.of(datetime.datetime.fromisoformat(form[0]), form[1]),
+    6: lambda form: NanoTime.of(datetime.time.fromisoformat(form[0]), form[1]),
+    7: lambda form: NanoTimedelta.of(datetime.timedelta(*form[:3]), form[3]),
+    8: lambda form: int(form, 16),
 }

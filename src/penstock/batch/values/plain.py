@@ -96,10 +96,8 @@ def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
     }
     try:
         return _encode(made) + b"\n"
-    except (
-        ValueError,
-        TypeError,
-    ):  # a lone surrogate, a very long number, or a name that is no text
+    except (ValueError, TypeError):
+        # A lone surrogate, a very long number, or a name that is no text.
         return _encode(encodable(for_json(made))) + b"\n"
 
 
@@ -267,14 +265,14 @@ def _foreign(value: Any) -> Any:
             if made is not value:
                 return made
     try:
-        said = str(value)
+        shown = str(value)
     except Exception as error:
         raise UnstorableError(
             f"the text of a value of type {_class(value)} fails with {type(error).__name__}"
         ) from None
-    if _ADDRESS.search(said):
+    if _ADDRESS.search(shown):
         raise UnstorableError(f"a value of type {_class(value)} has no text that tells its content")
-    return said
+    return shown
 
 
 def _numpy(numpy: Any, value: Any) -> Any:
@@ -351,8 +349,8 @@ def key_text(value: Any) -> str:
     """The text of a key, or of the name of a column: None is null and True true, as in JSON."""
     if type(value) is str:
         return value
-    said = text(value)
-    return "null" if said is None else said
+    name = text(value)
+    return "null" if name is None else name
 
 
 def _in_order(values: Iterable[Any]) -> list[Any]:

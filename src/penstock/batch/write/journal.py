@@ -151,7 +151,7 @@ class Journal:
                 raise _no_base(self.folder / name if name in bad else self._list.path)
         sound = [part for part in parts if part.file not in bad]
         if self._list.lost or lost:
-            told = self.damage + [
+            damage = self.damage + [
                 f"{self.folder / part.file} {bad[part.file]}; its {_count(part.rows, 'row')} run"
                 " again"
                 for part in parts
@@ -159,7 +159,7 @@ class Journal:
             ]
             self._list.replace(sound)
             self.load()
-            self.damage = told
+            self.damage = damage
         self.sweep({part.file for part in sound})
 
     def check_parts(self) -> None:

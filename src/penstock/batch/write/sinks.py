@@ -20,18 +20,16 @@ PART_ROWS = 8192
 PART_BYTES = 16 << 20
 
 T = TypeVar("T")
-Fail = Callable[[PenstockError], None]
 
 
 class Sink(ABC):
     """Takes finished rows in any order. All its methods raise `OutputError`.
 
-    `fail`, set before the first row, is told of errors that arise between calls. While `full`, no
-    further row may be asked for; `on_room`, set before the first row too, is called when it is so
-    no more.
+    Two functions are set before the first row: `fail` takes an error that arises between calls,
+    `on_room` is called when `full` ends. While `full`, no further row may be asked for.
     """
 
-    fail: Fail
+    fail: Callable[[PenstockError], None]
     full = False
     on_room: Callable[[], None]
 
@@ -45,6 +43,12 @@ class Sink(ABC):
     async def close(self) -> None:  # noqa: B027 (there may be nothing to keep)
         """No more rows will come, though some may be missing: keep what is done."""
 
+    def _or_fail(self, flush: Callable[[], None]) -> None:
+        try:
+            flush()
+        except OutputError as error:
+            self.fail(error)
+
 
 class Reorder(Generic[T]):
     """Brings items into the order of the input, by row number, or lets them pass as they come.
@@ -57,9 +61,6 @@ class Reorder(Generic[T]):
         self._keep_order = keep_order
         self._next = done.first_missing()
         self._held: dict[int, T] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     def held(self) -> Iterator[T]:
         """Items that wait for an earlier row."""
@@ -105,15 +106,14 @@ class StreamSink(Sink):
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
         if ready and not self._lines:
-            asyncio.get_running_loop().call_soon(self._flush_or_fail)
+            asyncio.get_running_loop().call_soon(self._or_fail, self._flush)
         self._lines += [self._form.line(*item) for item in ready if not item[1].skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
         self._flush()
 
-    async def close(self) -> None:
-        self._flush()
+    close = finish
 
     def _flush(self) -> None:
         lines, self._lines = self._lines, []
@@ -123,12 +123,6 @@ class StreamSink(Sink):
                 self._stream.flush()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             raise OutputError(f"standard output cannot be written: {error}") from error
-
-    def _flush_or_fail(self) -> None:
-        try:
-            self._flush()
-        except OutputError as error:
-            self.fail(error)
 
 
 class DurableSink(Sink):
@@ -158,7 +152,7 @@ class DurableSink(Sink):
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         if not journaled and self._journal.add(row.index, row.digest, outcome):
-            asyncio.get_running_loop().call_soon(self._flush_or_fail)
+            asyncio.get_running_loop().call_soon(self._or_fail, self._journal.flush)
         left: list[Row] = []
         for item in self._reorder.put(row.index, (row, outcome)):
             if self._part is None:
@@ -219,12 +213,6 @@ class DurableSink(Sink):
                 else OutputError(f"a part cannot be written: {error}")
             )
             self.fail(self._failure)
-
-    def _flush_or_fail(self) -> None:
-        try:
-            self._journal.flush()
-        except OutputError as error:
-            self.fail(error)
 
 
 class _OpenPart:

@@ -48,10 +48,10 @@ class State:
     ) -> State:
         """Take up the job in the output's state directory, or begin it.
 
-        `fresh` discards what is there; `retry_failed` strikes the failed rows out, to be done
-        again. What is damaged is told in the log, and its rows are to be done again. Raises
-        `OutputError` for an output of other origin, `JobMismatchError` for another job's,
-        `JobError` if another process holds it or if it is damaged beyond that.
+        `fresh` discards what is there; `retry_failed` strikes out the failed rows, which then run
+        again. The rows of damaged parts run again too, and the log says so. Raises `OutputError`
+        for an output of other origin, `JobMismatchError` for another job's, `JobError` if another
+        process holds it or if more is damaged.
         """
         folder = output.folder
         job = manifests.normal(job)
@@ -143,10 +143,9 @@ class State:
 
     def _take_up(self) -> None:
         """Read the journal of an unfinished job, or complete the job if only that was missing."""
-        manifest = self.manifest
         if (
-            manifest.status == "placing"
-            and self.output.stamp() == manifest.placing["output"]
+            self.manifest.status == "placing"
+            and self.output.stamp() == self.manifest.placing["output"]
             and not self.output.remote
         ):
             self._complete()
