@@ -92,7 +92,7 @@ def _is_opaque(kind: Any) -> bool:
 
 
 def plain_layout(table: pa.Table) -> pa.Table:
-    """The table in layouts that every Arrow function takes, so no views."""
+    """The table without views, nulls in dictionaries, and what else some Arrow functions refuse."""
     for position, field in enumerate(table.schema):
         column = table.column(position)
         kind = _plain_type(field.type, whole=True)
