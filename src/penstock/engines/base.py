@@ -22,7 +22,7 @@ from penstock.kv.cached_blocks import CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from penstock.engines.supervision.supervisor import Supervisor
+    from penstock.engines.supervisor import Supervisor
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 from penstock import background
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
-from penstock.engines.supervision.supervisor import Supervisor, supervisor_of
+from penstock.engines.supervisor import Supervisor, supervisor_of
 from penstock.errors import ConfigError, ModelNotFoundError, nearest
 
 DEFAULT_APP = "default"

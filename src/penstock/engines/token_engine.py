@@ -16,10 +16,9 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import LLMEngine
+from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import Batches, mapped
-from penstock.engines.text.chat_template import ChatTemplate
-from penstock.engines.text.default_seed import with_seed
-from penstock.engines.text.sampling_checks import check_sampling, check_token_ids
+from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.openai.tools import call_constraint, check_tools

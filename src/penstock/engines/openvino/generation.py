@@ -27,8 +27,8 @@ from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
 from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process.messages import Failed, Submit
-from penstock.engines.text.prefix_index import BLOCK_SIZE
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, TokenLogprob, Usage
 

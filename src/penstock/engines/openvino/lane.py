@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from penstock.engines.openvino.companions import Companions
 from penstock.engines.openvino.text_stream import TextStream
+from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process.messages import Submit
-from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.text.stop_strings import StopStrings
+from penstock.engines.sampling import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 
 if TYPE_CHECKING:

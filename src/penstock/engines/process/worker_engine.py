@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.engines.adapter_files import adapter_rank
+from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.deltas import Batches
 from penstock.engines.mailbox import Mailbox
 from penstock.engines.process.child import EngineProcess
@@ -28,7 +29,6 @@ from penstock.engines.process.messages import (
     encode,
 )
 from penstock.engines.process.stuck import StuckWatch
-from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,

@@ -23,8 +23,8 @@ from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
+from penstock.engines.sampling import check_sampling
 from penstock.engines.tasks import task_of
-from penstock.engines.text.sampling_checks import check_sampling
 from penstock.errors import (
     ConfigError,
     ContextLengthError,

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from penstock.engines import huggingface
 from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.deltas import Batches
-from penstock.engines.text.default_seed import with_seed
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.sampling import check_sampling, with_seed
 from penstock.engines.token_engine import Echo, TokenEngine
 from penstock.engines.vllm import environment, kv_cache, options
 from penstock.engines.vllm.counts import Counts

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from penstock.engines.supervision import quarantine as module
-from penstock.engines.supervision.quarantine import Quarantine, digest_of
+from penstock.engines import quarantine as module
+from penstock.engines.quarantine import Quarantine, digest_of
 from penstock.errors import EngineDeadError, QuarantinedError, RequestError
 from penstock.types import ChatRequest, EmbeddingRequest
 

@@ -1,5 +1,6 @@
-"""Checks a request's sampling parameters before an engine sees them, since some engines accept
-nonsense in silence.
+"""Sampling parameters, whatever the engine: their checks, default seeds, and stop strings.
+
+The checks come before an engine sees a request: some engines accept nonsense in silence.
 """
 
 from __future__ import annotations
@@ -7,13 +8,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import msgspec
 
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError
 from penstock.parsing.json_errors import json_fault
 from penstock.parsing.text import is_too_deep
-from penstock.types import Sampling, StructuredOutput
+from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 MAX_N = 128
 MAX_STOPS, LONGEST_STOP = 128, 4096
@@ -200,3 +204,78 @@ def _out_of_range(name: str, value: object, rule: str) -> RequestError:
     except ValueError:  # Python writes no numbers of thousands of digits
         said = "a number of thousands of digits"
     return RequestError(f"{name} must be {rule}, not {said}", param=name)
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def with_seed(request: Request) -> Request:
+    """The request with a seed, so that asked again it is answered the same.
+
+    The seed depends on the messages or the prompt and on the adapter: equal requests get equal
+    answers, and other limits or log probabilities do not change them.
+    """
+    if request.sampling.is_deterministic:
+        return request
+    asked = getattr(request, "messages", None) or getattr(request, "prompt", None)
+    try:
+        said = msgspec.msgpack.encode((asked, request.adapter))
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+    ):  # lone surrogates and the like, as the engine will say
+        said = repr((asked, request.adapter)).encode(errors="backslashreplace")
+    digest = blake2b(said, digest_size=4).digest()
+    sampling = msgspec.structs.replace(request.sampling, seed=int.from_bytes(digest, "big") >> 1)
+    return msgspec.structs.replace(request, sampling=sampling)
+
+
+class StopStrings:
+    """Feed it the text as it is generated; it returns what may be shown.
+
+    Text that could be the beginning of a stop string is held back until it is decided. Once
+    `stopped`, nothing more comes, and `found` is the stop string that came first.
+    """
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = stop
+        self._held = ""
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.found is not None
+
+    def push(self, text: str) -> str:
+        """Add new text; returns the part that is safe to show."""
+        if not self._stop:
+            return text
+        if self.stopped:
+            return ""
+        text = self._held + text
+        cut, first = min(
+            ((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=(-1, "")
+        )
+        if cut >= 0:
+            self.found = first
+            self._held = ""
+            return text[:cut]
+        keep = max(_overlap(text, s) for s in self._stop)
+        shown = text[: len(text) - keep]
+        self._held = text[len(shown) :]
+        return shown
+
+    def flush(self) -> str:
+        """What is still held back, at the end of the generation."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, shorter than the whole."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

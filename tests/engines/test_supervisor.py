@@ -6,7 +6,7 @@ import pytest
 
 import penstock
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.engines.supervision.supervisor import Policy, Supervisor, supervisor_of
+from penstock.engines.supervisor import Policy, Supervisor, supervisor_of
 from penstock.errors import EngineDeadError, EngineError, EngineStartError
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer

@@ -1,6 +1,6 @@
 import pytest
 
-from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.chat_template import ChatTemplate
 from penstock.errors import RequestError
 
 CHATML = (

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from penstock.engines.adapter_files import adapter_path
 from penstock.engines.base import LLMEngine
-from penstock.engines.supervision.quarantine import Quarantine, Visit
+from penstock.engines.quarantine import Quarantine, Visit
 from penstock.engines.tasks import generated
 from penstock.errors import (
     ConfigError,

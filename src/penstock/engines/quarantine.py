@@ -28,7 +28,7 @@ import msgspec
 from penstock.errors import EngineDeadError, QuarantinedError
 
 if TYPE_CHECKING:
-    from penstock.engines.supervision.supervisor import Supervisor
+    from penstock.engines.supervisor import Supervisor
 
 PROOF = 2
 """Deaths of the engine with a request alone in it, that prove the request to be the cause."""
