@@ -29,7 +29,7 @@ import jsonschema_rs
 import pytest
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas
+from penstock.engines.tasks import Deltas
 from penstock.errors import (
     ContextLengthError,
     EngineDeadError,

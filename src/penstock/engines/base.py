@@ -8,15 +8,15 @@ operation that an engine lacks the caller gets a 501 that names the engine.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
 from penstock import lazy
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import Operations, Tasks, task_of
-from penstock.errors import ConfigError, UnsupportedError, nearest
+from penstock.engines.tasks import Batches, Operations, Tasks, task_of
+from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest
@@ -246,3 +246,39 @@ def engine_class(name: str) -> type[LLMEngine]:
         ) from None
     cls: type[LLMEngine] = getattr(lazy.require(module, needed_by=f"The {name} engine"), attribute)
     return cls
+
+
+class Versions(Struct, frozen=True):
+    """From `oldest` to `newest`, both included; as many of a version's numbers count as `oldest`
+    has.
+
+    An older one is refused. A newer one is tried, and named in the error if it fails. A version
+    that is not known (empty: a source tree) passes.
+    """
+
+    package: str
+    oldest: tuple[int, ...]
+    newest: tuple[int, ...]
+
+    def check(self, installed: str) -> None:
+        """Raise `EngineStartError` if the installed version is too old."""
+        if installed and self._numbers(installed) < self.oldest:
+            raise EngineStartError(
+                f"{self.package} {installed} is not supported: the engine works with {self}"
+            )
+
+    def note(self, installed: str) -> str:
+        """What to add to an error that a version outside the range may explain; else empty."""
+        if not installed or self.oldest <= self._numbers(installed) <= self.newest:
+            return ""
+        return (
+            f" ({self.package} {installed} is not among the versions that the engine was tried"
+            f" with, {self})"
+        )
+
+    def __str__(self) -> str:
+        return " to ".join(".".join(map(str, numbers)) for numbers in (self.oldest, self.newest))
+
+    def _numbers(self, version: str) -> tuple[int, ...]:
+        found = re.findall(r"\d+", version.partition("+")[0])
+        return tuple(int(number) for number in found[: len(self.oldest)])

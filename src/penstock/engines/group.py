@@ -13,8 +13,7 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.least_loaded import LeastLoaded
 from penstock.balance.pool import Member, Pool
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import Batches, generated
 from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")

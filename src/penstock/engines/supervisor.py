@@ -12,8 +12,8 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequ
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from penstock.engines.adapter_files import adapter_path
 from penstock.engines.base import LLMEngine
+from penstock.engines.model_files import adapter_path
 from penstock.engines.quarantine import Quarantine, Visit
 from penstock.engines.tasks import generated
 from penstock.errors import (

@@ -1,6 +1,6 @@
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.prefix_index import BLOCK_SIZE
-from penstock.engines.process.messages import Submit
+from penstock.engines.process import Submit
 from penstock.types import Sampling, StructuredOutput
 
 SHARED = [1] * (2 * BLOCK_SIZE)

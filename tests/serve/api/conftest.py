@@ -14,9 +14,8 @@ import pytest
 from msgspec.structs import replace
 
 from penstock.engines.chat_template import ChatTemplate
-from penstock.engines.deltas import Batches
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.engines.tasks import TASKS
+from penstock.engines.tasks import TASKS, Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
 from penstock.serve.api.ingress import IngressApp, build_app

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
-from penstock.engines.adapter_files import adapter_rank
+from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
 from penstock.engines.openvino.messages import Load
@@ -22,7 +22,7 @@ from penstock.engines.openvino.options import (
     OpenVINOOptions,
     usable_cpus,
 )
-from penstock.engines.process.worker_engine import WorkerEngine
+from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError
 from penstock.types import Scores, StructuredOutput, Transcription
 

@@ -28,7 +28,7 @@ from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.pipeline import Pipelines, generation_config
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.prefix_index import BLOCK_SIZE
-from penstock.engines.process.messages import Failed, Submit
+from penstock.engines.process import Failed, Submit
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, TokenLogprob, Usage
 

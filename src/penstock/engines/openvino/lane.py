@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from penstock.engines.openvino.companions import Companions
 from penstock.engines.openvino.text_stream import TextStream
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.process.messages import Submit
+from penstock.engines.process import Submit
 from penstock.engines.sampling import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 

@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct
 
 from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.process.messages import Abort, Call, Submit
+from penstock.engines.process import Abort, Call, Submit
 
 
 class Load(Struct, tag="load", array_like=True):

@@ -22,7 +22,7 @@ from penstock.engines.openvino.model.files import MODEL_KINDS, lacks_token_types
 from penstock.engines.openvino.options import OpenVINOOptions
 from penstock.engines.openvino.reasons import reason_of
 from penstock.engines.openvino.wav import SAMPLE_RATE, read_wav
-from penstock.engines.process.messages import Call, Failed, Ready, Reply, Submit
+from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.errors import (
     ContextLengthError,
     EngineError,

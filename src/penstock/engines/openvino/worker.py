@@ -18,8 +18,8 @@ import msgspec
 from penstock.engines.base import Capabilities
 from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
 from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.process.child import LENGTH_BYTES
-from penstock.engines.process.messages import (
+from penstock.engines.process import (
+    LENGTH_BYTES,
     Abort,
     Call,
     Failed,
@@ -29,9 +29,9 @@ from penstock.engines.process.messages import (
     Submit,
     ToParent,
     encode,
+    end_with_parent,
     refusal_of,
 )
-from penstock.engines.process.parent_death import end_with_parent
 from penstock.errors import EngineStartError, PenstockError
 
 _READ_SIZE = 1 << 20

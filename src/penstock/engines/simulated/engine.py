@@ -20,11 +20,10 @@ from msgspec import Meta, Struct
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import PLAIN, ChatTemplate
-from penstock.engines.deltas import Batches
-from penstock.engines.mailbox import Mailbox
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.sampling import StopStrings
 from penstock.engines.simulated.answers import answer_bytes, seeded
+from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine, check_texts
 from penstock.errors import (
     ContextLengthError,

@@ -9,7 +9,7 @@ from penstock.demo import MODEL_NAME
 from penstock.engines.openvino.constraints import pool as constraints
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.model.find import find_model
-from penstock.engines.process.child import EngineProcess
+from penstock.engines.process import EngineProcess
 from penstock.errors import OverloadedError, RequestError
 from penstock.types import StructuredOutput
 

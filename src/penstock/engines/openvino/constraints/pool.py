@@ -22,8 +22,15 @@ from hashlib import blake2b
 
 from penstock.engines.openvino.constraints.throttle import Allowance, Throttle
 from penstock.engines.openvino.messages import LoadTokenizer
-from penstock.engines.process.child import EngineProcess
-from penstock.engines.process.messages import Call, Failed, Ready, Reply, decode_to_parent, encode
+from penstock.engines.process import (
+    Call,
+    EngineProcess,
+    Failed,
+    Ready,
+    Reply,
+    decode_to_parent,
+    encode,
+)
 from penstock.errors import OverloadedError, PenstockError, RequestError, by_kind
 from penstock.types import StructuredOutput
 

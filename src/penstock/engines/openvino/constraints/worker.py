@@ -22,9 +22,16 @@ from penstock.engines.openvino.grammar.regex import RegexWriter, parse
 from penstock.engines.openvino.grammar.writer import TABLES, Grammar, too_large
 from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
 from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.process.child import LENGTH_BYTES
-from penstock.engines.process.messages import Call, Failed, Ready, Reply, ToParent, encode
-from penstock.engines.process.parent_death import end_with_parent
+from penstock.engines.process import (
+    LENGTH_BYTES,
+    Call,
+    Failed,
+    Ready,
+    Reply,
+    ToParent,
+    encode,
+    end_with_parent,
+)
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _TRIED_TOKENS = 40

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from penstock.engines.process.child import EngineProcess
+from penstock.engines.process import EngineProcess
 from penstock.errors import EngineDeadError
 
 ECHO = """
@@ -73,7 +73,7 @@ async def test_a_child_that_exits_tells_its_code(module):
 
 
 async def test_a_child_that_ignores_the_closed_pipe_is_killed(module, monkeypatch):
-    monkeypatch.setattr("penstock.engines.process.child._STOP_GRACE_SECONDS", 0.05)
+    monkeypatch.setattr("penstock.engines.process._STOP_GRACE_SECONDS", 0.05)
     ends = Ends()
     process = ends.process(module("import signal; signal.pause()"))
     await process.start()
@@ -85,7 +85,7 @@ async def test_a_child_that_ignores_the_closed_pipe_is_killed(module, monkeypatc
 
 BUSY = """
 import ctypes, socket, sys
-from penstock.engines.process.parent_death import end_with_parent
+from penstock.engines.process import end_with_parent
 end_with_parent(int(sys.argv[1]), int(sys.argv[2]))
 socket.socket(fileno=int(sys.argv[1])).sendall(b"\\1\\0\\0\\0x")
 ctypes.{library}(None).sleep(600)
@@ -151,7 +151,7 @@ def outlives_not(tmp_path, waits=True):
         f"""
         import asyncio, sys
         sys.path.insert(0, {str(tmp_path)!r})
-        from penstock.engines.process.child import EngineProcess
+        from penstock.engines.process import EngineProcess
         async def main():
             there = asyncio.Event()
             process = EngineProcess("child_for_test", lambda message: there.set(), print)

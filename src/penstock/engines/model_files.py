@@ -1,4 +1,6 @@
-"""Finds a LoRA adapter's files, and checks them before an engine sees them."""
+"""Files of models and LoRA adapters that an engine's library loads itself: where they are, and what
+they state.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,38 @@ from pathlib import Path
 
 from penstock import demo
 from penstock.engines.base import LLMEngine
-from penstock.errors import ModelNotFoundError
+from penstock.errors import EngineStartError, ModelNotFoundError
 from penstock.parsing.json_errors import json_fault
+
+
+def model_for(source: str) -> str:
+    """The directory or hub id of a `model_source`. Raises `EngineStartError` for a directory that
+    is not there.
+    """
+    if source == demo.MODEL_NAME:
+        return str(demo.model_path("huggingface"))
+    path = Path(source).expanduser()
+    if path.exists():
+        return str(path)
+    if source.startswith(("/", ".", "~")):
+        raise EngineStartError(f"there is no model directory '{source}'")
+    return source
+
+
+def stated_context_length(source: str) -> int | None:
+    """The context in tokens that the files of a local model state; None where there are none, or do
+    not say it.
+    """
+    path = (
+        demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
+    )
+    try:
+        config = json.loads((path / "config.json").read_bytes())
+        length = config.get("text_config", config).get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return length if isinstance(length, int) else None
+
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.engines.process.stuck import StuckWatch
+from penstock.engines.worker_engine import StuckWatch
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
-"""An engine's child process, seen from the parent: start it, exchange messages, notice its death.
+"""An engine's child process: its start, the messages on its pipe, and its end.
 
 The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is
 everything one engine step produced, so that one wake-up of the event loop carries every request's
-new tokens. The child ends when the pipe closes, and is killed with its parent (`parent_death.py`),
-so it cannot outlive that, whatever happens.
+new tokens.
+
+The child ends when the pipe closes, and cannot outlive its parent. A child inside a long native
+call does not see its pipe close. So the kernel is asked to kill it with its parent, and a thread
+watches the pipe, for systems whose kernel cannot be asked (`end_with_parent`).
 """
 
 from __future__ import annotations
@@ -11,23 +14,103 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import cast
+from typing import Any, cast
 
-from penstock.errors import EngineDeadError
+import msgspec
+from msgspec import Struct
+
+from penstock.engines.base import Capabilities
+from penstock.errors import EngineDeadError, RequestError
+from penstock.types import Delta, Sampling
 
 LENGTH_BYTES = 4
 _SOCKET_BUFFER = 1 << 22
 _STOP_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 4.0
+"""How long a child has for an orderly end after its pipe has closed."""
+_PR_SET_PDEATHSIG = 1
 _SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that a process does not get for what it does itself."""
+
+
+class Submit(Struct, tag="submit", array_like=True):
+    """A prompt to continue: text or token ids."""
+
+    id: int
+    prompt: str | list[int]
+    sampling: Sampling
+    adapter: str | None
+    stream: bool
+    special_tokens: bool
+
+
+class Abort(Struct, tag="abort", array_like=True):
+    """Tells the worker to give a request up."""
+
+    id: int
+
+
+class Call(Struct, tag="call", array_like=True):
+    """Call a method of the worker; answered by `Reply` or `Failed` under the same id."""
+
+    id: int
+    method: str
+    args: list[Any]
+
+
+class Ready(Struct, tag="ready", array_like=True):
+    """The model is loaded. `special_tokens` are those that its chat template may name."""
+
+    capabilities: Capabilities
+    chat_template: str | None
+    special_tokens: dict[str, str]
+
+
+class Step(Struct, tag="step", array_like=True):
+    """Everything that one turn of the worker's loop produced, by request id."""
+
+    deltas: list[tuple[int, Delta]]
+
+
+class Reply(Struct, tag="reply", array_like=True):
+    """The result of a `Call`."""
+
+    id: int
+    value: Any
+
+
+class Failed(Struct, tag="failed", array_like=True):
+    """A request, a call, or (id 0) the loading failed. `kind` is a `PenstockError.kind`."""
+
+    id: int
+    kind: str
+    message: str
+
+
+ToParent = Ready | Step | Reply | Failed
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_parent = msgspec.msgpack.Decoder(ToParent).decode
+
+
+def refusal_of(data: bytes | bytearray) -> Failed:
+    """The answer to a message whose values have wrong types: the request is to blame, not the
+    worker.
+    """
+    number: int = msgspec.msgpack.decode(data)[1]
+    return Failed(
+        number, RequestError.kind, "a value of the request has a wrong type, or is out of its range"
+    )
 
 
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]
@@ -198,3 +281,25 @@ class EngineProcess(asyncio.Protocol):
             self.killed = -code in _SENT
             return f"the engine process was ended by {signal.Signals(-code).name}"
         return f"the engine process ended with exit code {code}"
+
+
+def end_with_parent(fd: int, parent: int) -> None:
+    """Call this first in a process that `EngineProcess` started: `fd` is its pipe, `parent` the
+    parent's id.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the kernel was asked
+        os._exit(1)
+    threading.Thread(target=_watch, args=(fd,), name="penstock-parent-watch", daemon=True).start()
+
+
+def _watch(fd: int) -> None:
+    closed = getattr(select, "POLLRDHUP", select.POLLHUP)
+    poll = select.poll()
+    poll.register(fd, closed)
+    poll.poll()
+    time.sleep(_GRACE_SECONDS)
+    os._exit(1)

@@ -12,14 +12,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from penstock.engines.adapter_files import adapter_rank
 from penstock.engines.chat_template import ChatTemplate
-from penstock.engines.deltas import Batches
-from penstock.engines.mailbox import Mailbox
-from penstock.engines.process.child import EngineProcess
-from penstock.engines.process.messages import (
+from penstock.engines.model_files import adapter_rank
+from penstock.engines.process import (
     Abort,
     Call,
+    EngineProcess,
     Failed,
     Ready,
     Reply,
@@ -28,7 +26,7 @@ from penstock.engines.process.messages import (
     decode_to_parent,
     encode,
 )
-from penstock.engines.process.stuck import StuckWatch
+from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
 from penstock.errors import (
     EngineDeadError,
@@ -52,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 class WorkerEngine(TokenEngine):
     """An engine in front of the process `python -m WORKER`, which speaks
-    `penstock.engines.process.messages`.
+    `penstock.engines.process`.
 
     The worker has the methods `ping`, `tokenize`, `detokenize`, `embed`, `add_adapter`,
     `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the abilities.
@@ -299,3 +297,50 @@ class WorkerEngine(TokenEngine):
             mailbox.fail(EngineDeadError(self._why_dead, **about))
         for number in list(self._calls):
             self._settle(number, error=EngineDeadError(self._why_dead, **about))
+
+
+_STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12
+"""Places in /proc/PID/stat behind the name."""
+
+
+class StuckWatch:
+    """Watches one process. Ask it at intervals, while the process should be at work.
+
+    One that waits for the CPU is ready to run, one that computes uses CPU time, one that waits for
+    a disk says so. When so many `looks` in a row find all its threads asleep, and none has used any
+    time, it waits for what nobody will bring.
+    """
+
+    def __init__(self, pid: int, looks: int) -> None:
+        self._pid = pid
+        self._looks = looks
+        self._ticks: int | None = None
+        self._alike = 0
+
+    def is_stuck(self) -> bool:
+        """Whether it has been asleep all the while, as far as that can be seen here."""
+        ticks = _ticks_if_asleep(self._pid)
+        self._alike = self._alike + 1 if ticks is not None and ticks == self._ticks else 0
+        self._ticks = ticks
+        return self._alike >= self._looks
+
+    def forget(self) -> None:
+        """It has nothing to do: begin anew."""
+        self._ticks = None
+
+
+def _ticks_if_asleep(pid: int) -> int | None:
+    """The CPU time of a process, in the system's ticks, if all its threads sleep; None if not, or
+    if nobody knows.
+    """
+    try:
+        total = 0
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
+                said = file.read().rpartition(b")")[2].split()
+            if said[_STATE] != b"S":
+                return None
+            total += int(said[_USER_TICKS]) + int(said[_SYSTEM_TICKS])
+        return total
+    except (OSError, IndexError, ValueError):
+        return None
