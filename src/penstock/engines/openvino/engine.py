@@ -12,13 +12,17 @@ from penstock.config import parse_options
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
-from penstock.engines.openvino.messages import Load
-from penstock.engines.openvino.model.files import MODEL_KINDS
-from penstock.engines.openvino.model.find import check_tokenizer, find_model, stated_context_length
+from penstock.engines.openvino.model_files import MODEL_KINDS
+from penstock.engines.openvino.model_source import (
+    check_tokenizer,
+    find_model,
+    stated_context_length,
+)
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
     COSTS_ONLY_PROPERTIES,
     DETERMINISTIC_OPTIONS,
+    Load,
     OpenVINOOptions,
     usable_cpus,
 )

@@ -21,12 +21,10 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.pipeline import Pipelines, generation_config
-from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.openvino.options import OpenVINOOptions, reason_of
+from penstock.engines.openvino.pipeline import Pipelines, generation_config, sequences_wanted
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Failed, Submit
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError

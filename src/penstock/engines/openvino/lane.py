@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from penstock.engines.openvino.companions import Companions
-from penstock.engines.openvino.text_stream import TextStream
+from penstock.engines.openvino.pipeline import Companions
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
 from penstock.engines.process import Submit
 from penstock.engines.sampling import StopStrings
@@ -15,6 +14,7 @@ from penstock.types import FinishReason, StructuredOutput
 if TYPE_CHECKING:
     from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
 
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""
 _PROVEN = 256
@@ -223,3 +223,35 @@ class Lane:
             self._on_trial = None
         for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
             del self._prefilling[block]
+
+
+class TextStream:
+    """The growing text of one growing token sequence. One call of the detokenizer serves many.
+
+    A token's text can depend on its neighbours (multi-byte characters, leading spaces). So each
+    piece is the difference between the text of a short window with and without the new tokens, as
+    in Hugging Face's text-generation-inference. `windows` go to the detokenizer, and their two
+    texts come back to `advance`.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._window_start = 0
+        self._shown = 0
+
+    def add(self, token_ids: list[int]) -> None:
+        self._ids += token_ids
+
+    def windows(self) -> tuple[list[int], list[int]]:
+        """The window's tokens shown so far, and the same with the new ones."""
+        return self._ids[self._window_start : self._shown], self._ids[self._window_start :]
+
+    def advance(self, shown: str, whole: str, last: bool) -> str:
+        """The new text, or "" while a character is unfinished (unless this is the `last` call)."""
+        if whole.endswith(_UNFINISHED) and not last:
+            return ""
+        if len(whole) <= len(shown):
+            return ""
+        self._window_start = self._shown
+        self._shown = len(self._ids)
+        return whole[len(shown) :]

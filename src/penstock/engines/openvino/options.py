@@ -1,14 +1,20 @@
-"""`engine_kwargs` of the OpenVINO engine. Where vLLM has the same knob, it has vLLM's name."""
+"""`engine_kwargs` of the OpenVINO engine, and the messages that carry them to its processes.
+
+Where vLLM has the same knob, it has vLLM's name.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from penstock.engines.base import not_deterministic
+from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
 
 GIB = 1 << 30
@@ -126,3 +132,42 @@ def usable_cpus() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+class Load(Struct, tag="load", array_like=True):
+    """First message: what to load. `path` is an IR directory or a GGUF file, `context_length` the
+    model's in tokens.
+    """
+
+    path: str
+    task: str
+    context_length: int
+    options: OpenVINOOptions
+
+
+class LoadTokenizer(Struct, tag="load_tokenizer", array_like=True):
+    """First message to a process that tries constraints: the directory or GGUF file of the
+    tokenizer, and for each constraint the seconds of processor time and the bytes of memory it may
+    take.
+    """
+
+    path: str
+    seconds: float
+    memory_bytes: int
+
+
+ToWorker = Load | Submit | Abort | Call
+
+decode_to_worker = msgspec.msgpack.Decoder(ToWorker).decode
+decode_to_constraint_worker = msgspec.msgpack.Decoder(LoadTokenizer | Call).decode
+
+
+_PLACE = re.compile(r"^(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|cpp|hpp|h):\d+: ")
+
+
+def reason_of(error: BaseException) -> str:
+    """One readable line of an exception of OpenVINO, which has many lines of C++ places and the
+    reason at its end.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _PLACE.sub("", lines[-1]) if lines else type(error).__name__

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.companions import sequences_wanted
-from penstock.engines.openvino.options import GIB, OpenVINOOptions
+from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
 from penstock.errors import UnsupportedError
 from penstock.types import Sampling
 
+_MOST_COMPANIONS = 16
+_COMPANION_TOKENS = 24
+"""A companion's prompt and answer stay within one block of the cache."""
+_RUNNING = genai.GenerationStatus.RUNNING
 _LARGEST_MIN_P = 1.0 - 2.0**-24
 """GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 
@@ -168,3 +172,47 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions) -> tuple[int, int]:
         pipeline.step()
         usage = max(usage, pipeline.get_metrics().cache_usage)
     return round(100 / usage), pipeline.get_metrics().kv_cache_size_in_bytes
+
+
+def sequences_wanted(deterministic: bool, num_threads: int) -> int:
+    """How many sequences a step should have at least; 0 where nothing is promised.
+
+    `num_threads` 0: all cores.
+    """
+    if not deterministic:
+        return 0
+    return max(min(num_threads or usable_cpus(), _MOST_COMPANIONS), 2)
+
+
+class Companions:
+    """Sequences that run beside a deterministic pipeline's requests: `wanted` with these.
+
+    The CPU's kernels for a batch give each row what it would get in any other batch, bit for bit. A
+    row that is alone, or among fewer sequences than there are threads, goes through kernels with
+    another order of sums. So a few sequences without a meaning keep it company.
+    """
+
+    def __init__(self, pipeline: Any, wanted: int) -> None:
+        self._pipeline = pipeline
+        self._wanted = wanted
+        self._ids = count(1 << 40)  # requests count from 1
+        self._handles: list[Any] = []
+
+    def join(self, running: int) -> None:
+        """Start as many as `running` requests need. A companion too many ends by itself."""
+        if not self._wanted:
+            return
+        self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
+        for _ in range(self._wanted - running - len(self._handles) if running else 0):
+            config = genai.GenerationConfig(
+                max_new_tokens=_COMPANION_TOKENS, ignore_eos=True, apply_chat_template=False
+            )
+            prompt = ov.Tensor(np.zeros((1, 1), dtype=np.int64))
+            self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
+
+    def leave(self) -> bool:
+        """Cancel all; the pipeline forgets them in its next step. Returns whether any ran."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.cancel()
+        return bool(handles)

@@ -16,8 +16,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
-from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.openvino.options import Load, ToWorker, decode_to_worker, reason_of
 from penstock.engines.process import (
     LENGTH_BYTES,
     Abort,

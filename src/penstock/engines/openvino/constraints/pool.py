@@ -21,7 +21,7 @@ from collections.abc import Callable
 from hashlib import blake2b
 
 from penstock.engines.openvino.constraints.throttle import Allowance, Throttle
-from penstock.engines.openvino.messages import LoadTokenizer
+from penstock.engines.openvino.options import LoadTokenizer
 from penstock.engines.process import (
     Call,
     EngineProcess,

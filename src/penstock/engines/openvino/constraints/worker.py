@@ -17,11 +17,10 @@ import sys
 from typing import Any, NoReturn
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.grammar.json_grammar import json_grammar
-from penstock.engines.openvino.grammar.regex import RegexWriter, parse
-from penstock.engines.openvino.grammar.writer import TABLES, Grammar, too_large
-from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
-from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.openvino.constraints.json_grammar import json_grammar
+from penstock.engines.openvino.constraints.regex import RegexWriter, parse
+from penstock.engines.openvino.constraints.writer import TABLES, Grammar, too_large
+from penstock.engines.openvino.options import LoadTokenizer, decode_to_constraint_worker, reason_of
 from penstock.engines.process import (
     LENGTH_BYTES,
     Call,
@@ -70,7 +69,7 @@ class Prover:
     def __init__(self, load: LoadTokenizer) -> None:
         import openvino_genai as genai
 
-        from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
+        from penstock.engines.openvino.constraints.grammar_cache import BarePipeline
 
         tokenizer = genai.Tokenizer(load.path)
         vocabulary = max(tokenizer.get_vocab().values()) + 1

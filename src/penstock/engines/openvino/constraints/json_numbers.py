@@ -12,7 +12,7 @@ from decimal import Decimal
 from math import ceil, floor
 from typing import Any
 
-from penstock.engines.openvino.grammar.writer import choice
+from penstock.engines.openvino.constraints.writer import choice
 
 WHOLE_DIGITS = 19
 """Digits of an unbounded integer: as many as 64 bits hold."""

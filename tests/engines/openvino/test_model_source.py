@@ -10,9 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.openvino.model import convert as module
-from penstock.engines.openvino.model.convert import convert
-from penstock.engines.openvino.model.find import find_model
+from penstock.engines.openvino import model_source as module
+from penstock.engines.openvino.model_source import convert, find_model
 from penstock.errors import EngineStartError, MissingExtraError
 
 EXPORTER = """

@@ -1,4 +1,4 @@
-from penstock.engines.openvino.reasons import reason_of
+from penstock.engines.openvino.options import reason_of
 
 
 def test_the_last_line_without_its_place():

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
 
-from penstock.engines.openvino.grammar.writer import (
+from penstock.engines.openvino.constraints.writer import (
     ALL,
     MAX_COUNT,
     TABLES,

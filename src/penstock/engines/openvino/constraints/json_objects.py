@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from penstock.engines.openvino.grammar.json_schemas import Impossible
-from penstock.engines.openvino.grammar.writer import Grammar, choice, too_large
+from penstock.engines.openvino.constraints.json_schemas import Impossible
+from penstock.engines.openvino.constraints.writer import Grammar, choice, too_large
 
 MAX_STATES = 20_000
 """Places in an object times numbers of properties that have to be counted."""

@@ -4,7 +4,7 @@ import re
 import jsonschema_rs
 import pytest
 
-from penstock.engines.openvino.grammar.json_grammar import json_grammar
+from penstock.engines.openvino.constraints.json_grammar import json_grammar
 from penstock.errors import RequestError
 
 NODE = {

@@ -1,7 +1,7 @@
-"""Converts Hugging Face models to OpenVINO's format and caches the result.
+"""Resolves a `model_source`: demo model, IR directory, GGUF file, or a model to convert.
 
-The exporter, optimum-intel, imports torch. It runs in a process of its own, so that this one never
-does.
+Hugging Face models are converted to OpenVINO's format once, and the result is cached. The exporter,
+optimum-intel, imports torch. It runs in a process of its own, so that this one never does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from penstock import private_files
-from penstock.engines.openvino.model.files import (
+from penstock.demo import MODEL_NAME, model_path
+from penstock.engines.openvino.model_files import (
     POOLING_CONFIG,
     SENTENCE_TRANSFORMERS,
+    context_length_of,
+    gguf_context_length,
     is_ir,
     lacks_token_types,
     read_config,
@@ -57,6 +62,61 @@ names = ["input_ids", "token_type_ids", "attention_mask"]
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], model_input_names=names)
 save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml")
 """
+
+
+class ModelFiles(Struct, frozen=True):
+    """A model ready to load: its IR directory or GGUF file, its task, and its context length in
+    tokens.
+    """
+
+    path: Path
+    task: str
+    context_length: int
+
+
+def check_tokenizer(source: str, task: str) -> None:
+    """Raise `EngineStartError` unless the directory `source` holds a tokenizer, and the task can
+    use it.
+    """
+    if task != "generate":
+        raise EngineStartError(
+            "only models that generate text take another tokenizer than their own"
+        )
+    if not (Path(source).expanduser() / "openvino_tokenizer.xml").is_file():
+        raise EngineStartError(
+            f"the tokenizer '{source}' is no directory with an openvino_tokenizer.xml"
+        )
+
+
+def stated_context_length(source: str) -> int | None:
+    """The context length in tokens that the model's local files state; None if they do not."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return gguf_context_length(path)
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return None
+    return context_length_of(config) if config else None
+
+
+def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
+    """Resolve `source`. Converts a Hugging Face model on first use, and shows its progress.
+
+    Raises `EngineStartError` if there is no such model, `MissingExtraError` if a conversion needs
+    an extra that is not installed.
+    """
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise EngineStartError(f"there is no GGUF file '{path}'")
+        return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
+    if not is_ir(path):
+        path = convert(source, task)
+    config = read_config(path)
+    return ModelFiles(
+        path, task or task_of(path, config), max_model_len or context_length_of(config)
+    )
 
 
 def convert(source: str, task: str | None = None) -> Path:

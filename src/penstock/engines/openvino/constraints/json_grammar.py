@@ -15,9 +15,14 @@ from typing import Any
 
 import jsonschema_rs
 
-from penstock.engines.openvino.grammar.json_numbers import FRACTION_DIGITS, Bounds, integer, number
-from penstock.engines.openvino.grammar.json_objects import Member, object_body
-from penstock.engines.openvino.grammar.json_schemas import (
+from penstock.engines.openvino.constraints.json_numbers import (
+    FRACTION_DIGITS,
+    Bounds,
+    integer,
+    number,
+)
+from penstock.engines.openvino.constraints.json_objects import Member, object_body
+from penstock.engines.openvino.constraints.json_schemas import (
     FORMATS,
     UNHELD,
     Impossible,
@@ -29,7 +34,7 @@ from penstock.engines.openvino.grammar.json_schemas import (
     types_of,
     unheld,
 )
-from penstock.engines.openvino.grammar.regex import (
+from penstock.engines.openvino.constraints.regex import (
     Choice,
     Node,
     RegexWriter,
@@ -38,7 +43,7 @@ from penstock.engines.openvino.grammar.regex import (
     lengths,
     parse,
 )
-from penstock.engines.openvino.grammar.writer import (
+from penstock.engines.openvino.constraints.writer import (
     ALL,
     TABLES,
     WIDE,

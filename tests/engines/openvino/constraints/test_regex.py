@@ -2,8 +2,8 @@ import re
 
 import pytest
 
-from penstock.engines.openvino.grammar.regex import RegexWriter, lengths, parse
-from penstock.engines.openvino.grammar.writer import Grammar
+from penstock.engines.openvino.constraints.regex import RegexWriter, lengths, parse
+from penstock.engines.openvino.constraints.writer import Grammar
 from penstock.errors import RequestError
 
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
-from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.openvino.model import convert as module
+from penstock.engines.openvino import OpenVINOEngine, model_source as module
 from penstock.errors import EngineStartError
 from penstock.testing import chat_request, deltas_of
 from penstock.types import EmbeddingRequest, RerankRequest, Sampling, TranscriptionRequest, Usage
