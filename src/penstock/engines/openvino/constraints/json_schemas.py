@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jsonschema_rs
+
 from penstock.errors import RequestError
 
 Schema = Mapping[str, Any]
@@ -291,3 +293,46 @@ def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:
     return "array" in kinds and (
         not schema.get("minItems", 0) or all(ends(root, item, finished) for item in items)
     )
+
+
+def has_end(root: Any, reference: str) -> bool:
+    """Whether a recursive reference has a finite value."""
+    reachable, todo = {reference}, [reference]
+    while todo:
+        new = [found for found in _references(resolve(root, todo.pop())) if found not in reachable]
+        reachable.update(new)
+        todo += new
+    finished: set[str] = set()
+    while more := {r for r in reachable - finished if ends(root, resolve(root, r), finished)}:
+        if reference in more:
+            return True
+        finished |= more
+    return False
+
+
+def _references(part: Any) -> list[str]:
+    """All `$ref` values within a schema."""
+    found, todo = [], [part]
+    while todo:
+        match todo.pop():
+            case dict() as schema:
+                if isinstance(schema.get("$ref"), str):
+                    found.append(schema["$ref"])
+                todo += [
+                    value
+                    for name, value in schema.items()
+                    if name not in ("const", "enum", "$defs", "definitions")
+                ]
+            case list() as parts:
+                todo += parts
+    return found
+
+
+def validator(schema: Any) -> Any:
+    """A validator of values. Raises `RequestError` for a pattern that is no regular expression."""
+    try:
+        return jsonschema_rs.validator_for(schema)
+    except ValueError:  # also raised for a pattern
+        raise RequestError(
+            "the JSON schema has a pattern that is no regular expression", param="response_format"
+        ) from None

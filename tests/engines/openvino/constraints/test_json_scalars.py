@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from penstock.engines.openvino.constraints.json_grammar import json_grammar
-from penstock.engines.openvino.constraints.json_numbers import Bounds, integer, number
+from penstock.engines.openvino.constraints.json_scalars import Bounds, integer, number
 from penstock.errors import RequestError
 
 ENDS = st.decimals(min_value=-2000, max_value=2000, places=2) | st.integers(-(10**7), 10**7).map(

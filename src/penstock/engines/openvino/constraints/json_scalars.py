@@ -1,19 +1,48 @@
-"""Grammars of JSON's numbers: integers and decimals, with exact bounds.
+"""Grammars of JSON's numbers and strings.
 
-A number with a fraction has at most 15 significant digits. So texts compare like the doubles that a
-reader parses from them, and a model cannot write digits for ever.
+Numbers have exact bounds. A number with a fraction has at most 15 significant digits. So texts
+compare like the doubles that a reader parses from them, and a model cannot write digits for ever.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from math import ceil, floor
 from typing import Any
 
-from penstock.engines.openvino.constraints.writer import choice
+from penstock.engines.openvino.constraints.json_schemas import FORMATS, Impossible, unheld
+from penstock.engines.openvino.constraints.regex import (
+    Choice,
+    Node,
+    RegexWriter,
+    Repeat,
+    Sequence,
+    lengths,
+    parse,
+)
+from penstock.engines.openvino.constraints.writer import (
+    ALL,
+    WIDE,
+    Grammar,
+    char_class,
+    choice,
+    literal,
+    without,
+)
+from penstock.errors import RequestError
 
+_PLAIN_RANGES = without(ALL, [(0, 0x1F), (34, 34), (92, 92)])
+_PLAIN = char_class(_PLAIN_RANGES)
+"""Characters that a JSON string holds unescaped."""
+_QUOTE, _BACKSLASH, _NOTHING = literal('"'), literal("\\"), literal("")
+_ESCAPE = r'["\\bfnrt] | "u000" [0-7be] | "u001" [0-9a-f]'
+"""What follows a backslash: the shortest escapes of the characters that JSON must escape."""
+_NAME_PART = 200
+"""Names are compared by at most so many of their first characters."""
 WHOLE_DIGITS = 19
 """Digits of an unbounded integer: as many as 64 bits hold."""
 FRACTION_DIGITS = 9
@@ -53,6 +82,24 @@ class Bounds:
 
 def _decimal(value: Any) -> Decimal | None:
     return None if isinstance(value, bool) or value is None else Decimal(repr(value))
+
+
+def number_body(kind: str, schema: Mapping[str, Any], checked: bool) -> str:
+    """The body of the integers or numbers that fit a schema. Raises `Impossible` if there are
+    none, and `RequestError` for a `multipleOf` that no grammar can enforce, unless `checked`.
+    """
+    places = 0 if kind == "integer" else FRACTION_DIGITS
+    step = schema.get("multipleOf")
+    if step is not None and not checked:
+        _, digits, exponent = Decimal(repr(step)).normalize().as_tuple()
+        if digits != (1,) or int(exponent) > 0:
+            raise unheld("multipleOf")
+        places = min(places, -int(exponent))
+    bounds = Bounds.of(schema)
+    body = integer(bounds) if places == 0 else number(bounds, places)
+    if body is None:
+        raise Impossible
+    return body
 
 
 def integer(bounds: Bounds) -> str | None:
@@ -194,9 +241,6 @@ def _fractions(
     return options, bare
 
 
-_NOTHING = '""'
-
-
 def _whole(low: int, high: int) -> list[str]:
     """Bodies of the integers from `low` to `high`, which are at least 0."""
     options: list[str] = []
@@ -234,3 +278,147 @@ def _same_size(low: str, high: str) -> list[str]:
         rest = f" [0-9]{{{size - 1}}}" if size > 1 else ""
         options.append(f"[{first}-{last}]{rest}")
     return options
+
+
+class Strings:
+    """Writes JSON strings into a grammar. With `checked`, somebody validates the answers later."""
+
+    def __init__(self, grammar: Grammar, checked: bool) -> None:
+        self._grammar = grammar
+        self._checked = checked
+        self._pattern = RegexWriter(grammar, in_json=True)
+
+    def body(self, schema: Mapping[str, Any]) -> str:
+        """The body of the strings that fit a schema. Raises `Impossible` if there are none."""
+        low, high = schema.get("minLength", 0), schema.get("maxLength")
+        if high is not None and high < low:
+            raise Impossible
+        pattern, known = schema.get("pattern"), FORMATS.get(schema.get("format", ""))
+        if pattern is not None:
+            return self._grammar.rule(self.matching(self._cut(parse(pattern), low, high)))
+        if known is not None:
+            try:
+                node = _shortened(parse(known), schema["format"], low, high)
+                return self._grammar.rule(self.matching(node))
+            except RequestError:
+                if not self._checked:
+                    raise
+        if low == 0 and high is None:
+            return self.any()
+        return self._grammar.rule(f"{_QUOTE} {self._characters(low, high)}")
+
+    def any(self) -> str:
+        return self._grammar.rule(f"{_QUOTE} {self._rest}")
+
+    def any_but(self, names: list[str]) -> str:
+        """Any string that is none of `names`."""
+        ends = [json_text(name)[1:][:_NAME_PART] for name in names]
+        return f"{_QUOTE} {self._tails(ends, self._rest) if ends else self._rest}"
+
+    def matching(self, node: Node) -> str:
+        """A string that matches a regular expression as a whole."""
+        return f"{_QUOTE} {self._pattern.body(node)} {_QUOTE}"
+
+    @cached_property
+    def _rest(self) -> str:
+        """The rest of any string, after its first quotation mark."""
+        return self._characters(0, None)
+
+    def _characters(self, low: int, high: int | None) -> str:
+        forms = (_PLAIN, f"{_BACKSLASH} {self._grammar.rule(_ESCAPE)}")
+        return self._grammar.characters(forms, low, high, self._grammar.rule(_QUOTE))
+
+    def _cut(self, node: Node, low: int, high: int | None) -> Node:
+        """A pattern, restricted to texts of `low` to `high` characters."""
+        least, most = lengths(node)
+        if least >= low and (high is None or (most is not None and most <= high)):
+            return node
+        if (most is not None and most < low) or (high is not None and least > high):
+            raise Impossible
+        parts = node.parts if isinstance(node, Sequence) else (node,)
+        for at, part in enumerate(parts):
+            inner_least, inner_most = lengths(Sequence(parts[:at] + parts[at + 1 :]))
+            if (
+                not isinstance(part, Repeat)
+                or lengths(part.item) != (1, 1)
+                or inner_most != inner_least
+            ):
+                continue
+            top = part.high if high is None else min(high - inner_least, part.high or high)
+            bottom = max(part.low, low - inner_least)
+            if top is not None and bottom > top:
+                raise Impossible
+            return Sequence((*parts[:at], Repeat(part.item, bottom, top), *parts[at + 1 :]))
+        if self._checked:
+            return node
+        raise RequestError(
+            "the JSON schema has a 'pattern' together with a length that no grammar can hold; write"
+            " the length into the pattern",
+            param="response_format",
+        )
+
+    def _tails(self, texts: list[str], rest: str) -> str:
+        """A text that equals none of `texts`, which end in a quotation mark; it continues as
+        `rest`.
+        """
+        heads = sorted({text[0] for text in texts})
+        taken = [(ord(head), ord(head)) for head in heads]
+        options = [] if '"' in heads else [_QUOTE]
+        options.append(f"{char_class(without(_PLAIN_RANGES, [*taken, *WIDE]))} {rest}")
+        options.append(self._grammar.rule(f"{char_class(without(WIDE, taken))} {rest}"))
+        for head in heads:
+            after = [text[1:] for text in texts if text[0] == head]
+            if head not in '"\\' and all(after):
+                options.append(f"{literal(head)} {self._tails(after, rest)}")
+        return self._grammar.rule(" | ".join(options))
+
+
+def _shortened(node: Node, name: str, low: int, high: int | None) -> Node:
+    """A format with smaller counts, so that no text is too long."""
+    least, most = lengths(node)
+    if least < low:
+        raise _length_with(name, "minLength")
+    while high is not None and (most is None or most > high):
+        largest = _largest_count(node)
+        if not largest:
+            raise _length_with(name, "maxLength")
+        node = _fewer(node, largest)
+        most = lengths(node)[1]
+    return node
+
+
+def _length_with(name: str, keyword: str) -> RequestError:
+    return RequestError(
+        f"the JSON schema has a string with the format '{name}' and a '{keyword}' that the openvino"
+        " engine cannot hold together; leave one of them out",
+        param="response_format",
+    )
+
+
+def _largest_count(node: Node) -> int:
+    """The largest count of a repetition that can be reduced; 0 if there is none."""
+    match node:
+        case Sequence(parts) | Choice(parts):
+            return max(map(_largest_count, parts), default=0)
+        case Repeat(item, low, high) if high:
+            return max(high if high > low else 0, _largest_count(item))
+    return 0
+
+
+def _fewer(node: Node, count: int) -> Node:
+    """Reduce the repetitions that count to `count` to three quarters of it."""
+    match node:
+        case Sequence(parts):
+            return Sequence(tuple(_fewer(part, count) for part in parts))
+        case Choice(options):
+            return Choice(tuple(_fewer(option, count) for option in options))
+        case Repeat(item, low, high):
+            return Repeat(
+                _fewer(item, count), low, max(low, count * 3 // 4) if high == count else high
+            )
+    return node
+
+
+def json_text(value: Any) -> str:
+    """A value as compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
