@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from penstock.engines.openvino.constraints.json_objects import Member, object_body
+from penstock.engines.openvino.constraints.json_objects import Member, object_body, separated
 from penstock.engines.openvino.constraints.json_scalars import (
     Strings,
     json_text,
@@ -226,19 +226,15 @@ class _Values:
             item = self._rule(others, depth) if most != 0 else None
         except Impossible:
             item = None
+        inside = f" {_COMMA} ".join(parts)
         if item is None:
             if least:
                 raise Impossible
-            inside = f" {_COMMA} ".join(parts)
-        else:
+        elif parts:
             more = self._grammar.rule(f"{_COMMA} {item}")
-            if parts:
-                inside = f" {_COMMA} ".join(parts) + " " + self._grammar.repeat(more, least, most)
-            else:
-                after = self._grammar.repeat(
-                    more, max(least - 1, 0), None if most is None else most - 1
-                )
-                inside = f"{item} {after}" if least else f"({item} {after})?"
+            inside += " " + self._grammar.repeat(more, least, most)
+        else:
+            inside = separated(self._grammar, item, least, most)
         return self._grammar.rule(f'"[" {inside} "]"')
 
     def _object(self, schema: Mapping[str, Any], depth: int) -> str:
@@ -283,7 +279,7 @@ class _Values:
         low, high = schema.get("minProperties", 0), schema.get("maxProperties")
         if extra and low > max(1, len(required)) and not self._checked:
             raise unheld("minProperties")
-        return object_body(self._grammar, members, extra, _COMMA, low, high)
+        return object_body(self._grammar, members, extra, low, high)
 
     def _by_pattern(self, name: str, patterns: Mapping[str, Any], others: Any) -> Any:
         fitting = [

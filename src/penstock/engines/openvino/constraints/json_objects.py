@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from penstock.engines.openvino.constraints.json_schemas import Impossible
-from penstock.engines.openvino.constraints.writer import Grammar, choice, too_large
+from penstock.engines.openvino.constraints.writer import Grammar, literal, too_large
 
+_COMMA = literal(",")
 MAX_STATES = 20_000
 """Places in an object times numbers of properties that have to be counted."""
 
@@ -24,7 +25,6 @@ def object_body(
     grammar: Grammar,
     members: list[Member],
     extra: str | None,
-    comma: str,
     low: int,
     high: int | None,
 ) -> str:
@@ -35,16 +35,14 @@ def object_body(
     needed = sum(member.required for member in members)
     if high is not None and high >= len(members) and extra is None:
         high = None
-    if low <= needed:
-        low = 0
-    if low == 0 and high is None:
-        inside = _uncounted(grammar, members, extra, comma)
+    if low <= needed and high is None:
+        inside = _uncounted(grammar, members, extra)
     else:
-        inside = _counted(grammar, members, extra, comma, low, high)
+        inside = _counted(grammar, members, extra, low if low > needed else 0, high)
     return grammar.rule(f'"{{" {inside} "}}"')
 
 
-def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma: str) -> str:
+def _uncounted(grammar: Grammar, members: list[Member], extra: str | None) -> str:
     """The members as a balanced tree, so that the engine passes few rules from one member to the
     next.
     """
@@ -52,19 +50,18 @@ def _uncounted(grammar: Grammar, members: list[Member], extra: str | None, comma
     def part(begin: int, end: int) -> tuple[str, bool]:
         """The body of one or more of these members, and whether all of them are optional."""
         if begin == len(members):
-            return f"{extra} {grammar.rule(f'{comma} {extra}')}*", True
+            return f"{extra} {grammar.rule(f'{_COMMA} {extra}')}*", True
         if end - begin == 1:
             return f"{members[begin].key} {members[begin].value}", not members[begin].required
         middle = (begin + end) // 2
         (first, none_first), (second, none_second) = part(begin, middle), part(middle, end)
         if none_first and none_second:
-            return grammar.rule(f"{first} ({comma} {second})? | {second}"), True
+            return grammar.rule(f"{first} ({_COMMA} {second})? | {second}"), True
         if none_first:
-            return f"({first} {comma})? {second}", False
-        return (
-            f"{first} {comma} {second}" if not none_second else f"{first} ({comma} {second})?",
-            False,
-        )
+            return f"({first} {_COMMA})? {second}", False
+        return f"{first} " + (
+            f"({_COMMA} {second})?" if none_second else f"{_COMMA} {second}"
+        ), False
 
     size = len(members) + (extra is not None)
     if not size:
@@ -77,7 +74,6 @@ def _counted(
     grammar: Grammar,
     members: list[Member],
     extra: str | None,
-    comma: str,
     low: int,
     high: int | None,
 ) -> str:
@@ -86,19 +82,15 @@ def _counted(
         raise too_large("its minProperties or maxProperties are too large to be counted")
     # Backwards from the last place: what may follow that number of properties. Counts above
     # `counted` are equivalent.
-    follow = [_further(grammar, extra, comma, count, low, high) for count in range(counted + 1)]
+    follow = [_further(grammar, extra, count, low, high) for count in range(counted + 1)]
     for member in reversed(members):
         before: list[str | None] = []
         for count in range(counted + 1):
-            options: list[str | None] = []
-            tail = follow[min(count + 1, counted)]
-            if tail is not None and (high is None or count < high):
-                before_it = f"{comma} " if count else ""
-                options.append(f"{before_it}{member.key} {member.value} {tail}".rstrip())
-            if not member.required and follow[count] is not None:
-                options.append(follow[count])
-            bodies = [option for option in options if option is not None]
-            before.append(_place(grammar, bodies, member.required))
+            options = [] if member.required else [follow[count]]
+            if (tail := follow[min(count + 1, counted)]) is not None and count != high:
+                before_it = f"{_COMMA} " if count else ""
+                options.insert(0, f"{before_it}{member.key} {member.value} {tail}".rstrip())
+            before.append(_place(grammar, [o for o in options if o is not None], member.required))
         follow = before
     if follow[0] is None:
         raise Impossible
@@ -114,16 +106,21 @@ def _place(grammar: Grammar, options: list[str], required: bool) -> str | None:
 
 
 def _further(
-    grammar: Grammar, extra: str | None, comma: str, count: int, low: int, high: int | None
+    grammar: Grammar, extra: str | None, count: int, low: int, high: int | None
 ) -> str | None:
     """The properties beyond the named ones, after `count` properties."""
     if high is not None and count > high:
         return None
     least, most = max(0, low - count), None if high is None else high - count
     if extra is None or most == 0:
-        return "" if least == 0 else None
-    more = grammar.rule(f"{comma} {extra}")
+        return None if least else ""
     if count:
-        return grammar.repeat(more, least, most)
-    after = grammar.repeat(more, max(least - 1, 0), None if most is None else most - 1)
-    return f"{extra} {after}" if least else choice([f"({extra} {after})?"])
+        return grammar.repeat(grammar.rule(f"{_COMMA} {extra}"), least, most)
+    return separated(grammar, extra, least, most)
+
+
+def separated(grammar: Grammar, item: str, low: int, high: int | None) -> str:
+    """`low` to `high` items with commas between them; `high` None means unbounded."""
+    more = grammar.rule(f"{_COMMA} {item}")
+    after = grammar.repeat(more, max(low - 1, 0), None if high is None else high - 1)
+    return f"{item} {after}" if low else f"({item} {after})?"

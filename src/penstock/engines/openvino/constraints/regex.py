@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
+from string import hexdigits
 
 from penstock.engines.openvino.constraints.writer import (
     ALL,
     MAX_COUNT,
+    NOTHING,
     TABLES,
     Grammar,
     Ranges,
@@ -35,6 +36,12 @@ _WORD: Ranges = [(48, 57), (65, 90), (95, 95), (97, 122)]
 _SPACE: Ranges = [(9, 13), (32, 32), (0xA0, 0xA0)]
 _CLASSES = {"d": _DIGITS, "w": _WORD, "s": _SPACE}
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
+_UNABLE = {
+    **dict.fromkeys("bB", "a word boundary"),
+    **dict.fromkeys("pP", "a Unicode property"),
+    "k": "a back-reference",
+}
+"""Escapes that no grammar can express."""
 _LINE_ENDS: Ranges = [(10, 10), (13, 13), (0x2028, 0x2029)]
 
 
@@ -86,14 +93,11 @@ def lengths(node: Node) -> tuple[int, int | None]:
         case Chars():
             return 1, 1
         case Sequence(parts):
-            each = [lengths(part) for part in parts]
-            return sum(low for low, _ in each), _total([high for _, high in each])
+            lows, highs = _bounds(parts)
+            return sum(lows), None if highs is None else sum(highs)
         case Choice(options):
-            each = [lengths(option) for option in options]
-            highs = [high for _, high in each]
-            return min(low for low, _ in each), (
-                None if None in highs else max(h for h in highs if h is not None)
-            )
+            lows, highs = _bounds(options)
+            return min(lows), None if highs is None else max(highs)
         case Repeat(item, low, high):
             least, most = lengths(item)
             if most == 0:
@@ -101,13 +105,10 @@ def lengths(node: Node) -> tuple[int, int | None]:
             return low * least, None if high is None or most is None else high * most
 
 
-def _total(sizes: list[int | None]) -> int | None:
-    total = 0
-    for size in sizes:
-        if size is None:
-            return None
-        total += size
-    return total
+def _bounds(nodes: tuple[Node, ...]) -> tuple[list[int], list[int] | None]:
+    """The least lengths, and the largest ones; None where one of these is unbounded."""
+    lows, highs = zip(*map(lengths, nodes), strict=True) if nodes else ((), ())
+    return list(lows), None if None in highs else list(highs)
 
 
 class RegexWriter:
@@ -125,7 +126,7 @@ class RegexWriter:
             case Chars(ranges):
                 return choice(self._forms(list(ranges)))
             case Sequence(parts):
-                return " ".join(self._parts(parts)) or '""'
+                return " ".join(self._parts(parts)) or NOTHING
             case Choice(options):
                 texts = [(option, self._text(option)) for option in options]
                 others = [self.body(option) for option, text in texts if text is None]
@@ -155,24 +156,17 @@ class RegexWriter:
 
     def _repeat(self, item: Node, low: int, high: int | None) -> str:
         if not isinstance(item, Chars):
-            return self._grammar.repeat(self._own_rule(self.body(item)), low, high)
+            # The engine copies a plain body for each count, and builds a table of the whole
+            # vocabulary for each copy. The empty rule at the end prevents the copies.
+            body = f"{self.body(item)} {self._grammar.rule(NOTHING)}"
+            return self._grammar.repeat(self._grammar.rule(body), low, high)
         forms = self._forms(list(item.ranges))
         if len(forms) == 1 and high is None and low < 2:
             return f"{forms[0]}{'*+'[low]}"
         few = sum(last - first + 1 for first, last in item.ranges) <= _FEW
         if len(forms) == 1 and few and high is not None and high <= TABLES:
             return f"{forms[0]}{{{low},{high}}}"
-        nothing = self._grammar.rule('""')
-        return self._grammar.characters(forms, low, high, nothing)
-
-    def _own_rule(self, body: str) -> str:
-        """A rule for a body that is repeated.
-
-        The engine copies a plain body for each count, and builds a table of the whole vocabulary
-        for each copy. The empty rule at the end prevents the copies.
-        """
-        empty = self._grammar.rule('""')
-        return self._grammar.rule(f"{body} {empty}")
+        return self._grammar.characters(forms, low, high, self._grammar.rule(NOTHING))
 
     def _forms(self, ranges: Ranges) -> list[str]:
         """The forms of one of these characters: a class, and in JSON the escapes."""
@@ -187,12 +181,10 @@ class RegexWriter:
         return [char_class(plain), *escapes] if plain else escapes
 
 
-def _escape(point: int) -> str:
-    short = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '\\"', 92: "\\\\"}.get(point)
-    return f'"\\\\{short or f"u{point:04x}"}"'
-
-
-_ESCAPES = {point: _escape(point) for point in [34, 92, *range(0x20)]}
+_SHORT = {8: "b", 9: "t", 10: "n", 12: "f", 13: "r", 34: '\\"', 92: "\\\\"}
+_ESCAPES = {
+    point: f'"\\\\{_SHORT.get(point, f"u{point:04x}")}"' for point in [34, 92, *range(0x20)]
+}
 
 
 class _Parser:
@@ -212,8 +204,7 @@ class _Parser:
         if self._depth > MAX_DEPTH:
             raise too_large(f"its groups are nested more than {MAX_DEPTH} deep")
         options = [self._sequence()]
-        while self._peek("|"):
-            self._at += 1
+        while self._takes("|"):
             options.append(self._sequence())
         self._depth -= 1
         return options[0] if len(options) == 1 else _choice_of(options)
@@ -258,9 +249,7 @@ class _Parser:
             found = numbers
         else:
             return None
-        if self._peek("?"):
-            self._at += 1
-        elif self._peek("+"):
+        if not self._takes("?") and self._peek("+"):
             raise self._unable("a possessive repetition")
         return found
 
@@ -291,13 +280,8 @@ class _Parser:
         if char == ".":
             return Chars(tuple(without(ALL, _LINE_ENDS)))
         if char == "\\":
-            ranges = self._escaped(in_class=False)
-            return self._one(ranges)
-        return (
-            _fixed(char)
-            if not "\ud800" <= char <= "\udfff"
-            else self._one([(ord(char), ord(char))])
-        )
+            return self._one(self._escaped(in_class=False))
+        return self._one([(ord(char), ord(char))])
 
     def _one(self, ranges: Ranges) -> Chars:
         kept = without(ranges, [(0xD800, 0xDFFF)])
@@ -321,17 +305,15 @@ class _Parser:
             else:
                 raise self._unable(f"a group that begins with '({head[:2]}'")
         inside = self._choice()
-        if not self._peek(")"):
+        if not self._takes(")"):
             raise self._wrong("a '(' has no ')'")
-        self._at += 1
         return inside
 
     def _class(self) -> Node:
         self._at += 1
-        negated = self._peek("^")
-        self._at += negated
+        negated = self._takes("^")
         ranges: Ranges = []
-        while not self._peek("]"):
+        while not self._takes("]"):
             if self._at >= len(self._text):
                 raise self._wrong("a '[' has no ']'")
             low = self._member()
@@ -350,7 +332,6 @@ class _Parser:
                 ranges.append((low[0][0], high[0][0]))
             else:
                 ranges += low
-        self._at += 1
         return self._one(without(ALL, ranges) if negated else normal(ranges))
 
     def _member(self) -> Ranges:
@@ -374,14 +355,9 @@ class _Parser:
             return self._code_point(char)
         if char == "b" and in_class:
             return [(8, 8)]
-        if char in "bB":
-            raise self._unable("a word boundary")
-        if char.isdecimal() or char == "k":
-            raise self._unable("a back-reference")
-        if char in "pP":
-            raise self._unable("a Unicode property")
         if char.isalnum():
-            raise self._unable(f"the escape '\\{char}'")
+            named = "a back-reference" if char.isdecimal() else f"the escape '\\{char}'"
+            raise self._unable(_UNABLE.get(char, named))
         return [(ord(char), ord(char))]
 
     def _code_point(self, kind: str) -> Ranges:
@@ -393,10 +369,7 @@ class _Parser:
             digits, after = self._text[self._at : self._at + size], self._at + size
             if len(digits) < size:
                 digits = ""
-        try:
-            point = int(digits, 16) if digits.isalnum() else -1
-        except ValueError:
-            point = -1
+        point = int(digits, 16) if digits and not digits.strip(hexdigits) else -1
         if not 0 <= point <= 0x10FFFF:
             raise self._wrong(f"'\\{kind}' is not followed by a code point")
         self._at = after
@@ -404,6 +377,12 @@ class _Parser:
 
     def _peek(self, char: str) -> bool:
         return self._text.startswith(char, self._at)
+
+    def _takes(self, char: str) -> bool:
+        """Whether this character is next. Goes on behind it."""
+        found = self._peek(char)
+        self._at += found
+        return found
 
     def _wrong(self, what: str) -> RequestError:
         return RequestError(f"not a valid regular expression: {what}", param="response_format")
@@ -414,11 +393,6 @@ class _Parser:
             " answer",
             param="response_format",
         )
-
-
-@cache
-def _fixed(char: str) -> Chars:
-    return Chars(((ord(char), ord(char)),))
 
 
 def _choice_of(options: list[Node]) -> Node:

@@ -20,6 +20,7 @@ _BASE = 16
 """Repetitions are counted as digits of this base."""
 _MANY_WORDS, _DEEPEST_WORDS = 16, 100
 Ranges = list[tuple[int, int]]
+NOTHING = '""'
 
 
 class Grammar:
@@ -75,7 +76,7 @@ class Grammar:
             self._chains[key] = max(high, built)
             return self._chain(one, low, high, end)
         size = max(self._tables // 2, _SHORTEST_CHAIN)
-        several = self._chain(one, size, size, self.rule('""'))
+        several = self._chain(one, size, size, self.rule(NOTHING))
         sets, rest = divmod(high - low, size)
         full = f"{self.exactly(several, sets)} {self._chain(one, 0, rest, end)}"
         fewer = (
@@ -89,14 +90,14 @@ class Grammar:
         if count > MAX_COUNT:
             raise too_large(f"it asks for {count:,} characters, more than any answer can have")
         size = max(self._tables // 2, _SHORTEST_CHAIN)
-        nothing = self.rule('""')
+        nothing = self.rule(NOTHING)
         several = self.exactly(self._chain(one, size, size, nothing), count // size)
         return f"{several} {self._chain(one, count % size, count % size, nothing)}"
 
     def _chain(self, one: Sequence[str], low: int, high: int, end: str) -> str:
         """A chain of rules, one a character. Chains with the same end share their last rules."""
         rule = end
-        for place in range(high - 1, -1, -1):
+        for place in reversed(range(high)):
             stop = [end] if low <= place and low != high else []
             rule = self.rule(" | ".join([*stop, *(f"{form} {rule}" for form in one)]))
         return rule
@@ -105,12 +106,8 @@ class Grammar:
         """`low` to `high` repetitions of `item`, a rule's name. `high` None means unbounded."""
         if low > MAX_COUNT:
             raise too_large(f"it asks for {low:,} repetitions, more than any answer can have")
-        if high is not None and high > MAX_COUNT:
-            high = None
-        if high is None:
-            if low < 2:
-                return f"{item}{'*+'[low]}"
-            return f"{self.exactly(item, low)} {item}*"
+        if high is None or high > MAX_COUNT:
+            return f"{item}{'*+'[low]}" if low < 2 else f"{self.exactly(item, low)} {item}*"
         if low == high:
             return self.exactly(item, low)
         if low == 0:
@@ -122,7 +119,7 @@ class Grammar:
         large count.
         """
         if count < _BASE:
-            return f"{item}{{{count}}}" if count > 1 else item if count else '""'
+            return f"{item}{{{count}}}" if count > 1 else item if count else NOTHING
         sets, rest = divmod(count, _BASE)
         several = self.exactly(self._set(item), sets)
         return f"{several} {self.exactly(item, rest)}" if rest else several
@@ -132,12 +129,8 @@ class Grammar:
             return f"{item}{{0,{count}}}" if count > 1 else f"{item}?"
         sets, rest = divmod(count, _BASE)
         several = self._set(item)
-        full = (
-            f"{self.exactly(several, sets)} {self._up_to(item, rest)}"
-            if rest
-            else self.exactly(several, sets)
-        )
-        fewer = self._up_to(several, sets - 1) if sets > 1 else '""'
+        full = self.exactly(several, sets) + (f" {self._up_to(item, rest)}" if rest else "")
+        fewer = self._up_to(several, sets - 1) if sets > 1 else NOTHING
         return self.rule(f"{fewer} {self._up_to(item, _BASE - 1)} | {full}")
 
     def _set(self, item: str) -> str:
