@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -15,13 +17,17 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
-from penstock.errors import UnsupportedError
+from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.types import Sampling
 
 _MOST_COMPANIONS = 16
 _COMPANION_TOKENS = 24
 """A companion's prompt and answer stay within one block of the cache."""
 _RUNNING = genai.GenerationStatus.RUNNING
+_TOGETHER_CHARS = 16384
+"""Texts of more characters are encoded one by one."""
+GGUF_TOKENIZER_LIMIT = 8192
+"""GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 _LARGEST_MIN_P = 1.0 - 2.0**-24
 """GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 
@@ -216,3 +222,82 @@ class Companions:
         for handle in handles:
             handle.cancel()
         return bool(handles)
+
+
+class Tokenizer:
+    """GenAI's tokenizer of a model: ids of texts and texts of ids, many in one call.
+
+    A text with `cut_at` tokens or more counts as cut.
+    """
+
+    def __init__(self, tokenizer: Any, cut_at: int | None = None) -> None:
+        self.end: int = tokenizer.get_eos_token_id()
+        self._tokenizer = tokenizer
+        self._cut_at = cut_at
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of token ids."""
+        return int(max(self._tokenizer.get_vocab().values())) + 1
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, none added. Raises `ContextLengthError` for a text that the tokenizer would
+        cut.
+        """
+        token_ids = self.encode([text], special_tokens=False)[0]
+        self.check_uncut(token_ids, "text", "prompt")
+        return token_ids
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        self.check_ids(token_ids, "tokens")
+        return self.decode([token_ids])[0]
+
+    def encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        """The ids of each text. Rows of one call are as long as its longest text, so a long one has
+        a call to itself; so has an empty one, since several give fewer rows than there are texts.
+        """
+        short = [text for text in texts if 0 < len(text) <= _TOGETHER_CHARS]
+        rows = iter(self._encode_together(short, special_tokens) if short else [])
+        return [
+            (
+                next(rows)
+                if 0 < len(text) <= _TOGETHER_CHARS
+                else self._encode_together([text], special_tokens)[0]
+            )
+            for text in texts
+        ]
+
+    def _encode_together(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
+        ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
+        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+    def check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
+        if self._cut_at is not None and len(token_ids) >= self._cut_at:
+            raise ContextLengthError(
+                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1}"
+                " tokens",
+                param=param,
+            )
+
+    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
+        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocabulary:
+            raise RequestError(f"token ids must be from 0 to {self.vocabulary - 1}", param=param)
+
+    def decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
+        filled = [s for s in sequences if s]
+        texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
+        return [next(texts) if s else "" for s in sequences]
+
+    def chat_template(self) -> str | None:
+        """The model's own template, before GenAI simplified it."""
+        return self._tokenizer.get_original_chat_template() or self._tokenizer.chat_template or None
+
+    def special_tokens(self) -> dict[str, str]:
+        """Names that chat templates use."""
+        tokens = {
+            "bos_token": self._tokenizer.get_bos_token(),
+            "eos_token": self._tokenizer.get_eos_token(),
+            "pad_token": self._tokenizer.get_pad_token(),
+        }
+        return {name: text for name, text in tokens.items() if text}

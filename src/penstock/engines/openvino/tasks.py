@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import wave
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from penstock.engines.base import Capabilities
 from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
 from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
+from penstock.engines.openvino.pipeline import Tokenizer
 from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.errors import (
     ContextLengthError,
@@ -55,14 +55,9 @@ _POOLING = {
 def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
     model = _TASKS[load.task](load.path, load.options, load.context_length)
-    capabilities = Capabilities(
-        tasks=frozenset({*model.tasks, "tokenize", "detokenize"}),
-        context_length=load.context_length,
-        max_concurrency=(
-            load.options.max_num_seqs if "embeddings" in model.tasks else _CALLS_AT_ONCE
-        ),
-    )
-    return model, Ready(capabilities, None, {})
+    at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
+    tasks = frozenset({*model.tasks, "tokenize", "detokenize"})
+    return model, Ready(Capabilities(tasks, load.context_length, at_once), None, {})
 
 
 class Task:
@@ -77,6 +72,7 @@ class Task:
         self._options = options
         self._context_length = context_length
         self._tokenizer = genai.Tokenizer(path)
+        self.detokenize = Tokenizer(self._tokenizer).detokenize
         self._start()
 
     def _start(self) -> None:
@@ -99,31 +95,16 @@ class Task:
 
     def tokenize(self, text: str) -> list[int]:
         encoded = self._tokenizer.encode([text], add_special_tokens=False, max_length=_NO_LIMIT)
-        ids: list[int] = encoded.input_ids.data[0].tolist()
-        return ids
+        return list(map(int, encoded.input_ids.data[0]))
 
-    def detokenize(self, token_ids: list[int]) -> str:
-        if not token_ids:
-            return ""
-        if not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
-            raise RequestError(
-                f"token ids must be from 0 to {self._vocabulary - 1}", param="tokens"
-            )
-        return str(self._tokenizer.decode(token_ids))
-
-    def add_adapter(self, name: str, path: str) -> None:
+    def add_adapter(self, *_: str) -> None:
         raise self._unsupported("LoRA adapters")
 
-    def remove_adapter(self, name: str) -> None:
-        raise self._unsupported("LoRA adapters")
+    remove_adapter = add_adapter
 
     def reset_prefix_cache(self) -> None:
         """Refuse, having no such cache."""
         raise self._unsupported("reset_prefix_cache")
-
-    @cached_property
-    def _vocabulary(self) -> int:
-        return int(max(self._tokenizer.get_vocab().values())) + 1
 
     # For the kinds
     def _unsupported(self, what: str) -> UnsupportedError:
