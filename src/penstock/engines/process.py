@@ -21,13 +21,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, cast
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, ValidationError, msgpack
 
 from penstock.engines.base import Capabilities
 from penstock.errors import EngineDeadError, RequestError
@@ -35,6 +34,7 @@ from penstock.types import Delta, Sampling
 
 LENGTH_BYTES = 4
 _SOCKET_BUFFER = 1 << 22
+_READ_SIZE = 1 << 20
 _STOP_GRACE_SECONDS = 5.0
 _GRACE_SECONDS = 4.0
 """How long a child has for an orderly end after its pipe has closed."""
@@ -99,15 +99,13 @@ class Failed(Struct, tag="failed", array_like=True):
 
 ToParent = Ready | Step | Reply | Failed
 
-encode = msgspec.msgpack.Encoder().encode
-decode_to_parent = msgspec.msgpack.Decoder(ToParent).decode
+encode = msgpack.Encoder().encode
+decode_to_parent = msgpack.Decoder(ToParent).decode
 
 
 def refusal_of(data: bytes | bytearray) -> Failed:
-    """The answer to a message whose values have wrong types: the request is to blame, not the
-    worker.
-    """
-    number: int = msgspec.msgpack.decode(data)[1]
+    """The answer to a message whose values have wrong types: the request is to blame."""
+    number: int = msgpack.decode(data)[1]
     return Failed(
         number, RequestError.kind, "a value of the request has a wrong type, or is out of its range"
     )
@@ -115,9 +113,7 @@ def refusal_of(data: bytes | bytearray) -> Failed:
 
 _Spawn = Callable[[], "subprocess.Popen[bytes]"]
 _wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] = {}
-"""What the thread that starts children is to start. By process: a forked one has no threads of its
-parent's.
-"""
+"""What the thread that starts children has to start, by process: a fork inherits no threads."""
 
 
 def _spawned(spawn: _Spawn) -> Future[subprocess.Popen[bytes]]:
@@ -208,9 +204,7 @@ class EngineProcess(asyncio.Protocol):
         self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
 
     async def stop(self) -> None:
-        """Close the pipe and wait for the child to end; kill it if it does not within five
-        seconds.
-        """
+        """Close the pipe and wait for the child to end; kill it after five seconds."""
         child = self._child
         if child is None:
             return
@@ -237,16 +231,9 @@ class EngineProcess(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
 
     def data_received(self, data: bytes) -> None:
-        buffer = self._buffer
-        buffer += data
-        at = 0
-        while len(buffer) - at >= LENGTH_BYTES:
-            end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
-            if len(buffer) < end:
-                break
-            self._on_message(bytes(buffer[at + LENGTH_BYTES : end]))
-            at = end
-        del buffer[:at]
+        self._buffer += data
+        for message in _taken(self._buffer):
+            self._on_message(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -283,10 +270,64 @@ class EngineProcess(asyncio.Protocol):
         return f"the engine process ended with exit code {code}"
 
 
+class WorkerPipe:
+    """The child's end of the pipe. `decode` reads a message of the parent."""
+
+    def __init__(self, fd: int, decode: Callable[[bytes], Any]) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._decode = decode
+        self._buffer = bytearray()
+
+    def read(self, wait: bool) -> list[Any]:
+        """All messages that are there; with `wait`, at least one.
+
+        In the place of a message that cannot be read stands the answer to it. Raises `EOFError`
+        once the parent is gone.
+        """
+        messages: list[Any] = []
+        while True:
+            try:
+                data = self._socket.recv(
+                    _READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return messages
+            if not data:
+                raise EOFError
+            self._buffer += data
+            messages += map(self._decoded, _taken(self._buffer))
+
+    def write(self, messages: Iterable[ToParent]) -> None:
+        """Send messages in one write. Waits if the parent does not keep up."""
+        parts: list[bytes] = []
+        for message in messages:
+            data = encode(message)
+            parts += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
+        self._socket.sendall(b"".join(parts))
+
+    def _decoded(self, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except ValidationError:
+            return refusal_of(data)
+
+
+def _taken(buffer: bytearray) -> list[bytes]:
+    """The whole messages at the beginning of a buffer, which they leave."""
+    messages: list[bytes] = []
+    at = 0
+    while len(buffer) - at >= LENGTH_BYTES:
+        end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
+        if len(buffer) < end:
+            break
+        messages.append(bytes(buffer[at + LENGTH_BYTES : end]))
+        at = end
+    del buffer[:at]
+    return messages
+
+
 def end_with_parent(fd: int, parent: int) -> None:
-    """Call this first in a process that `EngineProcess` started: `fd` is its pipe, `parent` the
-    parent's id.
-    """
+    """Call this first in a child of `EngineProcess`: `fd` is its pipe, `parent` the parent's id."""
     if sys.platform == "linux":
         import ctypes
 
