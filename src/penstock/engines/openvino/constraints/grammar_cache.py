@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,21 +57,19 @@ class CompiledGrammars:
         return len(self._ready) >= KEPT
 
     def forget(self) -> None:
-        """Empty the cache. Nothing may be compiling meanwhile. Running requests keep their
-        grammars.
-        """
+        """Empty the cache while nothing compiles. Running requests keep their grammars."""
         if self._pipeline is not None:
             self._ready.clear()
             self._pipeline.forget()
 
 
+@dataclass(eq=False)
 class _Task:
     """A queued grammar, with a future for the outcome."""
 
-    def __init__(self, grammars: CompiledGrammars, grammar: str) -> None:
-        self.grammars = grammars
-        self.grammar = grammar
-        self.done: Future[None] = Future()
+    grammars: CompiledGrammars
+    grammar: str
+    done: Future[None] = field(default_factory=Future)
 
 
 class Compiling:
@@ -104,9 +103,7 @@ class Compiling:
         return task.done
 
     def go_on(self, serving: bool) -> None:
-        """Start on the next grammar if its time has come. `serving`: whether the pipelines have
-        requests.
-        """
+        """Start the next grammar if its time has come. `serving`: the pipelines have requests."""
         if serving:
             self._served_at = time.monotonic()
         if not self._waiting or not self.idle:
@@ -164,15 +161,11 @@ class BarePipeline:
         self._other: Any = None
 
     def compile(self, grammar: str, tokens: int = 1, seed: int = 0) -> list[int]:
-        """Compile a grammar and generate up to `tokens` random tokens with it. Passes on the
-        engine's errors.
-        """
+        """Compile a grammar, and generate up to `tokens` random tokens with it."""
         return self._write(self._pipeline, grammar, tokens, seed)
 
     def forget(self) -> None:
-        """Empty the cache. Running requests keep their grammars. Nothing else may use the tokenizer
-        meanwhile.
-        """
+        """Empty the cache while nothing else uses the tokenizer. Requests keep their grammars."""
         if self._other is None:
             self._other = _pipeline(self._tokenizer, self._vocabulary + 1)
         for pipeline in (self._other, self._pipeline):

@@ -244,11 +244,8 @@ class _Values:
             raise too_large(f"its schema has more than {MAX_PROPERTIES:,} properties")
         required = dict.fromkeys(schema.get("required", ()))
         patterns = schema.get("patternProperties", {})
-        default = not (given or patterns or required)
-        others = schema.get(
-            "additionalProperties",
-            default if schema.get("unevaluatedProperties") is not False else False,
-        )
+        closed = given or patterns or required or schema.get("unevaluatedProperties") is False
+        others = schema.get("additionalProperties", not closed)
         names = schema.get("propertyNames", True)
         for name in required:
             given.setdefault(

@@ -43,9 +43,7 @@ def object_body(
 
 
 def _uncounted(grammar: Grammar, members: list[Member], extra: str | None) -> str:
-    """The members as a balanced tree, so that the engine passes few rules from one member to the
-    next.
-    """
+    """The members as a balanced tree: the engine passes few rules from one to the next."""
 
     def part(begin: int, end: int) -> tuple[str, bool]:
         """The body of one or more of these members, and whether all of them are optional."""

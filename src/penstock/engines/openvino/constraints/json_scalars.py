@@ -62,22 +62,18 @@ class Bounds:
 
     @classmethod
     def of(cls, schema: Mapping[str, Any]) -> Bounds:
-        """The bounds in a schema. Draft 4 has `exclusiveMinimum` and `exclusiveMaximum` as
-        flags.
-        """
-        lows = [(_decimal(schema.get("minimum")), schema.get("exclusiveMinimum") is True)]
-        highs = [(_decimal(schema.get("maximum")), schema.get("exclusiveMaximum") is True)]
-        lows.append((_decimal(schema.get("exclusiveMinimum")), True))
-        highs.append((_decimal(schema.get("exclusiveMaximum")), True))
-        low = max(
-            ((value, is_open) for value, is_open in lows if value is not None),
-            default=(None, False),
-        )
-        high = min(
-            ((value, not is_open) for value, is_open in highs if value is not None),
-            default=(None, True),
-        )
-        return cls(low[0], low[1], high[0], not high[1])
+        """The bounds in a schema. In draft 4 the exclusive bounds are flags."""
+        lows = [
+            (_decimal(schema.get("minimum")), schema.get("exclusiveMinimum") is True),
+            (_decimal(schema.get("exclusiveMinimum")), True),
+        ]
+        highs = [
+            (_decimal(schema.get("maximum")), schema.get("exclusiveMaximum") is not True),
+            (_decimal(schema.get("exclusiveMaximum")), False),
+        ]
+        low, low_open = max((x for x in lows if x[0] is not None), default=(None, False))
+        high, high_closed = min((x for x in highs if x[0] is not None), default=(None, True))
+        return cls(low, low_open, high, not high_closed)
 
 
 def _decimal(value: Any) -> Decimal | None:
@@ -111,18 +107,15 @@ def integer(bounds: Bounds) -> str | None:
         low = max(low, floor(bounds.low) + 1 if bounds.low_open else ceil(bounds.low))
     if bounds.high is not None:
         high = min(high, ceil(bounds.high) - 1 if bounds.high_open else floor(bounds.high))
-    options = (
-        [f'"-" {choice(_whole(max(1, -high), -low))}'] if low < 0 and max(1, -high) <= -low else []
-    )
+    least = max(1, -high)
+    options = [f'"-" {choice(_whole(least, -low))}'] if least <= -low else []
     if high >= max(low, 0):
         options += _whole(max(low, 0), high)
     return choice(options) if options else None
 
 
 def number(bounds: Bounds, places: int = FRACTION_DIGITS) -> str | None:
-    """The body of the numbers within bounds, with at most `places` decimals; None if there are
-    none.
-    """
+    """The body of the numbers within bounds with at most `places` decimals; None if none fit."""
     if bounds == Bounds():
         return _any_number(places)
     options: list[str] = []
@@ -183,9 +176,7 @@ def _decimals(
 def _with_fraction(
     whole: int, low: str | None, low_open: bool, high: str | None, high_open: bool, places: int
 ) -> list[str]:
-    """Bodies of the numbers with the integer part `whole` and a fraction within bounds, which are
-    given as digits.
-    """
+    """Bodies of the numbers with the integer part `whole` and a fraction between two, as digits."""
     digits = min(places, FRACTION_DIGITS if whole < _SMALL else 3 if whole < _SMALL**2 else 0)
     fractions, bare = _fractions(low, low_open, high, high_open, digits)
     options = [f'"{whole}"'] if bare else []
@@ -201,9 +192,7 @@ def _fraction_of(value: Decimal) -> str:
 def _fractions(
     low: str | None, low_open: bool, high: str | None, high_open: bool, digits: int
 ) -> tuple[list[str], bool]:
-    """Bodies of the fractions within bounds, and whether leaving the fraction out is within bounds
-    too.
-    """
+    """Bodies of the fractions within bounds, and whether no fraction at all is within them."""
     bare = (not low and not (low == "" and low_open)) and not (high == "" and high_open)
     if digits == 0:
         return [], bare
@@ -211,28 +200,17 @@ def _fractions(
         return [f"[0-9]{{1,{digits}}}"], True
     options: list[str] = []
     free = ""
-    for digit in "0123456789":
-        next_low, next_high = low, high
-        if low is not None:
-            edge = low[:1] or "0"
-            if digit < edge:
-                continue
-            next_low = low[1:] if digit == edge else None
-        if high is not None:
-            edge = high[:1] or "0"
-            if digit > edge:
-                continue
-            next_high = high[1:] if digit == edge else None
+    first = "0" if low is None else low[:1] or "0"
+    last = "9" if high is None else high[:1] or "0"
+    for digit in "0123456789"[int(first) : int(last) + 1]:
+        next_low = low[1:] if low is not None and digit == first else None
+        next_high = high[1:] if high is not None and digit == last else None
         if next_low is None and next_high is None:
             free += digit
             continue
         more, ends = _fractions(next_low, low_open, next_high, high_open, digits - 1)
         if more:
-            options.append(
-                f'"{digit}" {choice(more)}'
-                if not ends
-                else f'"{digit}" {choice([*more, _NOTHING])}'
-            )
+            options.append(f'"{digit}" {choice([*more, _NOTHING] if ends else more)}')
         elif ends:
             options.append(f'"{digit}"')
     if free:
@@ -358,9 +336,7 @@ class Strings:
         )
 
     def _tails(self, texts: list[str], rest: str) -> str:
-        """A text that equals none of `texts`, which end in a quotation mark; it continues as
-        `rest`.
-        """
+        """A text that equals none of `texts`, each with its end quote; it goes on as `rest`."""
         heads = sorted({text[0] for text in texts})
         taken = [(ord(head), ord(head)) for head in heads]
         options = [] if '"' in heads else [_QUOTE]

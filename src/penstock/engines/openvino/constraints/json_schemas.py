@@ -1,6 +1,4 @@
-"""Operations on JSON Schemas: resolving references, merging two schemas, testing for
-disjointness.
-"""
+"""Operations on JSON Schemas: follow references, merge two schemas, compare them."""
 
 from __future__ import annotations
 
@@ -26,9 +24,7 @@ _BY_KEYWORD = {
 ASSERTIONS = frozenset(name for names in _BY_KEYWORD.values() for name in names) | {
     "type", "enum", "const", "$ref", "allOf", "anyOf", "oneOf",
 }  # fmt: skip
-"""Keywords that constrain a value and that grammars enforce. `UNHELD` has those that they
-cannot.
-"""
+"""Keywords that grammars enforce. `UNHELD` has those that they cannot."""
 UNHELD = frozenset(
     {
         "not",
@@ -134,10 +130,9 @@ def types_of(schema: Schema) -> list[str]:
     """The types that a schema allows; without `type`, the types that its keywords are about."""
     given = schema.get("type")
     if given is None:
-        found = [
+        return [
             kind for kind, names in _BY_KEYWORD.items() if any(name in schema for name in names)
-        ]
-        return found or [kind for kind in TYPES if kind != "integer"]
+        ] or [kind for kind in TYPES if kind != "integer"]
     types = [given] if isinstance(given, str) else list(dict.fromkeys(given))
     return [kind for kind in types if not (kind == "integer" and "number" in types)]
 
@@ -241,12 +236,12 @@ def disjoint(root: Any, first: Any, second: Any, depth: int = 0) -> bool:
         return False
     required = [set(schema.get("required", ())) for schema in (first, second)]
     properties = [schema.get("properties", {}) for schema in (first, second)]
-    for mine, others in ((0, 1), (1, 0)):
-        closed = (first, second)[others]
-        is_closed = (
-            closed.get("additionalProperties") is False and "patternProperties" not in closed
-        )
-        if is_closed and required[mine] - properties[others].keys():
+    for mine, other, names in ((0, second, properties[1]), (1, first, properties[0])):
+        if (
+            other.get("additionalProperties") is False
+            and "patternProperties" not in other
+            and required[mine] - names.keys()
+        ):
             return True
     both = properties[0].keys() & properties[1].keys() & (required[0] & required[1])
     return any(disjoint(root, properties[0][name], properties[1][name], depth + 1) for name in both)
@@ -261,11 +256,8 @@ def _target(root: Any, schema: Any) -> Any:
 
 
 def _values(schema: Schema) -> set[str] | None:
-    if "const" in schema:
-        return {json.dumps(schema["const"], sort_keys=True)}
-    if "enum" in schema:
-        return {json.dumps(value, sort_keys=True) for value in schema["enum"]}
-    return None
+    values = [schema["const"]] if "const" in schema else schema.get("enum")
+    return None if values is None else {json.dumps(value, sort_keys=True) for value in values}
 
 
 def ends(root: Any, schema: Any, finished: Iterable[str]) -> bool:

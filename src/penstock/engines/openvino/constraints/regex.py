@@ -1,6 +1,4 @@
-"""Parses regular expressions in ECMAScript's notation, which JSON Schema uses, as far as a grammar
-can express them.
-"""
+"""Regular expressions of ECMAScript and JSON Schema, as far as a grammar can express them."""
 
 from __future__ import annotations
 
@@ -112,9 +110,7 @@ def _bounds(nodes: tuple[Node, ...]) -> tuple[list[int], list[int] | None]:
 
 
 class RegexWriter:
-    """Writes expressions into a grammar. With `in_json` they are the inside of a JSON string, with
-    its escapes.
-    """
+    """Writes expressions into a grammar; with `in_json` as the inside of a JSON string."""
 
     def __init__(self, grammar: Grammar, in_json: bool) -> None:
         self._grammar = grammar
@@ -270,17 +266,19 @@ class _Parser:
 
     def _item(self) -> Node:
         char = self._text[self._at]
-        if char == "(":
-            return self._group()
-        if char == "[":
-            return self._class()
-        if char in "*+?":
-            raise self._wrong(f"'{char}' repeats nothing")
+        match char:
+            case "(":
+                return self._group()
+            case "[":
+                return self._class()
+            case "*" | "+" | "?":
+                raise self._wrong(f"'{char}' repeats nothing")
         self._at += 1
-        if char == ".":
-            return Chars(tuple(without(ALL, _LINE_ENDS)))
-        if char == "\\":
-            return self._one(self._escaped(in_class=False))
+        match char:
+            case ".":
+                return Chars(tuple(without(ALL, _LINE_ENDS)))
+            case "\\":
+                return self._one(self._escaped(in_class=False))
         return self._one([(ord(char), ord(char))])
 
     def _one(self, ranges: Ranges) -> Chars:
@@ -356,8 +354,8 @@ class _Parser:
         if char == "b" and in_class:
             return [(8, 8)]
         if char.isalnum():
-            named = "a back-reference" if char.isdecimal() else f"the escape '\\{char}'"
-            raise self._unable(_UNABLE.get(char, named))
+            other = "a back-reference" if char.isdecimal() else f"the escape '\\{char}'"
+            raise self._unable(_UNABLE.get(char, other))
         return [(ord(char), ord(char))]
 
     def _code_point(self, kind: str) -> Ranges:

@@ -40,9 +40,7 @@ class Grammar:
         self._size = 0
 
     def rule(self, body: str, name: str | None = None) -> str:
-        """The name of the rule with this body, made if it does not exist. Raises `RequestError` at
-        the size limit.
-        """
+        """The name of the rule with this body. Raises `RequestError` at the size limit."""
         if name is None and (body in self._names or body in self._rules):
             return self._names.get(body, body)
         if name is None:
@@ -61,9 +59,7 @@ class Grammar:
         return name
 
     def characters(self, one: Sequence[str], low: int, high: int | None, end: str) -> str:
-        """`low` to `high` characters, then the rule `end`. `one` lists the forms of a single
-        character.
-        """
+        """`low` to `high` characters, then the rule `end`. `one` lists the forms of a character."""
         if high is None or high > MAX_COUNT:
             star = self.reserve()
             self.rule(" | ".join([end, *(f"{form} {star}" for form in one)]), star)
@@ -115,9 +111,7 @@ class Grammar:
         return f"{self.exactly(item, low)} {self._up_to(item, high - low)}"
 
     def exactly(self, item: str, count: int) -> str:
-        """`count` repetitions of `item`, as nested groups: the engine is slow at each token of one
-        large count.
-        """
+        """`count` repetitions of `item`, as nested groups: a large count slows each token."""
         if count < _BASE:
             return f"{item}{{{count}}}" if count > 1 else item if count else NOTHING
         sets, rest = divmod(count, _BASE)
