@@ -77,9 +77,7 @@ class LLMEngine(Tasks, Operations):
     that is taken up again may have others. Options that are not named here decide.
     """
     makes_ranks: ClassVar[bool] = False
-    """Whether data-parallel ranks are an option of this engine, which starts them and balances
-    between them.
-    """
+    """Whether this engine starts data-parallel ranks itself, and balances between them."""
     operations: ClassVar[frozenset[str]] = frozenset()
     """The operations that `control` does."""
     capabilities: Capabilities
@@ -104,9 +102,7 @@ class LLMEngine(Tasks, Operations):
         self.adapters = dict(adapters or {})
 
     def stated_context_length(self) -> int | None:
-        """The context in tokens that options or the model's files state, had without loading; None
-        if none does.
-        """
+        """The context in tokens that options or the model's files state; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 
@@ -137,15 +133,11 @@ class LLMEngine(Tasks, Operations):
 
     # Life
     async def start(self) -> None:
-        """Load the model. Returns when requests can be answered; raises `EngineStartError` if it
-        cannot be loaded.
-        """
+        """Load the model. Returns when it answers; raises `EngineStartError` if it cannot."""
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is
-        harmless.
-        """
+        """Free everything. Requests in flight end with `EngineDeadError`. Idempotent."""
         raise NotImplementedError
 
     async def restart(self) -> None:
@@ -173,23 +165,17 @@ class LLMEngine(Tasks, Operations):
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
-        """The token ids of a request's prompt; None where it is more than that, such as one with
-        pictures.
-        """
+        """The token ids of a request's prompt; None for one that has more, such as pictures."""
         raise self._unsupported("prompts as token ids")
 
     def tell_cached_blocks(self) -> bool:
-        """Fill `cached_blocks` from the next start on; False where the engine does not tell what it
-        has cached.
-        """
+        """Fill `cached_blocks` from the next start on. False where the engine cannot."""
         return False
 
     # Adapters
     @classmethod
     def adapter_options(cls, most: int) -> dict[str, Any]:
-        """`engine_kwargs` without which the engine would take no adapters, for `most` of them at
-        once.
-        """
+        """The `engine_kwargs` that let the engine take `most` adapters at once."""
         return {}
 
     async def resolve_lora(self, name: str, path: str) -> None:
@@ -280,5 +266,5 @@ class Versions(Struct, frozen=True):
         return " to ".join(".".join(map(str, numbers)) for numbers in (self.oldest, self.newest))
 
     def _numbers(self, version: str) -> tuple[int, ...]:
-        found = re.findall(r"\d+", version.partition("+")[0])
-        return tuple(int(number) for number in found[: len(self.oldest)])
+        numbers = re.findall(r"\d+", version.partition("+")[0])
+        return tuple(map(int, numbers[: len(self.oldest)]))

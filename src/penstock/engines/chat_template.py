@@ -31,9 +31,7 @@ PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 class ChatTemplate:
-    """One model's template. `source` None means that the model has none: contents are joined by
-    line ends.
-    """
+    """One model's template. `source` None: the model has none, and line ends join the contents."""
 
     def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
         self.source = source or PLAIN
@@ -111,7 +109,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=_Undefined
     )
-    environment.filters["tojson"] = _tojson
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment
@@ -127,10 +127,6 @@ def _plain_content(message: Message) -> Message:
     return message
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
 def _raise(message: str) -> None:
     raise _RefusedError(message)
 
@@ -140,9 +136,7 @@ class _RefusedError(TemplateError):
 
 
 class _MissingError(TemplateError):
-    """A template uses `name`, which `owner` has not; where that is None, it is no name that
-    templates are given.
-    """
+    """A template uses `name`, which `owner` lacks; `owner` None: no template is given that name."""
 
     def __init__(self, name: str, owner: Any) -> None:
         super().__init__(name)
@@ -197,17 +191,12 @@ def _path_of(wanted: Any, value: Any, path: str) -> str | None:
     """Where an object stands in the messages."""
     if value is wanted:
         return path
-    parts: list[tuple[Any, str]] = []
     if isinstance(value, Mapping):
         parts = [(part, f"{path}.{name}") for name, part in value.items()]
-    elif isinstance(value, list):
-        parts = [(part, f"{path}[{number}]") for number, part in enumerate(value)]
-    found = (
-        _path_of(wanted, part, where)
-        for part, where in parts
-        if isinstance(part, Mapping | list) or part is wanted
-    )
-    return next(filter(None, found), None)
+    else:
+        items = enumerate(value) if isinstance(value, list) else ()
+        parts = [(part, f"{path}[{number}]") for number, part in items]
+    return next(filter(None, (_path_of(wanted, part, where) for part, where in parts)), None)
 
 
 def _kind(value: Any) -> str:

@@ -1,6 +1,4 @@
-"""Files of models and LoRA adapters that an engine's library loads itself: where they are, and what
-they state.
-"""
+"""Files that an engine's library loads itself: where models and LoRA adapters are."""
 
 from __future__ import annotations
 
@@ -15,9 +13,7 @@ from penstock.parsing.json_errors import json_fault
 
 
 def model_for(source: str) -> str:
-    """The directory or hub id of a `model_source`. Raises `EngineStartError` for a directory that
-    is not there.
-    """
+    """The directory or hub id of a `model_source`. Raises `EngineStartError`."""
     if source == demo.MODEL_NAME:
         return str(demo.model_path("huggingface"))
     path = Path(source).expanduser()
@@ -29,9 +25,7 @@ def model_for(source: str) -> str:
 
 
 def stated_context_length(source: str) -> int | None:
-    """The context in tokens that the files of a local model state; None where there are none, or do
-    not say it.
-    """
+    """The context in tokens that the files of a local model state; None if they do not."""
     path = (
         demo.model_path("huggingface") if source == demo.MODEL_NAME else Path(source).expanduser()
     )

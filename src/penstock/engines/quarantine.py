@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from hashlib import blake2b
 from math import log
 from typing import TYPE_CHECKING, Any
@@ -33,19 +34,13 @@ if TYPE_CHECKING:
 PROOF = 2
 """Deaths of the engine with a request alone in it, that prove the request to be the cause."""
 NOTED = 2
-"""Deaths that a request was there at, until it is a suspect from the start when it is asked
-again.
-"""
+"""After so many deaths with it a request is a suspect from the start when asked again."""
 REMEMBERED = 4096
 """Requests of which deaths are remembered; the oldest are forgotten."""
 HARMLESS_S = 5.0
-"""How long a suspect has the engine to its group at least, in seconds, before others are let in
-beside it.
-"""
+"""Seconds for which a group of suspects has the engine to itself at least."""
 _MOST_FALSE_ALARMS = 2
-"""So many deaths more are asked for as proof where the engine was seen to die of nothing that was
-in it.
-"""
+"""The proof needs at most so many more deaths where the engine has died of no request."""
 _GROWTH = 4
 """Groups grow at most by this factor, beginning with one: 1, 4, 16 …"""
 _NOT_ASKED = {
@@ -130,19 +125,19 @@ class Visit:
         )
 
 
+@dataclass(slots=True)
 class _Record:
-    """What is known of a request: the deaths it was there at, those it was alone at, and when the
-    last such was.
+    """What is known of a request: how many deaths it was there at, and how many alone.
+
+    `last` counts the answers before its last death alone. `killed` is 1 if somebody may have sent
+    the signal, who needs not be the request.
     """
 
-    __slots__ = ("alone", "deaths", "killed", "last", "proved")
-
-    def __init__(self) -> None:
-        self.deaths = 0
-        self.alone = 0
-        self.last = -1
-        self.killed = 0  # 1 if somebody may have sent the signal, who needs not be the request
-        self.proved = False
+    deaths: int = 0
+    alone: int = 0
+    last: int = -1
+    killed: int = 0
+    proved: bool = False
 
 
 class _Pool:
@@ -215,9 +210,7 @@ class Quarantine:
                 record.alone = record.deaths = 0
 
     def reopen(self) -> None:
-        """After a death: the engine runs again, or does not for a reason that whoever asks it will
-        be told.
-        """
+        """After a death: the engine runs again, or asking it raises the reason why not."""
         if self._down:
             self._down = False
             loop = asyncio.get_running_loop()
@@ -306,13 +299,10 @@ class Quarantine:
             self._wake()
 
     def _may_enter(self, visit: Visit) -> bool:
-        if self._down or self._dead:
-            return False
-        turn = self._turn
-        if not turn:
-            return True
-        return visit.group is turn and all(
-            other.group is turn or other.trusted for other in self._inside
+        if self._down or self._dead or not self._turn:
+            return not (self._down or self._dead)
+        return visit.group is self._turn and all(
+            other.group is self._turn or other.trusted for other in self._inside
         )
 
     def _next_turn(self) -> None:
@@ -396,9 +386,7 @@ class Quarantine:
         )
 
     def _leave_behind(self, dead: list[Visit]) -> None:
-        """An engine of several processes has died in part, and some requests go on in it: they hold
-        nobody up.
-        """
+        """An engine of several processes died in part: requests that go on in it hold nobody up."""
         if self._dead is dead and dead:
             for visit in self._inside:
                 visit.trusted = True
@@ -415,9 +403,7 @@ class Quarantine:
 
 
 def digest_of(asked: Any) -> bytes:
-    """16 bytes that name what is asked of an engine, whoever asks, and however the answer is to
-    travel.
-    """
+    """16 bytes that name what is asked of an engine, whoever asks and however answers travel."""
     if isinstance(asked, msgspec.Struct):
         unsaid = {
             name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__

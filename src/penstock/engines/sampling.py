@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -30,37 +30,33 @@ LEAST = 2.0**-126
 """The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of
 what is far below.
 """
-_LIMITS: dict[str, tuple[float, float]] = {
-    "temperature": (0.0, 2.0),
-    "min_p": (0.0, 1.0),
-    "presence_penalty": (-2.0, 2.0),
-    "frequency_penalty": (-2.0, 2.0),
+_LIMITS: dict[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 2.0, "between 0 and 2"),
+    "min_p": (0.0, 1.0, "between 0 and 1"),
+    "presence_penalty": (-2.0, 2.0, "between -2 and 2"),
+    "frequency_penalty": (-2.0, 2.0, "between -2 and 2"),
     # Beyond these, products with a model's logits leave the range of a 32-bit float, and its
     # answers are noise.
-    "repetition_penalty": (1e-6, 1e6),
+    "repetition_penalty": (1e-6, 1e6, "between 1e-06 and 1e+06"),
+    "top_p": (LEAST, 1.0, f"above 0 (at least {LEAST:.3g}) and at most 1"),
 }
 _WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
 
 
 def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engine: str) -> None:
-    """Raise `RequestError` naming the parameter that is out of range, or `UnsupportedError` for a
-    missing ability.
-    """
-    for name, (low, high) in _LIMITS.items():
+    """Raise `RequestError` for a value out of range, `UnsupportedError` for a missing ability."""
+    for name, (low, high, rule) in _LIMITS.items():
         value = getattr(sampling, name)
         if (
             not isinstance(value, (float, int))
             or isinstance(value, bool)
             or not low <= value <= high
         ):
-            raise _out_of_range(name, value, f"between {low:g} and {high:g}")
+            raise _out_of_range(name, value, rule)
     if 0.0 < sampling.temperature < LEAST:
         raise _out_of_range(
             "temperature", sampling.temperature, f"0 (greedy) or at least {LEAST:.3g}"
         )
-    top_p: Any = sampling.top_p
-    if not isinstance(top_p, (float, int)) or isinstance(top_p, bool) or not LEAST <= top_p <= 1.0:
-        raise _out_of_range("top_p", top_p, f"above 0 (at least {LEAST:.3g}) and at most 1")
     for name in _WHOLE:
         whole = getattr(sampling, name)
         if whole is not None and (type(whole) is not int or not -(2**63) <= whole < 2**63):
@@ -90,9 +86,7 @@ def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engin
 
 
 def check_token_ids(token_ids: Sequence[int], param: str) -> None:
-    """Raise `RequestError` unless all are whole numbers that a token's id can be, whatever the
-    model.
-    """
+    """Raise `RequestError` unless all can be token ids of some model."""
     if not {int}.issuperset(map(type, token_ids)):  # not True either
         raise RequestError("token ids must be whole numbers", param=param)
     if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 2**31:
@@ -144,10 +138,11 @@ def _check_structured(
             param=structured.param,
         )
     try:
-        if structured.kind == "regex":
-            check_regex(structured.spec)
-        elif structured.kind == "json_schema":
-            check_json_schema(structured.spec)
+        match structured.kind:
+            case "regex":
+                check_regex(structured.spec)
+            case "json_schema":
+                check_json_schema(structured.spec)
     except RequestError as error:
         raise RequestError(str(error), param=structured.param) from None
 
@@ -220,14 +215,10 @@ def with_seed(request: Request) -> Request:
     asked = getattr(request, "messages", None) or getattr(request, "prompt", None)
     try:
         said = msgspec.msgpack.encode((asked, request.adapter))
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-    ):  # lone surrogates and the like, as the engine will say
+    except (ValueError, TypeError, OverflowError):  # lone surrogates and the like
         said = repr((asked, request.adapter)).encode(errors="backslashreplace")
-    digest = blake2b(said, digest_size=4).digest()
-    sampling = msgspec.structs.replace(request.sampling, seed=int.from_bytes(digest, "big") >> 1)
+    seed = int.from_bytes(blake2b(said, digest_size=4).digest(), "big") >> 1
+    sampling = msgspec.structs.replace(request.sampling, seed=seed)
     return msgspec.structs.replace(request, sampling=sampling)
 
 
@@ -275,7 +266,5 @@ class StopStrings:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a beginning of `stop`, shorter than the whole."""
-    for size in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:size]):
-            return size
-    return 0
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)

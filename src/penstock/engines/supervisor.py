@@ -154,8 +154,11 @@ class Supervisor:
 
     def _let_go(self) -> None:
         """The next job begins without suspects, unless a server holds the engine."""
-        held = self._users or (self.stays and self.policy is not BATCH)
-        if not held and self.engine.supervisor is self:
+        if (
+            not self._users
+            and (not self.stays or self.policy is BATCH)
+            and self.engine.supervisor is self
+        ):
             self.engine.supervisor = None
 
     def _check_loop(self) -> None:
@@ -163,8 +166,9 @@ class Supervisor:
         if not self._users and self.phase in ("cold", "failed"):
             self._loop = here
         if self._loop is not here or self.engine.loop not in (None, here):
-            where = "the engine runs in another event loop, and can only be used there"
-            raise ConfigError(where, field="engine")
+            raise ConfigError(
+                "the engine runs in another event loop, and can only be used there", field="engine"
+            )
 
     # Its owner
     def load(self) -> None:
@@ -209,8 +213,10 @@ class Supervisor:
         """A new error that tells why the engine cannot be used."""
         if self.phase != "failed":
             return EngineDeadError(f"'{self.engine.model_source}' is not loaded")
-        timed_out = isinstance(self.error, EngineTimeoutError)
-        error = EngineTimeoutError(self.reason) if timed_out else EngineStartError(self.reason)
+        kind = (
+            EngineTimeoutError if isinstance(self.error, EngineTimeoutError) else EngineStartError
+        )
+        error = kind(self.reason)
         error.retry_after = max(self._retry_at - asyncio.get_running_loop().time(), 0.0)
         return error
 
@@ -268,8 +274,9 @@ class Supervisor:
         except TimeoutError:
             if not limit.expired():
                 raise
-            waited = f"waited {policy.start_timeout_s:g} s for {waits_for}"
-            raise EngineTimeoutError(waited) from None
+            raise EngineTimeoutError(
+                f"waited {policy.start_timeout_s:g} s for {waits_for}"
+            ) from None
         self.generation += 1
         self._failures = 0
         self._settle("ready")
@@ -391,23 +398,23 @@ async def _probe(engine: LLMEngine) -> None:
 
     Raises `EngineDeadError` if that ends it too.
     """
-    tasks, text = engine.capabilities.tasks, "Hi"
     sampling = Sampling(max_tokens=1, temperature=0.0)
+    requests = {
+        "completions": CompletionRequest("Hi", sampling, stream=False),
+        "chat": ChatRequest([{"role": "user", "content": "Hi"}], sampling, stream=False),
+        "embeddings": EmbeddingRequest(["Hi"]),
+        "rerank": RerankRequest("Hi", ["Hi"]),
+        "classify": ClassifyRequest(["Hi"]),
+    }
+    task = next((task for task in requests if task in engine.capabilities.tasks), None)
     try:
-        if "completions" in tasks:
-            completion = CompletionRequest(text, sampling, stream=False)
-            await Answers.of(generated(engine, completion))
-        elif "chat" in tasks:
-            chat = ChatRequest([{"role": "user", "content": text}], sampling, stream=False)
-            await Answers.of(generated(engine, chat))
-        elif "embeddings" in tasks:
-            await engine.embeddings(EmbeddingRequest([text]))
-        elif "rerank" in tasks:
-            await engine.rerank(RerankRequest(text, [text]))
-        elif "classify" in tasks:
-            await engine.classify(ClassifyRequest([text]))
-        else:
-            await engine.check_health()
+        match request := requests.get(task or ""):
+            case ChatRequest() | CompletionRequest():
+                await Answers.of(generated(engine, request))
+            case None:
+                await engine.check_health()
+            case _:
+                await getattr(engine, str(task))(request)
     except EngineDeadError:
         raise
     except PenstockError:

@@ -144,9 +144,7 @@ class Operations:
         return bool(await self.control("is_sleeping"))
 
     async def pause(self, mode: PauseMode = "wait") -> None:
-        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep"
-        holds them.
-        """
+        """Hold new requests. Those in flight finish ("wait"), end ("abort") or rest ("keep")."""
         await self.control("pause", mode=mode)
 
     async def resume(self) -> None:
@@ -231,9 +229,7 @@ async def mapped(batches: Batches, change: Callable[[Delta], Delta]) -> Batches:
 
 
 class Mailbox:
-    """Deltas that an engine's loop has made for one request, until the request's one caller takes
-    them.
-    """
+    """Deltas that an engine's loop has made for a request, until its one caller takes them."""
 
     __slots__ = ("_deltas", "_error", "_waiter")
 

@@ -41,9 +41,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
 
 class TokenEngine(LLMEngine):
-    """An engine whose model continues token sequences. `model_kind` names another kind of model,
-    for messages.
-    """
+    """An engine whose model continues token sequences. Errors name it by `model_kind`."""
 
     template: ChatTemplate
     model_kind = "this model"
@@ -126,9 +124,7 @@ class TokenEngine(LLMEngine):
         return self.continue_prompt(request) if n == 1 else self._fan_out(request, n)
 
     async def _fan_out(self, request: GenerateRequest, n: int) -> Batches:
-        """n requests with seeds of their own, merged. The prefix cache makes the shared prompt
-        cheap.
-        """
+        """n requests with their own seeds, merged. The prefix cache shares the prompt."""
         first_seed = (
             request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
         )

@@ -8,6 +8,7 @@ import os
 import time
 from abc import abstractmethod
 from itertools import count
+from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
@@ -73,9 +74,7 @@ class WorkerEngine(TokenEngine):
     # Life
     @abstractmethod
     async def _load_message(self) -> msgspec.Struct:
-        """The worker's first message, which says what to load. Raises `EngineStartError` for what
-        cannot be.
-        """
+        """The worker's first message: what to load. Raises `EngineStartError`."""
 
     @property
     def watched(self) -> bool:
@@ -93,9 +92,9 @@ class WorkerEngine(TokenEngine):
                     await self._start()
                 except EngineDeadError as error:
                     if not left or not error.suspects:  # or it was stopped
-                        tries = f" in {STARTS} tries" if not left else ""
                         raise EngineStartError(
-                            f"'{self.model_source}' could not be loaded{tries}: {error}"
+                            f"'{self.model_source}' could not be loaded"
+                            f"{'' if left else f' in {STARTS} tries'}: {error}"
                         ) from None
                     _log.warning(
                         "'%s': %s while it loaded; it is started again", self.model_source, error
@@ -106,14 +105,13 @@ class WorkerEngine(TokenEngine):
         process = EngineProcess(
             self.worker, self._on_message, lambda why: self._on_death(process, why)
         )
-        ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
-        self._calls[0] = ready
+        ready = self._calls[0] = asyncio.get_running_loop().create_future()
         await process.start()
         self._process = process
         self.loop = asyncio.get_running_loop()
         try:
             process.send(encode(load))
-            answer = await ready
+            answer: Ready = await ready
             self.capabilities = answer.capabilities
             self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
             for name, path in self.adapters.items():
@@ -159,8 +157,7 @@ class WorkerEngine(TokenEngine):
     @property
     def idle_seconds(self) -> float:
         """Seconds since a request was last under way in the process; 0 while one is."""
-        busy = self._mailboxes or self._calls
-        return 0.0 if busy else time.monotonic() - self._answered_at
+        return 0.0 if self._mailboxes or self._calls else time.monotonic() - self._answered_at
 
     async def continue_prompt(self, request: GenerateRequest) -> Batches:
         sampling = request.sampling
@@ -193,9 +190,7 @@ class WorkerEngine(TokenEngine):
                 self._send(Abort(number))
 
     async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
-        """A constraint as the worker takes it. Raises `RequestError` for one that the engine had
-        better not see.
-        """
+        """A constraint as the worker takes it. Raises `RequestError` for a dangerous one."""
         return structured
 
     async def answer(self, task: str, request: Any) -> Any:
@@ -229,8 +224,7 @@ class WorkerEngine(TokenEngine):
         await self._call("remove_adapter", name)
 
     async def metrics(self) -> dict[str, float]:
-        counts: dict[str, float] = await self._call("metrics")
-        return counts
+        return dict(await self._call("metrics"))
 
     # Messages
     def _send(self, message: msgspec.Struct) -> None:
@@ -250,8 +244,7 @@ class WorkerEngine(TokenEngine):
 
     async def _call(self, method: str, *args: Any) -> Any:
         number = next(self._ids)
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._calls[number] = future
+        future = self._calls[number] = asyncio.get_running_loop().create_future()
         try:
             self._send(Call(number, method, list(args)))
             return await future
@@ -259,22 +252,22 @@ class WorkerEngine(TokenEngine):
             self._calls.pop(number, None)
 
     def _on_message(self, data: bytes) -> None:
-        message = decode_to_parent(data)
-        if isinstance(message, Step):
-            mailboxes = self._mailboxes
-            for number, delta in message.deltas:
-                if (mailbox := mailboxes.get(number)) is not None:
-                    mailbox.put(delta)
-        elif isinstance(message, Failed):
-            error = by_kind(message.kind, message.message)
-            if (mailbox := self._mailboxes.get(message.id)) is not None:
-                mailbox.fail(error)
-            else:
-                self._settle(message.id, error=error)
-        elif isinstance(message, Reply):
-            self._settle(message.id, value=message.value)
-        else:
-            self._settle(0, value=message)
+        mailboxes = self._mailboxes
+        match message := decode_to_parent(data):
+            case Step():
+                for number, delta in message.deltas:
+                    if (mailbox := mailboxes.get(number)) is not None:
+                        mailbox.put(delta)
+            case Failed():
+                error = by_kind(message.kind, message.message)
+                if (mailbox := mailboxes.get(message.id)) is not None:
+                    mailbox.fail(error)
+                else:
+                    self._settle(message.id, error=error)
+            case Reply():
+                self._settle(message.id, value=message.value)
+            case Ready():
+                self._settle(0, value=message)
 
     def _settle(self, number: int, *, value: Any = None, error: Exception | None = None) -> None:
         future = self._calls.pop(number, None)
@@ -330,17 +323,15 @@ class StuckWatch:
 
 
 def _ticks_if_asleep(pid: int) -> int | None:
-    """The CPU time of a process, in the system's ticks, if all its threads sleep; None if not, or
-    if nobody knows.
-    """
+    """The CPU time of a process in ticks if all its threads sleep; None if not, or if unknown."""
     try:
         total = 0
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
-                said = file.read().rpartition(b")")[2].split()
-            if said[_STATE] != b"S":
+            stat = Path(f"/proc/{pid}/task/{thread}/stat").read_bytes()
+            fields = stat.rpartition(b")")[2].split()
+            if fields[_STATE] != b"S":
                 return None
-            total += int(said[_USER_TICKS]) + int(said[_SYSTEM_TICKS])
+            total += int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
         return total
     except (OSError, IndexError, ValueError):
         return None

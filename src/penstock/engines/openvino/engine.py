@@ -57,10 +57,9 @@ class OpenVINOEngine(WorkerEngine):
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         deciding = super().deciding_options(engine_kwargs)
-        given = deciding.pop("properties", {})
         properties = {
             name: value
-            for name, value in given.items()
+            for name, value in deciding.pop("properties", {}).items()
             if name.upper() not in COSTS_ONLY_PROPERTIES
         }
         return {**deciding, "properties": properties} if properties else deciding
@@ -116,14 +115,15 @@ class OpenVINOEngine(WorkerEngine):
                 )
             case "transcriptions":
                 self._check_task(task)
-                given = (
+                answer = await self._call(
+                    "transcribe",
                     request.audio,
                     request.language,
                     request.task,
                     request.max_tokens,
                     request.timestamps,
                 )
-                return msgspec.convert(await self._call("transcribe", *given), Transcription)
+                return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
 
     async def control(self, operation: str, **options: Any) -> Any:

@@ -42,9 +42,7 @@ RUNNING = genai.GenerationStatus.RUNNING
 
 
 class Generation:
-    """The model, and all requests on it. Single-threaded: `step` holds the interpreter lock
-    anyway.
-    """
+    """The model and its requests. Single-threaded: `step` holds the interpreter lock anyway."""
 
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self.options = options
@@ -158,9 +156,7 @@ class Generation:
         """Answer, which shows that the process is alive."""
 
     def metrics(self) -> dict[str, float]:
-        """Steps made, requests in slots and in queues, and how full the fullest KV cache is (0 to
-        1).
-        """
+        """Counts of steps and requests, and how full the fullest KV cache is (0 to 1)."""
         lanes = self._lanes.values()
         return {
             "steps": self._steps,
@@ -170,9 +166,7 @@ class Generation:
         }
 
     def add_adapter(self, name: str, path: str) -> None:
-        """Load an adapter as a lane of its own; the least recently used idle one leaves if there
-        are too many.
-        """
+        """Load an adapter as a lane. The least recently used idle one leaves if needed."""
         if self._adapter_paths.get(name) == path and name in self._lanes:
             return
         self.remove_adapter(name)
@@ -190,9 +184,7 @@ class Generation:
                 self._uncompiled.pop(request, None)
 
     def reset_prefix_cache(self) -> None:
-        """Reload every pipeline, the only way to empty their caches. Adapters come back when they
-        are next used.
-        """
+        """Empty the caches by reloading the base; adapters come back when next used."""
         if self.busy:
             raise EngineError("the prefix cache can only be reset while no request runs")
         self._lanes.clear()
@@ -200,9 +192,7 @@ class Generation:
 
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
-        """Each request with its prompt's ids; texts are encoded together, a call being dear and a
-        text cheap.
-        """
+        """Each request with its prompt's ids. One call encodes all texts, as calls are dear."""
         ready: list[tuple[Submit, list[int]]] = []
         for special in (False, True):
             texts = [
@@ -284,9 +274,7 @@ class Generation:
             )
 
     def _take_compiled(self) -> list[Failed]:
-        """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be
-        done.
-        """
+        """Let requests go on whose grammars are ready. Waits a moment if nothing else runs."""
         futures = [future for _, future in self._uncompiled.values() if future is not None]
         serving = any(lane.busy for lane in self._lanes.values())
         self._compiling.go_on(serving)
@@ -308,9 +296,7 @@ class Generation:
         return failures
 
     def _forget_many(self) -> None:
-        """Forget the grammars of lanes that have many, and begin with those that waited for
-        that.
-        """
+        """Forget the grammars of lanes that have many, and begin with those that waited."""
         for lane in self._lanes.values():
             if lane.grammars is not None and lane.grammars.many:
                 lane.grammars.forget()

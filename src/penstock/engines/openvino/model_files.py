@@ -36,9 +36,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def task_of(path: Path, config: dict[str, Any]) -> str:
-    """The task of the model in directory `path`, by its architecture and the file of
-    sentence-transformers.
-    """
+    """The task of the model in `path`, by its architecture and sentence-transformers' file."""
     name = str((config.get("architectures") or [""])[0])
     if name.endswith("ForSequenceClassification"):
         return "score"
@@ -89,8 +87,9 @@ def _unused_positions(config: dict[str, Any]) -> int:
 
 
 def gguf_context_length(path: Path) -> int:
-    """The context length in tokens, from `*.context_length` in the file's header
-    (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+    """The context in tokens, from `*.context_length` in the file's header.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
     """
     try:
         with path.open("rb") as file:

@@ -65,9 +65,7 @@ save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml"
 
 
 class ModelFiles(Struct, frozen=True):
-    """A model ready to load: its IR directory or GGUF file, its task, and its context length in
-    tokens.
-    """
+    """A model ready to load: IR directory or GGUF file, task, and context length in tokens."""
 
     path: Path
     task: str
@@ -75,9 +73,7 @@ class ModelFiles(Struct, frozen=True):
 
 
 def check_tokenizer(source: str, task: str) -> None:
-    """Raise `EngineStartError` unless the directory `source` holds a tokenizer, and the task can
-    use it.
-    """
+    """Raise `EngineStartError` unless `source` holds a tokenizer that the task can use."""
     if task != "generate":
         raise EngineStartError(
             "only models that generate text take another tokenizer than their own"
@@ -222,9 +218,7 @@ def _download(source: str) -> Path:
 def _convert(
     source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
 ) -> None:
-    """Export into a directory beside `target`, then rename it: `target` is complete whenever it
-    exists.
-    """
+    """Export beside `target`, then rename: `target` is complete whenever it exists."""
     config = read_config(directory)
     task = task or task_of(directory, config)
     _check_kind(source, task, config)
@@ -236,23 +230,12 @@ def _convert(
     log.unlink(missing_ok=True)
     try:
         command = [
-            "-m",
-            "optimum.commands.optimum_cli",
-            "export",
-            "openvino",
-            "--library",
-            "transformers",
-        ]
-        command += [
-            "--model",
-            str(directory),
-            "--task",
-            EXPORT_TASKS[task],
-            "--weight-format",
-            WEIGHT_FORMAT,
+            *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
+            *("--library", "transformers", "--model", str(directory)),
+            *("--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT, str(partial)),
         ]
         stage("starting the exporter")
-        _run(source, [*command, str(partial)], log, stage)
+        _run(source, command, log, stage)
         if lacks_token_types(partial):
             stage("converting the tokenizer")
             _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
@@ -261,11 +244,10 @@ def _convert(
                 f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
                 f" (the log: {log})"
             )
-        if (directory / SENTENCE_TRANSFORMERS).is_file():
-            shutil.copy(directory / SENTENCE_TRANSFORMERS, partial)
-        if (directory / POOLING_CONFIG).is_file():
-            (partial / POOLING_CONFIG).parent.mkdir(exist_ok=True)
-            shutil.copy(directory / POOLING_CONFIG, partial / POOLING_CONFIG)
+        for file in (SENTENCE_TRANSFORMERS, POOLING_CONFIG):
+            if (directory / file).is_file():
+                (partial / file).parent.mkdir(exist_ok=True)
+                shutil.copy(directory / file, partial / file)
         partial.rename(target)
         log.unlink()
     finally:
@@ -333,9 +315,7 @@ def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
 
 @contextmanager
 def _progress(source: str) -> Iterator[Callable[[str], None]]:
-    """Show on stderr that `source` is being converted. Yields a function that sets the name of the
-    stage.
-    """
+    """Show the conversion on stderr. Yields a function that sets the name of the stage."""
     title = f"converting {source} (once)"
     if not is_terminal():
         say(f"{title} …")

@@ -1,6 +1,4 @@
-"""Builds OpenVINO GenAI's objects: pipelines of the right cache size, with or without an adapter,
-and generation settings.
-"""
+"""Builds OpenVINO GenAI's objects: pipelines with or without an adapter, tokenizers, settings."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ _LARGEST_MIN_P = 1.0 - 2.0**-24
 
 
 class Pipelines:
-    """Makes pipelines of one model that share its options and have a KV cache of `cache_blocks`
-    blocks each.
-    """
+    """Makes pipelines of one model and its options, each with `cache_blocks` blocks of KV cache."""
 
     def __init__(self, path: str, options: OpenVINOOptions) -> None:
         self._path = path
@@ -61,9 +57,7 @@ class Pipelines:
         return pipeline
 
     def logits(self) -> int | None:
-        """The size of the model's logits, often more than the tokenizer's vocabulary; None where no
-        file tells.
-        """
+        """The size of the model's logits, often above the vocabulary's; None if unknown."""
         file = Path(self._path) / "openvino_model.xml"
         if not file.is_file():
             return None
@@ -102,16 +96,18 @@ class Pipelines:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        properties = options.device_properties()
-        if options.kv_cache_precision:
-            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
-        if options.prompt_lookup:
-            properties["prompt_lookup"] = True
-        if options.draft_model:
-            properties["draft_model"] = genai.draft_model(options.draft_model, options.device)
-        if adapters is not None:
-            properties["adapters"] = adapters
-        properties.update(options.properties)
+        draft = options.draft_model and genai.draft_model(options.draft_model, options.device)
+        given = {
+            "KV_CACHE_PRECISION": options.kv_cache_precision,
+            "prompt_lookup": options.prompt_lookup or None,
+            "draft_model": draft or None,
+            "adapters": adapters,
+        }
+        properties = {
+            **options.device_properties(),
+            **{name: value for name, value in given.items() if value is not None},
+            **options.properties,
+        }
         if options.tokenizer is None:
             return genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties
@@ -241,9 +237,7 @@ class Tokenizer:
         return int(max(self._tokenizer.get_vocab().values())) + 1
 
     def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added. Raises `ContextLengthError` for a text that the tokenizer would
-        cut.
-        """
+        """Token ids, none added. Raises `ContextLengthError` for a text that would be cut."""
         token_ids = self.encode([text], special_tokens=False)[0]
         self.check_uncut(token_ids, "text", "prompt")
         return token_ids

@@ -42,9 +42,7 @@ _BATCH_TOKENS = 8192
 """Tokens of one pipeline call, padding included: more would take memory and give no speed."""
 _BATCH_CHARACTERS = 1 << 20
 _NO_LIMIT = 2**30
-"""Tokenizers cut long texts unless given a limit. It passes through a 32-bit float, so it is a
-power of two.
-"""
+"""Tokenizers cut long texts without a limit. A power of two survives their 32-bit float."""
 _POOLING = {
     "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
     "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
@@ -115,9 +113,7 @@ class Task:
 
     @property
     def _batch_tokens(self) -> int:
-        """Tokens of one pipeline call. Where texts must not depend on each other, each has a call
-        of its own.
-        """
+        """Tokens of one pipeline call. 0: each text has a call of its own (`deterministic`)."""
         return 0 if self._options.deterministic else _BATCH_TOKENS
 
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
@@ -264,9 +260,7 @@ class Speech(Task):
         max_tokens: int | None,
         timestamps: bool = False,
     ) -> Transcription:
-        """The text of a recording, its language found out unless given; with `timestamps` also in
-        segments.
-        """
+        """The text of a recording; `timestamps` adds segments. `language` None detects it."""
         samples = read_wav(audio)
         config = self._pipeline.get_generation_config()
         known = {name.strip("<|>"): name for name in config.lang_to_id or {}}
@@ -326,9 +320,7 @@ def _token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None
 
 
 def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indexes in groups of similar size, so that padding wastes little; each, padded, within the
-    budget or single.
-    """
+    """Indexes in groups of similar size, which saves padding; each within the budget, or single."""
     group: list[int] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         if group and sizes[index] * (len(group) + 1) > budget:
@@ -344,9 +336,7 @@ _SHORTEST_SAMPLES = SAMPLE_RATE // 10
 
 
 def read_wav(audio: bytes) -> NDArray[np.float32]:
-    """A WAV file as samples from -1 to 1: its channels mixed, at 16 kHz. Raises `RequestError` for
-    any other format.
-    """
+    """A WAV file as mono samples from -1 to 1, at 16 kHz. Raises `RequestError`."""
     try:
         with wave.open(io.BytesIO(audio)) as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
@@ -371,9 +361,7 @@ def _bad_audio(why: str) -> RequestError:
 
 
 def _resampled(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
-    """At 16 kHz, by way of the spectrum: what 16 kHz cannot carry is cut off, and does not come
-    back as noise.
-    """
+    """The samples at 16 kHz, by way of the spectrum: higher tones are cut off."""
     if rate == SAMPLE_RATE:
         return samples
     size = max(round(len(samples) * SAMPLE_RATE / rate), 1)
