@@ -69,6 +69,9 @@ class Task:
         self._path = path
         self._options = options
         self._context_length = context_length
+        self._properties = {**options.device_properties(), **options.properties}
+        self._batch_tokens = 0 if options.deterministic else _BATCH_TOKENS
+        """Of one pipeline call. With 0, each text has a call of its own."""
         self._tokenizer = genai.Tokenizer(path)
         self.detokenize = Tokenizer(self._tokenizer).detokenize
         self._start()
@@ -108,14 +111,6 @@ class Task:
     def _unsupported(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"the openvino engine does not support {what} with {self.kind}")
 
-    def _properties(self) -> dict[str, Any]:
-        return {**self._options.device_properties(), **self._options.properties}
-
-    @property
-    def _batch_tokens(self) -> int:
-        """Tokens of one pipeline call. 0: each text has a call of its own (`deterministic`)."""
-        return 0 if self._options.deterministic else _BATCH_TOKENS
-
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
         """The pipelines cut long texts in silence, and die of empty ones."""
         for index, length in enumerate(lengths):
@@ -143,7 +138,7 @@ class Embedding(Task):
         config.normalize = self._options.embedding_normalize
         config.max_length = self._context_length
         self._pipeline = genai.TextEmbeddingPipeline(
-            self._path, self._options.device, config, **self._properties()
+            self._path, self._options.device, config, **self._properties
         )
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
@@ -226,7 +221,7 @@ class Rerank(Task):
         config.top_n = _NO_LIMIT
         config.max_length = self._context_length
         self._pipeline = genai.TextRerankPipeline(
-            self._path, self._options.device, config, **self._properties()
+            self._path, self._options.device, config, **self._properties
         )
         self._pipeline.rerank("a", ["b"])  # shows at the start whether the model works
 
@@ -250,7 +245,7 @@ class Speech(Task):
     kind = MODEL_KINDS["transcribe"]
 
     def _start(self) -> None:
-        self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties())
+        self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties)
 
     def transcribe(
         self,
