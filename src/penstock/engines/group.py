@@ -64,11 +64,10 @@ class EngineGroup(LLMEngine):
             async with asyncio.TaskGroup() as starting:  # together: they may have to meet
                 for rank in self.ranks:
                     starting.create_task(rank.start())
-        except ExceptionGroup as errors:
+        except BaseException as error:
             await self.stop()
-            raise errors.exceptions[0] from None
-        except BaseException:
-            await self.stop()
+            if isinstance(error, ExceptionGroup):
+                raise error.exceptions[0] from None
             raise
         each = [rank.capabilities for rank in self.ranks]
         self.capabilities = msgspec.structs.replace(

@@ -56,8 +56,9 @@ def adapter_rank(name: str, path: str) -> int:
     try:
         settings = json.loads(content)
     except (ValueError, RecursionError):
-        why = f"{CONFIG} is not valid JSON: {json_fault(content)}"
-        raise ModelNotFoundError(f"adapter '{name}': {why}", param="model") from None
+        raise ModelNotFoundError(
+            f"adapter '{name}': {CONFIG} is not valid JSON: {json_fault(content)}", param="model"
+        ) from None
     rank = settings.get("r") if isinstance(settings, dict) else None
     if not isinstance(rank, int) or rank < 1 or settings.get("peft_type", "LORA") != "LORA":
         raise ModelNotFoundError(

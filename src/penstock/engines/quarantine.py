@@ -339,8 +339,8 @@ class Quarantine:
             if record.last < self._answers:
                 record.alone += 1
                 record.last = self._answers
-                needed = PROOF + record.killed + min(self._false_alarms, _MOST_FALSE_ALARMS)
-                record.proved = record.alone >= needed
+                false_alarms = min(self._false_alarms, _MOST_FALSE_ALARMS)
+                record.proved = record.alone >= PROOF + record.killed + false_alarms
             self._unproved = True
         visit.lived = max(visit.lived, asyncio.get_running_loop().time() - visit.entered)
         self._examined = self._examined or visit.group is not None

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.errors import RequestError, UnsupportedError
+from penstock.errors import ContextLengthError, RequestError, UnsupportedError
 from penstock.parsing.json_errors import json_fault
 from penstock.parsing.text import is_too_deep
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
@@ -89,8 +89,29 @@ def check_token_ids(token_ids: Sequence[int], param: str) -> None:
     """Raise `RequestError` unless all can be token ids of some model."""
     if not {int}.issuperset(map(type, token_ids)):  # not True either
         raise RequestError("token ids must be whole numbers", param=param)
-    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 2**31:
-        raise RequestError("token ids must be from 0 to 2147483647", param=param)
+    check_id_range(token_ids, 2**31, param)
+
+
+def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> None:
+    """Raise `RequestError` unless all are ids of a vocabulary."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary:
+        raise RequestError(f"token ids must be from 0 to {vocabulary - 1}", param=param)
+
+
+def most_new_tokens(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+    """How many tokens an answer may have. Raises `RequestError` for an empty prompt, and
+    `ContextLengthError` where the context is too small for what is asked.
+    """
+    room = context_length - prompt_tokens
+    if not prompt_tokens:
+        raise RequestError("the prompt is empty", param="prompt")
+    if room < 1 or (max_tokens or 0) > room:
+        raise ContextLengthError(
+            f"this model's context is {context_length} tokens; the prompt has {prompt_tokens}"
+            f" and {max_tokens or 1} more were asked for",
+            param="messages",
+        )
+    return min(max_tokens or room, room)
 
 
 def _check_stops(stops: tuple[str, ...]) -> None:

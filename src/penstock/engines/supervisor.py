@@ -346,8 +346,8 @@ class Supervisor:
                     await self._start(self.engine.restart, proved=True)
                 except Exception as error:
                     self.deaths += 1
-                    ends = not policy.start_retries and not isinstance(error, EngineDeadError)
-                    if ends or self.deaths > most:
+                    retried = policy.start_retries or isinstance(error, EngineDeadError)
+                    if not retried or self.deaths > most:
                         return await self._fail(error)
                 else:
                     self.restarts += 1

@@ -33,6 +33,7 @@ from penstock.engines.openvino.pipeline import (
 )
 from penstock.engines.prefix_index import BLOCK_SIZE
 from penstock.engines.process import Failed, Submit
+from penstock.engines.sampling import check_id_range, most_new_tokens
 from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
 from penstock.types import Delta, TokenLogprob, Usage
 
@@ -207,24 +208,16 @@ class Generation:
     def _check(self, request: Request) -> None:
         """Refuse what the pipeline would accept in silence, or die of."""
         size, wanted = len(request.prompt), request.sampling.max_tokens
-        room = self.context_length - size
-        if not size:
-            raise RequestError("the prompt is empty", param="prompt")
-        if room < 1 or (wanted or 0) > room:
-            raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; the prompt has {size}"
-                f" and {wanted or 1} more were asked for",
-                param="messages",
-            )
+        request.max_new_tokens = most_new_tokens(size, wanted, self.context_length)
         if size >= self._cache_tokens:
             raise ContextLengthError(
                 f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise"
                 " kv_cache_memory_bytes",
                 param="messages",
             )
-        self._tokenizer.check_ids(request.prompt, "prompt")
-        self._tokenizer.check_ids(request.sampling.stop_token_ids, "stop_token_ids")
-        request.max_new_tokens = min(wanted or room, room)
+        check_id_range(request.prompt, self._tokenizer.vocabulary, "prompt")
+        stop_ids = request.sampling.stop_token_ids
+        check_id_range(stop_ids, self._tokenizer.vocabulary, "stop_token_ids")
 
     # Lanes
     def _lane(self, adapter: str | None) -> Lane:

@@ -15,7 +15,8 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
-from penstock.errors import ContextLengthError, RequestError, UnsupportedError
+from penstock.engines.sampling import check_id_range
+from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling
 
 _MOST_COMPANIONS = 16
@@ -243,7 +244,7 @@ class Tokenizer:
         return token_ids
 
     def detokenize(self, token_ids: list[int]) -> str:
-        self.check_ids(token_ids, "tokens")
+        check_id_range(token_ids, self.vocabulary, "tokens")
         return self.decode([token_ids])[0]
 
     def encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
@@ -273,10 +274,6 @@ class Tokenizer:
                 " tokens",
                 param=param,
             )
-
-    def check_ids(self, token_ids: Sequence[int], param: str) -> None:
-        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self.vocabulary:
-            raise RequestError(f"token ids must be from 0 to {self.vocabulary - 1}", param=param)
 
     def decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
         filled = [s for s in sequences if s]

@@ -11,7 +11,6 @@ import asyncio
 import os
 import uuid
 from collections import deque
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
@@ -20,7 +19,7 @@ from penstock.config import parse_options
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.sampling import StopStrings
+from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens
 from penstock.engines.simulated.answers import (
     answer_bytes,
     embeddings,
@@ -32,11 +31,9 @@ from penstock.engines.simulated.answers import (
 from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine, check_texts
 from penstock.errors import (
-    ContextLengthError,
     EngineDeadError,
     EngineError,
     ModelNotFoundError,
-    RequestError,
 )
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
@@ -106,6 +103,7 @@ COSTS_ONLY = frozenset(
 )
 
 
+_VOCABULARY = 256
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
 
 
@@ -230,7 +228,7 @@ class SimulatedEngine(TokenEngine):
             case "tokenize":
                 return list(request.encode())
             case "detokenize":
-                self._check_ids(request, "tokens")
+                check_id_range(request, _VOCABULARY, "tokens")
                 return bytes(request).decode(errors="replace")
             case "embeddings" | "score" | "rerank":
                 await self.check_health()
@@ -290,30 +288,17 @@ class SimulatedEngine(TokenEngine):
         return len(self._running) + len(self._waiting)
 
     # One request
-    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
-        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 256:
-            raise RequestError("token ids must be from 0 to 255", param=param)
-
     def _admit(self, request: GenerateRequest) -> _Running:
         sampling, options = request.sampling, self.options
         prompt = (
             list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
         )
-        if not prompt:
-            raise RequestError("the prompt is empty", param="prompt")
-        self._check_ids(prompt, "prompt")
-        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
-        room = options.max_model_len - len(prompt)
-        if room < 1 or (sampling.max_tokens or 0) > room:
-            raise ContextLengthError(
-                f"this model's context is {options.max_model_len} tokens; the prompt has"
-                f" {len(prompt)} and {sampling.max_tokens or 1} more were asked for",
-                param="messages",
-            )
+        limit = most_new_tokens(len(prompt), sampling.max_tokens, options.max_model_len)
+        check_id_range(prompt, _VOCABULARY, "prompt")
+        check_id_range(sampling.stop_token_ids, _VOCABULARY, "stop_token_ids")
         draw = seeded(options.seed, "fault", prompt)
         if draw.random() < options.error_rate:
             raise EngineError("simulated fault")
-        limit = min(sampling.max_tokens or room, room)
         answer = answer_bytes(request, prompt, options.seed, options.output_tokens)
         if sampling.ignore_eos or sampling.min_tokens > len(answer):
             wanted = limit if sampling.ignore_eos else sampling.min_tokens
