@@ -232,8 +232,7 @@ class EngineProcess(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        for message in _taken(self._buffer):
-            self._on_message(message)
+        _deliver(self._buffer, self._on_message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -295,7 +294,7 @@ class WorkerPipe:
             if not data:
                 raise EOFError
             self._buffer += data
-            messages += map(self._decoded, _taken(self._buffer))
+            _deliver(self._buffer, lambda data: messages.append(self._decoded(data)))
 
     def write(self, messages: Iterable[ToParent]) -> None:
         """Send messages in one write. Waits if the parent does not keep up."""
@@ -312,18 +311,16 @@ class WorkerPipe:
             return refusal_of(data)
 
 
-def _taken(buffer: bytearray) -> list[bytes]:
-    """The whole messages at the beginning of a buffer, which they leave."""
-    messages: list[bytes] = []
+def _deliver(buffer: bytearray, take: Callable[[bytes], None]) -> None:
+    """Give `take` the whole messages at the beginning of a buffer, which they leave."""
     at = 0
     while len(buffer) - at >= LENGTH_BYTES:
         end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
         if len(buffer) < end:
             break
-        messages.append(bytes(buffer[at + LENGTH_BYTES : end]))
+        take(bytes(buffer[at + LENGTH_BYTES : end]))
         at = end
     del buffer[:at]
-    return messages
 
 
 def end_with_parent(fd: int, parent: int) -> None:
