@@ -63,12 +63,12 @@ class LLMEngine(Tasks, Operations):
     `penstock.errors`, never returned.
 
     An engine that exchanges KV caches with others has a `connector`, and an `identity` while it
-    runs; whoever starts it may say before at which `site` it stands. One that tells what it has
-    cached does so in `cached_blocks`. One that runs belongs to the event loop in which it was
-    started: its `loop`. A `deterministic` one gives the same answer to the same request each time.
+    runs; its owner may set the `site` before the start. `cached_blocks` reports what an engine has
+    cached, if it can. A running engine is bound to the event loop that started it, its `loop`. A
+    `deterministic` engine gives the same answer to the same request each time.
 
-    An engine implements `generate`, `answer` and, for its `operations`, `control`. One that
-    overrides the methods of tasks and operations themselves is as good.
+    An engine implements `generate`, `answer` and, for its `operations`, `control`. It may override
+    the methods of tasks and operations instead.
     """
 
     name: ClassVar[str]

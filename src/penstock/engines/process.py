@@ -243,14 +243,14 @@ class EngineProcess(asyncio.Protocol):
             # The pipe closes a moment before the child can be reaped: the event loop does not wait
             # for that.
             cause = asyncio.get_running_loop().run_in_executor(None, self._cause_of_death)
-            cause.add_done_callback(self._tell_death)
+            cause.add_done_callback(self._report_death)
 
     def _flush(self) -> None:
         outgoing, self._outgoing = self._outgoing, []
         if self._transport is not None and outgoing:
             self._transport.write(b"".join(outgoing))
 
-    def _tell_death(self, cause: asyncio.Future[str]) -> None:
+    def _report_death(self, cause: asyncio.Future[str]) -> None:
         if not self._stopping and not cause.cancelled():
             self._on_death(cause.result())
 

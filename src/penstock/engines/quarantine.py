@@ -405,15 +405,15 @@ class Quarantine:
 def digest_of(asked: Any) -> bytes:
     """16 bytes that name what is asked of an engine, whoever asks and however answers travel."""
     if isinstance(asked, msgspec.Struct):
-        unsaid = {
+        neutral = {
             name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__
         }
-        asked = (type(asked).__name__, msgspec.structs.replace(asked, **unsaid))
+        asked = (type(asked).__name__, msgspec.structs.replace(asked, **neutral))
     try:
-        said = _encode(asked)
+        content = _encode(asked)
     except Exception:  # numbers and texts that have no encoding
-        said = repr(asked).encode(errors="backslashreplace")
-    return blake2b(said, digest_size=16).digest()
+        content = repr(asked).encode(errors="backslashreplace")
+    return blake2b(content, digest_size=16).digest()
 
 
 _encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=repr).encode

@@ -216,10 +216,10 @@ def check_json_schema(spec: str) -> None:
 
 def _out_of_range(name: str, value: object, rule: str) -> RequestError:
     try:
-        said = str(value)
+        written = str(value)
     except ValueError:  # Python writes no numbers of thousands of digits
-        said = "a number of thousands of digits"
-    return RequestError(f"{name} must be {rule}, not {said}", param=name)
+        written = "a number of thousands of digits"
+    return RequestError(f"{name} must be {rule}, not {written}", param=name)
 
 
 Request = TypeVar("Request", ChatRequest, CompletionRequest)
@@ -235,10 +235,10 @@ def with_seed(request: Request) -> Request:
         return request
     asked = getattr(request, "messages", None) or getattr(request, "prompt", None)
     try:
-        said = msgspec.msgpack.encode((asked, request.adapter))
+        content = msgspec.msgpack.encode((asked, request.adapter))
     except (ValueError, TypeError, OverflowError):  # lone surrogates and the like
-        said = repr((asked, request.adapter)).encode(errors="backslashreplace")
-    seed = int.from_bytes(blake2b(said, digest_size=4).digest(), "big") >> 1
+        content = repr((asked, request.adapter)).encode(errors="backslashreplace")
+    seed = int.from_bytes(blake2b(content, digest_size=4).digest(), "big") >> 1
     sampling = msgspec.structs.replace(request.sampling, seed=seed)
     return msgspec.structs.replace(request, sampling=sampling)
 

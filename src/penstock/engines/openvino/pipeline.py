@@ -23,7 +23,7 @@ _MOST_COMPANIONS = 16
 _COMPANION_TOKENS = 24
 """A companion's prompt and answer stay within one block of the cache."""
 _RUNNING = genai.GenerationStatus.RUNNING
-_TOGETHER_CHARS = 16384
+_BATCHED_CHARS = 16384
 """Texts of more characters are encoded one by one."""
 GGUF_TOKENIZER_LIMIT = 8192
 """GenAI's tokenizer for GGUF files cuts longer texts in silence."""
@@ -251,18 +251,18 @@ class Tokenizer:
         """The ids of each text. Rows of one call are as long as its longest text, so a long one has
         a call to itself; so has an empty one, since several give fewer rows than there are texts.
         """
-        short = [text for text in texts if 0 < len(text) <= _TOGETHER_CHARS]
-        rows = iter(self._encode_together(short, special_tokens) if short else [])
+        short = [text for text in texts if 0 < len(text) <= _BATCHED_CHARS]
+        rows = iter(self._encode_batch(short, special_tokens) if short else [])
         return [
             (
                 next(rows)
-                if 0 < len(text) <= _TOGETHER_CHARS
-                else self._encode_together([text], special_tokens)[0]
+                if 0 < len(text) <= _BATCHED_CHARS
+                else self._encode_batch([text], special_tokens)[0]
             )
             for text in texts
         ]
 
-    def _encode_together(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+    def _encode_batch(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
         encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
         ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
         return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -143,7 +143,7 @@ class Embedding(Task):
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
-    def embed_together(self, calls: Sequence[Call]) -> list[Reply | Failed]:
+    def embed_batch(self, calls: Sequence[Call]) -> list[Reply | Failed]:
         """Answer calls of `embed(inputs, dimensions)`, all that arrived together in shared runs of
         the model.
 
