@@ -18,7 +18,7 @@ from penstock.batch.rows.template import Template, as_text
 from penstock.batch.structured import Schema
 from penstock.batch.values.plain import plain_row
 from penstock.engines.base import LLMEngine
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.parsing.text import decode_json
