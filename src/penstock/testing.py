@@ -29,7 +29,7 @@ import jsonschema_rs
 import pytest
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Deltas
+from penstock.engines.tasks import Deltas
 from penstock.errors import (
     ContextLengthError,
     EngineDeadError,
@@ -107,9 +107,7 @@ async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str
 async def count_right(
     engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
 ) -> dict[str | None, int]:
-    """Ask all triples (prompt, adapter, expected answer) at once. Returns the number of right
-    answers by adapter.
-    """
+    """Ask all (prompt, adapter, expected answer) at once. Returns the right ones by adapter."""
     patience = PATIENCE + len(asked)  # each waits for the others
     requests = [chat_request(text, sampling, adapter=name, stream=False) for text, name, _ in asked]
     replies = await asyncio.gather(
@@ -149,9 +147,8 @@ class EngineContract:
 
     @pytest.fixture(autouse=True)
     def _only_generating_engines(self, request: pytest.FixtureRequest, engine: LLMEngine) -> None:
-        if "chat" not in engine.capabilities.tasks and not request.node.get_closest_marker(
-            "any_task"
-        ):
+        any_task = request.node.get_closest_marker("any_task")
+        if "chat" not in engine.capabilities.tasks and not any_task:
             pytest.skip("the model does not generate")
 
     # Answers
@@ -186,9 +183,8 @@ class EngineContract:
 
     async def test_min_tokens_and_ignore_eos_go_on(self, engine: LLMEngine) -> None:
         sampling = Sampling(temperature=0.0, max_tokens=80, ignore_eos=True)
-        assert (
-            await answer(engine, chat_request(self.prompt, sampling))
-        ).usage.completion_tokens == 80
+        result = await answer(engine, chat_request(self.prompt, sampling))
+        assert result.usage.completion_tokens == 80
 
     @pytest.mark.parametrize("stream", [True, False])
     async def test_stop_strings_end_the_text_before_them(
@@ -196,10 +192,8 @@ class EngineContract:
     ) -> None:
         full = (await answer(engine, chat_request(self.prompt))).texts[0]
         stop = full[3:6]
-        request = chat_request(
-            self.prompt, Sampling(temperature=0.0, max_tokens=24, stop=(stop,)), stream=stream
-        )
-        result = await answer(engine, request)
+        sampling = Sampling(temperature=0.0, max_tokens=24, stop=(stop,))
+        result = await answer(engine, chat_request(self.prompt, sampling, stream=stream))
         assert result.texts[0] == full[: full.index(stop)]
         assert result.reasons[0] == "stop"
 
@@ -223,9 +217,8 @@ class EngineContract:
             frequency_penalty=0.5,
             repetition_penalty=1.1,
         )
-        assert (
-            await answer(engine, chat_request(self.prompt, sampling))
-        ).usage.completion_tokens > 0
+        result = await answer(engine, chat_request(self.prompt, sampling))
+        assert result.usage.completion_tokens > 0
 
     async def test_n_answers_come_under_their_index(self, engine: LLMEngine) -> None:
         sampling = Sampling(temperature=2.0, max_tokens=12, seed=5, ignore_eos=True)
@@ -280,11 +273,7 @@ class EngineContract:
         constraint = StructuredOutput("json_schema", json.dumps(self.schema))
         sampling = Sampling(temperature=1.0, seed=3, max_tokens=200, structured=constraint)
         result = await answer(engine, chat_request(self.prompt, sampling, n=8))
-        ended = [
-            json.loads(text)
-            for index, text in result.texts.items()
-            if result.reasons[index] == "stop"
-        ]
+        ended = [json.loads(result.texts[n]) for n in result.texts if result.reasons[n] == "stop"]
         assert ended
         for value in ended:
             assert jsonschema_rs.is_valid(dict(self.schema), value)
@@ -311,10 +300,9 @@ class EngineContract:
             asyncio.create_task(answer(engine, chat_request(self.prompt))) for _ in range(3)
         ]
         for constraint in broken:
+            sampling = Sampling(max_tokens=9, structured=constraint)
             with pytest.raises(RequestError):
-                await answer(
-                    engine, chat_request(self.prompt, Sampling(max_tokens=9, structured=constraint))
-                )
+                await answer(engine, chat_request(self.prompt, sampling))
         for neighbour in await asyncio.gather(*neighbours):
             assert neighbour.texts == alone.texts
         assert (await answer(engine, chat_request(self.prompt))).texts == alone.texts
@@ -381,22 +369,14 @@ class EngineContract:
     ) -> None:
         count = min(engine.capabilities.max_concurrency * 2, 300)
         limits = [2 + number % 7 for number in range(count)]
-        results = await asyncio.gather(
-            *(
-                answer(
-                    engine,
-                    chat_request(
-                        self.prompt,
-                        Sampling(temperature=0.0, max_tokens=limit),
-                        stream=limit % 2 == 0,
-                    ),
-                )
-                for limit in limits
-            )
-        )
-        longest = (
-            await answer(engine, chat_request(self.prompt, Sampling(temperature=0.0, max_tokens=8)))
-        ).texts[0]
+        samplings = [Sampling(temperature=0.0, max_tokens=limit) for limit in limits]
+        requests = [
+            chat_request(self.prompt, sampling, stream=limit % 2 == 0)
+            for limit, sampling in zip(limits, samplings, strict=True)
+        ]
+        results = await asyncio.gather(*(answer(engine, request) for request in requests))
+        eight = Sampling(temperature=0.0, max_tokens=8)
+        longest = (await answer(engine, chat_request(self.prompt, eight))).texts[0]
         for limit, result in zip(limits, results, strict=True):
             assert longest.startswith(result.texts[0])
             assert result.usage.completion_tokens <= limit
@@ -411,21 +391,15 @@ class EngineContract:
         assert again.texts == first.texts
 
     async def test_a_caller_who_leaves_frees_the_slot(self, engine: LLMEngine) -> None:
-        endless = Sampling(
-            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
-        )
         for _ in range(engine.capabilities.max_concurrency + 2):
-            stream = engine.chat(chat_request(self.prompt, endless))
+            stream = engine.chat(_endless(engine, self.prompt))
             async with contextlib.aclosing(stream):
                 async for _ in stream:
                     break
         assert (await answer(engine, chat_request(self.prompt))).reasons[0] in ("stop", "length")
 
     async def test_a_cancelled_task_ends_as_cancelled(self, engine: LLMEngine) -> None:
-        endless = Sampling(
-            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
-        )
-        task = asyncio.create_task(answer(engine, chat_request(self.prompt, endless)))
+        task = asyncio.create_task(answer(engine, _endless(engine, self.prompt)))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -462,10 +436,7 @@ class EngineContract:
     async def test_a_killed_engine_says_so_at_once_and_starts_again(
         self, engine: LLMEngine
     ) -> None:
-        endless = Sampling(
-            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
-        )
-        stream = engine.chat(chat_request(self.prompt, endless))
+        stream = engine.chat(_endless(engine, self.prompt))
         async with contextlib.aclosing(stream):
             await anext(stream)
             if not await self.kill(engine):
@@ -480,10 +451,7 @@ class EngineContract:
     async def test_stopping_ends_what_runs_and_starting_begins_anew(
         self, engine: LLMEngine
     ) -> None:
-        endless = Sampling(
-            temperature=0.0, max_tokens=engine.capabilities.context_length // 2, ignore_eos=True
-        )
-        stream = engine.chat(chat_request(self.prompt, endless))
+        stream = engine.chat(_endless(engine, self.prompt))
         async with contextlib.aclosing(stream):
             await anext(stream)
             await engine.stop()
@@ -499,6 +467,12 @@ class EngineContract:
 async def _rest(stream: Deltas, patience: float = PATIENCE) -> list[Delta]:
     async with asyncio.timeout(patience):
         return [delta async for delta in stream]
+
+
+def _endless(engine: LLMEngine, prompt: str) -> ChatRequest:
+    """A request with an answer of half the context."""
+    most = engine.capabilities.context_length // 2
+    return chat_request(prompt, Sampling(temperature=0.0, max_tokens=most, ignore_eos=True))
 
 
 def _needs(engine: LLMEngine, kind: str) -> None:

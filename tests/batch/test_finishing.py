@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 import penstock
-from penstock.batch.state.directory import State
 from penstock.batch.write import sinks
+from penstock.batch.write.state import State
 from penstock.errors import OutputError
 
 CALLS = (

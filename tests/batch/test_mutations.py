@@ -15,9 +15,9 @@ import pytest
 import penstock
 from damage import mutate
 from penstock.batch.rows.dedupe import AnswerCache
-from penstock.batch.state.directory import State
 from penstock.batch.write import sinks
 from penstock.batch.write.outputs import Output
+from penstock.batch.write.state import State
 from penstock.errors import JobError, OutputError, PenstockError
 
 ROWS = 300

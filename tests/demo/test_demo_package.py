@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from penstock import demo
-from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.chat_template import ChatTemplate
 
 LABELS = {
     "category": "billing",

@@ -2,13 +2,24 @@
 asked.
 """
 
+import asyncio
+
 import pytest
 
 from penstock.engines.base import Capabilities, LLMEngine
 from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.engines.tasks import TASKS, Operations, Tasks, generated
-from penstock.errors import UnsupportedError
+from penstock.engines.tasks import (
+    TASKS,
+    BatchedDeltas,
+    Mailbox,
+    Operations,
+    Tasks,
+    generated,
+    in_batches,
+    mapped,
+)
+from penstock.errors import EngineDeadError, UnsupportedError
 from penstock.serve.models.control import METHODS
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
@@ -146,3 +157,118 @@ async def test_an_override_of_a_server_is_asked_by_the_handle():
 async def _running(engine):
     await engine.start()
     return engine
+
+
+A, B, C = Delta(text="a"), Delta(text="b"), Delta(text="c", finish_reason="stop")
+
+
+class Source:
+    def __init__(self, *batches):
+        self._batches = batches
+        self.closed = False
+
+    async def batches(self):
+        try:
+            for batch in self._batches:
+                if isinstance(batch, Exception):
+                    raise batch
+                yield batch
+        finally:
+            self.closed = True
+
+
+async def one_by_one():
+    for delta in (A, B, C):
+        yield delta
+
+
+async def test_batches_are_read_one_by_one():
+    assert [delta async for delta in BatchedDeltas(Source([A, B], [C]).batches())] == [A, B, C]
+
+
+async def test_batches_stay_together_between_layers():
+    assert [batch async for batch in in_batches(BatchedDeltas(Source([A, B], [C]).batches()))] == [
+        [A, B],
+        [C],
+    ]
+
+
+async def test_a_plain_generator_gives_batches_of_one():
+    assert [batch async for batch in in_batches(one_by_one())] == [[A], [B], [C]]
+
+
+async def test_mapping_keeps_batches():
+    def upper(delta):
+        return Delta(text=delta.text.upper())
+
+    changed = mapped(Source([A, B], [C]).batches(), upper)
+    assert [[delta.text for delta in batch] async for batch in changed] == [["A", "B"], ["C"]]
+
+
+async def test_an_error_comes_after_what_came_before_it():
+    deltas = BatchedDeltas(Source([A, B], ValueError("broken")).batches())
+    assert [await anext(deltas), await anext(deltas)] == [A, B]
+    with pytest.raises(ValueError, match="broken"):
+        await anext(deltas)
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda batches: batches, lambda batches: mapped(batches, lambda delta: delta)]
+)
+async def test_closing_early_closes_the_source(wrap):
+    source = Source([A, B], [C])
+    deltas = BatchedDeltas(wrap(source.batches()))
+    assert await anext(deltas) == A
+    await deltas.aclose()
+    assert source.closed
+    with pytest.raises(StopAsyncIteration):
+        await anext(deltas)
+
+
+A, B = Delta(text="a"), Delta(text="b")
+
+
+async def test_all_that_is_there_is_taken_at_once():
+    mailbox = Mailbox()
+    mailbox.put(A)
+    mailbox.put(B)
+    assert await mailbox.take() == [A, B]
+
+
+async def test_taking_waits_for_something():
+    mailbox = Mailbox()
+    taking = asyncio.create_task(mailbox.take())
+    await asyncio.sleep(0)
+    assert not taking.done()
+    mailbox.put(A)
+    mailbox.put(B)
+    assert await taking == [A, B]
+
+
+async def test_an_error_in_a_mailbox_comes_after_what_came_before_it():
+    mailbox = Mailbox()
+    mailbox.put(A)
+    mailbox.fail(EngineDeadError("gone"))
+    assert mailbox.failed
+    assert await mailbox.take() == [A]
+    with pytest.raises(EngineDeadError, match="gone"):
+        await mailbox.take()
+
+
+async def test_an_error_wakes_who_waits():
+    mailbox = Mailbox()
+    taking = asyncio.create_task(mailbox.take())
+    await asyncio.sleep(0)
+    mailbox.fail(EngineDeadError("gone"))
+    with pytest.raises(EngineDeadError):
+        await taking
+
+
+async def test_a_taker_who_was_cancelled_loses_nothing():
+    mailbox = Mailbox()
+    taking = asyncio.create_task(mailbox.take())
+    await asyncio.sleep(0)
+    taking.cancel()
+    mailbox.put(A)
+    await asyncio.gather(taking, return_exceptions=True)
+    assert await mailbox.take() == [A]

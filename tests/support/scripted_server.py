@@ -6,8 +6,8 @@ import asyncio
 from contextlib import aclosing
 from typing import Any
 
-from penstock.engines.deltas import Batches, Deltas
 from penstock.engines.simulated.engine import SimulatedEngine
+from penstock.engines.tasks import Batches, Deltas
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineDeadError
 from penstock.llm_config import LLMConfig

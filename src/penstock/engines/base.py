@@ -8,21 +8,21 @@ operation that an engine lacks the caller gets a 501 that names the engine.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from msgspec import Struct
 
 from penstock import lazy
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import Operations, Tasks, task_of
-from penstock.errors import ConfigError, UnsupportedError, nearest
+from penstock.engines.tasks import Batches, Operations, Tasks, task_of
+from penstock.errors import ConfigError, EngineStartError, UnsupportedError, nearest
 from penstock.kv.base import Connector, Identity, Site
 from penstock.kv.cached_blocks import CachedBlocks
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:
-    from penstock.engines.supervision.supervisor import Supervisor
+    from penstock.engines.supervisor import Supervisor
 
 ENGINES: dict[str, str] = {
     "openvino": "penstock.engines.openvino:OpenVINOEngine",
@@ -67,12 +67,12 @@ class LLMEngine(Tasks, Operations):
     `penstock.errors`, never returned.
 
     An engine that exchanges KV caches with others has a `connector`, and an `identity` while it
-    runs; whoever starts it may say before at which `site` it stands. One that tells what it has
-    cached does so in `cached_blocks`. One that runs belongs to the event loop in which it was
-    started: its `loop`. A `deterministic` one gives the same answer to the same request each time.
+    runs; its owner may set the `site` before the start. `cached_blocks` reports what an engine has
+    cached, if it can. A running engine is bound to the event loop that started it, its `loop`. A
+    `deterministic` engine gives the same answer to the same request each time.
 
-    An engine implements `generate`, `answer` and, for its `operations`, `control`. One that
-    overrides the methods of tasks and operations themselves is as good.
+    An engine implements `generate`, `answer` and, for its `operations`, `control`. It may override
+    the methods of tasks and operations instead.
     """
 
     name: ClassVar[str]
@@ -81,9 +81,7 @@ class LLMEngine(Tasks, Operations):
     that is taken up again may have others. Options that are not named here decide.
     """
     makes_ranks: ClassVar[bool] = False
-    """Whether data-parallel ranks are an option of this engine, which starts them and balances
-    between them.
-    """
+    """Whether this engine starts data-parallel ranks itself, and balances between them."""
     operations: ClassVar[frozenset[str]] = frozenset()
     """The operations that `control` does."""
     capabilities: Capabilities
@@ -108,9 +106,7 @@ class LLMEngine(Tasks, Operations):
         self.adapters = dict(adapters or {})
 
     def stated_context_length(self) -> int | None:
-        """The context in tokens that options or the model's files state, had without loading; None
-        if none does.
-        """
+        """The context in tokens that options or the model's files state; None if none does."""
         length = self.engine_kwargs.get("max_model_len")
         return length if isinstance(length, int) else None
 
@@ -141,15 +137,11 @@ class LLMEngine(Tasks, Operations):
 
     # Life
     async def start(self) -> None:
-        """Load the model. Returns when requests can be answered; raises `EngineStartError` if it
-        cannot be loaded.
-        """
+        """Load the model. Returns when it answers; raises `EngineStartError` if it cannot."""
         raise NotImplementedError
 
     async def stop(self) -> None:
-        """Free everything. Requests in flight end with `EngineDeadError`. Stopping twice is
-        harmless.
-        """
+        """Free everything. Requests in flight end with `EngineDeadError`. Idempotent."""
         raise NotImplementedError
 
     async def restart(self) -> None:
@@ -177,23 +169,17 @@ class LLMEngine(Tasks, Operations):
 
     # KV caches
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
-        """The token ids of a request's prompt; None where it is more than that, such as one with
-        pictures.
-        """
+        """The token ids of a request's prompt; None for one that has more, such as pictures."""
         raise self._unsupported("prompts as token ids")
 
     def tell_cached_blocks(self) -> bool:
-        """Fill `cached_blocks` from the next start on; False where the engine does not tell what it
-        has cached.
-        """
+        """Fill `cached_blocks` from the next start on. False where the engine cannot."""
         return False
 
     # Adapters
     @classmethod
     def adapter_options(cls, most: int) -> dict[str, Any]:
-        """`engine_kwargs` without which the engine would take no adapters, for `most` of them at
-        once.
-        """
+        """The `engine_kwargs` that let the engine take `most` adapters at once."""
         return {}
 
     async def resolve_lora(self, name: str, path: str) -> None:
@@ -250,3 +236,39 @@ def engine_class(name: str) -> type[LLMEngine]:
         ) from None
     cls: type[LLMEngine] = getattr(lazy.require(module, needed_by=f"The {name} engine"), attribute)
     return cls
+
+
+class Versions(Struct, frozen=True):
+    """From `oldest` to `newest`, both included; as many of a version's numbers count as `oldest`
+    has.
+
+    An older one is refused. A newer one is tried, and named in the error if it fails. A version
+    that is not known (empty: a source tree) passes.
+    """
+
+    package: str
+    oldest: tuple[int, ...]
+    newest: tuple[int, ...]
+
+    def check(self, installed: str) -> None:
+        """Raise `EngineStartError` if the installed version is too old."""
+        if installed and self._numbers(installed) < self.oldest:
+            raise EngineStartError(
+                f"{self.package} {installed} is not supported: the engine works with {self}"
+            )
+
+    def note(self, installed: str) -> str:
+        """What to add to an error that a version outside the range may explain; else empty."""
+        if not installed or self.oldest <= self._numbers(installed) <= self.newest:
+            return ""
+        return (
+            f" ({self.package} {installed} is not among the versions that the engine was tried"
+            f" with, {self})"
+        )
+
+    def __str__(self) -> str:
+        return " to ".join(".".join(map(str, numbers)) for numbers in (self.oldest, self.newest))
+
+    def _numbers(self, version: str) -> tuple[int, ...]:
+        numbers = re.findall(r"\d+", version.partition("+")[0])
+        return tuple(map(int, numbers[: len(self.oldest)]))

@@ -13,8 +13,7 @@ from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.least_loaded import LeastLoaded
 from penstock.balance.pool import Member, Pool
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import Batches, generated
 from penstock.types import ChatRequest, CompletionRequest
 
 T = TypeVar("T")
@@ -65,11 +64,10 @@ class EngineGroup(LLMEngine):
             async with asyncio.TaskGroup() as starting:  # together: they may have to meet
                 for rank in self.ranks:
                     starting.create_task(rank.start())
-        except ExceptionGroup as errors:
+        except BaseException as error:
             await self.stop()
-            raise errors.exceptions[0] from None
-        except BaseException:
-            await self.stop()
+            if isinstance(error, ExceptionGroup):
+                raise error.exceptions[0] from None
             raise
         each = [rank.capabilities for rank in self.ranks]
         self.capabilities = msgspec.structs.replace(

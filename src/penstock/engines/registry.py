@@ -13,12 +13,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from penstock import background
 from penstock.engines.base import LLMEngine, engine_class, with_deterministic
-from penstock.engines.supervision.supervisor import Supervisor, supervisor_of
+from penstock.engines.supervisor import Supervisor, supervisor_of
 from penstock.errors import ConfigError, ModelNotFoundError, nearest
 
 DEFAULT_APP = "default"
@@ -39,9 +40,7 @@ class Engines:
         self._end: AsyncGenerator[None, None] | None = None
 
     def put(self, name: str, engine: Any, app_name: str = DEFAULT_APP) -> None:
-        """Name an engine, or a handle: anything that has an engine's `chat`, `completions` or
-        `embeddings`.
-        """
+        """Name an engine or a handle: anything with `chat`, `completions` or `embeddings`."""
         key = (app_name, name)
         if self._named.get(key, engine) is not engine:
             raise ConfigError(
@@ -105,15 +104,16 @@ class Engines:
 
     async def end_with_loop(self) -> None:
         """Have what is made here stopped when the event loop ends."""
-        if self._end is None:
-            self._end = self._at_end()
-            await anext(self._end)
 
-    async def _at_end(self) -> AsyncGenerator[None, None]:
-        try:
-            yield
-        finally:
-            await self.stop()
+        async def at_end() -> AsyncGenerator[None, None]:
+            try:
+                yield
+            finally:
+                await self.stop()
+
+        if self._end is None:
+            self._end = at_end()
+            await anext(self._end)
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted({name for _, name in self._named}))
@@ -179,8 +179,12 @@ class EngineSource:
             if isinstance(shared, LLMEngine):
                 engine = shared
             else:
-                make = self._make if self.model or shared is None else None
-                engine, made = names.get_or_make(shared or name, make, self._recipe)
+                kind, model, options = self.kind, self.model, self.engine_kwargs
+                recipe = {"engine": kind, "model": model, "engine_kwargs": dict(options)}
+                make = (
+                    partial(engine_for, model, kind, options) if model or shared is None else None
+                )
+                engine, made = names.get_or_make(shared or name, make, recipe)
             supervisor = supervisor_of(engine)
             supervisor.stays |= made and shared is not None
             try:
@@ -196,13 +200,6 @@ class EngineSource:
     def model_source(self) -> str | None:
         """What the engine loads, as far as it is known beforehand."""
         return self.shared.model_source if isinstance(self.shared, LLMEngine) else self.model
-
-    @property
-    def _recipe(self) -> dict[str, Any]:
-        return {"engine": self.kind, "model": self.model, "engine_kwargs": dict(self.engine_kwargs)}
-
-    def _make(self) -> LLMEngine:
-        return engine_for(self.model, self.kind, self.engine_kwargs)
 
 
 def engine_for(

@@ -1,17 +1,31 @@
-"""What can be asked of a model: the table of tasks, and the methods that users call.
+"""What can be asked of a model: the table of tasks, the methods that users call, and the deltas of
+an answer.
 
 A class that runs or reaches a model implements `generate`, `answer` and `control`. Users call the
 methods named after tasks and operations, which pass on to these three. A subclass may override any
 of those methods; our own code therefore calls them too, where it asks another object.
+
+Deltas travel in batches between our own layers, and one by one to users. What an engine has ready
+together travels together, so a layer costs a request once a step and not once a token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Mapping, Sequence
+import asyncio
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from types import MethodType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
-from penstock.engines.deltas import BatchedDeltas, Batches, Deltas, in_batches
 from penstock.types import (
     ChatRequest,
     Classifications,
@@ -130,9 +144,7 @@ class Operations:
         return bool(await self.control("is_sleeping"))
 
     async def pause(self, mode: PauseMode = "wait") -> None:
-        """Stop starting requests; "wait" lets those under way finish, "abort" ends them, "keep"
-        holds them.
-        """
+        """Hold new requests. Those in flight finish ("wait"), end ("abort") or rest ("keep")."""
         await self.control("pause", mode=mode)
 
     async def resume(self) -> None:
@@ -157,3 +169,99 @@ class Operations:
     ) -> Any:
         """Call a method on every worker of the engine."""
         return await self.control("collective_rpc", method=method, args=args, kwargs=kwargs or {})
+
+
+Batches: TypeAlias = AsyncGenerator[list[Delta], None]
+"""What `generate` returns. No batch is empty. Closing the generator aborts the request; an error of
+the request is raised after the deltas that came before it.
+"""
+
+
+class Deltas(Protocol):
+    """What `chat` and `completions` return: `Batches`, one delta at a time. An asynchronous
+    generator of deltas is one.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Delta]: ...
+
+    def __anext__(self) -> Awaitable[Delta]: ...
+
+    def aclose(self) -> Awaitable[None]: ...
+
+
+class BatchedDeltas:
+    """Batches of deltas, iterated one delta at a time."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self._rest: Iterator[Delta] = iter(())
+
+    def __aiter__(self) -> BatchedDeltas:
+        return self
+
+    async def __anext__(self) -> Delta:
+        for delta in self._rest:
+            return delta
+        self._rest = iter(await anext(self.batches))
+        return next(self._rest)
+
+    async def aclose(self) -> None:
+        self._rest = iter(())
+        await self.batches.aclose()
+
+
+def in_batches(deltas: Deltas) -> Batches:
+    """The batches of deltas; of a user's own generator, batches of one."""
+    return deltas.batches if isinstance(deltas, BatchedDeltas) else _singly(deltas)
+
+
+async def _singly(deltas: Deltas) -> Batches:
+    async with aclosing(deltas):
+        async for delta in deltas:
+            yield [delta]
+
+
+async def mapped(batches: Batches, change: Callable[[Delta], Delta]) -> Batches:
+    """The batches with each delta changed."""
+    async with aclosing(batches):
+        async for batch in batches:
+            yield [change(delta) for delta in batch]
+
+
+class Mailbox:
+    """Deltas that an engine's loop has made for a request, until its one caller takes them."""
+
+    __slots__ = ("_deltas", "_error", "_waiter")
+
+    def __init__(self) -> None:
+        self._deltas: list[Delta] = []
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the request has failed: no delta comes any more."""
+        return self._error is not None
+
+    def put(self, delta: Delta) -> None:
+        self._deltas.append(delta)
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """End the request with an error, which is raised after the deltas that came before it."""
+        self._error = error
+        self._wake()
+
+    async def take(self) -> list[Delta]:
+        """All that is there, at least one delta. Raises what `fail` was given."""
+        while not self._deltas:
+            if self._error is not None:
+                raise self._error
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        taken, self._deltas = self._deltas, []
+        return taken
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -16,10 +16,9 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches, mapped
-from penstock.engines.text.chat_template import ChatTemplate
-from penstock.engines.text.default_seed import with_seed
-from penstock.engines.text.sampling_checks import check_sampling, check_token_ids
+from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
+from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
 from penstock.openai.tool_calls import ToolCallReader
 from penstock.openai.tools import call_constraint, check_tools
@@ -49,9 +48,7 @@ class GenerateRequest(msgspec.Struct, frozen=True):
 
 
 class TokenEngine(LLMEngine):
-    """An engine whose model continues token sequences. `model_kind` names another kind of model,
-    for messages.
-    """
+    """An engine whose model continues token sequences. Errors name it by `model_kind`."""
 
     template: ChatTemplate
     model_kind = "this model"
@@ -139,9 +136,7 @@ class TokenEngine(LLMEngine):
         return self.continue_prompt(request) if n == 1 else self._fan_out(request, n)
 
     async def _fan_out(self, request: GenerateRequest, n: int) -> Batches:
-        """n requests with seeds of their own, merged. The prefix cache makes the shared prompt
-        cheap.
-        """
+        """n requests with their own seeds, merged. The prefix cache shares the prompt."""
         first_seed = (
             request.sampling.seed if request.sampling.seed is not None else random.getrandbits(31)
         )

@@ -14,8 +14,7 @@ import ray
 from ray import serve
 
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import Batches, generated
 from penstock.errors import EngineDeadError, EngineStartError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.ray.application import NAME_PREFIX, build_deployment

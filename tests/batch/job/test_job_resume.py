@@ -171,7 +171,7 @@ async def test_a_part_that_fails_after_the_last_row_is_not_forgotten(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr("penstock.batch.write.part_writers.JsonlWriter.finish", finish)
+        patch.setattr("penstock.batch.write.text.JsonlWriter.finish", finish)
         with pytest.raises(OutputError, match="Input/output error"):
             await ask(source, output, make_engine(), limit=40)
     assert not output.exists()
@@ -211,9 +211,9 @@ async def test_a_full_disk_stops_the_job_which_goes_on_later(
 
     engine = make_engine()
     with monkeypatch.context() as patch:
-        patch.setattr(f"penstock.batch.state.journal.os.{call}", failing)
+        patch.setattr(f"penstock.batch.write.journal.os.{call}", failing)
         if call == "write":
-            patch.setattr("penstock.batch.state.journal.Journal.__init__.__defaults__", (failing,))
+            patch.setattr("penstock.batch.write.journal.Journal.__init__.__defaults__", (failing,))
         with pytest.raises(OutputError, match="No space left on device"):
             await ask(source, output, engine)
     assert not engine.alive

@@ -90,6 +90,16 @@ async def test_dead_letters_and_their_second_try(make_engine, tmp_path, name, or
         assert ids == sorted(ids)
 
 
+async def test_dead_letters_beside_an_output_at_a_url(make_engine, tmp_path, monkeypatch):
+    monkeypatch.setenv("PENSTOCK_STATE_DIR", str(tmp_path / "state"))
+    url, letters = f"memory://{tmp_path.name}/out.jsonl", tmp_path / "failed.jsonl"
+    options = {"dead_letter": letters}
+    await ask(numbered(100), url, make_engine(failing(3, 60)), **options)
+    result = await ask(numbered(100), url, make_engine(failing(60)), retry_failed=True, **options)
+    assert [row["id"] for row in lines(letters)] == [60]
+    assert [row["id"] for row in result.rows()] == [n for n in range(100) if n != 60]
+
+
 async def test_skipped_rows_are_tried_again_too(make_engine, tmp_path):
     output = tmp_path / "out.parquet"
     await ask(numbered(100), output, make_engine(failing(5)), on_error="skip")

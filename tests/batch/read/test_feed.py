@@ -5,8 +5,8 @@ from itertools import count
 import pytest
 
 from penstock.batch.read import feed
-from penstock.batch.read.base import Source
 from penstock.batch.read.feed import read_ahead
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError
 

@@ -18,6 +18,7 @@ import polars as pl
 import pyarrow as pa
 import pytest
 
+from penstock.batch.values.arrow import array
 from penstock.batch.values.nanoseconds import (
     NanoDatetime,
     NanoTime,
@@ -27,7 +28,6 @@ from penstock.batch.values.nanoseconds import (
 )
 from penstock.batch.values.packed import pack, unpack
 from penstock.batch.values.plain import UnstorableError, json_line, plain, plain_row, text
-from penstock.batch.values.to_arrow import array
 
 
 class Colour(enum.Enum):

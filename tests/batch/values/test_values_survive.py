@@ -20,7 +20,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 import penstock
-from penstock.batch.values.from_arrow import python_rows
+from penstock.batch.values.arrow import python_rows
 from penstock.batch.write import sinks
 from survival import Ticks, agrees
 

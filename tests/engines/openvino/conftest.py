@@ -4,8 +4,8 @@ import openvino_genai as genai
 import pytest
 
 from penstock.demo import MODEL_NAME
-from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
-from penstock.engines.openvino.model.find import find_model
+from penstock.engines.openvino.constraints.grammar_cache import BarePipeline
+from penstock.engines.openvino.model_source import find_model
 
 
 class Writer:

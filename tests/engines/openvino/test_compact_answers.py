@@ -10,8 +10,8 @@ import jsonschema_rs
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
+from penstock.engines.openvino.constraints.json_grammar import json_grammar
 from penstock.engines.openvino.engine import OpenVINOEngine
-from penstock.engines.openvino.grammar.json_grammar import json_grammar
 from penstock.errors import RequestError
 from penstock.types import ChatRequest, Sampling, StructuredOutput
 

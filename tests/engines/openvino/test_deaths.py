@@ -11,7 +11,7 @@ import pytest
 import penstock
 from penstock.batch import OpenVINOEngineProcessorConfig, build_processor
 from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.process.messages import Submit
+from penstock.engines.process import Submit
 from penstock.errors import QuarantinedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import LocalModel

@@ -7,10 +7,10 @@ import signal
 import pytest
 import pytest_asyncio
 
-from penstock.engines.mailbox import Mailbox
+from penstock.engines import worker_engine
 from penstock.engines.openvino import OpenVINOEngine
-from penstock.engines.process import worker_engine
-from penstock.engines.process.child import EngineProcess
+from penstock.engines.process import EngineProcess
+from penstock.engines.tasks import Mailbox
 from penstock.errors import (
     ConfigError,
     ContextLengthError,

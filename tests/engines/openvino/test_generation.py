@@ -4,7 +4,7 @@ import pytest
 
 from penstock import demo
 from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.process.messages import Failed, Submit
+from penstock.engines.process import Failed, Submit
 from penstock.types import Sampling
 
 pytestmark = pytest.mark.slow

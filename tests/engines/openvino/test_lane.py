@@ -1,6 +1,8 @@
-from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.process.messages import Submit
-from penstock.engines.text.prefix_index import BLOCK_SIZE
+from hypothesis import given, strategies as st
+
+from penstock.engines.openvino.lane import Lane, Request, TextStream
+from penstock.engines.prefix_index import BLOCK_SIZE
+from penstock.engines.process import Submit
 from penstock.types import Sampling, StructuredOutput
 
 SHARED = [1] * (2 * BLOCK_SIZE)
@@ -142,3 +144,31 @@ def test_removing_a_waiting_request_takes_it_off_the_queue():
     queue.waiting.append(waiting)
     queue.remove(waiting)
     assert not queue.busy
+
+
+def decode(ids):
+    """Bytes as tokens: characters of several bytes are unfinished in between."""
+    return bytes(ids).decode(errors="replace")
+
+
+def streamed(data, size):
+    stream, text = TextStream(), ""
+    pieces = [list(data[at : at + size]) for at in range(0, len(data), size)] or [[]]
+    for number, piece in enumerate(pieces):
+        stream.add(piece)
+        shown, whole = stream.windows()
+        text += stream.advance(decode(shown), decode(whole), last=number == len(pieces) - 1)
+    return text
+
+
+@given(st.text(max_size=40), st.integers(1, 5))
+def test_the_pieces_add_up_to_the_text(text, size):
+    assert streamed(text.encode(), size) == text
+
+
+def test_an_unfinished_character_is_held_back_until_the_end():
+    stream = TextStream()
+    stream.add(list("é".encode()[:1]))
+    shown, whole = stream.windows()
+    assert stream.advance(decode(shown), decode(whole), last=False) == ""
+    assert stream.advance(decode(shown), decode(whole), last=True) == "\N{REPLACEMENT CHARACTER}"

@@ -42,13 +42,17 @@ async def test_the_most_likely_tokens_of_each_place(engine, stream):
     assert len(tokens) == 8
     for token in tokens:
         values = [value for _, value in token.top]
-        assert len(values) == 5 and values == sorted(values, reverse=True)
+        assert len(values) == 5
+        assert values == sorted(values, reverse=True)
+        assert token.rank is not None
+        assert token.logprob is not None
         if token.rank <= 5:
             assert token.top_ids[token.rank - 1] == token.id
             assert token.top[token.rank - 1][1] == pytest.approx(token.logprob, abs=1e-3)
         else:
             assert token.logprob <= values[-1]
-        assert token.raw is not None and len(token.top_raw) == 5
+        assert token.raw is not None
+        assert len(token.top_raw) == 5
 
 
 async def test_a_prompt_has_its_log_probabilities_cached_or_not(engine):

@@ -13,10 +13,9 @@ import httpx
 import pytest
 from msgspec.structs import replace
 
-from penstock.engines.deltas import Batches
+from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.simulated.engine import SimulatedEngine
-from penstock.engines.tasks import TASKS
-from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.tasks import TASKS, Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
 from penstock.serve.api.ingress import IngressApp, build_app

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.chat_template import ChatTemplate
 
 WEATHER = {
     "type": "function",

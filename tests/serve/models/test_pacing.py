@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from penstock.engines.deltas import BatchedDeltas
+from penstock.engines.tasks import BatchedDeltas
 from penstock.errors import EngineError
 from penstock.serve.models.pacing import Coalescer, DeltaStream, joined
 from penstock.types import Delta, TokenLogprob, Usage

@@ -22,12 +22,13 @@ from penstock.batch.job.progress import Progress
 from penstock.batch.job.result import RunResult
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.replay import compare_stream, other_rows
-from penstock.batch.state.directory import State
-from penstock.batch.state.journal import Journal
-from penstock.batch.state.manifest import StreamSum
+from penstock.batch.write.journal import Journal
+from penstock.batch.write.manifest import StreamSum
 from penstock.batch.write.outputs import Output
-from penstock.batch.write.part_writers import JsonlWriter, ParquetWriter, PartWriter
+from penstock.batch.write.parts import PartWriter
 from penstock.batch.write.sinks import DurableSink, MemorySink, Sink, StreamSink
+from penstock.batch.write.state import State
+from penstock.batch.write.text import JsonlWriter
 from penstock.errors import JobError, OutputError
 
 if TYPE_CHECKING:
@@ -83,7 +84,11 @@ async def _durable(
     counts = Counts(rows=done, errors=dict(journal.errors), resumed=done, total=plan.total)
 
     def make_writer(path: Path) -> PartWriter:
-        return JsonlWriter(path, plan.form) if tables is None else ParquetWriter(path, tables)
+        if tables is None:
+            return JsonlWriter(path, plan.form)
+        from penstock.batch.write.parquet import ParquetWriter
+
+        return ParquetWriter(path, tables)
 
     sink = DurableSink(journal, make_writer, output.part_name, keep_order=plan.keep_order)
     answers = AnswerCache(output.folder, key=state.manifest.key)

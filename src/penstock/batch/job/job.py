@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 
 from penstock import background, runtimes
+from penstock.batch import structured
 from penstock.batch.job import option_checks as choices
 from penstock.batch.job.execution import execute
 from penstock.batch.job.interrupts import Interrupts, JobInterrupted
@@ -28,13 +29,12 @@ from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.processor_rows import Held
 from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.form import EngineForm, RowForm
 from penstock.batch.rows.openai_lines import OpenAILines, are_lines
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.requests import ColumnRequests
 from penstock.batch.rows.template import Template
-from penstock.batch.schemas import structured
 from penstock.batch.write.outputs import Output
 from penstock.engines.base import LLMEngine
 from penstock.engines.registry import engine_for

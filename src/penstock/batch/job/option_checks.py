@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from penstock.engines.base import Capabilities
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError
 from penstock.types import Sampling
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from penstock.batch.job.counts import Counts
-from penstock.batch.read.delimited import allow_long_fields
 from penstock.batch.read.files import filesystem, is_url
+from penstock.batch.read.text import allow_long_fields
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
 from penstock.errors import InputError, OutputError
@@ -60,7 +60,7 @@ class RunResult:
             with _open(path, "r") as file:
                 yield from csv.DictReader(file)
         else:
-            from penstock.batch.values.from_arrow import python_rows
+            from penstock.batch.values.arrow import python_rows
 
             for batch in self.table().to_batches(max_chunksize=1024):
                 yield from python_rows(batch)

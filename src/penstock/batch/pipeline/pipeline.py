@@ -16,9 +16,9 @@ from penstock.batch.rows.form import EngineForm, RowForm
 from penstock.batch.rows.repair import Repair, Request
 from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.rows.row import Outcome, Row
-from penstock.engines.adapter_files import adapter_path
 from penstock.engines.base import LLMEngine
-from penstock.engines.supervision.supervisor import supervisor_of
+from penstock.engines.model_files import adapter_path
+from penstock.engines.supervisor import supervisor_of
 from penstock.errors import JobError, PenstockError
 from penstock.types import ChatRequest
 

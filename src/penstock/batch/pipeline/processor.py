@@ -15,7 +15,7 @@ from penstock.batch.pipeline.configs import ProcessorConfig
 from penstock.batch.pipeline.map_kwargs import workers
 from penstock.batch.pipeline.processor_rows import Held, ProcessorRows, RowFunction
 from penstock.batch.pipeline.stream import RowStream
-from penstock.batch.read.base import HasRows
+from penstock.batch.read.sources import HasRows
 from penstock.batch.stages.base import StatefulStage, check_stage
 from penstock.errors import ConfigError, UnknownStageError, nearest
 

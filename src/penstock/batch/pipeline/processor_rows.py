@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from penstock.batch.pipeline.offload import Offload
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.requests import conversation_text
 from penstock.batch.rows.row import FailedRow, Outcome, Row, RowError, Stage, nbytes

@@ -21,7 +21,7 @@ from penstock.batch.pipeline.stage_chain import StageChain
 from penstock.batch.read import open_source
 from penstock.batch.rows.dedupe import AnswerCache
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.state.ranges import RowSet
+from penstock.batch.write.parts import RowSet
 from penstock.batch.write.sinks import Reorder, Sink
 from penstock.engines.base import LLMEngine
 from penstock.errors import ConfigError

@@ -6,10 +6,9 @@ import os
 from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any
 
-from penstock.batch.read import files
-from penstock.batch.read.base import HasRows, Source
-from penstock.batch.read.iterables import AsyncRows, Rows
-from penstock.batch.read.waiting import in_daemon_thread
+from penstock.batch.read import files, text
+from penstock.batch.read.feed import in_daemon_thread
+from penstock.batch.read.sources import AsyncRows, HasRows, Rows, Source
 from penstock.errors import InputError
 
 
@@ -28,16 +27,17 @@ async def open_source(source: Any) -> Source:
         return await in_daemon_thread(lambda: _open_path(path))
     if type(source).__name__ == "LazyFrame":
         raise InputError("a LazyFrame has no rows yet; give its .collect()")
-    if isinstance(source, Mapping | bytes) or (
-        _module(source) == "pandas" and not hasattr(source, "columns")
-    ):
+    of_pandas = type(source).__module__.partition(".")[0] == "pandas"
+    if isinstance(source, Mapping | bytes) or (of_pandas and not hasattr(source, "columns")):
         raise InputError(
             f"a {type(source).__name__} is no data set; give a path, a table, or an iterable of"
             " dicts"
         )
     if isinstance(source, AsyncIterable):
         return await AsyncRows.open(source)
-    if hasattr(source, "__arrow_c_stream__") or _is_frame(source):
+    # A record batch is no stream, and a frame of an old pandas speaks no Arrow.
+    arrow_names = ("__arrow_c_stream__", "__arrow_c_array__")
+    if of_pandas or any(hasattr(source, name) for name in arrow_names):
         from penstock.batch.read import arrow
 
         return await in_daemon_thread(lambda: arrow.from_object(source))
@@ -50,31 +50,11 @@ async def open_source(source: Any) -> Source:
 
 def _open_path(path: str) -> Source:
     if path == "-":
-        from penstock.batch.read import json_lines
-
-        return json_lines.stdin()
+        return text.stdin()
     with files.reading(path):
         found = files.find(path)
-        form = found[0].form
-        if form == "parquet":
+        if found[0].form == "parquet":
             from penstock.batch.read import arrow
 
             return arrow.Parquet(path, found)
-        if form == "csv":
-            from penstock.batch.read import delimited
-
-            return delimited.Csv(path, found)
-        from penstock.batch.read import json_lines
-
-        return json_lines.JsonLines(path, found)
-
-
-def _is_frame(source: Any) -> bool:
-    """A record batch, or a frame of a pandas too old to speak Arrow."""
-    return hasattr(source, "__arrow_c_array__") or (
-        _module(source) == "pandas" and hasattr(source, "columns")
-    )
-
-
-def _module(source: Any) -> str:
-    return type(source).__module__.partition(".")[0]
+        return text.Csv(path, found) if found[0].form == "csv" else text.JsonLines(path, found)

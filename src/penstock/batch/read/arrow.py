@@ -1,6 +1,4 @@
-"""Rows from Arrow data: Parquet files, tables, record batch readers, and frames that speak
-Arrow.
-"""
+"""Rows from Arrow data: Parquet files, tables, record batches, and frames that speak Arrow."""
 
 from __future__ import annotations
 
@@ -10,29 +8,24 @@ from hashlib import blake2b
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from penstock.batch.read import frames
-from penstock.batch.read.base import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
-from penstock.batch.read.damaged import Unreadable, rows_of
-from penstock.batch.read.files import DataFile, contains, fingerprint, for_arrow, is_url
+from penstock.batch.read.files import DataFile, FileSource, for_arrow, is_url
+from penstock.batch.read.sources import BATCH_BYTES, BATCH_ROWS, Source, first_of, twice_in
 from penstock.batch.rows.row import Row
-from penstock.batch.values.from_arrow import python_rows, python_values
-from penstock.batch.values.to_arrow import build
-from penstock.batch.write.tables import unify
+from penstock.batch.values.arrow import of_arrow, python_rows, python_values
+from penstock.batch.values.common_type import unify
 from penstock.errors import InputError, PenstockError
 
 _HASHED_ROWS = 65536
 
 
-class Parquet(Source):
+class Parquet(FileSource):
     """Parquet files, read a row group at a time."""
 
     def __init__(self, name: str, files: list[DataFile]) -> None:
-        self.name = name
-        self._files = files
-        self.fingerprint = fingerprint(name, files)
+        super().__init__(name, files)
         self.rows = 0
         schemas: list[pa.Schema] = []
         for file in files:
@@ -43,10 +36,7 @@ class Parquet(Source):
                     schemas.append(parquet.schema_arrow)
         self.schema = schemas[0] if len(schemas) == 1 else unify(schemas)
         self.columns = _names(self.schema, name)
-        self.first = _first(self.batches())
-
-    def reads(self, path: str) -> bool:
-        return contains(self._files, path, self.name)
+        self.first = first_of(next(self.batches(), []))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         index = 0
@@ -76,7 +66,7 @@ class Table(Source):
 
     def __init__(self, table: pa.Table) -> None:
         self.name = "table"
-        self._table = _plain_layout(table)
+        self._table = frames.plain_layout(table)
         self.schema = self._table.schema
         self.rows = self._table.num_rows
         self.columns = _names(self.schema, "the table")
@@ -86,7 +76,7 @@ class Table(Source):
             "input rows": self.rows,
             "input digest": _table_digest(self._table),
         }
-        self.first = _first(self.batches())
+        self.first = first_of(next(self.batches(), []))
 
     def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
         return _split(self._table.slice(start).to_batches(max_chunksize=BATCH_ROWS), start, columns)
@@ -106,7 +96,7 @@ class Batches(Source):
         while (batch := self._next()) is not None:
             skip = min(max(start - index, 0), batch.num_rows)
             if skip < batch.num_rows:
-                table = _plain_layout(pa.Table.from_batches([batch.slice(skip)]))
+                table = frames.plain_layout(pa.Table.from_batches([batch.slice(skip)]))
                 yield from _split(table.to_batches(max_chunksize=BATCH_ROWS), index + skip, columns)
             index += batch.num_rows
 
@@ -120,9 +110,7 @@ class Batches(Source):
 
 
 def from_object(source: Any) -> Source:
-    """The source for an object that speaks Arrow: a pyarrow table or reader, a pandas or Polars
-    frame, and others.
-    """
+    """The source for a pyarrow table or reader, a frame, or anything else that speaks Arrow."""
     try:
         if isinstance(source, pa.RecordBatchReader):
             return Batches(source)
@@ -141,19 +129,6 @@ def from_object(source: Any) -> Source:
         raise InputError(
             f"this {type(source).__name__} has no Arrow form: {_line(error)}"
         ) from error
-
-
-def plain_values(
-    batch: pa.RecordBatch, columns: Sequence[str] | None = None
-) -> list[dict[str, Any] | Unreadable]:
-    """A batch's rows as Python values. A row with a damaged value is `Unreadable`."""
-    if columns is not None:
-        batch = batch.select([name for name in batch.schema.names if name in columns])
-    try:
-        rows: list[dict[str, Any] | Unreadable] = [*python_rows(batch)]
-    except Exception:  # of many kinds, for text that is no UTF-8 and the like
-        rows = rows_of(batch)
-    return rows
 
 
 @contextlib.contextmanager
@@ -193,31 +168,55 @@ def _split(
 
 
 def _rows(
-    batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = ""
+    batch: pa.RecordBatch, index: int, columns: Sequence[str] | None, name: str = "table"
 ) -> list[Row]:
     nbytes = batch.nbytes // max(batch.num_rows, 1)
+    wanted = batch
+    if columns is not None:
+        wanted = batch.select([column for column in batch.schema.names if column in columns])
+    found: list[dict[str, Any] | _Unreadable]
+    try:
+        found = [*python_rows(wanted)]
+    except Exception:  # of many kinds, for text that is no UTF-8 and the like
+        found = _readable_rows(wanted)
     rows = []
-    for offset, values in enumerate(plain_values(batch, columns)):
-        if isinstance(values, Unreadable):
-            rows.append(
-                Row(
-                    index + offset,
-                    None,
-                    f"{name or 'table'}: row {index + offset}: {values}",
-                    nbytes,
-                )
-            )
-            continue
-        row = Row(index + offset, values, None, nbytes)
-        row.batch = batch
-        row.offset = offset
-        rows.append(row)
+    for number, values in enumerate(found, index):
+        if isinstance(values, _Unreadable):
+            rows.append(Row(number, None, f"{name}: row {number}: {values}", nbytes))
+        else:
+            rows.append(Row(number, values, None, nbytes, batch, number - index))
     return rows
 
 
-def _first(batches: Iterator[list[Row]]) -> dict[str, Any] | None:
-    batch = next(batches, None)
-    return first_of(batch) if batch else None
+class _Unreadable(str):
+    """Stands for what cannot be read, and says why."""
+
+
+def _readable_rows(batch: pa.RecordBatch) -> list[dict[str, Any] | _Unreadable]:
+    """The rows as dicts, one with a value that cannot be read as `_Unreadable`."""
+    names = batch.schema.names
+    rows: list[dict[str, Any] | _Unreadable] = []
+    for values in zip(*map(_readable_values, batch.columns), strict=True):
+        row = dict(zip(names, values, strict=True))
+        wrong = ((name, value) for name, value in row.items() if isinstance(value, _Unreadable))
+        rows.append(next((_Unreadable(f"column '{name}': {why}") for name, why in wrong), row))
+    return rows
+
+
+def _readable_values(column: pa.Array) -> list[Any]:
+    try:
+        return python_values(column)
+    except Exception:  # each kind of value has its own
+        return [_readable_value(scalar) for scalar in column]
+
+
+def _readable_value(scalar: pa.Scalar) -> Any:
+    try:
+        return of_arrow(scalar)
+    except UnicodeDecodeError:
+        return _Unreadable("invalid UTF-8")
+    except Exception:
+        return _Unreadable(f"a damaged value of type {scalar.type}")
 
 
 def _names(schema: pa.Schema, name: str) -> tuple[str, ...]:
@@ -236,82 +235,6 @@ def _twice_inside(kind: pa.DataType) -> str | None:
     fields = [kind.field(place) for place in range(kind.num_fields)]
     twice = twice_in([field.name for field in fields]) if pa.types.is_struct(kind) else None
     return twice or next(filter(None, (_twice_inside(field.type) for field in fields)), None)
-
-
-def _plain_layout(table: pa.Table) -> pa.Table:
-    """The same table without layouts that not every Arrow function takes, such as views and
-    dictionaries with nulls.
-    """
-    for position, field in enumerate(table.schema):
-        column = table.column(position)
-        kind = _plain_type(field.type, whole=True)
-        if pa.types.is_dictionary(kind) and any(
-            chunk.dictionary.null_count for chunk in column.chunks
-        ):
-            kind = kind.value_type
-        if kind != field.type:
-            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
-            table = table.set_column(position, field.with_type(kind), column)
-    return table
-
-
-def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
-    if pa.types.is_run_end_encoded(chunk.type):
-        chunk = pc.run_end_decode(chunk)
-    # Which cast does not take from one kind of text to another.
-    if pa.types.is_dictionary(chunk.type):
-        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
-        values = (
-            chunk.dictionary
-            if chunk.dictionary.type == value_type
-            else chunk.dictionary.cast(value_type)
-        )
-        return (
-            pa.DictionaryArray.from_arrays(chunk.indices, values)
-            if kind != value_type
-            else values.take(chunk.indices)
-        )
-    if chunk.type == kind:
-        return chunk
-    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of
-    # length 0 fails.
-    odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
-    return build(python_values(chunk), kind) if odd else chunk.cast(kind)
-
-
-def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
-    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
-    if kind == pa.string_view():
-        return pa.large_string()
-    if kind == pa.binary_view():
-        return pa.large_binary()
-    if pa.types.is_run_end_encoded(kind):
-        return _plain_type(kind.value_type)
-    if pa.types.is_dictionary(kind):
-        # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
-        plain = _plain_type(kind.value_type)
-        if not whole:
-            return plain
-        return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
-    for is_list, make in _LISTS:
-        if is_list(kind):
-            return make(kind.value_field.with_type(_plain_type(kind.value_type)))
-    if pa.types.is_fixed_size_list(kind):
-        # Parquet takes those of length 0, and cannot be read then.
-        return pa.list_(
-            kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1
-        )
-    return kind
-
-
-_LISTS = (
-    (pa.types.is_list, pa.list_),
-    (pa.types.is_large_list, pa.large_list),
-    (pa.types.is_list_view, pa.list_),
-    (pa.types.is_large_list_view, pa.large_list),
-)
 
 
 def _table_digest(table: pa.Table) -> str:

@@ -1,15 +1,19 @@
-"""Reads rows ahead of need, in a thread of its own, never further than a bound."""
+"""Reads in threads of its own: rows ahead of need, never further than a bound.
+
+The threads are daemons: data may never come, and do not keep the process from its end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from typing import TypeVar
 
-from penstock.batch.read.base import BATCH_ROWS, Source, unreadable
-from penstock.batch.read.iterables import AsyncRows
+from penstock.batch.read.sources import BATCH_ROWS, AsyncRows, Source, unreadable
 from penstock.batch.rows.row import Row
 from penstock.errors import PenstockError
 
@@ -19,12 +23,13 @@ _LEAST_BYTES = READ_AHEAD_BYTES // READ_AHEAD_ROWS
 """What a row counts for at least, so that one number bounds both."""
 
 
+T = TypeVar("T")
+
+
 async def read_ahead(
     source: Source, start: int = 0, limit: int | None = None, columns: Sequence[str] | None = None
 ) -> AsyncGenerator[list[Row], None]:
-    """The source's rows from number `start` on, and before number `limit`, in lists as they become
-    ready.
-    """
+    """The source's rows from number `start` to before `limit`, in lists as they become ready."""
     if limit is not None and limit <= start:
         return
     arriving = (
@@ -122,12 +127,8 @@ class _Reader:
                 self._put += nbytes
                 if self._rows_wanted:
                     self._tell()
-        except PenstockError as error:
-            self._error = error
-        except (
-            BaseException
-        ) as error:  # whatever it is: rows that are missing in silence would be worse
-            self._error = unreadable(error)
+        except BaseException as error:  # rows that are missing in silence would be worse
+            self._error = error if isinstance(error, PenstockError) else unreadable(error)
         finally:
             self._finished = True
             self._tell()
@@ -145,3 +146,24 @@ class _Reader:
         self._rows_wanted = False
         with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._news.set)
+
+
+async def in_daemon_thread(call: Callable[[], T]) -> T:
+    """What `call` returns or raises, from a thread of its own that nobody waits for once this is
+    cancelled.
+
+    `asyncio.to_thread` will not do for a pipe: the end of the event loop waits for its threads.
+    """
+    future: concurrent.futures.Future[T] = concurrent.futures.Future()
+    future.set_running_or_notify_cancel()  # whoever leaves does not cancel it
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # without it whoever waits would wait for ever
+            # A future of asyncio cannot hold a StopIteration.
+            fits = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            future.set_exception(error if fits else unreadable(error))
+
+    threading.Thread(target=work, name="penstock-opener", daemon=True).start()
+    return await asyncio.wrap_future(future)

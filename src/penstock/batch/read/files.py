@@ -1,23 +1,37 @@
-"""Finds the files of a data set: one file, a directory, a glob, or a URL of any of them."""
+"""The files of a data set (a file, directory, glob or URL of any of them), and their content."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import glob
+import gzip
+import io
 import lzma
 import os
 import stat
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import PurePath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
-from penstock.batch.read.compression import COMPRESSED, decompressed
+from penstock.batch.read.sources import Source
 from penstock.errors import InputError, MissingExtraError, PenstockError, printable, told
 
-FORMS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+Form = Literal["jsonl", "csv", "parquet"]
+FORMS: dict[str, Form] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ\x00": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+"""What a compressed file begins with, whatever its name."""
+KNOWN = f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)})"
+"""The extensions that can be read, for messages."""
 _FILESYSTEMS = {
     "s3": ("s3fs", "s3"),
     "s3a": ("s3fs", "s3"),
@@ -28,9 +42,11 @@ _FILESYSTEMS = {
     "az": ("adlfs", "abfs"),
     "hf": ("huggingface_hub", "hf"),
 }
+_BLOCK = 1 << 16
 _SAMPLED_BYTES = 64 * 1024
 _SAMPLED_FILES = 64
 _HASHED_BYTES = 1 << 30
+_Decompressor = bz2.BZ2Decompressor | lzma.LZMADecompressor
 _DAMAGE = zlib.error | lzma.LZMAError
 _MARKS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "updated", "created", "blob_id")
 
@@ -40,20 +56,13 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
-def form_of(path: str) -> str | None:
-    """The form that a file's name tells, or None. Compressed text forms count, compressed Parquet
-    does not.
-    """
+def form_of(path: str) -> Form | None:
+    """The form that a name tells, or None. Compressed text has one, compressed Parquet has none."""
     stem, extension = os.path.splitext(path.lower())
     if extension not in COMPRESSED:
         return FORMS.get(extension)
     inner = FORMS.get(os.path.splitext(stem)[1])
     return inner if inner != "parquet" else None
-
-
-def known_extensions() -> str:
-    """The extensions that can be read, for messages."""
-    return f"{', '.join(FORMS)}; the text forms also compressed ({', '.join(COMPRESSED)})"
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -98,18 +107,16 @@ def _reason(error: Exception, path: str) -> str:
 
 @dataclass(frozen=True)
 class DataFile:
-    """One file of a data set. `path` is local, or a URL. `state` is a local file's size and time of
-    change when it was found.
-    """
+    """A file, local or at a URL. `state` is a local one's size and mtime when it was found."""
 
     path: str
     state: tuple[int, int] | None = None
 
     @property
-    def form(self) -> str:
+    def form(self) -> Form:
         form = form_of(self.path)
         if form is None:
-            raise InputError(f"{self.path}: unknown extension; known are {known_extensions()}")
+            raise InputError(f"{self.path}: unknown extension; known are {KNOWN}")
         return form
 
     def open(self) -> BinaryIO:
@@ -121,16 +128,12 @@ class DataFile:
         """Open for reading, as stored. Raises `InputError`."""
         with reading(self.path):
             if is_url(self.path):
-                import fsspec
-
-                filesystem(self.path)  # for its error messages
-                return cast(BinaryIO, fsspec.open(self.path, "rb").open())
+                fs, path = filesystem(self.path)
+                return cast(BinaryIO, fs.open(path, "rb"))
             return open(self.path, "rb", buffering=1 << 18, opener=_open_regular)
 
     def check_unchanged(self) -> None:
-        """Raise `InputError` if the file is not what it was when it was found: its rows would be of
-        two data sets.
-        """
+        """Raise `InputError` if the file changed since it was found: its rows would be a mix."""
         if self.state is not None and self.state != _state(self.path):
             raise InputError(
                 f"{self.path}: was changed while it was read; --fresh begins again with what it"
@@ -146,9 +149,7 @@ class DataFile:
             return os.path.getsize(self.path)
 
     def changed(self) -> str:
-        """What changes when the file is written again: its time of change, or what the URL's file
-        system has for it.
-        """
+        """What changes with each write: the mtime, or what a URL's file system has for it."""
         with reading(self.path):
             if is_url(self.path):
                 fs, path = filesystem(self.path)
@@ -169,12 +170,6 @@ class DataFile:
                 file.seek(max(0, size - _SAMPLED_BYTES))
                 return head + file.read(_SAMPLED_BYTES)
 
-    def hash_into(self, digest: blake2b) -> None:
-        """Add the whole of a local file to a digest."""
-        with reading(self.path), self.open_stored() as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-
 
 @contextlib.contextmanager
 def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
@@ -188,9 +183,7 @@ def for_arrow(path: str | os.PathLike[str]) -> Iterator[str | BinaryIO]:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open what is a file on a disk, as an opener for `open`. A pipe would wait for a writer, or be
-    read twice.
-    """
+    """An opener for `open` that takes files only: a pipe would block, or be read twice."""
     _check_regular(path, os.stat(path))
     descriptor = os.open(path, flags | os.O_NONBLOCK)  # it can have become a pipe since
     try:
@@ -227,9 +220,7 @@ def _state(path: str) -> tuple[int, int]:
 
 
 def find(pattern: str) -> list[DataFile]:
-    """The files that `pattern` names, sorted. Raises `InputError` if there are none, or several
-    forms of them.
-    """
+    """The files of `pattern`, sorted. Raises `InputError` for none, or for several forms."""
     if "\0" in pattern:
         raise InputError(f"{pattern!r}: a path holds no zero byte")
     if is_url(pattern):
@@ -257,7 +248,9 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     for number, (file, size) in enumerate(zip(files, sizes, strict=True)):
         digest.update(f"{os.path.basename(file.path)}\0{size}\0".encode(errors="surrogateescape"))
         if total <= _HASHED_BYTES and not is_url(file.path):
-            file.hash_into(digest)
+            with reading(file.path), file.open_stored() as content:
+                while block := content.read(1 << 20):
+                    digest.update(block)
             continue
         digest.update(f"{file.changed()}\0".encode())
         if number < _SAMPLED_FILES:
@@ -270,24 +263,30 @@ def fingerprint(pattern: str, files: list[DataFile]) -> dict[str, Any]:
     }
 
 
-def contains(files: list[DataFile], path: str, pattern: str) -> bool:
-    """Whether writing to `path` touches the files that `pattern` found, or gives it more to
-    find.
-    """
-    place = _place(path)
-    found = [_place(file.path) for file in files]
-    if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
-        return True
-    if is_url(path) or is_url(pattern):
-        return False
-    if os.path.isdir(pattern):
-        below = os.path.relpath(place, _place(pattern)).split(os.sep)
-        return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
-    return (
-        glob.has_magic(pattern)
-        and not os.path.exists(pattern)
-        and PurePath(place).match(_place(pattern))
-    )
+class FileSource(Source):
+    """Rows from the files that `find` found for `name`."""
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        self.name = name
+        self._files = files
+        self.fingerprint = fingerprint(name, files)
+
+    def reads(self, path: str) -> bool:
+        """Whether writing to `path` touches the files, or gives `find` more to find."""
+        place = _place(path)
+        found = [_place(file.path) for file in self._files]
+        if any(file == place or file.startswith(place.rstrip("/") + "/") for file in found):
+            return True
+        if is_url(path) or is_url(self.name):
+            return False
+        if os.path.isdir(self.name):
+            below = os.path.relpath(place, _place(self.name)).split(os.sep)
+            return below[0] != os.pardir and not any(part.startswith((".", "_")) for part in below)
+        return (
+            glob.has_magic(self.name)
+            and not os.path.exists(self.name)
+            and PurePath(place).match(_place(self.name))
+        )
 
 
 def _place(path: str) -> str:
@@ -311,9 +310,7 @@ def _find_local(pattern: str) -> list[str]:
 
 
 def _walk(directory: str) -> Iterator[str]:
-    """The files in a directory and those below. Links to directories are followed, each directory
-    read once.
-    """
+    """The files in a directory and below. Links are followed, each directory is read once."""
     known = {os.path.realpath(directory)}
     for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
         # Left out: hidden folders, and the state that jobs keep beside their outputs.
@@ -353,7 +350,69 @@ def _data_files(directory: str, paths: Iterable[str]) -> list[str]:
     found = [p for p in paths if form_of(p) and not os.path.basename(p).startswith((".", "_"))]
     if not found:
         raise InputError(
-            f"{directory}: no data files in this directory; known extensions are"
-            f" {known_extensions()}"
+            f"{directory}: no data files in this directory; known extensions are {KNOWN}"
         )
     return found
+
+
+def decompressed(raw: BinaryIO, path: str) -> BinaryIO:
+    """The content of the open file `raw`, decompressed as its name says; closes `raw` too."""
+    match os.path.splitext(path.lower())[1]:
+        case ".gz":
+            stream = gzip.GzipFile(fileobj=raw, mode="rb")
+            stream.myfileobj = cast(io.FileIO, raw)  # which it closes with itself
+            return cast(BinaryIO, io.BufferedReader(stream))
+        case ".bz2":
+            return cast(BinaryIO, io.BufferedReader(_Members(raw, bz2.BZ2Decompressor)))
+        case ".xz":
+            return cast(BinaryIO, io.BufferedReader(_Members(raw, lzma.LZMADecompressor)))
+        case ".zst":
+            import pyarrow as pa  # which is there anyway, and reads several frames as one
+
+            return cast(BinaryIO, pa.CompressedInputStream(raw, "zstd"))
+        case _:
+            return raw
+
+
+class _Members(io.RawIOBase):
+    """The members of a file, one after the other.
+
+    `bz2` and `lzma` have such readers too. Those end without a word at a member whose beginning is
+    damaged, and the rows in it and after it would be missing.
+    """
+
+    def __init__(self, raw: BinaryIO, make: Callable[[], _Decompressor]) -> None:
+        self._raw = raw
+        self._make = make
+        self._member = make()
+        self._begun = False  # the member has had data
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        while True:
+            data = b""
+            if self._member.eof:
+                data = self._member.unused_data
+                self._member = self._make()
+                self._begun = False
+            if not data and self._member.needs_input:
+                data = self._raw.read(_BLOCK)
+                if not data:
+                    if self._begun:
+                        raise EOFError("the file ends in the middle of its compressed data")
+                    return 0
+            if not self._begun:
+                data = data.lstrip(b"\0")  # padding between members, and at the end
+                if not data:
+                    continue
+                self._begun = True
+            found = self._member.decompress(data, len(buffer))
+            if found:
+                buffer[: len(found)] = found
+                return len(found)
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()

@@ -1,13 +1,14 @@
-"""Frames of pandas and Polars as Arrow tables, whatever their columns hold."""
+"""Frames of pandas and Polars, and tables of odd layouts, as Arrow tables of plain layout."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from penstock.batch.values.arrow import array, build, python_values
 from penstock.batch.values.plain import UnstorableError, key_text
-from penstock.batch.values.to_arrow import array
 from penstock.errors import InputError, printable
 
 
@@ -34,9 +35,7 @@ def from_pandas(frame: Any) -> pa.Table:
 
 
 def from_polars(frame: Any) -> pa.Table:
-    """A Polars frame. Raises `InputError` for a column of Python objects, which has no Arrow
-    form.
-    """
+    """A Polars frame. Raises `InputError` for a column of Python objects."""
     columns = {}
     for series in frame.get_columns():
         if _holds_objects(series.dtype):
@@ -81,9 +80,7 @@ def _of(values: list[Any], name: str) -> pa.Array:
 
 
 def _is_opaque(kind: Any) -> bool:
-    """Whether Arrow would hold what pandas stores for a value, and not the value: intervals and
-    periods.
-    """
+    """Whether Arrow holds what pandas stores and not the value, as for intervals and periods."""
     categories = getattr(kind, "categories", None)
     return kind.kind == "O" and (
         type(kind).__name__ in ("IntervalDtype", "PeriodDtype")
@@ -92,3 +89,77 @@ def _is_opaque(kind: Any) -> bool:
             and (str(categories.dtype) == "object" or _is_opaque(categories.dtype))
         )
     )
+
+
+def plain_layout(table: pa.Table) -> pa.Table:
+    """The table without views, nulls in dictionaries, and what else some Arrow functions refuse."""
+    for position, field in enumerate(table.schema):
+        column = table.column(position)
+        kind = _plain_type(field.type, whole=True)
+        if pa.types.is_dictionary(kind) and any(
+            chunk.dictionary.null_count for chunk in column.chunks
+        ):
+            kind = kind.value_type
+        if kind != field.type:
+            column = pa.chunked_array([_relaid(chunk, kind) for chunk in column.chunks], kind)
+            table = table.set_column(position, field.with_type(kind), column)
+    return table
+
+
+def _relaid(chunk: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_run_end_encoded(chunk.type):
+        chunk = pc.run_end_decode(chunk)
+    # Which cast does not take from one kind of text to another.
+    if pa.types.is_dictionary(chunk.type):
+        value_type = kind.value_type if pa.types.is_dictionary(kind) else kind
+        values = (
+            chunk.dictionary
+            if chunk.dictionary.type == value_type
+            else chunk.dictionary.cast(value_type)
+        )
+        return (
+            pa.DictionaryArray.from_arrays(chunk.indices, values)
+            if kind != value_type
+            else values.take(chunk.indices)
+        )
+    if chunk.type == kind:
+        return chunk
+    # Casting views of lists gives lists without their last offset (seen with pyarrow 26), lists of
+    # length 0 fails.
+    odd = "list_view" in str(chunk.type) or "[0]" in str(chunk.type)
+    return build(python_values(chunk), kind) if odd else chunk.cast(kind)
+
+
+def _plain_type(kind: pa.DataType, *, whole: bool = False) -> pa.DataType:
+    """The type in a plain layout. A column as a `whole` may be a dictionary, a part of one not."""
+    if kind == pa.string_view():
+        return pa.large_string()
+    if kind == pa.binary_view():
+        return pa.large_binary()
+    if pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_dictionary(kind):
+        # Unordered: that of a Polars Enum is, but from_arrays and Parquet do not keep it.
+        plain = _plain_type(kind.value_type)
+        if not whole:
+            return plain
+        return kind if plain == kind.value_type else pa.dictionary(kind.index_type, plain)
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain_type(field.type)) for field in kind])
+    for is_list, make in _LISTS:
+        if is_list(kind):
+            return make(kind.value_field.with_type(_plain_type(kind.value_type)))
+    if pa.types.is_fixed_size_list(kind):
+        # Parquet takes those of length 0, and cannot be read then.
+        return pa.list_(
+            kind.value_field.with_type(_plain_type(kind.value_type)), kind.list_size or -1
+        )
+    return kind
+
+
+_LISTS = (
+    (pa.types.is_list, pa.list_),
+    (pa.types.is_large_list, pa.large_list),
+    (pa.types.is_list_view, pa.list_),
+    (pa.types.is_large_list_view, pa.large_list),
+)

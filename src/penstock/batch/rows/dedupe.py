@@ -21,7 +21,7 @@ import msgspec
 
 from penstock import private_files
 from penstock.batch.rows.row import Outcome
-from penstock.batch.state.records import checksum
+from penstock.batch.write.state_files import checksum
 from penstock.errors import OutputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable
 from typing import TYPE_CHECKING, Any
 
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.repair import Repair
 from penstock.batch.rows.row import Outcome, Row, Stage, failed
 from penstock.batch.values.plain import UnstorableError, json_line

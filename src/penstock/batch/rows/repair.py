@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 import msgspec
 
 from penstock.batch.rows.row import Outcome, RowError
-from penstock.batch.schemas.structured import Schema
+from penstock.batch.structured import Schema
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import generated
 from penstock.errors import (

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from penstock.batch.read.base import Source
+from penstock.batch.read.sources import Source
 from penstock.batch.rows.form import EngineForm
 from penstock.batch.rows.repair import Repair, collect, invalid_json
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.rows.template import Template, as_text
-from penstock.batch.schemas.structured import Schema
+from penstock.batch.structured import Schema
 from penstock.batch.values.plain import plain_row
 from penstock.engines.base import LLMEngine
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, nearest
 from penstock.openai.requests import check_messages
 from penstock.parsing.text import decode_json

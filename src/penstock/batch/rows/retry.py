@@ -15,7 +15,7 @@ from penstock.balance.retry import Retry
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.row import Stage
 from penstock.engines.base import Capabilities
-from penstock.engines.supervision.supervisor import Supervisor
+from penstock.engines.supervisor import Supervisor
 from penstock.errors import (
     EngineDeadError,
     EngineError,

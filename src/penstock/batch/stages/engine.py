@@ -15,9 +15,9 @@ from penstock.batch.rows.retry import Attempts, Tries, rolling
 from penstock.batch.stages import answers, sampling_params, tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.text import conversation
+from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import EngineSource
-from penstock.engines.supervision.quarantine import digest_of
-from penstock.engines.supervision.supervisor import Supervisor
+from penstock.engines.supervisor import Supervisor
 from penstock.errors import ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
 from penstock.types import ChatRequest, CompletionRequest

@@ -17,11 +17,10 @@ import msgspec
 from penstock.batch.rows.retry import Attempts, Tries
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches
+from penstock.engines.quarantine import digest_of
 from penstock.engines.registry import DEFAULT_APP, engines
-from penstock.engines.supervision.quarantine import digest_of
-from penstock.engines.supervision.supervisor import supervisor_of
-from penstock.engines.tasks import generated
+from penstock.engines.supervisor import supervisor_of
+from penstock.engines.tasks import Batches, generated
 from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body

@@ -1,29 +1,29 @@
-"""One Arrow type for a column that has several: none of its values may change. If there is none,
-text.
+"""One Arrow type for a column that has several, and one schema for tables that have several.
+
+None of the values may change. A column for which there is no such type is text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import product
-from typing import Literal, NamedTuple
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from penstock.batch.values.from_arrow import python_values
+from penstock.batch.values.arrow import FAILURES, MOST_FIELDS, build, holds, python_values
 from penstock.batch.values.plain import text
-from penstock.batch.values.to_arrow import FAILURES, MOST_FIELDS, build, holds
 
 _UNITS = ("s", "ms", "us", "ns")
+_width = attrgetter("bit_width")
 _DIGITS = 20
 """Of a 64-bit integer."""
 
 
 class _Choice(NamedTuple):
-    """What values alone decide: whether integers of 64 bits have a sign, and whether times are
-    finer than they need.
-    """
+    """What only values decide: do 64-bit integers have a sign, are times finer than they need."""
 
     whole: pa.DataType
     finer: bool
@@ -34,6 +34,43 @@ _CHOICES = [
 ]
 
 Batches = Callable[[], Iterable[pa.Array | pa.ChunkedArray]]
+
+
+def unify(
+    schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()
+) -> pa.Schema:
+    """One schema that tables of all these schemas can take, columns in order of first appearance.
+
+    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds
+    that as it is.
+    """
+    kinds: dict[str, list[pa.DataType]] = {}
+    for schema in schemas:
+        for field in schema:
+            kinds.setdefault(field.name, []).append(field.type)
+    return pa.schema(
+        [(name, common_type(known, partial(values, name))) for name, known in kinds.items()]
+    )
+
+
+def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
+    """One schema that all these tables can take."""
+
+    return unify(
+        [table.schema for table in tables],
+        lambda name: (table.column(name) for table in tables if name in table.column_names),
+    )
+
+
+def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with exactly these columns: missing ones null, others converted."""
+    columns = [
+        convert(table.column(field.name), field.type)
+        if field.name in table.column_names
+        else pa.nulls(table.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def common_type(kinds: Sequence[pa.DataType], values: Batches = lambda: ()) -> pa.DataType:
@@ -81,12 +118,11 @@ def as_text(column: pa.Array | pa.ChunkedArray, kind: pa.DataType | None = None)
 
 
 def _candidates(kinds: Sequence[pa.DataType]) -> Iterator[pa.DataType]:
-    seen: list[pa.DataType] = []
-    for choice in _CHOICES:
-        found = reduce(lambda one, other: _common(one, other, choice), kinds[1:], kinds[0])
-        if found is not None and found not in seen:
-            seen.append(found)
-            yield found
+    found = (
+        reduce(lambda one, other: _common(one, other, choice), kinds[1:], kinds[0])
+        for choice in _CHOICES
+    )
+    return (kind for kind in dict.fromkeys(found) if kind is not None)
 
 
 def _common(
@@ -105,30 +141,19 @@ def _common(
     if is_kind.is_struct(one) and is_kind.is_struct(other):
         return _struct(one, other, choice)
     if is_kind.is_map(one) and is_kind.is_map(other):
-        key, item = (
-            _common(one.key_type, other.key_type, choice),
-            _common(one.item_type, other.item_type, choice),
-        )
+        key = _common(one.key_type, other.key_type, choice)
+        item = _common(one.item_type, other.item_type, choice)
         return None if key is None or item is None else pa.map_(key, item)
-    if _is_list(one) and _is_list(other):
-        inner = _common(one.value_type, other.value_type, choice)
-        if inner is None:
-            return None
-        large = is_kind.is_large_list(one) or is_kind.is_large_list(other)
-        if (
-            is_kind.is_fixed_size_list(one)
-            and is_kind.is_fixed_size_list(other)
-            and one.list_size == other.list_size
-        ):
-            return pa.list_(inner, one.list_size)
-        return pa.large_list(inner) if large else pa.list_(inner)
-    return None
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    lists = is_kind.is_list, is_kind.is_large_list, is_kind.is_fixed_size_list
+    if not all(any(is_list(kind) for is_list in lists) for kind in (one, other)):
+        return None
+    inner = _common(one.value_type, other.value_type, choice)
+    if inner is None:
+        return None
+    if all(map(is_kind.is_fixed_size_list, (one, other))) and one.list_size == other.list_size:
+        return pa.list_(inner, one.list_size)
+    large = is_kind.is_large_list(one) or is_kind.is_large_list(other)
+    return pa.large_list(inner) if large else pa.list_(inner)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -147,14 +172,6 @@ def _is_binary(kind: pa.DataType) -> bool:
     )
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
-
-
-def _is_exact(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_decimal(kind))
-
-
 def _number(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
     if pa.types.is_floating(one) or pa.types.is_floating(other):
         floats = pa.types.is_floating(one) and pa.types.is_floating(other)
@@ -165,10 +182,6 @@ def _number(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataTyp
     if signed.bit_width > unsigned.bit_width:
         return signed
     return {8: pa.int16(), 16: pa.int32(), 32: pa.int64()}.get(unsigned.bit_width, choice.whole)
-
-
-def _width(kind: pa.DataType) -> int:
-    return int(kind.bit_width)
 
 
 def _decimal(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
@@ -190,33 +203,8 @@ def _timestamp(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.Data
     return pa.timestamp(_unit(one, other, choice), one.tz if one.tz == other.tz else "UTC")
 
 
-def _duration(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.duration(_unit(one, other, choice))
-
-
-def _time(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    unit: Literal["us", "ns"] = "ns" if "ns" in (one.unit, other.unit) else "us"
-    return pa.time64(unit)
-
-
-def _date(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.date32()
-
-
 def _unit(one: pa.DataType, other: pa.DataType, choice: _Choice) -> str:
     return str((max if choice.finer else min)(one.unit, other.unit, key=_UNITS.index))
-
-
-def _string(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return pa.large_string()
-
-
-def _binary(one: pa.DataType, other: pa.DataType, choice: _Choice) -> pa.DataType | None:
-    return (
-        pa.large_binary()
-        if pa.types.is_large_binary(one) or pa.types.is_large_binary(other)
-        else pa.binary()
-    )
 
 
 _SCALARS: list[
@@ -225,14 +213,22 @@ _SCALARS: list[
         Callable[[pa.DataType, pa.DataType, _Choice], pa.DataType | None],
     ]
 ] = [
-    (_is_number, _number),
-    (_is_exact, _decimal),
+    (lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind), _number),
+    (lambda kind: pa.types.is_integer(kind) or pa.types.is_decimal(kind), _decimal),
     (pa.types.is_timestamp, _timestamp),
-    (pa.types.is_duration, _duration),
-    (pa.types.is_time, _time),
-    (pa.types.is_date, _date),
-    (_is_text, _string),
-    (_is_binary, _binary),
+    (pa.types.is_duration, lambda one, other, choice: pa.duration(_unit(one, other, choice))),
+    (
+        pa.types.is_time,
+        lambda one, other, _: pa.time64("ns" if "ns" in (one.unit, other.unit) else "us"),
+    ),
+    (pa.types.is_date, lambda one, other, _: pa.date32()),
+    (_is_text, lambda one, other, _: pa.large_string()),
+    (
+        _is_binary,
+        lambda one, other, _: (
+            pa.large_binary() if pa.large_binary() in (one, other) else pa.binary()
+        ),
+    ),
 ]
 
 

@@ -120,29 +120,50 @@ class NanoTimedelta(_Finer, datetime.timedelta):
 
 
 def total_nanoseconds(value: datetime.datetime | datetime.time | datetime.timedelta) -> int:
-    """A point in time since 1970 (in UTC where it has a zone), a time of day since midnight, or a
-    length of time.
+    """Nanoseconds since 1970 (in UTC where there is a zone), since midnight, or of a length."""
+    match value:
+        case datetime.timedelta():
+            whole = value
+        case datetime.time():
+            whole = datetime.datetime.combine(_EPOCH, value.replace(tzinfo=None)) - _EPOCH
+        case _:
+            local = datetime.datetime.combine(value.date(), value.time())
+            whole = local - _EPOCH - (value.utcoffset() or _NONE)
+    micro = (whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds
+    return micro * 1000 + _beyond(value)
+
+
+def length_of(nanoseconds: int) -> datetime.timedelta | str:
+    """The length of time of so many nanoseconds; text where Python has none so long."""
+    micro, beyond = divmod(nanoseconds, 1000)
+    try:
+        return NanoTimedelta.of(datetime.timedelta(microseconds=micro), beyond)
+    except OverflowError:
+        return duration_text(nanoseconds)
+
+
+def point_of(nanoseconds: int, zone: datetime.tzinfo | None = None) -> datetime.datetime | str:
+    """The point in time so many nanoseconds after 1970, an instant where there is a zone; text
+    where Python's calendar has no place for it.
     """
-    if isinstance(value, datetime.time):
-        seconds = (value.hour * 60 + value.minute) * 60 + value.second
-        return (seconds * 1_000_000 + value.microsecond) * 1000 + _beyond(value)
-    if isinstance(value, datetime.timedelta):
-        whole = value
-    else:
-        whole = (
-            datetime.datetime.combine(value.date(), value.time())
-            - _EPOCH
-            - (value.utcoffset() or _NONE)
-        )
-    return ((whole.days * 86400 + whole.seconds) * 1_000_000 + whole.microseconds) * 1000 + _beyond(
-        value
-    )
+    micro, beyond = divmod(nanoseconds, 1000)
+    try:
+        point = _EPOCH + datetime.timedelta(microseconds=micro)
+        if zone is not None:
+            point = point.replace(tzinfo=datetime.UTC).astimezone(zone)
+        return NanoDatetime.of(point, beyond)
+    except OverflowError:
+        return _point_text(nanoseconds) + ("Z" if zone is not None else "")
+
+
+def time_of(nanoseconds: int) -> datetime.time:
+    """The time of day so many nanoseconds after midnight."""
+    micro, beyond = divmod(nanoseconds, 1000)
+    return NanoTime.of((_EPOCH + datetime.timedelta(microseconds=micro)).time(), beyond)
 
 
 def date_text(days: int) -> str:
-    """The date so many days after 1970-01-01, in the Gregorian calendar, of any year: -0044-03-15,
-    12000-01-01.
-    """
+    """The date so many days after 1970-01-01 (Gregorian), of any year, as in -0044-03-15."""
     era, day = divmod(days + 719468, 146097)  # eras of 400 years, which begin on a first of March
     year = (day - day // 1460 + day // 36524 - day // 146096) // 365
     day -= 365 * year + year // 4 - year // 100
@@ -153,22 +174,21 @@ def date_text(days: int) -> str:
     return f"{sign}{abs(whole):04}-{number:02}-{day - first + 1:02}"
 
 
-def datetime_text(ticks: int, per_second: int) -> str:
-    """The point in time so many ticks after 1970, of any year."""
-    seconds, ticks = divmod(ticks, per_second)
+def _point_text(nanoseconds: int) -> str:
+    seconds, beyond = divmod(nanoseconds, 10**9)
     days, seconds = divmod(seconds, 86400)
     clock = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-    return f"{date_text(days)}T{clock}{_fraction(ticks, per_second)}"
+    return f"{date_text(days)}T{clock}{_fraction(beyond)}"
 
 
-def duration_text(ticks: int, per_second: int = 1_000_000_000) -> str:
+def duration_text(nanoseconds: int) -> str:
     """A length of time as ISO 8601 writes it, in days and seconds: P1DT0.5S."""
-    sign, ticks = ("-", -ticks) if ticks < 0 else ("", ticks)
-    seconds, ticks = divmod(ticks, per_second)
+    sign = "-" if nanoseconds < 0 else ""
+    seconds, beyond = divmod(abs(nanoseconds), 10**9)
     days, seconds = divmod(seconds, 86400)
-    clock = f"T{seconds}{_fraction(ticks, per_second)}S" if seconds or ticks else ""
+    clock = f"T{seconds}{_fraction(beyond)}S" if seconds or beyond else ""
     return f"{sign}P{f'{days}D' if days or not clock else ''}{clock}"
 
 
-def _fraction(ticks: int, per_second: int) -> str:
-    return f".{str(per_second + ticks)[1:].rstrip('0')}" if ticks else ""
+def _fraction(nanoseconds: int) -> str:
+    return f".{nanoseconds:09}".rstrip("0") if nanoseconds else ""

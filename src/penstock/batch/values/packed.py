@@ -1,6 +1,4 @@
-"""A processor's results as bytes, for the journal: plain values as they are, whatever msgpack has a
-kind for.
-"""
+"""A processor's results as bytes for the journal: plain values, each of its own kind."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ _AS_THEY_ARE = frozenset({type(None), bool, int, float, str, bytes})
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(
-    ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))
+    dict[str, Any], ext_hook=lambda code, data: _READ[code](msgspec.msgpack.decode(data))
 ).decode
 
 
@@ -29,17 +27,14 @@ def pack(values: Mapping[Any, Any]) -> tuple[bytes, str | None]:
     row, wrong = plain_row(values)
     try:
         return _encode(_marked(row)), wrong
-    except (
-        OverflowError,
-        UnicodeEncodeError,
-    ):  # an integer of more than 64 bits, or a lone surrogate
+    except (OverflowError, UnicodeEncodeError):
+        # An integer of more than 64 bits, or a lone surrogate.
         return _encode(_checked(_marked(row))), wrong
 
 
 def unpack(data: bytes) -> dict[str, Any]:
     """The row that was packed."""
-    row: dict[str, Any] = _decode(data)
-    return row
+    return _decode(data)
 
 
 def _marked(value: Any) -> Any:
@@ -57,22 +52,26 @@ def _marked(value: Any) -> Any:
             if _AS_THEY_ARE.issuperset(map(type, value))
             else [_marked(part) for part in value]
         )
-    code, said = _WRITE[kind]
-    return Ext(code, _encode(said(value)))
+    code, form = _WRITE[kind]
+    return Ext(code, _encode(form(value)))
 
 
 def _checked(value: Any) -> Any:
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, int) and not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
-        return Ext(8, _encode(hex(value)))
-    if isinstance(value, dict):
-        return {printable(name): _checked(part) for name, part in value.items()}
-    return [_checked(part) for part in value] if isinstance(value, list) else value
+    match value:
+        case str():
+            return printable(value)
+        case int() if not isinstance(value, bool) and not -(1 << 63) <= value < 1 << 64:
+            return Ext(8, _encode(hex(value)))
+        case dict():
+            return {printable(name): _checked(part) for name, part in value.items()}
+        case list():
+            return [_checked(part) for part in value]
+        case _:
+            return value
 
 
-_Said = Callable[[Any], Any]
-_WRITE: dict[type, tuple[int, _Said]] = {
+_Form = Callable[[Any], Any]
+_WRITE: dict[type, tuple[int, _Form]] = {
     decimal.Decimal: (0, str),
     datetime.date: (1, datetime.date.isoformat),
     datetime.datetime: (2, datetime.datetime.isoformat),
@@ -85,14 +84,14 @@ _WRITE: dict[type, tuple[int, _Said]] = {
         lambda value: (value.days, value.seconds, value.microseconds, value.nanoseconds),
     ),
 }
-_READ: dict[int, _Said] = {
+_READ: dict[int, _Form] = {
     0: decimal.Decimal,
     1: datetime.date.fromisoformat,
     2: datetime.datetime.fromisoformat,
     3: datetime.time.fromisoformat,
-    4: lambda said: datetime.timedelta(*said),
-    5: lambda said: NanoDatetime.of(datetime.datetime.fromisoformat(said[0]), said[1]),
-    6: lambda said: NanoTime.of(datetime.time.fromisoformat(said[0]), said[1]),
-    7: lambda said: NanoTimedelta.of(datetime.timedelta(*said[:3]), said[3]),
-    8: lambda said: int(said, 16),
+    4: lambda form: datetime.timedelta(*form),
+    5: lambda form: NanoDatetime.of(datetime.datetime.fromisoformat(form[0]), form[1]),
+    6: lambda form: NanoTime.of(datetime.time.fromisoformat(form[0]), form[1]),
+    7: lambda form: NanoTimedelta.of(datetime.timedelta(*form[:3]), form[3]),
+    8: lambda form: int(form, 16),
 }

@@ -28,6 +28,8 @@ from penstock.batch.values.nanoseconds import (
     NanoTime,
     NanoTimedelta,
     duration_text,
+    length_of,
+    point_of,
     total_nanoseconds,
 )
 from penstock.errors import printable
@@ -42,19 +44,15 @@ _TIMES = frozenset({*_NANO, datetime.datetime, datetime.time})
 _ONLY_TEXT = frozenset({str})
 _ONLY_FLOAT = frozenset({float})
 _LONG = 14_000
-"""Bits of the longest integer that is written in decimal, which takes a time that grows with the
-square.
-"""
+"""Bits of the longest integer in decimal: the time to write one grows with the square."""
+_UNLIMITED = {math.inf: "Infinity", -math.inf: "-Infinity"}
 _ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}")
-_LISTS = (Sequence, AbstractSet, deque, ValuesView)
 
 _encode = msgspec.json.Encoder().encode
 
 
 class UnstorableError(ValueError):
-    """A value that no output can hold: one that holds itself, or has no content that could be
-    written down.
-    """
+    """A value that no output can hold: one that holds itself, or has no content to write down."""
 
 
 def plain(value: Any) -> Plain:
@@ -73,9 +71,7 @@ def text(value: Any) -> str | None:
 
     Raises `UnstorableError`.
     """
-    if value is None or type(value) is str:
-        return value if value is None else printable(value)
-    ready = for_json(value)
+    ready = value if value is None or type(value) is str else for_json(value)
     if ready is None or type(ready) is str:
         return ready if ready is None else printable(ready)
     try:
@@ -86,8 +82,9 @@ def text(value: Any) -> str | None:
 
 
 def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
-    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them. Raises
-    `UnstorableError`.
+    """One output row as a line of JSON. `ready`: its values are as `for_json` makes them.
+
+    Raises `UnstorableError`.
     """
     if ready:
         try:
@@ -99,10 +96,8 @@ def json_line(values: Mapping[str, Any], *, ready: bool = False) -> bytes:
     }
     try:
         return _encode(made) + b"\n"
-    except (
-        ValueError,
-        TypeError,
-    ):  # a lone surrogate, a very long number, or a name that is no text
+    except (ValueError, TypeError):
+        # A lone surrogate, a very long number, or a name that is no text.
         return _encode(encodable(for_json(made))) + b"\n"
 
 
@@ -129,7 +124,7 @@ def plain_row(
     return row, wrong
 
 
-def is_missing(value: Any) -> bool:
+def _is_missing(value: Any) -> bool:
     """Whether it is a missing value of pandas or NumPy: NA, NaT, or a masked one."""
     kind = type(value)
     return kind.__name__ in ("NAType", "NaTType", "MaskedConstant") and kind.__module__.startswith(
@@ -153,7 +148,7 @@ def _walk(value: Any, json: bool) -> Any:
     if kind in _JSON:
         return value
     if kind is float:
-        return value if not json or math.isfinite(value) else _unlimited(value)
+        return value if not json or math.isfinite(value) else _UNLIMITED.get(value, "NaN")
     if kind is dict:
         if _ONLY_TEXT.issuperset(map(type, value)):
             return {
@@ -181,34 +176,47 @@ def _walk(value: Any, json: bool) -> Any:
 
 def _known(value: Any) -> Any:
     """A value of some other class as one that is plain, or nearer to it."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if is_missing(value):
+    if _is_missing(value):
         return None
-    if isinstance(value, str):
-        return str.__str__(value)
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
-        return _time(value)
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, set | frozenset):
-        return _in_order(value)
-    if isinstance(value, _LISTS):
-        return list(value)
-    if isinstance(value, decimal.Decimal):
-        return decimal.Decimal(value)
-    if isinstance(value, os.PathLike):
-        return os.fsdecode(value)
-    if isinstance(value, complex):
-        return str(complex(value)).strip("()")
-    fields = _fields(value)
-    return fields if fields is not None else _foreign(value)
+    match value:
+        case enum.Enum():
+            return value.value
+        case str():
+            return str.__str__(value)
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case bytes() | bytearray() | memoryview():
+            return bytes(value)
+        case datetime.date() | datetime.time() | datetime.timedelta():
+            return _time(value)
+        case Mapping():
+            return dict(value)
+        case set() | frozenset():
+            return _in_order(value)
+        case Sequence() | AbstractSet() | deque() | ValuesView():
+            return list(value)
+        case decimal.Decimal():
+            return decimal.Decimal(value)
+        case os.PathLike():
+            return os.fsdecode(value)
+        case complex():
+            return str(complex(value)).strip("()")
+        case type():
+            return _foreign(value)
+        case msgspec.Struct():
+            return {name: getattr(value, name) for name in value.__struct_fields__}
+        case types.SimpleNamespace():
+            return dict(vars(value))
+        case _ if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        case _ if hasattr(type(value), "__attrs_attrs__"):
+            return {field.name: getattr(value, field.name) for field in value.__attrs_attrs__}
+        case _ if hasattr(type(value), "model_dump"):
+            return dict(value.model_dump())
+        case _:
+            return _foreign(value)
 
 
 def _time_text(value: Any) -> Any:
@@ -225,21 +233,10 @@ def _time_text(value: Any) -> Any:
 
 
 def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
-    """A time of a subclass, such as one of pandas, as Python's own, with its nanoseconds if it has
-    some.
-    """
+    """A time of a subclass, such as pandas', as Python's own, with its nanoseconds."""
     if isinstance(value, datetime.datetime):
-        zone, beyond = value.tzinfo, getattr(value, "nanosecond", 0)
-        parts = (
-            value.year,
-            value.month,
-            value.day,
-            value.hour,
-            value.minute,
-            value.second,
-            value.microsecond,
-        )
-        return NanoDatetime.of(datetime.datetime(*parts, tzinfo=zone, fold=value.fold), beyond)
+        point = datetime.datetime.combine(value.date(), value.timetz())
+        return NanoDatetime.of(point, getattr(value, "nanosecond", 0))
     if isinstance(value, datetime.date):
         return datetime.date(value.year, value.month, value.day)
     if isinstance(value, datetime.time):
@@ -250,34 +247,14 @@ def _time(value: datetime.date | datetime.time | datetime.timedelta) -> Any:
     return NanoTimedelta.of(whole, getattr(value, "nanoseconds", 0))
 
 
-def _fields(value: Any) -> dict[str, Any] | None:
-    """The fields of an object that is made of named ones."""
-    if isinstance(value, type):
-        return None
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, msgspec.Struct):
-        return {name: getattr(value, name) for name in value.__struct_fields__}
-    if hasattr(type(value), "__attrs_attrs__"):
-        return {field.name: getattr(value, field.name) for field in type(value).__attrs_attrs__}
-    if hasattr(type(value), "model_dump"):
-        fields: Mapping[str, Any] = value.model_dump()
-        return dict(fields)
-    if isinstance(value, types.SimpleNamespace):
-        return dict(vars(value))
-    return None
-
-
 def _foreign(value: Any) -> Any:
-    """Values of NumPy, pandas, Polars, Arrow and whoever else has arrays; at last the text that a
-    value has.
-    """
+    """A value of NumPy, pandas, Polars, Arrow or another array library; of others, the text."""
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _numpy(numpy, value)
     library = type(value).__module__.partition(".")[0]
     if library == "pyarrow":
-        from penstock.batch.values.from_arrow import of_arrow
+        from penstock.batch.values.arrow import of_arrow
 
         return of_arrow(value)
     if library in ("pandas", "polars") and hasattr(value, "columns"):
@@ -288,14 +265,14 @@ def _foreign(value: Any) -> Any:
             if made is not value:
                 return made
     try:
-        said = str(value)
+        shown = str(value)
     except Exception as error:
         raise UnstorableError(
             f"the text of a value of type {_class(value)} fails with {type(error).__name__}"
         ) from None
-    if _ADDRESS.search(said):
+    if _ADDRESS.search(shown):
         raise UnstorableError(f"a value of type {_class(value)} has no text that tells its content")
-    return said
+    return shown
 
 
 def _numpy(numpy: Any, value: Any) -> Any:
@@ -338,28 +315,14 @@ def _numpy_time(numpy: Any, value: Any) -> Any:
             return int(value.astype("int64"))
         if unit in ("Y", "M"):  # which have no one length
             return f"P{int(value.astype('int64')) * step}{unit}"
-        exact = _ticks(numpy, value, unit, step)
-        if exact is None:
-            return str(value)
-        whole, beyond = divmod(exact, 1000)
-        try:
-            return NanoTimedelta.of(datetime.timedelta(microseconds=whole), beyond)
-        except OverflowError:
-            return duration_text(exact)
+        exact = _ticks(value, unit, step)
+        return str(value) if exact is None else length_of(exact)
     made = value.item()
     if isinstance(made, datetime.date):
         return made
-    if unit in ("ns", "ps", "fs", "as"):
-        exact = _ticks(numpy, value, unit, step)
-        if exact is not None:
-            whole, beyond = divmod(exact, 1000)
-            try:
-                return NanoDatetime.of(
-                    datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=whole), beyond
-                )
-            except OverflowError:
-                pass
-    return str(value)
+    exact = _ticks(value, unit, step) if unit in ("ns", *_FINER) else None
+    point = None if exact is None else point_of(exact)
+    return point if isinstance(point, datetime.datetime) else str(value)
 
 
 _NANOSECONDS = {
@@ -373,7 +336,7 @@ _NANOSECONDS |= {"ms": 10**6, "us": 1000, "ns": 1}
 _FINER = {"ps": 1000, "fs": 10**6, "as": 10**9}
 
 
-def _ticks(numpy: Any, value: Any, unit: str, step: int) -> int | None:
+def _ticks(value: Any, unit: str, step: int) -> int | None:
     """The nanoseconds of a time, None if they are not whole."""
     count = int(value.astype("int64")) * step
     if unit in _NANOSECONDS:
@@ -382,16 +345,12 @@ def _ticks(numpy: Any, value: Any, unit: str, step: int) -> int | None:
     return whole if not rest else None
 
 
-def _unlimited(value: float) -> str:
-    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
-
-
 def key_text(value: Any) -> str:
     """The text of a key, or of the name of a column: None is null and True true, as in JSON."""
     if type(value) is str:
         return value
-    said = text(value)
-    return "null" if said is None else said
+    name = text(value)
+    return "null" if name is None else name
 
 
 def _in_order(values: Iterable[Any]) -> list[Any]:
@@ -404,18 +363,18 @@ def _in_order(values: Iterable[Any]) -> list[Any]:
 
 
 def encodable(value: Any) -> Any:
-    """What `for_json` made, with lone surrogates and integers too long for a decimal text as
-    text.
-    """
-    if isinstance(value, str):
-        return printable(value)
-    if isinstance(value, dict):
-        return {printable(key): encodable(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [encodable(part) for part in value]
-    if isinstance(value, int) and value.bit_length() > _LONG:
-        return hex(value)
-    return value
+    """What `for_json` made, with lone surrogates and very long integers as text."""
+    match value:
+        case str():
+            return printable(value)
+        case dict():
+            return {printable(key): encodable(part) for key, part in value.items()}
+        case list():
+            return [encodable(part) for part in value]
+        case int() if value.bit_length() > _LONG:
+            return hex(value)
+        case _:
+            return value
 
 
 def _class(value: Any) -> str:

@@ -1,1 +1,1 @@
-"""Writing results: part files while a job runs, and the output at its end."""
+"""Writing results: the state directory while a job runs, and the output at its end."""

@@ -16,21 +16,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from penstock import env, private_files
-from penstock.batch.read.files import filesystem, is_url
-from penstock.batch.state.durable_files import remove, sync_folder, writing
-from penstock.batch.state.manifest import Stamp
-from penstock.batch.state.records import checksum_of
-from penstock.batch.write import assemble
-from penstock.batch.write.assemble import Segment
+from penstock.batch.read.files import FORMS, Form, filesystem, is_url
+from penstock.batch.write import text
+from penstock.batch.write.manifest import Stamp
+from penstock.batch.write.parts import Segment
+from penstock.batch.write.state_files import checksum_of, remove, sync_folder, writing
 from penstock.errors import ConfigError, OutputError, PenstockError, printable
-
-Form = Literal["jsonl", "csv", "parquet", "dataset"]
-_FORMS: dict[str, Form] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
 
 
 class Output:
@@ -57,24 +48,30 @@ class Output:
         self.path = path
         self.dead_letter = dead_letter
         self.remote = is_url(path)
-        self.form: Form
+        self.form: Form | Literal["dataset"]
         if path.endswith("/") or (not self.remote and os.path.isdir(path)):
             self.form = "dataset"
         else:
             extension = os.path.splitext(path.lower())[1]
-            if extension not in _FORMS:
+            if extension not in FORMS:
                 raise ConfigError(
-                    f"{path}: unknown extension; known are {', '.join(_FORMS)}, "
+                    f"{path}: unknown extension; known are {', '.join(FORMS)}, "
                     "'/' at the end for a directory of Parquet files, and '-' for standard output",
                     field="output",
                     value=path,
                 )
-            self.form = _FORMS[extension]
+            self.form = FORMS[extension]
         if self.remote:
             name = blake2b(path.encode(errors="surrogateescape"), digest_size=12).hexdigest()
-            self.folder = _state_root() / name
+            self.folder = Path(env.state_dir()) / name
         else:
             self.folder = Path(f"{path.rstrip('/')}.penstock")
+
+    @property
+    def places(self) -> dict[str, Output]:
+        """The output and the file of dead letters, by their names in the manifest."""
+        letters = {} if self.dead_letter is None else {"dead letter": Output(self.dead_letter)}
+        return {"output": self, **letters}
 
     @property
     def columnar(self) -> bool:
@@ -122,9 +119,7 @@ class Output:
         return (placing and self.remote) or all(entry in known for entry in self.stamp())
 
     def prepare(self) -> None:
-        """Make the state directory. Raises `ConfigError` or `OutputError` where nothing can be
-        written.
-        """
+        """Make the state directory. Raises `ConfigError` or `OutputError`."""
         if self.remote:
             filesystem(self.path)  # a missing package shows here
         else:
@@ -153,32 +148,26 @@ class Output:
         with self._failing():
             remove(target)
             if self.form == "jsonl":
-                assemble.write_jsonl(target, self.folder, rows())
+                text.write_jsonl(target, self.folder, rows())
             elif self.form == "csv":
-                assemble.write_csv(target, self.folder, rows, columns)
+                text.write_csv(target, self.folder, rows, columns)
             else:
-                from penstock.batch.write import assemble_parquet
+                from penstock.batch.write import parquet
 
-                write = (
-                    assemble_parquet.write_dataset
-                    if self.form == "dataset"
-                    else assemble_parquet.write_parquet
-                )
+                write = parquet.write_dataset if self.form == "dataset" else parquet.write_parquet
                 write(target, self.folder, rows, empty())
         return target
 
     def assemble_failed(self, rows: Iterable[Segment]) -> Path:
-        """Write the rows that failed, in the state directory. Returns the file's path. Raises
-        `OutputError`.
-        """
+        """Write the failed rows in the state directory. Returns the path. Raises `OutputError`."""
         target = self.folder / "failed.jsonl"
         with self._failing():
             if self.columnar:
-                from penstock.batch.write import assemble_parquet
+                from penstock.batch.write import parquet
 
-                assemble_parquet.write_lines(target, self.folder, list(rows))
+                parquet.write_lines(target, self.folder, list(rows))
             else:
-                assemble.write_jsonl(target, self.folder, rows)
+                text.write_jsonl(target, self.folder, rows)
         return target
 
     def stamp_of(self, made: Path) -> Stamp:
@@ -187,20 +176,12 @@ class Output:
         return [[name, size, 0] for name, size, _ in stamp] if self.remote else stamp
 
     def place(self, made: Path, known: Stamp | None) -> None:
-        """Put the final output in its place: at once, at a URL file by file. Raises
-        `OutputError`.
-        """
+        """Put what was made in its place: at once, at a URL file by file. Raises `OutputError`."""
         with self._failing():
             if self.remote:
                 self._upload(made)
             else:
                 place(made, self.path, known)
-
-    def place_failed(self, made: Path, known: Stamp | None) -> None:
-        """Put the rows that failed in their place. Raises `OutputError`."""
-        assert self.dead_letter is not None
-        with self._failing():
-            place(made, self.dead_letter, known)
 
     def take_back(self, name: str, checksum: int) -> str:
         """Make the final output a part of its job again, called `name`. Returns the part's file
@@ -227,7 +208,7 @@ class Output:
                 for file in sorted(glob.glob(os.path.join(glob.escape(source), "*.parquet"))):
                     _link(file, target / os.path.basename(file))
             elif self.form == "csv":
-                assemble.csv_to_jsonl(Path(source), target)
+                text.csv_to_jsonl(Path(source), target)
             else:
                 _link(source, target)
             if self.remote:
@@ -239,10 +220,8 @@ class Output:
         with writing(self.path):
             try:
                 yield
-            except (PenstockError, OSError):
-                raise
             except Exception as error:
-                if not self.remote:
+                if not self.remote or isinstance(error, PenstockError | OSError):
                     raise
                 # Each file system has its own.
                 raise OutputError(f"{self.path}: {error}") from error
@@ -276,10 +255,6 @@ def _link(source: str, target: Path) -> None:
     except OSError:  # not every file system has links
         with open(source, "rb") as copied, open(target, "wb", opener=private_files.opener) as copy:
             shutil.copyfileobj(copied, copy, 1 << 20)
-
-
-def _state_root() -> Path:
-    return Path(env.state_dir())
 
 
 def stamp_of(path: str | Path) -> Stamp:

@@ -1,40 +1,35 @@
-"""Where finished rows go while a job runs: into memory, to standard output, or into a journal and
-part files.
-"""
+"""Where finished rows go while a job runs: memory, standard output, or journal and parts."""
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.state.journal import Journal, digest_key
-from penstock.batch.state.parts import Part
-from penstock.batch.state.ranges import RowSet, in_order, union
-from penstock.batch.state.records import checksum_of
-from penstock.batch.write.part_writers import MakeWriter, PartWriter
+from penstock.batch.write.journal import Journal, digest_key
+from penstock.batch.write.parts import Part, PartWriter, RowSet, in_order, union
+from penstock.batch.write.state_files import checksum_of
 from penstock.errors import OutputError, PenstockError
 
 PART_ROWS = 8192
 PART_BYTES = 16 << 20
 
 T = TypeVar("T")
-Fail = Callable[[PenstockError], None]
 
 
 class Sink(ABC):
     """Takes finished rows in any order. All its methods raise `OutputError`.
 
-    `fail`, set before the first row, is told of errors that arise between calls. While `full`, no
-    further row may be asked for; `on_room`, set before the first row too, is called when it is so
-    no more.
+    Two functions are set before the first row: `fail` takes an error that arises between calls,
+    `on_room` is called when `full` ends. While `full`, no further row may be asked for.
     """
 
-    fail: Fail
+    fail: Callable[[PenstockError], None]
     full = False
     on_room: Callable[[], None]
 
@@ -48,6 +43,12 @@ class Sink(ABC):
     async def close(self) -> None:  # noqa: B027 (there may be nothing to keep)
         """No more rows will come, though some may be missing: keep what is done."""
 
+    def _or_fail(self, flush: Callable[[], None]) -> None:
+        try:
+            flush()
+        except OutputError as error:
+            self.fail(error)
+
 
 class Reorder(Generic[T]):
     """Brings items into the order of the input, by row number, or lets them pass as they come.
@@ -60,9 +61,6 @@ class Reorder(Generic[T]):
         self._keep_order = keep_order
         self._next = done.first_missing()
         self._held: dict[int, T] = {}
-
-    def __len__(self) -> int:
-        return len(self._held)
 
     def held(self) -> Iterator[T]:
         """Items that wait for an earlier row."""
@@ -97,9 +95,7 @@ class MemorySink(Sink):
 
 
 class StreamSink(Sink):
-    """Writes JSON lines to a stream, at the end of each turn of the event loop in which there are
-    some.
-    """
+    """Writes JSON lines to a stream, once a turn of the event loop."""
 
     def __init__(self, stream: BinaryIO, form: RowForm, *, keep_order: bool) -> None:
         self._stream = stream
@@ -110,15 +106,14 @@ class StreamSink(Sink):
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         ready = self._reorder.put(row.index, (row, outcome))
         if ready and not self._lines:
-            asyncio.get_running_loop().call_soon(self._flush_or_fail)
+            asyncio.get_running_loop().call_soon(self._or_fail, self._flush)
         self._lines += [self._form.line(*item) for item in ready if not item[1].skipped]
         return [row for row, _ in ready]
 
     async def finish(self) -> None:
         self._flush()
 
-    async def close(self) -> None:
-        self._flush()
+    close = finish
 
     def _flush(self) -> None:
         lines, self._lines = self._lines, []
@@ -128,12 +123,6 @@ class StreamSink(Sink):
                 self._stream.flush()
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
             raise OutputError(f"standard output cannot be written: {error}") from error
-
-    def _flush_or_fail(self) -> None:
-        try:
-            self._flush()
-        except OutputError as error:
-            self.fail(error)
 
 
 class DurableSink(Sink):
@@ -146,7 +135,7 @@ class DurableSink(Sink):
     def __init__(
         self,
         journal: Journal,
-        make_writer: MakeWriter,
+        make_writer: Callable[[Path], PartWriter],
         part_name: Callable[[str], str],
         *,
         keep_order: bool,
@@ -163,7 +152,7 @@ class DurableSink(Sink):
 
     def put(self, row: Row, outcome: Outcome, *, journaled: bool = False) -> list[Row]:
         if not journaled and self._journal.add(row.index, row.digest, outcome):
-            asyncio.get_running_loop().call_soon(self._flush_or_fail)
+            asyncio.get_running_loop().call_soon(self._or_fail, self._journal.flush)
         left: list[Row] = []
         for item in self._reorder.put(row.index, (row, outcome)):
             if self._part is None:
@@ -225,12 +214,6 @@ class DurableSink(Sink):
             )
             self.fail(self._failure)
 
-    def _flush_or_fail(self) -> None:
-        try:
-            self._journal.flush()
-        except OutputError as error:
-            self.fail(error)
-
 
 class _OpenPart:
     """A part that still grows, and what its journal entry will say."""
@@ -242,7 +225,7 @@ class _OpenPart:
         self._rows: list[int] = []
         self._failed: list[int] = []
         self._skipped: list[int] = []
-        self._errors: dict[str, int] = {}
+        self._errors: Counter[str] = Counter()
         self._check = 0
 
     def add(self, row: Row, outcome: Outcome) -> None:
@@ -254,8 +237,7 @@ class _OpenPart:
             self._failed.append(row.index)
             if outcome.skipped:
                 self._skipped.append(row.index)
-            kind = outcome.error.type
-            self._errors[kind] = self._errors.get(kind, 0) + 1
+            self._errors[outcome.error.type] += 1
 
     def record(self, folder: Path) -> Part:
         """What its journal entry says. The file is read for it, so it must be finished."""
@@ -266,6 +248,6 @@ class _OpenPart:
             runs=in_order(self._rows),
             failed=union(in_order(self._failed)),
             skipped=union(in_order(self._skipped)),
-            errors=self._errors,
+            errors=dict(self._errors),
             check=self._check % (1 << 64),
         )

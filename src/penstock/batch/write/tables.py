@@ -8,18 +8,17 @@ fixed. A column whose values have no common type becomes text: strings as they a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from penstock.batch.rows.form import RowForm
 from penstock.batch.rows.row import Outcome, Row
-from penstock.batch.schemas.structured import Schema
-from penstock.batch.values.common_type import as_text, common_type, convert
+from penstock.batch.structured import Schema
+from penstock.batch.values.arrow import array, kind_of, texts
+from penstock.batch.values.common_type import as_text, conform, unify, unify_tables
 from penstock.batch.values.plain import LEAVES, UnstorableError
-from penstock.batch.values.to_arrow import array, kind_of, texts
 from penstock.errors import OutputError
 
 if TYPE_CHECKING:
@@ -58,7 +57,9 @@ class ColumnTables:
         self._form = form
         self._input = schema.remove_metadata() if schema is not None else None
         self._columns = columns
-        types = [pa.string(), *_field_types(form.schema)]
+        types = [pa.string()]
+        if form.schema is not None:
+            types += [_field_type(form.schema, part) for part in form.schema.properties.values()]
         types += [pa.string(), ERROR, pa.string(), USAGE, pa.int64(), pa.float64()]
         self._result = pa.schema(list(zip(form.result_columns, types, strict=True)))
         self._fields = range(1, 1 + len(form.fields))
@@ -68,9 +69,7 @@ class ColumnTables:
         table = self._input_table(rows)
         results = zip(*(self._form.results(outcome) for outcome in outcomes), strict=True)
         for place, (field, values) in enumerate(zip(self._result, results, strict=True)):
-            column = (
-                _field(values, field.type) if place in self._fields else _own(values, field.type)
-            )
+            column = (_field if place in self._fields else _own)(values, field.type)
             table = table.append_column(field.with_type(column.type), column)
         return table
 
@@ -128,12 +127,8 @@ class RowTables:
 
     def make(self, rows: Sequence[Row], outcomes: Sequence[Outcome]) -> pa.Table:
         """The output rows of these rows, in this order."""
-        made = [
-            self._form.output(row, outcome) for row, outcome in zip(rows, outcomes, strict=True)
-        ]
-        names = dict.fromkeys(name for values in made for name in values)
-        columns = {name: [values.get(name) for values in made] for name in names}
-        return table_of(columns, len(made), self._kinds)
+        made = map(self._form.output, rows, outcomes)
+        return from_rows(list(made), self._kinds)
 
     def empty(self) -> pa.Table:
         """An output without rows, which has the columns of the input."""
@@ -163,8 +158,9 @@ def _own(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 def table_of(
     values: Mapping[str, Sequence[Any]], rows: int, kinds: Mapping[str, pa.DataType] | None = None
 ) -> pa.Table:
-    """A table of columns, of these types where they hold the values. Raises `OutputError`, which
-    names the column.
+    """A table of columns, of these types where they hold the values.
+
+    Raises `OutputError`, which names the column.
     """
     if not values:  # a table cannot count rows without columns
         return pa.table({"": pa.nulls(rows)}).select([])
@@ -185,53 +181,11 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
     return pa.concat_tables([conform(table, schema) for table in tables])
 
 
-def unify(
-    schemas: Sequence[pa.Schema], values: Callable[[str], Iterable[Any]] = lambda name: ()
-) -> pa.Schema:
-    """One schema that tables of all these schemas can take, columns in order of first appearance.
-
-    `values` gives what the column of a name holds, in all of them: a type is taken only if it holds
-    that as it is.
-    """
-    kinds: dict[str, list[pa.DataType]] = {}
-    for schema in schemas:
-        for field in schema:
-            kinds.setdefault(field.name, []).append(field.type)
-    return pa.schema(
-        [(name, common_type(known, partial(values, name))) for name, known in kinds.items()]
-    )
-
-
-def unify_tables(tables: Sequence[pa.Table]) -> pa.Schema:
-    """One schema that all these tables can take."""
-
-    def values(name: str) -> Iterable[Any]:
-        return (table.column(name) for table in tables if name in table.column_names)
-
-    return unify([table.schema for table in tables], values)
-
-
-def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with exactly these columns: missing ones null, others converted."""
-    columns = []
-    for field in schema:
-        if field.name not in table.column_names:
-            columns.append(pa.nulls(table.num_rows, field.type))
-        else:
-            columns.append(convert(table.column(field.name), field.type))
-    return pa.table(columns, schema=schema)
-
-
-def refused_columns(table: pa.Table) -> list[str]:
-    """The columns that Parquet cannot hold."""
-    return [name for name in table.column_names if not _can_be_written(table.select([name]))]
-
-
 def storable(table: pa.Table) -> pa.Table:
     """The table, those of its columns that Parquet cannot hold as text."""
-    for name in refused_columns(table):
-        column = as_text(table.column(name))
-        table = table.set_column(table.column_names.index(name), name, column)
+    for place, name in enumerate(table.column_names):
+        if not _can_be_written(table.select([name])):
+            table = table.set_column(place, name, as_text(table.column(name)))
     return table
 
 
@@ -252,14 +206,6 @@ def _can_be_written(table: pa.Table) -> bool:
     except (pa.ArrowException, OSError):
         return False
     return True
-
-
-def _field_types(schema: Schema | None) -> list[pa.DataType]:
-    return (
-        [_field_type(schema, part) for part in schema.properties.values()]
-        if schema is not None
-        else []
-    )
 
 
 def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
@@ -292,12 +238,16 @@ def _field_type(schema: Schema, part: Any, depth: int = 0) -> pa.DataType:
     return pa.string()
 
 
-def from_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """A table of dicts, columns in order of first appearance. Raises `OutputError` for what no
-    table can hold.
-    """
+def from_rows(
+    rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, pa.DataType] | None = None
+) -> pa.Table:
+    """A table of dicts, columns in order of first appearance. Raises `OutputError`."""
+    return table_of(_columns(rows), len(rows), kinds)
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for row in rows for name in row)
-    return table_of({name: [row.get(name) for row in rows] for name in names}, len(rows))
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -305,10 +255,10 @@ def block(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
     Raises pyarrow's errors for what Arrow cannot hold.
     """
-    names = dict.fromkeys(name for row in rows for name in row)
-    kinds = _KEPT if _KEPT.keys() <= names.keys() else {}
+    columns = _columns(rows)
+    kinds = _KEPT if _KEPT.keys() <= columns.keys() else {}
     return pa.table(
-        {name: _block_column([row.get(name) for row in rows], kinds.get(name)) for name in names}
+        {name: _block_column(values, kinds.get(name)) for name, values in columns.items()}
     )
 
 

@@ -9,20 +9,24 @@ from typing import Any, ClassVar
 import msgspec
 
 from penstock.config import parse_options
-from penstock.engines.adapter_files import adapter_rank
+from penstock.engines.model_files import adapter_rank
 from penstock.engines.openvino.constraints.pool import Constraints
 from penstock.engines.openvino.constraints.throttle import SERVING_SECONDS
-from penstock.engines.openvino.messages import Load
-from penstock.engines.openvino.model.files import MODEL_KINDS
-from penstock.engines.openvino.model.find import check_tokenizer, find_model, stated_context_length
+from penstock.engines.openvino.model_files import MODEL_KINDS
+from penstock.engines.openvino.model_source import (
+    check_tokenizer,
+    find_model,
+    stated_context_length,
+)
 from penstock.engines.openvino.options import (
     COSTS_ONLY,
     COSTS_ONLY_PROPERTIES,
     DETERMINISTIC_OPTIONS,
+    Load,
     OpenVINOOptions,
     usable_cpus,
 )
-from penstock.engines.process.worker_engine import WorkerEngine
+from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineDeadError
 from penstock.types import Scores, StructuredOutput, Transcription
 
@@ -53,10 +57,9 @@ class OpenVINOEngine(WorkerEngine):
     @classmethod
     def deciding_options(cls, engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         deciding = super().deciding_options(engine_kwargs)
-        given = deciding.pop("properties", {})
         properties = {
             name: value
-            for name, value in given.items()
+            for name, value in deciding.pop("properties", {}).items()
             if name.upper() not in COSTS_ONLY_PROPERTIES
         }
         return {**deciding, "properties": properties} if properties else deciding
@@ -112,14 +115,15 @@ class OpenVINOEngine(WorkerEngine):
                 )
             case "transcriptions":
                 self._check_task(task)
-                given = (
+                answer = await self._call(
+                    "transcribe",
                     request.audio,
                     request.language,
                     request.task,
                     request.max_tokens,
                     request.timestamps,
                 )
-                return msgspec.convert(await self._call("transcribe", *given), Transcription)
+                return msgspec.convert(answer, Transcription)
         return await super().answer(task, request)
 
     async def control(self, operation: str, **options: Any) -> Any:

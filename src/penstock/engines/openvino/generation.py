@@ -12,7 +12,7 @@ pipeline of its own, and every busy lane is stepped in turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from itertools import count
 from typing import Any
@@ -22,45 +22,43 @@ import openvino as ov
 import openvino_genai as genai
 
 from penstock.engines.openvino.biased import BiasedPipeline, Handle, is_biased
-from penstock.engines.openvino.companions import sequences_wanted
 from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars, Compiling
 from penstock.engines.openvino.lane import Lane, Request
-from penstock.engines.openvino.logits import TokenScore
-from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.pipeline import Pipelines, generation_config
-from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.openvino.scoring import Logits, Scored, Scoring, needs_scores
-from penstock.engines.process.messages import Failed, Submit
-from penstock.engines.text.prefix_index import BLOCK_SIZE
-from penstock.errors import (
-    ContextLengthError,
-    EngineError,
-    PenstockError,
-    RequestError,
-    UnsupportedError,
+from penstock.engines.openvino.options import OpenVINOOptions, reason_of
+from penstock.engines.openvino.pipeline import (
+    GGUF_TOKENIZER_LIMIT,
+    Pipelines,
+    Tokenizer,
+    generation_config,
+    sequences_wanted,
 )
-from penstock.types import Delta, TokenLogprob, Usage
+from penstock.engines.openvino.scoring import (
+    Logits,
+    Scoring,
+    answer_logprobs,
+    check_together,
+    needs_scores,
+    prompt_logprobs,
+)
+from penstock.engines.prefix_index import BLOCK_SIZE
+from penstock.engines.process import Failed, Submit
+from penstock.engines.sampling import check_id_range, most_new_tokens
+from penstock.errors import ContextLengthError, EngineError, PenstockError, RequestError
+from penstock.types import Delta, Usage
 
 _COMPILING_WAIT_SECONDS = 0.002
 """How long a turn waits for a grammar where there is nothing else to do."""
 RUNNING = genai.GenerationStatus.RUNNING
 _BIASED = "\0biased"
 """The lane of requests that are sampled here; no adapter can have this name."""
-_TOGETHER_CHARS = 16384
-"""Texts of more characters are encoded one by one."""
-_GGUF_TOKENIZER_LIMIT = 8192
-"""GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 
 
 class Generation:
-    """The model, and all requests on it. Single-threaded: `step` holds the interpreter lock
-    anyway.
-    """
+    """The model and its requests. Single-threaded: `step` holds the interpreter lock anyway."""
 
     def __init__(self, path: str, options: OpenVINOOptions, context_length: int) -> None:
         self.options = options
         self.context_length = context_length
-        self._cut_at = _GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else None
         self._pipelines = Pipelines(path, options)
         self._ids = count(1)
         self._steps = 0
@@ -71,12 +69,14 @@ class Generation:
         self._logits = Logits(path, options)
         self._scoring = Scoring(self._logits)
         pipeline = self._pipelines.first()
-        self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
         self._cache_tokens = self._pipelines.cache_blocks * BLOCK_SIZE
-        self._tokenizer = pipeline.get_tokenizer()
-        self._raw = {number: raw for raw, number in self._tokenizer.get_vocab().items()}
-        self._vocabulary = max(self._raw) + 1
-        self._eos = self._tokenizer.get_eos_token_id()
+        cut_at = GGUF_TOKENIZER_LIMIT if path.endswith(".gguf") else None
+        self._tokenizer = Tokenizer(pipeline.get_tokenizer(), cut_at)
+        self.tokenize, self.detokenize = self._tokenizer.tokenize, self._tokenizer.detokenize
+        self.chat_template = self._tokenizer.chat_template
+        self.special_tokens = self._tokenizer.special_tokens
+        self._lanes: dict[str | None, Lane] = {None: self._new_lane(pipeline)}
+        self._eos = self._tokenizer.end
         self._stop_ids = set(pipeline.get_config().stop_token_ids) | (
             {self._eos} if self._eos >= 0 else set()
         )
@@ -106,7 +106,7 @@ class Generation:
                 request = Request(submit, prompt)
                 self._check(request)
                 if isinstance(submit.prompt, str):
-                    self._check_uncut(prompt, "prompt", "messages")
+                    self._tokenizer.check_uncut(prompt, "prompt", "messages")
                 lane = self._lane(_lane_of(request))
                 if needs_scores(request.sampling):
                     self._scoring.begin(lane, request)
@@ -183,9 +183,7 @@ class Generation:
         """Answer, which shows that the process is alive."""
 
     def metrics(self) -> dict[str, float]:
-        """Steps made, requests in slots and in queues, and how full the fullest KV cache is (0 to
-        1).
-        """
+        """Counts of steps and requests, and how full the fullest KV cache is (0 to 1)."""
         lanes = self._lanes.values()
         return {
             "steps": self._steps,
@@ -194,22 +192,8 @@ class Generation:
             "kv_cache_usage": max(lane.pipeline.get_metrics().cache_usage for lane in lanes) / 100,
         }
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids, none added. Raises `ContextLengthError` for a text that the tokenizer would
-        cut.
-        """
-        token_ids = self._encode([text], special_tokens=False)[0]
-        self._check_uncut(token_ids, "text", "prompt")
-        return token_ids
-
-    def detokenize(self, token_ids: list[int]) -> str:
-        self._check_ids(token_ids, "tokens")
-        return self._decode([token_ids])[0]
-
     def add_adapter(self, name: str, path: str) -> None:
-        """Load an adapter as a lane of its own; the least recently used idle one leaves if there
-        are too many.
-        """
+        """Load an adapter as a lane. The least recently used idle one leaves if needed."""
         if self._adapter_paths.get(name) == path and name in self._lanes:
             return
         self.remove_adapter(name)
@@ -227,117 +211,40 @@ class Generation:
                 self._uncompiled.pop(request, None)
 
     def reset_prefix_cache(self) -> None:
-        """Reload every pipeline, the only way to empty their caches. Adapters come back when they
-        are next used.
-        """
+        """Empty the caches by reloading the base; adapters come back when next used."""
         if self.busy:
             raise EngineError("the prefix cache can only be reset while no request runs")
         self._lanes.clear()
         self._lanes[None] = self._new_lane(self._pipelines.base())
 
-    def chat_template(self) -> str | None:
-        """The model's own template, before GenAI simplified it."""
-        return self._tokenizer.get_original_chat_template() or self._tokenizer.chat_template or None
-
-    def special_tokens(self) -> dict[str, str]:
-        """Names that chat templates use."""
-        tokens = {
-            "bos_token": self._tokenizer.get_bos_token(),
-            "eos_token": self._tokenizer.get_eos_token(),
-            "pad_token": self._tokenizer.get_pad_token(),
-        }
-        return {name: text for name, text in tokens.items() if text}
-
     # One request
     def _tokenized(self, submits: list[Submit]) -> list[tuple[Submit, list[int]]]:
-        """Each request with its prompt's ids; texts are encoded together, a call being dear and a
-        text cheap.
-        """
+        """Each request with its prompt's ids. One call encodes all texts, as calls are dear."""
         ready: list[tuple[Submit, list[int]]] = []
         for special in (False, True):
             texts = [
                 s for s in submits if isinstance(s.prompt, str) and s.special_tokens == special
             ]
             if texts:
-                ready += zip(
-                    texts, self._encode([str(s.prompt) for s in texts], special), strict=True
-                )
+                ids = self._tokenizer.encode([str(s.prompt) for s in texts], special)
+                ready += zip(texts, ids, strict=True)
         ready += [(s, s.prompt) for s in submits if not isinstance(s.prompt, str)]
         return sorted(ready, key=lambda pair: pair[0].id) if len(ready) > 1 else ready
-
-    def _encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
-        """The ids of each text. Rows of one call are as long as its longest text, so a long one has
-        a call to itself; so has an empty one, since several give fewer rows than there are texts.
-        """
-        short = [text for text in texts if 0 < len(text) <= _TOGETHER_CHARS]
-        rows = iter(self._encode_together(short, special_tokens) if short else [])
-        return [
-            (
-                next(rows)
-                if 0 < len(text) <= _TOGETHER_CHARS
-                else self._encode_together([text], special_tokens)[0]
-            )
-            for text in texts
-        ]
-
-    def _encode_together(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
-        encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
-        ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
-        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
     def _check(self, request: Request) -> None:
         """Refuse what the pipeline would accept in silence, or die of."""
         size, wanted = len(request.prompt), request.sampling.max_tokens
-        room = self.context_length - size
-        if not size:
-            raise RequestError("the prompt is empty", param="prompt")
-        if room < 1 or (wanted or 0) > room:
-            raise ContextLengthError(
-                f"this model's context is {self.context_length} tokens; the prompt has {size}"
-                f" and {wanted or 1} more were asked for",
-                param="messages",
-            )
+        request.max_new_tokens = most_new_tokens(size, wanted, self.context_length)
         if size >= self._cache_tokens:
             raise ContextLengthError(
                 f"the KV cache holds {self._cache_tokens} tokens, the prompt has {size}; raise"
                 " kv_cache_memory_bytes",
                 param="messages",
             )
-        self._check_ids(request.prompt, "prompt")
-        self._check_ids(request.sampling.stop_token_ids, "stop_token_ids")
-        self._check_abilities(request)
-        request.max_new_tokens = min(wanted or room, room)
-
-    def _check_abilities(self, request: Request) -> None:
-        """Refuse what cannot go together here."""
-        sampling = request.sampling
-        biased = is_biased(sampling)
-        what = (
-            "logit_bias, allowed_token_ids and bad_words"
-            if biased
-            else "log probabilities of prompts and of several tokens"
-        )
-        if request.adapter is not None and (biased or needs_scores(sampling)):
-            raise UnsupportedError(f"{what} are of the bare model; this one has an adapter")
-        if biased and sampling.structured is not None:
-            raise UnsupportedError(f"{what} do not go together with a constraint on the answer")
-        for name, ids in (
-            ("logit_bias", [token for token, _ in sampling.logit_bias]),
-            ("allowed_token_ids", sampling.allowed_token_ids),
-        ):
-            self._check_ids(ids, name)
-
-    def _check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
-        if self._cut_at is not None and len(token_ids) >= self._cut_at:
-            raise ContextLengthError(
-                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1}"
-                " tokens",
-                param=param,
-            )
-
-    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
-        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
-            raise RequestError(f"token ids must be from 0 to {self._vocabulary - 1}", param=param)
+        check_id_range(request.prompt, self._tokenizer.vocabulary, "prompt")
+        stop_ids = request.sampling.stop_token_ids
+        check_id_range(stop_ids, self._tokenizer.vocabulary, "stop_token_ids")
+        check_together(request, self._tokenizer.vocabulary)
 
     # Lanes
     def _lane(self, adapter: str | None) -> Lane:
@@ -363,7 +270,7 @@ class Generation:
         return self._new_lane(self._pipelines.with_adapter(path))
 
     def _new_lane(self, pipeline: Any) -> Lane:
-        options = self.options
+        options, vocabulary = self.options, self._tokenizer.vocabulary
         return Lane(
             pipeline,
             self._pipelines.cache_blocks,
@@ -371,7 +278,7 @@ class Generation:
             options.enable_prefix_caching,
             sequences_wanted(options.deterministic, options.num_threads),
             CompiledGrammars(
-                pipeline.get_tokenizer(), lambda: self._pipelines.logits() or self._vocabulary
+                pipeline.get_tokenizer(), lambda: self._pipelines.logits() or vocabulary
             ),
         )
 
@@ -417,9 +324,7 @@ class Generation:
             )
 
     def _take_compiled(self) -> list[Failed]:
-        """Let the requests go on whose grammars are ready. Waits a moment if nothing else is to be
-        done.
-        """
+        """Let requests go on whose grammars are ready. Waits a moment if nothing else runs."""
         futures = [future for _, future in self._uncompiled.values() if future is not None]
         serving = any(lane.busy for lane in self._lanes.values())
         self._compiling.go_on(serving)
@@ -441,9 +346,7 @@ class Generation:
         return failures
 
     def _forget_many(self) -> None:
-        """Forget the grammars of lanes that have many, and begin with those that waited for
-        that.
-        """
+        """Forget the grammars of lanes that have many, and begin with those that waited."""
         for lane in self._lanes.values():
             if lane.grammars is not None and lane.grammars.many:
                 lane.grammars.forget()
@@ -464,7 +367,7 @@ class Generation:
             words = [
                 ids
                 for word in request.sampling.bad_words
-                for ids in self._encode([word, f" {word.lstrip()}"], special_tokens=False)
+                for ids in self._tokenizer.encode([word, f" {word.lstrip()}"], special_tokens=False)
             ]
             request.handle = lane.pipeline.add(
                 Handle(request.prompt, request.sampling, request.max_new_tokens, stops, words)
@@ -513,7 +416,7 @@ class Generation:
                 new = new[:-1]
             request.text.add(new)
             windows += request.text.windows()
-        texts = self._decode(windows)
+        texts = self._tokenizer.decode(windows)
         deltas: list[tuple[int, Delta]] = []
         for at, request in enumerate(requests):
             last = request.finish is not None
@@ -548,62 +451,12 @@ class Generation:
             0,
             text,
             tuple(new),
-            self._logprobs(request, start, scored),
+            answer_logprobs(request, start, scored, self._tokenizer),
             request.finish,
             usage,
             stop=request.stop.found,
-            prompt_logprobs=self._prompt_logprobs(scored) if start == 0 and scored else None,
+            prompt_logprobs=prompt_logprobs(scored, self._tokenizer) if start == 0 else None,
         )
-
-    def _logprobs(
-        self, request: Request, start: int, scored: Scored | None
-    ) -> tuple[TokenLogprob, ...] | None:
-        """Those of the answer's tokens from `start` on."""
-        top = request.sampling.logprobs
-        if top is None:
-            return None
-        if scored is not None:
-            return tuple(map(self._scored, scored.answer[start:]))
-        ids = request.ids[start:]
-        names = self._decode([[i] for i in ids], skip_special_tokens=False)
-        return tuple(
-            TokenLogprob(
-                name,
-                value,
-                ((name, value),) if top else (),
-                token,
-                self._raw.get(token),
-                top_ids=(token,) if top else (),
-            )
-            for name, value, token in zip(names, request.logprobs[start:], ids, strict=True)
-        )
-
-    def _prompt_logprobs(self, scored: Scored) -> tuple[TokenLogprob, ...] | None:
-        if scored.request.sampling.prompt_logprobs is None:
-            return None
-        first = scored.ids[0]
-        (name,) = self._decode([[first]], skip_special_tokens=False)
-        begin = TokenLogprob(name, None, id=first, raw=self._raw.get(first))
-        return (begin, *map(self._scored, scored.prompt))
-
-    def _scored(self, score: TokenScore) -> TokenLogprob:
-        ids = [token for token, _ in score.top]
-        names = self._decode([[i] for i in (score.token, *ids)], skip_special_tokens=False)
-        return TokenLogprob(
-            names[0],
-            score.logprob,
-            tuple((name, value) for name, (_, value) in zip(names[1:], score.top, strict=True)),
-            score.token,
-            self._raw.get(score.token),
-            score.rank,
-            tuple(ids),
-            tuple(self._raw.get(i, b"") for i in ids),
-        )
-
-    def _decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
-        filled = [s for s in sequences if s]
-        texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
-        return [next(texts) if s else "" for s in sequences]
 
     def _stop_set(self, request: Request) -> set[int]:
         extra = request.sampling.stop_token_ids

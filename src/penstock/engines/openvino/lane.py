@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from penstock.engines.openvino.companions import Companions
-from penstock.engines.openvino.text_stream import TextStream
-from penstock.engines.process.messages import Submit
-from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.text.stop_strings import StopStrings
+from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
+from penstock.engines.openvino.pipeline import Companions
+from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.process import Submit
+from penstock.engines.sampling import StopStrings
 from penstock.types import FinishReason, StructuredOutput
 
-if TYPE_CHECKING:
-    from penstock.engines.openvino.constraints.grammar_cache import CompiledGrammars
-
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 _ADMISSION_SCAN = 256
 """How far the queue is searched for a request that need not wait, or had better not."""
 _PROVEN = 256
@@ -22,9 +20,7 @@ _PROVEN = 256
 _PATIENCE = 64
 """Turns in which a request may be passed by others."""
 _HARMLESS = 8
-"""Steps after which a request is no longer suspected of having failed one: its fault shows in one
-of the next.
-"""
+"""Steps that clear a suspect: a fault shows in one of the next."""
 
 
 class Request:
@@ -136,9 +132,7 @@ class Lane:
         return admitted
 
     def _cached_first(self) -> None:
-        """Bring requests whose prompts are cached for the most part before those that have not
-        waited long.
-        """
+        """Move requests with mostly cached prompts before those that have not waited long."""
         ahead = [self.waiting.popleft() for _ in range(min(len(self.waiting), _ADMISSION_SCAN))]
         goes = [
             request.passed >= _PATIENCE or self.index.holds_half(request.blocks)
@@ -162,9 +156,7 @@ class Lane:
             self.pipeline.step()
 
     def note_prefilled(self, request: Request) -> None:
-        """The request's first token is there: its prompt is in the cache, and its constraint
-        works.
-        """
+        """The first token is there: the prompt is in the cache, and the constraint works."""
         request.prefilled = True
         self._release(request, tried=not request.suspect)
         self.index.insert(request.blocks)
@@ -184,15 +176,11 @@ class Lane:
             self.index.insert(block_hashes(request.prompt + request.ids[request.resumed :]))
 
     def trial(self) -> Request | None:
-        """The request that is being tried: its constraint for the first time, or itself after a
-        step that failed.
-        """
+        """The request on trial: with a new constraint, or after a step that failed."""
         return self._on_trial
 
     def note_step(self) -> None:
-        """A step has gone well: enough of them clear the request that was on trial for one that had
-        not.
-        """
+        """Count a step without a fault: enough of them clear the request on trial."""
         tried = self._on_trial
         if tried is not None and tried.suspect and tried.prefilled:
             tried.harmless_steps += 1
@@ -223,3 +211,35 @@ class Lane:
             self._on_trial = None
         for block in [b for b, owner in self._prefilling.items() if owner == request.id]:
             del self._prefilling[block]
+
+
+class TextStream:
+    """The growing text of one growing token sequence. One call of the detokenizer serves many.
+
+    A token's text can depend on its neighbours (multi-byte characters, leading spaces). So each
+    piece is the difference between the text of a short window with and without the new tokens, as
+    in Hugging Face's text-generation-inference. `windows` go to the detokenizer, and their two
+    texts come back to `advance`.
+    """
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._window_start = 0
+        self._shown = 0
+
+    def add(self, token_ids: list[int]) -> None:
+        self._ids += token_ids
+
+    def windows(self) -> tuple[list[int], list[int]]:
+        """The window's tokens shown so far, and the same with the new ones."""
+        return self._ids[self._window_start : self._shown], self._ids[self._window_start :]
+
+    def advance(self, shown: str, whole: str, last: bool) -> str:
+        """The new text, or "" while a character is unfinished (unless this is the `last` call)."""
+        if whole.endswith(_UNFINISHED) and not last:
+            return ""
+        if len(whole) <= len(shown):
+            return ""
+        self._window_start = self._shown
+        self._shown = len(self._ids)
+        return whole[len(shown) :]

@@ -1,14 +1,19 @@
-"""`engine_kwargs` of the OpenVINO engine. Where vLLM has the same knob, it has vLLM's name."""
+"""`engine_kwargs` of the OpenVINO engine, and the messages that carry them to its processes.
+
+Where vLLM has the same knob, it has vLLM's name.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, Struct, field, msgpack
 
 from penstock.engines.base import not_deterministic
+from penstock.engines.process import Abort, Call, Submit
 from penstock.errors import ConfigError
 
 GIB = 1 << 30
@@ -64,15 +69,13 @@ class OpenVINOOptions(Struct, frozen=True, forbid_unknown_fields=True):
             self._check_deterministic()
 
     def device_properties(self) -> dict[str, Any]:
-        """OpenVINO's properties for what is said here of threads and precision."""
-        properties: dict[str, Any] = {}
-        if self.num_threads:
-            properties["INFERENCE_NUM_THREADS"] = self.num_threads
-        if self.inference_precision:
-            properties["INFERENCE_PRECISION_HINT"] = self.inference_precision
-        if self.deterministic:
-            properties["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
-        return properties
+        """The options for threads and precision as OpenVINO's properties."""
+        properties = {
+            "INFERENCE_NUM_THREADS": self.num_threads or None,
+            "INFERENCE_PRECISION_HINT": self.inference_precision,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0" if self.deterministic else None,
+        }
+        return {name: value for name, value in properties.items() if value is not None}
 
     def _check_deterministic(self) -> None:
         """What says the opposite is refused, also where it is said as a property."""
@@ -123,6 +126,39 @@ COSTS_ONLY_PROPERTIES = frozenset(
 
 def usable_cpus() -> int:
     """The processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Load(Struct, tag="load", array_like=True):
+    """First message: the IR directory or GGUF file to load. `context_length` is in tokens."""
+
+    path: str
+    task: str
+    context_length: int
+    options: OpenVINOOptions
+
+
+class LoadTokenizer(Struct, tag="load_tokenizer", array_like=True):
+    """First message to a process that tries constraints: the directory or GGUF file of the
+    tokenizer, and for each constraint the seconds of processor time and the bytes of memory it may
+    take.
+    """
+
+    path: str
+    seconds: float
+    memory_bytes: int
+
+
+ToWorker = Load | Submit | Abort | Call
+
+decode_to_worker = msgpack.Decoder(ToWorker).decode
+decode_to_constraint_worker = msgpack.Decoder(LoadTokenizer | Call).decode
+
+
+_PLACE = re.compile(r"^(\[\d\d:\d\d:\d\d\] )?\S+\.(cc|cpp|hpp|h):\d+: ")
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of an exception of OpenVINO: the last of its lines, without the place in C++."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return _PLACE.sub("", lines[-1]) if lines else type(error).__name__

@@ -1,11 +1,12 @@
-"""Builds OpenVINO GenAI's objects: pipelines of the right cache size, with or without an adapter,
-and generation settings.
-"""
+"""Builds OpenVINO GenAI's objects: pipelines with or without an adapter, tokenizers, settings."""
 
 from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,25 @@ import numpy as np
 import openvino as ov
 import openvino_genai as genai
 
-from penstock.engines.openvino.companions import sequences_wanted
-from penstock.engines.openvino.options import GIB, OpenVINOOptions
-from penstock.errors import UnsupportedError
+from penstock.engines.openvino.options import GIB, OpenVINOOptions, usable_cpus
+from penstock.engines.sampling import check_id_range
+from penstock.errors import ContextLengthError, UnsupportedError
 from penstock.types import Sampling
 
+_MOST_COMPANIONS = 16
+_COMPANION_TOKENS = 24
+"""A companion's prompt and answer stay within one block of the cache."""
+_RUNNING = genai.GenerationStatus.RUNNING
+_BATCHED_CHARS = 16384
+"""Texts of more characters are encoded one by one."""
+GGUF_TOKENIZER_LIMIT = 8192
+"""GenAI's tokenizer for GGUF files cuts longer texts in silence."""
 _LARGEST_MIN_P = 1.0 - 2.0**-24
 """GenAI takes no 1, which leaves the most likely token alone; so does the number below it."""
 
 
 class Pipelines:
-    """Makes pipelines of one model that share its options and have a KV cache of `cache_blocks`
-    blocks each.
-    """
+    """Makes pipelines of one model and its options, each with `cache_blocks` blocks of KV cache."""
 
     def __init__(self, path: str, options: OpenVINOOptions) -> None:
         self._path = path
@@ -51,9 +58,7 @@ class Pipelines:
         return pipeline
 
     def logits(self) -> int | None:
-        """The size of the model's logits, often more than the tokenizer's vocabulary; None where no
-        file tells.
-        """
+        """The size of the model's logits, often above the vocabulary's; None if unknown."""
         file = Path(self._path) / "openvino_model.xml"
         if not file.is_file():
             return None
@@ -92,16 +97,18 @@ class Pipelines:
             scheduler.num_kv_blocks = self._exact_blocks + self._companions
         else:
             scheduler.cache_size = max(options.kv_cache_memory_bytes // GIB, 1)
-        properties = options.device_properties()
-        if options.kv_cache_precision:
-            properties["KV_CACHE_PRECISION"] = options.kv_cache_precision
-        if options.prompt_lookup:
-            properties["prompt_lookup"] = True
-        if options.draft_model:
-            properties["draft_model"] = genai.draft_model(options.draft_model, options.device)
-        if adapters is not None:
-            properties["adapters"] = adapters
-        properties.update(options.properties)
+        draft = options.draft_model and genai.draft_model(options.draft_model, options.device)
+        given = {
+            "KV_CACHE_PRECISION": options.kv_cache_precision,
+            "prompt_lookup": options.prompt_lookup or None,
+            "draft_model": draft or None,
+            "adapters": adapters,
+        }
+        properties = {
+            **options.device_properties(),
+            **{name: value for name, value in given.items() if value is not None},
+            **options.properties,
+        }
         if options.tokenizer is None:
             return genai.ContinuousBatchingPipeline(
                 self._path, scheduler, options.device, properties
@@ -168,3 +175,125 @@ def _measure_cache(pipeline: Any, options: OpenVINOOptions) -> tuple[int, int]:
         pipeline.step()
         usage = max(usage, pipeline.get_metrics().cache_usage)
     return round(100 / usage), pipeline.get_metrics().kv_cache_size_in_bytes
+
+
+def sequences_wanted(deterministic: bool, num_threads: int) -> int:
+    """How many sequences a step should have at least; 0 where nothing is promised.
+
+    `num_threads` 0: all cores.
+    """
+    if not deterministic:
+        return 0
+    return max(min(num_threads or usable_cpus(), _MOST_COMPANIONS), 2)
+
+
+class Companions:
+    """Sequences that run beside a deterministic pipeline's requests: `wanted` with these.
+
+    The CPU's kernels for a batch give each row what it would get in any other batch, bit for bit. A
+    row that is alone, or among fewer sequences than there are threads, goes through kernels with
+    another order of sums. So a few sequences without a meaning keep it company.
+    """
+
+    def __init__(self, pipeline: Any, wanted: int) -> None:
+        self._pipeline = pipeline
+        self._wanted = wanted
+        self._ids = count(1 << 40)  # requests count from 1
+        self._handles: list[Any] = []
+
+    def join(self, running: int) -> None:
+        """Start as many as `running` requests need. A companion too many ends by itself."""
+        if not self._wanted:
+            return
+        self._handles = [handle for handle in self._handles if handle.get_status() == _RUNNING]
+        for _ in range(self._wanted - running - len(self._handles) if running else 0):
+            config = genai.GenerationConfig(
+                max_new_tokens=_COMPANION_TOKENS, ignore_eos=True, apply_chat_template=False
+            )
+            prompt = ov.Tensor(np.zeros((1, 1), dtype=np.int64))
+            self._handles.append(self._pipeline.add_request(next(self._ids), prompt, config))
+
+    def leave(self) -> bool:
+        """Cancel all; the pipeline forgets them in its next step. Returns whether any ran."""
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.cancel()
+        return bool(handles)
+
+
+class Tokenizer:
+    """GenAI's tokenizer of a model: ids of texts and texts of ids, many in one call.
+
+    A text with `cut_at` tokens or more counts as cut.
+    """
+
+    def __init__(self, tokenizer: Any, cut_at: int | None = None) -> None:
+        self.end: int = tokenizer.get_eos_token_id()
+        self._tokenizer = tokenizer
+        self._cut_at = cut_at
+
+    @cached_property
+    def raw(self) -> dict[int, bytes]:
+        """The bytes of each token, which need not be whole characters."""
+        return {number: raw for raw, number in self._tokenizer.get_vocab().items()}
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """The number of token ids."""
+        return max(self.raw) + 1
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids, none added. Raises `ContextLengthError` for a text that would be cut."""
+        token_ids = self.encode([text], special_tokens=False)[0]
+        self.check_uncut(token_ids, "text", "prompt")
+        return token_ids
+
+    def detokenize(self, token_ids: list[int]) -> str:
+        check_id_range(token_ids, self.vocabulary, "tokens")
+        return self.decode([token_ids])[0]
+
+    def encode(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        """The ids of each text. Rows of one call are as long as its longest text, so a long one has
+        a call to itself; so has an empty one, since several give fewer rows than there are texts.
+        """
+        short = [text for text in texts if 0 < len(text) <= _BATCHED_CHARS]
+        rows = iter(self._encode_batch(short, special_tokens) if short else [])
+        return [
+            (
+                next(rows)
+                if 0 < len(text) <= _BATCHED_CHARS
+                else self._encode_batch([text], special_tokens)[0]
+            )
+            for text in texts
+        ]
+
+    def _encode_batch(self, texts: list[str], special_tokens: bool) -> list[list[int]]:
+        encoded = self._tokenizer.encode(texts, add_special_tokens=special_tokens)
+        ids, mask = encoded.input_ids.data, encoded.attention_mask.data.astype(bool)
+        return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+    def check_uncut(self, token_ids: Sequence[int], what: str, param: str) -> None:
+        if self._cut_at is not None and len(token_ids) >= self._cut_at:
+            raise ContextLengthError(
+                f"the tokenizer of a GGUF model takes no {what} of more than {self._cut_at - 1}"
+                " tokens",
+                param=param,
+            )
+
+    def decode(self, sequences: list[list[int]], skip_special_tokens: bool = True) -> list[str]:
+        filled = [s for s in sequences if s]
+        texts = iter(self._tokenizer.decode(filled, skip_special_tokens) if filled else [])
+        return [next(texts) if s else "" for s in sequences]
+
+    def chat_template(self) -> str | None:
+        """The model's own template, before GenAI simplified it."""
+        return self._tokenizer.get_original_chat_template() or self._tokenizer.chat_template or None
+
+    def special_tokens(self) -> dict[str, str]:
+        """Names that chat templates use."""
+        tokens = {
+            "bos_token": self._tokenizer.get_bos_token(),
+            "eos_token": self._tokenizer.get_eos_token(),
+            "pad_token": self._tokenizer.get_pad_token(),
+        }
+        return {name: text for name, text in tokens.items() if text}

@@ -13,12 +13,15 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from penstock.engines.openvino.biased import is_biased
 from penstock.engines.openvino.gguf_ir import saved_ir
 from penstock.engines.openvino.lane import Lane, Request
 from penstock.engines.openvino.logits import LogitModel, Reading, TokenScore
 from penstock.engines.openvino.options import OpenVINOOptions
+from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.engines.sampling import check_id_range
 from penstock.errors import UnsupportedError
-from penstock.types import Sampling
+from penstock.types import Sampling, TokenLogprob
 
 _LOADING_WAIT_SECONDS = 0.002
 IDLE_SECONDS = 60.0
@@ -204,3 +207,79 @@ class Scoring:
     def _known(scored: Scored, start: int) -> bool:
         """Whether these tokens of the prompt were scored already: an answer began anew."""
         return start < scored.prompt_size and len(scored.prompt) > max(start - 1, 0)
+
+
+def check_together(request: Request, vocabulary: int) -> None:
+    """Raise `RequestError` for ids that are none, `UnsupportedError` for what does not go together
+    here.
+    """
+    sampling = request.sampling
+    biased, scored = is_biased(sampling), needs_scores(sampling)
+    if not biased and not scored:
+        return
+    param = "logit_bias" if biased else "logprobs"
+    what = (
+        "logit_bias, allowed_token_ids and bad_words"
+        if biased
+        else "log probabilities of prompts and of several tokens"
+    )
+    if request.adapter is not None:
+        raise UnsupportedError(
+            f"{what} are of the bare model; this request has an adapter", param=param
+        )
+    if biased and sampling.structured is not None:
+        raise UnsupportedError(
+            f"{what} do not go together with a constraint on the answer", param=param
+        )
+    check_id_range([token for token, _ in sampling.logit_bias], vocabulary, "logit_bias")
+    check_id_range(sampling.allowed_token_ids, vocabulary, "allowed_token_ids")
+
+
+def answer_logprobs(
+    request: Request, start: int, scored: Scored | None, tokenizer: Tokenizer
+) -> tuple[TokenLogprob, ...] | None:
+    """The log probabilities of the answer's tokens from `start` on; None where nobody asked."""
+    top = request.sampling.logprobs
+    if top is None:
+        return None
+    if scored is not None:
+        return tuple(_named(score, tokenizer) for score in scored.answer[start:])
+    ids = request.ids[start:]
+    names = tokenizer.decode([[i] for i in ids], skip_special_tokens=False)
+    return tuple(
+        TokenLogprob(
+            name,
+            value,
+            ((name, value),) if top else (),
+            token,
+            tokenizer.raw.get(token),
+            top_ids=(token,) if top else (),
+            top_raw=(tokenizer.raw.get(token, b""),) if top else (),
+        )
+        for name, value, token in zip(names, request.logprobs[start:], ids, strict=True)
+    )
+
+
+def prompt_logprobs(scored: Scored | None, tokenizer: Tokenizer) -> tuple[TokenLogprob, ...] | None:
+    """The log probabilities of the prompt's tokens; None where nobody asked."""
+    if scored is None or scored.request.sampling.prompt_logprobs is None:
+        return None
+    first = scored.ids[0]
+    (name,) = tokenizer.decode([[first]], skip_special_tokens=False)
+    begin = TokenLogprob(name, None, id=first, raw=tokenizer.raw.get(first))
+    return (begin, *(_named(score, tokenizer) for score in scored.prompt))
+
+
+def _named(score: TokenScore, tokenizer: Tokenizer) -> TokenLogprob:
+    ids = [token for token, _ in score.top]
+    names = tokenizer.decode([[i] for i in (score.token, *ids)], skip_special_tokens=False)
+    return TokenLogprob(
+        names[0],
+        score.logprob,
+        tuple((name, value) for name, (_, value) in zip(names[1:], score.top, strict=True)),
+        score.token,
+        tokenizer.raw.get(score.token),
+        score.rank,
+        tuple(ids),
+        tuple(tokenizer.raw.get(i, b"") for i in ids),
+    )

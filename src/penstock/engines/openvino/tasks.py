@@ -7,22 +7,22 @@ once.
 
 from __future__ import annotations
 
+import io
+import wave
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino_genai as genai
+from numpy.typing import NDArray
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.messages import Load
-from penstock.engines.openvino.model.files import MODEL_KINDS, lacks_token_types, pooling_of
-from penstock.engines.openvino.options import OpenVINOOptions
-from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.openvino.wav import SAMPLE_RATE, read_wav
-from penstock.engines.process.messages import Call, Failed, Ready, Reply, Submit
+from penstock.engines.openvino.model_files import MODEL_KINDS, lacks_token_types, pooling_of
+from penstock.engines.openvino.options import Load, OpenVINOOptions, reason_of
+from penstock.engines.openvino.pipeline import Tokenizer
+from penstock.engines.process import Call, Failed, Ready, Reply, Submit
 from penstock.errors import (
     ContextLengthError,
     EngineError,
@@ -42,9 +42,7 @@ _BATCH_TOKENS = 8192
 """Tokens of one pipeline call, padding included: more would take memory and give no speed."""
 _BATCH_CHARACTERS = 1 << 20
 _NO_LIMIT = 2**30
-"""Tokenizers cut long texts unless given a limit. It passes through a 32-bit float, so it is a
-power of two.
-"""
+"""Tokenizers cut long texts without a limit. A power of two survives their 32-bit float."""
 _POOLING = {
     "mean": genai.TextEmbeddingPipeline.PoolingType.MEAN,
     "cls": genai.TextEmbeddingPipeline.PoolingType.CLS,
@@ -55,14 +53,9 @@ _POOLING = {
 def load_task(load: Load) -> tuple[Task, Ready]:
     """Load the model and say what it can do."""
     model = _TASKS[load.task](load.path, load.options, load.context_length)
-    capabilities = Capabilities(
-        tasks=frozenset({*model.tasks, "tokenize", "detokenize"}),
-        context_length=load.context_length,
-        max_concurrency=(
-            load.options.max_num_seqs if "embeddings" in model.tasks else _CALLS_AT_ONCE
-        ),
-    )
-    return model, Ready(capabilities, None, {})
+    at_once = load.options.max_num_seqs if load.task == "embed" else _CALLS_AT_ONCE
+    tasks = frozenset({*model.tasks, "tokenize", "detokenize"})
+    return model, Ready(Capabilities(tasks, load.context_length, at_once), None, {})
 
 
 class Task:
@@ -76,7 +69,11 @@ class Task:
         self._path = path
         self._options = options
         self._context_length = context_length
+        self._properties = {**options.device_properties(), **options.properties}
+        self._batch_tokens = 0 if options.deterministic else _BATCH_TOKENS
+        """Of one pipeline call. With 0, each text has a call of its own."""
         self._tokenizer = genai.Tokenizer(path)
+        self.detokenize = Tokenizer(self._tokenizer).detokenize
         self._start()
 
     def _start(self) -> None:
@@ -99,45 +96,20 @@ class Task:
 
     def tokenize(self, text: str) -> list[int]:
         encoded = self._tokenizer.encode([text], add_special_tokens=False, max_length=_NO_LIMIT)
-        ids: list[int] = encoded.input_ids.data[0].tolist()
-        return ids
+        return list(map(int, encoded.input_ids.data[0]))
 
-    def detokenize(self, token_ids: list[int]) -> str:
-        if not token_ids:
-            return ""
-        if not 0 <= min(token_ids) <= max(token_ids) < self._vocabulary:
-            raise RequestError(
-                f"token ids must be from 0 to {self._vocabulary - 1}", param="tokens"
-            )
-        return str(self._tokenizer.decode(token_ids))
-
-    def add_adapter(self, name: str, path: str) -> None:
+    def add_adapter(self, *_: str) -> None:
         raise self._unsupported("LoRA adapters")
 
-    def remove_adapter(self, name: str) -> None:
-        raise self._unsupported("LoRA adapters")
+    remove_adapter = add_adapter
 
     def reset_prefix_cache(self) -> None:
         """Refuse, having no such cache."""
         raise self._unsupported("reset_prefix_cache")
 
-    @cached_property
-    def _vocabulary(self) -> int:
-        return int(max(self._tokenizer.get_vocab().values())) + 1
-
     # For the kinds
     def _unsupported(self, what: str) -> UnsupportedError:
         return UnsupportedError(f"the openvino engine does not support {what} with {self.kind}")
-
-    def _properties(self) -> dict[str, Any]:
-        return {**self._options.device_properties(), **self._options.properties}
-
-    @property
-    def _batch_tokens(self) -> int:
-        """Tokens of one pipeline call. Where texts must not depend on each other, each has a call
-        of its own.
-        """
-        return 0 if self._options.deterministic else _BATCH_TOKENS
 
     def _check_lengths(self, lengths: Sequence[int], param: str) -> None:
         """The pipelines cut long texts in silence, and die of empty ones."""
@@ -166,12 +138,12 @@ class Embedding(Task):
         config.normalize = self._options.embedding_normalize
         config.max_length = self._context_length
         self._pipeline = genai.TextEmbeddingPipeline(
-            self._path, self._options.device, config, **self._properties()
+            self._path, self._options.device, config, **self._properties
         )
         # Also shows at the start whether the model works.
         self._width = len(self._pipeline.embed_query("a"))
 
-    def embed_together(self, calls: Sequence[Call]) -> list[Reply | Failed]:
+    def embed_batch(self, calls: Sequence[Call]) -> list[Reply | Failed]:
         """Answer calls of `embed(inputs, dimensions)`, all that arrived together in shared runs of
         the model.
 
@@ -249,7 +221,7 @@ class Rerank(Task):
         config.top_n = _NO_LIMIT
         config.max_length = self._context_length
         self._pipeline = genai.TextRerankPipeline(
-            self._path, self._options.device, config, **self._properties()
+            self._path, self._options.device, config, **self._properties
         )
         self._pipeline.rerank("a", ["b"])  # shows at the start whether the model works
 
@@ -273,7 +245,7 @@ class Speech(Task):
     kind = MODEL_KINDS["transcribe"]
 
     def _start(self) -> None:
-        self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties())
+        self._pipeline = genai.ASRPipeline(self._path, self._options.device, **self._properties)
 
     def transcribe(
         self,
@@ -283,9 +255,7 @@ class Speech(Task):
         max_tokens: int | None,
         timestamps: bool = False,
     ) -> Transcription:
-        """The text of a recording, its language found out unless given; with `timestamps` also in
-        segments.
-        """
+        """The text of a recording; `timestamps` adds segments. `language` None detects it."""
         samples = read_wav(audio)
         config = self._pipeline.get_generation_config()
         known = {name.strip("<|>"): name for name in config.lang_to_id or {}}
@@ -345,9 +315,7 @@ def _token_counts(tokenizer: Any, texts: Sequence[str], query: str | None = None
 
 
 def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Indexes in groups of similar size, so that padding wastes little; each, padded, within the
-    budget or single.
-    """
+    """Indexes in groups of similar size, which saves padding; each within the budget, or single."""
     group: list[int] = []
     for index in sorted(range(len(sizes)), key=sizes.__getitem__):
         if group and sizes[index] * (len(group) + 1) > budget:
@@ -356,3 +324,40 @@ def _groups(sizes: Sequence[int], budget: int) -> Iterator[list[int]]:
         group.append(index)
     if group:
         yield group
+
+
+SAMPLE_RATE = 16_000
+_SHORTEST_SAMPLES = SAMPLE_RATE // 10
+
+
+def read_wav(audio: bytes) -> NDArray[np.float32]:
+    """A WAV file as mono samples from -1 to 1, at 16 kHz. Raises `RequestError`."""
+    try:
+        with wave.open(io.BytesIO(audio)) as file:
+            width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
+            frames = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise _bad_audio(str(error) or "it ends too early") from None
+    if width != 2:
+        raise _bad_audio(f"it has {8 * width}-bit samples")
+    # A recording may have been cut off in the middle of a frame.
+    whole = len(frames) // (2 * channels) * channels
+    if not whole:
+        raise _bad_audio("it has no samples")
+    samples = np.frombuffer(frames, "<i2", whole).reshape(-1, channels).mean(axis=1) / 32768
+    samples = _resampled(samples, rate)
+    return np.pad(samples, (0, max(_SHORTEST_SAMPLES - len(samples), 0))).astype(np.float32)
+
+
+def _bad_audio(why: str) -> RequestError:
+    return RequestError(
+        f"the audio is not usable ({why}): send a WAV file with 16-bit PCM samples", param="file"
+    )
+
+
+def _resampled(samples: NDArray[np.float64], rate: int) -> NDArray[np.float64]:
+    """The samples at 16 kHz, by way of the spectrum: higher tones are cut off."""
+    if rate == SAMPLE_RATE:
+        return samples
+    size = max(round(len(samples) * SAMPLE_RATE / rate), 1)
+    return np.fft.irfft(np.fft.rfft(samples), size) * (size / len(samples))

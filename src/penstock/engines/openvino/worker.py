@@ -9,17 +9,12 @@ pipe closes.
 from __future__ import annotations
 
 import signal
-import socket
 import sys
 from typing import Any
 
-import msgspec
-
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.messages import Load, ToWorker, decode_to_worker
-from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.process.child import LENGTH_BYTES
-from penstock.engines.process.messages import (
+from penstock.engines.openvino.options import Load, ToWorker, decode_to_worker, reason_of
+from penstock.engines.process import (
     Abort,
     Call,
     Failed,
@@ -28,66 +23,12 @@ from penstock.engines.process.messages import (
     Step,
     Submit,
     ToParent,
-    encode,
-    refusal_of,
+    WorkerPipe,
+    end_with_parent,
 )
-from penstock.engines.process.parent_death import end_with_parent
 from penstock.errors import EngineStartError, PenstockError
 
-_READ_SIZE = 1 << 20
 MAX_TOP_LOGPROBS = 20
-
-
-class Pipe:
-    """The worker's end of the socket pair."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._socket = sock
-        self._buffer = bytearray()
-
-    def read(self, wait: bool) -> list[ToWorker | Failed]:
-        """All messages that are there; with `wait`, at least one. In the place of one that cannot
-        be read stands the answer to it. Raises `EOFError` once the parent is gone.
-        """
-        messages: list[ToWorker | Failed] = []
-        while True:
-            try:
-                data = self._socket.recv(
-                    _READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT
-                )
-            except BlockingIOError:
-                return messages
-            if not data:
-                raise EOFError
-            self._buffer += data
-            at = 0
-            while len(self._buffer) - at >= LENGTH_BYTES:
-                end = (
-                    at
-                    + LENGTH_BYTES
-                    + int.from_bytes(self._buffer[at : at + LENGTH_BYTES], "little")
-                )
-                if len(self._buffer) < end:
-                    break
-                messages.append(_decoded(self._buffer[at + LENGTH_BYTES : end]))
-                at = end
-            del self._buffer[:at]
-
-    def write(self, messages: list[ToParent]) -> None:
-        """Send messages in one write. Waits if the parent does not keep up."""
-        parts: list[bytes] = []
-        for message in messages:
-            data = encode(message)
-            parts += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
-        self._socket.sendall(b"".join(parts))
-
-
-def _decoded(data: bytearray) -> ToWorker | Failed:
-    try:
-        message: ToWorker = decode_to_worker(data)
-        return message
-    except msgspec.ValidationError:
-        return refusal_of(data)
 
 
 def main(fd: int, parent: int) -> None:
@@ -95,7 +36,7 @@ def main(fd: int, parent: int) -> None:
     end_with_parent(fd, parent)
     # Ctrl-C is the parent's business: it drains, then closes the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe = Pipe(socket.socket(fileno=fd))
+    pipe = WorkerPipe(fd, decode_to_worker)
     try:
         load, *early = pipe.read(wait=True)
         assert isinstance(load, Load)
@@ -137,7 +78,7 @@ def _load(load: Load) -> tuple[Any, Ready]:
     return model, Ready(capabilities, model.chat_template(), model.special_tokens())
 
 
-def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker | Failed]) -> None:
+def _turn(pipe: WorkerPipe, model: Any, arrived: list[ToWorker | Failed]) -> None:
     """Take what has arrived, then let the model make one step."""
     out: list[ToParent] = []
     submits: list[Submit] = []
@@ -158,7 +99,7 @@ def _turn(pipe: Pipe, model: Any, arrived: list[ToWorker | Failed]) -> None:
     if submits:
         out += model.submit(submits)
     if embeds:
-        out += model.embed_together(embeds)
+        out += model.embed_batch(embeds)
     if model.busy:
         deltas, failures = model.step()
         if deltas:

@@ -14,7 +14,6 @@ from penstock.balance.policies.base import ANYWHERE, RouteRequest
 from penstock.balance.policies.table import make_policy
 from penstock.balance.pool import Failover
 from penstock.engines.base import Capabilities, LLMEngine
-from penstock.engines.deltas import Batches
 from penstock.engines.remote import answers, task_answers
 from penstock.engines.remote.bodies import chat_body, completion_body, task_body
 from penstock.engines.remote.dialects import spoken
@@ -23,8 +22,8 @@ from penstock.engines.remote.options import COSTS_ONLY, parse_remote_options
 from penstock.engines.remote.refusals import as_refusal, is_no_route
 from penstock.engines.remote.stream import AnswerStream, charge
 from penstock.engines.remote.upstreams import Upstream, Upstreams
-from penstock.engines.tasks import task_of
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines.sampling import check_sampling
+from penstock.engines.tasks import Batches, task_of
 from penstock.errors import (
     ConfigError,
     ContextLengthError,

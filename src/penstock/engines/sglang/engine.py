@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from penstock.engines import huggingface
-from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.process.worker_engine import WorkerEngine
+from penstock.engines import model_files as huggingface
+from penstock.engines.model_files import adapter_rank
 from penstock.engines.sglang import options
 from penstock.engines.sglang.messages import Load
+from penstock.engines.worker_engine import WorkerEngine
 from penstock.errors import EngineStartError, ModelNotFoundError, UnsupportedError
 
 _LORA_RANK = 64

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from penstock.engines.process.messages import Abort, Call, Submit
+from penstock.engines.process import Abort, Call, Submit
 
 
 class Load(Struct, tag="load", array_like=True):

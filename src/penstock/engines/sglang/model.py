@@ -9,7 +9,7 @@ from itertools import count
 from typing import Any
 
 from penstock.engines.base import Capabilities
-from penstock.engines.process.messages import Ready, Submit
+from penstock.engines.process import Ready, Submit
 from penstock.engines.sglang.library import (
     ContinueGenerationReqInput,
     Engine,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from penstock.engines.text.stop_strings import StopStrings
+from penstock.engines.sampling import StopStrings
 from penstock.errors import EngineError, OverloadedError, PenstockError, RequestError
 from penstock.types import Delta, FinishReason, Sampling, TokenLogprob, Usage
 

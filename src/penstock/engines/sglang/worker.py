@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.engines.process.child import LENGTH_BYTES
-from penstock.engines.process.messages import (
+from penstock.engines.process import (
+    LENGTH_BYTES,
     Abort,
     Call,
     Failed,
@@ -27,9 +27,9 @@ from penstock.engines.process.messages import (
     Submit,
     ToParent,
     encode,
+    end_with_parent,
     refusal_of,
 )
-from penstock.engines.process.parent_death import end_with_parent
 from penstock.engines.sglang.messages import Load, ToWorker, decode_to_worker
 from penstock.errors import EngineError, EngineStartError, PenstockError
 from penstock.types import Delta

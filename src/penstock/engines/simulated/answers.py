@@ -1,22 +1,29 @@
-"""What the simulated engine says: words, or JSON that satisfies a schema, drawn from the prompt and
-a seed.
+"""What the simulated engine answers, drawn from the prompt and a seed.
+
+Texts are words, or JSON that satisfies a schema.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
 import msgspec
 
 from penstock.engines.token_engine import GenerateRequest
+from penstock.types import EmbeddingRequest, Embeddings, RerankRequest, Scores, TokenLogprob, Usage
 
 _WORDS = (
     *("water", "gate", "turbine", "flow", "head", "valve", "sluice", "river", "basin", "pressure"),
     *("rotor", "lake", "pipe", "stream", "wheel", "dam", "level", "pump", "surge", "intake"),
 )
+
+
+_EMBEDDING_WIDTH = 16
 
 
 def seeded(seed: int, purpose: str, *parts: Any) -> random.Random:
@@ -26,37 +33,59 @@ def seeded(seed: int, purpose: str, *parts: Any) -> random.Random:
 
 
 def answer_bytes(request: GenerateRequest, prompt: list[int], seed: int, size: int) -> bytes:
-    """The full answer, one byte a token: `size` bytes of words after the adapter's name, or JSON if
-    asked for.
-    """
+    """The full answer, one byte a token: JSON if asked for, else the adapter's name and words."""
     sampling = request.sampling
-    if sampling.temperature > 0 and sampling.seed is None:
-        draw = random.Random()
-    else:
-        draw = seeded(
-            seed,
-            "answer",
-            prompt,
-            request.adapter,
-            sampling.seed if sampling.temperature > 0 else None,
-        )
+    own_seed = sampling.seed if sampling.temperature > 0 else None
+    draw = (
+        seeded(seed, "answer", prompt, request.adapter, own_seed)
+        if sampling.is_deterministic
+        else random.Random()
+    )
     if sampling.structured is not None:
-        schema = (
-            json.loads(sampling.structured.spec)
-            if sampling.structured.kind == "json_schema"
-            else {}
-        )
-        return json.dumps(instance(schema or {"type": "object"}, draw), ensure_ascii=False).encode()
+        by_schema = sampling.structured.kind == "json_schema"
+        schema = (json.loads(sampling.structured.spec) if by_schema else None) or {"type": "object"}
+        return json.dumps(instance(schema, draw), ensure_ascii=False).encode()
     text = f"{request.adapter}: " if request.adapter else ""
     while len(text) < size:
         text += draw.choice(_WORDS) + " "
     return text[:size].encode()
 
 
+def text_of_each(answer: bytes) -> Sequence[str]:
+    """The text that each token adds: a character comes with its last byte."""
+    if answer.isascii():
+        return answer.decode()
+    decoder = getincrementaldecoder("utf-8")("replace")
+    texts = [decoder.decode(answer[at : at + 1]) for at in range(len(answer))]
+    texts[-1] += decoder.decode(b"", final=True)
+    return texts
+
+
+def logprob(token: int, top: int) -> TokenLogprob:
+    """The log probability of a token, with those of the `top` most likely ones."""
+    text = bytes([token]).decode(errors="replace")
+    others = tuple((chr(97 + k), -2.0 - k) for k in range(max(top - 1, 0)))
+    return TokenLogprob(text, -0.1, ((text, -0.1), *others) if top else ())
+
+
+def embeddings(request: EmbeddingRequest, seed: int) -> Embeddings:
+    """A vector for each text, drawn from the text and the seed."""
+    width = request.dimensions or _EMBEDDING_WIDTH
+    vectors = [
+        [seeded(seed, "embed", text).gauss(0, 1) for _ in range(width)] for text in request.inputs
+    ]
+    return Embeddings(vectors, Usage(sum(len(text.encode()) for text in request.inputs)))
+
+
+def scores(request: RerankRequest) -> Scores:
+    """The share of the query's words that a document has."""
+    asked = set(request.query.lower().split())
+    shares = [len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents]
+    return Scores(shares, Usage(sum(len(document.encode()) for document in request.documents)))
+
+
 def instance(schema: dict[str, Any], draw: random.Random) -> Any:
-    """A value that satisfies the common part of JSON Schema: types, enum, properties, items,
-    lengths, local refs.
-    """
+    """A value that satisfies the usual keywords of a JSON Schema."""
     return _instance(schema, draw, schema)
 
 
@@ -75,25 +104,21 @@ def _instance(schema: dict[str, Any], draw: random.Random, root: dict[str, Any])
         return schema["const"]
     if schema.get("enum"):
         return draw.choice(schema["enum"])
-    for choice in ("anyOf", "oneOf"):
-        if schema.get(choice):
-            return _instance(schema[choice][0], draw, root)
+    if choices := schema.get("anyOf") or schema.get("oneOf"):
+        return _instance(choices[0], draw, root)
     kind = schema.get("type", "object" if "properties" in schema else "string")
-    if isinstance(kind, list):
-        kind = kind[0]
-    if kind == "object":
-        return {
-            name: _instance(part, draw, root) for name, part in schema.get("properties", {}).items()
-        }
-    if kind == "array":
-        return [
-            _instance(schema.get("items", {}), draw, root) for _ in range(schema.get("minItems", 1))
-        ]
-    if kind in ("integer", "number"):
-        return draw.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", 9)))
-    if kind == "boolean":
-        return draw.random() < 0.5
-    if kind == "null":
-        return None
+    match kind[0] if isinstance(kind, list) else kind:
+        case "object":
+            parts = schema.get("properties", {}).items()
+            return {name: _instance(part, draw, root) for name, part in parts}
+        case "array":
+            item, size = schema.get("items", {}), schema.get("minItems", 1)
+            return [_instance(item, draw, root) for _ in range(size)]
+        case "integer" | "number":
+            return draw.randint(int(schema.get("minimum", 0)), int(schema.get("maximum", 9)))
+        case "boolean":
+            return draw.random() < 0.5
+        case "null":
+            return None
     text = draw.choice(_WORDS)
     return text.ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength", len(text) + 99)]

@@ -10,28 +10,30 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from codecs import getincrementaldecoder
 from collections import deque
-from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 from msgspec import Meta, Struct
 
 from penstock.config import parse_options
 from penstock.engines.base import Capabilities
-from penstock.engines.deltas import Batches
-from penstock.engines.mailbox import Mailbox
-from penstock.engines.simulated.answers import answer_bytes, seeded
-from penstock.engines.text.chat_template import PLAIN, ChatTemplate
-from penstock.engines.text.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
-from penstock.engines.text.stop_strings import StopStrings
+from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.prefix_index import BLOCK_SIZE, PrefixIndex, block_hashes
+from penstock.engines.sampling import StopStrings, check_id_range, most_new_tokens
+from penstock.engines.simulated.answers import (
+    answer_bytes,
+    embeddings,
+    logprob,
+    scores,
+    seeded,
+    text_of_each,
+)
+from penstock.engines.tasks import Batches, Mailbox
 from penstock.engines.token_engine import GenerateRequest, TokenEngine, check_texts
 from penstock.errors import (
-    ContextLengthError,
     EngineDeadError,
     EngineError,
     ModelNotFoundError,
-    RequestError,
 )
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
@@ -40,12 +42,7 @@ from penstock.types import (
     ChatRequest,
     CompletionRequest,
     Delta,
-    EmbeddingRequest,
-    Embeddings,
     FinishReason,
-    RerankRequest,
-    Scores,
-    TokenLogprob,
     Usage,
 )
 
@@ -106,8 +103,8 @@ COSTS_ONLY = frozenset(
 )
 
 
+_VOCABULARY = 256
 TEMPLATE = f"{PLAIN}{{% if tools %}}{{{{ tools | tojson }}}}\n{{% endif %}}"
-_EMBEDDING_WIDTH = 16
 
 
 class _Running:
@@ -118,15 +115,13 @@ class _Running:
         request: GenerateRequest,
         prompt: list[int],
         answer: bytes,
-        total: int,
         reason: FinishReason,
     ) -> None:
         self.request = request
         self.prompt_tokens = len(prompt)
         self.blocks = block_hashes(prompt)
-        self.answer = answer[:total]
-        self.texts = _text_of_each(self.answer)
-        self.total = total
+        self.answer = answer
+        self.texts = text_of_each(answer)
         self.reason = reason
         self.emitted = 0
         self.cached = 0
@@ -204,7 +199,13 @@ class SimulatedEngine(TokenEngine):
         item = self._admit(request)
         if self.cached_blocks is not None and (names := PROMPT_BLOCKS.get()):
             self.cached_blocks.asked(names, item.blocks)
-        if self._instant and not request.stream and not item.hangs and not item.kills:
+        options = self.options
+        takes_time = (
+            options.time_to_first_token_ms
+            or options.time_per_token_ms
+            or options.prefill_ms_per_token
+        )
+        if not (takes_time or request.stream or item.hangs or item.kills):
             self._prefill(item)
             while (delta := self._emit(item)) is None or delta.finish_reason is None:
                 pass
@@ -213,13 +214,12 @@ class SimulatedEngine(TokenEngine):
         self._waiting.append(item)
         if self._loop_task is None or self._loop_task.done():
             self._loop_task = asyncio.create_task(self._step_loop())
-        mailbox = item.mailbox
+        reason: FinishReason | None = None
         try:
-            while True:
-                batch = await mailbox.take()
+            while reason is None:
+                batch = await item.mailbox.take()
+                reason = batch[-1].finish_reason
                 yield batch
-                if batch[-1].finish_reason is not None:
-                    return
         finally:
             self._forget(item)
 
@@ -228,25 +228,16 @@ class SimulatedEngine(TokenEngine):
             case "tokenize":
                 return list(request.encode())
             case "detokenize":
-                self._check_ids(request, "tokens")
+                check_id_range(request, _VOCABULARY, "tokens")
                 return bytes(request).decode(errors="replace")
-            case "embeddings":
+            case "embeddings" | "score" | "rerank":
                 await self.check_health()
-                return self._embeddings(request)
-            case "score" | "rerank":
-                await self.check_health()
-                return _scores(request)
+                return (
+                    embeddings(request, self.options.seed)
+                    if task == "embeddings"
+                    else scores(request)
+                )
         return await super().answer(task, request)
-
-    def _embeddings(self, request: EmbeddingRequest) -> Embeddings:
-        width = request.dimensions or _EMBEDDING_WIDTH
-        vectors = [
-            [seeded(self.options.seed, "embed", text).gauss(0, 1) for _ in range(width)]
-            for text in request.inputs
-        ]
-        return Embeddings(
-            vectors, Usage(prompt_tokens=sum(len(t.encode()) for t in request.inputs))
-        )
 
     async def control(self, operation: str, **options: Any) -> Any:
         if operation == "reset_prefix_cache":
@@ -262,11 +253,10 @@ class SimulatedEngine(TokenEngine):
 
     async def prompt_ids(self, request: ChatRequest | CompletionRequest) -> list[int] | None:
         if isinstance(request, ChatRequest):
-            tools = None if request.tool_choice == "none" else request.tools
             check_texts(request.messages, self.name)
             prompt = self.template.render(
                 request.messages,
-                tools=tools,
+                tools=None if request.tool_choice == "none" else request.tools,
                 override=request.chat_template,
                 variables=request.chat_template_kwargs,
             )
@@ -298,40 +288,24 @@ class SimulatedEngine(TokenEngine):
         return len(self._running) + len(self._waiting)
 
     # One request
-    def _check_ids(self, token_ids: Sequence[int], param: str) -> None:
-        if token_ids and not 0 <= min(token_ids) <= max(token_ids) < 256:
-            raise RequestError("token ids must be from 0 to 255", param=param)
-
     def _admit(self, request: GenerateRequest) -> _Running:
         sampling, options = request.sampling, self.options
         prompt = (
             list(request.prompt.encode()) if isinstance(request.prompt, str) else request.prompt
         )
-        if not prompt:
-            raise RequestError("the prompt is empty", param="prompt")
-        self._check_ids(prompt, "prompt")
-        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
-        room = options.max_model_len - len(prompt)
-        if room < 1 or (sampling.max_tokens or 0) > room:
-            raise ContextLengthError(
-                f"this model's context is {options.max_model_len} tokens; the prompt has"
-                f" {len(prompt)} and {sampling.max_tokens or 1} more were asked for",
-                param="messages",
-            )
+        limit = most_new_tokens(len(prompt), sampling.max_tokens, options.max_model_len)
+        check_id_range(prompt, _VOCABULARY, "prompt")
+        check_id_range(sampling.stop_token_ids, _VOCABULARY, "stop_token_ids")
         draw = seeded(options.seed, "fault", prompt)
         if draw.random() < options.error_rate:
             raise EngineError("simulated fault")
         answer = answer_bytes(request, prompt, options.seed, options.output_tokens)
-        limit = min(sampling.max_tokens or room, room)
-        natural = len(answer)
-        if sampling.ignore_eos or sampling.min_tokens > natural:
-            natural = limit if sampling.ignore_eos else sampling.min_tokens
-            answer = (answer * (natural // max(len(answer), 1) + 1))[:natural]
-        total = min(natural, limit)
-        by_length = sampling.ignore_eos or natural > limit
-        item = _Running(request, prompt, answer, total, "length" if by_length else "stop")
-        if draw.random() < options.slow_rate:
-            item.slowness = options.slow_factor
+        if sampling.ignore_eos or sampling.min_tokens > len(answer):
+            wanted = limit if sampling.ignore_eos else sampling.min_tokens
+            answer = (answer * (wanted // max(len(answer), 1) + 1))[:wanted]
+        by_length = sampling.ignore_eos or len(answer) > limit
+        item = _Running(request, prompt, answer[:limit], "length" if by_length else "stop")
+        item.slowness = options.slow_factor if draw.random() < options.slow_rate else 1.0
         item.hangs = draw.random() < options.hang_rate
         item.kills = options.die_on is not None and options.die_on.encode() in bytes(prompt)
         return item
@@ -382,11 +356,10 @@ class SimulatedEngine(TokenEngine):
 
     def _emit(self, item: _Running) -> Delta | None:
         """One token of progress; None where there is nothing to show."""
-        text = item.texts[item.emitted]
+        text = item.stop.push(item.texts[item.emitted])
         ids: tuple[int, ...] = (item.answer[item.emitted],)
         item.emitted += 1
-        text = item.stop.push(text)
-        done = item.stop.stopped or item.emitted >= item.total
+        done = item.stop.stopped or item.emitted >= len(item.answer)
         if not item.request.stream:
             if not done:
                 return None
@@ -397,29 +370,21 @@ class SimulatedEngine(TokenEngine):
                 text += whole.flush()
         elif done and not item.stop.stopped:
             text += item.stop.flush()
-        logprobs = None
-        if item.request.sampling.logprobs is not None:
-            logprobs = tuple(self._logprob(t, item.request.sampling.logprobs) for t in ids)
+        top = item.request.sampling.logprobs
+        logprobs = None if top is None else tuple(logprob(token, top) for token in ids)
         if not done:
             usage = Usage(item.prompt_tokens, 0, item.cached) if item.emitted == 1 else None
             return Delta(text=text, token_ids=ids, logprobs=logprobs, usage=usage)
         self._finished()
-        reason: FinishReason = "stop" if item.stop.stopped else item.reason
-        usage = Usage(item.prompt_tokens, item.emitted, item.cached)
         return Delta(
             text=text,
             token_ids=ids,
             logprobs=logprobs,
-            finish_reason=reason,
-            usage=usage,
+            finish_reason="stop" if item.stop.stopped else item.reason,
+            usage=Usage(item.prompt_tokens, item.emitted, item.cached),
             stop=item.stop.found,
             kv_transfer_params=self._hold(item),
         )
-
-    def _logprob(self, token: int, top: int) -> TokenLogprob:
-        text = bytes([token]).decode(errors="replace")
-        others = tuple((chr(97 + k), -2.0 - k) for k in range(max(top - 1, 0)))
-        return TokenLogprob(text, -0.1, ((text, -0.1), *others) if top else ())
 
     def _finished(self) -> None:
         self.requests_served += 1
@@ -434,15 +399,6 @@ class SimulatedEngine(TokenEngine):
             self._die("the simulated engine died, as it was told to")
 
     # Time
-    @property
-    def _instant(self) -> bool:
-        options = self.options
-        return not (
-            options.time_to_first_token_ms
-            or options.time_per_token_ms
-            or options.prefill_ms_per_token
-        )
-
     async def _step_loop(self) -> None:
         clock = asyncio.get_running_loop().time
         while self._running or self._waiting:
@@ -450,12 +406,8 @@ class SimulatedEngine(TokenEngine):
                 item = self._waiting.popleft()
                 item.ready_at = clock() + self._prefill(item) * item.slowness / 1000
                 self._running[item] = None
-            busy = len(self._running)
-            step = (
-                self.options.time_per_token_ms
-                / 1000
-                * (1 + self.options.batch_slowdown * (busy - 1))
-            )
+            slowdown = 1 + self.options.batch_slowdown * (len(self._running) - 1)
+            step = self.options.time_per_token_ms / 1000 * slowdown
             ready = [i for i in self._running if i.ready_at <= clock() and not i.hangs]
             if not ready:
                 upcoming = [i.ready_at for i in self._running if not i.hangs]
@@ -511,22 +463,3 @@ class SimulatedEngine(TokenEngine):
         self._running.clear()
         self._waiting.clear()
         self._forget_prefixes()
-
-
-def _scores(request: RerankRequest) -> Scores:
-    """The share of the query's words that a document has."""
-    asked = set(request.query.lower().split())
-    scores = [len(asked & set(d.lower().split())) / (len(asked) or 1) for d in request.documents]
-    return Scores(scores, Usage(prompt_tokens=sum(len(d.encode()) for d in request.documents)))
-
-
-def _text_of_each(answer: bytes) -> Sequence[str]:
-    """The text that each token adds: a character comes with its last byte, one cut short with the
-    last token.
-    """
-    if answer.isascii():
-        return answer.decode()
-    decoder = getincrementaldecoder("utf-8")("replace")
-    texts = [decoder.decode(answer[at : at + 1]) for at in range(len(answer))]
-    texts[-1] += decoder.decode(b"", final=True)
-    return texts

@@ -12,11 +12,10 @@ from contextlib import aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from penstock.engines import huggingface
-from penstock.engines.adapter_files import adapter_rank
-from penstock.engines.deltas import Batches
-from penstock.engines.text.default_seed import with_seed
-from penstock.engines.text.sampling_checks import check_sampling
+from penstock.engines import model_files as huggingface
+from penstock.engines.model_files import adapter_rank
+from penstock.engines.sampling import check_sampling, with_seed
+from penstock.engines.tasks import Batches
 from penstock.engines.token_engine import Echo, TokenEngine
 from penstock.engines.vllm import environment, kv_cache, options
 from penstock.engines.vllm.counts import Counts

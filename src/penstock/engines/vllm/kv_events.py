@@ -13,7 +13,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from penstock.engines.text.prefix_index import block_hashes
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.library import AllBlocksCleared, BlockRemoved, BlockStored, KVEventBatch
 from penstock.kv.cached_blocks import CachedBlocks
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from penstock.engines.text.prefix_index import block_hashes
+from penstock.engines.prefix_index import block_hashes
 from penstock.engines.vllm.adapters import Adapters
 from penstock.engines.vllm.faults import as_penstock_error, one_line
 from penstock.engines.vllm.front import Front, Starting

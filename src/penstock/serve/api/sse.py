@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.engines.deltas import Batches, mapped
+from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ClientGoneError, PenstockError
 from penstock.openai.framing import Framer
 from penstock.openai.responses import Answers, UsageTotal

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.config import parse_options
 from penstock.engines.base import LLMEngine
-from penstock.engines.supervision.supervisor import Supervisor
+from penstock.engines.supervisor import Supervisor
 from penstock.engines.tasks import Operations, PauseMode
 from penstock.errors import (
     ConfigError,

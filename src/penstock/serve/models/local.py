@@ -15,8 +15,7 @@ from msgspec.structs import replace
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.control import control_result

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any
 
-from penstock.engines.deltas import Batches
+from penstock.engines.tasks import Batches
 from penstock.types import Delta, TokenLogprob, Usage
 
 

@@ -26,8 +26,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import Batches, generated
 from penstock.errors import (
     ConfigError,
     EngineError,

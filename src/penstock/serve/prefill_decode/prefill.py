@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from penstock.engines.deltas import Batches, mapped
+from penstock.engines.tasks import Batches, mapped
 from penstock.errors import UnavailableError
 from penstock.kv.base import Role
 from penstock.serve.models.server import LLMServer

@@ -13,8 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import TASKS, Tasks, task_of
+from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
     PenstockError,

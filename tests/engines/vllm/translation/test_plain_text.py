@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.vllm.translation.plain_text import PlainText
 from penstock.types import Message
 

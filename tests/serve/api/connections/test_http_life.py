@@ -127,7 +127,7 @@ async def test_a_body_that_does_not_come_keeps_no_server_from_its_end(
 
 
 async def test_what_is_ready_goes_out_in_one_write(served: Any, untouchable: Any) -> None:
-    from penstock.engines.deltas import BatchedDeltas
+    from penstock.engines.tasks import BatchedDeltas
     from penstock.serve.models.handle import ModelState
     from penstock.types import Delta, Usage
 

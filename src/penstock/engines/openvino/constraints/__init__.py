@@ -1,1 +1,1 @@
-"""Constraints, compiled beside the engine and within limits."""
+"""Constraints: written as grammars, tried within limits, and compiled beside the engine."""

@@ -19,11 +19,19 @@ import os
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from hashlib import blake2b
+from pathlib import Path
 
 from penstock.engines.openvino.constraints.throttle import Allowance, Throttle
-from penstock.engines.openvino.messages import LoadTokenizer
-from penstock.engines.process.child import EngineProcess
-from penstock.engines.process.messages import Call, Failed, Ready, Reply, decode_to_parent, encode
+from penstock.engines.openvino.options import LoadTokenizer
+from penstock.engines.process import (
+    Call,
+    EngineProcess,
+    Failed,
+    Ready,
+    Reply,
+    decode_to_parent,
+    encode,
+)
 from penstock.errors import OverloadedError, PenstockError, RequestError, by_kind
 from penstock.types import StructuredOutput
 
@@ -34,9 +42,7 @@ SECONDS = 2
 PATIENCE_SECONDS = 30.0
 """Wall-clock time that one constraint may take, most of it waiting for a processor."""
 STARVED_SECONDS = 2.0
-"""A process is starved if it got less than `_FAIR_SHARE` of its running time on a processor after
-so many seconds.
-"""
+"""A process starves if it had less than `_FAIR_SHARE` of a processor for so many seconds."""
 _FAIR_SHARE = 0.1
 _NICE, _NICE_IF_STARVED = 19, 5
 _HURRY_SECONDS = 60.0
@@ -59,9 +65,7 @@ Outcome = str | PenstockError
 
 
 class _Trial:
-    """One constraint, queued or in a process. `waiting` counts the requests that wait for its
-    outcome.
-    """
+    """One constraint, queued or in a process. `waiting` counts requests that wait for it."""
 
     def __init__(self, structured: StructuredOutput, key: bytes) -> None:
         self.structured = structured
@@ -80,7 +84,7 @@ class _Process:
         self._timer: asyncio.TimerHandle | None = None
         self._why: str | None = None
         self._throttle = Throttle(lambda: self._process.pid, pool.serving)
-        self._yields = not pool.hurries
+        self._yields = asyncio.get_running_loop().time() >= pool.hurried_until
         self._worked = self._ran = self._at_once = 0.0
         self._starvation: asyncio.TimerHandle | None = None
         self.starved = False
@@ -224,8 +228,7 @@ def give_way(pid: int, to_all: bool) -> None:
 def processor_seconds(pid: int | None) -> float:
     """Processor seconds that a process has used; infinite if they cannot be read."""
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            fields = stat.read().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return math.inf
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -263,17 +266,13 @@ class Constraints:
         self._processes: list[_Process] = []
         self._starting: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self._hurried_until = 0.0
+        self.hurried_until = 0.0
+        """Until then, new processes start with the higher priority."""
         self._allowance = Allowance()
-
-    @property
-    def hurries(self) -> bool:
-        """Whether a process that starts now gets the higher priority."""
-        return asyncio.get_running_loop().time() < self._hurried_until
 
     def hurry(self) -> None:
         """Start processes with the higher priority for a while, as one was starved."""
-        self._hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
+        self.hurried_until = asyncio.get_running_loop().time() + _HURRY_SECONDS
 
     def at_once(self) -> float:
         """Seconds for which a constraint may be tried without a pause."""
@@ -340,8 +339,10 @@ class Constraints:
                 return
             if process.ready and process.trial is None and not process.ended:
                 process.take(self._queue.popleft())
-        coming = sum(not process.ready for process in self._processes)
-        if len(self._queue) > coming and len(self._processes) < PROCESSES:
+        if (
+            len(self._queue) > sum(not process.ready for process in self._processes)
+            and len(self._processes) < PROCESSES
+        ):
             process = _Process(self)
             self._processes.append(process)
             task = asyncio.create_task(self._start(process))

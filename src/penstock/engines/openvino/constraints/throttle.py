@@ -28,9 +28,7 @@ _CAN_STOP = sys.platform == "linux"
 
 
 class Throttle:
-    """The throttle of one process. `pid` returns its id, `serving` whether requests are being
-    served.
-    """
+    """The throttle of one process. `pid` returns its id, `serving` whether the engine serves."""
 
     def __init__(self, pid: Callable[[], int | None], serving: Callable[[], bool]) -> None:
         self._pid = pid
@@ -49,9 +47,7 @@ class Throttle:
         )
 
     def begin(self, first: float, hurry: bool = False) -> None:
-        """The process has work: it runs for `first` seconds, then in turns. `hurry` shortens the
-        pauses.
-        """
+        """Let the process run for `first` seconds, then in turns. `hurry` shortens the pauses."""
         self.end()
         loop = asyncio.get_running_loop()
         self._pause_seconds = SHORT_PAUSE_SECONDS if hurry else PAUSE_SECONDS

@@ -12,19 +12,22 @@ import json
 import os
 import resource
 import signal
-import socket
 import sys
-from typing import Any, NoReturn
 
 from penstock.engines.base import Capabilities
-from penstock.engines.openvino.grammar.json_grammar import json_grammar
-from penstock.engines.openvino.grammar.regex import RegexWriter, parse
-from penstock.engines.openvino.grammar.writer import TABLES, Grammar, too_large
-from penstock.engines.openvino.messages import LoadTokenizer, decode_to_constraint_worker
-from penstock.engines.openvino.reasons import reason_of
-from penstock.engines.process.child import LENGTH_BYTES
-from penstock.engines.process.messages import Call, Failed, Ready, Reply, ToParent, encode
-from penstock.engines.process.parent_death import end_with_parent
+from penstock.engines.openvino.constraints.json_grammar import json_grammar
+from penstock.engines.openvino.constraints.regex import RegexWriter, parse
+from penstock.engines.openvino.constraints.writer import TABLES, Grammar, too_large
+from penstock.engines.openvino.options import LoadTokenizer, decode_to_constraint_worker, reason_of
+from penstock.engines.process import (
+    Call,
+    Failed,
+    Ready,
+    Reply,
+    ToParent,
+    WorkerPipe,
+    end_with_parent,
+)
 from penstock.errors import EngineStartError, PenstockError, RequestError
 
 _TRIED_TOKENS = 40
@@ -40,21 +43,22 @@ def main(fd: int, parent: int) -> None:
     """Serve the pipe `fd` until it closes."""
     end_with_parent(fd, parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with socket.socket(fileno=fd) as pipe, pipe.makefile("rb") as reader:
-        load = _message(reader)
-        assert isinstance(load, LoadTokenizer)
+    pipe = WorkerPipe(fd, decode_to_constraint_worker)
+    try:
+        load = pipe.read(wait=True)[0]
         try:
             prover = Prover(load)
         except Exception as error:
-            _send(pipe, Failed(0, EngineStartError.kind, reason_of(error)))
-            return
-        _send(pipe, Ready(Capabilities(frozenset(), 0, 1), None, {}))
+            return pipe.write([Failed(0, EngineStartError.kind, reason_of(error))])
+        pipe.write([Ready(Capabilities(frozenset(), 0, 1), None, {})])
         _limit_memory(load.memory_bytes)
         while True:
-            call = _message(reader)
-            assert isinstance(call, Call)
-            _limit_time(load.seconds)
-            _send(pipe, _answer(prover, call))
+            for call in pipe.read(wait=True):
+                # A signal ends the process once its threads have used so much processor time.
+                signal.setitimer(signal.ITIMER_PROF, load.seconds)
+                pipe.write([_answer(prover, call)])
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent has closed the pipe
+        return
 
 
 class Prover:
@@ -63,7 +67,7 @@ class Prover:
     def __init__(self, load: LoadTokenizer) -> None:
         import openvino_genai as genai
 
-        from penstock.engines.openvino.constraints.bare_pipeline import BarePipeline
+        from penstock.engines.openvino.constraints.grammar_cache import BarePipeline
 
         tokenizer = genai.Tokenizer(load.path)
         vocabulary = max(tokenizer.get_vocab().values()) + 1
@@ -111,27 +115,7 @@ def _answer(prover: Prover, call: Call) -> ToParent:
     except PenstockError as error:
         return Failed(call.id, error.kind, str(error))
     except MemoryError:
-        _die()
-
-
-def _die() -> NoReturn:
-    """Abort as if out of memory: the state of the process cannot be trusted."""
-    os.abort()
-
-
-def _message(reader: Any) -> Any:
-    head = reader.read(LENGTH_BYTES)
-    if len(head) < LENGTH_BYTES:
-        raise SystemExit
-    return decode_to_constraint_worker(reader.read(int.from_bytes(head, "little")))
-
-
-def _send(pipe: socket.socket, message: ToParent) -> None:
-    data = encode(message)
-    try:
-        pipe.sendall(len(data).to_bytes(LENGTH_BYTES, "little") + data)
-    except BrokenPipeError:  # the parent has closed the pipe
-        raise SystemExit from None
+        os.abort()  # the state of the process cannot be trusted
 
 
 def _limit_memory(more: int) -> None:
@@ -139,11 +123,6 @@ def _limit_memory(more: int) -> None:
     with open("/proc/self/status") as status:
         held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
     resource.setrlimit(resource.RLIMIT_DATA, (held + more, resource.RLIM_INFINITY))
-
-
-def _limit_time(seconds: float) -> None:
-    """End the process by a signal once all its threads have used `seconds` of processor time."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from penstock.engines.text.chat_template import ChatTemplate
+from penstock.engines.chat_template import ChatTemplate
 from penstock.errors import RequestError
 from penstock.types import Message
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.engines.text.chat_template import PLAIN, ChatTemplate
+from penstock.engines.chat_template import PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import (
     ChatParams,

@@ -1,0 +1,236 @@
+"""Sources of rows: what each of them offers, and those that are iterables of dicts."""
+
+from __future__ import annotations
+
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    Sized,
+)
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from penstock.batch.rows.row import UNKNOWN_BYTES, FailedRow, Row, nbytes
+from penstock.batch.rows.user_code import ends_task
+from penstock.batch.values.plain import UnstorableError, key_text
+from penstock.errors import InputError, told
+from penstock.parsing.text import MAX_NESTING, TOO_DEEP, is_too_deep
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """Something that has rows: a job, or the result of one."""
+
+    async def rows_to_read(self) -> Any:
+        """A source in its place."""
+
+
+BATCH_ROWS = 256
+BATCH_BYTES = 1 << 20
+_TEXT = frozenset({str})
+
+
+class Source:
+    """Rows to read, in a fixed order, numbered from 0.
+
+    `columns` are the columns known beforehand, from a schema or the first rows; empty if none are.
+    `schema` is the Arrow schema where the data has one. `rows` is their number where it is known
+    without reading. `first` is the first good row. `json_values` says that rows hold only what JSON
+    has. `fingerprint` tells one data set from another; None for streams, whose rows are compared as
+    they come again.
+    """
+
+    name: str = "rows"
+    columns: tuple[str, ...] = ()
+    schema: pa.Schema | None = None
+    rows: int | None = None
+    first: dict[str, Any] | None = None
+    fingerprint: dict[str, Any] | None = None
+    json_values: bool = False
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        """Rows from number `start` on, in lists of bounded size.
+
+        A damaged row comes as a row with a `fault`. `columns` limits what sources with an Arrow
+        form put into `Row.values`; None means everything. Raises `InputError` if the rest cannot be
+        read.
+        """
+        raise NotImplementedError
+
+    def every_column(self) -> tuple[str, ...] | None:
+        """The columns that rows may have, also later ones; None where nobody can tell."""
+        return self.columns
+
+    def reads(self, path: str) -> bool:
+        """Whether the file at `path` is part of this data."""
+        return False
+
+    async def close(self) -> None:
+        """Let go of what looking at the first rows has begun, where nobody read on."""
+
+
+class Stream(Source):
+    """Rows that come one by one and can be read once."""
+
+    def __init__(
+        self, rows: Iterator[Row], name: str = "rows", *, json_values: bool = False
+    ) -> None:
+        self.name = name
+        self.json_values = json_values
+        self._rows = rows
+        # No more: the next may be long in coming.
+        self._preview = list(islice(rows, 1))
+        self.columns = columns_of(self._preview)
+        self.first = first_of(self._preview)
+
+    def every_column(self) -> tuple[str, ...] | None:
+        return None
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return ([row] for row in self._from(start))
+
+    def _from(self, start: int) -> Iterator[Row]:
+        return islice(chain(self._preview, self._rows), start, None)
+
+
+class Rows(Stream):
+    """An iterable of dicts. Those of a list come in batches, those of a generator one by one."""
+
+    def __init__(self, rows: Iterable[Any]) -> None:
+        if isinstance(rows, Sized):
+            self.rows = len(rows)
+        self._all = rows if isinstance(rows, list | tuple) else None
+        super().__init__(_read(iter(rows)))
+
+    def every_column(self) -> tuple[str, ...] | None:
+        if self._all is None:
+            return None
+        return tuple(
+            dict.fromkeys(name for row in self._all if isinstance(row, Mapping) for name in row)
+        )
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        if self._all is None:
+            return super().batches(start)
+        rows = self._from(start)
+        return iter(lambda: list(islice(rows, BATCH_ROWS)), [])
+
+
+def _read(values: Iterator[Any]) -> Iterator[Row]:
+    try:
+        for index, value in enumerate(values):
+            yield _row(index, value)
+    except Exception as error:
+        raise unreadable(error) from error
+
+
+class AsyncRows(Source):
+    """An asynchronous iterable of dicts. Made by `await AsyncRows.open(rows)`."""
+
+    def __init__(self, rows: AsyncIterator[Any], preview: list[Row]) -> None:
+        self._iterator = rows
+        self._preview = preview
+        self.columns = columns_of(preview)
+        self.first = first_of(preview)
+
+    @classmethod
+    async def open(cls, rows: AsyncIterable[Any]) -> AsyncRows:
+        """Take the first row, to know the columns."""
+        iterator = aiter(rows)
+        preview = [row async for row in _arriving(iterator, 0, limit=1)]
+        return cls(iterator, preview)
+
+    def every_column(self) -> None:
+        return None
+
+    async def arrive(self, start: int = 0) -> AsyncGenerator[list[Row], None]:
+        """Like `batches`, for the event loop."""
+        try:
+            for row in self._preview:
+                if row.index >= start:
+                    yield [row]
+            async for row in _arriving(self._iterator, len(self._preview)):
+                if row.index >= start:
+                    yield [row]
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        if isinstance(self._iterator, AsyncGenerator):
+            await self._iterator.aclose()  # it may hold an engine, or rows of another processor
+
+
+async def _arriving(
+    iterator: AsyncIterator[Any], index: int, limit: int | None = None
+) -> AsyncIterator[Row]:
+    while limit is None or index < limit:
+        try:
+            value = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except BaseException as error:
+            if ends_task(error):
+                raise
+            raise unreadable(error) from error
+        yield _row(index, value)
+        index += 1
+
+
+def _row(index: int, value: Any) -> Row:
+    if not isinstance(value, Mapping):
+        return Row(index, None, f"row {index}: a {type(value).__name__}, not a dict")
+    values = value if _TEXT.issuperset(map(type, value)) else _named(value)
+    if values is None:
+        return Row(index, None, f"row {index}: two columns have the same name as text")
+    values = dict(values)
+    earlier = value.why if isinstance(value, FailedRow) else None
+    size = nbytes(values)
+    if (size > MAX_NESTING or size == UNKNOWN_BYTES) and is_too_deep(values):
+        return Row(index, None, f"row {index}: {TOO_DEEP}")
+    return Row(index, values, None, 64 + size, earlier=earlier)
+
+
+def _named(value: Mapping[Any, Any]) -> dict[str, Any] | None:
+    """The row, its names as text as outputs have them; None if two are equal then."""
+    try:
+        named = {key_text(name): part for name, part in value.items()}
+    except UnstorableError:
+        return None
+    return named if len(named) == len(value) else None
+
+
+def unreadable(error: BaseException) -> InputError:
+    """The error that tells what ended the reading of rows, whatever that was."""
+    made = InputError(f"reading the rows failed: {told(error)}")
+    made.__cause__ = error
+    return made
+
+
+def columns_of(rows: Sequence[Row]) -> tuple[str, ...]:
+    """The columns of some rows, in order of first appearance."""
+    return tuple(
+        dict.fromkeys(name for row in rows if row.values is not None for name in row.values)
+    )
+
+
+def first_of(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """The values of the first row that could be read."""
+    return next((row.values for row in rows if row.values is not None), None)
+
+
+def twice_in(names: Sequence[str]) -> str | None:
+    """The first name that `names` has a second time."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None

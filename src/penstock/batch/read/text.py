@@ -1,0 +1,332 @@
+"""Rows from JSON lines and CSV, read as streams: as they come, in bounded memory, in UTF-8 only.
+
+A damaged line or record becomes a faulty row that names its file and line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, BinaryIO, TextIO, cast
+
+import msgspec
+
+from penstock.batch.read.files import MAGIC, DataFile, FileSource, reading
+from penstock.batch.read.sources import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    Stream,
+    columns_of,
+    first_of,
+    twice_in,
+)
+from penstock.batch.rows.row import Row
+from penstock.errors import InputError
+from penstock.parsing.json_errors import json_fault
+from penstock.parsing.text import MAX_NESTING, TOO_DEEP, is_too_deep, other_encoding
+
+MAX_LINE = 1 << 27
+"""The longest line in bytes, a thing to bound memory by. A longer one is one bad row."""
+
+_BLOCK = 1 << 18
+_OLD_LINE_END = re.compile(rb"\r[^\n]")
+_PREVIEW_ROWS = 64
+_STDIN = 0
+_TOO_LONG = f"the line is longer than {MAX_LINE >> 20} MiB"
+_MAX_FIELD = 1 << 24  # csv's own limit of 128 KiB is less than one long document
+_NO_END = "a quote that begins here has no end"
+_MALFORMED = (
+    f"a quote stands in the wrong place, or a field is longer than {_MAX_FIELD >> 20} Mi characters"
+)
+
+
+class JsonLines(FileSource):
+    """Files of JSON objects, one a line. Empty lines do not count."""
+
+    json_values = True
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        super().__init__(name, files)
+        preview = list(
+            itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS)
+        )
+        _refuse_array(preview, files)
+        self.columns = columns_of(preview)
+        self.first = first_of(preview)
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return batched(_parsed(_blocks(self._files), start))
+
+
+_Block = tuple[str, int, list[bytes | None]]  # path, number of the first line, lines
+
+
+def _blocks(files: list[DataFile]) -> Iterator[_Block]:
+    for file in files:
+        with file.open() as stream:
+            yield from _blocks_of(stream, file.path)
+        file.check_unchanged()
+
+
+def _blocks_of(stream: BinaryIO, path: str) -> Iterator[_Block]:
+    number = 1
+    with reading(path):
+        for lines in lines_of(stream, path):
+            if number == 1 and lines[0] is not None:
+                lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+            yield path, number, lines
+            number += len(lines)
+
+
+def _parsed(blocks: Iterable[_Block], start: int = 0) -> Iterator[Row]:
+    decode = msgspec.json.Decoder().decode
+    short = 2 * MAX_NESTING  # an array or object takes two bytes at least
+    index = 0
+    for path, first, lines in blocks:
+        for number, line in enumerate(lines, first):
+            if line is None:
+                if index >= start:
+                    yield Row(index, None, f"{path}:{number}: {_TOO_LONG}")
+                index += 1
+                continue
+            if not line or line.isspace():
+                continue
+            if index >= start:
+                try:
+                    values = decode(line)
+                except RecursionError:
+                    yield Row(index, None, f"{path}:{number}: {TOO_DEEP}", len(line))
+                except ValueError:
+                    fault = f"{path}:{number}: malformed JSON: {json_fault(line)}"
+                    yield Row(index, None, fault, len(line))
+                else:
+                    size = len(line)
+                    if not isinstance(values, dict):
+                        yield Row(index, None, f"{path}:{number}: not a JSON object", size)
+                    elif (
+                        size > short
+                        and line.count(b"[") + line.count(b"{") > MAX_NESTING
+                        and is_too_deep(values)
+                    ):
+                        yield Row(index, None, f"{path}:{number}: {TOO_DEEP}", size)
+                    else:
+                        yield Row(index, values, None, size)
+            index += 1
+
+
+def _refuse_array(preview: list[Row], files: list[DataFile]) -> None:
+    """Raise `InputError` if the first file holds one JSON array in the place of lines."""
+    if not preview or preview[0].values is not None:
+        return
+    path, _, lines = next(_blocks(files))
+    first = next((line for line in lines if line and not line.isspace()), b"").strip()
+    if not first.startswith(b"["):
+        return
+    try:
+        msgspec.json.decode(first)
+    except (ValueError, RecursionError):
+        pass  # it goes on in the next line
+    else:
+        if any(row.values is not None for row in preview):
+            return  # a bad row among good ones
+    raise InputError(
+        f"{path}: is a JSON array, not JSON objects, one a line; jq -c '.[]' makes such lines"
+    )
+
+
+def batched(rows: Iterator[Row]) -> Iterator[list[Row]]:
+    """Rows in lists of bounded size."""
+    batch: list[Row] = []
+    nbytes = 0
+    for row in rows:
+        batch.append(row)
+        nbytes += row.nbytes
+        if len(batch) >= BATCH_ROWS or nbytes >= BATCH_BYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def stdin() -> Stream:
+    """JSON lines from standard input. Raises `InputError` if it is closed."""
+    if sys.stdin is None:
+        raise InputError("standard input is closed")
+    with reading("stdin"):
+        # Not sys.stdin: the thread that waits for its next line holds its lock, on which the
+        # interpreter's end would fail.
+        stream = open(_STDIN, "rb", closefd=False)  # noqa: SIM115
+    return Stream(_parsed(_blocks_of(stream, "stdin")), "stdin", json_values=True)
+
+
+class Csv(FileSource):
+    """CSV files with a header line each. Every value is text; fields that a row lacks are null."""
+
+    json_values = True
+
+    def __init__(self, name: str, files: list[DataFile]) -> None:
+        super().__init__(name, files)
+        with files[0].open() as file:
+            self.columns = tuple(_header(_records(file, files[0].path), files[0].path))
+        preview = list(
+            itertools.islice(itertools.chain.from_iterable(self.batches()), _PREVIEW_ROWS)
+        )
+        self.first = first_of(preview)
+
+    def batches(self, start: int = 0, columns: Sequence[str] | None = None) -> Iterator[list[Row]]:
+        return batched(itertools.islice(self._read(), start, None))
+
+    def _read(self) -> Iterator[Row]:
+        index = itertools.count()
+        for file in self._files:
+            with file.open() as stream:
+                records = _records(stream, file.path)
+                header = _header(records, file.path)
+                for line, fields, fault in records:
+                    if fault is None and len(fields) > len(header):
+                        fault = f"{len(fields)} fields where the header has {len(header)}"
+                    if fault is not None:
+                        yield Row(next(index), None, f"{file.path}:{line}: {fault}")
+                        continue
+                    values: dict[str, Any] = dict(itertools.zip_longest(header, fields))
+                    yield Row(next(index), values, None, sum(map(len, fields)))
+            file.check_unchanged()
+
+
+_Record = tuple[int, list[str], str | None]
+
+
+def _header(records: Iterator[_Record], path: str) -> list[str]:
+    """The names of the columns; none where the file is empty. Raises `InputError`."""
+    for line, names, fault in records:
+        if fault is not None:
+            raise InputError(f"{path}:{line}: {fault}")
+        if len(names) == 1 and not names[0].strip():
+            continue  # a blank line
+        twice = twice_in(names)
+        if twice is not None:
+            raise InputError(f"{path}: two columns of its header have the same name, '{twice}'")
+        return names
+    return []
+
+
+def _records(stream: BinaryIO, path: str) -> Iterator[_Record]:
+    """Line number, fields and fault of each record, the header included."""
+    allow_long_fields()
+    with reading(path):
+        source = io.BufferedReader(cast(io.RawIOBase, stream))
+        check_text(source.peek(64), path)
+        # Bytes that are no UTF-8 come through as lone surrogates, so that one bad row is not the
+        # end of the file.
+        with io.TextIOWrapper(
+            source, encoding="utf-8-sig", errors="surrogateescape", newline=""
+        ) as text:
+            # Strict, so that a quote without end is an error and not one long field that swallows
+            # the rows after it.
+            lines = _BoundedLines(text)
+            reader = csv.reader(lines, strict=True)
+            while True:
+                begin = reader.line_num + 1
+                try:
+                    fields = next(reader)
+                except StopIteration:
+                    return
+                except _TooLongError:
+                    yield begin, [], f"the line is longer than {MAX_LINE >> 20} Mi characters"
+                    continue
+                except csv.Error:
+                    yield begin, [], f"malformed CSV: {_NO_END if lines.ended else _MALFORMED}"
+                    continue
+                if fields:
+                    yield reader.line_num, fields, None if _is_sound(fields) else "invalid UTF-8"
+
+
+class _TooLongError(Exception):
+    """A line is longer than `MAX_LINE`."""
+
+
+class _BoundedLines:
+    """Lines of text. One longer than `MAX_LINE` raises `_TooLongError`; the next one follows."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._readline = text.readline
+        self.ended = False
+
+    def __iter__(self) -> _BoundedLines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._readline(MAX_LINE)
+        if not line:
+            self.ended = True
+            raise StopIteration
+        if len(line) == MAX_LINE and line[-1] not in "\r\n":
+            while line and line[-1] not in "\r\n":
+                line = self._readline(MAX_LINE)
+            raise _TooLongError
+        return line
+
+
+def allow_long_fields() -> None:
+    """Let the csv module read fields as long as a document."""
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD))
+
+
+def _is_sound(fields: list[str]) -> bool:
+    try:
+        "".join(fields).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def lines_of(stream: BinaryIO, path: str) -> Iterator[list[bytes | None]]:
+    """The lines without their ends, in lists as they come; None for a line that is longer than
+    `MAX_LINE`.
+
+    They end with a line feed, before which there may be a carriage return, or all with carriage
+    returns alone. Raises `InputError` if this is no text in UTF-8.
+    """
+    # What has come already: the rest may be long in coming.
+    read = getattr(stream, "read1", stream.read)
+    block: bytes = read(_BLOCK)
+    check_text(block, path)
+    end = b"\r" if b"\n" not in block and _OLD_LINE_END.search(block) else b"\n"
+    begun: list[bytes] = []  # the parts of a line that has not ended
+    length = 0
+    while block:
+        first, *others = block.split(end)
+        length += len(first)
+        if length <= MAX_LINE:
+            begun.append(first)
+        else:
+            begun.clear()
+        if others:
+            last = others.pop()
+            yield [b"".join(begun) if length <= MAX_LINE else None, *others]
+            begun, length = [last], len(last)
+        block = read(_BLOCK)
+    if length:
+        yield [b"".join(begun) if length <= MAX_LINE else None]
+
+
+def check_text(head: bytes, path: str) -> None:
+    """Raise `InputError` if a file that begins with `head` is no text in UTF-8."""
+    encoding = other_encoding(head)
+    if encoding is not None:
+        raise InputError(
+            f"{path}: is {encoding}, not UTF-8; iconv -f {encoding} -t UTF-8 converts it"
+        )
+    for magic, extension in MAGIC.items():
+        if head.startswith(magic):
+            raise InputError(
+                f"{path}: is compressed, as *{extension} files are; give the file a name that ends"
+                " so, or decompress what goes to standard input"
+            )
+    if head.startswith(b"PAR1"):
+        raise InputError(f"{path}: is Parquet, and its name must end in .parquet")

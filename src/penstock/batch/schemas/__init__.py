@@ -1,1 +1,0 @@
-"""JSON Schemas of answers: columns, and checks in linear time."""

@@ -1,0 +1,275 @@
+"""The state directory of a job: opened, checked against the job that is asked for, and locked."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from msgspec.structs import replace
+
+from penstock.batch.job.counts import Counts
+from penstock.batch.write import manifest as manifests, outputs
+from penstock.batch.write.journal import Journal
+from penstock.batch.write.manifest import Manifest, Stamp, StreamSum
+from penstock.batch.write.outputs import Output
+from penstock.batch.write.parts import Part, Segment, failed_segments, segments, union, without
+from penstock.batch.write.state_files import LOCK_FILE, Lock, checksum_of, remove, writing
+from penstock.errors import JobError, OutputError
+
+_log = logging.getLogger(__name__)
+
+
+class State:
+    """A job's manifest and journal, held by this process until `close`.
+
+    Made by `open`. `complete` says that there is nothing to do.
+    """
+
+    def __init__(self, output: Output, manifest: Manifest, lock: Lock, *, keep_order: bool) -> None:
+        self.output = output
+        self.manifest = manifest
+        self.keep_order = keep_order
+        self.journal = Journal(
+            output.folder, manifest.generation, key=manifest.key, check=lock.check
+        )
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls,
+        output: Output,
+        job: Mapping[str, Any],
+        *,
+        keep_order: bool,
+        fresh: bool,
+        retry_failed: bool,
+    ) -> State:
+        """Take up the job in the output's state directory, or begin it.
+
+        `fresh` discards what is there; `retry_failed` strikes out the failed rows, which then run
+        again. The rows of damaged parts run again too, and the log says so. Raises `OutputError`
+        for an output of other origin, `JobMismatchError` for another job's, `JobError` if another
+        process holds it or if more is damaged.
+        """
+        folder = output.folder
+        job = manifests.normal(job)
+        with writing(folder):
+            if not fresh and manifests.load(folder) is None:
+                _check_new(output)
+        output.prepare()
+        with writing(folder):
+            lock = Lock(folder)
+            try:
+                found = None if fresh else manifests.load(folder)
+                state = cls(
+                    output, found or _begin(output, job, fresh=fresh), lock, keep_order=keep_order
+                )
+                if not state.complete:
+                    state._take_up()
+                    if state.journal.is_empty:
+                        # Nothing was done, perhaps because the engine did not start: nothing need
+                        # be the same.
+                        begun = _begin(output, job, fresh=fresh, before=state.manifest)
+                        state = cls(output, begun, lock, keep_order=keep_order)
+                state.manifest.require(job, output.path)
+                if state.complete:
+                    if not output.exists():
+                        raise JobError(
+                            f"the job is complete, but {output.path} is gone; --fresh computes it"
+                            " again"
+                        )
+                    state.journal.sweep()
+                if retry_failed:
+                    state._strike_failed()
+                return state
+            except BaseException:
+                lock.release()
+                raise
+
+    @property
+    def dead_letter(self) -> bool:
+        """Whether failed rows stand in a file of their own."""
+        return self.output.dead_letter is not None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows are done and stand in the output."""
+        return self.manifest.status == "complete"
+
+    def publish(
+        self, counts: Counts, stream: StreamSum | None, empty: Any, columns: list[str]
+    ) -> None:
+        """Put the parts together and the output in place: then the job is complete.
+
+        `stream` tells which rows a stream gave, `empty` and `columns` are as for `Output.assemble`.
+        Whatever moment a crash chooses, the manifest tells the next run which files are the job's.
+        """
+        with writing(self.output.folder):
+            self._lock.check()
+            self.journal.check_parts()
+            parts = self.journal.read_parts()
+
+            def rows() -> Iterable[Segment]:
+                return segments(parts, keep_order=self.keep_order, without_failed=self.dead_letter)
+
+            manifest, output = self.manifest, self.output
+            self._check_place()
+            made = {"output": output.assemble(rows, empty, columns)}
+            if self.dead_letter:
+                made["dead letter"] = output.assemble_failed(
+                    failed_segments(parts, keep_order=self.keep_order)
+                )
+            self._check_place()
+            manifest.published = _standing(self.output)
+            manifest.placing = {
+                which: output.places[which].stamp_of(path) for which, path in made.items()
+            }
+            manifest.output_checksum = checksum_of(made["output"])
+            manifest.parts_checksum = self.journal.parts_mark
+            manifest.result = {"rows": counts.rows, "errors": counts.errors}
+            manifest.stream = stream
+            manifest.status = "placing"
+            self._lock.check()
+            manifest.save(output.folder)
+            for which in reversed(made):  # the output last: then the job is complete
+                output.places[which].place(made[which], manifest.known(which))
+            self._complete()
+
+    def close(self) -> None:
+        """Let go of the job."""
+        self._lock.release()
+
+    def _take_up(self) -> None:
+        """Read the journal of an unfinished job, or complete the job if only that was missing."""
+        if (
+            self.manifest.status == "placing"
+            and self.output.stamp() == self.manifest.placing["output"]
+            and not self.output.remote
+        ):
+            self._complete()
+            return
+        self._check_place()
+        self.journal.load()
+        self.journal.mend()
+        for line in self.journal.damage:
+            _log.warning("%s", line)
+
+    def _complete(self) -> None:
+        manifest = self.manifest
+        manifest.status = "complete"
+        manifest.published = {**manifest.placing, "output": self.output.stamp()}
+        manifest.placing = {}
+        self._lock.check()
+        manifest.save(self.output.folder)
+        self.journal.sweep()
+
+    def _check_place(self) -> None:
+        """Raises `OutputError` if anything in an output's place is not this job's."""
+        placing = self.manifest.status == "placing"
+        for which, place in self.output.places.items():
+            if not place.is_own(self.manifest.known(which), placing=placing):
+                raise outputs.in_the_way(place.path)
+
+    def _strike_failed(self) -> None:
+        if self.complete and self.journal.parts_mark != self.manifest.parts_checksum:
+            raise JobError(
+                f"the list of parts in {self.output.folder} is damaged, so the failed rows cannot"
+                " be told apart; --fresh computes all of them again"
+            )
+        parts = self.journal.read_parts()
+        failed_pending = any(
+            record.outcome.error is not None for record in self.journal.pending.values()
+        )
+        if not failed_pending and not any(part.failed for part in parts):
+            return
+        manifest = self.manifest
+        if self.complete:
+            # The parts are gone: the output itself takes their place.
+            base = self.output.take_back(
+                f"base-{manifest.generation + 1}", manifest.output_checksum
+            )
+            found = checksum_of(self.output.folder / base)
+            parts = _as_base(
+                parts, base, found, keep_order=self.keep_order, without_failed=self.dead_letter
+            )
+            if not parts:
+                remove(self.output.folder / base)  # all rows failed and stand elsewhere
+            manifest.published["output"] = self.output.stamp()
+            self._check_place()
+        self.journal = self.journal.next_generation(
+            replace(
+                part, dropped=union(part.dropped, part.failed), failed=[], skipped=[], errors={}
+            )
+            for part in parts
+        )
+        manifest.generation = self.journal.generation
+        manifest.status = "running"
+        manifest.save(self.output.folder)
+        self.journal.load()
+
+
+def _check_new(output: Output) -> None:
+    """Raise `OutputError` or `JobError` if a new job would write over files or results."""
+    if output.exists():
+        raise OutputError(
+            f"{output.path} exists and is not the output of this job; --fresh replaces it"
+        )
+    letters = output.dead_letter
+    if letters is not None and os.path.lexists(letters):
+        raise OutputError(
+            f"{letters} exists and has no dead letters of this job; --fresh replaces it"
+        )
+    kept = output.folder.iterdir() if output.folder.is_dir() else ()
+    if any(path.name.startswith(("rows-", "parts-", "part-", "base-")) for path in kept):
+        raise JobError(
+            f"{output.folder} holds results, but its {manifests.FILE} is gone, so it cannot be told"
+            " of which job; --fresh discards them"
+        )
+
+
+def _as_base(
+    parts: list[Part], file: str, checksum: int, *, keep_order: bool, without_failed: bool
+) -> list[Part]:
+    """The parts of a complete job, as they stand in its one output."""
+    absent = [part.absent(without_failed=without_failed) for part in parts]
+    failed = [list(without(part.failed, gone)) for part, gone in zip(parts, absent, strict=True)]
+    if keep_order:
+        live = union(*(without(part.runs, gone) for part, gone in zip(parts, absent, strict=True)))
+        return (
+            [Part(file, live, failed=union(*failed), check=None, checksum=checksum)] if live else []
+        )
+    placed: list[Part] = []
+    at = 0
+    for part, gone, bad in zip(parts, absent, failed, strict=True):
+        runs = list(without(part.runs, gone))
+        placed.append(Part(file, runs, at=at, failed=bad, check=None, checksum=checksum))
+        at += placed[-1].rows
+    return placed
+
+
+def _begin(
+    output: Output, job: Mapping[str, Any], *, fresh: bool, before: Manifest | None = None
+) -> Manifest:
+    """The manifest of a new job, in a state directory that holds nothing else.
+
+    What stands in the outputs' places may be replaced if it was so `before`, or with `fresh`.
+    """
+    for path in output.folder.iterdir():
+        if path.name not in (LOCK_FILE, manifests.FILE):  # the manifest is replaced at once
+            remove(path)
+    manifest = Manifest(dict(job))
+    if before is not None:
+        manifest.published = {
+            which: before.known(which) or [] for which in {**before.published, **before.placing}
+        }
+    elif fresh:
+        manifest.published = _standing(output)
+    manifest.save(output.folder)
+    return manifest
+
+
+def _standing(output: Output) -> dict[str, Stamp]:
+    """What is in the places of the outputs now, where something is."""
+    return {which: place.stamp() for which, place in output.places.items() if place.exists()}

@@ -1,0 +1,195 @@
+"""JSON lines and CSV: the parts of a job, and the output that they become."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from penstock import private_files
+from penstock.batch.read.text import allow_long_fields
+from penstock.batch.rows.form import RowForm
+from penstock.batch.rows.row import Outcome, Row
+from penstock.batch.write.parts import PartWriter, Segment, unwritten
+from penstock.batch.write.state_files import to_disk
+from penstock.errors import OutputError
+
+_AT_ONCE = 256
+_MOST_COLUMNS = 1000
+"""Of one object. More keys are data: a table of rows × keys would be their product."""
+
+
+class JsonlWriter(PartWriter):
+    """A part of JSON lines."""
+
+    def __init__(self, path: Path, form: RowForm) -> None:
+        super().__init__(path)
+        self._form = form
+        try:
+            # closed in complete
+            self._file = open(  # noqa: SIM115
+                self._temporary, "wb", buffering=1 << 18, opener=private_files.opener
+            )
+        except OSError as error:
+            raise unwritten(error) from error
+
+    def add(self, row: Row, outcome: Outcome) -> None:
+        line = self._form.line(row, outcome)
+        self.nbytes += len(line)
+        try:
+            self._file.write(line)
+        except OSError as error:
+            raise unwritten(error) from error
+
+    def complete(self) -> None:
+        to_disk(self._file)
+        self._file.close()
+
+    def abandon(self) -> None:
+        # It cannot take its last bytes, and nobody will read them.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        super().abandon()
+
+
+def write_jsonl(target: Path, folder: Path, rows: Iterable[Segment]) -> None:
+    """JSON lines, copied as they are."""
+    with open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out:
+        for lines in _lines(folder, rows):
+            out.writelines(lines)
+        to_disk(out)
+
+
+def write_csv(
+    target: Path, folder: Path, rows: Callable[[], Iterable[Segment]], columns: Iterable[str]
+) -> None:
+    """CSV. Objects become columns with dotted names, lists JSON. `columns` stand even if there are
+    no rows.
+
+    An object stays JSON where one of those names would be that of another column of its row, and
+    where it has more than 1,000 of them in all rows.
+    """
+    names, whole = _csv_columns(_objects(folder, rows()), columns, frozenset())
+    if whole:
+        names, _ = _csv_columns(_objects(folder, rows()), columns, whole)
+    with open(target, "w", encoding="utf-8", newline="", opener=private_files.opener) as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(names)
+        for values in _objects(folder, rows()):
+            flat = dict(_flat(values, whole))
+            writer.writerow([_cell(flat.get(name)) for name in names])
+        to_disk(out)
+
+
+def _objects(folder: Path, rows: Iterable[Segment]) -> Iterator[dict[str, Any]]:
+    for lines in _lines(folder, rows):
+        for line in lines:
+            yield msgspec.json.decode(line)
+
+
+def _csv_columns(
+    rows: Iterable[dict[str, Any]], columns: Iterable[str], whole: frozenset[str]
+) -> tuple[list[str], frozenset[str]]:
+    """The columns of the CSV, and those whose objects stay whole: names clash, or are too many."""
+    filled = dict.fromkeys(columns, False)
+    unfit: set[str] = set()
+    for values in rows:
+        flat = list(_flat(values, whole))
+        for name, value in flat:
+            filled[name] = filled.get(name, False) or value is not None
+        if len(dict(flat)) < len(flat):
+            unfit.update(_clashing(values))
+    if len(filled) > _MOST_COLUMNS:
+        counts = Counter(name.partition(".")[0] for name in filled if "." in name)
+        unfit.update(
+            name for name, count in counts.items() if count > _MOST_COLUMNS and name not in whole
+        )
+    # A name that was only ever null is that of an object that other rows have: its fields are the
+    # columns.
+    objects = {name[:dot] for name in filled for dot in _dots(name)[:-1]}
+    places = {name: place for place, name in enumerate(filled)}
+    names = [name for name, has_value in filled.items() if has_value or name not in objects]
+    names.sort(key=lambda name: min(places.get(name[:dot], places[name]) for dot in _dots(name)))
+    return names, frozenset(unfit)
+
+
+def _clashing(values: dict[str, Any]) -> Iterator[str]:
+    """The columns with objects whose flat names are those of others in the row."""
+    owners: dict[str, str] = {}
+    for column, value in values.items():
+        for name, _ in _flat({column: value}):
+            if name in owners:
+                yield from (
+                    each for each in (column, owners[name]) if isinstance(values[each], dict)
+                )
+            owners[name] = column
+
+
+def _dots(name: str) -> list[int]:
+    return [*(place for place, letter in enumerate(name) if letter == "."), len(name)]
+
+
+def _flat(
+    values: dict[str, Any], whole: frozenset[str] = frozenset(), prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict) and value and name not in whole:
+            yield from _flat(value, prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+
+
+def _lines(folder: Path, rows: Iterable[Segment]) -> Iterator[list[bytes]]:
+    """The lines of these rows, some at a time. Each file is read from its first line to its last,
+    so its segments must come in ascending order.
+    """
+    opened: dict[str, tuple[io.BufferedReader, int]] = {}
+    try:
+        for segment in rows:
+            if segment.file in opened:
+                file, place = opened.pop(segment.file)
+            else:
+                file, place = open(folder / segment.file, "rb"), 0  # noqa: SIM115 (closed below)
+            for _ in range(segment.at - place):
+                file.readline()
+            left = segment.length
+            while left:
+                lines = list(itertools.islice(file, min(left, _AT_ONCE)))
+                if not lines:
+                    end = segment.start + segment.length
+                    raise OutputError(f"{segment.file}: the file ends before row {end}")
+                yield lines
+                left -= len(lines)
+            if file.peek(1):
+                opened[segment.file] = file, segment.at + segment.length
+            else:
+                file.close()  # a job may have more parts than a process may have open files
+    finally:
+        for file, _ in opened.values():
+            file.close()
+
+
+def csv_to_jsonl(source: Path, target: Path) -> None:
+    """The rows of a CSV output as JSON lines of text, which make the same CSV again."""
+    encode = msgspec.json.Encoder().encode
+    allow_long_fields()
+    with (
+        open(source, encoding="utf-8", newline="") as rows,
+        open(target, "wb", buffering=1 << 18, opener=private_files.opener) as out,
+    ):
+        for values in csv.DictReader(rows):
+            out.write(encode({name: value or None for name, value in values.items()}) + b"\n")
+        to_disk(out)

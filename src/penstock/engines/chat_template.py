@@ -1,0 +1,207 @@
+"""Renders conversations to prompts with a model's own Jinja chat template.
+
+The environment is the one that Hugging Face's templates are written for: sandboxed, blocks trimmed,
+`tojson` without HTML escapes, and the functions `raise_exception` and `strftime_now`
+(https://huggingface.co/docs/transformers/main/en/chat_templating).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Template, TemplateError, TemplateSyntaxError, Undefined, UndefinedError
+from jinja2.exceptions import SecurityError
+from jinja2.ext import loopcontrols
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import missing
+
+from penstock.errors import RequestError
+from penstock.openai.tools import arguments_as_objects
+from penstock.types import Message
+
+_MOST_TRIED = 50
+"""Messages among which the one is looked for that a template has no use for."""
+PLAIN = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
+"""Used for models without a template of their own: the contents, a line each."""
+
+
+class ChatTemplate:
+    """One model's template. `source` None: the model has none, and line ends join the contents."""
+
+    def __init__(self, source: str | None, special_tokens: Mapping[str, str] | None = None) -> None:
+        self.source = source or PLAIN
+        self._special_tokens = dict(special_tokens or {})
+
+    def takes_tools(self, override: str | None = None) -> bool:
+        """Whether the template, or `override` in its place, shows tools to the model."""
+        return _takes_tools(override or self.source)
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        override: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt for `messages`, which may be in OpenAI's form, ready for the assistant's turn.
+
+        `override` replaces the model's template; `variables` are further names for the template
+        (`chat_template_kwargs`). Raises `RequestError` if the template rejects the conversation.
+        """
+        names: dict[str, Any] = {
+            "add_generation_prompt": True,
+            **self._special_tokens,
+            **(variables or {}),
+        }
+        plain = list(map(_plain_content, arguments_as_objects(messages)))
+        source = override or self.source
+        try:
+            return _compile(source).render(messages=plain, tools=tools, **names)
+        except _RefusedError as error:  # in the words of the template's author
+            raise RequestError(
+                f"the chat template rejected the messages: {error}", param="messages"
+            ) from error
+        except TemplateSyntaxError as error:
+            raise RequestError(
+                f"line {error.lineno} of the chat template is no valid Jinja", param="messages"
+            ) from error
+        except SecurityError as error:
+            raise RequestError(
+                "the chat template does what no template may", param="messages"
+            ) from error
+        except (
+            TemplateError,
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            ArithmeticError,
+        ) as error:
+
+            def filled(some: Sequence[Message]) -> str:
+                return _compile(source).render(messages=some, tools=tools, **names)
+
+            raise RequestError(
+                f"the chat template cannot {_what_fails(error, filled, plain)}", param="messages"
+            ) from error
+
+
+@lru_cache(maxsize=64)
+def _takes_tools(source: str) -> bool:
+    try:
+        return "tools" in find_undeclared_variables(_environment().parse(source))
+    except TemplateError:
+        return False
+
+
+@lru_cache(maxsize=64)
+def _compile(source: str) -> Template:
+    return _environment().from_string(source)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], undefined=_Undefined
+    )
+    environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+        value, ensure_ascii=False, indent=indent
+    )
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment
+
+
+def _plain_content(message: Message) -> Message:
+    """Text-only content parts become one string, which is what most templates expect."""
+    content = message.get("content")
+    if isinstance(content, list) and all(
+        isinstance(p, dict) and p.get("type") == "text" for p in content
+    ):
+        return {**message, "content": "".join(str(part.get("text", "")) for part in content)}
+    return message
+
+
+def _raise(message: str) -> None:
+    raise _RefusedError(message)
+
+
+class _RefusedError(TemplateError):
+    """What a template refuses by `raise_exception`."""
+
+
+class _MissingError(TemplateError):
+    """A template uses `name`, which `owner` lacks; `owner` None: no template is given that name."""
+
+    def __init__(self, name: str, owner: Any) -> None:
+        super().__init__(name)
+        self.name = name
+        self.owner = owner
+
+
+class _Undefined(Undefined):
+    """Tells what is not there by name, not in the words of Jinja."""
+
+    __slots__ = ()
+
+    def __init__(
+        self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError
+    ) -> None:
+        super().__init__(hint, obj, name, exc)
+        if exc is UndefinedError:
+            error = _MissingError(str(name), None if obj is missing else obj)
+            self._undefined_exception = lambda _: error  # type: ignore[assignment]
+
+
+def _what_fails(
+    error: Exception, filled: Callable[[Sequence[Message]], str], messages: Sequence[Message]
+) -> str:
+    """Which message and field a template has no use for."""
+    if isinstance(error, _MissingError):
+        if error.owner is None:
+            return f"be filled: it needs '{error.name}', which is not given"
+        path = _path_of(error.owner, list(messages), "messages")
+        if path is not None:
+            return f"use {path}: it has no '{error.name}'"
+        return f"be filled: something in it has no '{error.name}'"
+    for number in range(min(len(messages), _MOST_TRIED)):
+        try:
+            filled(messages[: number + 1])
+        except _RefusedError:
+            continue
+        except Exception:
+            odd = [
+                f"its {name} is {_kind(value)}"
+                for name, value in messages[number].items()
+                if type(value) is not str
+            ]
+            return (
+                f"use messages[{number}]:"
+                f" {' and '.join(odd) or 'it has not the form that the template expects'}"
+            )
+    return "use these messages: they have not the form that it expects"
+
+
+def _path_of(wanted: Any, value: Any, path: str) -> str | None:
+    """Where an object stands in the messages."""
+    if value is wanted:
+        return path
+    if isinstance(value, Mapping):
+        parts = [(part, f"{path}.{name}") for name, part in value.items()]
+    else:
+        items = enumerate(value) if isinstance(value, list) else ()
+        parts = [(part, f"{path}[{number}]") for number, part in items]
+    return next(filter(None, (_path_of(wanted, part, where) for part, where in parts)), None)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, Mapping):
+        return "an object"
+    return "a list" if isinstance(value, list) else f"{value!r}"

@@ -1,0 +1,364 @@
+"""Translates JSON Schemas into grammars of compact JSON. Every answer fits its schema.
+
+Objects list their properties in the schema's order. They have further properties only if the schema
+allows them explicitly (`additionalProperties`, `patternProperties`) or names no property at all. A
+`pattern` must match the whole string. A grammar may allow less than its schema does, never more: a
+keyword that no grammar can enforce is refused by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from penstock.engines.openvino.constraints.json_objects import Member, object_body, separated
+from penstock.engines.openvino.constraints.json_scalars import (
+    Strings,
+    json_text,
+    number_body,
+)
+from penstock.engines.openvino.constraints.json_schemas import (
+    UNHELD,
+    Impossible,
+    conflict,
+    disjoint,
+    has_end,
+    merged,
+    resolve,
+    types_of,
+    unheld,
+    validator,
+)
+from penstock.engines.openvino.constraints.regex import (
+    parse,
+)
+from penstock.engines.openvino.constraints.writer import (
+    TABLES,
+    Grammar,
+    choice,
+    literal,
+    too_large,
+)
+from penstock.errors import RequestError
+
+MAX_PROPERTIES = 1_000
+MAX_VALUES = 5_000
+"""Values of one `enum`."""
+MAX_DEPTH = 60
+_COMMA, _COLON = literal(","), literal(":")
+_COMBINED = ("$ref", "allOf", "anyOf", "oneOf")
+_NOT_MERGED = {
+    "$defs",
+    "definitions",
+    "$schema",
+    "$id",
+    "title",
+    "description",
+    "default",
+    "examples",
+    "$comment",
+}
+
+
+def json_grammar(schema: Any, checked: bool = False, tables: int = TABLES) -> str:
+    """The grammar of a schema's values. Raises `RequestError` for a schema that no grammar can
+    enforce.
+
+    With `checked`, somebody validates the answers later, so the grammar may ignore keywords that it
+    cannot enforce. `tables` is passed to `Grammar`.
+    """
+    grammar = Grammar(tables)
+    try:
+        return grammar.text(_Values(grammar, schema, checked).body(schema, 0))
+    except Impossible:
+        raise RequestError("no value fits the JSON schema", param="response_format") from None
+
+
+class _Values:
+    def __init__(self, grammar: Grammar, root: Any, checked: bool) -> None:
+        self._grammar = grammar
+        self._root = root
+        self._checked = checked
+        self._strings = Strings(grammar, checked)
+        self._references: dict[str, str] = {}
+        self._entered: list[str] = []
+        """References that are being followed and have written nothing yet."""
+        self._properties = 0
+        self._any: str | None = None
+
+    def body(self, schema: Any, depth: int) -> str:
+        """The body of a schema's values. Raises `Impossible` if no value fits."""
+        if depth > MAX_DEPTH:
+            raise too_large(f"its schema is nested more than {MAX_DEPTH} deep")
+        if schema is False:
+            raise Impossible
+        if schema is True:
+            return self._anything()
+        self._check_held(schema)
+        if "$ref" in schema:
+            others = {
+                name: value
+                for name, value in schema.items()
+                if name != "$ref" and name not in _NOT_MERGED
+            }
+            if not others:
+                return self._referred(schema["$ref"], depth)
+            return self.body(merged(resolve(self._root, schema["$ref"]), others), depth + 1)
+        for name in ("allOf", "anyOf", "oneOf"):
+            if name in schema:
+                rest = {
+                    key: value
+                    for key, value in schema.items()
+                    if key != name and key not in _NOT_MERGED
+                }
+                return (
+                    self._all(rest, schema[name], depth)
+                    if name == "allOf"
+                    else self._one(rest, schema[name], name, depth)
+                )
+        if "const" in schema or "enum" in schema:
+            return self._fixed(schema)
+        return _possible(lambda kind: self._typed(kind, schema, depth), types_of(schema))
+
+    def _rule(self, schema: Any, depth: int) -> str:
+        return self._grammar.rule(self.body(schema, depth))
+
+    def _check_held(self, schema: Mapping[str, Any]) -> None:
+        if self._checked:
+            return
+        for name in UNHELD & schema.keys():
+            if not (
+                name == "uniqueItems" and (schema[name] is False or schema.get("maxItems", 2) < 2)
+            ):
+                raise unheld(name)
+        for name in ("unevaluatedProperties", "unevaluatedItems"):
+            if isinstance(schema.get(name), Mapping):
+                raise unheld(name)
+
+    # Several schemas
+    def _referred(self, reference: str, depth: int) -> str:
+        known = self._references.get(reference)
+        if known is not None:
+            if reference in self._entered:
+                raise Impossible  # "itself or something else" leaves something else
+            return known
+        target = resolve(self._root, reference)
+        if not has_end(self._root, reference):
+            raise Impossible
+        name = self._references[reference] = self._grammar.reserve()
+        self._entered.append(reference)
+        try:
+            self._grammar.rule(self.body(target, depth + 1), name)
+        except Impossible:
+            raise RequestError(
+                f"no value fits the part of the JSON schema at '{reference}'",
+                param="response_format",
+            ) from None
+        self._entered.remove(reference)
+        return name
+
+    def _all(self, rest: dict[str, Any], parts: list[Any], depth: int) -> str:
+        whole: Any = rest
+        for part in parts:
+            for _ in range(MAX_DEPTH):
+                if not isinstance(part, Mapping) or "$ref" not in part:
+                    break
+                others = {name: value for name, value in part.items() if name != "$ref"}
+                if len(parts) == 1 and not rest and not others.keys() - _NOT_MERGED:
+                    return self.body(part, depth + 1)
+                part = merged(resolve(self._root, part["$ref"]), others)
+            whole = merged(whole, part)
+        return self.body(whole, depth + 1)
+
+    def _one(self, rest: dict[str, Any], options: list[Any], name: str, depth: int) -> str:
+        if name == "oneOf" and not self._checked:
+            for at, option in enumerate(options):
+                if not all(disjoint(self._root, option, other) for other in options[:at]):
+                    raise RequestError(
+                        "the JSON schema has a 'oneOf' whose parts may fit the same value; use"
+                        " 'anyOf', or tell the parts apart by a property with a 'const'",
+                        param="response_format",
+                    )
+        return _possible(lambda option: self.body(_joined(rest, option), depth + 1), options)
+
+    def _fixed(self, schema: Mapping[str, Any]) -> str:
+        values = [schema["const"]] if "const" in schema else schema["enum"]
+        if len(values) > MAX_VALUES:
+            raise too_large(f"an enum has {len(values):,} values; {MAX_VALUES:,} are taken")
+        fits = validator({name: value for name, value in schema.items() if name not in _NOT_MERGED})
+        texts = [json_text(value) for value in values if fits.is_valid(value)]
+        if not texts:
+            raise Impossible
+        return self._grammar.words(texts)
+
+    # Types
+    def _typed(self, kind: str, schema: Mapping[str, Any], depth: int) -> str:
+        match kind:
+            case "null":
+                return literal("null")
+            case "boolean":
+                return choice([literal("true"), literal("false")])
+            case "string":
+                return self._strings.body(schema)
+            case "integer" | "number":
+                return self._grammar.rule(number_body(kind, schema, self._checked))
+        entered, self._entered = self._entered, []  # a reference inside brackets may be recursive
+        try:
+            write = self._array if kind == "array" else self._object
+            return write(schema, depth + 1)
+        finally:
+            self._entered = entered
+
+    def _array(self, schema: Mapping[str, Any], depth: int) -> str:
+        first = schema.get("prefixItems", [])
+        others = schema.get("items", not first)
+        if isinstance(others, list):  # as in drafts before 2020-12
+            first, others = others, schema.get("additionalItems", False)
+        low, high = schema.get("minItems", 0), schema.get("maxItems")
+        if high is not None and high < low:
+            raise Impossible
+        first = first[: high if high is not None else len(first)]
+        parts = [self._rule(item, depth) for item in first]
+        least, most = max(0, low - len(parts)), None if high is None else high - len(parts)
+        try:
+            item = self._rule(others, depth) if most != 0 else None
+        except Impossible:
+            item = None
+        inside = f" {_COMMA} ".join(parts)
+        if item is None:
+            if least:
+                raise Impossible
+        elif parts:
+            more = self._grammar.rule(f"{_COMMA} {item}")
+            inside += " " + self._grammar.repeat(more, least, most)
+        else:
+            inside = separated(self._grammar, item, least, most)
+        return self._grammar.rule(f'"[" {inside} "]"')
+
+    def _object(self, schema: Mapping[str, Any], depth: int) -> str:
+        given: dict[str, Any] = dict(schema.get("properties", {}))
+        self._properties += len(given)
+        if self._properties > MAX_PROPERTIES:
+            raise too_large(f"its schema has more than {MAX_PROPERTIES:,} properties")
+        required = dict.fromkeys(schema.get("required", ()))
+        patterns = schema.get("patternProperties", {})
+        closed = given or patterns or required or schema.get("unevaluatedProperties") is False
+        others = schema.get("additionalProperties", not closed)
+        names = schema.get("propertyNames", True)
+        for name in required:
+            given.setdefault(
+                name, self._by_pattern(name, patterns, schema.get("additionalProperties", True))
+            )
+        if isinstance(names, Mapping) and "enum" in names:
+            given = {**{name: others for name in names["enum"] if isinstance(name, str)}, **given}
+            others = False
+        if not self._checked:
+            self._check_patterns(given, patterns)
+        if names is not True:
+            allowed = validator(
+                {name: self._root.get(name, {}) for name in ("$defs", "definitions")}
+                | {"allOf": [names]}
+            )
+            given = {name: part for name, part in given.items() if allowed.is_valid(name)}
+        members = []
+        for name, part in given.items():
+            try:
+                value = self._rule(part, depth)
+                members.append(Member(literal(json_text(name) + ":"), value, name in required))
+            except Impossible:
+                if name in required:
+                    raise
+        if required.keys() - given.keys():
+            raise Impossible
+        extra = self._extra(given, patterns, others, names, depth)
+        low, high = schema.get("minProperties", 0), schema.get("maxProperties")
+        if extra and low > max(1, len(required)) and not self._checked:
+            raise unheld("minProperties")
+        return object_body(self._grammar, members, extra, low, high)
+
+    def _by_pattern(self, name: str, patterns: Mapping[str, Any], others: Any) -> Any:
+        fitting = [
+            part
+            for pattern, part in patterns.items()
+            if validator({"pattern": pattern}).is_valid(name)
+        ]
+        return {"allOf": fitting} if fitting else others
+
+    def _check_patterns(self, given: Mapping[str, Any], patterns: Mapping[str, Any]) -> None:
+        """Refuse properties whose names fall under two schemas."""
+        if len({json.dumps(part, sort_keys=True) for part in patterns.values()}) > 1:
+            raise conflict("patternProperties")
+        for pattern, part in patterns.items():
+            matches = validator({"pattern": pattern})
+            for name in given:
+                if (
+                    part is not True
+                    and part != {}
+                    and matches.is_valid(name)
+                    and given[name] != {"allOf": [part]}
+                ):
+                    raise conflict("patternProperties")
+
+    def _extra(
+        self,
+        given: Mapping[str, Any],
+        patterns: Mapping[str, Any],
+        others: Any,
+        names: Any,
+        depth: int,
+    ) -> str | None:
+        """The rule of a property beyond the named ones; None if there can be none."""
+        options = []
+        if others is False and not patterns:
+            return None
+        try:
+            if patterns and names is True:
+                value = self._rule(next(iter(patterns.values())), depth)
+                for pattern in patterns:
+                    options.append(f"{self._strings.matching(parse(pattern))} {_COLON} {value}")
+            elif names is not True and not patterns and not given:
+                key = self.body({"allOf": [{"type": "string"}, names]}, depth)
+                options.append(f"{key} {_COLON} {self._rule(others, depth)}")
+            elif names is True and not patterns:
+                key = self._strings.any_but(sorted(given))
+                options.append(f"{key} {_COLON} {self._rule(others, depth)}")
+        except Impossible:
+            return None
+        return self._grammar.rule(choice(options)) if options else None
+
+    def _anything(self) -> str:
+        if self._any is None:
+            self._any = self._grammar.reserve()
+            text, value = self._strings.any(), self._any
+            member = self._grammar.rule(f"{text} {_COLON} {value}")
+            more = self._grammar.rule(f"{_COMMA} {value}")
+            next_member = self._grammar.rule(f"{_COMMA} {member}")
+            kinds = [
+                f'"{{" ({member} {next_member}*)? "}}"',
+                f'"[" ({value} {more}*)? "]"',
+                text,
+                self._grammar.rule(number_body("number", {}, checked=False)),
+                *map(literal, ("true", "false", "null")),
+            ]
+            self._grammar.rule(" | ".join(kinds), self._any)
+        return self._any
+
+
+def _possible(write: Callable[[Any], str], parts: Iterable[Any]) -> str:
+    """A choice of the parts for which there is a value. Raises `Impossible` if there is none."""
+    bodies = []
+    for part in parts:
+        with suppress(Impossible):
+            bodies.append(write(part))
+    if not bodies:
+        raise Impossible
+    return choice(bodies)
+
+
+def _joined(rest: dict[str, Any], option: Any) -> Any:
+    if not rest:
+        return option
+    combined = isinstance(option, Mapping) and any(name in option for name in _COMBINED)
+    return {"allOf": [rest, option]} if combined else merged(rest, option)

@@ -1,0 +1,175 @@
+"""Reads a model's files for its task, context length and pooling."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from penstock.errors import EngineStartError
+from penstock.parsing.json_errors import json_fault
+
+FALLBACK_CONTEXT = 4096
+SENTENCE_TRANSFORMERS = "modules.json"
+MODEL_KINDS = {
+    "generate": "a language model",
+    "embed": "an embedding model",
+    "score": "a rerank model",
+    "transcribe": "a speech-to-text model",
+}
+"""The tasks, with the name that messages give to a model of each."""
+
+
+def is_ir(path: Path) -> bool:
+    """Whether `path` is a directory with a converted model."""
+    return path.is_dir() and any(path.glob("openvino_*model*.xml"))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The model's `config.json`; an empty dict if there is none."""
+    try:
+        config = _read_json(path / "config.json")
+    except FileNotFoundError:
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def task_of(path: Path, config: dict[str, Any]) -> str:
+    """The task of the model in `path`, by its architecture and sentence-transformers' file."""
+    name = str((config.get("architectures") or [""])[0])
+    if name.endswith("ForSequenceClassification"):
+        return "score"
+    if name.startswith("Whisper"):
+        return "transcribe"
+    # Some embedding models have the architecture of a language model.
+    if (path / SENTENCE_TRANSFORMERS).is_file():
+        return "embed"
+    if name.endswith(("ForCausalLM", "ForConditionalGeneration", "LMHeadModel")) or not name:
+        return "generate"
+    return "embed"
+
+
+def lacks_token_types(path: Path) -> bool:
+    """Whether the converted model needs token types (which text of a pair a token belongs to) and
+    its tokenizer does not emit them.
+    """
+    name = '"token_type_ids"'
+    model, tokenizer = path / "openvino_model.xml", path / "openvino_tokenizer.xml"
+    return name in _text(model) and name not in _text(tokenizer)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() else ""
+
+
+def context_length_of(config: dict[str, Any]) -> int:
+    """The model's context length in tokens, by its `config.json`."""
+    for part in (config, config.get("text_config") or {}):
+        for name in (
+            "max_position_embeddings",
+            "n_positions",
+            "max_sequence_length",
+            "max_target_positions",
+        ):
+            if isinstance(part.get(name), int):
+                return int(part[name]) - _unused_positions(part)
+    return FALLBACK_CONTEXT
+
+
+def _unused_positions(config: dict[str, Any]) -> int:
+    """The number of positions that no token uses: the RoBERTa family counts positions from the
+    padding token's id on.
+    """
+    if "roberta" in str(config.get("model_type")) or config.get("model_type") == "camembert":
+        return int(config.get("pad_token_id") or 0) + 1
+    return 0
+
+
+def gguf_context_length(path: Path) -> int:
+    """The context in tokens, from `*.context_length` in the file's header.
+
+    The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise EngineStartError(f"'{path}' is not a GGUF file")
+            _number(file, "I"), _number(file, "Q")  # version, tensors
+            for _ in range(_number(file, "Q")):
+                name = file.read(_number(file, "Q")).decode(errors="replace")
+                value = _gguf_value(file, _number(file, "I"))
+                if name.endswith(".context_length"):
+                    return int(value)
+    except (struct.error, KeyError, OverflowError, MemoryError):
+        raise EngineStartError(f"the header of '{path}' is cut off or damaged") from None
+    return FALLBACK_CONTEXT
+
+
+_GGUF_FORMATS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+def _gguf_value(file: BinaryIO, kind: int) -> Any:
+    if kind == _GGUF_STRING:
+        return file.read(_number(file, "Q"))
+    if kind == _GGUF_ARRAY:
+        item, size = _number(file, "I"), _number(file, "Q")
+        for _ in range(size):
+            _gguf_value(file, item)
+        return None
+    return _number(file, _GGUF_FORMATS[kind])
+
+
+def _number(file: BinaryIO, form: str) -> Any:
+    return struct.unpack("<" + form, file.read(struct.calcsize("<" + form)))[0]
+
+
+POOLING_CONFIG = "1_Pooling/config.json"
+_POOLING_MODES: dict[str, Literal["mean", "cls", "last_token"]] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_lasttoken": "last_token",
+    "pooling_mode_mean_tokens": "mean",
+}
+
+
+def pooling_of(path: Path) -> Literal["mean", "cls", "last_token"]:
+    """The pooling of an embedding model, from the file of sentence-transformers; the mean without
+    that file.
+
+    Raises `EngineStartError` for an unknown pooling: the wrong one would silently give poor
+    vectors.
+    """
+    try:
+        modes = _read_json(path / POOLING_CONFIG)
+    except FileNotFoundError:
+        return "mean"
+    chosen = [
+        name for name, value in modes.items() if name.startswith("pooling_mode_") and value is True
+    ]
+    if len(chosen) != 1 or chosen[0] not in _POOLING_MODES:
+        ways = ", ".join(chosen) or "none"
+        raise EngineStartError(
+            f"the model pools by {ways}; set embedding_pooling to mean, cls or last_token"
+        )
+    return _POOLING_MODES[chosen[0]]
+
+
+def _read_json(file: Path) -> Any:
+    content = file.read_bytes()
+    try:
+        return json.loads(content)  # accepts the infinities that Hugging Face writes
+    except (ValueError, RecursionError):
+        raise EngineStartError(f"'{file}' is not valid JSON: {json_fault(content)}") from None

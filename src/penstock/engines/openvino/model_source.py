@@ -1,0 +1,327 @@
+"""Resolves a `model_source`: demo model, IR directory, GGUF file, or a model to convert.
+
+Hugging Face models are converted to OpenVINO's format once, and the result is cached. The exporter,
+optimum-intel, imports torch. It runs in a process of its own, so that this one never does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from msgspec import Struct
+
+from penstock import private_files
+from penstock.demo import MODEL_NAME, model_path
+from penstock.engines.openvino.model_files import (
+    POOLING_CONFIG,
+    SENTENCE_TRANSFORMERS,
+    context_length_of,
+    gguf_context_length,
+    is_ir,
+    lacks_token_types,
+    read_config,
+    task_of,
+)
+from penstock.env import cache_dir
+from penstock.errors import EngineStartError, MissingExtraError
+from penstock.lazy import require
+from penstock.stderr import is_terminal, say
+
+WEIGHT_FORMAT = "fp16"
+EXPORT_TASKS = {
+    "generate": "text-generation-with-past",
+    "embed": "feature-extraction",
+    "score": "text-classification",
+    "transcribe": "automatic-speech-recognition-with-past",
+}
+
+_HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "*.safetensors"]
+_ERROR_LINE = re.compile(r"[\w.]*(Error|Exception|Interrupt)\b")
+
+# The tokenizer's settings may omit token types although the model needs them.
+_ADD_TOKEN_TYPES = """
+import sys
+from openvino import save_model
+from openvino_tokenizers import convert_tokenizer
+from transformers import AutoTokenizer
+names = ["input_ids", "token_type_ids", "attention_mask"]
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1], model_input_names=names)
+save_model(convert_tokenizer(tokenizer), sys.argv[1] + "/openvino_tokenizer.xml")
+"""
+
+
+class ModelFiles(Struct, frozen=True):
+    """A model ready to load: IR directory or GGUF file, task, and context length in tokens."""
+
+    path: Path
+    task: str
+    context_length: int
+
+
+def check_tokenizer(source: str, task: str) -> None:
+    """Raise `EngineStartError` unless `source` holds a tokenizer that the task can use."""
+    if task != "generate":
+        raise EngineStartError(
+            "only models that generate text take another tokenizer than their own"
+        )
+    if not (Path(source).expanduser() / "openvino_tokenizer.xml").is_file():
+        raise EngineStartError(
+            f"the tokenizer '{source}' is no directory with an openvino_tokenizer.xml"
+        )
+
+
+def stated_context_length(source: str) -> int | None:
+    """The context length in tokens that the model's local files state; None if they do not."""
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    try:
+        if path.suffix == ".gguf":
+            return gguf_context_length(path)
+        config = read_config(path)
+    except (OSError, EngineStartError):
+        return None
+    return context_length_of(config) if config else None
+
+
+def find_model(source: str, task: str | None, max_model_len: int | None) -> ModelFiles:
+    """Resolve `source`. Converts a Hugging Face model on first use, and shows its progress.
+
+    Raises `EngineStartError` if there is no such model, `MissingExtraError` if a conversion needs
+    an extra that is not installed.
+    """
+    path = model_path("openvino") if source == MODEL_NAME else Path(source).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise EngineStartError(f"there is no GGUF file '{path}'")
+        return ModelFiles(path, task or "generate", max_model_len or gguf_context_length(path))
+    if not is_ir(path):
+        path = convert(source, task)
+    config = read_config(path)
+    return ModelFiles(
+        path, task or task_of(path, config), max_model_len or context_length_of(config)
+    )
+
+
+def convert(source: str, task: str | None = None) -> Path:
+    """Convert a Hugging Face model and return the path of the result. `source` is a directory, or a
+    hub id such as "org/name" or "org/name@revision".
+
+    The first call converts the model, shows its progress on stderr, and caches the result. Later
+    calls use the cache, even if the extra is gone. A changed directory is converted again; a hub id
+    without a revision keeps its first conversion. With `task` None the model's files decide.
+
+    Raises `MissingExtraError` without the extra "convert", `EngineStartError` for any other
+    failure.
+    """
+    directory = Path(source).expanduser()
+    if directory.exists():
+        _check_directory(directory)
+        directory = directory.resolve()
+        name, identity = directory.name, _fingerprint(directory)
+    elif _HUB_ID.fullmatch(source):
+        name, identity = source.replace("/", "--"), [source]
+    else:
+        raise EngineStartError(
+            f"there is no model '{source}': give 'demo', a directory in OpenVINO or Hugging Face"
+            " form, a .gguf file, or a hub id such as 'org/name'"
+        )
+    digest = hashlib.sha256(json.dumps([identity, WEIGHT_FORMAT, task]).encode()).hexdigest()[:12]
+    target = Path(cache_dir()) / "converted" / f"{name}-{digest}"
+    if is_ir(target):
+        return target
+    if find_spec("optimum") is None:
+        what = (
+            f"'{source}'"
+            if directory.exists()
+            else f"'{source}' (no such path, so a model on Hugging Face's hub)"
+        )
+        raise MissingExtraError("optimum", "convert", f"Converting {what}")
+    try:
+        private_files.make_folder(target.parent)
+        with _progress(source) as stage, _locked(target, stage):
+            if not is_ir(target):
+                if not directory.exists():
+                    stage("downloading")
+                    directory = _download(source)
+                _convert(source, directory, target, task, stage)
+    except OSError as error:
+        raise EngineStartError(f"'{source}' could not be converted: {error}") from None
+    return target
+
+
+def _check_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise EngineStartError(
+            f"'{path}' is a file, but no .gguf file; for other models give their directory"
+        )
+    missing = [] if (path / "config.json").is_file() else ["config.json"]
+    if not any(any(path.glob(pattern)) for pattern in _WEIGHTS):
+        missing.append("weights (*.safetensors, or pytorch_model*.bin)")
+    if missing:
+        raise EngineStartError(
+            f"'{path}' holds no model: neither OpenVINO's files (openvino_model.xml) nor Hugging"
+            f" Face's; for those it lacks {' and '.join(missing)}"
+        )
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    files = sorted(file for file in (*path.iterdir(), path / POOLING_CONFIG) if file.is_file())
+    return [
+        str(path),
+        *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files),
+    ]
+
+
+def _download(source: str) -> Path:
+    """Download a snapshot of a hub id, with the weights in one format only."""
+    hub_id = _HUB_ID.fullmatch(source)
+    assert hub_id is not None
+    hub = require("huggingface_hub", "convert")
+
+    def snapshot(patterns: list[str], ignored: str | None = "*/*") -> Path:
+        return Path(
+            hub.snapshot_download(
+                hub_id["name"],
+                revision=hub_id["revision"],
+                allow_patterns=patterns,
+                ignore_patterns=ignored,
+            )
+        )
+
+    try:
+        snapshot([POOLING_CONFIG], ignored=None)
+        path = snapshot(_HUB_FILES)
+        if not any(path.glob("*.safetensors")):
+            path = snapshot([*_HUB_FILES, "pytorch_model*.bin"])
+    except Exception as error:  # from the hub's client, its HTTP library, or the network
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineStartError(
+            f"there is no path '{source}', and the hub does not give it: {reason[0]}"
+        ) from None
+    _check_directory(path)
+    return path
+
+
+def _convert(
+    source: str, directory: Path, target: Path, task: str | None, stage: Callable[[str], None]
+) -> None:
+    """Export beside `target`, then rename: `target` is complete whenever it exists."""
+    config = read_config(directory)
+    task = task or task_of(directory, config)
+    _check_kind(source, task, config)
+    for leftover in target.parent.glob(f"{target.name}.partial-*"):  # by a process that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    private_files.make_folder(partial)
+    log = target.with_name(f"{target.name}.log")
+    log.unlink(missing_ok=True)
+    try:
+        command = [
+            *("-m", "optimum.commands.optimum_cli", "export", "openvino"),
+            *("--library", "transformers", "--model", str(directory)),
+            *("--task", EXPORT_TASKS[task], "--weight-format", WEIGHT_FORMAT, str(partial)),
+        ]
+        stage("starting the exporter")
+        _run(source, command, log, stage)
+        if lacks_token_types(partial):
+            stage("converting the tokenizer")
+            _run(source, ["-c", _ADD_TOKEN_TYPES, str(partial)], log, stage)
+        if not (partial / "openvino_tokenizer.xml").is_file():
+            raise EngineStartError(
+                f"'{source}' has no tokenizer that can be converted; is tokenizer.json missing?"
+                f" (the log: {log})"
+            )
+        for file in (SENTENCE_TRANSFORMERS, POOLING_CONFIG):
+            if (directory / file).is_file():
+                (partial / file).parent.mkdir(exist_ok=True)
+                shutil.copy(directory / file, partial / file)
+        partial.rename(target)
+        log.unlink()
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_kind(source: str, task: str, config: dict[str, Any]) -> None:
+    """Refuse models that the exporter supports and the engine does not."""
+    architecture = str((config.get("architectures") or [""])[0])
+    kind = ""
+    if task == "generate" and "vision_config" in config:
+        kind = "vision"
+    elif task == "generate" and config.get("is_encoder_decoder"):
+        kind = "encoder-decoder"
+    elif task == "score" and architecture.endswith("ForCausalLM"):
+        kind = "generative rerank"
+    if kind:
+        raise EngineStartError(
+            f"'{source}': the openvino engine has no support for {kind} models ({architecture})"
+        )
+
+
+def _run(source: str, arguments: list[str], log: Path, stage: Callable[[str], None]) -> None:
+    """Run Python with `arguments` and append its output to `log`. Raises `EngineStartError` with
+    its last error line.
+    """
+    last_line = ""
+    with open(log, "a", opener=private_files.opener) as file:
+        # All files are local by now. In offline mode the exporter does not ask the hub for optional
+        # files.
+        exporter = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            umask=0o077,
+        )
+        assert exporter.stdout is not None
+        with exporter:
+            for line in exporter.stdout:
+                file.write(line)
+                if line.startswith("Loading weights"):
+                    stage("exporting" if "100%" in line else "loading weights")
+                if _ERROR_LINE.match(line) or (line.strip() and not _ERROR_LINE.match(last_line)):
+                    last_line = line.strip()
+    if exporter.returncode:
+        reason = last_line or f"the exporter ended with exit code {exporter.returncode}"
+        raise EngineStartError(f"'{source}' could not be converted: {reason} (the log: {log})")
+
+
+@contextmanager
+def _locked(target: Path, stage: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of `target`, so that two processes do not convert the same model."""
+    with open(target.with_name(f"{target.name}.lock"), "w", opener=private_files.opener) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stage("waiting for another process that converts it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _progress(source: str) -> Iterator[Callable[[str], None]]:
+    """Show the conversion on stderr. Yields a function that sets the name of the stage."""
+    title = f"converting {source} (once)"
+    if not is_terminal():
+        say(f"{title} …")
+        yield lambda stage: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(desc=title, bar_format="{desc} ({elapsed})", leave=False) as line:
+        yield lambda stage: line.set_description_str(f"{title}: {stage}")

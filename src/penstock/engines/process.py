@@ -1,0 +1,343 @@
+"""An engine's child process: its start, the messages on its pipe, and its end.
+
+The pipe is a Unix socket pair that carries length-prefixed msgpack. A message from the child is
+everything one engine step produced, so that one wake-up of the event loop carries every request's
+new tokens.
+
+The child ends when the pipe closes, and cannot outlive its parent. A child inside a long native
+call does not see its pipe close. So the kernel is asked to kill it with its parent, and a thread
+watches the pipe, for systems whose kernel cannot be asked (`end_with_parent`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, cast
+
+from msgspec import Struct, ValidationError, msgpack
+
+from penstock.engines.base import Capabilities
+from penstock.errors import EngineDeadError, RequestError
+from penstock.types import Delta, Sampling
+
+LENGTH_BYTES = 4
+_SOCKET_BUFFER = 1 << 22
+_READ_SIZE = 1 << 20
+_STOP_GRACE_SECONDS = 5.0
+_GRACE_SECONDS = 4.0
+"""How long a child has for an orderly end after its pipe has closed."""
+_PR_SET_PDEATHSIG = 1
+_SENT = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that a process does not get for what it does itself."""
+
+
+class Submit(Struct, tag="submit", array_like=True):
+    """A prompt to continue: text or token ids."""
+
+    id: int
+    prompt: str | list[int]
+    sampling: Sampling
+    adapter: str | None
+    stream: bool
+    special_tokens: bool
+
+
+class Abort(Struct, tag="abort", array_like=True):
+    """Tells the worker to give a request up."""
+
+    id: int
+
+
+class Call(Struct, tag="call", array_like=True):
+    """Call a method of the worker; answered by `Reply` or `Failed` under the same id."""
+
+    id: int
+    method: str
+    args: list[Any]
+
+
+class Ready(Struct, tag="ready", array_like=True):
+    """The model is loaded. `special_tokens` are those that its chat template may name."""
+
+    capabilities: Capabilities
+    chat_template: str | None
+    special_tokens: dict[str, str]
+
+
+class Step(Struct, tag="step", array_like=True):
+    """Everything that one turn of the worker's loop produced, by request id."""
+
+    deltas: list[tuple[int, Delta]]
+
+
+class Reply(Struct, tag="reply", array_like=True):
+    """The result of a `Call`."""
+
+    id: int
+    value: Any
+
+
+class Failed(Struct, tag="failed", array_like=True):
+    """A request, a call, or (id 0) the loading failed. `kind` is a `PenstockError.kind`."""
+
+    id: int
+    kind: str
+    message: str
+
+
+ToParent = Ready | Step | Reply | Failed
+
+encode = msgpack.Encoder().encode
+decode_to_parent = msgpack.Decoder(ToParent).decode
+
+
+def refusal_of(data: bytes | bytearray) -> Failed:
+    """The answer to a message whose values have wrong types: the request is to blame."""
+    number: int = msgpack.decode(data)[1]
+    return Failed(
+        number, RequestError.kind, "a value of the request has a wrong type, or is out of its range"
+    )
+
+
+_Spawn = Callable[[], "subprocess.Popen[bytes]"]
+_wanted: dict[int, SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]] = {}
+"""What the thread that starts children has to start, by process: a fork inherits no threads."""
+
+
+def _spawned(spawn: _Spawn) -> Future[subprocess.Popen[bytes]]:
+    """The child that `spawn` starts, in a thread that lives as long as this process: for the kernel
+    a child's parent is the thread that started it, and the child ends with that.
+    """
+    pid = os.getpid()
+    if pid not in _wanted:
+        _wanted[pid] = SimpleQueue()
+        threading.Thread(
+            target=_start_children, args=(_wanted[pid],), name="penstock-spawn", daemon=True
+        ).start()
+    started: Future[subprocess.Popen[bytes]] = Future()
+    _wanted[pid].put((spawn, started))
+    return started
+
+
+def _start_children(wanted: SimpleQueue[tuple[_Spawn, Future[subprocess.Popen[bytes]]]]) -> None:
+    while True:
+        spawn, started = wanted.get()
+        if started.set_running_or_notify_cancel():
+            try:
+                started.set_result(spawn())
+            except BaseException as error:
+                started.set_exception(error)
+
+
+class EngineProcess(asyncio.Protocol):
+    """A child that runs `python -m MODULE FD PARENT`, and calls `end_with_parent` with these.
+
+    `on_message` gets each message's bytes, `on_death` one line saying why it ended; `killed` then
+    says whether it was sent the signal to.
+    """
+
+    def __init__(
+        self, module: str, on_message: Callable[[bytes], None], on_death: Callable[[str], None]
+    ) -> None:
+        self.killed = False
+        self._module = module
+        self._on_message = on_message
+        self._on_death = on_death
+        self._buffer = bytearray()
+        self._outgoing: list[bytes] = []
+        self._child: subprocess.Popen[bytes] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._closed = asyncio.Event()
+        self._stopping = False
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id while it runs."""
+        return self._child.pid if self._child is not None and self._transport is not None else None
+
+    async def start(self) -> None:
+        """Start the child and connect the pipe."""
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        with theirs:
+            # A plain subprocess, not multiprocessing: the user's script needs no `if __name__ ==
+            # "__main__"` guard.
+            command = [sys.executable, "-m", self._module, str(theirs.fileno()), str(os.getpid())]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+            fds = (theirs.fileno(),)
+            spawned = _spawned(
+                lambda: subprocess.Popen(
+                    command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment
+                )
+            )
+            try:
+                self._child = await asyncio.wrap_future(spawned)
+            except asyncio.CancelledError:
+                if not spawned.cancelled():
+                    child = spawned.result()
+                    child.kill()
+                    child.wait()
+                ours.close()
+                raise
+        ours.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: self, sock=ours)
+
+    def send(self, message: bytes) -> None:
+        """Queue a message. Messages of one turn of the event loop leave in one write."""
+        if self._transport is None:
+            raise EngineDeadError("the engine process is not running", suspects=False)
+        if not self._outgoing:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._outgoing += (len(message).to_bytes(LENGTH_BYTES, "little"), message)
+
+    async def stop(self) -> None:
+        """Close the pipe and wait for the child to end; kill it after five seconds."""
+        child = self._child
+        if child is None:
+            return
+        self._stopping = True
+        self._flush()
+        if self._transport is not None:
+            self._transport.close()
+            await self._closed.wait()
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(None, child.wait, _STOP_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            await loop.run_in_executor(None, child.wait)
+        self._child = None
+
+    def kill(self) -> None:
+        """End the child at once."""
+        if self._child is not None:
+            self._child.kill()
+
+    # asyncio.Protocol
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        _deliver(self._buffer, self._on_message)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._outgoing.clear()
+        self._closed.set()
+        # Else nobody asks for the cause, and the child may take a while to end.
+        if not self._stopping:
+            # The pipe closes a moment before the child can be reaped: the event loop does not wait
+            # for that.
+            cause = asyncio.get_running_loop().run_in_executor(None, self._cause_of_death)
+            cause.add_done_callback(self._report_death)
+
+    def _flush(self) -> None:
+        outgoing, self._outgoing = self._outgoing, []
+        if self._transport is not None and outgoing:
+            self._transport.write(b"".join(outgoing))
+
+    def _report_death(self, cause: asyncio.Future[str]) -> None:
+        if not self._stopping and not cause.cancelled():
+            self._on_death(cause.result())
+
+    def _cause_of_death(self) -> str:
+        child = self._child
+        if child is None:  # it was stopped meanwhile
+            return "the engine process ended"
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(0.2)
+        code = child.returncode
+        if code is None or code == 0:
+            return "the engine process ended"
+        if code < 0:
+            self.killed = -code in _SENT
+            return f"the engine process was ended by {signal.Signals(-code).name}"
+        return f"the engine process ended with exit code {code}"
+
+
+class WorkerPipe:
+    """The child's end of the pipe. `decode` reads a message of the parent."""
+
+    def __init__(self, fd: int, decode: Callable[[bytes], Any]) -> None:
+        self._socket = socket.socket(fileno=fd)
+        self._decode = decode
+        self._buffer = bytearray()
+
+    def read(self, wait: bool) -> list[Any]:
+        """All messages that are there; with `wait`, at least one.
+
+        In the place of a message that cannot be read stands the answer to it. Raises `EOFError`
+        once the parent is gone.
+        """
+        messages: list[Any] = []
+        while True:
+            try:
+                data = self._socket.recv(
+                    _READ_SIZE, 0 if wait and not messages else socket.MSG_DONTWAIT
+                )
+            except BlockingIOError:
+                return messages
+            if not data:
+                raise EOFError
+            self._buffer += data
+            _deliver(self._buffer, lambda data: messages.append(self._decoded(data)))
+
+    def write(self, messages: Iterable[ToParent]) -> None:
+        """Send messages in one write. Waits if the parent does not keep up."""
+        parts: list[bytes] = []
+        for message in messages:
+            data = encode(message)
+            parts += (len(data).to_bytes(LENGTH_BYTES, "little"), data)
+        self._socket.sendall(b"".join(parts))
+
+    def _decoded(self, data: bytes) -> Any:
+        try:
+            return self._decode(data)
+        except ValidationError:
+            return refusal_of(data)
+
+
+def _deliver(buffer: bytearray, take: Callable[[bytes], None]) -> None:
+    """Give `take` the whole messages at the beginning of a buffer, which they leave."""
+    at = 0
+    while len(buffer) - at >= LENGTH_BYTES:
+        end = at + LENGTH_BYTES + int.from_bytes(buffer[at : at + LENGTH_BYTES], "little")
+        if len(buffer) < end:
+            break
+        take(bytes(buffer[at + LENGTH_BYTES : end]))
+        at = end
+    del buffer[:at]
+
+
+def end_with_parent(fd: int, parent: int) -> None:
+    """Call this first in a child of `EngineProcess`: `fd` is its pipe, `parent` the parent's id."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it went before the kernel was asked
+        os._exit(1)
+    threading.Thread(target=_watch, args=(fd,), name="penstock-parent-watch", daemon=True).start()
+
+
+def _watch(fd: int) -> None:
+    closed = getattr(select, "POLLRDHUP", select.POLLHUP)
+    poll = select.poll()
+    poll.register(fd, closed)
+    poll.poll()
+    time.sleep(_GRACE_SECONDS)
+    os._exit(1)

@@ -1,0 +1,419 @@
+"""Finds the requests that kill an engine, and refuses them from then on, without harm to the
+others.
+
+Whoever was in the engine when it died is a suspect. Suspects are asked again in groups with nobody
+else in the engine, those that came last first, as most killers kill at once; all together where
+somebody may just have sent the process a signal. A group that kills it again is taken apart. Being
+alone in the engine at its death twice, while the engine answered others in between, is the proof
+(or three times, where a signal was sent, and more, where the engine has been seen to die of
+nothing). A suspect that ends in any other way is one no more, and neither is one that has run for
+twice as long as the engine had lived with it.
+
+To find one killer among n requests takes at most log2(n) + 3 deaths. Large groups take fewer turns
+and small ones fewer deaths, so the size follows from what a turn and a death have taken so far:
+where answers are short and starts are long, suspects are asked one by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import log
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from penstock.errors import EngineDeadError, QuarantinedError
+
+if TYPE_CHECKING:
+    from penstock.engines.supervisor import Supervisor
+
+PROOF = 2
+"""Deaths of the engine with a request alone in it, that prove the request to be the cause."""
+NOTED = 2
+"""After so many deaths with it a request is a suspect from the start when asked again."""
+REMEMBERED = 4096
+"""Requests of which deaths are remembered; the oldest are forgotten."""
+HARMLESS_S = 5.0
+"""Seconds for which a group of suspects has the engine to itself at least."""
+_MOST_FALSE_ALARMS = 2
+"""The proof needs at most so many more deaths where the engine has died of no request."""
+_GROWTH = 4
+"""Groups grow at most by this factor, beginning with one: 1, 4, 16 …"""
+_NOT_ASKED = {
+    "request_id": "",
+    "priority": 0,
+    "stream": True,
+    "forward_chunks": False,
+    "kv_transfer_params": None,
+}
+
+
+class Visit:
+    """One request, from its first try to its last: the one loop around an engine.
+
+        with quarantine.visit(key, again) as visit:
+            while not visit.answered:
+                async with visit:
+                    ...  # ask, and return or yield the answer
+
+    `async with` waits until the request may enter the engine. When the engine dies, its supervisor
+    revives it and the request is asked again, unless its caller has seen a part of the answer
+    (`begun`) or `again` says no. Raises `QuarantinedError` when the request is proved to be the
+    cause, else the last `EngineDeadError` or what keeps the engine from starting.
+    """
+
+    __slots__ = (
+        *("_digest", "_key", "_quarantine", "again", "answered", "begun", "entered", "generation"),
+        *("group", "lived", "number", "timer", "trusted"),
+    )
+
+    def __init__(
+        self, quarantine: Quarantine, key: Callable[[], bytes], again: Callable[[], bool]
+    ) -> None:
+        self._quarantine = quarantine
+        self._key = key
+        self._digest: bytes | None = None
+        self.again = again
+        self.answered = False
+        self.generation = 0
+        """That of the engine which it has entered."""
+        self.begun = False
+        """Whether a part of the answer has been seen, so that it cannot be asked again."""
+        self.number = 0
+        self.entered = 0.0
+        self.lived = 0.0
+        """The longest that the engine lived with it until it died, in seconds."""
+        self.group: list[Visit] | None = None
+        self.trusted = False
+        self.timer: asyncio.TimerHandle | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """What names the request. Made when it is first needed."""
+        if self._digest is None:
+            self._digest = self._key()
+        return self._digest
+
+    def __enter__(self) -> Visit:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.group is not None:
+            self._quarantine.forget(self)
+
+    async def __aenter__(self) -> None:
+        quarantine = self._quarantine
+        if quarantine.troubled:
+            await quarantine.turn(self)
+        quarantine.enter(self)
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        self._quarantine.leave(self, error)
+        supervisor = self._quarantine.supervisor
+        if error is None:
+            self.answered = True
+            if supervisor is not None:
+                supervisor.deaths = 0
+        return (
+            isinstance(error, EngineDeadError)
+            and supervisor is not None
+            and await supervisor.revived(self)
+        )
+
+
+@dataclass(slots=True)
+class _Record:
+    """What is known of a request: how many deaths it was there at, and how many alone.
+
+    `last` counts the answers before its last death alone. `killed` is 1 if somebody may have sent
+    the signal, who needs not be the request.
+    """
+
+    deaths: int = 0
+    alone: int = 0
+    last: int = -1
+    killed: int = 0
+    proved: bool = False
+
+
+class _Pool:
+    """Suspects that wait for their turn, `most` of them at a time at most. `kills`: they have
+    killed as a group.
+    """
+
+    __slots__ = ("kills", "most", "visits")
+
+    def __init__(self, visits: list[Visit], *, most: int, kills: bool = False) -> None:
+        self.visits = visits
+        self.most = most
+        self.kills = kills
+        for visit in visits:
+            visit.group = visits
+
+
+class Quarantine:
+    """That of one engine, for all that ask it. It does not start the engine again: after a death
+    nobody enters until its supervisor, or whoever else does, calls `reopen`.
+    """
+
+    def __init__(self, supervisor: Supervisor | None = None) -> None:
+        self.supervisor = supervisor
+        self._records: OrderedDict[bytes, _Record] = OrderedDict()
+        self._inside: dict[Visit, None] = {}
+        self._dead: list[Visit] = []  # while some are inside that have not told yet
+        self._examined = False  # whether some of them are suspects already
+        self._pools: list[_Pool] = []  # the last is taken next
+        self._turn: list[Visit] = []
+        self._turn_began = 0.0
+        self._turn_s: float | None = None
+        self._down_since = 0.0
+        self._start_s = 0.0
+        self._entries = 0
+        self._answers = 0
+        self._false_alarms = 0  # requests that were alone at a death, and were answered afterwards
+        self._down = False
+        self._unproved = False
+        self._changed = asyncio.Event()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether entering takes more than a step: there are suspects, or memories of deaths."""
+        return self._down or bool(self._records or self._turn or self._pools or self._dead)
+
+    @property
+    def suspects(self) -> int:
+        """How many requests are under suspicion now."""
+        return sum(len(pool.visits) for pool in self._pools) + len(self._turn) + len(self._dead)
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether the engine has died of one request alone and answered nothing since: if it
+        answers a request of our own now (`answered`), it is that one's fault; if not (`absolve`),
+        it is nobody's.
+        """
+        return self._unproved
+
+    def answered(self) -> None:
+        """The engine has answered something."""
+        self._answers += 1
+        self._unproved = False
+
+    def absolve(self) -> None:
+        """The engine dies by itself: what was held against single requests proves nothing."""
+        self._unproved = False
+        for record in self._records.values():
+            if not record.proved:
+                record.alone = record.deaths = 0
+
+    def reopen(self) -> None:
+        """After a death: the engine runs again, or asking it raises the reason why not."""
+        if self._down:
+            self._down = False
+            loop = asyncio.get_running_loop()
+            self._start_s = loop.time() - self._down_since
+            if self._dead:
+                loop.call_later(HARMLESS_S, self._leave_behind, self._dead)
+        self._wake()
+
+    def visit(self, key: Callable[[], bytes], again: Callable[[], bool] = lambda: True) -> Visit:
+        """A request that is about to be asked. `key` gives the digest that names it, where that is
+        needed; `again` says whether it would be asked again.
+        """
+        return Visit(self, key, again)
+
+    async def turn(self, visit: Visit) -> None:
+        """Wait until the request may enter. Raises `QuarantinedError`."""
+        record = self._records.get(visit.digest)
+        if record is not None and visit.group is None and (record.alone or record.deaths >= NOTED):
+            self._pools.insert(0, _Pool([visit], most=1))
+            if not self._turn:
+                self._next_turn()
+        while True:
+            # Also one that an equal request has proved meanwhile.
+            if record is not None and record.proved:
+                self.forget(visit)
+                raise QuarantinedError(
+                    f"this request has ended the engine's process {record.alone} times while no"
+                    " other was in it, and is not put to it again; change its prompt or its"
+                    " parameters"
+                )
+            if self._may_enter(visit):
+                return
+            await self._changed.wait()
+            record = self._records.get(visit.digest)
+
+    def enter(self, visit: Visit) -> None:
+        """The request is put to the engine."""
+        self._entries += 1
+        visit.number = self._entries
+        if self.supervisor is not None:
+            visit.generation = self.supervisor.generation
+        visit.trusted = False
+        self._inside[visit] = None
+        loop = asyncio.get_running_loop()
+        visit.entered = loop.time()
+        if visit.group is not None:
+            self._turn_began = self._turn_began or visit.entered
+            visit.timer = loop.call_later(max(HARMLESS_S, 2 * visit.lived), self._trust, visit)
+
+    def leave(self, visit: Visit, error: BaseException | None) -> None:
+        """The try has ended, with `error` if it failed."""
+        del self._inside[visit]
+        if visit.timer is not None:
+            visit.timer.cancel()
+            visit.timer = None
+        if isinstance(error, EngineDeadError):
+            if not self._down:
+                self._down, self._down_since = True, asyncio.get_running_loop().time()
+            # Of a stream that had begun when somebody killed the process, its next try, if there is
+            # one, can tell more.
+            if error.suspects and not (error.killed and visit.begun):
+                self._died(visit, error.killed)
+        elif self.troubled:
+            if error is None:
+                self.answered()
+                record = self._records.pop(visit.digest, None)
+                if record is not None and record.alone:
+                    self._false_alarms += 1
+            self.forget(visit)
+        if not self._inside and self.troubled:
+            self._regroup()
+
+    def forget(self, visit: Visit) -> None:
+        """The request is no suspect any more: it is answered, or nobody asks for it any longer."""
+        group, visit.group = visit.group, None
+        if group is None:
+            return
+        group.remove(visit)
+        if group is self._turn:
+            if not group:
+                if self._turn_began and not self._down:
+                    self._turn_s = asyncio.get_running_loop().time() - self._turn_began
+                self._next_turn()
+        elif not group:
+            self._pools = [pool for pool in self._pools if pool.visits]
+            self._wake()
+
+    def _may_enter(self, visit: Visit) -> bool:
+        if self._down or self._dead or not self._turn:
+            return not (self._down or self._dead)
+        return visit.group is self._turn and all(
+            other.group is self._turn or other.trusted for other in self._inside
+        )
+
+    def _next_turn(self) -> None:
+        """The next group has the engine, or, where there are no more suspects, everybody."""
+        self._turn, self._turn_began = [], 0.0
+        if self._pools:
+            pool = self._pools[-1]
+            size = max(1, min(pool.most, self._best_size(len(pool.visits))))
+            pool.most *= 1 if pool.kills else _GROWTH
+            self._turn, pool.visits[:size] = pool.visits[:size], []
+            for visit in self._turn:
+                visit.group = self._turn
+            if not pool.visits:
+                self._pools.pop()
+        self._wake()
+
+    def _best_size(self, suspects: int) -> int:
+        """The size of groups with which the turns and the deaths until a killer is found take the
+        least time: of so many, `suspects / size` turns and log2(size) deaths.
+        """
+        if self._turn_s is None or self._start_s <= 0.0:
+            return suspects
+        return int(suspects * self._turn_s * log(2) / self._start_s)
+
+    def _died(self, visit: Visit, killed: bool) -> None:
+        """The engine has died with this request in it."""
+        record = self._records.setdefault(visit.digest, _Record())
+        self._records.move_to_end(visit.digest)
+        while len(self._records) > REMEMBERED:
+            self._records.popitem(last=False)
+        record.deaths += 1
+        record.killed |= killed
+        if not self._dead and not self._inside:  # it is the first to tell, and nobody else could
+            if record.last < self._answers:
+                record.alone += 1
+                record.last = self._answers
+                false_alarms = min(self._false_alarms, _MOST_FALSE_ALARMS)
+                record.proved = record.alone >= PROOF + record.killed + false_alarms
+            self._unproved = True
+        visit.lived = max(visit.lived, asyncio.get_running_loop().time() - visit.entered)
+        self._examined = self._examined or visit.group is not None
+        self.forget(visit)
+        if not record.proved:
+            visit.group = self._dead
+        self._dead.append(visit)
+
+    def _regroup(self) -> None:
+        """The engine is empty: those that died with it are the next suspects, the latest first."""
+        dead = sorted(
+            (visit for visit in self._dead if visit.group is self._dead),
+            key=lambda visit: -visit.number,
+        )
+        kills, self._examined = self._examined, False
+        self._dead = []
+        if dead:
+            alone = (
+                len(dead) == 1
+                and (record := self._records.get(dead[0].digest)) is not None
+                and record.alone
+            )
+            # One that was alone has its next turn last: time passes, in which whatever else killed
+            # the engine goes by.
+            most = (len(dead) + 1) // 2 if kills else 1
+            if not kills and self._first_kill(dead):
+                most = len(dead)
+            self._pools.insert(
+                0 if alone else len(self._pools), _Pool(dead, most=most, kills=kills)
+            )
+        if not self._turn:
+            self._next_turn()
+        self._wake()
+
+    def _first_kill(self, dead: list[Visit]) -> bool:
+        """Whether somebody may have killed the engine, and nothing has gone wrong but that."""
+        records = self._records
+        return len(records) == len(dead) and all(
+            (record := records.get(visit.digest)) is not None
+            and record.killed
+            and record.deaths == 1
+            for visit in dead
+        )
+
+    def _leave_behind(self, dead: list[Visit]) -> None:
+        """An engine of several processes died in part: requests that go on in it hold nobody up."""
+        if self._dead is dead and dead:
+            for visit in self._inside:
+                visit.trusted = True
+            self._regroup()
+
+    def _trust(self, visit: Visit) -> None:
+        visit.trusted = True
+        self.forget(visit)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+def digest_of(asked: Any) -> bytes:
+    """16 bytes that name what is asked of an engine, whoever asks and however answers travel."""
+    if isinstance(asked, msgspec.Struct):
+        neutral = {
+            name: value for name, value in _NOT_ASKED.items() if name in asked.__struct_fields__
+        }
+        asked = (type(asked).__name__, msgspec.structs.replace(asked, **neutral))
+    try:
+        content = _encode(asked)
+    except Exception:  # numbers and texts that have no encoding
+        content = repr(asked).encode(errors="backslashreplace")
+    return blake2b(content, digest_size=16).digest()
+
+
+_encode = msgspec.msgpack.Encoder(order="deterministic", enc_hook=repr).encode

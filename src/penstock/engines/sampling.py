@@ -1,0 +1,318 @@
+"""Sampling parameters, whatever the engine: their checks, default seeds, and stop strings.
+
+The checks come before an engine sees a request: some engines accept nonsense in silence.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TypeVar
+
+import msgspec
+
+from penstock.engines.base import Capabilities
+from penstock.errors import ContextLengthError, RequestError, UnsupportedError
+from penstock.parsing.json_errors import json_fault
+from penstock.parsing.text import is_too_deep
+from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
+
+MAX_N = 128
+MAX_STOPS, LONGEST_STOP = 128, 4096
+"""Stop strings of a request, and the characters of each: all are looked for at every token."""
+LONGEST_CONSTRAINT = 262_144
+"""Characters of a JSON schema or a regular expression."""
+_CHECKED_REGEX = 10_000
+_DEEPEST_SCHEMA = 200
+LEAST = 2.0**-126
+"""The smallest number that a 32-bit float holds in full: engines count with these, and make 0 of
+what is far below.
+"""
+_LIMITS: dict[str, tuple[float, float, str]] = {
+    "temperature": (0.0, 2.0, "between 0 and 2"),
+    "min_p": (0.0, 1.0, "between 0 and 1"),
+    "presence_penalty": (-2.0, 2.0, "between -2 and 2"),
+    "frequency_penalty": (-2.0, 2.0, "between -2 and 2"),
+    # Beyond these, products with a model's logits leave the range of a 32-bit float, and its
+    # answers are noise.
+    "repetition_penalty": (1e-6, 1e6, "between 1e-06 and 1e+06"),
+    "top_p": (LEAST, 1.0, f"above 0 (at least {LEAST:.3g}) and at most 1"),
+}
+_WHOLE = ("max_tokens", "min_tokens", "top_k", "seed", "logprobs")
+
+
+def check_sampling(sampling: Sampling, n: int, capabilities: Capabilities, engine: str) -> None:
+    """Raise `RequestError` for a value out of range, `UnsupportedError` for a missing ability."""
+    for name, (low, high, rule) in _LIMITS.items():
+        value = getattr(sampling, name)
+        if (
+            not isinstance(value, (float, int))
+            or isinstance(value, bool)
+            or not low <= value <= high
+        ):
+            raise _out_of_range(name, value, rule)
+    if 0.0 < sampling.temperature < LEAST:
+        raise _out_of_range(
+            "temperature", sampling.temperature, f"0 (greedy) or at least {LEAST:.3g}"
+        )
+    for name in _WHOLE:
+        whole = getattr(sampling, name)
+        if whole is not None and (type(whole) is not int or not -(2**63) <= whole < 2**63):
+            raise _out_of_range(name, whole, "a whole number of at most 64 bits")
+    if sampling.top_k < -1:
+        raise _out_of_range("top_k", sampling.top_k, "-1 or 0 (off) or positive")
+    if sampling.max_tokens is not None and sampling.max_tokens < 1:
+        raise _out_of_range("max_tokens", sampling.max_tokens, "at least 1")
+    if sampling.min_tokens < 0 or (
+        sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens
+    ):
+        raise _out_of_range("min_tokens", sampling.min_tokens, "at least 0 and at most max_tokens")
+    if not 1 <= n <= MAX_N:
+        raise _out_of_range("n", n, f"between 1 and {MAX_N}")
+    if sampling.stop:
+        _check_stops(sampling.stop)
+    if sampling.stop_token_ids and not all(
+        type(i) is int and 0 <= i < 2**31 for i in sampling.stop_token_ids
+    ):
+        raise RequestError(
+            "stop_token_ids must be token ids: whole numbers from 0", param="stop_token_ids"
+        )
+    if sampling.logprobs is not None:
+        _check_logprobs(sampling, capabilities, engine)
+    if sampling.prompt_logprobs is not None:
+        _check_prompt_logprobs(sampling.prompt_logprobs, capabilities, engine)
+    _check_bias(sampling, capabilities, engine)
+    if sampling.structured is not None:
+        _check_structured(sampling.structured, capabilities, engine)
+
+
+def check_token_ids(token_ids: Sequence[int], param: str) -> None:
+    """Raise `RequestError` unless all can be token ids of some model."""
+    if not {int}.issuperset(map(type, token_ids)):  # not True either
+        raise RequestError("token ids must be whole numbers", param=param)
+    check_id_range(token_ids, 2**31, param)
+
+
+def check_id_range(token_ids: Sequence[int], vocabulary: int, param: str) -> None:
+    """Raise `RequestError` unless all are ids of a vocabulary."""
+    if token_ids and not 0 <= min(token_ids) <= max(token_ids) < vocabulary:
+        raise RequestError(f"token ids must be from 0 to {vocabulary - 1}", param=param)
+
+
+def most_new_tokens(prompt_tokens: int, max_tokens: int | None, context_length: int) -> int:
+    """How many tokens an answer may have. Raises `RequestError` for an empty prompt, and
+    `ContextLengthError` where the context is too small for what is asked.
+    """
+    room = context_length - prompt_tokens
+    if not prompt_tokens:
+        raise RequestError("the prompt is empty", param="prompt")
+    if room < 1 or (max_tokens or 0) > room:
+        raise ContextLengthError(
+            f"this model's context is {context_length} tokens; the prompt has {prompt_tokens}"
+            f" and {max_tokens or 1} more were asked for",
+            param="messages",
+        )
+    return min(max_tokens or room, room)
+
+
+def _check_stops(stops: tuple[str, ...]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise RequestError(
+            f"at most {MAX_STOPS} stop strings may be given, not {len(stops)}", param="stop"
+        )
+    if not all(type(stop) is str and stop for stop in stops):
+        raise RequestError("stop strings must be texts, and not empty", param="stop")
+    if max(map(len, stops)) > LONGEST_STOP:
+        raise RequestError(
+            f"stop strings must have at most {LONGEST_STOP} characters", param="stop"
+        )
+
+
+def _check_logprobs(sampling: Sampling, capabilities: Capabilities, engine: str) -> None:
+    wanted = sampling.logprobs or 0
+    if wanted < 0:
+        raise _out_of_range("top_logprobs", wanted, "at least 0")
+    if capabilities.max_top_logprobs < 0:
+        raise UnsupportedError(
+            f"the {engine} engine does not give log probabilities", param="logprobs"
+        )
+    # Under greedy decoding the chosen token is the most likely one, so one top entry needs nothing
+    # from the engine.
+    most = max(capabilities.max_top_logprobs, 1 if sampling.temperature == 0 else 0)
+    if wanted > most:
+        raise UnsupportedError(
+            f"the {engine} engine gives at most {most} top_logprobs here, {wanted} were asked for",
+            param="top_logprobs",
+        )
+
+
+def _check_prompt_logprobs(wanted: int, capabilities: Capabilities, engine: str) -> None:
+    if not capabilities.prompt_logprobs:
+        raise UnsupportedError(
+            f"the {engine} engine gives no log probabilities of prompts", param="prompt_logprobs"
+        )
+    if not 0 <= wanted <= capabilities.max_top_logprobs:
+        rule = f"between 0 and {capabilities.max_top_logprobs}"
+        raise _out_of_range("prompt_logprobs", wanted, rule)
+
+
+def _check_bias(sampling: Sampling, capabilities: Capabilities, engine: str) -> None:
+    for name in ("logit_bias", "allowed_token_ids", "bad_words"):
+        if getattr(sampling, name) and not capabilities.logit_bias:
+            raise UnsupportedError(f"the {engine} engine takes no {name}", param=name)
+    if not all(type(i) is int and 0 <= i < 2**31 for i, _ in sampling.logit_bias):
+        raise RequestError("logit_bias must name token ids", param="logit_bias")
+    if not all(-100.0 <= value <= 100.0 for _, value in sampling.logit_bias):
+        raise RequestError("the values of logit_bias go from -100 to 100", param="logit_bias")
+    if sampling.allowed_token_ids:
+        check_token_ids(sampling.allowed_token_ids, "allowed_token_ids")
+    if not all(type(word) is str and word for word in sampling.bad_words):
+        raise RequestError("bad_words must be texts, and not empty", param="bad_words")
+
+
+def _check_structured(
+    structured: StructuredOutput, capabilities: Capabilities, engine: str
+) -> None:
+    if structured.kind not in capabilities.structured:
+        raise UnsupportedError(
+            f"the {engine} engine does not support {structured.kind} output", param=structured.param
+        )
+    if len(structured.spec) > LONGEST_CONSTRAINT:
+        raise RequestError(
+            f"the constraint has {len(structured.spec):,} characters; {LONGEST_CONSTRAINT:,} are"
+            " taken",
+            param=structured.param,
+        )
+    try:
+        match structured.kind:
+            case "regex":
+                check_regex(structured.spec)
+            case "json_schema":
+                check_json_schema(structured.spec)
+    except RequestError as error:
+        raise RequestError(str(error), param=structured.param) from None
+
+
+def check_regex(pattern: str) -> None:
+    """Raise `RequestError` if the text is no regular expression. Long ones, which take time, are
+    left to the engine.
+    """
+    if len(pattern) > _CHECKED_REGEX:
+        return
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        place = getattr(error, "pos", None)
+        where = "" if place is None else f": see character {place + 1}"
+        raise RequestError(
+            f"not a valid regular expression{where}", param="response_format"
+        ) from None
+
+
+def check_json_schema(spec: str) -> None:
+    """Raise `RequestError` if the text is not a valid JSON Schema."""
+    import jsonschema_rs  # only where a schema is given
+
+    try:
+        schema = json.loads(spec)
+    except RecursionError:
+        raise RequestError("the JSON schema is nested too deep", param="response_format") from None
+    except ValueError:
+        raise RequestError(
+            f"the JSON schema is not valid JSON: {json_fault(spec)}", param="response_format"
+        ) from None
+    if not isinstance(schema, (dict, bool)):
+        raise RequestError("the JSON schema must be an object", param="response_format")
+    if is_too_deep(schema, _DEEPEST_SCHEMA):
+        raise RequestError("the JSON schema is nested too deep", param="response_format")
+    try:
+        jsonschema_rs.meta.validate(schema)
+    except jsonschema_rs.ValidationError as error:
+        where = ".".join(map(str, error.instance_path)) or "its top level"
+        raise RequestError(
+            f"the JSON schema is not valid at {where}", param="response_format"
+        ) from None
+    except Exception:  # of what it names in '$schema'
+        raise RequestError(
+            "the JSON schema's '$schema' is no draft of JSON Schema that is known here",
+            param="response_format",
+        ) from None
+
+
+def _out_of_range(name: str, value: object, rule: str) -> RequestError:
+    try:
+        written = str(value)
+    except ValueError:  # Python writes no numbers of thousands of digits
+        written = "a number of thousands of digits"
+    return RequestError(f"{name} must be {rule}, not {written}", param=name)
+
+
+Request = TypeVar("Request", ChatRequest, CompletionRequest)
+
+
+def with_seed(request: Request) -> Request:
+    """The request with a seed, so that asked again it is answered the same.
+
+    The seed depends on the messages or the prompt and on the adapter: equal requests get equal
+    answers, and other limits or log probabilities do not change them.
+    """
+    if request.sampling.is_deterministic:
+        return request
+    asked = getattr(request, "messages", None) or getattr(request, "prompt", None)
+    try:
+        content = msgspec.msgpack.encode((asked, request.adapter))
+    except (ValueError, TypeError, OverflowError):  # lone surrogates and the like
+        content = repr((asked, request.adapter)).encode(errors="backslashreplace")
+    seed = int.from_bytes(blake2b(content, digest_size=4).digest(), "big") >> 1
+    sampling = msgspec.structs.replace(request.sampling, seed=seed)
+    return msgspec.structs.replace(request, sampling=sampling)
+
+
+class StopStrings:
+    """Feed it the text as it is generated; it returns what may be shown.
+
+    Text that could be the beginning of a stop string is held back until it is decided. Once
+    `stopped`, nothing more comes, and `found` is the stop string that came first.
+    """
+
+    def __init__(self, stop: tuple[str, ...]) -> None:
+        self._stop = stop
+        self._held = ""
+        self.found: str | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self.found is not None
+
+    def push(self, text: str) -> str:
+        """Add new text; returns the part that is safe to show."""
+        if not self._stop:
+            return text
+        if self.stopped:
+            return ""
+        text = self._held + text
+        cut, first = min(
+            ((at, s) for s in self._stop if (at := text.find(s)) >= 0), default=(-1, "")
+        )
+        if cut >= 0:
+            self.found = first
+            self._held = ""
+            return text[:cut]
+        keep = max(_overlap(text, s) for s in self._stop)
+        shown = text[: len(text) - keep]
+        self._held = text[len(shown) :]
+        return shown
+
+    def flush(self) -> str:
+        """What is still held back, at the end of the generation."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a beginning of `stop`, shorter than the whole."""
+    sizes = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((size for size in sizes if text.endswith(stop[:size])), 0)

@@ -1,1 +1,0 @@
-"""Keeping engines alive: starts, restarts, and requests that kill them."""

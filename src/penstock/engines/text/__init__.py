@@ -1,1 +1,0 @@
-"""What engines that work on text and tokens share: templates, checks, stop strings."""

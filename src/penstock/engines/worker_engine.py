@@ -1,0 +1,337 @@
+"""The parent's side of an engine whose model runs in a worker process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from abc import abstractmethod
+from itertools import count
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from penstock.engines.chat_template import ChatTemplate
+from penstock.engines.model_files import adapter_rank
+from penstock.engines.process import (
+    Abort,
+    Call,
+    EngineProcess,
+    Failed,
+    Ready,
+    Reply,
+    Step,
+    Submit,
+    decode_to_parent,
+    encode,
+)
+from penstock.engines.tasks import Batches, Mailbox
+from penstock.engines.token_engine import GenerateRequest, TokenEngine
+from penstock.errors import (
+    EngineDeadError,
+    EngineStartError,
+    ModelNotFoundError,
+    RequestError,
+    by_kind,
+    told,
+)
+from penstock.types import Embeddings, StructuredOutput
+
+LOOK_SECONDS = 10.0
+LOOKS = 6
+"""After so many in a row a process that should work, and sleeps, is taken to hang."""
+
+STARTS = 3
+"""How often a process is started that ends while it loads: somebody may have killed it."""
+
+_log = logging.getLogger(__name__)
+
+
+class WorkerEngine(TokenEngine):
+    """An engine in front of the process `python -m WORKER`, which speaks
+    `penstock.engines.process`.
+
+    The worker has the methods `ping`, `tokenize`, `detokenize`, `embed`, `add_adapter`,
+    `remove_adapter`, `metrics` and `reset_prefix_cache`, as far as its model has the abilities.
+    """
+
+    worker: ClassVar[str]
+    operations: ClassVar[frozenset[str]] = frozenset({"reset_prefix_cache"})
+
+    def __init__(self, model_source: str, **kwargs: Any) -> None:
+        super().__init__(model_source, **kwargs)
+        self._process: EngineProcess | None = None
+        self._changing = asyncio.Lock()
+        self._watching: asyncio.Task[None] | None = None
+        self._ids = count(1)
+        self._mailboxes: dict[int, Mailbox] = {}
+        self._calls: dict[int, asyncio.Future[Any]] = {}
+        self._why_dead = f"the {self.name} engine is not running"
+        self._answered_at = float("-inf")
+
+    # Life
+    @abstractmethod
+    async def _load_message(self) -> msgspec.Struct:
+        """The worker's first message: what to load. Raises `EngineStartError`."""
+
+    @property
+    def watched(self) -> bool:
+        """Whether a process that sleeps while requests wait hangs, and is to be ended: one that
+        works on another device than the CPU may just wait for that.
+        """
+        return False
+
+    async def start(self) -> None:
+        async with self._changing:  # who comes second finds it running, and not on its way
+            for left in reversed(range(STARTS)):
+                if self._process is not None:
+                    return
+                try:
+                    await self._start()
+                except EngineDeadError as error:
+                    if not left or not error.suspects:  # or it was stopped
+                        raise EngineStartError(
+                            f"'{self.model_source}' could not be loaded"
+                            f"{'' if left else f' in {STARTS} tries'}: {error}"
+                        ) from None
+                    _log.warning(
+                        "'%s': %s while it loaded; it is started again", self.model_source, error
+                    )
+
+    async def _start(self) -> None:
+        load = await self._load_message()
+        process = EngineProcess(
+            self.worker, self._on_message, lambda why: self._on_death(process, why)
+        )
+        ready = self._calls[0] = asyncio.get_running_loop().create_future()
+        await process.start()
+        self._process = process
+        self.loop = asyncio.get_running_loop()
+        try:
+            process.send(encode(load))
+            answer: Ready = await ready
+            self.capabilities = answer.capabilities
+            self.template = ChatTemplate(answer.chat_template, answer.special_tokens)
+            for name, path in self.adapters.items():
+                await self._add_adapter(name, path)
+            if self._watching is not None:
+                self._watching.cancel()  # that of a process that died
+            if self.watched and process.pid is not None:
+                self._watching = asyncio.create_task(self._watch(process, process.pid))
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        process, self._process = self._process, None
+        self.loop = None
+        watching, self._watching = self._watching, None
+        if watching is not None:
+            watching.cancel()
+        if process is not None:
+            self._fail_all(suspects=False)
+            await process.stop()
+
+    async def check_health(self) -> None:
+        await self._call("ping")
+
+    async def _watch(self, process: EngineProcess, pid: int) -> None:
+        watch = StuckWatch(pid, LOOKS)
+        while self._process is process:
+            await asyncio.sleep(LOOK_SECONDS)
+            if not self._mailboxes and not self._calls:
+                watch.forget()
+            elif watch.is_stuck() and self._process is process:
+                why = (
+                    f"the engine process hung: it slept for {LOOKS * LOOK_SECONDS:g} s while"
+                    " requests waited"
+                )
+                _log.error("%s; it is ended", why)
+                self._on_death(process, why)
+                process.kill()
+                await process.stop()
+
+    # Requests
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since a request was last under way in the process; 0 while one is."""
+        return 0.0 if self._mailboxes or self._calls else time.monotonic() - self._answered_at
+
+    async def continue_prompt(self, request: GenerateRequest) -> Batches:
+        sampling = request.sampling
+        if sampling.structured is not None:
+            sampling = msgspec.structs.replace(
+                sampling, structured=await self._constraint(sampling.structured)
+            )
+        number = next(self._ids)
+        mailbox = self._mailboxes[number] = Mailbox()
+        finished = False
+        try:
+            self._send(
+                Submit(
+                    number,
+                    request.prompt,
+                    sampling,
+                    request.adapter,
+                    request.stream,
+                    request.special_tokens,
+                )
+            )
+            while not finished:
+                batch = await mailbox.take()
+                finished = batch[-1].finish_reason is not None
+                yield batch
+        finally:
+            del self._mailboxes[number]
+            self._answered_at = time.monotonic()
+            if not finished and not mailbox.failed and self._process is not None:
+                self._send(Abort(number))
+
+    async def _constraint(self, structured: StructuredOutput) -> StructuredOutput:
+        """A constraint as the worker takes it. Raises `RequestError` for a dangerous one."""
+        return structured
+
+    async def answer(self, task: str, request: Any) -> Any:
+        match task:
+            case "embeddings":
+                self._check_task(task)
+                return msgspec.convert(
+                    await self._call("embed", request.inputs, request.dimensions), Embeddings
+                )
+            case "tokenize" | "detokenize":
+                return await self._call(task, request)
+        return await super().answer(task, request)
+
+    async def control(self, operation: str, **options: Any) -> Any:
+        if operation == "reset_prefix_cache":
+            return await self._call(operation)
+        return await super().control(operation, **options)
+
+    # Adapters
+    async def resolve_lora(self, name: str, path: str) -> None:
+        adapter_rank(name, path)
+        await self._add_adapter(name, path)
+        self.adapters[name] = path
+
+    async def _add_adapter(self, name: str, path: str) -> None:
+        await self._call("add_adapter", name, os.path.abspath(path))  # noqa: ASYNC240 (no disk)
+
+    async def remove_lora(self, name: str) -> None:
+        if self.adapters.pop(name, None) is None:
+            raise ModelNotFoundError(f"no adapter '{name}' is loaded", param="model")
+        await self._call("remove_adapter", name)
+
+    async def metrics(self) -> dict[str, float]:
+        return dict(await self._call("metrics"))
+
+    # Messages
+    def _send(self, message: msgspec.Struct) -> None:
+        if self._process is None:
+            raise EngineDeadError(self._why_dead, suspects=False)
+        try:
+            data = encode(message)
+        except (
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # lone surrogates, integers of more than 64 bits
+            raise RequestError(
+                f"the request holds a value that cannot be sent to the engine: {told(error)}"
+            ) from None
+        self._process.send(data)
+
+    async def _call(self, method: str, *args: Any) -> Any:
+        number = next(self._ids)
+        future = self._calls[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send(Call(number, method, list(args)))
+            return await future
+        finally:
+            self._calls.pop(number, None)
+
+    def _on_message(self, data: bytes) -> None:
+        mailboxes = self._mailboxes
+        match message := decode_to_parent(data):
+            case Step():
+                for number, delta in message.deltas:
+                    if (mailbox := mailboxes.get(number)) is not None:
+                        mailbox.put(delta)
+            case Failed():
+                error = by_kind(message.kind, message.message)
+                if (mailbox := mailboxes.get(message.id)) is not None:
+                    mailbox.fail(error)
+                else:
+                    self._settle(message.id, error=error)
+            case Reply():
+                self._settle(message.id, value=message.value)
+            case Ready():
+                self._settle(0, value=message)
+
+    def _settle(self, number: int, *, value: Any = None, error: Exception | None = None) -> None:
+        future = self._calls.pop(number, None)
+        if future is None or future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def _on_death(self, process: EngineProcess, why: str) -> None:
+        if self._process is process:  # else it was stopped, and another may run already
+            self._why_dead = why
+            self._process = None
+            self.loop = None
+            self._fail_all(killed=process.killed)
+
+    def _fail_all(self, **about: bool) -> None:
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(EngineDeadError(self._why_dead, **about))
+        for number in list(self._calls):
+            self._settle(number, error=EngineDeadError(self._why_dead, **about))
+
+
+_STATE, _USER_TICKS, _SYSTEM_TICKS = 0, 11, 12
+"""Places in /proc/PID/stat behind the name."""
+
+
+class StuckWatch:
+    """Watches one process. Ask it at intervals, while the process should be at work.
+
+    One that waits for the CPU is ready to run, one that computes uses CPU time, one that waits for
+    a disk says so. When so many `looks` in a row find all its threads asleep, and none has used any
+    time, it waits for what nobody will bring.
+    """
+
+    def __init__(self, pid: int, looks: int) -> None:
+        self._pid = pid
+        self._looks = looks
+        self._ticks: int | None = None
+        self._alike = 0
+
+    def is_stuck(self) -> bool:
+        """Whether it has been asleep all the while, as far as that can be seen here."""
+        ticks = _ticks_if_asleep(self._pid)
+        self._alike = self._alike + 1 if ticks is not None and ticks == self._ticks else 0
+        self._ticks = ticks
+        return self._alike >= self._looks
+
+    def forget(self) -> None:
+        """It has nothing to do: begin anew."""
+        self._ticks = None
+
+
+def _ticks_if_asleep(pid: int) -> int | None:
+    """The CPU time of a process in ticks if all its threads sleep; None if not, or if unknown."""
+    try:
+        total = 0
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            stat = Path(f"/proc/{pid}/task/{thread}/stat").read_bytes()
+            fields = stat.rpartition(b")")[2].split()
+            if fields[_STATE] != b"S":
+                return None
+            total += int(fields[_USER_TICKS]) + int(fields[_SYSTEM_TICKS])
+        return total
+    except (OSError, IndexError, ValueError):
+        return None

@@ -1,0 +1,76 @@
+import pytest
+
+from penstock.batch.read import open_source
+from penstock.batch.read.sources import AsyncRows
+from penstock.errors import InputError
+
+
+async def test_rows_come_one_by_one_and_none_is_lost():
+    taken = []
+
+    def generate():
+        for number in range(5):
+            taken.append(number)
+            yield {"n": number}
+
+    source = await open_source(generate())
+    assert taken == [0]
+    assert source.columns == ("n",)
+    batches = source.batches()
+    assert next(batches)[0].values == {"n": 0}
+    assert taken == [0]
+    assert [batch[0].index for batch in batches] == [1, 2, 3, 4]
+
+
+async def test_lists_know_their_length_and_can_be_begun_anywhere():
+    source = await open_source([{"n": n} for n in range(5)])
+    assert source.rows == 5
+    found = [(row.index, row.values) for batch in source.batches(3) for row in batch]
+    assert found == [(3, {"n": 3}), (4, {"n": 4})]
+
+
+async def test_a_row_that_is_no_dict_is_a_faulty_row():
+    source = await open_source([{"n": 0}, "text"])
+    assert [row.fault for batch in source.batches() for row in batch] == [
+        None,
+        "row 1: a str, not a dict",
+    ]
+
+
+async def test_asynchronous_rows():
+    async def generate():
+        for number in range(4):
+            yield {"n": number}
+
+    source = await open_source(generate())
+    assert isinstance(source, AsyncRows)
+    assert source.first == {"n": 0}
+    assert [batch[0].values async for batch in source.arrive(1)] == [{"n": 1}, {"n": 2}, {"n": 3}]
+
+
+async def test_an_error_in_the_callers_code_says_so():
+    def generate():
+        yield {"n": 0}
+        raise KeyError("lost")
+
+    source = await open_source(generate())
+    with pytest.raises(InputError, match=r"reading the rows failed: KeyError: 'lost'"):
+        list(source.batches())
+
+
+@pytest.mark.parametrize("thing", [{"a": 1}, b"bytes", 7])
+async def test_what_is_no_data_set(thing):
+    with pytest.raises(InputError, match="is no data set"):
+        await open_source(thing)
+
+
+async def test_rows_that_are_too_deep_are_bad_rows():
+    deep: list[object] = []
+    for _ in range(5000):
+        deep = [deep]
+    circle: dict[str, object] = {"a": 1}
+    circle["b"] = circle
+    source = await open_source([{"a": 1}, {"a": deep}, circle, {"a": [[2]]}])
+    found = [row for batch in source.batches() for row in batch]
+    assert [row.values for row in found] == [{"a": 1}, None, None, {"a": [[2]]}]
+    assert found[1].fault == "row 1: it is nested more than 256 deep"

@@ -1,0 +1,238 @@
+import json
+import re
+
+import jsonschema_rs
+import pytest
+
+from penstock.engines.openvino.constraints.json_grammar import json_grammar
+from penstock.errors import RequestError
+
+NODE = {
+    "type": "object",
+    "properties": {
+        "v": {"type": "integer"},
+        "next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]},
+    },
+    "required": ["v", "next"],
+}
+SCHEMAS = [
+    {
+        "type": "object",
+        "properties": {"a": {"type": "string", "maxLength": 5}, "b": {"type": "integer"}},
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"type": ["string", "null"], "maxLength": 4}},
+        "required": ["a"],
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"type": "boolean"}},
+        "additionalProperties": {"enum": [1, 2]},
+    },
+    {
+        "type": "object",
+        "patternProperties": {"^x_[a-z]{1,3}$": {"type": "number"}},
+        "properties": {"y": {"const": 1}},
+    },
+    {
+        "type": "object",
+        "propertyNames": {"pattern": "^[A-Z]{2,4}$"},
+        "additionalProperties": {"type": "boolean"},
+    },
+    {
+        "type": "object",
+        "minProperties": 2,
+        "maxProperties": 3,
+        "properties": {k: {"const": k} for k in "abcde"},
+    },
+    {
+        "type": "object",
+        "required": ["z"],
+        "additionalProperties": {"type": "integer"},
+        "maxProperties": 1,
+    },
+    {
+        "type": "object",
+        "properties": {
+            "sp ace": {"type": "null"},
+            'q"uote': {"type": "null"},
+            "éA": {"type": "null"},
+        },
+    },
+    {"enum": ["éA", "ÿ0é1"]},
+    {"properties": {"a": False, "b": {"type": "integer"}}, "type": "object"},
+    {
+        "type": "array",
+        "items": {"type": "integer", "minimum": -3, "maximum": 17},
+        "minItems": 2,
+        "maxItems": 5,
+    },
+    {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": False},
+    {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        **{
+            "type": "array",
+            "items": [{"type": "boolean"}],
+            "additionalItems": {"type": "null"},
+            "maxItems": 3,
+        },
+    },
+    {"type": "array", "items": {"type": "boolean"}, "maxItems": 0},
+    {"type": "number", "minimum": -1.5, "maximum": 2.25},
+    {"type": "number", "exclusiveMinimum": 0.1, "exclusiveMaximum": 0.3},
+    {"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 20},
+    {"type": "integer", "exclusiveMinimum": -12345, "maximum": 98765},
+    {"enum": ['a"b', "c\\d", "e\nf", 1, 1.5, None, True, {"k": [1, 2]}, "ü"]},
+    {"type": "string", "enum": ["x", 1, "yy"]},
+    {"type": "string", "minLength": 3, "maxLength": 6},
+    {"type": "string", "minLength": 150, "maxLength": 170},
+    {"type": "string", "pattern": "^(foo|ba[rz])-[0-9]{2,3}$"},
+    {"type": "string", "pattern": "^[a-c]+$", "maxLength": 4},
+    {"type": "string", "pattern": '["\\\\\n]{3}'},
+    {"type": "string", "format": "uuid", "maxLength": 36},
+    {"type": "string", "format": "ipv4", "minLength": 1, "maxLength": 200},
+    *[{"type": "string", "format": "email", "maxLength": most} for most in (5, 30, 254)],
+    {"type": "string", "format": "uri", "minLength": 5, "maxLength": 20},
+    {
+        "type": "object",
+        "properties": {f"p{n}": {"type": "null"} for n in range(9)},
+        "required": ["p2", "p7"],
+    },
+    {"enum": [f"{'x' * (n % 3)}value {n // 2 * 7}" for n in range(40)] + ["x", "", "\x01a", 'q"']},
+    *[
+        {"type": "string", "format": name}
+        for name in ("date", "time", "date-time", "uuid", "ipv4", "ipv6", "hostname")
+    ],
+    {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "integer"}]},
+    {
+        "oneOf": [
+            {
+                "type": "object",
+                "properties": {"k": {"const": name}, name: {"type": "integer"}},
+                "required": ["k", name],
+            }
+            for name in "ab"
+        ]
+    },
+    {
+        "allOf": [
+            {
+                "type": "object",
+                "properties": {"a": {"type": "integer", "minimum": 3}},
+                "required": ["a"],
+            },
+            {"properties": {"a": {"maximum": 6}, "b": {"type": "null"}}, "required": ["b"]},
+        ]
+    },
+    {
+        "type": "object",
+        "properties": {"a": {"type": "null"}},
+        "anyOf": [{"required": ["a"]}, {"required": ["b"]}],
+    },
+    {"$defs": {"n": NODE}, "$ref": "#/$defs/n"},
+    {
+        "type": "object",
+        "properties": {"kids": {"type": "array", "items": {"$ref": "#"}, "maxItems": 2}},
+    },
+    {"anyOf": [{"$ref": "#"}, {"type": "null"}]},
+]
+
+
+def without_strings(text):
+    return re.sub(r'"(\\.|[^"\\])*"', "", text)
+
+
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: json.dumps(schema)[:60])
+def test_what_the_grammar_allows_fits_the_schema_and_has_no_white_space(writer, schema):
+    texts = writer.texts(json_grammar(schema))
+    assert texts
+    fits = jsonschema_rs.validator_for(schema, validate_formats=True)
+    for text in texts:
+        assert fits.is_valid(json.loads(text)), text
+        assert not re.search(r"\s", without_strings(text)), text
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"),
+    [
+        ({"type": "array", "uniqueItems": True}, "uniqueItems"),
+        ({"not": {"type": "null"}}, "'not'"),
+        ({"type": "integer", "multipleOf": 7}, "multipleOf"),
+        ({"if": {"type": "string"}, "then": {"maxLength": 3}}, "'if'"),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "oneOf"),
+        ({"allOf": [{"pattern": "a"}, {"pattern": "b"}], "type": "string"}, "'pattern'"),
+        (
+            {"type": "string", "pattern": r"^\w+ \w+$", "maxLength": 9},
+            "'pattern' together with a length",
+        ),
+        ({"type": "string", "format": "date", "maxLength": 9}, "format 'date' and a 'maxLength'"),
+        (
+            {"type": "string", "format": "email", "minLength": 50},
+            "format 'email' and a 'minLength'",
+        ),
+        ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
+        ({"$ref": "https://example.org/schema"}, "leads out of the schema"),
+        ({"$ref": "#/$defs/none"}, "leads nowhere"),
+        ({"$ref": "#"}, "no value fits"),
+        (
+            {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]},
+            "no value fits",
+        ),
+        (False, "no value fits"),
+        ({"type": "integer", "minimum": 3, "maximum": 2}, "no value fits"),
+        (
+            {
+                "type": "object",
+                "properties": {"x1": {"type": "null"}},
+                "patternProperties": {"^x": {}, "1$": True},
+            },
+            "",
+        ),
+    ],
+    ids=str,
+)
+def test_what_no_grammar_holds_is_refused_by_name(schema, told):
+    with pytest.raises(RequestError) as refused:
+        json_grammar(schema)
+    assert told in str(refused.value)
+
+
+def test_what_is_checked_later_may_be_left_to_that(writer):
+    schema = {
+        "type": "array",
+        "items": {"type": "boolean"},
+        "uniqueItems": True,
+        "minItems": 1,
+        "maxItems": 3,
+    }
+    assert writer.texts(json_grammar(schema, checked=True))
+
+
+def nested(depth):
+    schema: dict[str, object] = {}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(5000)}},
+        {"enum": [f"value {n}" for n in range(50_000)]},
+        {"type": "string", "pattern": "^([a-z]{1,300} ){1,300}$"},
+        {"type": "string", "minLength": 5_000_000},
+        {
+            "anyOf": [
+                {"type": "object", "properties": {f"tool{n}": {"type": "object"}}}
+                for n in range(10_000)
+            ]
+        },
+        nested(200),
+    ],
+    ids=["properties", "enum", "pattern", "minLength", "tools", "depth"],
+)
+def test_what_is_too_large_is_refused(schema):
+    with pytest.raises(RequestError, match="the constraint is too large"):
+        json_grammar(schema)
