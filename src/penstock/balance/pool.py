@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from penstock.balance.policies.base import ANYWHERE, RouteRequest, RoutingPolicy
-from penstock.balance.policies.prefix_tree import byte_blocks
+from penstock.balance.policies.prefix import byte_blocks
 from penstock.types import ChatRequest, CompletionRequest
 
 
