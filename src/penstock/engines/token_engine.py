@@ -21,8 +21,7 @@ from penstock.engines.text.chat_template import ChatTemplate
 from penstock.engines.text.default_seed import with_seed
 from penstock.engines.text.sampling_checks import check_sampling, check_token_ids
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
-from penstock.openai.tool_calls import ToolCallReader
-from penstock.openai.tools import call_constraint, check_tools
+from penstock.openai.tools import ToolCallReader, call_constraint, check_tools
 from penstock.types import ChatRequest, CompletionRequest, Delta, Message, Sampling
 
 MEDIA = ("image", "audio", "video", "file")
