@@ -1,5 +1,5 @@
-"""OpenAI's Responses API (https://platform.openai.com/docs/api-reference/responses): a body becomes a
-chat request; the finished object or a stream of events goes back.
+"""OpenAI's Responses API: a body becomes a chat request; the finished object or a stream of events
+goes back (https://platform.openai.com/docs/api-reference/responses).
 
 The server stores nothing between requests, so a reference to an earlier response is refused.
 """

@@ -24,9 +24,9 @@ from penstock.errors import (
     PenstockError,
     UpstreamError,
 )
-from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
+from penstock.http.client import HttpClient, Timeouts
 from penstock.http.complaints import error_inside
-from penstock.http.headers import Headers, bearer
+from penstock.http.endpoint import Endpoint, Headers, bearer, endpoint
 from penstock.http.retries import is_throttling
 
 LATELY_S = 1.0
