@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.plain_table import plain_table
-from penstock.cli.process import interruptible
+from penstock.cli.process import interruptible, plain_table
 
 if TYPE_CHECKING:
     from penstock.batch.job.result import RunResult

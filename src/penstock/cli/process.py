@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
@@ -70,7 +70,7 @@ def _code_of_command() -> int | str | None:
 
 
 def _say_usage(error: click.UsageError) -> None:
-    from penstock.cli.usage_errors import usage_fault
+    from penstock.cli.commands import usage_fault
 
     if error.ctx is not None and len(sys.argv) == 1:
         say(error.ctx.get_help())
@@ -120,3 +120,13 @@ def _drop_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.close(null)
+
+
+def plain_table(rows: Iterable[Sequence[str]]) -> str:
+    """The rows as lines, each column as wide as its widest cell. The first row is the head."""
+    table = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import env
-from penstock.cli.job_options import json_object
-from penstock.cli.plain_table import plain_table
-from penstock.cli.process import interruptible
+from penstock.cli.process import interruptible, plain_table
+from penstock.cli.run import json_object
 from penstock.stderr import say
 
 if TYPE_CHECKING:
