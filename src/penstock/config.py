@@ -16,7 +16,7 @@ import msgspec.structs
 
 from penstock import lazy
 from penstock.errors import ConfigError, nearest
-from penstock.parsing.text import TOO_DEEP, decode_text, is_too_deep, read_file
+from penstock.parsing import TOO_DEEP, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -53,7 +53,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError:
-        from penstock.parsing.validation import mismatch  # imported only for an error
+        from penstock.validation import mismatch  # imported only for an error
 
         place, why, value, choices = mismatch(options, given)
         field = _dotted_path(where, place)

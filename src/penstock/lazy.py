@@ -1,5 +1,5 @@
-"""Lazy exports for package faces, and the one place that distinguishes a missing extra from
-a broken install.
+"""Lazy exports for package faces, optional packages, runtimes. The one place that distinguishes a
+missing extra from a broken install.
 
 A face (an `__init__.py`) lists its names twice, side by side: as imports that only type checkers
 read, and as the table for `attach`. `tests/test_lazy.py` compares the two. The first use of a
@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
+    from typing import Any
 
 EXTRAS: Mapping[str, str] = {
     "PIL": "images",
@@ -39,6 +40,14 @@ EXTRAS: Mapping[str, str] = {
     "vllm": "vllm",
 }
 """Import name of a package → the extra that installs it."""
+
+RUNTIME_ENGINES: dict[str, str] = {}
+"""Runtime → "module:class" of the engine that spreads its replicas there; called with an engine and
+the number of replicas. The package's face fills this table and the next; batch looks names up here,
+and so knows no runtime.
+"""
+RUNTIME_DATASETS: dict[str, str] = {}
+"""Package of a data set's type → "module:function" that runs a processor over it in place."""
 
 
 def attach(
@@ -80,6 +89,14 @@ def require(module: str, extra: str | None = None, *, needed_by: str = "") -> Mo
     not know. `needed_by` opens the message: "The Ray runtime needs the package 'ray' …".
     """
     return _load(module, extra, needed_by)
+
+
+def load_runtime(table: Mapping[str, str], name: str) -> Any:
+    """The object that `table` names for the runtime `name`. Raises `MissingExtraError` without its
+    package.
+    """
+    module, _, attribute = table[name].partition(":")
+    return getattr(require(module, needed_by=f"The {name.capitalize()} runtime"), attribute)
 
 
 def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:

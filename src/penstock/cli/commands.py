@@ -1,4 +1,4 @@
-"""The commands as one group, and what is wrong with a command line. Each command imports its modules
+"""The commands as one group, and the fault of a wrong command line. A command imports its modules
 when it runs, so `--help` is fast.
 """
 

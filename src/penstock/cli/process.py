@@ -13,7 +13,7 @@ import click
 
 from penstock.cli import leave
 from penstock.errors import PenstockError
-from penstock.stderr import say
+from penstock.observability import say
 
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 

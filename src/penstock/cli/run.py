@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from penstock.cli.process import interruptible
-from penstock.stderr import say
+from penstock.observability import say
 
 Command = Callable[..., Any]
 
@@ -81,7 +81,7 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     if text is None:
         return None
     from penstock.errors import ConfigError
-    from penstock.parsing.text import decode_json
+    from penstock.parsing import decode_json
 
     try:
         value = decode_json(text)

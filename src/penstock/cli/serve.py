@@ -13,7 +13,7 @@ import click
 from penstock import env
 from penstock.cli.process import interruptible, plain_table
 from penstock.cli.run import json_object
-from penstock.stderr import say
+from penstock.observability import say
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig

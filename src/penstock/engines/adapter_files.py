@@ -9,7 +9,7 @@ from pathlib import Path
 from penstock import demo
 from penstock.engines.base import LLMEngine
 from penstock.errors import ModelNotFoundError
-from penstock.parsing.json_errors import json_fault
+from penstock.parsing import json_fault
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

@@ -301,7 +301,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
     try:
         return msgspec.convert(body, form, strict=True)
     except msgspec.ValidationError:
-        from penstock.parsing.validation import mismatch  # imported only for an error
+        from penstock.validation import mismatch  # imported only for an error
 
         found = mismatch(form, body)
         raise RequestError(str(found), param=found.place or None) from None

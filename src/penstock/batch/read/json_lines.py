@@ -17,8 +17,7 @@ from penstock.batch.read.files import DataFile, contains, fingerprint, reading
 from penstock.batch.read.lines import MAX_LINE, lines_of
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError
-from penstock.parsing.json_errors import json_fault
-from penstock.parsing.text import MAX_NESTING, TOO_DEEP, is_too_deep
+from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep, json_fault
 
 _PREVIEW_ROWS = 64
 _STDIN = 0

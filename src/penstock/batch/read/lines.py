@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from penstock.batch.read.compression import MAGIC
 from penstock.errors import InputError
-from penstock.parsing.text import other_encoding
+from penstock.parsing import other_encoding
 
 MAX_LINE = 1 << 27
 """The longest line in bytes, a thing to bound memory by. A longer one is one bad row."""

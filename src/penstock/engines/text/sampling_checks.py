@@ -11,8 +11,7 @@ from typing import Any
 
 from penstock.engines.base import Capabilities
 from penstock.errors import RequestError, UnsupportedError
-from penstock.parsing.json_errors import json_fault
-from penstock.parsing.text import is_too_deep
+from penstock.parsing import is_too_deep, json_fault
 from penstock.types import Sampling, StructuredOutput
 
 MAX_N = 128
