@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from penstock.cli.process import interruptible
+from penstock.errors import ConfigError
 from penstock.observability import say
 
 Command = Callable[..., Any]
@@ -80,7 +81,6 @@ def json_object(text: str | None, field: str) -> dict[str, Any] | None:
     """The JSON object in an option; None for an absent option. Raises `ConfigError`."""
     if text is None:
         return None
-    from penstock.errors import ConfigError
     from penstock.parsing import decode_json
 
     try:
@@ -264,8 +264,5 @@ def plan(source: str, engine_kwargs: str | None, trial: int, as_json: bool, **op
 
 def _policy(given: tuple[str, ...]) -> str | dict[str, str]:
     """The value of `--on-error` in the form that `Job` takes."""
-    actions = {}
-    for part in given:
-        kind, equals, action = part.rpartition("=")
-        actions[kind if equals else "*"] = action
-    return actions if actions else "keep"
+    parts = (part.rpartition("=") for part in given)
+    return {kind if equals else "*": action for kind, equals, action in parts} or "keep"
