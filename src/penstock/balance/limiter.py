@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import msgspec
 from msgspec import Meta, Struct
 
-from penstock.balance.pauses import PATIENCE_S, SERVED_PATIENCE_S, is_served, note_pause, span
+from penstock.balance.backoff import PATIENCE_S, SERVED_PATIENCE_S, is_served, note_pause, span
 from penstock.errors import UpstreamError
 
 Rate = Annotated[float, Meta(gt=0)]

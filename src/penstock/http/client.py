@@ -14,8 +14,8 @@ import aiohttp
 from msgspec import Meta, Struct
 from yarl import URL
 
+from penstock.balance.backoff import WORTH_TELLING_S, span
 from penstock.balance.limiter import Limiter, Verdict
-from penstock.balance.pauses import WORTH_TELLING_S, span
 from penstock.errors import (
     ConfigError,
     EngineDeadError,

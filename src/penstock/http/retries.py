@@ -9,9 +9,16 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import ParamSpec, TypeVar
 
+from penstock.balance.backoff import (
+    PATIENCE_S,
+    Retry,
+    is_served,
+    note_given_up,
+    patience,
+    span,
+    wait_after,
+)
 from penstock.balance.limiter import refused_alone
-from penstock.balance.pauses import PATIENCE_S, is_served, note_given_up, patience, span
-from penstock.balance.retry import Retry, wait_after
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")
@@ -56,7 +63,7 @@ class Retries:
 
     `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for
     load (429, 503) are safe to repeat, even for a request that is not idempotent: they are repeated
-    until the patience ends (`penstock.balance.pauses`), or until chance no longer explains that
+    until the patience ends (`penstock.balance.backoff`), or until chance no longer explains that
     others are answered and this request is not. An error that is given up has `given_up` set.
     Pauses start at `base_wait_s` and double, with jitter; a pause that the server names is kept.
     `pause` is awaited with the failure and the seconds, in place of a sleep.

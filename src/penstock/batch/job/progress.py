@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from penstock.balance.pauses import span
+from penstock.balance.backoff import span
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.result import RunResult
 from penstock.observability import is_terminal

@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from penstock.balance.backoff import PATIENCE_S
 from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
-from penstock.balance.pauses import PATIENCE_S
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken

@@ -1,13 +1,16 @@
-"""Patience with overloaded servers. Reports their pauses to the log and to the job that meets
-them.
+"""Retries with exponential back-off and jitter. Patience with overloaded servers, and reports of
+their pauses to the log and to the job that meets them.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -92,27 +95,79 @@ def note_pause(
         if len(_silent_until) > 1000:
             _silent_until.clear()
         _silent_until[server] = now + _REPORT_EVERY_S
-        why = (
-            "asks for a pause of" if is_named else "refuses requests for load and is left alone for"
-        )
-        what = (
+        _log.warning(
+            "%s %s %s: %s",
+            server,
+            "asks for a pause of"
+            if is_named
+            else "refuses requests for load and is left alone for",
+            span(seconds),
             "nothing is sent there until then"
             if is_kept
-            else "the requests that it refuses so are given up"
+            else "the requests that it refuses so are given up",
         )
-        _log.warning("%s %s %s: %s", server, why, span(seconds), what)
 
 
 def span(seconds: float) -> str:
     """A duration for people, in its two largest units: "1 h 30 min"."""
     if seconds < 60:
         return f"{seconds:.0f} s"
-    for unit, size, part, name in (
-        ("min", 60, 1, "s"),
-        ("h", 3600, 60, "min"),
-        ("d", 86400, 3600, "h"),
-    ):
-        if seconds < size * 60 or unit == "d":
-            whole, rest = divmod(round(seconds), size)
-            return f"{whole} {unit} {rest // part} {name}" if rest // part else f"{whole} {unit}"
-    return ""
+    units = (("min", 60, 1, "s"), ("h", 3600, 60, "min"), ("d", 86400, 3600, "h"))
+    fitting = (unit for unit in units if seconds < 60 * unit[1])
+    unit, size, part, name = next(fitting, units[-1])
+    whole, rest = divmod(round(seconds), size)
+    return f"{whole} {unit} {rest // part} {name}" if rest // part else f"{whole} {unit}"
+
+
+T = TypeVar("T")
+_DOUBLINGS = 60
+
+
+class Retry(Struct, frozen=True, kw_only=True):
+    """A retry policy: at most `most` attempts, with pauses that double from `first_s` to
+    `longest_s`.
+    """
+
+    most: int
+    first_s: float
+    longest_s: float
+
+    def pause(self, failure: Exception, attempts: int) -> float | None:
+        """Seconds until the next attempt, after `attempts` failures.
+
+        None ends the retries: there were enough, the failure names a pause beyond the patience, or
+        the request was given up already.
+        """
+        named = getattr(failure, "retry_after", None) or 0.0
+        if attempts >= self.most or named > patience() or getattr(failure, "given_up", False):
+            return None
+        return wait_after(failure, attempts, first=self.first_s, longest=self.longest_s)
+
+    async def run(
+        self, attempt: Callable[[], Awaitable[T]], may_pass: Callable[[Exception], bool]
+    ) -> T:
+        """Run `attempt` until it succeeds and return its result. Raises the last failure, or the
+        first that `may_pass` rejects.
+        """
+        attempts = 0
+        while True:
+            try:
+                return await attempt()
+            except Exception as failure:
+                attempts += 1
+                pause = self.pause(failure, attempts) if may_pass(failure) else None
+                if pause is None:
+                    raise
+            await asyncio.sleep(pause)
+
+
+def wait_after(failure: Exception, failures: int, *, first: float, longest: float) -> float:
+    """Seconds to wait after `failures` failures in a row: the pause that the last one names, else
+    `first`, doubled each time up to `longest`.
+
+    Jitter takes off up to half, so that clients which failed together do not retry together.
+    """
+    whole = min(first * 2.0 ** min(failures - 1, _DOUBLINGS), longest)
+    wait = whole * random.uniform(0.5, 1.0)
+    named: float | None = getattr(failure, "retry_after", None)
+    return wait if named is None else max(named, 0.1 * wait)
