@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.openai.requests import Count, TokenId
+from penstock.openai.requests import Count, TokenId, input_texts
 from penstock.types import Classifications, ClassifyRequest, RerankRequest, Scores, Usage
 
 
@@ -78,10 +78,7 @@ class ClassifyBody(Struct, kw_only=True):
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> ClassifyRequest:
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        if not inputs or any(not text for text in inputs):
-            raise RequestError("input must not be empty", param="input")
-        return ClassifyRequest(inputs, request_id)
+        return ClassifyRequest(input_texts(self.input), request_id)
 
 
 class TokenizeBody(Struct, kw_only=True):

@@ -11,7 +11,7 @@ from msgspec import Meta, Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError
 from penstock.openai.framing import event
-from penstock.openai.requests import Whole, check_messages, parse_response_format
+from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
 from penstock.openai.responses import Answers, UsageTotal
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
@@ -59,9 +59,6 @@ class MessageBody(Struct, kw_only=True):
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
         output = self.output_config or OutputConfig()
-        variables = dict(self.chat_template_kwargs)
-        if output.effort is not None:
-            variables.setdefault("reasoning_effort", output.effort)
         check_tools(tools, choice)
         return ChatRequest(
             messages=messages,
@@ -75,7 +72,7 @@ class MessageBody(Struct, kw_only=True):
             ),
             tools=tools or None,
             tool_choice=choice,
-            chat_template_kwargs=variables,
+            chat_template_kwargs=with_effort(self.chat_template_kwargs, output.effort),
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
@@ -188,17 +185,15 @@ _ERROR_TYPES = {
 
 def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
     """Body of a finished message, from the first of `answers`."""
-    content: list[dict[str, Any]] = []
-    calls = answers.tool_calls.get(0, [])
-    if answers.texts.get(0) or not calls:
-        content.append({"type": "text", "text": answers.texts.get(0, "")})
-    for call in calls:
-        content.append(
-            {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
-        )
-    return _message(
-        id, model, content, _ending(answers.reasons.get(0), answers.stops.get(0)), answers.usage
-    )
+    text, calls = answers.texts.get(0, ""), answers.tool_calls.get(0, [])
+    content = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        for call in calls
+    ]
+    if text or not calls:
+        content.insert(0, {"type": "text", "text": text})
+    ending = _ending(answers.reasons.get(0), answers.stops.get(0))
+    return _message(id, model, content, ending, answers.usage)
 
 
 def message_error(error: PenstockError) -> dict[str, Any]:
@@ -238,23 +233,27 @@ class MessageFramer:
         events = b"" if self._begun else self._start_message(delta.usage or Usage())
         if delta.text:
             if self._open != "text":
-                events += self._start({"type": "text", "text": ""}, "text")
+                events += self._start({"type": "text", "text": ""})
             events += self._delta({"type": "text_delta", "text": delta.text})
-        if delta.tool_calls:
-            events += b"".join(map(self._call, delta.tool_calls))
-        return events
+        return events + b"".join(map(self._call, delta.tool_calls))
 
     def close(self) -> bytes:
         events = b"" if self._begun else self._start_message(Usage())
         if self._index < 0:
-            events += self._start({"type": "text", "text": ""}, "text")
-        events += self._end()
-        ending = _ending(self._reason, self._stop)
-        events += event(
-            "message_delta",
-            {"type": "message_delta", "delta": ending, "usage": _usage(self._total.usage)},
+            events += self._start({"type": "text", "text": ""})
+        ending = {
+            "type": "message_delta",
+            "delta": _ending(self._reason, self._stop),
+            "usage": _usage(self._total.usage),
+        }
+        return b"".join(
+            (
+                events,
+                self._end(),
+                event("message_delta", ending),
+                event("message_stop", {"type": "message_stop"}),
+            )
         )
-        return events + event("message_stop", {"type": "message_stop"})
 
     def error(self, error: PenstockError) -> bytes:
         return message_error_events(error)
@@ -269,21 +268,17 @@ class MessageFramer:
     def _call(self, part: ToolCallPart) -> bytes:
         events = b""
         if part.id is not None:
-            block: dict[str, Any] = {
-                "type": "tool_use",
-                "id": part.id,
-                "name": part.name,
-                "input": {},
-            }
-            events += self._start(block, "tool_use")
+            events += self._start(
+                {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+            )
         if part.arguments:
             events += self._delta({"type": "input_json_delta", "partial_json": part.arguments})
         return events
 
-    def _start(self, block: dict[str, Any], kind: str) -> bytes:
+    def _start(self, block: dict[str, Any]) -> bytes:
         ended = self._end()
         self._index += 1
-        self._open = kind
+        self._open = block["type"]
         start = {"type": "content_block_start", "index": self._index, "content_block": block}
         return ended + event("content_block_start", start)
 

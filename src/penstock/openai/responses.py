@@ -8,6 +8,7 @@ import struct
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Any
 
 from msgspec import Struct
@@ -123,9 +124,9 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
 def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of an unstreamed plain completion; `answers` has one element a prompt."""
     choices: list[dict[str, Any]] = []
-    usages: list[Usage] = []
+    usage = Usage()
     for one in answers:
-        usages.append(one.usage)
+        usage += one.usage
         for index, text in sorted(one.texts.items()):
             choices.append(
                 {
@@ -135,11 +136,6 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
                     "finish_reason": one.reasons.get(index),
                 }
             )
-    usage = Usage(
-        sum(u.prompt_tokens for u in usages),
-        sum(u.completion_tokens for u in usages),
-        sum(u.cached_tokens for u in usages),
-    )
     return _body(id, "text_completion", created, model, choices, usage)
 
 
@@ -246,16 +242,12 @@ def completion_logprobs(
     """
     if tokens is None:
         return None
-    offsets: list[int] = []
-    at = offset
-    for token in tokens:
-        offsets.append(at)
-        at += len(token.token)
+    ends = accumulate((len(t.token) for t in tokens), initial=offset)
     return {
         "tokens": [t.token for t in tokens],
         "token_logprobs": [t.logprob for t in tokens],
         "top_logprobs": [dict(t.top) for t in tokens] if any(t.top for t in tokens) else None,
-        "text_offset": offsets,
+        "text_offset": list(ends)[:-1],
     }
 
 

@@ -12,7 +12,7 @@ from msgspec import Struct, field
 
 from penstock.errors import PenstockError, RequestError, UnsupportedError, nearest
 from penstock.openai.framing import event
-from penstock.openai.requests import Whole, check_messages, parse_response_format
+from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
 from penstock.openai.responses import Answers, UsageTotal, error_body
 from penstock.openai.tools import check_tools
 from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
@@ -78,9 +78,6 @@ class ResponseBody(Struct, kw_only=True):
         if isinstance(choice, dict):
             choice = {"type": choice.get("type"), "function": {"name": choice.get("name")}}
         check_tools(tools, choice)
-        variables = dict(self.chat_template_kwargs)
-        if self.reasoning and self.reasoning.get("effort") is not None:
-            variables.setdefault("reasoning_effort", self.reasoning["effort"])
         return ChatRequest(
             messages=messages,
             sampling=Sampling(
@@ -91,7 +88,9 @@ class ResponseBody(Struct, kw_only=True):
             ),
             tools=tools or None,
             tool_choice=choice,
-            chat_template_kwargs=variables,
+            chat_template_kwargs=with_effort(
+                self.chat_template_kwargs, (self.reasoning or {}).get("effort")
+            ),
             adapter=adapter,
             stream=bool(self.stream),
             request_id=request_id,
@@ -168,14 +167,12 @@ def response_body(
     answers: Answers, body: ResponseBody, *, id: str, created: int, model: str
 ) -> dict[str, Any]:
     """Body of a finished response, from the first of `answers`."""
-    output: list[dict[str, Any]] = []
-    calls = answers.tool_calls.get(0, [])
-    complete = _status(answers.reasons.get(0))
-    if answers.texts.get(0) or not calls:
-        output.append(_message(f"msg_{id}", complete, answers.texts.get(0, "")))
-    for call in calls:
-        output.append(_function_call(call.id, call.name, call.arguments, complete))
-    return _response(body, id, created, model, complete, output, answers.usage)
+    text, calls = answers.texts.get(0, ""), answers.tool_calls.get(0, [])
+    status = _status(answers.reasons.get(0))
+    output = [_function_call(call.id, call.name, call.arguments, status) for call in calls]
+    if text or not calls:
+        output.insert(0, _message(f"msg_{id}", status, text))
+    return _response(body, id, created, model, status, output, answers.usage)
 
 
 class ResponseFramer:
@@ -210,10 +207,7 @@ class ResponseFramer:
             events += self._event(
                 "response.output_text.delta", **self._place(), delta=delta.text, logprobs=[]
             )
-        if delta.tool_calls:
-            for part in delta.tool_calls:
-                events += self._call_part(part)
-        return events
+        return events + b"".join(map(self._call_part, delta.tool_calls))
 
     def close(self) -> bytes:
         events = b""
@@ -222,10 +216,7 @@ class ResponseFramer:
         events += self._end_item()
         status = _status(self._reason)
         response = self._response(status, self._total.usage)
-        return events + self._event(
-            "response.completed" if status == "completed" else "response.incomplete",
-            response=response,
-        )
+        return events + self._event(f"response.{status}", response=response)
 
     def error(self, error: PenstockError) -> bytes:
         response = self._response("failed", None)
