@@ -69,7 +69,7 @@ def attach(
                 f"module '{face}' has no attribute '{name}'{_hint(name, public)}", name=name
             )
         try:
-            value = getattr(_load(home, None, f"{face}.{name}"), name)
+            value = getattr(require(home, needed_by=f"{face}.{name}"), name)
         except AttributeError as error:
             # An AttributeError would make `hasattr` false, and `from … import` hide the cause.
             raise ImportError(f"{face}.{name} cannot be imported: {error}", name=home) from error
@@ -88,18 +88,6 @@ def require(module: str, extra: str | None = None, *, needed_by: str = "") -> Mo
     Raises `MissingExtraError` if it is not. `extra` is needed only for packages that `EXTRAS` does
     not know. `needed_by` opens the message: "The Ray runtime needs the package 'ray' …".
     """
-    return _load(module, extra, needed_by)
-
-
-def load_runtime(table: Mapping[str, str], name: str) -> Any:
-    """The object that `table` names for the runtime `name`. Raises `MissingExtraError` without its
-    package.
-    """
-    module, _, attribute = table[name].partition(":")
-    return getattr(require(module, needed_by=f"The {name.capitalize()} runtime"), attribute)
-
-
-def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
     try:
         __import__(module)
     except ModuleNotFoundError as error:
@@ -116,6 +104,14 @@ def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
         _explain(error, module, needed_by)
         raise
     return sys.modules[module]
+
+
+def load_runtime(table: Mapping[str, str], name: str) -> Any:
+    """The object that `table` names for the runtime `name`. Raises `MissingExtraError` without its
+    package.
+    """
+    module, _, attribute = table[name].partition(":")
+    return getattr(require(module, needed_by=f"The {name.capitalize()} runtime"), attribute)
 
 
 def _is_our_import(error: ModuleNotFoundError) -> bool:

@@ -108,14 +108,12 @@ def enable_tracing(service: str = "penstock") -> None:
 
     Raises `MissingExtraError` without the extra `otel`.
     """
-    global _tracer
-    needed_by = "Tracing"
-    trace = require("opentelemetry.trace", "otel", needed_by=needed_by)
-    sdk = require("opentelemetry.sdk.trace", "otel", needed_by=needed_by)
-    export = require("opentelemetry.sdk.trace.export", "otel", needed_by=needed_by)
-    resources = require("opentelemetry.sdk.resources", "otel", needed_by=needed_by)
-    otlp = require(
-        "opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel", needed_by=needed_by
+    trace, sdk, export, resources, otlp = (
+        require(f"opentelemetry.{name}", "otel", needed_by="Tracing")
+        for name in (
+            *("trace", "sdk.trace", "sdk.trace.export", "sdk.resources"),
+            "exporter.otlp.proto.http.trace_exporter",
+        )
     )
     provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": service}))
     provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))

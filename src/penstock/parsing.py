@@ -23,7 +23,10 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_UNMARKED = {(False, True, False, True): "UTF-16LE", (True, False, True, False): "UTF-16BE"}
+_UNMARKED: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+}
 """By which of the first four bytes are zeros."""
 _SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
 

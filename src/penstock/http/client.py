@@ -259,20 +259,18 @@ class HttpClient:
         )
 
     async def _read(self, response: aiohttp.ClientResponse, to: Endpoint) -> bytes:
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             if (response.content_length or 0) > self._max_body_bytes:
                 raise self._too_large(response, to)
             async for part in response.content.iter_any():
-                size += len(part)
-                if size > self._max_body_bytes:
+                body += part
+                if len(body) > self._max_body_bytes:
                     raise self._too_large(response, to)
-                parts.append(part)
         finally:
             if not response.content.at_eof():
                 response.close()
-        return b"".join(parts)
+        return bytes(body)
 
     def _too_large(self, response: aiohttp.ClientResponse, to: Endpoint) -> UpstreamError:
         return UpstreamError(

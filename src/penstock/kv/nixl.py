@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -73,10 +74,8 @@ def version() -> str | None:
         return None
     owners = metadata.packages_distributions().get(name, ())
     for distribution in sorted({name, name.replace("_", "-"), *owners}, key=len):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
     return None
 
 
@@ -116,12 +115,9 @@ def _candidates() -> tuple[str, ...]:
 
 def _is_rocm() -> bool:
     """Whether the platform is AMD's: by torch's build, else by the devices."""
-    try:
-        build = metadata.version("torch").partition("+")[2]
-    except metadata.PackageNotFoundError:
-        build = ""
-    if build:
-        return build.startswith("rocm")
+    with suppress(metadata.PackageNotFoundError):
+        if build := metadata.version("torch").partition("+")[2]:
+            return build.startswith("rocm")
     return os.path.exists("/dev/kfd") and not os.path.exists("/dev/nvidiactl")
 
 

@@ -311,11 +311,6 @@ def _names(form: type[Struct]) -> dict[str, bool]:
     return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
 
 
-def parse_chat(body: Any) -> ChatRequest:
-    """A chat body as an unstreamed request, for batch rows. Raises `RequestError`."""
-    return parse_body(ChatBody, body).request(stream=False)
-
-
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
     """`response_format` as a constraint. Its types: text, json_object, json_schema and regex
     (`{"type": "regex", "pattern": …}`).

@@ -150,7 +150,9 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _base64(vector) if base64 else vector,
+                "embedding": b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+                if base64
+                else vector,
             }
             for index, vector in enumerate(embeddings.vectors)
         ],
@@ -187,10 +189,6 @@ def _body(
         "choices": choices,
         "usage": usage_body(usage),
     }
-
-
-def _base64(vector: Sequence[float]) -> str:
-    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None) -> dict[str, Any]:

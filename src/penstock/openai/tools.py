@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-import msgspec
+from msgspec import Struct, structs
 
 from penstock.errors import RequestError, nearest
 from penstock.types import Delta, Message, StructuredOutput, ToolCallPart
@@ -208,7 +208,7 @@ class ToolCallReader:
                 reason = "tool_calls"
         text = "".join(piece for piece in pieces if isinstance(piece, str))
         parts = tuple(piece for piece in pieces if isinstance(piece, ToolCallPart))
-        return msgspec.structs.replace(delta, text=text, finish_reason=reason, tool_calls=parts)
+        return structs.replace(delta, text=text, finish_reason=reason, tool_calls=parts)
 
 
 class _Scanner:
@@ -320,38 +320,37 @@ class _Scanner:
         return "call_" + blake2b(f"{self._seed}/{self.calls}".encode(), digest_size=12).hexdigest()
 
 
-class _Call:
+class _Call(Struct):
     """A call that is still incomplete. `opening` is the text before its JSON, `at` the scanner's
     position in its arguments.
     """
 
-    def __init__(self, opening: str) -> None:
-        self.opening = opening
-        self.raw = ""
-        self.name: str | None = None
-        self.at = 0
-        self.complete = False
-        self._depth = 0
-        self._in_string = False
-        self._escaped = False
+    opening: str
+    raw: str = ""
+    name: str | None = None
+    at: int = 0
+    complete: bool = False
+    depth: int = 0
+    in_string: bool = False
+    escaped: bool = False
 
     def advance(self) -> None:
         """Follow the brackets of the arguments as far as the text goes; stop after the last one."""
         for char in self.raw[self.at :]:
             self.at += 1
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
+            if self.in_string:
+                if self.escaped:
+                    self.escaped = False
                 elif char == "\\":
-                    self._escaped = True
+                    self.escaped = True
                 elif char == '"':
-                    self._in_string = False
+                    self.in_string = False
             elif char == '"':
-                self._in_string = True
+                self.in_string = True
             elif char in "{[":
-                self._depth += 1
+                self.depth += 1
             elif char in "}]":
-                self._depth -= 1
-                if self._depth == 0:
+                self.depth -= 1
+                if self.depth == 0:
                     self.complete = True
                     return
