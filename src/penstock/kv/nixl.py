@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 from contextlib import suppress
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,6 @@ _ATTRIBUTES = {
 }
 _log = logging.getLogger(__name__)
 _lock = threading.RLock()
-_warned: set[str] = set()
 _parts: dict[str, Any] = {}
 """The package's modules by name: loaded, or None if the first import failed."""
 _broken = ""
@@ -146,8 +146,7 @@ def _load(name: str) -> Any:
     return module
 
 
+@cache
 def _say(level: int, text: str) -> None:
     """Log a text at its first occurrence only."""
-    if text not in _warned:
-        _warned.add(text)
-        _log.log(level, "%s", text)
+    _log.log(level, "%s", text)

@@ -175,6 +175,9 @@ _HEAD = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)',
     re.DOTALL,
 )
+# Texts in which no bracket counts; both match always.
+_IN_STRING = re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL)
+_OUTSIDE = re.compile(r'[^"{}\[\]]*')
 
 
 class ToolCallReader:
@@ -309,6 +312,8 @@ class _Scanner:
                 else json.dumps(arguments, ensure_ascii=False)
             )
             yield self._part(arguments=text, id=self._id(), name=str(name))
+        elif not call.complete and call.at < len(call.raw):  # it was cut short within an escape
+            yield self._part(arguments=call.raw[call.at :])
         self.calls += 1
 
     def _part(
@@ -332,25 +337,18 @@ class _Call(Struct):
     complete: bool = False
     depth: int = 0
     in_string: bool = False
-    escaped: bool = False
 
     def advance(self) -> None:
         """Follow the brackets of the arguments as far as the text goes; stop after the last one."""
-        for char in self.raw[self.at :]:
+        while not self.complete:
+            plain = _IN_STRING if self.in_string else _OUTSIDE
+            self.at = plain.match(self.raw, self.at).end()  # type: ignore[union-attr]
+            char = self.raw[self.at : self.at + 1]
+            if char in ("", "\\"):  # the end of the text, or half of an escape
+                return
             self.at += 1
-            if self.in_string:
-                if self.escaped:
-                    self.escaped = False
-                elif char == "\\":
-                    self.escaped = True
-                elif char == '"':
-                    self.in_string = False
-            elif char == '"':
-                self.in_string = True
-            elif char in "{[":
-                self.depth += 1
-            elif char in "}]":
-                self.depth -= 1
-                if self.depth == 0:
-                    self.complete = True
-                    return
+            if char == '"':
+                self.in_string = not self.in_string
+            else:
+                self.depth += 1 if char in "{[" else -1
+                self.complete = self.depth == 0
