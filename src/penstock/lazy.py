@@ -107,9 +107,7 @@ def require(module: str, extra: str | None = None, *, needed_by: str = "") -> Mo
 
 
 def load_runtime(table: Mapping[str, str], name: str) -> Any:
-    """The object that `table` names for the runtime `name`. Raises `MissingExtraError` without its
-    package.
-    """
+    """The object that `table` names for the runtime `name`. Raises `MissingExtraError`."""
     module, _, attribute = table[name].partition(":")
     return getattr(require(module, needed_by=f"The {name.capitalize()} runtime"), attribute)
 

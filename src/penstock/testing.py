@@ -1,5 +1,4 @@
-"""The contract that every engine keeps, as a test class to inherit from. Needs pytest and
-pytest-asyncio.
+"""The contract that every engine keeps, as a test class to inherit. Needs pytest, pytest-asyncio.
 
     @pytest_asyncio.fixture(scope="module", loop_scope="module")
     async def engine():
@@ -8,12 +7,10 @@ pytest-asyncio.
         yield engine
         await engine.stop()
 
-    class TestMyEngine(EngineContract):
-        pass
+    class TestMyEngine(EngineContract): ...
 
 Tests of abilities that the engine does not declare are skipped. Give `adapters` to have adapters
-tested, and `kill` to have the engine's death tested. For faults and latencies without a model, see
-`penstock.engines.simulated.engine.SimulatedOptions`.
+tested, and `kill` to have the engine's death tested. `SimulatedOptions` has faults and latencies.
 """
 
 from __future__ import annotations

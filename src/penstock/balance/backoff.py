@@ -15,13 +15,9 @@ from typing import TypeVar
 from msgspec import Struct
 
 PATIENCE_S = 60.0
-"""Patience with an overloaded server: the longest pause that it may name, and how long it may
-answer nobody.
-"""
+"""The longest pause that an overloaded server may name, and how long it may answer nobody."""
 SERVED_PATIENCE_S = 5.0
-"""Patience for a request whose caller waits at a connection, from its first refusal on: the caller
-can retry.
-"""
+"""The same for a request whose caller waits at a connection, from its first refusal on."""
 is_served: ContextVar[bool] = ContextVar("penstock_is_served", default=False)
 """Whether the caller of the current task waits at a connection."""
 WORTH_TELLING_S = 5.0
@@ -33,8 +29,7 @@ _log = logging.getLogger(__name__)
 
 class Pauses(Struct):
     """The pauses of one job: how many were worth reporting, the longest in seconds and its server,
-    and how many requests were given up because of refusals. `shown_until` is a time of
-    `time.monotonic`.
+    and how many requests were given up because of refusals. `shown_until` is a monotonic time.
     """
 
     count: int = 0
@@ -124,9 +119,7 @@ _DOUBLINGS = 60
 
 
 class Retry(Struct, frozen=True, kw_only=True):
-    """A retry policy: at most `most` attempts, with pauses that double from `first_s` to
-    `longest_s`.
-    """
+    """At most `most` attempts, with pauses that double from `first_s` to `longest_s`."""
 
     most: int
     first_s: float

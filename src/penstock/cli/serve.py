@@ -202,9 +202,7 @@ def chat(
     max_tokens: int | None,
     api_key: str | None,
 ) -> None:
-    """Chat with a served model. Answers stream; Ctrl-C stops one, Ctrl-D or /quit ends, /new starts
-    afresh.
-    """
+    """Chat with a served model. Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts anew."""
     client = _client(url, api_key)
     if not model:
         cards = client.models()

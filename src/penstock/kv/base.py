@@ -95,8 +95,7 @@ class Connector:
     `tells_adapters_apart`: caches of one prompt under different adapters stay separate.
 
     By default the prompt's tokens alone find a cache, so it needs no ports, and hand-overs name no
-    peer. The constructor loads nothing, and raises `ConfigError` for a configuration that vLLM
-    would refuse.
+    peer. The constructor loads nothing. It raises `ConfigError` for what vLLM would refuse.
     """
 
     tells_adapters_apart = True
@@ -127,8 +126,7 @@ class Connector:
         return {}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Set up one engine at `site`; `engine` is its name and version. Each call is another
-        engine.
+        """Set up one more engine at `site`; `engine` is its name and version.
 
         Raises `MissingExtraError` or `EngineStartError` for an unavailable library, or without
         a free port.

@@ -3,8 +3,7 @@
 Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API without an
 effect here (`user`, `store` …) are accepted; unsupported and unknown ones are refused. Sampling
 extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`,
-`ignore_eos`, `structured_outputs`). The form's source:
-https://platform.openai.com/docs/api-reference.
+`ignore_eos`, `structured_outputs`). Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_o
 
 
 class LeastLoaded(RoutingPolicy):
-    """The least loaded; of several, the one whose turn it is. Even where there are few, and true to
-    their weights.
+    """The least loaded; of several, the one whose turn it is. Even among few, and true to weights.
 
     Turns follow start-time fair queuing (https://doi.org/10.1109/90.649569): each request moves a
     replica's turn back by one over its weight, and one that was away starts level with the others.

@@ -16,9 +16,7 @@ BLOCK_BYTES = 256
 
 
 def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> list[int]:
-    """Names of the prompt's full blocks, first to last, `most` of them. They mean nothing to
-    another process.
-    """
+    """Names of the prompt's first `most` full blocks. They mean nothing to another process."""
     names: list[int] = []
     parent = 0
     for start in range(0, min(len(prompt) - size + 1, size * most), size):
@@ -30,9 +28,7 @@ def byte_blocks(prompt: bytes, size: int = BLOCK_BYTES, most: int = 1024) -> lis
 def shared_blocks(
     prompt: bytes, root: str = "", size: int = BLOCK_BYTES, most: int = 1024
 ) -> list[int]:
-    """As `byte_blocks`, with names that mean the same to every process. Those of another `root`
-    differ.
-    """
+    """As `byte_blocks`, with names that every process shares. Another `root` has others."""
     names: list[int] = []
     name = root.encode()
     for start in range(0, min(len(prompt) - size + 1, size * most), size):
@@ -45,9 +41,8 @@ class PrefixTree:
     """Which replicas hold which prompt prefixes.
 
     A tree of blocks, kept flat: a block's name depends on all blocks before it, so a name is a
-    node, and the path of a prompt is found without following links. Memory is bounded by
-    `capacity`, the pairs of a block and a holder: the least recently used leave first, leaves
-    before roots.
+    node, and the path of a prompt is found without following links. `capacity` bounds the pairs of
+    a block and a holder: the least recently used leave first, leaves before roots.
     """
 
     def __init__(self, capacity: int = 1_000_000) -> None:
@@ -104,8 +99,7 @@ MOST_HOLDERS = 4
 
 
 class PrefixAware(RoutingPolicy):
-    """Takes the replica where a prompt costs least: blocks to compute, plus the requests that are
-    before it.
+    """Takes the replica where a prompt costs least: blocks to compute, plus requests before it.
 
     `tree` is what the replicas hold, as far as the requests sent to them tell; `capacity` bounds
     it. The policy looks at some holders of the longest prefix and at two replicas at random, so
@@ -163,9 +157,7 @@ class PrefixAware(RoutingPolicy):
 
 
 def _held(path: list[dict[str, None]], holder: str) -> int:
-    """How many of the path's leading blocks `holder` has: whoever has a block has those before
-    it.
-    """
+    """How many leading blocks of the path `holder` has. With a block it has all before it."""
     low, high = 0, len(path)
     while low < high:
         middle = (low + high) // 2

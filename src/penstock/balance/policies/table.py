@@ -56,7 +56,7 @@ def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> Routi
 
 
 def reads_caches(config: LLMConfig) -> bool:
-    """Whether the policy wants to be told what engines have cached."""
+    """Whether the policy wants the events of the engines' caches."""
     return _name(config, DEFAULT_POLICY) == "kv_aware"
 
 
@@ -72,9 +72,7 @@ def _name(config: LLMConfig, default: str) -> str:
 
 
 SLACK = 8
-"""Requests that a holder may have beyond twice those of another replica: about what loading an
-adapter costs.
-"""
+"""Requests that a holder may have beyond twice those of another: what loading costs."""
 
 
 class AdapterPreference(RoutingPolicy):
