@@ -104,9 +104,7 @@ async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str
 async def count_right(
     engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
 ) -> dict[str | None, int]:
-    """Ask all triples (prompt, adapter, expected answer) at once. Returns the number of right
-    answers by adapter.
-    """
+    """Ask all (prompt, adapter, expected answer) at once. Returns the right answers by adapter."""
     patience = PATIENCE + len(asked)  # each waits for the others
     requests = [chat_request(text, sampling, adapter=name, stream=False) for text, name, _ in asked]
     replies = await asyncio.gather(
