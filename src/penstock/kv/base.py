@@ -22,21 +22,11 @@ VLLM_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer"
 FIELD = "engine_kwargs.kv_transfer_config"
 EXTRA = "kv_connector_extra_config"
 KNOWN = frozenset(
-    [
-        "kv_connector",
-        "kv_connector_extra_config",
-        "kv_connector_module_path",
-        "kv_role",
-        "kv_rank",
-        "kv_port",
-        "kv_ip",
-        "kv_buffer_device",
-        "kv_buffer_size",
-        "kv_parallel_size",
-        "kv_load_failure_policy",
-        "engine_id",
-        "enable_permute_local_kv",
-    ]
+    (
+        *("kv_connector", "kv_connector_extra_config", "kv_connector_module_path", "engine_id"),
+        *("kv_role", "kv_rank", "kv_port", "kv_ip", "kv_buffer_device", "kv_buffer_size"),
+        *("kv_parallel_size", "kv_load_failure_policy", "enable_permute_local_kv"),
+    )
 )
 """Keys of vLLM's `kv_transfer_config`."""
 
@@ -52,11 +42,6 @@ class Site(Struct, frozen=True, kw_only=True):
     ranks: int = 1
     cpu: bool = False
     port_bases: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether `host` is reachable from this machine only."""
-        return self.host.startswith("127.") or self.host in ("::1", "localhost")
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -211,13 +196,3 @@ def mismatch(own: Identity, sender: Identity) -> str:
     if own.engine_id == sender.engine_id:
         return f"both engines are called '{own.engine_id}'"
     return ""
-
-
-def port_base(site: Site, name: str, default: int) -> int:
-    """The first port of this name's range at `site`. Raises `ConfigError`."""
-    base: Any = site.port_bases.get(name, default)
-    if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
-        raise ConfigError(
-            "must be a port from 1024 to 65535", field=f"experimental_configs.{name}", value=base
-        )
-    return base

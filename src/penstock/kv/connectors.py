@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.errors import ConfigError, MissingExtraError
 from penstock.kv import nixl
-from penstock.kv.base import EXTRA, Connector, Identity, Setup, Site, make_connector, port_base
+from penstock.kv.base import EXTRA, Connector, Identity, Setup, Site, make_connector
 from penstock.kv.ports import lease_ports
 
 PORTS = "NIXL_SIDE_CHANNEL_PORT_BASE"
@@ -87,9 +87,15 @@ class Nixl(Simulated):
 
     def ports(self, site: Site) -> dict[str, int]:
         """The side channel's port; the two sides of a model have ranges of their own."""
-        return {
-            PORTS: port_base(site, PORTS, PORT_BASE if site.role != "decode" else DECODE_PORT_BASE)
-        }
+        default = DECODE_PORT_BASE if site.role == "decode" else PORT_BASE
+        base: Any = site.port_bases.get(PORTS, default)
+        if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
+            raise ConfigError(
+                "must be a port from 1024 to 65535",
+                field=f"experimental_configs.{PORTS}",
+                value=base,
+            )
+        return {PORTS: base}
 
     def setup(self, site: Site, engine: str) -> Setup:
         """Lease ports for the side channel, one a rank."""
@@ -101,7 +107,8 @@ class Nixl(Simulated):
             "VLLM_NIXL_SIDE_CHANNEL_HOST": site.host,
             "VLLM_NIXL_SIDE_CHANNEL_PORT": str(lease.port),
         }
-        if site.is_loopback and site.cpu:  # UCX would listen on every network of the machine
+        is_loopback = site.host.startswith("127.") or site.host in ("::1", "localhost")
+        if is_loopback and site.cpu:  # UCX would listen on every network of the machine
             setup.environment |= {
                 name: value for name, value in _LOOPBACK.items() if name not in os.environ
             }

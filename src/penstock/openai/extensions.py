@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from penstock.errors import RequestError
 from penstock.openai.requests import Count, TokenId, input_texts
+from penstock.openai.responses import prompt_usage
 from penstock.types import Classifications, ClassifyRequest, RerankRequest, Scores, Usage
 
 
@@ -107,7 +108,7 @@ def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -
             {"index": index, "object": "score", "score": value}
             for index, value in enumerate(values)
         ],
-        "usage": _usage([one.usage for one in scores]),
+        "usage": prompt_usage(sum((one.usage for one in scores), Usage())),
     }
 
 
@@ -121,7 +122,7 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
     if body.return_documents:
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
-    return {"id": id, "model": model, "results": results, "usage": _usage([scores.usage])}
+    return {"id": id, "model": model, "results": results, "usage": prompt_usage(scores.usage)}
 
 
 def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:
@@ -140,10 +141,5 @@ def class_list(classes: Classifications, *, id: str, created: int, model: str) -
             }
             for index, one in enumerate(classes.items)
         ],
-        "usage": _usage([classes.usage]),
+        "usage": prompt_usage(classes.usage),
     }
-
-
-def _usage(usages: Sequence[Usage]) -> dict[str, int]:
-    tokens = sum(usage.prompt_tokens for usage in usages)
-    return {"prompt_tokens": tokens, "total_tokens": tokens}

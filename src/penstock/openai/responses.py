@@ -25,7 +25,7 @@ from penstock.types import (
 
 
 class UsageTotal:
-    """Sums the usages of answers. `n` answers share a prompt, which counts once."""
+    """Sums the usages of answers. `n` answers (default: all) share a prompt, which counts once."""
 
     def __init__(self, n: int | None = None) -> None:
         self._n = n
@@ -58,17 +58,17 @@ class ToolCall(Struct):
     arguments: str
 
 
-class Answers:
+class Answers(UsageTotal):
     """Collects the deltas of one request into its finished answers, by index."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
-        self._total = UsageTotal()
 
     @classmethod
     async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:
@@ -99,12 +99,7 @@ class Answers:
                     calls.append(ToolCall(part.id, part.name or "", part.arguments))
                 else:
                     calls[part.number].arguments += part.arguments
-        self._total.add(delta)
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of all answers. The prompt, which they share, counts once."""
-        return self._total.usage
+        super().add(delta)
 
 
 def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> dict[str, Any]:
@@ -143,7 +138,6 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
     """Body of an embeddings answer. A vector is a list of numbers, or the base64 of its
     little-endian 32-bit floats.
     """
-    tokens = embeddings.usage.prompt_tokens
     return {
         "object": "list",
         "data": [
@@ -157,8 +151,13 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
             for index, vector in enumerate(embeddings.vectors)
         ],
         "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": prompt_usage(embeddings.usage),
     }
+
+
+def prompt_usage(usage: Usage) -> dict[str, int]:
+    """The `usage` object of an answer without generated tokens."""
+    return {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
