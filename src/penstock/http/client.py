@@ -88,7 +88,6 @@ class HttpClient:
         self._without_total = aiohttp.ClientTimeout(
             None, sock_connect=given.connect_s, sock_read=given.idle_s
         )
-        self._try_s = given.try_s
         self._in_time: AbstractContextManager[None] = nullcontext()
         self._max_body_bytes = max_body_bytes
         self._make_session = session_factory or self._own_session
@@ -106,8 +105,8 @@ class HttpClient:
                     f"must make an aiohttp session, not a {made}", field="session_factory"
                 )
             self._session = session
-            if self._try_s is not None:
-                self._in_time = Deadline(self._try_s)
+            if self._timeout.total is not None:
+                self._in_time = Deadline(self._timeout.total)
 
     async def close(self) -> None:
         """Close the session; idempotent. Requests under way end with `EngineDeadError`."""
