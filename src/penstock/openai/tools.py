@@ -151,12 +151,12 @@ def arguments_as_objects(messages: Sequence[Message]) -> list[Message]:
     """Messages whose tool calls hold their arguments as objects, as templates expect. OpenAI's form
     has JSON text.
     """
-    return [
-        {**message, "tool_calls": [*map(_with_object, calls)]}
-        if (calls := message.get("tool_calls"))
-        else message
-        for message in messages
-    ]
+    result = []
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            message = {**message, "tool_calls": [_with_object(call) for call in calls]}
+        result.append(message)
+    return result
 
 
 def _with_object(call: Any) -> Any:
