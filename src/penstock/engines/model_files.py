@@ -10,6 +10,8 @@ from penstock import demo
 from penstock.engines.base import LLMEngine
 from penstock.errors import EngineStartError, ModelNotFoundError
 from penstock.parsing.json_errors import json_fault
+from penstock.errors import ModelNotFoundError
+from penstock.parsing import json_fault
 
 
 def model_for(source: str) -> str:

@@ -18,6 +18,7 @@ import msgspec
 
 from penstock import background, runtimes
 from penstock.batch import structured
+from penstock import background, lazy
 from penstock.batch.job import option_checks as choices
 from penstock.batch.job.execution import execute
 from penstock.batch.job.interrupts import Interrupts, JobInterrupted
@@ -438,7 +439,8 @@ class Job:
             )
         if self.adapter is not None and os.path.isdir(self.adapter):
             engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
-        replicated: LLMEngine = runtimes.load(runtimes.ENGINES, self.runtime)(engine, self.replicas)
+        spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, self.runtime)
+        replicated: LLMEngine = spread(engine, self.replicas)
         return replicated
 
     def _check_choices(self) -> None:
