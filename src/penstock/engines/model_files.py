@@ -9,8 +9,6 @@ from pathlib import Path
 from penstock import demo
 from penstock.engines.base import LLMEngine
 from penstock.errors import EngineStartError, ModelNotFoundError
-from penstock.parsing.json_errors import json_fault
-from penstock.errors import ModelNotFoundError
 from penstock.parsing import json_fault
 
 

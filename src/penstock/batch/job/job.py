@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from penstock import background, runtimes
-from penstock.batch import structured
 from penstock import background, lazy
+from penstock.batch import structured
 from penstock.batch.job import option_checks as choices
 from penstock.batch.job.execution import execute
 from penstock.batch.job.interrupts import Interrupts, JobInterrupted

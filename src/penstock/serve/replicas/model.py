@@ -13,11 +13,8 @@ from typing import Any
 import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
-from penstock.balance.policies.from_config import configured_policy
-from penstock.engines.tasks import TASKS, Batches, task_of
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import TASKS, task_of
+from penstock.engines.tasks import TASKS, Batches, task_of
 from penstock.errors import EngineDeadError, ReplicaLostError, UnsupportedError
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters.store import adapter_store
