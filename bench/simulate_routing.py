@@ -23,11 +23,8 @@ from itertools import count, islice
 import harness
 from harness import Bar
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
-from penstock.balance.policies.kv_aware import KVAware
-from penstock.balance.policies.least_busy import LeastBusy
-from penstock.balance.policies.least_loaded import LeastLoaded
-from penstock.balance.policies.prefix_aware import PrefixAware
-from penstock.balance.policies.round_robin import RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.prefix import KVAware, PrefixAware
 from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.balance.policies.table import POLICIES
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -53,3 +54,23 @@ def test_tracing_without_its_extra_names_it(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(MissingExtraError, match=r"penstock\[otel\]"):
         enable_tracing()
     assert observability._tracer is None
+
+
+class Full(io.StringIO):
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+
+def test_nothing_is_said_where_nobody_hears(monkeypatch, capsys):
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed, Full()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        observability.say("hello")
+        assert not observability.is_terminal()
+    assert capsys.readouterr().out == ""
+
+
+def test_what_is_said_stands_on_standard_error(capsys):
+    observability.say("hello")
+    assert capsys.readouterr() == ("", "hello\n")

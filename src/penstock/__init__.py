@@ -3,12 +3,12 @@
 Importing this package loads nothing: the first use of a name below imports it.
 """
 
-from penstock import lazy, runtimes
+from penstock import lazy
 
 __version__ = "0.1.0"
 
-runtimes.ENGINES["ray"] = "penstock.ray.engine:RayEngine"
-runtimes.DATASETS["ray"] = "penstock.ray.data:process_dataset"
+lazy.RUNTIME_ENGINES["ray"] = "penstock.ray.engine:RayEngine"
+lazy.RUNTIME_DATASETS["ray"] = "penstock.ray.data:process_dataset"
 
 # Type checkers know this name; importing typing takes longer than importing this package.
 TYPE_CHECKING = False

@@ -16,26 +16,16 @@ import msgspec.structs
 
 from penstock import lazy
 from penstock.errors import ConfigError, nearest
-from penstock.parsing.text import TOO_DEEP, decode_text, is_too_deep, read_file
+from penstock.parsing import TOO_DEEP, decode_text, is_too_deep, read_file
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 MASK = "***"
 _SECRET_WORDS = frozenset(
-    {
-        *(
-            "apikey",
-            "auth",
-            "authorization",
-            "credential",
-            "credentials",
-            "key",
-            "passwd",
-            "password",
-            "secret",
-        ),
-        *("sig", "signature", "token"),
-    }
+    (
+        *("apikey", "auth", "authorization", "credential", "credentials", "key", "passwd"),
+        *("password", "secret", "sig", "signature", "token"),
+    )
 )
 _URL_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 _URL_QUERY = re.compile(r"([?&])([^=&#\s]+)=([^&#\s]+)")
@@ -53,7 +43,7 @@ def parse_options(options: type[T], given: Mapping[str, Any], where: str = "") -
     try:
         return msgspec.convert(given, options, strict=True)
     except msgspec.ValidationError:
-        from penstock.parsing.validation import mismatch  # imported only for an error
+        from penstock.validation import mismatch  # imported only for an error
 
         place, why, value, choices = mismatch(options, given)
         field = _dotted_path(where, place)
@@ -82,10 +72,9 @@ def read_yaml(file: Path) -> Any:
     yaml = lazy.require("yaml", needed_by="A YAML configuration")
     try:
         text = decode_text(read_file(file))
-    except OSError as error:
-        raise ConfigError(f"{file} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{file} cannot be read: {why}") from None
     try:
         content = yaml.safe_load(text)
     except RecursionError:
@@ -144,10 +133,10 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def _without_keys(url: str) -> str:
-    def query(match: re.Match[str]) -> str:
-        return f"{match[1]}{match[2]}={MASK if tells_a_secret(match[2]) else match[3]}"
-
-    return _URL_QUERY.sub(query, _URL_USER.sub(MASK, url))
+    return _URL_QUERY.sub(
+        lambda part: f"{part[1]}{part[2]}={MASK if tells_a_secret(part[2]) else part[3]}",
+        _URL_USER.sub(MASK, url),
+    )
 
 
 def tells_a_secret(name: str) -> bool:

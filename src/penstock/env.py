@@ -51,11 +51,7 @@ def admin_keys() -> str:
 
 def debug() -> bool:
     """`PENSTOCK_DEBUG`: 1 shows the traceback of errors on the command line; default 0."""
-    return _flag("PENSTOCK_DEBUG")
-
-
-def _flag(name: str) -> bool:
-    value = os.environ.get(name) or "0"
+    value = os.environ.get("PENSTOCK_DEBUG") or "0"
     if value not in ("0", "1"):
-        raise ConfigError(f"must be 0 or 1, not '{value}'", field=name, value=value)
+        raise ConfigError(f"must be 0 or 1, not '{value}'", field="PENSTOCK_DEBUG", value=value)
     return value == "1"

@@ -1,5 +1,5 @@
-"""Lazy exports for package faces, and the one place that distinguishes a missing extra from
-a broken install.
+"""Lazy exports for package faces, optional packages, runtimes. The one place that distinguishes a
+missing extra from a broken install.
 
 A face (an `__init__.py`) lists its names twice, side by side: as imports that only type checkers
 read, and as the table for `attach`. `tests/test_lazy.py` compares the two. The first use of a
@@ -17,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
+    from typing import Any
 
 EXTRAS: Mapping[str, str] = {
     "PIL": "images",
@@ -40,6 +41,14 @@ EXTRAS: Mapping[str, str] = {
 }
 """Import name of a package → the extra that installs it."""
 
+RUNTIME_ENGINES: dict[str, str] = {}
+"""Runtime → "module:class" of the engine that spreads its replicas there; called with an engine and
+the number of replicas. The package's face fills this table and the next; batch looks names up here,
+and so knows no runtime.
+"""
+RUNTIME_DATASETS: dict[str, str] = {}
+"""Package of a data set's type → "module:function" that runs a processor over it in place."""
+
 
 def attach(
     face: str, table: Mapping[str, Sequence[str]], *, eager: Sequence[str] = ()
@@ -60,7 +69,7 @@ def attach(
                 f"module '{face}' has no attribute '{name}'{_hint(name, public)}", name=name
             )
         try:
-            value = getattr(_load(home, None, f"{face}.{name}"), name)
+            value = getattr(require(home, needed_by=f"{face}.{name}"), name)
         except AttributeError as error:
             # An AttributeError would make `hasattr` false, and `from … import` hide the cause.
             raise ImportError(f"{face}.{name} cannot be imported: {error}", name=home) from error
@@ -79,10 +88,6 @@ def require(module: str, extra: str | None = None, *, needed_by: str = "") -> Mo
     Raises `MissingExtraError` if it is not. `extra` is needed only for packages that `EXTRAS` does
     not know. `needed_by` opens the message: "The Ray runtime needs the package 'ray' …".
     """
-    return _load(module, extra, needed_by)
-
-
-def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
     try:
         __import__(module)
     except ModuleNotFoundError as error:
@@ -99,6 +104,12 @@ def _load(module: str, extra: str | None, needed_by: str) -> ModuleType:
         _explain(error, module, needed_by)
         raise
     return sys.modules[module]
+
+
+def load_runtime(table: Mapping[str, str], name: str) -> Any:
+    """The object that `table` names for the runtime `name`. Raises `MissingExtraError`."""
+    module, _, attribute = table[name].partition(":")
+    return getattr(require(module, needed_by=f"The {name.capitalize()} runtime"), attribute)
 
 
 def _is_our_import(error: ModuleNotFoundError) -> bool:

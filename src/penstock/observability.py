@@ -1,4 +1,4 @@
-"""Logs and spans.
+"""Logs, lines for a person on standard error, and spans.
 
 Logs are plain lines or JSON, each with the id of its request. Spans are OpenTelemetry's if the
 operator turned them on; otherwise they cost nothing.
@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any, Literal
 
@@ -87,20 +87,33 @@ def configure_logging(form: Literal["plain", "json"] = "plain", level: str = "in
         logger.setLevel(level.upper())
 
 
+def say(text: str) -> None:
+    """Print lines for a person. Never fails: standard error may be closed, or its pipe full."""
+    if sys.stderr is not None:  # `print` would take standard output
+        with suppress(OSError, ValueError):  # ValueError: closed
+            print(text, file=sys.stderr, flush=True)
+
+
+def is_terminal() -> bool:
+    """Whether standard error is a terminal."""
+    try:
+        return sys.stderr is not None and sys.stderr.isatty()
+    except ValueError:  # closed
+        return False
+
+
 def enable_tracing(service: str = "penstock") -> None:
     """Send spans to an OTLP collector, which OpenTelemetry's own variables
     configure (`OTEL_EXPORTER_OTLP_ENDPOINT` …).
 
     Raises `MissingExtraError` without the extra `otel`.
     """
-    global _tracer
-    needed_by = "Tracing"
-    trace = require("opentelemetry.trace", "otel", needed_by=needed_by)
-    sdk = require("opentelemetry.sdk.trace", "otel", needed_by=needed_by)
-    export = require("opentelemetry.sdk.trace.export", "otel", needed_by=needed_by)
-    resources = require("opentelemetry.sdk.resources", "otel", needed_by=needed_by)
-    otlp = require(
-        "opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel", needed_by=needed_by
+    trace, sdk, export, resources, otlp = (
+        require(f"opentelemetry.{name}", "otel", needed_by="Tracing")
+        for name in (
+            *("trace", "sdk.trace", "sdk.trace.export", "sdk.resources"),
+            "exporter.otlp.proto.http.trace_exporter",
+        )
     )
     provider = sdk.TracerProvider(resource=resources.Resource.create({"service.name": service}))
     provider.add_span_processor(export.BatchSpanProcessor(otlp.OTLPSpanExporter()))

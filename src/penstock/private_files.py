@@ -43,25 +43,17 @@ def close_to_others(path: Path) -> None:
         _set_mode(path, 0o700)
 
 
-def usual_mode(folder: Path) -> int:
-    """The mode that the umask gives a new file. No thread-safe call returns the umask, so this
-    makes a file in `folder`.
+def open_to_usual(path: Path, folder: Path) -> None:
+    """Give a file, or a directory and the files in it, the mode that the umask gives new ones. No
+    thread-safe call returns the umask, so this makes a file in `folder`.
     """
     probe = folder / "mode.tmp"
     probe.unlink(missing_ok=True)
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        return os.fstat(descriptor).st_mode & 0o777
-    finally:
-        os.close(descriptor)
-        probe.unlink(missing_ok=True)
-
-
-def open_to_usual(path: Path, folder: Path) -> None:
-    """Give a file, or a directory and the files in it, the mode that the umask gives new ones."""
-    mode = usual_mode(folder)
-    files = [path] if not path.is_dir() else list(path.iterdir())
-    for file in files:
+    mode = os.fstat(descriptor).st_mode & 0o777
+    os.close(descriptor)
+    probe.unlink(missing_ok=True)
+    for file in path.iterdir() if path.is_dir() else [path]:
         _set_mode(file, mode)
     if path.is_dir():
         _set_mode(path, mode | (mode & 0o444) >> 2)

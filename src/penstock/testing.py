@@ -1,5 +1,4 @@
-"""The contract that every engine keeps, as a test class to inherit from. Needs pytest and
-pytest-asyncio.
+"""The contract that every engine keeps, as a test class to inherit. Needs pytest, pytest-asyncio.
 
     @pytest_asyncio.fixture(scope="module", loop_scope="module")
     async def engine():
@@ -8,12 +7,10 @@ pytest-asyncio.
         yield engine
         await engine.stop()
 
-    class TestMyEngine(EngineContract):
-        pass
+    class TestMyEngine(EngineContract): ...
 
 Tests of abilities that the engine does not declare are skipped. Give `adapters` to have adapters
-tested, and `kill` to have the engine's death tested. For faults and latencies without a model, see
-`penstock.engines.simulated.engine.SimulatedOptions`.
+tested, and `kill` to have the engine's death tested. `SimulatedOptions` has faults and latencies.
 """
 
 from __future__ import annotations
@@ -107,7 +104,7 @@ async def check_adapters_mix(engine: LLMEngine, prompt: str, names: Iterable[str
 async def count_right(
     engine: LLMEngine, asked: Sequence[tuple[str, str | None, str]], sampling: Sampling = GREEDY
 ) -> dict[str | None, int]:
-    """Ask all (prompt, adapter, expected answer) at once. Returns the right ones by adapter."""
+    """Ask all (prompt, adapter, expected answer) at once. Returns the right answers by adapter."""
     patience = PATIENCE + len(asked)  # each waits for the others
     requests = [chat_request(text, sampling, adapter=name, stream=False) for text, name, _ in asked]
     replies = await asyncio.gather(

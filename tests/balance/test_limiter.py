@@ -4,8 +4,8 @@ import heapq
 
 import pytest
 
+from penstock.balance.backoff import is_served
 from penstock.balance.limiter import Limiter, Limits, Pace, shared_limiter
-from penstock.balance.pauses import is_served
 from penstock.errors import UpstreamError
 
 real_sleep = asyncio.sleep

@@ -5,9 +5,8 @@ from typing import Any
 import pytest
 
 from penstock.balance.policies.base import ANYWHERE, RouteRequest
-from penstock.balance.policies.least_loaded import LeastLoaded
-from penstock.balance.policies.prefix_aware import PrefixAware
-from penstock.balance.policies.round_robin import RoundRobin
+from penstock.balance.policies.load import LeastLoaded, RoundRobin
+from penstock.balance.policies.prefix import PrefixAware
 from penstock.balance.pool import Failover, Member, Pool, prompt_of
 from penstock.types import ChatRequest, CompletionRequest, EmbeddingRequest, Sampling
 

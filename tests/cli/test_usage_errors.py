@@ -1,8 +1,7 @@
 import click
 import pytest
 
-from penstock.cli.commands import cli
-from penstock.cli.usage_errors import usage_fault
+from penstock.cli.commands import cli, usage_fault
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 import pytest_asyncio
 
-from penstock.balance.policies.prefix_aware import PrefixAware
+from penstock.balance.policies.prefix import PrefixAware
 from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import EngineDeadError, EngineStartError

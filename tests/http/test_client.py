@@ -13,8 +13,8 @@ from aiohttp.test_utils import TestServer, unused_port
 
 from penstock.balance.limiter import Limiter, Limits
 from penstock.errors import ConfigError, EngineDeadError, EngineTimeoutError, UpstreamError
-from penstock.http.client import HttpClient, Timeouts, endpoint, form, multipart
-from penstock.http.headers import Headers
+from penstock.http.client import HttpClient, Timeouts, multipart
+from penstock.http.endpoint import Headers, endpoint
 
 KEY = "sk-very-secret-1234"
 
@@ -68,7 +68,7 @@ async def test_a_large_file_arrives_whole_and_without_a_warning():
     async with asking(measure) as (client, to):
         large = b"1" * (2 << 20)
         several = multipart({"a": large, "b": {"content": b"2"}})
-        for made, sizes in ((several, [2 << 20, 1]), (form({}, large), [2 << 20])):
+        for made, sizes in ((several, [2 << 20, 1]), (multipart({"file": large}), [2 << 20])):
             assert json.loads((await client.send(to, limiter(), data=made)).body) == sizes
 
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from penstock.http.deadline import Deadline
+from penstock.http.client import Deadline
 
 
 async def waits(deadline: Deadline, until: asyncio.Event) -> str:

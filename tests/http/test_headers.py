@@ -1,7 +1,7 @@
 import pytest
 
 from penstock.errors import ConfigError
-from penstock.http.headers import Headers, bearer
+from penstock.http.endpoint import Headers, bearer
 
 KEY = "sk-very-secret-1234"
 

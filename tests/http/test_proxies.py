@@ -9,9 +9,8 @@ from aiohttp.test_utils import RawTestServer, unused_port
 
 from penstock.balance.limiter import Limiter, Limits
 from penstock.errors import ConfigError, UpstreamError
-from penstock.http.client import HttpClient, endpoint
-from penstock.http.headers import Headers
-from penstock.http.proxies import proxy_for
+from penstock.http.client import HttpClient
+from penstock.http.endpoint import Headers, endpoint, proxy_for
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 

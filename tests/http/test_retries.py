@@ -2,8 +2,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from penstock.balance.backoff import is_served
 from penstock.balance.limiter import refused_alone
-from penstock.balance.pauses import is_served
 from penstock.errors import EngineTimeoutError, RequestError, UpstreamError
 from penstock.http.retries import Retries, is_retryable, is_throttling, retry_after
 

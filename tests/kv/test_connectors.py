@@ -164,9 +164,9 @@ class TestOthers:
             make_connector({"kv_connector": "ExampleConnector", "kv_connector_extra_config": extra})
 
     def test_lmcache_has_a_channel_of_its_own(self, made, monkeypatch):
-        monkeypatch.setattr("penstock.kv.lmcache.find_spec", lambda name: object())
+        monkeypatch.setattr("penstock.kv.connectors.find_spec", lambda name: object())
         monkeypatch.setattr(
-            "penstock.kv.lmcache.metadata", SimpleNamespace(version=lambda name: "0.4")
+            "penstock.kv.connectors.metadata", SimpleNamespace(version=lambda name: "0.4")
         )
         given = {
             "kv_connector": "LMCacheConnectorV1",

@@ -7,10 +7,9 @@ import pytest
 
 from penstock.errors import EngineError
 from penstock.openai.framing import ChatFramer, CompletionFramer, Framer
-from penstock.openai.message_events import MessageFramer
-from penstock.openai.response_events import ResponseFramer
-from penstock.openai.response_requests import ResponseBody
+from penstock.openai.messages_api import MessageFramer
 from penstock.openai.responses import Answers, chat_completion
+from penstock.openai.responses_api import ResponseBody, ResponseFramer
 from penstock.types import Delta, TokenLogprob, ToolCallPart, Usage
 
 ABOUT: Any = {"id": "x", "created": 7, "model": 'a "model"'}

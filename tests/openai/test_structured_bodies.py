@@ -3,7 +3,7 @@
 import pytest
 
 from penstock.errors import RequestError
-from penstock.openai.requests import parse_chat
+from penstock.openai.requests import ChatBody, parse_body
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_errors_name_the_field_the_value_and_what_is_expected(given, param, told
         "structured_outputs": given,
     }
     with pytest.raises(RequestError) as caught:
-        parse_chat(body)
+        parse_body(ChatBody, body).request()
     assert caught.value.param == f"structured_outputs.{param}"
     assert str(caught.value) == f"structured_outputs.{param} {told}"
 
@@ -42,9 +42,8 @@ def test_one_constraint_at_a_time():
     with pytest.raises(
         RequestError, match="takes one of json, json_object and regex, not json and regex"
     ):
-        parse_chat({**body, "structured_outputs": {"json": {}, "regex": "a"}})
-    asked = parse_chat(
-        {**body, "structured_outputs": {"regex": "a", "json_object": False, "json": None}}
-    )
+        parse_body(ChatBody, {**body, "structured_outputs": {"json": {}, "regex": "a"}}).request()
+    given = {"regex": "a", "json_object": False, "json": None}
+    asked = parse_body(ChatBody, {**body, "structured_outputs": given}).request()
     assert asked.sampling.structured is not None
     assert asked.sampling.structured.kind == "regex"

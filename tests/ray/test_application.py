@@ -28,9 +28,8 @@ with warnings.catch_warnings():
 
 psutil = pytest.importorskip("psutil")
 
-from penstock.balance.policies.adapter_preference import AdapterPreference  # noqa: E402
-from penstock.balance.policies.from_config import configured_policy  # noqa: E402
-from penstock.balance.policies.round_robin import RoundRobin  # noqa: E402
+from penstock.balance.policies.load import RoundRobin  # noqa: E402
+from penstock.balance.policies.table import AdapterPreference, configured_policy  # noqa: E402
 from penstock.errors import ConfigError  # noqa: E402
 from penstock.llm_config import LLMConfig  # noqa: E402
 from penstock.ray.replica import LLMReplica  # noqa: E402

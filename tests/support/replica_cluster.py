@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.balance.policies.round_robin import RoundRobin
+from penstock.balance.policies.load import RoundRobin
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import build_app
 from penstock.serve.config.settings import HttpSettings

@@ -13,8 +13,8 @@ class CircuitBreaker:
     A request that fails while others succeed is itself the likely cause. So a server becomes a
     suspect only after `trip_after` failures without an answer in between, of different requests or
     of connections. Only a failed probe opens the breaker; until then requests go on. It stays open
-    for `cooldown_s`, until the next probe, and after each further probe that fails for twice as
-    long.
+    for `cooldown_s`, until the next probe, and twice as long after each
+    further probe that fails.
     """
 
     def __init__(self, trip_after: int, cooldown_s: float, clock: Callable[[], float]) -> None:
@@ -67,9 +67,7 @@ class CircuitBreaker:
             self._clear()
 
     def failed(self, request: Hashable) -> None:
-        """Record that a request failed after it reached the server. A retry counts as the same
-        `request`.
-        """
+        """Record a failure of a request that reached the server; a retry is the same `request`."""
         # A recent probe succeeded: a burst of bad requests does not cause one probe each.
         if self._clock() >= self._proven_until:
             self._failed.add(request)

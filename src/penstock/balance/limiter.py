@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import msgspec
 from msgspec import Meta, Struct
 
-from penstock.balance.pauses import PATIENCE_S, SERVED_PATIENCE_S, is_served, note_pause, span
+from penstock.balance.backoff import PATIENCE_S, SERVED_PATIENCE_S, is_served, note_pause, span
 from penstock.errors import UpstreamError
 
 Rate = Annotated[float, Meta(gt=0)]
@@ -75,9 +75,7 @@ class Pace:
         self._free_at = _NEVER
 
     def reserve(self, amount: float, now: float) -> float:
-        """Reserve an amount. Returns the seconds until it may go. The reservation stands even if it
-        never goes.
-        """
+        """Reserve an amount, used or not. Returns the seconds until it may go."""
         start = max(self._free_at, now)
         self._free_at = start + amount * self._seconds_each
         return start - now
@@ -88,11 +86,9 @@ class Pace:
 
 
 class Limiter:
-    """Admits requests to one server. Each `acquire` needs one `release`. A limiter is bound to one
-    event loop.
+    """Admits requests to one server. Each `acquire` needs one `release`. Bound to one event loop.
 
-    `server` is its name in reports of pauses. `clock` (seconds) and `jitter` (0 to 1) are for
-    tests.
+    `server` is its name in reports of pauses. Tests set `clock` (seconds) and `jitter` (0 to 1).
     """
 
     def __init__(
@@ -129,8 +125,7 @@ class Limiter:
         return int(self._window)
 
     async def acquire(self, tokens: float = 0.0) -> int:
-        """Wait for a free slot, for the rates, and for the server's pause. Returns the ticket for
-        `release`.
+        """Wait for a slot, the rates, and the server's pause. Returns the ticket for `release`.
 
         `tokens` is an estimate, which `charge` corrects. Raises `UpstreamError` if a pause exceeds
         the patience of a served request.
@@ -186,9 +181,7 @@ class Limiter:
             self._throttle(self._tickets, None)
 
     def proven(self) -> None:
-        """Reset the window, as the server has answered a probe: requests that were late before are
-        slow themselves.
-        """
+        """Reset the window after an answered probe: requests that were late are slow themselves."""
         self._left_before_answer = self._tickets
         self._window = float(self._most)
         self._admit()
@@ -249,9 +242,7 @@ class Limiter:
             await asyncio.sleep(pause * (1 + 0.1 * self._jitter()))  # not all in the same instant
 
     def _throttle(self, ticket: int, retry_after: float | None) -> None:
-        """Cut the window once for a burst of refusals: requests that left before the last cut say
-        nothing new.
-        """
+        """Cut the window once for a burst: what left before the last cut says nothing new."""
         narrow = self._window < 2 or not self.limits.adaptive
         fresh = self._cut(ticket)
         if retry_after is not None:

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from penstock.balance.policies.base import ANYWHERE, RouteRequest, RoutingPolicy
-from penstock.balance.policies.prefix_tree import byte_blocks
+from penstock.balance.policies.prefix import byte_blocks
 from penstock.types import ChatRequest, CompletionRequest
 
 
@@ -47,9 +47,7 @@ class Pool(Generic[M]):
         self._some_away = False
 
     def route(self, prompt: bytes, *, session: str = "", adapter: str = "") -> RouteRequest:
-        """What the policy reads of a request: session, adapter, and the prompt's blocks if it uses
-        them.
-        """
+        """What the policy reads of a request. The prompt's blocks are named if it uses them."""
         blocks = byte_blocks(prompt) if prompt and self.policy.reads_blocks else ()
         if adapter and blocks:
             blocks = [hash((adapter, block)) for block in blocks]
@@ -63,25 +61,20 @@ class Pool(Generic[M]):
         return RouteRequest(adapter=adapter) if adapter else ANYWHERE
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> M | None:
-        """The policy's choice among the ready members outside `tried`; None if there is no such
-        member.
-        """
+        """The policy's choice among the ready members outside `tried`; None if there is none."""
         ready = self.ready(tried) if tried or self._some_away else self._ready
         if len(ready) < 2:
             return ready[0] if ready else None
         return self.policy.choose(route, ready)
 
     async def obtain(self, failover: Failover[M]) -> M:
-        """Wait for a member after all ready ones have failed. Raises the error that ends the
-        wait.
-        """
+        """Wait for a member after all ready ones have failed. Raises what ends the wait."""
         raise NotImplementedError
 
     def ready(self, tried: Collection[str] = ()) -> tuple[M, ...]:
         """The members to which requests may go, without those in `tried`.
 
-        The tuple keeps its identity until the members change: policies cache what they derive from
-        it.
+        The tuple stays the same object until the members change: policies cache by it.
         """
         if self._some_away:
             now = _now()

@@ -13,8 +13,7 @@ import msgspec
 
 import penstock
 from penstock.errors import ConfigError, EngineError
-from penstock.parsing.json_errors import json_fault
-from penstock.parsing.text import TOO_DEEP, decode_json, is_too_deep, read_file
+from penstock.parsing import TOO_DEEP, decode_json, is_too_deep, json_fault, read_file
 
 Check = Callable[[Any], bool]
 _TYPES: dict[str, Check] = {

@@ -1,11 +1,15 @@
-"""The commands as one group. Each imports its modules when it runs, so `--help` is fast."""
+"""The commands as one group, and the fault of a wrong command line. A command imports its modules
+when it runs, so `--help` is fast.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import click
 
 import penstock
-from penstock.cli import demo, explain, plan, run, serve
+from penstock.cli import demo, explain, run, serve
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -15,12 +19,64 @@ def cli() -> None:
 
 
 for command in (
-    run.run,
-    plan.plan,
-    serve.serve,
-    serve.chat,
-    serve.models,
-    explain.explain,
-    demo.demo,
+    *(run.run, run.plan, serve.serve, serve.chat, serve.models),
+    *(explain.explain, demo.demo),
 ):
     cli.add_command(command)
+
+
+def usage_fault(error: click.UsageError) -> str:
+    """One line: the wrong option or argument, and what it must be. The words are ours: click's
+    change with its versions.
+    """
+    if isinstance(error, click.NoSuchOption):
+        near = (
+            f". Did you mean {' or '.join(sorted(error.possibilities))}?"
+            if error.possibilities
+            else ""
+        )
+        return f"there is no option {error.option_name}{near}"
+    if isinstance(error, click.MissingParameter):
+        return f"{_name(error)} is missing"
+    if isinstance(error, click.BadParameter):
+        kind = getattr(error.param, "type", None)
+        return (
+            f"{_name(error)} must be {_kind(kind)}"
+            if kind is not None
+            else f"{_name(error)} is wrong"
+        )
+    if isinstance(error, click.BadOptionUsage):
+        return f"{error.option_name} needs a value, or takes none and was given one"
+    if error.ctx is not None and isinstance(error.ctx.command, click.Group):
+        return (
+            f"there is no such command; there are {', '.join(sorted(error.ctx.command.commands))}"
+        )
+    return "there are more arguments than the command takes"
+
+
+def _name(error: click.BadParameter) -> str:
+    if isinstance(error.param, click.Option):
+        return max(error.param.opts, key=len)
+    return getattr(error.param, "metavar", None) or "an argument"
+
+
+def _kind(kind: Any) -> str:
+    if isinstance(kind, click.Choice):
+        words = [repr(word) for word in kind.choices]
+        return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    if isinstance(kind, click.IntRange | click.FloatRange):
+        number = "a whole number" if isinstance(kind, click.IntRange) else "a number"
+        least = (
+            f"{'more than' if kind.min_open else 'at least'} {kind.min}"
+            if kind.min is not None
+            else ""
+        )
+        most = (
+            f"{'less than' if kind.max_open else 'at most'} {kind.max}"
+            if kind.max is not None
+            else ""
+        )
+        return " and ".join(filter(None, [f"{number}, {least}" if least else number, most]))
+    if isinstance(kind, click.Path):
+        return "the path of a file"
+    return {"integer": "a whole number", "float": "a number"}.get(str(kind.name), "of another kind")

@@ -5,15 +5,14 @@ behind the API.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.plain_table import plain_table
-from penstock.cli.process import interruptible
+from penstock.cli.process import interruptible, plain_table
+from penstock.demo import FIELDS, MODEL_NAME, SCHEMA, tickets_path
 
 if TYPE_CHECKING:
     from penstock.batch.job.result import RunResult
@@ -46,8 +45,8 @@ def demo(output: str) -> None:
 
 async def _demo(output: str) -> None:
     from penstock.batch.job.job import Job
-    from penstock.demo import MODEL_NAME, SCHEMA, tickets_path
-    from penstock.engines.openvino.engine import OpenVINOEngine
+    from penstock.demo import MODEL_NAME
+    from penstock.engines.openvino import OpenVINOEngine
 
     with tickets_path().open(encoding="utf-8") as file:
         gold = [json.loads(line) for line in file]
@@ -81,20 +80,18 @@ async def _demo(output: str) -> None:
 
 def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
     from penstock.batch.job.progress import summary
-    from penstock.demo import FIELDS
 
     rows = list(result.rows())
-    wrong = [_wrong_fields(row, wanted, FIELDS) for row, wanted in zip(rows, gold, strict=True)]
+    # A CSV has text only, so compare texts.
+    wrong = [
+        [name for name in FIELDS if str(row[name]) != wanted[name]]
+        for row, wanted in zip(rows, gold, strict=True)
+    ]
     table = [("TICKET", *(name.upper() for name in FIELDS), "RIGHT")]
     for row, fields in list(zip(rows, wrong, strict=True))[:_SHOWN_ROWS]:
         text = shorten(row["ticket"], _SHOWN_TEXT, placeholder=" …")
-        table.append(
-            (
-                text,
-                *(str(row[name]) for name in FIELDS),
-                f"no: {', '.join(fields)}" if fields else "yes",
-            )
-        )
+        verdict = f"no: {', '.join(fields)}" if fields else "yes"
+        table.append((text, *(str(row[name]) for name in FIELDS), verdict))
     click.echo(f"\n{plain_table(table)}\n")
     right = wrong.count([])
     click.echo(
@@ -104,18 +101,10 @@ def _report(result: RunResult, gold: list[dict[str, Any]]) -> None:
     click.echo(summary(result))
 
 
-def _wrong_fields(
-    row: Mapping[str, Any], wanted: Mapping[str, Any], fields: tuple[str, ...]
-) -> list[str]:
-    # A CSV has text only, so compare texts.
-    return [name for name in fields if str(row[name]) != wanted[name]]
-
-
 async def _serve(engine: LLMEngine, ticket: str) -> None:
     """Put the running engine behind the HTTP API, and print its answer to one question."""
     import asyncio
 
-    from penstock.demo import MODEL_NAME
     from penstock.llm_config import LLMConfig
     from penstock.serve.api.ingress import build_app
     from penstock.serve.http.client import Client

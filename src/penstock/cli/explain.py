@@ -61,57 +61,40 @@ def _lines(found: Explanation) -> list[str]:
 
 
 def _rows(model: ModelPlan, runtime: str) -> list[tuple[str, str]]:
-    sizes = model.parallelism
+    sizes, memory = model.parallelism, model.memory
     fewest, most = model.min_replicas, model.max_replicas
-    replicas = f"{fewest}" if fewest == most else f"{fewest} to {most}"
+    replicas = _range(fewest, most)
     if sizes.data > 1:
-        ranks = (
-            f"{fewest * sizes.data}"
-            if fewest == most
-            else f"{fewest * sizes.data} to {most * sizes.data}"
-        )
+        ranks = _range(fewest * sizes.data, most * sizes.data)
         replicas += f", of {sizes.data} data-parallel ranks each: {ranks} ranks"
-    rows = [("replicas", replicas)]
-    if sizes.workers > 1:
-        shape = f"data {sizes.data} × pipeline {sizes.pipeline} × tensor {sizes.tensor}"
-        rows += [("workers", f"{sizes.workers} a replica: {shape}")]
-    rows += [("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens"))]
-    if model.max_num_seqs is not None:
-        rows += [
-            (
-                "requests",
-                f"{model.max_num_seqs} at once" + (" on each rank" if sizes.data > 1 else ""),
-            )
-        ]
-    if model.deterministic:
-        rows += [("answers", "deterministic: of the request alone")]
-    rows += _memory_rows(model)
-    if model.connector is not None:
-        rows += [("KV caches", f"exchanged by the {model.connector}")]
-    if model.adapters:
-        rows += [("adapters", f"{model.adapters} at once")]
-    kept = "reserved by Ray" if runtime == "ray" else "nothing reserves it"
-    rows += [("needs", f"{_amounts(model.needs)} a replica ({kept})")]
-    if runtime == "ray":
-        rows += _bundle_rows(model)
-    rows += [
-        ("port", f"{port.what}: {'a free one' if port.port is None else port.port}")
-        for port in model.ports
-    ]
-    return rows
-
-
-def _memory_rows(model: ModelPlan) -> list[tuple[str, str]]:
-    memory = model.memory
+    shape = f"data {sizes.data} × pipeline {sizes.pipeline} × tensor {sizes.tensor}"
+    each_rank = " on each rank" if sizes.data > 1 else ""
     cache = _or_unknown(memory.kv_cache, _size, "what the device has left")
     if memory.kv_tokens:
         cache += f" for {memory.kv_tokens:,} tokens"
     if memory.kv_token:
         cache += f", {_size(memory.kv_token)} a token"
-    return [
+    kept = "reserved by Ray" if runtime == "ray" else "nothing reserves it"
+    rows = [
+        ("replicas", replicas),
+        ("workers", f"{sizes.workers} a replica: {shape}" if sizes.workers > 1 else ""),
+        ("context", _or_unknown(model.context_length, lambda tokens: f"{tokens:,} tokens")),
+        ("requests", _or_unknown(model.max_num_seqs, lambda n: f"{n} at once{each_rank}", "")),
+        ("answers", "deterministic: of the request alone" if model.deterministic else ""),
         ("weights", f"{_or_unknown(memory.weights, _size)} a replica"),
         ("KV cache", f"{cache} a replica"),
+        ("KV caches", f"exchanged by the {model.connector}" if model.connector else ""),
+        ("adapters", f"{model.adapters} at once" if model.adapters else ""),
+        ("needs", f"{_amounts(model.needs)} a replica ({kept})"),
+        *(_bundle_rows(model) if runtime == "ray" else ()),
     ]
+    for port in model.ports:
+        rows.append(("port", f"{port.what}: {'a free one' if port.port is None else port.port}"))
+    return [(name, value) for name, value in rows if value]
+
+
+def _range(fewest: int, most: int) -> str:
+    return f"{fewest}" if fewest == most else f"{fewest} to {most}"
 
 
 def _bundle_rows(model: ModelPlan) -> list[tuple[str, str]]:

@@ -7,13 +7,13 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import click
 
 from penstock.cli import leave
 from penstock.errors import PenstockError
-from penstock.stderr import say
+from penstock.observability import say
 
 _UNWRITABLE = (errno.EPIPE, errno.ENOSPC, errno.EBADF, errno.EIO, errno.EFBIG, errno.EDQUOT)
 
@@ -26,7 +26,9 @@ def run() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        code = code or _fail(f"the output cannot be written: {error.strerror}")
+        if not code:
+            say(f"penstock: the output cannot be written: {error.strerror}")
+        code = code or 1
         _drop_output()
     if code:
         raise SystemExit(code)
@@ -47,38 +49,39 @@ def _code_of_command() -> int | str | None:
     except click.UsageError as error:
         _say_usage(error)
         return error.exit_code
-    except PenstockError as error:
-        if debug:
-            raise
-        return _fail(str(error), 2 if error.status < 500 else 1)  # 4xx: a wrong request
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, leave)
         return 130
-    except MemoryError:
-        if debug:
-            raise
-        return _fail("there is not enough memory")
     except Exception as error:
         if debug:
             raise
-        if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
-            return _fail(f"the output cannot be written: {error.strerror}")
-        return _fail(
-            f"{type(error).__name__}: {error}\n"
-            "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
-        )
+        say(f"penstock: {_fault(error)}")
+        wrong_request = isinstance(error, PenstockError) and error.status < 500
+        return 2 if wrong_request else 1
 
 
 def _say_usage(error: click.UsageError) -> None:
-    from penstock.cli.usage_errors import usage_fault
+    from penstock.cli.commands import usage_fault
 
-    if error.ctx is not None and len(sys.argv) == 1:
-        say(error.ctx.get_help())
-        return
-    usage = (
-        f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n" if error.ctx else ""
-    )
+    usage = ""
+    if error.ctx is not None:
+        if len(sys.argv) == 1:
+            return say(error.ctx.get_help())
+        usage = f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help'.\n\n"
     say(f"{usage}penstock: {usage_fault(error)}")
+
+
+def _fault(error: Exception) -> str:
+    if isinstance(error, PenstockError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE and error.filename is None:
+        return f"the output cannot be written: {error.strerror}"
+    return (
+        f"{type(error).__name__}: {error}\n"
+        "This is a fault in penstock itself; PENSTOCK_DEBUG=1 shows where it arose."
+    )
 
 
 @contextlib.contextmanager
@@ -92,11 +95,6 @@ def interruptible() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, leave)
-
-
-def _fail(text: str, code: int = 1) -> int:
-    say(f"penstock: {text}")
-    return code
 
 
 def _fill_closed_streams() -> None:
@@ -120,3 +118,13 @@ def _drop_output() -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.close(null)
+
+
+def plain_table(rows: Iterable[Sequence[str]]) -> str:
+    """The rows as lines, each column as wide as its widest cell. The first row is the head."""
+    table = [tuple(row) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    )

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock import env
-from penstock.cli.job_options import json_object
-from penstock.cli.plain_table import plain_table
-from penstock.cli.process import interruptible
-from penstock.stderr import say
+from penstock.cli.process import interruptible, plain_table
+from penstock.cli.run import json_object
+from penstock.errors import ConfigError
+from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig
@@ -98,16 +98,19 @@ DEFAULT_URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 )
 @click.option(
     "--head-timeout",
+    "head_timeout_s",
     type=click.FloatRange(0, min_open=True),
     help="Seconds for a request's head.  [default: 10]",
 )
 @click.option(
     "--body-timeout",
+    "body_timeout_s",
     type=click.FloatRange(0, min_open=True),
     help="Seconds for a request's body, and one more for each 8 KiB.  [default: 30]",
 )
 @click.option(
     "--drain-timeout",
+    "drain_timeout_s",
     type=click.FloatRange(0),
     help=(
         "Seconds that SIGTERM leaves to requests.  [default: the models'"
@@ -156,8 +159,6 @@ def serve(
     """
     import asyncio
 
-    from penstock.errors import ConfigError
-    from penstock.observability import configure_logging, enable_tracing
     from penstock.serve.http.server import listen
 
     if runtime == "ray" and memory_budget_gb is not None:
@@ -201,12 +202,13 @@ def chat(
     max_tokens: int | None,
     api_key: str | None,
 ) -> None:
-    """Chat with a served model. Answers stream; Ctrl-C stops one, Ctrl-D or /quit ends, /new starts
-    afresh.
-    """
+    """Chat with a served model. Ctrl-C stops an answer, Ctrl-D or /quit ends, /new starts anew."""
     client = _client(url, api_key)
     if not model:
-        model = _first_model(client)
+        cards = client.models()
+        if not cards:
+            raise ConfigError("the server has no models", field="--model")
+        model = str(cards[0]["id"])
     say(f"{model} at {url}. /new starts afresh, /quit ends.")
     given = {"temperature": temperature, "max_tokens": max_tokens}
     options = {key: value for key, value in given.items() if value is not None}
@@ -230,11 +232,10 @@ def chat(
 @click.option("--api-key", envvar="PENSTOCK_API_KEY", help="Also PENSTOCK_API_KEY.")
 def models(url: str, api_key: str | None) -> None:
     """List the models and adapters of a server, and what each is doing."""
-    rows = [("MODEL", "STATE", "CONTEXT", "ENGINE", "REASON")]
+    rows = [["MODEL", "STATE", "CONTEXT", "ENGINE", "REASON"]]
     for card in _client(url, api_key).models():
         cells = (card.get(key) for key in ("id", "state", "max_model_len", "engine", "reason"))
-        row = tuple("-" if cell is None else str(cell) for cell in cells)
-        rows.append(row)  # type: ignore[arg-type]
+        rows.append(["-" if cell is None else str(cell) for cell in cells])
     click.echo(plain_table(rows))
 
 
@@ -286,7 +287,6 @@ def _args(
     name: str | None,
     runtime: str,
 ) -> LLMServingArgs:
-    from penstock.errors import ConfigError
     from penstock.serve.config.serving_args import LLMServingArgs
     from penstock.serve.config.serving_files import load_serving_args
 
@@ -306,38 +306,27 @@ def _args(
                         name,
                     )
         return args
-    options = json_object(engine_kwargs, "--engine-kwargs") or {}
-    loading = {"model_id": name or Path(model).name or model, "model_source": model}
-    chosen = {"llm_engine": engine} if engine else {}
-    return LLMServingArgs.from_dict(
-        {
-            "llm_configs": [
-                {
-                    "model_loading_config": loading,
-                    "engine_kwargs": options,
-                    "deterministic": deterministic,
-                    **chosen,
-                }
-            ]
-        }
-    )
+    config = {
+        "model_loading_config": {
+            "model_id": name or Path(model).name or model,
+            "model_source": model,
+        },
+        "engine_kwargs": json_object(engine_kwargs, "--engine-kwargs") or {},
+        "deterministic": deterministic,
+        **({"llm_engine": engine} if engine else {}),
+    }
+    return LLMServingArgs.from_dict({"llm_configs": [config]})
 
 
 def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings:
     from penstock.serve.api.auth import load_keys
     from penstock.serve.config.settings import HttpSettings, Limits
 
-    limits = {"max_tokens": options["max_tokens"], "max_inflight": options["max_inflight"]}
-    given = {
-        **options,
-        "head_timeout_s": options["head_timeout"],
-        "body_timeout_s": options["body_timeout"],
-    }
-    settable = ("max_prompt_chars", "max_choices", "head_timeout_s", "body_timeout_s")
-    limits |= {name: given[name] for name in settable if given[name] is not None}
+    names = [part for part in Limits.__struct_fields__ if options.get(part) is not None]
+    limits = {name: options[name] for name in names}
     if options["max_body_mb"] is not None:
         limits["max_body_bytes"] = int(options["max_body_mb"] * 2**20)
-    drain = options["drain_timeout"]
+    drain = options["drain_timeout_s"]
     if drain is None:
         drain = max(config.deployment_config.graceful_shutdown_timeout_s for config in configs)
     return HttpSettings(
@@ -357,15 +346,6 @@ def _client(url: str, api_key: str | None) -> Client:
     from penstock.serve.http.client import Client
 
     return Client(url, api_key)
-
-
-def _first_model(client: Client) -> str:
-    from penstock.errors import ConfigError
-
-    cards = client.models()
-    if not cards:
-        raise ConfigError("the server has no models", field="--model")
-    return str(cards[0]["id"])
 
 
 def _ask() -> str | None:

@@ -1,5 +1,4 @@
-"""The demo model: a tiny language model, shipped with the package, that turns support tickets into
-JSON.
+"""The demo model: a tiny language model in the package that turns support tickets into JSON.
 
 It only knows where the files are and what a right answer looks like; loading the model is an
 engine's job. ``MODEL_CARD.md`` next to this file tells what the model can and cannot do.

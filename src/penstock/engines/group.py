@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
-from penstock.balance.policies.least_loaded import LeastLoaded
+from penstock.balance.policies.load import LeastLoaded
 from penstock.balance.pool import Member, Pool
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Batches, generated

@@ -9,7 +9,7 @@ from pathlib import Path
 from penstock import demo
 from penstock.engines.base import LLMEngine
 from penstock.errors import EngineStartError, ModelNotFoundError
-from penstock.parsing.json_errors import json_fault
+from penstock.parsing import json_fault
 
 
 def model_for(source: str) -> str:

@@ -15,8 +15,7 @@ import msgspec
 
 from penstock.engines.base import Capabilities
 from penstock.errors import ContextLengthError, RequestError, UnsupportedError
-from penstock.parsing.json_errors import json_fault
-from penstock.parsing.text import is_too_deep
+from penstock.parsing import is_too_deep, json_fault
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 MAX_N = 128

@@ -1,5 +1,6 @@
 """Outgoing HTTP, for engines and stages that call other servers.
 
-`client` sends (the only home of aiohttp), `retries` decides on another try, `headers` keeps keys
-secret, `event_stream` reads streamed answers. `balance.limiter` bounds the rate.
+`client` sends (the only home of aiohttp), `endpoint` says where to and keeps keys secret, `retries`
+decides on another try, `complaints` and `event_stream` read what comes back. `balance.limiter`
+bounds the rate.
 """

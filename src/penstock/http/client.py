@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext, suppress
 from io import BytesIO
+from types import TracebackType
 from typing import Annotated, Any, NamedTuple
 
 import aiohttp
 from msgspec import Meta, Struct
 from yarl import URL
 
+from penstock.balance.backoff import WORTH_TELLING_S, span
 from penstock.balance.limiter import Limiter, Verdict
-from penstock.balance.pauses import WORTH_TELLING_S, span
-from penstock.config import masked, tells_a_secret
 from penstock.errors import (
     ConfigError,
     EngineDeadError,
@@ -23,9 +24,7 @@ from penstock.errors import (
     UpstreamError,
 )
 from penstock.http.complaints import KEPT_CHARS, SHOWN_CHARS, complaint
-from penstock.http.deadline import Deadline
-from penstock.http.headers import SHORTEST_SECRET, Headers
-from penstock.http.proxies import proxy_for
+from penstock.http.endpoint import Endpoint, Headers
 from penstock.http.retries import is_retryable, is_throttling, retry_after
 
 Seconds = Annotated[float, Meta(gt=0)]
@@ -49,43 +48,12 @@ class Timeouts(Struct, frozen=True, kw_only=True):
     try_s: Seconds | None = 300.0
 
 
-class Endpoint(Struct, frozen=True):
-    """A request's destination and its proxy. `shown` names it in messages, without user and query,
-    which may hold keys; `secrets` are these keys, as servers like to repeat them.
-    """
-
-    method: str
-    url: Any
-    shown: str
-    proxy: str | None = None
-    secrets: tuple[str, ...] = ()
-
-
 class Reply(NamedTuple):
     """A successful answer, read to its end."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-
-
-def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
-    """Check an address, and find its proxy in the environment. Raises `ConfigError`."""
-    try:
-        parsed = URL(url)
-        ok = parsed.scheme in ("http", "https") and bool(parsed.host)
-    except ValueError:
-        ok = False
-    if not ok:
-        raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
-    shown = str(parsed.with_user(None).with_query(None).with_fragment(None))
-    keys = [
-        parsed.password,
-        *(value for name, value in parsed.query.items() if tells_a_secret(name)),
-    ]
-    secrets = tuple(key for key in keys if key is not None and len(key) >= SHORTEST_SECRET)
-    proxy = proxy_for(parsed.scheme, parsed.host or "", parsed.port)
-    return Endpoint(method.upper(), parsed, shown, proxy, secrets)
 
 
 class HttpClient:
@@ -120,7 +88,6 @@ class HttpClient:
         self._without_total = aiohttp.ClientTimeout(
             None, sock_connect=given.connect_s, sock_read=given.idle_s
         )
-        self._try_s = given.try_s
         self._in_time: AbstractContextManager[None] = nullcontext()
         self._max_body_bytes = max_body_bytes
         self._make_session = session_factory or self._own_session
@@ -138,8 +105,8 @@ class HttpClient:
                     f"must make an aiohttp session, not a {made}", field="session_factory"
                 )
             self._session = session
-            if self._try_s is not None:
-                self._in_time = Deadline(self._try_s)
+            if self._timeout.total is not None:
+                self._in_time = Deadline(self._timeout.total)
 
     async def close(self) -> None:
         """Close the session; idempotent. Requests under way end with `EngineDeadError`."""
@@ -291,20 +258,18 @@ class HttpClient:
         )
 
     async def _read(self, response: aiohttp.ClientResponse, to: Endpoint) -> bytes:
-        parts: list[bytes] = []
-        size = 0
+        body = bytearray()
         try:
             if (response.content_length or 0) > self._max_body_bytes:
                 raise self._too_large(response, to)
             async for part in response.content.iter_any():
-                size += len(part)
-                if size > self._max_body_bytes:
+                body += part
+                if len(body) > self._max_body_bytes:
                     raise self._too_large(response, to)
-                parts.append(part)
         finally:
             if not response.content.at_eof():
                 response.close()
-        return b"".join(parts)
+        return bytes(body)
 
     def _too_large(self, response: aiohttp.ClientResponse, to: Endpoint) -> UpstreamError:
         return UpstreamError(
@@ -411,15 +376,6 @@ def _undecodable(error: BaseException | None) -> bool:
     return False
 
 
-def form(fields: Mapping[str, str], file: bytes) -> aiohttp.FormData:
-    """A multipart body with one file. It can be sent once."""
-    data = aiohttp.FormData()
-    for name, value in fields.items():
-        data.add_field(name, value)
-    data.add_field("file", BytesIO(file), filename="audio", content_type="application/octet-stream")
-    return data
-
-
 def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
     """A multipart body of texts and files. A file is bytes, or a mapping with bytes as `content`
     and, if known, `filename` and `content_type`. The body can be sent once.
@@ -435,3 +391,52 @@ def multipart(fields: Mapping[str, Any]) -> aiohttp.FormData:
             name, BytesIO(file["content"]), filename=file.get("filename") or name, content_type=kind
         )
     return data
+
+
+class Deadline:
+    """Within `with deadline:` a task has `seconds`; then it gets a `TimeoutError`, as
+    `asyncio.timeout` raises it.
+
+    One object serves all tasks of an event loop. A task may enter it once at a time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        # In order of expiry: all tasks have the same limit.
+        self._running: dict[asyncio.Task[Any], tuple[float, int]] = {}
+        self._late: dict[asyncio.Task[Any], int] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        at = self._loop.time() + self._seconds
+        self._running[task] = at, task.cancelling()
+        if self._timer is None:
+            self._timer = self._loop.call_at(at, self._look)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        if self._running.pop(task, None) is None:
+            cancellations = self._late.pop(task)
+            # A task that somebody else has cancelled as well stays cancelled.
+            if task.uncancel() <= cancellations and kind is asyncio.CancelledError:
+                raise TimeoutError from error
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        self._timer = None
+        for task, (at, cancellations) in list(self._running.items()):
+            if at > now:
+                self._timer = self._loop.call_at(at, self._look)
+                return
+            del self._running[task]
+            self._late[task] = cancellations
+            task.cancel()

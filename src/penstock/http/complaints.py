@@ -15,37 +15,17 @@ KEPT_CHARS = 4096
 SHOWN_CHARS = 500
 
 _FINAL = frozenset(
-    {
+    (
         *("insufficient_quota", "exceeded_current_quota_error", "credits_exhausted"),
-        *(
-            "insufficient_credits",
-            "insufficient_balance",
-            "insufficient_user_quota",
-            "arrearage",
-            "billing_error",
-        ),
-        *(
-            "billing_hard_limit_reached",
-            "billing_soft_limit_reached",
-            "billing_not_active",
-            "payment_required",
-        ),
-        *(
-            "account_deactivated",
-            "account_suspended",
-            "organization_deactivated",
-            "access_terminated",
-            "user_suspended",
-        ),
-        *(
-            "invalid_api_key",
-            "incorrect_api_key",
-            "api_key_expired",
-            "invalid_authentication_error",
-        ),
-        *("authentication_error", "permission_error", "permission_denied"),
-        *("unsupported_country_region_territory", "budget_exceeded"),
-    }
+        *("insufficient_credits", "insufficient_balance", "insufficient_user_quota", "arrearage"),
+        *("billing_error", "billing_hard_limit_reached", "billing_soft_limit_reached"),
+        *("billing_not_active", "payment_required", "budget_exceeded"),
+        *("account_deactivated", "account_suspended", "organization_deactivated"),
+        *("access_terminated", "user_suspended", "unsupported_country_region_territory"),
+        *("invalid_api_key", "incorrect_api_key", "api_key_expired"),
+        *("invalid_authentication_error", "authentication_error"),
+        *("permission_error", "permission_denied"),
+    )
 )
 """Errors that only a person can fix: a retry is useless, whatever the status."""
 _FINAL_TEXT = re.compile(

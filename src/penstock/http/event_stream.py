@@ -8,6 +8,7 @@ import codecs
 import re
 
 _STRAY_BYTES = 4096
+_LINE_END = re.compile(rb"\r\n?")
 _ERROR = re.compile(rb"^event: ?error *$", re.MULTILINE)
 _FIELDS = re.compile(rb"^(?::|(?:event|id|retry|data)(?::|$)).*$", re.MULTILINE)
 
@@ -42,7 +43,7 @@ class EventReader:
         if b"\r" in text:
             if text.endswith(b"\r"):  # perhaps half of a line end, so it waits
                 text, half = text[:-1], b"\r"
-            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+            text = _LINE_END.sub(b"\n", text)
         *finished, rest = text.split(b"\n\n")
         self._rest = rest + half
         self._check()
@@ -50,13 +51,8 @@ class EventReader:
         for event in finished:
             if event.startswith(b"data: ") and b"\n" not in event and len(event) > 6:
                 events.append(event[6:])
-            elif data := _data(event):
-                if _ERROR.search(event):
-                    self.error = self.error or data
-                else:
-                    events.append(data)
-            else:
-                self._note_stray(event)
+            elif data := self._data(event):
+                events.append(data)
         return events
 
     def rest(self) -> bytes:
@@ -64,19 +60,20 @@ class EventReader:
         or the JSON object.
         """
         rest, self._rest = self._rest, b""
-        if self.is_json:
-            return rest
-        event = rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        data = _data(event)
+        return rest if self.is_json else self._data(_LINE_END.sub(b"\n", rest))
+
+    def _data(self, event: bytes) -> bytes:
+        """The data of an event; empty for an error or for text that is no event, which it keeps."""
+        data = b"\n".join(
+            line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
+        )
         if not data:
-            self._note_stray(event)
+            text = _FIELDS.sub(b"", event).strip()
+            if text and len(self.stray) < _STRAY_BYTES:
+                self.stray = (self.stray + text + b"\n")[:_STRAY_BYTES]
         elif _ERROR.search(event):
             self.error, data = self.error or data, b""
         return data
-
-    def _note_stray(self, event: bytes) -> None:
-        if len(self.stray) < _STRAY_BYTES and (text := _FIELDS.sub(b"", event).strip()):
-            self.stray = (self.stray + text + b"\n")[:_STRAY_BYTES]
 
     def _begin(self, text: bytes) -> bytes:
         if len(text) < len(codecs.BOM_UTF8) and codecs.BOM_UTF8.startswith(text):
@@ -89,9 +86,3 @@ class EventReader:
     def _check(self) -> None:
         if len(self._rest) > self._limit:
             raise ValueError(f"an event of more than {self._limit} bytes")
-
-
-def _data(event: bytes) -> bytes:
-    return b"\n".join(
-        line[5:].removeprefix(b" ") for line in event.split(b"\n") if line.startswith(b"data:")
-    )

@@ -9,9 +9,18 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import ParamSpec, TypeVar
 
+from msgspec import Struct
+
+from penstock.balance.backoff import (
+    PATIENCE_S,
+    Retry,
+    is_served,
+    note_given_up,
+    patience,
+    span,
+    wait_after,
+)
 from penstock.balance.limiter import refused_alone
-from penstock.balance.pauses import PATIENCE_S, is_served, note_given_up, patience, span
-from penstock.balance.retry import Retry, wait_after
 from penstock.errors import EngineTimeoutError, UpstreamError
 
 T = TypeVar("T")
@@ -28,14 +37,13 @@ LONGEST_NAMED_S = 365 * 86400.0
 _PASSING = frozenset({408, 425, 500, 502, 504, *range(520, 528)}) | THROTTLING
 
 
-class _Refusals:
+class _Refusals(Struct):
     """A request refused for load: how often, and how later requests fared at their first try."""
 
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.count = 0
-        self.later_answered = 0
-        self.later_refused = 0
+    since: float
+    count: int = 0
+    later_answered: int = 0
+    later_refused: int = 0
 
     def is_alone(self) -> bool:
         """Whether more of the later requests were answered than refused: then the refusal is
@@ -56,7 +64,7 @@ class Retries:
 
     `max_retries` counts failures: lost connections, timeouts, statuses such as 500. Refusals for
     load (429, 503) are safe to repeat, even for a request that is not idempotent: they are repeated
-    until the patience ends (`penstock.balance.pauses`), or until chance no longer explains that
+    until the patience ends (`penstock.balance.backoff`), or until chance no longer explains that
     others are answered and this request is not. An error that is given up has `given_up` set.
     Pauses start at `base_wait_s` and double, with jitter; a pause that the server names is kept.
     `pause` is awaited with the failure and the seconds, in place of a sleep.
@@ -72,7 +80,7 @@ class Retries:
     ) -> None:
         self._retry = Retry(most=max_retries + 1, first_s=base_wait_s, longest_s=LONGEST_WAIT_S)
         self._pause = pause
-        self._clock = clock or _loop_time
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._begun = 0
         self._refused: dict[int, _Refusals] = {}
         self._refusing_since = self._last_refusal = float("-inf")
@@ -155,10 +163,6 @@ class Retries:
         if why:
             error.args = (f"{error} ({why})",)
             note_given_up()
-
-
-def _loop_time() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def is_retryable(status: int) -> bool:

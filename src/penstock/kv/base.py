@@ -1,4 +1,4 @@
-"""The protocol of KV connectors, and their table.
+"""What KV connectors have in common, and their table.
 
 A connector moves the KV cache of a prompt from the engine that computed it to the engine that
 continues. Engines bring the machinery. A connector turns a user's `kv_transfer_config` into the
@@ -8,9 +8,9 @@ engine hands over.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -20,6 +20,15 @@ from penstock.kv.ports import PortLease
 Role = Literal["prefill", "decode", "both"]
 VLLM_ROLES: dict[Role, str] = {"prefill": "kv_producer", "decode": "kv_consumer", "both": "kv_both"}
 FIELD = "engine_kwargs.kv_transfer_config"
+EXTRA = "kv_connector_extra_config"
+KNOWN = frozenset(
+    (
+        *("kv_connector", "kv_connector_extra_config", "kv_connector_module_path", "engine_id"),
+        *("kv_role", "kv_rank", "kv_port", "kv_ip", "kv_buffer_device", "kv_buffer_size"),
+        *("kv_parallel_size", "kv_load_failure_policy", "enable_permute_local_kv"),
+    )
+)
+"""Keys of vLLM's `kv_transfer_config`."""
 
 
 class Site(Struct, frozen=True, kw_only=True):
@@ -33,11 +42,6 @@ class Site(Struct, frozen=True, kw_only=True):
     ranks: int = 1
     cpu: bool = False
     port_bases: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def is_loopback(self) -> bool:
-        """Whether `host` is reachable from this machine only."""
-        return self.host.startswith("127.") or self.host in ("::1", "localhost")
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -71,49 +75,87 @@ class Setup(Struct, kw_only=True):
             lease.release()
 
 
-class Connector(Protocol):
-    """One connector, as a user configured it. The constructor checks the configuration
-    (`ConfigError`), and loads nothing.
+class Connector:
+    """One connector, as a user configured it. `name` is that of its class in vLLM;
+    `tells_adapters_apart`: caches of one prompt under different adapters stay separate.
+
+    By default the prompt's tokens alone find a cache, so it needs no ports, and hand-overs name no
+    peer. The constructor loads nothing. It raises `ConfigError` for what vLLM would refuse.
     """
 
-    @property
-    def name(self) -> str:
-        """The name of its class in vLLM."""
+    tells_adapters_apart = True
 
-    @property
-    def tells_adapters_apart(self) -> bool:
-        """Whether caches of one prompt under different adapters stay separate."""
+    def __init__(self, config: dict[str, Any], where: str) -> None:
+        for key in config:
+            if key not in KNOWN:
+                raise ConfigError(
+                    f"unknown key '{key}'", field=where, value=config[key], hint=nearest(key, KNOWN)
+                )
+        role = config.get("kv_role")
+        if role is not None and role not in VLLM_ROLES.values():
+            raise ConfigError(
+                f"unknown role '{role}'",
+                field=f"{where}.kv_role",
+                hint=nearest(role, VLLM_ROLES.values()),
+            )
+        extra = config.get(EXTRA)
+        if extra is not None and not isinstance(extra, Mapping):
+            raise ConfigError("must be a mapping", field=f"{where}.{EXTRA}", value=extra)
+        self.name: str = config["kv_connector"]
+        self._config = config
 
     def ports(self, site: Site) -> dict[str, int]:
         """The first port of the range from which each rank of an engine at `site` takes a free one,
         by its name in `port_bases`. Raises `ConfigError`.
         """
+        return {}
 
     def setup(self, site: Site, engine: str) -> Setup:
-        """Set up one engine at `site`; `engine` is its name and version. Each call
-        is another engine.
+        """Set up one more engine at `site`; `engine` is its name and version.
 
         Raises `MissingExtraError` or `EngineStartError` for an unavailable library, or without
         a free port.
         """
+        return self._complete(site, engine)
 
     def request_params(self) -> dict[str, Any] | None:
         """The `kv_transfer_params` of a request to a prefill engine; None if it needs none."""
+        return None
 
     def misses(self, params: Mapping[str, Any] | None, sender: Identity) -> str:
         """What a hand-over lacks for a decode engine to find the cache; empty if nothing."""
+        return ""
+
+    def _complete(self, site: Site, engine: str, library: str = "") -> Setup:
+        """Complete the configuration for one engine: its role by default, a unique id, and a policy
+        by which a missing cache is recomputed instead of failing the request.
+        """
+        given = self._config.get("engine_id")
+        own = uuid.uuid4().hex[:16]
+        engine_id = f"{given}-{own}" if given else own
+        config = {
+            "kv_role": VLLM_ROLES[site.role],
+            "kv_load_failure_policy": "recompute",
+            **self._config,
+            EXTRA: dict(self._config.get(EXTRA) or {}),
+            "engine_id": engine_id,
+        }
+        identity = Identity(
+            connector=self.name, engine=engine, library=library, engine_id=engine_id
+        )
+        return Setup(config=config, identity=identity)
 
 
-CONNECTORS: dict[str, str] = {
-    "ExampleConnector": "penstock.kv.shared_storage:SharedStorage",
-    "LMCacheConnectorV1": "penstock.kv.lmcache:LMCache",
-    "MultiConnector": "penstock.kv.multi:Multi",
-    "NixlConnector": "penstock.kv.nixl_connector:Nixl",
-    "NixlPullConnector": "penstock.kv.nixl_connector:Nixl",
-    "SharedStorageConnector": "penstock.kv.shared_storage:SharedStorage",
-    "SimulatedConnector": "penstock.kv.simulated:Simulated",
+CONNECTORS = {
+    "ExampleConnector": "SharedStorage",
+    "LMCacheConnectorV1": "LMCache",
+    "MultiConnector": "Multi",
+    "NixlConnector": "Nixl",
+    "NixlPullConnector": "Nixl",
+    "SharedStorageConnector": "SharedStorage",
+    "SimulatedConnector": "Simulated",
 }
-"""By their names in vLLM, past ones too; the last is the simulated engine's."""
+"""Names in vLLM, past ones too → classes of `connectors`; the last is the simulated engine's."""
 
 
 def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
@@ -128,9 +170,10 @@ def make_connector(config: Mapping[str, Any], where: str = FIELD) -> Connector:
             value=name,
             hint=nearest(str(name or ""), CONNECTORS),
         )
-    module, _, attribute = CONNECTORS[name].partition(":")
-    connector: Connector = getattr(import_module(module), attribute)(dict(config), where)
-    return connector
+    from penstock.kv import connectors
+
+    kind: type[Connector] = getattr(connectors, CONNECTORS[name])
+    return kind(dict(config), where)
 
 
 def configured_connector(engine_kwargs: Mapping[str, Any]) -> Connector | None:
@@ -153,13 +196,3 @@ def mismatch(own: Identity, sender: Identity) -> str:
     if own.engine_id == sender.engine_id:
         return f"both engines are called '{own.engine_id}'"
     return ""
-
-
-def port_base(site: Site, name: str, default: int) -> int:
-    """The first port of this name's range at `site`. Raises `ConfigError`."""
-    base: Any = site.port_bases.get(name, default)
-    if isinstance(base, bool) or not isinstance(base, int) or not 1024 <= base <= 65535:
-        raise ConfigError(
-            "must be a port from 1024 to 65535", field=f"experimental_configs.{name}", value=base
-        )
-    return base

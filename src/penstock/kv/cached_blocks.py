@@ -19,7 +19,7 @@ PROMPT_BLOCKS: ContextVar[tuple[int, ...]] = ContextVar("prompt_blocks", default
 """The names that the router gave to the blocks of the request under way."""
 
 MOST_PENDING = 1024
-"""Changes that a slow watcher may be behind before it is told everything anew."""
+"""Changes that a slow watcher may lag behind before it gets everything anew."""
 
 
 class Change(Struct, frozen=True, array_like=True):
@@ -33,9 +33,7 @@ class Change(Struct, frozen=True, array_like=True):
 
 
 class CachedBlocks:
-    """The names that one engine holds. `capacity` bounds how many are known. Belongs to one event
-    loop.
-    """
+    """The names that one engine holds, at most `capacity`. Bound to one event loop."""
 
     def __init__(self, capacity: int = 200_000) -> None:
         self.capacity = capacity
@@ -123,7 +121,7 @@ class CachedBlocks:
 
 
 class _Watch:
-    """What one watcher has not been told."""
+    """The changes that one watcher has not got yet."""
 
     def __init__(self) -> None:
         self._pending: list[Change] = []

@@ -15,6 +15,8 @@ import logging
 import os
 import sys
 import threading
+from contextlib import suppress
+from functools import cache
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -42,7 +44,6 @@ _ATTRIBUTES = {
 }
 _log = logging.getLogger(__name__)
 _lock = threading.RLock()
-_warned: set[str] = set()
 _parts: dict[str, Any] = {}
 """The package's modules by name: loaded, or None if the first import failed."""
 _broken = ""
@@ -73,10 +74,8 @@ def version() -> str | None:
         return None
     owners = metadata.packages_distributions().get(name, ())
     for distribution in sorted({name, name.replace("_", "-"), *owners}, key=len):
-        try:
+        with suppress(metadata.PackageNotFoundError):
             return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
     return None
 
 
@@ -116,12 +115,9 @@ def _candidates() -> tuple[str, ...]:
 
 def _is_rocm() -> bool:
     """Whether the platform is AMD's: by torch's build, else by the devices."""
-    try:
-        build = metadata.version("torch").partition("+")[2]
-    except metadata.PackageNotFoundError:
-        build = ""
-    if build:
-        return build.startswith("rocm")
+    with suppress(metadata.PackageNotFoundError):
+        if build := metadata.version("torch").partition("+")[2]:
+            return build.startswith("rocm")
     return os.path.exists("/dev/kfd") and not os.path.exists("/dev/nvidiactl")
 
 
@@ -150,8 +146,7 @@ def _load(name: str) -> Any:
     return module
 
 
+@cache
 def _say(level: int, text: str) -> None:
     """Log a text at its first occurrence only."""
-    if text not in _warned:
-        _warned.add(text)
-        _log.log(level, "%s", text)
+    _log.log(level, "%s", text)

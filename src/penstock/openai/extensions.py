@@ -8,7 +8,8 @@ from typing import Any
 from msgspec import Struct
 
 from penstock.errors import RequestError
-from penstock.openai.requests import Count, TokenId
+from penstock.openai.requests import Count, TokenId, input_texts
+from penstock.openai.responses import prompt_usage
 from penstock.types import Classifications, ClassifyRequest, RerankRequest, Scores, Usage
 
 
@@ -78,10 +79,7 @@ class ClassifyBody(Struct, kw_only=True):
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> ClassifyRequest:
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        if not inputs or any(not text for text in inputs):
-            raise RequestError("input must not be empty", param="input")
-        return ClassifyRequest(inputs, request_id)
+        return ClassifyRequest(input_texts(self.input), request_id)
 
 
 class TokenizeBody(Struct, kw_only=True):
@@ -110,7 +108,7 @@ def score_list(scores: Sequence[Scores], *, id: str, created: int, model: str) -
             {"index": index, "object": "score", "score": value}
             for index, value in enumerate(values)
         ],
-        "usage": _usage([one.usage for one in scores]),
+        "usage": prompt_usage(sum((one.usage for one in scores), Usage())),
     }
 
 
@@ -124,7 +122,7 @@ def rerank_list(scores: Scores, body: RerankBody, *, id: str, model: str) -> dic
     if body.return_documents:
         for result in results:
             result["document"] = {"text": texts[result["index"]]}
-    return {"id": id, "model": model, "results": results, "usage": _usage([scores.usage])}
+    return {"id": id, "model": model, "results": results, "usage": prompt_usage(scores.usage)}
 
 
 def class_list(classes: Classifications, *, id: str, created: int, model: str) -> dict[str, Any]:
@@ -143,10 +141,5 @@ def class_list(classes: Classifications, *, id: str, created: int, model: str) -
             }
             for index, one in enumerate(classes.items)
         ],
-        "usage": _usage([classes.usage]),
+        "usage": prompt_usage(classes.usage),
     }
-
-
-def _usage(usages: Sequence[Usage]) -> dict[str, int]:
-    tokens = sum(usage.prompt_tokens for usage in usages)
-    return {"prompt_tokens": tokens, "total_tokens": tokens}

@@ -120,9 +120,7 @@ class ChatFramer:
 
 
 class CompletionFramer:
-    """Chunks of `POST /v1/completions` for `n` answers to each of its prompts, told apart by their
-    index.
-    """
+    """Chunks of `POST /v1/completions`, for `n` answers to each prompt by index."""
 
     def __init__(
         self, *, id: str, created: int, model: str, n: int = 1, include_usage: bool = False

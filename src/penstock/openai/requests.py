@@ -3,8 +3,7 @@
 Every mistake is a `RequestError` that names the parameter. Parameters of OpenAI's API without an
 effect here (`user`, `store` …) are accepted; unsupported and unknown ones are refused. Sampling
 extras have vLLM's names (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`, `stop_token_ids`,
-`ignore_eos`, `structured_outputs`). The form's source:
-https://platform.openai.com/docs/api-reference.
+`ignore_eos`, `structured_outputs`). Source: https://platform.openai.com/docs/api-reference.
 """
 
 from __future__ import annotations
@@ -118,42 +117,33 @@ class SamplingBody(Struct, kw_only=True):
         )
 
     def _structured(self) -> StructuredOutput | None:
-        wanted = self.structured_outputs
-        if wanted is not None:
-            if self.response_format is not None:
-                raise RequestError(
-                    "give response_format or structured_outputs, not both",
-                    param="structured_outputs",
-                )
-            given = [
-                name
-                for name in ("json", "json_object", "regex")
-                if getattr(wanted, name) not in (None, False)
-            ]
-            if len(given) > 1:
-                raise RequestError(
-                    "structured_outputs takes one of json, json_object and regex, not"
-                    f" {' and '.join(given)}",
-                    param="structured_outputs",
-                )
-            if wanted.regex is not None:
-                return StructuredOutput("regex", wanted.regex, param="structured_outputs")
-            if wanted.json is not None:
-                if isinstance(wanted.json, str) and not _is_object(wanted.json):
-                    raise RequestError(
-                        "structured_outputs.json must hold a JSON schema, an object, not"
-                        f" {ascii(wanted.json)[:80]}",
-                        param="structured_outputs.json",
-                    )
-                return StructuredOutput(
-                    "json_schema", _schema_text(wanted.json), param="structured_outputs"
-                )
-            return (
-                StructuredOutput("json_object", param="structured_outputs")
-                if wanted.json_object
-                else None
+        wanted, param = self.structured_outputs, "structured_outputs"
+        if wanted is None:
+            return parse_response_format(self.response_format)
+        if self.response_format is not None:
+            raise RequestError("give response_format or structured_outputs, not both", param=param)
+        given = [
+            name
+            for name in ("json", "json_object", "regex")
+            if getattr(wanted, name) not in (None, False)
+        ]
+        if len(given) > 1:
+            raise RequestError(
+                "structured_outputs takes one of json, json_object and regex, not"
+                f" {' and '.join(given)}",
+                param=param,
             )
-        return parse_response_format(self.response_format)
+        if wanted.regex is not None:
+            return StructuredOutput("regex", wanted.regex, param=param)
+        if wanted.json is not None:
+            if isinstance(wanted.json, str) and not _is_object(wanted.json):
+                raise RequestError(
+                    "structured_outputs.json must hold a JSON schema, an object, not"
+                    f" {ascii(wanted.json)[:80]}",
+                    param="structured_outputs.json",
+                )
+            return StructuredOutput("json_schema", _schema_text(wanted.json), param=param)
+        return StructuredOutput("json_object", param=param) if wanted.json_object else None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -190,9 +180,6 @@ class ChatBody(SamplingBody, kw_only=True):
             top = self.top_logprobs or 0
         elif self.top_logprobs is not None:
             raise RequestError("top_logprobs needs logprobs to be true", param="top_logprobs")
-        variables = dict(self.chat_template_kwargs)
-        if self.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", self.reasoning_effort)
         return ChatRequest(
             messages=self.messages,
             sampling=self.sampling(
@@ -202,7 +189,7 @@ class ChatBody(SamplingBody, kw_only=True):
             tools=self.tools or None,
             tool_choice=self.tool_choice,
             chat_template=self.chat_template,
-            chat_template_kwargs=variables,
+            chat_template_kwargs=with_effort(self.chat_template_kwargs, self.reasoning_effort),
             adapter=adapter,
             stream=bool(self.stream) if stream is None else stream,
             request_id=request_id,
@@ -278,10 +265,20 @@ class EmbeddingBody(Struct, kw_only=True):
     user: str | None = None
 
     def request(self, *, request_id: str = "") -> EmbeddingRequest:
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        if not inputs or any(not text for text in inputs):
-            raise RequestError("input must not be empty", param="input")
-        return EmbeddingRequest(inputs, self.dimensions, request_id)
+        return EmbeddingRequest(input_texts(self.input), self.dimensions, request_id)
+
+
+def input_texts(given: str | list[str]) -> list[str]:
+    """The texts of an `input`, one or many. Raises `RequestError` for none, or an empty one."""
+    texts = [given] if isinstance(given, str) else given
+    if not texts or not all(texts):
+        raise RequestError("input must not be empty", param="input")
+    return texts
+
+
+def with_effort(variables: dict[str, Any], effort: str | None) -> dict[str, Any]:
+    """A chat template's variables, with `reasoning_effort` where it is given and not among them."""
+    return variables if effort is None else {"reasoning_effort": effort, **variables}
 
 
 def parse_body(form: type[Body], body: Any) -> Body:
@@ -301,7 +298,7 @@ def parse_body(form: type[Body], body: Any) -> Body:
     try:
         return msgspec.convert(body, form, strict=True)
     except msgspec.ValidationError:
-        from penstock.parsing.validation import mismatch  # imported only for an error
+        from penstock.validation import mismatch  # imported only for an error
 
         found = mismatch(form, body)
         raise RequestError(str(found), param=found.place or None) from None
@@ -313,20 +310,13 @@ def _names(form: type[Struct]) -> dict[str, bool]:
     return {f.encode_name: f.required for f in msgspec.structs.fields(form)}
 
 
-def parse_chat(body: Any) -> ChatRequest:
-    """A chat body as an unstreamed request, for batch rows. Raises `RequestError`."""
-    return parse_body(ChatBody, body).request(stream=False)
-
-
 def parse_response_format(given: dict[str, Any] | None) -> StructuredOutput | None:
     """`response_format` as a constraint. Its types: text, json_object, json_schema and regex
     (`{"type": "regex", "pattern": …}`).
     """
-    if given is None:
+    if given is None or given.get("type") == "text":
         return None
     kind = given.get("type")
-    if kind == "text":
-        return None
     if kind == "json_object":
         return StructuredOutput("json_object")
     if kind == "json_schema":

@@ -8,17 +8,24 @@ import struct
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Any
 
 from msgspec import Struct
 
 from penstock.errors import PenstockError, RequestError
-from penstock.types import Delta, Embeddings, TokenLogprob, Usage
+from penstock.types import (
+    Delta,
+    Embeddings,
+    TokenLogprob,
+    Transcription,
+    TranscriptionSegment,
+    Usage,
+)
 
 
 class UsageTotal:
-    """Sums the usages of answers. `n` answers share a prompt, which counts once."""
+    """Sums the usages of answers. `n` answers (default: all) share a prompt, which counts once."""
 
     def __init__(self, n: int | None = None) -> None:
         self._n = n
@@ -51,17 +58,17 @@ class ToolCall(Struct):
     arguments: str
 
 
-class Answers:
+class Answers(UsageTotal):
     """Collects the deltas of one request into its finished answers, by index."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
         self.tool_calls: dict[int, list[ToolCall]] = {}
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
-        self._total = UsageTotal()
 
     @classmethod
     async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:
@@ -92,12 +99,7 @@ class Answers:
                     calls.append(ToolCall(part.id, part.name or "", part.arguments))
                 else:
                     calls[part.number].arguments += part.arguments
-        self._total.add(delta)
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of all answers. The prompt, which they share, counts once."""
-        return self._total.usage
+        super().add(delta)
 
 
 def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> dict[str, Any]:
@@ -117,9 +119,9 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
 def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
     """Body of an unstreamed plain completion; `answers` has one element a prompt."""
     choices: list[dict[str, Any]] = []
-    usages: list[Usage] = []
+    usage = Usage()
     for one in answers:
-        usages.append(one.usage)
+        usage += one.usage
         for index, text in sorted(one.texts.items()):
             choices.append(
                 {
@@ -129,11 +131,6 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
                     "finish_reason": one.reasons.get(index),
                 }
             )
-    usage = Usage(
-        sum(u.prompt_tokens for u in usages),
-        sum(u.completion_tokens for u in usages),
-        sum(u.cached_tokens for u in usages),
-    )
     return _body(id, "text_completion", created, model, choices, usage)
 
 
@@ -141,20 +138,26 @@ def embedding_list(embeddings: Embeddings, *, model: str, base64: bool = False) 
     """Body of an embeddings answer. A vector is a list of numbers, or the base64 of its
     little-endian 32-bit floats.
     """
-    tokens = embeddings.usage.prompt_tokens
     return {
         "object": "list",
         "data": [
             {
                 "object": "embedding",
                 "index": index,
-                "embedding": _base64(vector) if base64 else vector,
+                "embedding": b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+                if base64
+                else vector,
             }
             for index, vector in enumerate(embeddings.vectors)
         ],
         "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": prompt_usage(embeddings.usage),
     }
+
+
+def prompt_usage(usage: Usage) -> dict[str, int]:
+    """The `usage` object of an answer without generated tokens."""
+    return {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -185,10 +188,6 @@ def _body(
         "choices": choices,
         "usage": usage_body(usage),
     }
-
-
-def _base64(vector: Sequence[float]) -> str:
-    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _message(text: str, calls: Sequence[ToolCall] | None, reasoning: str | None) -> dict[str, Any]:
@@ -246,14 +245,56 @@ def completion_logprobs(
     """
     if tokens is None:
         return None
-    offsets: list[int] = []
-    at = offset
-    for token in tokens:
-        offsets.append(at)
-        at += len(token.token)
+    ends = accumulate((len(t.token) for t in tokens), initial=offset)
     return {
         "tokens": [t.token for t in tokens],
         "token_logprobs": [t.logprob for t in tokens],
         "top_logprobs": [dict(t.top) for t in tokens] if any(t.top for t in tokens) else None,
-        "text_offset": offsets,
+        "text_offset": list(ends)[:-1],
     }
+
+
+TIMED_FORMATS = frozenset({"verbose_json", "srt", "vtt"})
+"""The formats that need timestamps."""
+TRANSCRIPT_FORMATS = ("json", "text", *sorted(TIMED_FORMATS))
+
+
+def verbose_transcription(
+    result: Transcription, segments: Sequence[TranscriptionSegment]
+) -> dict[str, Any]:
+    """Body of `verbose_json`. Times are in seconds, `language` is a code such as "en"."""
+    return {
+        "task": "transcribe",
+        "language": result.language or "",
+        "duration": result.duration
+        if result.duration is not None
+        else max((s.end for s in segments), default=0.0),
+        "text": result.text,
+        "segments": [
+            {"id": n, "start": s.start, "end": s.end, "text": s.text}
+            for n, s in enumerate(segments)
+        ],
+    }
+
+
+def subtitles(segments: Sequence[TranscriptionSegment], form: str) -> str:
+    """The segments as SubRip ("srt") or WebVTT ("vtt")."""
+    point, head = (",", "") if form == "srt" else (".", "WEBVTT\n\n")
+    cues = []
+    for number, segment in enumerate(segments, 1):
+        name = f"{number}\n" if form == "srt" else ""
+        # A blank line would end the cue, and an arrow would begin another one.
+        text = "\n".join(filter(None, map(str.strip, segment.text.splitlines()))).replace(
+            "-->", "->"
+        )
+        cues.append(
+            f"{name}{_clock(segment.start, point)} --> {_clock(segment.end, point)}\n{text}\n"
+        )
+    return head + "\n".join(cues)
+
+
+def _clock(seconds: float, point: str) -> str:
+    whole, milliseconds = divmod(round(seconds * 1000), 1000)
+    minutes, seconds_left = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:02}:{minutes:02}:{seconds_left:02}{point}{milliseconds:03}"

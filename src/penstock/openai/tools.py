@@ -1,17 +1,23 @@
-"""Checks the tools of a chat request, and builds the constraint that forces a call.
+"""Tools of a chat: checks them, builds the constraint that forces a call, and reads calls out of
+generated text while it streams.
 
-A constrained answer is one call as JSON, `{"name": …, "arguments": {…}}`. An unconstrained answer
-has the same JSON between tags, so `penstock.openai.tool_calls` reads both.
+A call is JSON, `{"name": …, "arguments": {…}}`. A constrained answer is one such object. In an
+unconstrained answer any number of calls may follow any text, each between tags, as Hermes and Qwen
+models write them: `<tool_call>\n{…}\n</tool_call>`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
+from msgspec import Struct, structs
+
 from penstock.errors import RequestError, nearest
-from penstock.types import Message, StructuredOutput
+from penstock.types import Delta, Message, StructuredOutput, ToolCallPart
 
 Tool = Mapping[str, Any]
 ToolChoice = str | Mapping[str, Any] | None
@@ -162,3 +168,187 @@ def _with_object(call: Any) -> Any:
     except ValueError:
         return call  # a model's own mistake: the model sees it unchanged
     return {**call, "function": {**function, "arguments": arguments}}
+
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_HEAD = re.compile(
+    r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)',
+    re.DOTALL,
+)
+# Texts in which no bracket counts; both match always.
+_IN_STRING = re.compile(r'(?:[^"\\]|\\.)*', re.DOTALL)
+_OUTSIDE = re.compile(r'[^"{}\[\]]*')
+
+
+class ToolCallReader:
+    """Turns the deltas of one request into deltas with tool calls.
+
+    With `bare` the answer is one call without tags. With `one_call` the text after the first call
+    is dropped. Call ids derive from `seed`: a retry under the same id produces the same call ids.
+    """
+
+    def __init__(self, seed: str, *, bare: bool = False, one_call: bool = False) -> None:
+        self._seed = seed
+        self._bare = bare
+        self._one_call = one_call
+        self._scanners: dict[int, _Scanner] = {}
+
+    def translate(self, delta: Delta) -> Delta:
+        """The delta, its calls separated from its text. Both may be empty within a tag."""
+        scanner = self._scanners.get(delta.index)
+        if scanner is None:
+            scanner = self._scanners[delta.index] = _Scanner(
+                f"{self._seed}/{delta.index}", self._bare, self._one_call
+            )
+        pieces = list(scanner.push(delta.text))
+        reason = delta.finish_reason
+        if reason is not None:
+            pieces += scanner.flush()
+            # A model may append white space to a forced call.
+            if scanner.calls and (
+                reason == "stop" or (reason == "length" and scanner.wrote_whole_call)
+            ):
+                reason = "tool_calls"
+        text = "".join(piece for piece in pieces if isinstance(piece, str))
+        parts = tuple(piece for piece in pieces if isinstance(piece, ToolCallPart))
+        return structs.replace(delta, text=text, finish_reason=reason, tool_calls=parts)
+
+
+class _Scanner:
+    """One answer's text: outside of calls, or inside the call `_call`."""
+
+    def __init__(self, seed: str, bare: bool, one_call: bool) -> None:
+        self.calls = 0
+        self._one_call = one_call
+        self._seed = seed
+        self._bare = bare
+        self._held = ""
+        self._call: _Call | None = _Call("") if bare else None
+
+    @property
+    def wrote_whole_call(self) -> bool:
+        """Whether the call without tags has all its arguments."""
+        return self._bare and self._call is not None and self._call.complete
+
+    def push(self, text: str) -> Iterator[str | ToolCallPart]:
+        while text and not self._done:
+            text = yield from (
+                self._outside(text) if self._call is None else self._inside(self._call, text)
+            )
+
+    def flush(self) -> Iterator[str | ToolCallPart]:
+        if self._done:
+            return
+        if self._call is not None:
+            yield from self._end(self._call)
+        elif self._held and not (self.calls and not self._held.strip()):
+            yield self._held
+        self._held = ""
+
+    @property
+    def _done(self) -> bool:
+        return self._one_call and bool(self.calls)
+
+    def _outside(self, text: str) -> Generator[str | ToolCallPart, None, str]:
+        """Pass text through. Hold back the start of a tag, and white space that a tag may follow.
+
+        Returns the text left to read, as `_inside` does.
+        """
+        text = self._held + text
+        at = text.find(OPEN)
+        if at >= 0:
+            self._held = ""
+            start, end = len(text[:at].rstrip()), at + len(OPEN)
+            self._call = _Call(text[start:end])
+            if start:
+                yield text[:start]
+            return text[end:]
+        partial = next(
+            (size for size in range(len(OPEN) - 1, 0, -1) if text.endswith(OPEN[:size])), 0
+        )
+        cut = len(text[: len(text) - partial].rstrip())
+        self._held = text[cut:]
+        if cut:
+            yield text[:cut]
+        return ""
+
+    def _inside(self, call: _Call, text: str) -> Generator[str | ToolCallPart, None, str]:
+        call.raw += text
+        if call.name is None and (head := _HEAD.match(call.raw)) is not None:
+            call.name = json.loads(head[1], strict=False)
+            call.at = head.end()
+            yield self._part(id=self._id(), name=call.name)
+        if call.name is not None and not call.complete:
+            start = call.at
+            call.advance()
+            if call.at > start:
+                yield self._part(arguments=call.raw[start : call.at])
+        # A tag inside a string of the arguments is text.
+        end = -1
+        if not self._bare and (call.name is None or call.complete):
+            end = call.raw.find(CLOSE, call.at)
+        if end < 0:
+            return ""
+        rest = call.raw[end + len(CLOSE) :]
+        call.raw = call.raw[:end]
+        yield from self._end(call, CLOSE)
+        self._call = None
+        return rest
+
+    def _end(self, call: _Call, closing: str = "") -> Iterator[str | ToolCallPart]:
+        """End the call. A call with its keys in another order is parsed as a whole; invalid JSON
+        becomes text again.
+        """
+        if call.name is None:
+            try:
+                value = json.loads(call.raw)
+                name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                yield call.opening + call.raw + closing
+                return
+            text = (
+                arguments
+                if isinstance(arguments, str)
+                else json.dumps(arguments, ensure_ascii=False)
+            )
+            yield self._part(arguments=text, id=self._id(), name=str(name))
+        elif not call.complete and call.at < len(call.raw):  # it was cut short within an escape
+            yield self._part(arguments=call.raw[call.at :])
+        self.calls += 1
+
+    def _part(
+        self, *, arguments: str = "", id: str | None = None, name: str | None = None
+    ) -> ToolCallPart:
+        return ToolCallPart(self.calls, arguments, id, name)
+
+    def _id(self) -> str:
+        return "call_" + blake2b(f"{self._seed}/{self.calls}".encode(), digest_size=12).hexdigest()
+
+
+class _Call(Struct):
+    """A call that is still incomplete. `opening` is the text before its JSON, `at` the scanner's
+    position in its arguments.
+    """
+
+    opening: str
+    raw: str = ""
+    name: str | None = None
+    at: int = 0
+    complete: bool = False
+    depth: int = 0
+    in_string: bool = False
+
+    def advance(self) -> None:
+        """Follow the brackets of the arguments as far as the text goes; stop after the last one."""
+        while not self.complete:
+            plain = _IN_STRING if self.in_string else _OUTSIDE
+            self.at = plain.match(self.raw, self.at).end()  # type: ignore[union-attr]
+            char = self.raw[self.at : self.at + 1]
+            if char in ("", "\\"):  # the end of the text, or half of an escape
+                return
+            self.at += 1
+            if char == '"':
+                self.in_string = not self.in_string
+            else:
+                self.depth += 1 if char in "{[" else -1
+                self.complete = self.depth == 0

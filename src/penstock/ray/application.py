@@ -12,7 +12,7 @@ from msgspec.structs import asdict, replace
 from ray import serve
 from ray.serve import Application
 
-from penstock.balance.policies.from_config import configured_policy
+from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig

@@ -5,16 +5,11 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from penstock.balance.policies.adapter_preference import AdapterPreference
 from penstock.balance.policies.base import RouteRequest, two_of
-from penstock.balance.policies.kv_aware import KVAware
-from penstock.balance.policies.least_busy import LeastBusy
-from penstock.balance.policies.least_loaded import LeastLoaded
-from penstock.balance.policies.prefix_aware import PrefixAware
-from penstock.balance.policies.prefix_tree import PrefixTree, byte_blocks
-from penstock.balance.policies.round_robin import RoundRobin
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.prefix import KVAware, PrefixAware, PrefixTree, byte_blocks
 from penstock.balance.policies.session_affinity import SessionAffinity
-from penstock.balance.policies.table import POLICIES, make_policy
+from penstock.balance.policies.table import POLICIES, AdapterPreference, make_policy
 from penstock.errors import ConfigError
 
 

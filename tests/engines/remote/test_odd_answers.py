@@ -215,7 +215,7 @@ async def test_what_an_unreadable_answer_said_is_told(script, given):
     ],
 )
 async def test_an_error_with_status_200_is_one(script, given, kind, says, stream, monkeypatch):
-    monkeypatch.setattr("penstock.balance.pauses.PATIENCE_S", 0.0)
+    monkeypatch.setattr("penstock.balance.backoff.PATIENCE_S", 0.0)
     with pytest.raises(kind, match=says):
         await said(script, sse(given) if stream else given, ASK if stream else WHOLE)
 

@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 import penstock
-from penstock.balance.pauses import is_served
+from penstock.balance.backoff import is_served
 from penstock.batch.stages.http_worker import HttpRequests
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import JobError, OverloadedError, TooManyRequestsError, UpstreamError

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from penstock.balance.policies.least_loaded import LeastLoaded
-from penstock.balance.policies.prefix_aware import PrefixAware
+from penstock.balance.policies.load import LeastLoaded
+from penstock.balance.policies.prefix import PrefixAware
 from penstock.engines.group import EngineGroup
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineDeadError

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from penstock.errors import ConfigError, EngineError, RequestError
-from penstock.kv.simulated import HELD
+from penstock.kv.connectors import HELD
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import build_app
 from penstock.serve.config.pd_serving_args import PDServingArgs

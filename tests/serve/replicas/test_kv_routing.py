@@ -8,8 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from penstock.balance.policies.kv_aware import kv_aware_in
-from penstock.balance.policies.prefix_tree import BLOCK_BYTES, shared_blocks
+from penstock.balance.policies.prefix import BLOCK_BYTES, kv_aware_in, shared_blocks
 from penstock.balance.pool import prompt_of
 from penstock.errors import ShuttingDownError
 from penstock.kv.cached_blocks import Change

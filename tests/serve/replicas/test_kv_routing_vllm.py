@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from penstock.balance.policies.kv_aware import kv_aware_in
+from penstock.balance.policies.prefix import kv_aware_in
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.replicas.desired_state import InMemoryStore

@@ -1,3 +1,1 @@
-"""Which replica a request goes to. Pure: no clock, no network, no Ray; each runtime adapts a policy
-once.
-"""
+"""Which replica a request goes to. Pure: no clock, no network, no Ray."""

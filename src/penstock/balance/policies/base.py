@@ -44,9 +44,8 @@ ANYWHERE = RouteRequest()
 class RoutingPolicy(Protocol):
     """Chooses a replica for each request. What it keeps of earlier requests is bounded."""
 
-    @property
-    def reads_blocks(self) -> bool:
-        """Whether `RouteRequest.blocks` matters to it."""
+    reads_blocks: bool = False
+    """Whether `RouteRequest.blocks` matters to it."""
 
     def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
         """One of `replicas`, of which there is at least one. As long as they stay the same, so must
@@ -55,9 +54,11 @@ class RoutingPolicy(Protocol):
 
     def sent(self, request: RouteRequest, replica_id: str) -> None:
         """The request has gone to this replica, which need not be the one that was chosen."""
+        return
 
     def gone(self, replica_id: str) -> None:
         """The replica is no more."""
+        return
 
 
 def two_of(replicas: Sequence[R], draw: random.Random) -> tuple[R, R]:

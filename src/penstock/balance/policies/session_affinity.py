@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
-from penstock.balance.policies.base import R, RouteRequest, two_of
-from penstock.balance.policies.least_busy import LeastBusy
+from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
+from penstock.balance.policies.load import LeastBusy
 
 POINTS = 64
 """Places of each replica on the ring: the more, the more even."""
@@ -25,10 +25,8 @@ MOST_PASSED = 8
 """Places that are passed over at most."""
 
 
-class SessionAffinity:
+class SessionAffinity(RoutingPolicy):
     """Sessions by their hash; requests without a session go to the less busy of two replicas."""
-
-    reads_blocks = False
 
     def __init__(self, seed: int | None = None) -> None:
         self._draw = random.Random(seed)
@@ -51,10 +49,6 @@ class SessionAffinity:
             if chosen.load <= bearable:
                 return chosen
         return other if other.load < one.load else one
-
-    def sent(self, request: RouteRequest, replica_id: str) -> None: ...
-
-    def gone(self, replica_id: str) -> None: ...
 
     def _place(self, replicas: Sequence[Any]) -> None:
         points = sorted(

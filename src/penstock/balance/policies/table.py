@@ -1,20 +1,24 @@
-"""The table of routing policies."""
+"""The routing policies by name, ours and those of Ray's routers of the same kind."""
 
 from __future__ import annotations
 
-from importlib import import_module
+import random
+from collections.abc import Callable, Mapping, Sequence
 
-from penstock.balance.policies.adapter_preference import AdapterPreference
-from penstock.balance.policies.base import RoutingPolicy
+from penstock.balance.policies.base import R, RouteRequest, RoutingPolicy, two_of
+from penstock.balance.policies.load import LeastBusy, LeastLoaded, RoundRobin
+from penstock.balance.policies.prefix import KVAware, PrefixAware
+from penstock.balance.policies.session_affinity import SessionAffinity
 from penstock.errors import ConfigError, nearest
+from penstock.llm_config import LLMConfig
 
-POLICIES: dict[str, str] = {
-    "least_loaded": "penstock.balance.policies.least_loaded:LeastLoaded",
-    "least_busy": "penstock.balance.policies.least_busy:LeastBusy",
-    "round_robin": "penstock.balance.policies.round_robin:RoundRobin",
-    "session_affinity": "penstock.balance.policies.session_affinity:SessionAffinity",
-    "prefix_aware": "penstock.balance.policies.prefix_aware:PrefixAware",
-    "kv_aware": "penstock.balance.policies.kv_aware:KVAware",
+POLICIES: dict[str, Callable[[], RoutingPolicy]] = {
+    "least_loaded": LeastLoaded,
+    "least_busy": LeastBusy,
+    "round_robin": RoundRobin,
+    "session_affinity": SessionAffinity,
+    "prefix_aware": PrefixAware,
+    "kv_aware": KVAware,
 }
 DEFAULT_POLICY = "prefix_aware"
 
@@ -25,7 +29,7 @@ def make_policy(name: str = DEFAULT_POLICY, field: str = "") -> RoutingPolicy:
     Raises `ConfigError` for `field`.
     """
     try:
-        module, _, attribute = POLICIES[name].partition(":")
+        policy = POLICIES[name]()
     except KeyError:
         raise ConfigError(
             f"unknown routing policy '{name}'",
@@ -33,5 +37,68 @@ def make_policy(name: str = DEFAULT_POLICY, field: str = "") -> RoutingPolicy:
             value=name,
             hint=nearest(name, POLICIES),
         ) from None
-    policy: RoutingPolicy = getattr(import_module(module), attribute)()
     return AdapterPreference(policy)
+
+
+RAY_NAMES = {
+    "PowerOfTwoChoicesRequestRouter": "least_busy",
+    "RoundRobinRouter": "round_robin",
+    "ConsistentHashRouter": "session_affinity",
+    "PrefixCacheAffinityRouter": "prefix_aware",
+    "KVAwareRouter": "kv_aware",
+}
+FIELD = "deployment_config.request_router_config"
+
+
+def configured_policy(config: LLMConfig, default: str = DEFAULT_POLICY) -> RoutingPolicy:
+    """A new policy, as `request_router_config.request_router_class` says. Raises `ConfigError`."""
+    return make_policy(_name(config, default), f"{FIELD}.request_router_class")
+
+
+def reads_caches(config: LLMConfig) -> bool:
+    """Whether the policy wants the events of the engines' caches."""
+    return _name(config, DEFAULT_POLICY) == "kv_aware"
+
+
+def _name(config: LLMConfig, default: str) -> str:
+    given = config.deployment_config.request_router_config or {}
+    if not isinstance(given, Mapping):
+        raise ConfigError("must be a mapping", field=FIELD, value=given)
+    name = given.get("request_router_class") or default
+    if not isinstance(name, str):
+        name = getattr(name, "__name__", repr(name))
+    name = name.replace(":", ".").rpartition(".")[2]
+    return RAY_NAMES.get(name, name)
+
+
+SLACK = 8
+"""Requests that a holder may have beyond twice those of another: what loading costs."""
+
+
+class AdapterPreference(RoutingPolicy):
+    """Takes the choice of `policy`, unless that replica lacks the request's adapter and one that is
+    not much busier holds it.
+    """
+
+    def __init__(self, policy: RoutingPolicy, seed: int | None = None) -> None:
+        self.policy = policy
+        self.reads_blocks = policy.reads_blocks
+        self._draw = random.Random(seed)
+
+    def choose(self, request: RouteRequest, replicas: Sequence[R]) -> R:
+        """The policy's choice, or a holder of the adapter."""
+        chosen = self.policy.choose(request, replicas)
+        if not request.adapter or request.adapter in chosen.adapters:
+            return chosen
+        bearable = 2 * chosen.load + SLACK
+        holders = [r for r in replicas if request.adapter in r.adapters and r.load <= bearable]
+        if not holders:
+            return chosen
+        one, other = two_of(holders, self._draw)
+        return other if other.load < one.load else one
+
+    def sent(self, request: RouteRequest, replica_id: str) -> None:
+        self.policy.sent(request, replica_id)
+
+    def gone(self, replica_id: str) -> None:
+        self.policy.gone(replica_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct, field
 
-from penstock.balance.pauses import Pauses
+from penstock.balance.backoff import Pauses
 
 
 class Counts(Struct):

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from penstock.balance.pauses import job_pauses
+from penstock.balance.backoff import job_pauses
 from penstock.batch.flow import Flow
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.interrupts import Interrupts

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from penstock.stderr import say
+from penstock.observability import say
 
 
 class JobInterrupted(KeyboardInterrupt):

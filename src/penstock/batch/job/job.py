@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from penstock import background, runtimes
+from penstock import background, lazy
 from penstock.batch import structured
 from penstock.batch.job import option_checks as choices
 from penstock.batch.job.execution import execute
@@ -438,7 +438,8 @@ class Job:
             )
         if self.adapter is not None and os.path.isdir(self.adapter):
             engine.adapters[self.adapter] = self.adapter  # replicas are told when they are deployed
-        replicated: LLMEngine = runtimes.load(runtimes.ENGINES, self.runtime)(engine, self.replicas)
+        spread = lazy.load_runtime(lazy.RUNTIME_ENGINES, self.runtime)
+        replicated: LLMEngine = spread(engine, self.replicas)
         return replicated
 
     def _check_choices(self) -> None:

@@ -7,10 +7,10 @@ import time
 from types import TracebackType
 from typing import Any
 
-from penstock.balance.pauses import span
+from penstock.balance.backoff import span
 from penstock.batch.job.counts import Counts
 from penstock.batch.job.result import RunResult
-from penstock.stderr import is_terminal
+from penstock.observability import is_terminal
 
 _INTERVAL = 0.2
 

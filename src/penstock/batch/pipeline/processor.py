@@ -10,7 +10,7 @@ from collections.abc import AsyncIterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, Literal, overload
 
-from penstock import runtimes
+from penstock import lazy
 from penstock.batch.pipeline.configs import ProcessorConfig
 from penstock.batch.pipeline.map_kwargs import workers
 from penstock.batch.pipeline.processor_rows import Held, ProcessorRows, RowFunction
@@ -86,8 +86,9 @@ class Processor:
         for name, stage in self.stages.items():  # they may have been changed since they were made
             check_stage(stage)
             workers(stage.map_batches_kwargs, name)
-        if (elsewhere := runtimes.runtime_of(dataset)) is not None:
-            return runtimes.load(runtimes.DATASETS, elsewhere)(self, dataset)
+        package = type(dataset).__module__.partition(".")[0]
+        if package in lazy.RUNTIME_DATASETS:
+            return lazy.load_runtime(lazy.RUNTIME_DATASETS, package)(self, dataset)
         return RowStream(self, dataset, order=order)
 
     def list_stage_names(self) -> list[str]:

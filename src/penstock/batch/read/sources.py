@@ -19,7 +19,7 @@ from penstock.batch.rows.row import UNKNOWN_BYTES, FailedRow, Row, nbytes
 from penstock.batch.rows.user_code import ends_task
 from penstock.batch.values.plain import UnstorableError, key_text
 from penstock.errors import InputError, told
-from penstock.parsing.text import MAX_NESTING, TOO_DEEP, is_too_deep
+from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -27,8 +27,7 @@ from penstock.batch.read.sources import (
 )
 from penstock.batch.rows.row import Row
 from penstock.errors import InputError
-from penstock.parsing.json_errors import json_fault
-from penstock.parsing.text import MAX_NESTING, TOO_DEEP, is_too_deep, other_encoding
+from penstock.parsing import MAX_NESTING, TOO_DEEP, is_too_deep, json_fault, other_encoding
 
 MAX_LINE = 1 << 27
 """The longest line in bytes, a thing to bound memory by. A longer one is one bad row."""

@@ -21,7 +21,7 @@ from penstock.engines.base import LLMEngine
 from penstock.engines.sampling import check_sampling
 from penstock.errors import ConfigError, RequestError, nearest
 from penstock.openai.requests import check_messages
-from penstock.parsing.text import decode_json
+from penstock.parsing import decode_json
 from penstock.types import ChatRequest, Message, Sampling, Usage
 
 if TYPE_CHECKING:

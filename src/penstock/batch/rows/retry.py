@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from penstock.balance.retry import Retry
+from penstock.balance.backoff import Retry
 from penstock.batch.job.policy import ErrorPolicy
 from penstock.batch.rows.row import Stage
 from penstock.engines.base import Capabilities

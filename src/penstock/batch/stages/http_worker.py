@@ -91,13 +91,14 @@ class HttpRequests:
                 raise ConfigError(
                     f"must be a text, not {type(value).__name__}", field=f"headers.{name}"
                 )
-        client = lazy.require("penstock.http.client", needed_by="The HTTP processor")
+        lazy.require("penstock.http.client", needed_by="The HTTP processor")
+        from penstock.http.endpoint import endpoint
         from penstock.http.retries import Retries
 
         self._retries = Retries(
             max_retries=options.max_retries, base_wait_s=options.base_retry_wait_time_in_s
         )
-        self._endpoint = client.endpoint(options.method, options.url)
+        self._endpoint = endpoint(options.method, options.url)
         self._client: HttpClient | None = None
         self._limiter: Limiter | None = None
 
@@ -105,7 +106,7 @@ class HttpRequests:
         """Open the connections. Raises `ConfigError` for a header whose variable is not set."""
         from penstock.balance.limiter import Limits, shared_limiter
         from penstock.http.client import HttpClient, Timeouts
-        from penstock.http.headers import Headers
+        from penstock.http.endpoint import Headers
 
         options = self.options
         rates = [

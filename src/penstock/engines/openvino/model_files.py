@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from penstock.errors import EngineStartError
-from penstock.parsing.json_errors import json_fault
+from penstock.parsing import json_fault
 
 FALLBACK_CONTEXT = 4096
 SENTENCE_TRANSFORMERS = "modules.json"

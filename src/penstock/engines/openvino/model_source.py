@@ -37,7 +37,7 @@ from penstock.engines.openvino.model_files import (
 from penstock.env import cache_dir
 from penstock.errors import EngineStartError, MissingExtraError
 from penstock.lazy import require
-from penstock.stderr import is_terminal, say
+from penstock.observability import is_terminal, say
 
 WEIGHT_FORMAT = "fp16"
 EXPORT_TASKS = {

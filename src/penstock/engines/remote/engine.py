@@ -36,7 +36,8 @@ from penstock.errors import (
     UpstreamError,
     nearest,
 )
-from penstock.http.client import endpoint, form
+from penstock.http.client import multipart
+from penstock.http.endpoint import endpoint
 from penstock.http.retries import Retries, is_throttling
 from penstock.types import ChatRequest, CompletionRequest
 
@@ -240,7 +241,7 @@ class RemoteEngine(LLMEngine):
                 data = self._encode(given)
                 tokens = self._estimate(data, given.get(self.options.max_tokens_field))
             else:
-                data = form(given, file)
+                data = multipart({**given, "file": {"content": file, "filename": "audio"}})
             to = upstream.to(path)
             with upstreams.watch(upstream, path, data if file is None else file):
                 reply = await upstream.client.send(

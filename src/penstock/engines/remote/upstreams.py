@@ -9,9 +9,9 @@ from typing import Any
 
 import msgspec
 
+from penstock.balance.backoff import PATIENCE_S
 from penstock.balance.breaker import CircuitBreaker
 from penstock.balance.limiter import Limiter, Limits, shared_limiter
-from penstock.balance.pauses import PATIENCE_S
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.engines.remote.dialects import PATHS, Dialect, score_body, spoken
@@ -24,9 +24,9 @@ from penstock.errors import (
     PenstockError,
     UpstreamError,
 )
-from penstock.http.client import Endpoint, HttpClient, Timeouts, endpoint
+from penstock.http.client import HttpClient, Timeouts
 from penstock.http.complaints import error_inside
-from penstock.http.headers import Headers, bearer
+from penstock.http.endpoint import Endpoint, Headers, bearer, endpoint
 from penstock.http.retries import is_throttling
 
 LATELY_S = 1.0

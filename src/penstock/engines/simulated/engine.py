@@ -37,7 +37,7 @@ from penstock.errors import (
 )
 from penstock.kv.base import make_connector
 from penstock.kv.cached_blocks import PROMPT_BLOCKS, CachedBlocks
-from penstock.kv.simulated import HELD
+from penstock.kv.connectors import HELD
 from penstock.types import (
     ChatRequest,
     CompletionRequest,

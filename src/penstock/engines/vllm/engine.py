@@ -30,7 +30,7 @@ from penstock.errors import (
 )
 from penstock.kv.base import Setup
 from penstock.kv.cached_blocks import CachedBlocks
-from penstock.openai.tool_calls import ToolCallReader
+from penstock.openai.tools import ToolCallReader
 from penstock.types import ChatRequest, CompletionRequest
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from penstock import demo, env, lazy
-from penstock.balance.retry import Retry
+from penstock.balance.backoff import Retry
 from penstock.config import masked
 from penstock.errors import (
     ConfigError,

@@ -8,7 +8,7 @@ from typing import Literal
 from starlette.datastructures import Headers
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
-from penstock.parsing.text import decode_text, read_file
+from penstock.parsing import decode_text, read_file
 from penstock.serve.config.settings import HttpSettings
 
 Rank = Literal["admin", "user", "stranger"]

@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
-from penstock.openai.message_events import message_error
+from penstock.openai.messages_api import message_error
 from penstock.openai.responses import error_body
 
 _log = logging.getLogger("penstock.serve")

@@ -46,8 +46,8 @@ def decode_body(body: bytes, form: Any) -> Any:
 
 
 def _body_fault(body: bytes, form: Any) -> str:
-    from penstock.parsing.json_errors import json_fault  # imported only for an error
-    from penstock.parsing.validation import mismatch
+    from penstock.parsing import json_fault  # imported only for an error
+    from penstock.validation import mismatch
 
     try:
         value = msgspec.json.decode(body)

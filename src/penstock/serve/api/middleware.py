@@ -7,7 +7,7 @@ import logging
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.balance.pauses import is_served
+from penstock.balance.backoff import is_served
 from penstock.errors import RequestError, ShuttingDownError
 from penstock.observability import Span, request_id, span
 from penstock.serve.api.auth import check_user, rank_of

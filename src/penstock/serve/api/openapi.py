@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 import penstock
-from penstock.openai.transcripts import FORMATS
+from penstock.openai.responses import TRANSCRIPT_FORMATS
 from penstock.serve.api.routes import Endpoint
 
 _ERROR = {
@@ -40,7 +40,7 @@ _AUDIO = {
         "file": {"type": "string", "contentMediaType": "application/octet-stream"},
         "model": {"type": "string"},
         "language": {"type": "string"},
-        "response_format": {"enum": list(FORMATS)},
+        "response_format": {"enum": list(TRANSCRIPT_FORMATS)},
         "max_tokens": {"type": "integer", "minimum": 1},
     },
 }

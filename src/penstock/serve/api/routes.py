@@ -19,9 +19,9 @@ from penstock.openai.extensions import (
     ScoreBody,
     TokenizeBody,
 )
-from penstock.openai.message_requests import MessageBody
+from penstock.openai.messages_api import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
-from penstock.openai.response_requests import ResponseBody
+from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
 from penstock.serve.api.endpoints import (
     chat,

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.balance.policies.from_config import configured_policy
+from penstock.balance.policies.table import configured_policy
 from penstock.engines.base import LLMEngine
 from penstock.engines.group import EngineGroup
 from penstock.errors import ConfigError

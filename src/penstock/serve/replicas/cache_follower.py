@@ -6,7 +6,7 @@ import asyncio
 import logging
 from contextlib import closing
 
-from penstock.balance.policies.kv_aware import KVAware
+from penstock.balance.policies.prefix import KVAware
 from penstock.errors import ReplicaLostError
 from penstock.serve.replicas.cache_messages import PATH, ChangeReader
 from penstock.serve.replicas.info import ReplicaInfo

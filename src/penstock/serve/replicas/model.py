@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
-from penstock.balance.policies.from_config import configured_policy
+from penstock.balance.policies.table import configured_policy
 from penstock.engines.tasks import TASKS, Batches, task_of
 from penstock.errors import EngineDeadError, ReplicaLostError, UnsupportedError
 from penstock.llm_config import LLMConfig

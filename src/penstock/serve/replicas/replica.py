@@ -14,7 +14,7 @@ import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import Message, Receive, Scope, Send
 
-from penstock.balance.policies.from_config import reads_caches
+from penstock.balance.policies.table import reads_caches
 from penstock.errors import EngineDeadError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig

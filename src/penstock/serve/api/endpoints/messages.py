@@ -5,8 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from penstock.engines.tasks import generated
-from penstock.openai.message_events import MessageFramer, message_body
-from penstock.openai.message_requests import MessageBody
+from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import within_limits
 from penstock.serve.api.sse import EventStream, collect

@@ -7,8 +7,7 @@ from typing import Any
 from starlette.responses import Response
 
 from penstock.engines.tasks import generated
-from penstock.openai.response_events import ResponseFramer, response_body
-from penstock.openai.response_requests import ResponseBody
+from penstock.openai.responses_api import ResponseBody, ResponseFramer, response_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import within_limits
 from penstock.serve.api.sse import EventStream, collect

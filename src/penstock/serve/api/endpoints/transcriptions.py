@@ -9,7 +9,12 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
 
 from penstock.errors import ContentTypeError, RequestError, UnsupportedError, nearest
-from penstock.openai.transcripts import FORMATS, TIMED_FORMATS, subtitles, verbose
+from penstock.openai.responses import (
+    TIMED_FORMATS,
+    TRANSCRIPT_FORMATS,
+    subtitles,
+    verbose_transcription,
+)
 from penstock.serve.api.exchange import Exchange
 from penstock.types import TranscriptionRequest
 
@@ -45,8 +50,8 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
         raise RequestError("file is missing", param="file")
     target = await exchange.target(_text(form, "model"))
     shape = _text(form, "response_format") or "json"
-    if shape not in FORMATS:
-        hint = nearest(shape[:50], FORMATS)
+    if shape not in TRANSCRIPT_FORMATS:
+        hint = nearest(shape[:50], TRANSCRIPT_FORMATS)
         raise RequestError(
             f"unknown response_format '{shape[:50]}'. {hint}", param="response_format"
         )
@@ -72,7 +77,7 @@ async def _answer(exchange: Exchange, form: FormData) -> Response:
             param="response_format",
         )
     if shape == "verbose_json":
-        return exchange.json(verbose(result, result.segments))
+        return exchange.json(verbose_transcription(result, result.segments))
     return PlainTextResponse(subtitles(result.segments, shape))
 
 

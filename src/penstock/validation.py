@@ -7,6 +7,7 @@ literals, bounds, unions.
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -14,15 +15,16 @@ from typing import Any, NamedTuple
 from msgspec import inspect
 
 _LISTS = inspect.ListType | inspect.VarTupleType | inspect.SetType | inspect.FrozenSetType
-_NAMES: tuple[tuple[Any, str], ...] = (
-    (inspect.NoneType, "null"),
-    (inspect.BoolType, "a boolean"),
-    (inspect.IntType, "an integer"),
-    (inspect.FloatType, "a number"),
-    (inspect.StrType, "text"),
-    (inspect.StructType | inspect.DictType, "an object"),
-    (_LISTS, "a list"),
+_KINDS: tuple[tuple[Any, str, Any], ...] = (
+    (inspect.NoneType, "null", type(None)),
+    (inspect.BoolType, "a boolean", bool),
+    (inspect.IntType, "an integer", int),
+    (inspect.FloatType, "a number", int | float),
+    (inspect.StrType, "text", str),
+    (inspect.StructType | inspect.DictType, "an object", Mapping),
+    (_LISTS, "a list", list | tuple | set | frozenset),
 )
+"""msgspec's type of a field, its name for people, the values that it takes."""
 
 
 class Mismatch(NamedTuple):
@@ -57,7 +59,7 @@ def _excerpt(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "a list"
     if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+        return json.dumps(value)
     text = ascii(value)  # a lone surrogate has an ASCII form too
     return text if len(text) <= 40 else f"{text[:40]}…"
 
@@ -82,14 +84,14 @@ def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
         if kind.cls.__struct_config__.forbid_unknown_fields:
             for name in value:
                 if name not in known:
-                    where = f"{place}.{name}".lstrip(".")
-                    why = (
-                        f"is unknown, and was {_excerpt(value[name])}. Known:"
-                        f" {', '.join(sorted(known))}"
-                    )
-                    return Mismatch(where, why, value[name], known)
-        given = [field for field in kind.fields if field.encode_name in value]
-        parts = [(field.type, value[field.encode_name], f".{field.encode_name}") for field in given]
+                    names = ", ".join(sorted(known))
+                    why = f"is unknown, and was {_excerpt(value[name])}. Known: {names}"
+                    return Mismatch(f"{place}.{name}".lstrip("."), why, value[name], known)
+        parts = [
+            (field.type, value[field.encode_name], f".{field.encode_name}")
+            for field in kind.fields
+            if field.encode_name in value
+        ]
     elif isinstance(kind, inspect.DictType):
         parts = [(kind.value_type, item, f".{key}") for key, item in value.items()]
     elif isinstance(kind, inspect.TupleType):
@@ -101,35 +103,22 @@ def _search_inside(kind: Any, value: Any, place: str) -> Mismatch | None:
         parts = [(kind.item_type, item, f"[{number}]") for number, item in enumerate(value)]
     else:
         return None
-    return next(
-        filter(
-            None, (_search(part, item, f"{place}{step}".lstrip(".")) for part, item, step in parts)
-        ),
-        None,
-    )
+    found = (_search(part, item, f"{place}{step}".lstrip(".")) for part, item, step in parts)
+    return next(filter(None, found), None)
 
 
 def _is(kind: Any, value: Any) -> bool:
     """Whether the value is of this kind, whatever its bounds and parts."""
     if isinstance(kind, inspect.LiteralType):
         return any(value == known and type(value) is type(known) for known in kind.values)
-    if isinstance(kind, inspect.StructType):
-        return isinstance(value, Mapping | kind.cls)
-    if isinstance(kind, inspect.IntType | inspect.FloatType):
-        number = int if isinstance(kind, inspect.IntType) else int | float
-        return isinstance(value, number) and not isinstance(value, bool)
+    if isinstance(kind, inspect.StructType) and isinstance(value, kind.cls):
+        return True
     if isinstance(kind, inspect.TupleType):
         return isinstance(value, list | tuple) and len(value) == len(kind.item_types)
-    for of, types in (
-        (inspect.NoneType, type(None)),
-        (inspect.BoolType, bool),
-        (inspect.StrType, str),
-        (inspect.DictType, Mapping),
-        (_LISTS, list | tuple | set | frozenset),
-    ):
-        if isinstance(kind, of):
-            return isinstance(value, types)
-    return True  # unknown kind
+    if isinstance(value, bool) and isinstance(kind, inspect.IntType | inspect.FloatType):
+        return False
+    known = [types for of, _, types in _KINDS if isinstance(kind, of)]
+    return not known or isinstance(value, known[0])
 
 
 def _broken_bound(kind: Any, value: Any, place: str) -> Mismatch | None:
@@ -164,9 +153,8 @@ def _name(kind: Any) -> str:
         elif isinstance(part, inspect.TupleType):
             words.append(f"a list of {len(part.item_types)}")
         else:
-            words.append(
-                next((name for of, name in _NAMES if isinstance(part, of)), "of another kind")
-            )
+            names = (name for of, name, _ in _KINDS if isinstance(part, of))
+            words.append(next(names, "of another kind"))
     words.sort(key="null".__eq__)
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 

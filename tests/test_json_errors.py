@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from penstock.parsing.json_errors import json_fault
+from penstock.parsing import json_fault
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Request headers whose values may be keys: read from the environment, never shown."""
+"""Where a request goes and which headers it carries: addresses, proxies and keys, some of them from
+the environment. Keys are never shown.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +8,82 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import (  # type: ignore[attr-defined]
+    getproxies_environment,
+    proxy_bypass_environment,
+)
 
-from penstock.config import MASK, masked
+from msgspec import Struct
+from yarl import URL
+
+from penstock.config import MASK, masked, tells_a_secret
 from penstock.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 SHORTEST_SECRET = 6
+
+
+class Endpoint(Struct, frozen=True):
+    """A request's destination and its proxy. `shown` names it in messages, without user and query,
+    which may hold keys; `secrets` are these keys, as servers like to repeat them.
+    """
+
+    method: str
+    url: Any
+    shown: str
+    proxy: str | None = None
+    secrets: tuple[str, ...] = ()
+
+
+def endpoint(method: str, url: str, *, field: str = "url") -> Endpoint:
+    """Check an address, and find its proxy in the environment. Raises `ConfigError`."""
+    try:
+        parsed = URL(url)
+        ok = parsed.scheme in ("http", "https") and bool(parsed.host)
+    except ValueError:
+        ok = False
+    if not ok:
+        raise ConfigError("must be an http:// or https:// URL", field=field, value=masked(url))
+    shown = str(parsed.with_user(None).with_query(None).with_fragment(None))
+    keys = [
+        parsed.password,
+        *(value for name, value in parsed.query.items() if tells_a_secret(name)),
+    ]
+    secrets = tuple(key for key in keys if key is not None and len(key) >= SHORTEST_SECRET)
+    proxy = proxy_for(parsed.scheme, parsed.host or "", parsed.port)
+    return Endpoint(method.upper(), parsed, shown, proxy, secrets)
+
+
+def proxy_for(scheme: str, host: str, port: int | None) -> str | None:
+    """The proxy's URL; None for a direct connection. Raises `ConfigError`."""
+    proxies = getproxies_environment()
+    name = scheme if scheme in proxies else "all"
+    given = proxies.get(name)
+    if (
+        not given
+        or _is_this_machine(host)
+        or proxy_bypass_environment(f"{host}:{port}" if port else host, proxies)
+    ):
+        return None
+    url = given if "://" in given else f"http://{given}"
+    parsed = urlsplit(url)
+    if parsed.scheme != "http" or not parsed.hostname:
+        raise ConfigError(
+            "must be an http:// URL, to which requests of both kinds go",
+            field=f"{name.upper()}_PROXY",
+            value=masked(given),
+        )
+    return url
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Headers:

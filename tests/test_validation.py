@@ -4,7 +4,7 @@ import msgspec
 import pytest
 from msgspec import Meta, Struct
 
-from penstock.parsing.validation import mismatch
+from penstock.validation import mismatch
 
 
 class Inner(Struct):

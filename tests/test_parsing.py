@@ -2,10 +2,16 @@ import sys
 
 import pytest
 
+from penstock import parsing
 from penstock.config import read_yaml
 from penstock.errors import ConfigError
-from penstock.parsing import text as decoding
-from penstock.parsing.text import MAX_NESTING, decode_json, decode_text, is_too_deep, read_file
+from penstock.parsing import (
+    MAX_NESTING,
+    decode_json,
+    decode_text,
+    is_too_deep,
+    read_file,
+)
 
 
 def nested(depth):
@@ -55,7 +61,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text():
 
 
 def test_a_file_of_settings_has_an_end(monkeypatch, tmp_path):
-    monkeypatch.setattr(decoding, "_LARGEST", 1 << 20)
+    monkeypatch.setattr(parsing, "_LARGEST", 1 << 20)
     assert read_file(__file__).startswith(b"import sys")
     with pytest.raises(ValueError, match="larger than 1 MiB"):
         read_file("/dev/zero")

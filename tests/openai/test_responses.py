@@ -1,4 +1,4 @@
-from penstock.openai.transcripts import subtitles, verbose
+from penstock.openai.responses import subtitles, verbose_transcription
 from penstock.types import Transcription, TranscriptionSegment
 
 SEGMENTS = (
@@ -23,7 +23,7 @@ def test_webvtt():
 
 
 def test_verbose_json_tells_what_is_known():
-    body = verbose(Transcription("text", language="de", duration=9.0), SEGMENTS)
+    body = verbose_transcription(Transcription("text", language="de", duration=9.0), SEGMENTS)
     assert (body["text"], body["language"], body["duration"]) == ("text", "de", 9.0)
     assert body["segments"][0] == {"id": 0, "start": 0.0, "end": 1.5, "text": "One --> two"}
-    assert verbose(Transcription("text"), SEGMENTS)["duration"] == SEGMENTS[1].end
+    assert verbose_transcription(Transcription("text"), SEGMENTS)["duration"] == SEGMENTS[1].end

@@ -1,0 +1,335 @@
+"""Anthropic's Messages API (https://docs.anthropic.com/en/api/messages): a body becomes a chat
+request; answers, streams of events and errors go back.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct, field
+
+from penstock.errors import PenstockError, RequestError, UnsupportedError
+from penstock.openai.framing import event
+from penstock.openai.requests import Whole, check_messages, parse_response_format, with_effort
+from penstock.openai.responses import Answers, UsageTotal
+from penstock.openai.tools import check_tools
+from penstock.types import ChatRequest, Delta, Message, Sampling, ToolCallPart, Usage
+
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+
+class OutputConfig(Struct):
+    """`output_config`: a schema for the answer, and the effort to spend on it."""
+
+    format: dict[str, Any] | None = None
+    effort: str | None = None
+
+
+class MessageBody(Struct, kw_only=True):
+    """Body of `POST /v1/messages`. `max_tokens` is required, as Anthropic has it."""
+
+    model: str = ""
+    max_tokens: Whole
+    messages: Annotated[list[Message], Meta(min_length=1)]
+    system: str | list[dict[str, Any]] | None = None
+    stop_sequences: list[str] | None = None
+    stream: bool | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: Whole | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
+    thinking: dict[str, Any] | None = None
+    output_config: OutputConfig | None = None
+    cache_control: dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    service_tier: str | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def request(self, *, adapter: str | None = None, request_id: str = "") -> ChatRequest:
+        if self.thinking is not None and self.thinking.get("type") not in ("disabled", "adaptive"):
+            raise UnsupportedError("thinking is not supported", param="thinking")
+        messages: list[Message] = []
+        if self.system:
+            messages.append({"role": "system", "content": _texts(self.system, "system")})
+        for number, message in enumerate(self.messages):
+            messages += _turn(message, f"messages[{number}]")
+        check_messages(messages)
+        tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
+        choice = _choice(self.tool_choice)
+        output = self.output_config or OutputConfig()
+        check_tools(tools, choice)
+        return ChatRequest(
+            messages=messages,
+            sampling=Sampling(
+                max_tokens=self.max_tokens,
+                temperature=1.0 if self.temperature is None else self.temperature,
+                top_p=1.0 if self.top_p is None else self.top_p,
+                top_k=self.top_k or 0,
+                stop=tuple(self.stop_sequences or ()),
+                structured=parse_response_format(output.format),
+            ),
+            tools=tools or None,
+            tool_choice=choice,
+            chat_template_kwargs=with_effort(self.chat_template_kwargs, output.effort),
+            adapter=adapter,
+            stream=bool(self.stream),
+            request_id=request_id,
+            parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use")
+            is not True,
+        )
+
+
+def _turn(message: Message, where: str) -> list[Message]:
+    """One message as chat messages. Anthropic puts tool results into the user's turn; here each
+    becomes a message of its own.
+    """
+    role, content = message.get("role"), message.get("content")
+    if role not in ("user", "assistant", "system"):
+        raise RequestError(f"{where}.role must be user or assistant, not {role!r}", param=where)
+    if not isinstance(content, list):
+        return [{"role": role, "content": content}]
+    parts: list[dict[str, Any]] = []
+    calls: list[dict[str, Any]] = []
+    results: list[Message] = []
+    for block in content:
+        kind = block.get("type") if isinstance(block, dict) else None
+        if kind == "text":
+            parts.append({"type": "text", "text": block.get("text", "")})
+        elif kind == "image":
+            parts.append({"type": "image_url", "image_url": {"url": _image_url(block, where)}})
+        elif kind == "tool_use":
+            arguments = json.dumps(block.get("input", {}), ensure_ascii=False)
+            function = {"name": block.get("name"), "arguments": arguments}
+            calls.append({"id": block.get("id"), "type": "function", "function": function})
+        elif kind == "tool_result":
+            text = _texts(block.get("content") or "", where)
+            results.append(
+                {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text}
+            )
+        elif kind not in (
+            "thinking",
+            "redacted_thinking",
+        ):  # clients send thinking back unchanged; templates have no place for it
+            raise RequestError(
+                f"{where}.content: blocks of type {kind!r} are not supported", param=where
+            )
+    turn: Message = {"role": role, "content": parts or (None if calls else "")}
+    if calls:
+        turn["tool_calls"] = calls
+    return [*results, turn] if parts or calls or not results else results
+
+
+def _texts(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list) or not all(
+        isinstance(b, dict) and b.get("type") == "text" for b in content
+    ):
+        raise RequestError(f"{where}: only text is supported here", param=where)
+    return "".join(str(block.get("text", "")) for block in content)
+
+
+def _image_url(block: dict[str, Any], where: str) -> str:
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") == "base64":
+        return f"data:{source.get('media_type')};base64,{source.get('data')}"
+    if isinstance(source, dict) and source.get("type") == "url":
+        return str(source.get("url"))
+    raise RequestError(f"{where}: an image needs a source of type base64 or url", param=where)
+
+
+def _tool(number: int, tool: dict[str, Any]) -> dict[str, Any]:
+    if tool.get("type", "custom") != "custom":
+        raise UnsupportedError(
+            f"tools[{number}]: tools of type {tool['type']!r} are not supported",
+            param=f"tools[{number}]",
+        )
+    function = {"name": tool.get("name"), "parameters": tool.get("input_schema")}
+    if tool.get("description"):
+        function["description"] = tool["description"]
+    return {"type": "function", "function": function}
+
+
+def _choice(choice: dict[str, Any] | None) -> str | dict[str, Any] | None:
+    if choice is None:
+        return None
+    kind = choice.get("type")
+    if kind == "tool":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if isinstance(kind, str) and kind in _CHOICES:
+        return _CHOICES[kind]
+    raise RequestError(
+        f"unknown tool_choice type {kind!r}: it is auto, any, tool or none", param="tool_choice"
+    )
+
+
+_STOP_REASONS = {
+    "stop": "end_turn",
+    "length": "max_tokens",
+    "tool_calls": "tool_use",
+    "content_filter": "refusal",
+}
+_ERROR_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def message_body(answers: Answers, *, id: str, model: str) -> dict[str, Any]:
+    """Body of a finished message, from the first of `answers`."""
+    text, calls = answers.texts.get(0, ""), answers.tool_calls.get(0, [])
+    content = [
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": _object(call.arguments)}
+        for call in calls
+    ]
+    if text or not calls:
+        content.insert(0, {"type": "text", "text": text})
+    ending = _ending(answers.reasons.get(0), answers.stops.get(0))
+    return _message(id, model, content, ending, answers.usage)
+
+
+def message_error(error: PenstockError) -> dict[str, Any]:
+    """The body of a failed request: `{"type": "error", "error": {type, message}}`."""
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    return {
+        "type": "error",
+        "error": {"type": _ERROR_TYPES.get(error.status, fallback), "message": str(error)},
+    }
+
+
+def message_error_events(error: PenstockError) -> bytes:
+    """The bytes of the error event that ends a stream of messages' events."""
+    return event("error", message_error(error))
+
+
+class MessageFramer:
+    """Events of a streamed `POST /v1/messages`."""
+
+    def __init__(self, *, id: str, model: str) -> None:
+        self._id = id
+        self._model = model
+        self._index = -1
+        self._open: str | None = None  # the kind of the open block: "text" or "tool_use"
+        self._total = UsageTotal()
+        self._begun = False
+        self._reason: str | None = None
+        self._stop: str | None = None
+
+    def open(self) -> bytes:
+        return b""  # the message starts with the prompt's usage, which comes with the first delta
+
+    def frame(self, delta: Delta) -> bytes:
+        self._total.add(delta)
+        self._reason = delta.finish_reason or self._reason
+        self._stop = delta.stop or self._stop
+        events = b"" if self._begun else self._start_message(delta.usage or Usage())
+        if delta.text:
+            if self._open != "text":
+                events += self._start({"type": "text", "text": ""})
+            events += self._delta({"type": "text_delta", "text": delta.text})
+        return events + b"".join(map(self._call, delta.tool_calls))
+
+    def close(self) -> bytes:
+        events = b"" if self._begun else self._start_message(Usage())
+        if self._index < 0:
+            events += self._start({"type": "text", "text": ""})
+        ending = {
+            "type": "message_delta",
+            "delta": _ending(self._reason, self._stop),
+            "usage": _usage(self._total.usage),
+        }
+        return b"".join(
+            (
+                events,
+                self._end(),
+                event("message_delta", ending),
+                event("message_stop", {"type": "message_stop"}),
+            )
+        )
+
+    def error(self, error: PenstockError) -> bytes:
+        return message_error_events(error)
+
+    def _start_message(self, usage: Usage) -> bytes:
+        self._begun = True
+        message = _message(
+            self._id, self._model, [], {"stop_reason": None, "stop_sequence": None}, usage
+        )
+        return event("message_start", {"type": "message_start", "message": message})
+
+    def _call(self, part: ToolCallPart) -> bytes:
+        events = b""
+        if part.id is not None:
+            events += self._start(
+                {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}
+            )
+        if part.arguments:
+            events += self._delta({"type": "input_json_delta", "partial_json": part.arguments})
+        return events
+
+    def _start(self, block: dict[str, Any]) -> bytes:
+        ended = self._end()
+        self._index += 1
+        self._open = block["type"]
+        start = {"type": "content_block_start", "index": self._index, "content_block": block}
+        return ended + event("content_block_start", start)
+
+    def _delta(self, delta: dict[str, Any]) -> bytes:
+        return event(
+            "content_block_delta",
+            {"type": "content_block_delta", "index": self._index, "delta": delta},
+        )
+
+    def _end(self) -> bytes:
+        if self._open is None:
+            return b""
+        self._open = None
+        return event("content_block_stop", {"type": "content_block_stop", "index": self._index})
+
+
+def _message(
+    id: str, model: str, content: list[dict[str, Any]], ending: dict[str, Any], usage: Usage
+) -> dict[str, Any]:
+    return {
+        "id": f"msg_{id}",
+        "type": "message",
+        "role": "assistant",
+        "model": model,
+        "content": content,
+        **ending,
+        "usage": _usage(usage),
+    }
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    """Usage in Anthropic's form, which counts cached input tokens separately."""
+    return {
+        "input_tokens": usage.prompt_tokens - usage.cached_tokens,
+        "cache_read_input_tokens": usage.cached_tokens,
+        "cache_creation_input_tokens": 0,
+        "output_tokens": usage.completion_tokens,
+    }
+
+
+def _ending(reason: str | None, stop: str | None) -> dict[str, Any]:
+    """Why the message ended; `stop` is the stop string that ended it, if any."""
+    if stop is not None and reason == "stop":
+        return {"stop_reason": "stop_sequence", "stop_sequence": stop}
+    return {"stop_reason": _STOP_REASONS.get(reason or "stop", "end_turn"), "stop_sequence": None}
+
+
+def _object(arguments: str) -> dict[str, Any]:
+    """The arguments as an object. A truncated call is invalid JSON: the client gets its text."""
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return {"_incomplete": arguments}
+    return value if isinstance(value, dict) else {"value": value}

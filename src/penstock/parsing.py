@@ -1,0 +1,165 @@
+"""Reads text and JSON from users: files, the command line, columns. Error messages are our own."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from typing import Any, NoReturn
+
+MAX_NESTING = 256
+"""How deeply lists and objects may nest: every walk through a value must end."""
+TOO_DEEP = f"it is nested more than {MAX_NESTING} deep"
+
+_LARGEST = 64 << 20
+_SEARCHED = 1 << 20
+_BLANK = " \t\r\n"
+_OPEN_STRING = re.compile(r'"(?:[^"\\]|\\.)*\\?', re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark begins alike
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_UNMARKED: dict[tuple[bool, ...], str] = {
+    (False, True, False, True): "UTF-16LE",
+    (True, False, True, False): "UTF-16BE",
+}
+"""By which of the first four bytes are zeros."""
+_SCALARS = frozenset({str, int, float, bool, bytes, type(None)})
+
+
+def other_encoding(head: bytes) -> str | None:
+    """The encoding of text with this `head`, if a byte order mark or zeros rule out UTF-8."""
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return name
+    return _UNMARKED.get(tuple(byte == 0 for byte in head[:4]))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a settings file. Raises `OSError`, or `ValueError` if the file is too large."""
+    with open(path, "rb") as file:
+        data = file.read(_LARGEST + 1)
+    if len(data) > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+    return data
+
+
+def decode_text(data: bytes) -> str:
+    """The text of a file, with or without a byte order mark. Raises `ValueError`."""
+    _check_encoding(data)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 in line {data.count(10, 0, error.start) + 1}") from None
+
+
+def _check_encoding(data: bytes) -> None:
+    if (encoding := other_encoding(data)) is not None:
+        raise ValueError(f"it is {encoding}, not UTF-8")
+
+
+def is_too_deep(value: Any, most: int = MAX_NESTING) -> bool:
+    """Whether lists or dicts nest more than `most` deep; true for a cycle."""
+    level: dict[int, Any] = {id(value): value}
+    for _ in range(most):
+        # By identity, so that a shared part is visited once.
+        level = {id(inner): inner for outer in level.values() for inner in _containers_in(outer)}
+        if not level:
+            return False
+    return True
+
+
+def _containers_in(value: Any) -> list[Any]:
+    if not isinstance(value, dict | list | tuple):
+        return []
+    parts = value.values() if isinstance(value, dict) else value
+    if _SCALARS.issuperset(map(type, parts)):  # long lists of numbers are common
+        return []
+    return [part for part in parts if isinstance(part, dict | list | tuple)]
+
+
+def decode_json(data: bytes | str) -> Any:
+    """The JSON value in a text, which may begin with a byte order mark.
+
+    Raises `ValueError` with the reason.
+    """
+    import msgspec
+
+    if isinstance(data, str):
+        data = data.encode(errors="surrogatepass")
+    _check_encoding(data)
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        value = msgspec.json.decode(data)
+    except RecursionError:
+        raise ValueError(TOO_DEEP) from None
+    except (msgspec.DecodeError, ValueError):
+        raise ValueError(json_fault(data)) from None
+    if len(data) > MAX_NESTING and is_too_deep(value):
+        raise ValueError(TOO_DEEP)
+    return value
+
+
+def json_fault(text: bytes | str) -> str:
+    """Where and how `text`, which a JSON reader has refused, breaks the form. For errors only: it
+    parses the text again.
+
+    Returns a clause such as "unexpected text at line 2, column 7" or "it ends too early". Lines and
+    columns count from 1, columns in characters. Beyond a megabyte of text the clause has no place.
+    """
+    if len(text) > _SEARCHED:
+        return "it breaks the form of JSON"
+    try:
+        given = text.decode() if isinstance(text, bytes) else text
+        given.encode()
+    except UnicodeDecodeError:
+        return "invalid UTF-8"
+    except UnicodeEncodeError:
+        return "it holds a lone surrogate"
+    body = given.lstrip(_BLANK)
+    if not body:
+        return "it is empty"
+    skipped = len(given) - len(body)
+    try:
+        value, end = json.JSONDecoder(parse_constant=_refuse).raw_decode(body)
+    except json.JSONDecodeError as error:
+        if _ends_early(body, error.pos):
+            return "it ends too early"
+        return f"unexpected text at {_place(given, skipped + error.pos)}"
+    except _NoNumberError:
+        return "NaN and Infinity are not JSON"
+    except RecursionError:
+        return "it is nested too deeply"
+    except ValueError:  # Python bounds the digits of an integer
+        return "a number has too many digits"
+    rest = body[end:].lstrip(_BLANK)
+    if rest:
+        return f"more text after its end, at {_place(given, len(given) - len(rest))}"
+    if _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
+        return "it holds a lone surrogate"
+    return "it holds a number that is out of range"
+
+
+class _NoNumberError(ValueError):
+    """NaN or an infinity, which Python's reader would accept."""
+
+
+def _refuse(_: str) -> NoReturn:
+    raise _NoNumberError
+
+
+def _ends_early(body: str, position: int) -> bool:
+    """Whether only the beginning of a word or of a string, or nothing, is left at `position`."""
+    rest = body[position:].rstrip(_BLANK)
+    words = ("true", "false", "null", "-")
+    return any(word.startswith(rest) for word in words) or bool(_OPEN_STRING.fullmatch(rest))
+
+
+def _place(text: str, position: int) -> str:
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    return f"line {line}, column {column}" if "\n" in text.rstrip(_BLANK) else f"column {column}"

@@ -1,1 +1,0 @@
-"""Parses text that users give, with error messages of our own."""
