@@ -1,8 +1,16 @@
-"""Maps every error to its HTTP response: in OpenAI's form, or in Anthropic's on its route."""
+"""Maps every error to its HTTP response: in OpenAI's form, or in Anthropic's on its route.
+
+Paths of local files are for operators only: other callers get their last components.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
+from collections.abc import Iterable, Mapping
+from copy import copy
+from functools import lru_cache
 from math import ceil
 
 import msgspec
@@ -12,12 +20,19 @@ from starlette.responses import Response
 from penstock.errors import MethodError, NoRouteError, PenstockError, RequestError
 from penstock.openai.message_events import message_error
 from penstock.openai.responses import error_body
+from penstock.serve.models.handle import ModelHandle
 
 _log = logging.getLogger("penstock.serve")
 ANTHROPIC_PATH = "/v1/messages"
 RETRY_AFTER_S = 1.0
 """`Retry-After` of a 503 without a known duration."""
 LONGEST_RETRY_AFTER_S = 86400.0
+_QUOTED = re.compile(
+    r"""(?P<quote>["'`])(?P<path>(?:file:/{1,2})?(?:/|~[\w.-]*/|\.\.?/)[^"'`\n]*)(?P=quote)"""
+)
+_BARE = re.compile(
+    r"""(?<![\w/.~@-])(?:file:/{1,2})?(?:/(?!/)|~[\w.-]*/|\.\.?/)[^\s"'`,;()<>\[\]{}|]+"""
+)
 
 
 def as_penstock_error(error: BaseException) -> PenstockError:
@@ -59,3 +74,51 @@ def _from_starlette(error: HTTPException) -> PenstockError:
     wrapped = RequestError(str(error.detail))
     wrapped.status = error.status_code
     return wrapped
+
+
+def model_sources(handles: Iterable[ModelHandle]) -> dict[str, str]:
+    """Sources of models, as configured → the models' names."""
+    sources = {}
+    for handle in handles:
+        source = getattr(getattr(handle, "config", None), "model_source", None)
+        if isinstance(source, str) and os.sep in source:
+            sources[source] = handle.model_id
+    return sources
+
+
+def without_paths(text: str, sources: Mapping[str, str]) -> str:
+    """The text with each path cut to its last component. `sources` maps known paths to names."""
+    if "/" not in text:
+        return text
+    for source, name in sources.items():
+        text = text.replace(source, name)
+    text = _QUOTED.sub(
+        lambda found: f"{found['quote']}{_last_component(found['path'])}{found['quote']}", text
+    )
+    return _BARE.sub(lambda found: _last_component(found[0]), text)
+
+
+def public(error: PenstockError, sources: Mapping[str, str]) -> PenstockError:
+    """The error without local paths: the same object if it has none."""
+    text = str(error)
+    shown = without_paths(text, sources)
+    if shown == text:
+        return error
+    stripped = copy(error)
+    stripped.args = (shown,)
+    return stripped
+
+
+def _last_component(path: str) -> str:
+    plain = re.sub(r"^file:/{1,2}(?=/)", "", path)
+    if not plain.startswith("/") or _is_of_this_machine(plain.split("/")[1]):
+        end = plain.rstrip("/")
+        tail = end.rpartition("/")[2]
+        return tail if tail not in ("", "~", ".", "..") else "…"
+    return path  # such as a route of the API
+
+
+@lru_cache(maxsize=256)
+def _is_of_this_machine(first: str) -> bool:
+    """Whether `first` is an entry of this machine's root folder."""
+    return bool(first) and os.path.lexists(f"/{first}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
@@ -13,21 +14,21 @@ from penstock.openai.transcripts import FORMATS, TIMED_FORMATS, subtitles, verbo
 from penstock.serve.api.exchange import Exchange
 from penstock.types import TranscriptionRequest
 
+FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "model": {"type": "string"},
+        "language": {"type": "string"},
+        "response_format": {"enum": list(FORMATS)},
+        "max_tokens": {"type": "integer", "minimum": 1},
+    },
+}
+"""The JSON Schema of the multipart form, for the API's description."""
 _GRANULARITIES = "timestamp_granularities[]"
 _MOST_FIELDS = 20
-_FIELDS = frozenset(
-    {
-        "file",
-        "model",
-        "language",
-        "response_format",
-        "temperature",
-        "prompt",
-        "stream",
-        "max_tokens",
-        _GRANULARITIES,
-    }
-)
+_FIELDS = {*FORM["properties"], "temperature", "prompt", "stream", _GRANULARITIES}
 
 
 async def transcriptions(exchange: Exchange) -> Response:
@@ -98,7 +99,6 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
     request = exchange.request
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ContentTypeError("the content type must be multipart/form-data")
-    limits = exchange.ingress.settings.limits
     body = await exchange.read()
 
     async def once() -> AsyncGenerator[bytes, None]:
@@ -109,7 +109,7 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
         once(),
         max_files=1,
         max_fields=_MOST_FIELDS,
-        max_part_size=limits.max_body_bytes,
+        max_part_size=exchange.limits.max_body_bytes,
     )
     try:
         form = await parser.parse()
