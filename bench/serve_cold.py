@@ -31,7 +31,7 @@ def serve(models: int) -> None:
     from penstock.cli import serve as _command  # noqa: F401 - what the command imports is part of every server
     from penstock.llm_config import LLMConfig
     from penstock.serve.api.ingress import build_app
-    from penstock.serve.http.server import HttpServer, address, listen
+    from penstock.serve.http_server import HttpServer, address, listen
     from penstock.serve.models import local as _handles  # noqa: F401
     from penstock.serve.models.local_runtime import build_local_handles
 

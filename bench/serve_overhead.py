@@ -81,7 +81,7 @@ def minimal_app(tokens: int) -> Any:
 def serve(name: str, tokens: int) -> None:
     """Serve one of the contestants on a free port, and print the port."""
     from penstock.garbage import collect_seldom_from_now
-    from penstock.serve.http.server import HttpServer, listen
+    from penstock.serve.http_server import HttpServer, listen
 
     listening = listen("127.0.0.1", 0)
     print(listening.getsockname()[1], flush=True)

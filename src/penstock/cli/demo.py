@@ -118,8 +118,8 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
     from penstock.demo import MODEL_NAME
     from penstock.llm_config import LLMConfig
     from penstock.serve.api.ingress import build_app
-    from penstock.serve.http.client import Client
-    from penstock.serve.http.server import HttpServer, address, listen
+    from penstock.serve.client import Client
+    from penstock.serve.http_server import HttpServer, address, listen
     from penstock.serve.models.local import LocalModel
 
     config = LLMConfig.from_dict(

@@ -21,7 +21,7 @@ from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
 from penstock.serve.api.ingress import IngressApp, build_app
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.http.server import HttpServer, address, listen
+from penstock.serve.http_server import HttpServer, address, listen
 from penstock.serve.models.handle import ModelCard, ModelState
 from penstock.types import (
     Classification,
