@@ -287,8 +287,7 @@ def _args(
     runtime: str,
 ) -> LLMServingArgs:
     from penstock.errors import ConfigError
-    from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.serving_files import load_serving_args
+    from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name or deterministic:

@@ -12,9 +12,7 @@ from penstock.errors import ConfigError, EngineError, RequestError
 from penstock.kv.simulated import HELD
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import build_app
-from penstock.serve.config.pd_serving_args import PDServingArgs
-from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.serving_files import load_serving_args
+from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
 from penstock.serve.models.local import LocalModel
 from penstock.serve.prefill_decode.pair import paired
 from penstock.serve.prefill_decode.prefill import SENDER
