@@ -117,7 +117,7 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
 
     from penstock.demo import MODEL_NAME
     from penstock.llm_config import LLMConfig
-    from penstock.serve.api.ingress import build_app
+    from penstock.serve.api.ingress import OpenAiIngress
     from penstock.serve.client import Client
     from penstock.serve.http_server import HttpServer, address, listen
     from penstock.serve.models.local import LocalModel
@@ -127,7 +127,7 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
     )
     model = LocalModel(config, engine=engine)
     listening = listen("127.0.0.1", 0)
-    server = HttpServer(build_app({MODEL_NAME: model}), listening)
+    server = HttpServer(OpenAiIngress({MODEL_NAME: model}), listening)
     serving = asyncio.create_task(server.run([model]))
     url = address(listening)
 

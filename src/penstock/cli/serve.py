@@ -243,12 +243,12 @@ async def _serve(
     args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None
 ) -> None:
     from penstock.garbage import collect_seldom_from_now
-    from penstock.serve.api.ingress import build_app
+    from penstock.serve.api.ingress import OpenAiIngress
     from penstock.serve.http_server import HttpServer, address
     from penstock.serve.models.local_runtime import build_local_handles
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
-    app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
+    app = OpenAiIngress(handles, lora_paths=args.lora_paths, settings=settings)
     url = address(listening)
     collect_seldom_from_now()
     await HttpServer(app, listening).run(

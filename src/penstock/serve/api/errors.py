@@ -35,21 +35,16 @@ _BARE = re.compile(
 )
 
 
-def as_penstock_error(error: BaseException) -> PenstockError:
-    """Any error as a `PenstockError`. An unforeseen one tells the client no internals."""
-    if isinstance(error, PenstockError):
-        return error
-    if isinstance(error, RecursionError):
+def as_penstock_error(caught: BaseException, request_id: str) -> PenstockError:
+    """Any error as a `PenstockError`. An unforeseen one is logged; the client sees no internals."""
+    if isinstance(caught, PenstockError):
+        return caught
+    if isinstance(caught, RecursionError):
         return RequestError("the request is nested too deeply")
-    if isinstance(error, HTTPException):
-        return _from_starlette(error)
+    if isinstance(caught, HTTPException):
+        return _from_starlette(caught)
+    _log.error("request %s failed", request_id, exc_info=caught)
     return PenstockError("the server failed to answer this request; its log says why")
-
-
-def log_unforeseen(error: PenstockError, caught: BaseException, request_id: str) -> None:
-    """Log the cause if `error` does not name it."""
-    if error is not caught and error.status == 500:
-        _log.error("request %s failed", request_id, exc_info=caught)
 
 
 def error_response(path: str, error: PenstockError) -> Response:
@@ -78,12 +73,12 @@ def _from_starlette(error: HTTPException) -> PenstockError:
 
 def model_sources(handles: Iterable[ModelHandle]) -> dict[str, str]:
     """Sources of models, as configured → the models' names."""
-    sources = {}
-    for handle in handles:
-        source = getattr(getattr(handle, "config", None), "model_source", None)
-        if isinstance(source, str) and os.sep in source:
-            sources[source] = handle.model_id
-    return sources
+    return {
+        source: handle.model_id
+        for handle in handles
+        if isinstance(source := getattr(getattr(handle, "config", None), "model_source", None), str)
+        and os.sep in source
+    }
 
 
 def without_paths(text: str, sources: Mapping[str, str]) -> str:
@@ -100,9 +95,8 @@ def without_paths(text: str, sources: Mapping[str, str]) -> str:
 
 def public(error: PenstockError, sources: Mapping[str, str]) -> PenstockError:
     """The error without local paths: the same object if it has none."""
-    text = str(error)
-    shown = without_paths(text, sources)
-    if shown == text:
+    shown = without_paths(str(error), sources)
+    if shown == str(error):
         return error
     stripped = copy(error)
     stripped.args = (shown,)

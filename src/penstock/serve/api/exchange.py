@@ -18,7 +18,7 @@ from penstock.errors import PenstockError, ShuttingDownError
 from penstock.observability import gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank
-from penstock.serve.api.errors import as_penstock_error, log_unforeseen, model_sources, public
+from penstock.serve.api.errors import as_penstock_error, model_sources, public
 from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
 from penstock.serve.api.metrics import Metrics
@@ -27,7 +27,6 @@ from penstock.serve.models.names import ModelNames, Target
 from penstock.types import Usage
 
 _log = logging.getLogger("penstock.serve")
-Body = TypeVar("Body", bound=msgspec.Struct)
 T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
@@ -130,7 +129,7 @@ class Exchange:
         self.request: Request
         self._counted = False
 
-    async def body(self, form: type[Body]) -> Body:
+    async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
         """The JSON body in its endpoint's form. Raises `RequestError`."""
         return parse_body(form, decode_body(await self.read_json(), Any))
 
@@ -180,8 +179,7 @@ class Exchange:
         the client: `override`, or `caught` as a `PenstockError`. Callers without the right to read
         them get no file paths.
         """
-        error = override if override is not None else as_penstock_error(caught)
-        log_unforeseen(error, caught, self.id)
+        error = override if override is not None else as_penstock_error(caught, self.id)
         self.error = error.kind
         if self.trusted:
             return error
@@ -212,6 +210,5 @@ class Exchange:
         metrics.framework_time.observe(max(total - self.engine_seconds, 0.0))
         if self.first_token_at is not None:
             metrics.first_token.observe(self.first_token_at - self.started)
-            between = usage.completion_tokens - 1
-            if between > 0:
+            if (between := usage.completion_tokens - 1) > 0:
                 metrics.per_token.observe((self.ended - self.first_token_at) / between)

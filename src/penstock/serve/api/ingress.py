@@ -67,11 +67,11 @@ class IngressApp:
 
 
 class OpenAiIngress(IngressApp):
-    """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with
-    handles by model id, the known facts about the models, and `ingress_extra_kwargs`.
+    """The ingress of models by their ids; the class that `ingress_cls_config` may derive from. A
+    runtime calls it with `ingress_extra_kwargs` too.
 
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
-    adapters on demand.
+    `model_cards` holds facts that the handles lack; `lora_paths` names the models with adapters on
+    demand.
     """
 
     def __init__(
@@ -87,21 +87,6 @@ class OpenAiIngress(IngressApp):
                 ModelNames(llm_deployments, model_cards, lora_paths), settings or HttpSettings()
             )
         )
-
-
-def build_app(
-    handles: Mapping[str, ModelHandle],
-    *,
-    model_cards: Mapping[str, ModelCard] | None = None,
-    lora_paths: Mapping[str, str] | None = None,
-    settings: HttpSettings | None = None,
-) -> IngressApp:
-    """The application for models by their ids.
-
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
-    adapters on demand.
-    """
-    return OpenAiIngress(handles, model_cards, lora_paths, settings=settings)
 
 
 class ExchangeMiddleware:
@@ -157,7 +142,12 @@ class ExchangeMiddleware:
         exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
         try:
             if "transfer-encoding" in headers and "content-length" in headers:
-                raise _two_lengths()
+                two_lengths = RequestError(
+                    "a request has a Content-Length or a Transfer-Encoding, not both"
+                )
+                # A proxy could take the body's end for the next request, maybe of another caller.
+                two_lengths.ends_connection = True
+                raise two_lengths
             if scope["path"] not in self._public:
                 check_user(exchange.rank, headers, settings)
                 check_not_cross_site(scope, headers, settings)
@@ -169,15 +159,6 @@ class ExchangeMiddleware:
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error
             await error_response(scope["path"], error)(scope, receive, send)
-
-
-def _two_lengths() -> RequestError:
-    """Refuse a body with two lengths: a proxy could take its end for the next request, which may
-    be another caller's.
-    """
-    error = RequestError("a request has a Content-Length or a Transfer-Encoding, not both")
-    error.ends_connection = True
-    return error
 
 
 def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:

@@ -8,13 +8,12 @@ from typing import NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
 from penstock.errors import PenstockError
 from penstock.serve.models.handle import ModelHandle, StateName
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 _SECONDS = (*_BUCKETS, 5, 10, 30, 60, 120, 300)
 _SHORT = (0.00005, 0.0001, 0.00025, 0.0005, *_BUCKETS)

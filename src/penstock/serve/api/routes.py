@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -137,16 +137,15 @@ _ERROR_SCHEMA = {
 }
 
 
-def describe(endpoints: Iterable[Endpoint], *, with_keys: bool) -> dict[str, Any]:
+def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
     """The OpenAPI document of these endpoints. `with_keys`: they need an API key."""
-    table = list(endpoints)
-    forms = [endpoint.body for endpoint in table if endpoint.body is not None]
+    forms = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
     references, schemas = msgspec.json.schema_components(
         forms, ref_template="#/components/schemas/{name}"
     )
     by_form = dict(zip(forms, references, strict=True))
     paths: dict[str, dict[str, Any]] = {}
-    for endpoint in table:
+    for endpoint in endpoints:
         path = endpoint.path.replace(":path}", "}")
         method = endpoint.method.lower()
         operation: dict[str, Any] = {

@@ -184,10 +184,9 @@ def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
 
 
 def _ranks(sizes: Parallelism, bundles: int) -> list[Rank]:
-    places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
-    # There may be fewer configured bundles than workers. Then the engine decides which workers
-    # share one.
+    # With fewer configured bundles than workers, the engine decides which workers share one.
     known = bundles == sizes.workers
+    places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
     return [Rank(*place, bundle=number if known else None) for number, place in enumerate(places)]
 
 

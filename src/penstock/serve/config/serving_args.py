@@ -105,11 +105,11 @@ class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
     @property
     def lora_paths(self) -> dict[str, str]:
         """Model → path of its adapters on demand."""
-        loras = {config.model_id: config.lora_config for config in self.llm_configs}
         return {
-            model_id: lora.dynamic_lora_loading_path
-            for model_id, lora in loras.items()
-            if lora is not None and lora.dynamic_lora_loading_path is not None
+            config.model_id: lora.dynamic_lora_loading_path
+            for config in self.llm_configs
+            if (lora := config.lora_config) is not None
+            and lora.dynamic_lora_loading_path is not None
         }
 
 

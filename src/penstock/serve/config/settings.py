@@ -48,11 +48,6 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     trust_request_chat_template: bool = False
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
 
-    @property
-    def keyless(self) -> bool:
-        """Whether the server is open to everybody."""
-        return not self.api_keys and not self.admin_keys
-
     def __repr__(self) -> str:
         return (
             f"HttpSettings(api_keys=<{len(self.api_keys)}>, admin_keys=<{len(self.admin_keys)}>,"

@@ -5,12 +5,12 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
 
 from penstock.errors import ShuttingDownError, UnavailableError
 from penstock.serve.api.errors import without_paths
 from penstock.serve.api.exchange import Exchange
-from penstock.serve.api.metrics import CONTENT_TYPE
 
 
 async def list_models(exchange: Exchange) -> Response:
@@ -60,7 +60,8 @@ async def ready(exchange: Exchange) -> Response:
 
 async def metrics(exchange: Exchange) -> Response:
     """Metrics in the text form of Prometheus."""
-    return Response(await exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    page = await exchange.ingress.metrics.render()
+    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def openapi(exchange: Exchange) -> Response:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
@@ -33,8 +32,11 @@ _FIELDS = {*FORM["properties"], "temperature", "prompt", "stream", _GRANULARITIE
 
 async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
-    async with _form(exchange) as form:
+    form = await _form(exchange)
+    try:
         return await _answer(exchange, form)
+    finally:
+        await form.close()
 
 
 async def _answer(exchange: Exchange, form: FormData) -> Response:
@@ -91,8 +93,7 @@ def _check_unsupported(form: FormData) -> None:
         raise UnsupportedError("timestamps are given for segments only", param=_GRANULARITIES)
 
 
-@asynccontextmanager
-async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
+async def _form(exchange: Exchange) -> FormData:
     """The multipart form, its size bounded before it is parsed."""
     from starlette.formparsers import MultiPartException, MultiPartParser  # needs python-multipart
 
@@ -112,16 +113,12 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
         max_part_size=exchange.limits.max_body_bytes,
     )
     try:
-        form = await parser.parse()
+        return await parser.parse()
     except (MultiPartException, UnicodeDecodeError, KeyError, ValueError):
         raise RequestError(
             "the multipart form cannot be read: it must be whole, with at most one file and"
             f" {_MOST_FIELDS} fields"
         ) from None
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 def _text(form: FormData, name: str) -> str:
