@@ -1,4 +1,4 @@
-"""Runs an ingress under uvicorn: times its connections, and ends it without cutting anybody off."""
+"""Runs an ingress under uvicorn, limits the time for heads, and stops without breaking answers."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class HttpServer:
         on_listening: Callable[[], None] = lambda: None,
         signals: bool = True,
     ) -> None:
-        """Serve until told to stop; `signals` tells too, unless the process has another owner.
-        Raises the first model's error if no model at all can be started.
+        """Serve until `stop`, or with `signals` a SIGTERM or SIGINT. Raises the first model's error
+        if no model at all can be started.
         """
         models = list(handles)
         loop = asyncio.get_running_loop()
@@ -138,18 +138,14 @@ class HttpServer:
         _log.info("drained" if whole else "drained; some requests were aborted")
 
     def _leave(self) -> None:
-        """Take no more connections, close idle ones, and the others after the answers that are
-        under way.
-        """
+        """Accept no more connections; close idle ones, and the others after their answers."""
         for server in self._uvicorn.servers:
             server.close()
         for connection in list(self._uvicorn.server_state.connections):
             connection.shutdown()
 
     def _cut_off(self) -> None:
-        """End the connections on which an answer is stuck because its client does not read: uvicorn
-        would wait.
-        """
+        """Abort the connections whose client does not read its answer: uvicorn would wait."""
         for connection in list(self._uvicorn.server_state.connections):
             if _busy(connection):
                 connection.transport.abort()

@@ -45,9 +45,7 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
-    """The caller's rank. Compares the key with every known key, each in constant time, so that the
-    time reveals nothing.
-    """
+    """The caller's rank. Each known key is compared in constant time: the time reveals nothing."""
     if not settings.api_keys and not settings.admin_keys:
         return "admin"  # without keys, every caller is the operator
     given = _key_of(headers).encode()

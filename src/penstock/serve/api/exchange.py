@@ -150,6 +150,7 @@ class Exchange:
         return body
 
     async def target(self, model: str) -> Target:
+        """The model and adapter that a request names. Raises `ModelNotFoundError`."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found
@@ -200,7 +201,7 @@ class Exchange:
         metrics.prompt_tokens.inc(usage.prompt_tokens)
         metrics.cached_tokens.inc(usage.cached_tokens)
         metrics.generation_tokens.inc(usage.completion_tokens)
-        if self.status != 200:  # the latency of a refusal says nothing about the model
+        if self.status != 200:  # a refusal's latency is not the model's
             return
         total = self.ended - self.started
         metrics.latency.observe(total)

@@ -67,11 +67,10 @@ class IngressApp:
 
 
 class OpenAiIngress(IngressApp):
-    """The ingress of models by their ids; the class that `ingress_cls_config` may derive from. A
-    runtime calls it with `ingress_extra_kwargs` too.
+    """The ingress of models by their ids. Classes for `ingress_cls_config` derive from it; they are
+    called with `ingress_extra_kwargs` too.
 
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with adapters on
-    demand.
+    `model_cards` has facts that handles lack; `lora_paths` names models with adapters on demand.
     """
 
     def __init__(

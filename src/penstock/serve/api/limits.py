@@ -58,9 +58,7 @@ def _body_fault(body: bytes, form: Any) -> str:
 
 
 async def read_body(request: Request, limits: Limits) -> bytes:
-    """The body's bytes. Raises as soon as they or their declared length exceed the size limit, or
-    they arrive too slowly.
-    """
+    """The body's bytes. Raises as soon as they exceed the size limit, or arrive too slowly."""
     most = limits.max_body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared[:20]) > most:
@@ -97,9 +95,7 @@ def check_inflight(answering: int, limits: Limits) -> None:
 
 
 def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
-    """Refuse texts whose total length exceeds that of any model's context. `param` is their place
-    in the request.
-    """
+    """Refuse texts that are longer than any model's context. `param` is the request's field."""
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
         raise ContextLengthError(
@@ -109,9 +105,7 @@ def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
-    """The request with its answer's length bounded. `prompts` is the number of requests like it in
-    the same call.
-    """
+    """The request with a bounded answer. `prompts` is the number of its like in the same call."""
     if isinstance(request, ChatRequest):
         check_texts(_texts(request), limits, "messages")
     elif isinstance(request.prompt, str):

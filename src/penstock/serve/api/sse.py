@@ -114,9 +114,7 @@ async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
 
 
 async def merge(requests: Sequence[Batches], n: int) -> Batches:
-    """The deltas of several requests of `n` answers each as one stream. Answers are numbered
-    consecutively.
-    """
+    """One stream of several requests' deltas, `n` answers each, which it numbers through."""
     queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
 
     async def forward(number: int, request: Batches) -> None:

@@ -1,6 +1,4 @@
-"""Plans where a serving configuration would place what, by the runtimes' own arithmetic. It starts
-and loads nothing.
-"""
+"""Plans what a serving configuration places where, as the runtimes would. It loads nothing."""
 
 from __future__ import annotations
 
@@ -104,9 +102,7 @@ class Explanation(Struct, frozen=True):
 
 
 def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) -> Explanation:
-    """Plan the models of `args` on a runtime. Raises `ConfigError` wherever
-    `penstock serve` would.
-    """
+    """Plan the models of `args` on a runtime. Raises `ConfigError` as `penstock serve` would."""
     where = args.listen_address
     ingress = Port("ingress", where[1] if where is not None else port)
     models = [
@@ -174,9 +170,7 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
 
 
 def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
-    """The engine, not started, which checks its options; None with a warning if its package
-    is not installed.
-    """
+    """The engine, which checks its options; None and a warning if its package is missing."""
     try:
         return server_class(config).make_engine(config), []
     except MissingExtraError as error:

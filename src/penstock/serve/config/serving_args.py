@@ -81,8 +81,7 @@ class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
         cls, given: Mapping[str, Any], folder: Path | None = None, where: str = ""
     ) -> LLMServingArgs:
         """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML
-        file with one model; paths are relative to `folder` (default: the current one). Raises
-        `ConfigError`.
+        file with one model, relative to `folder` (default: the current one). Raises `ConfigError`.
         """
         if "llm_config" in given and "llm_configs" not in given:  # Ray Serve's one-model form
             given = {
@@ -124,7 +123,7 @@ class PDServingArgs(IngressArgs, frozen=True, kw_only=True):
         cls, given: Mapping[str, Any], folder: Path | None = None, where: str = ""
     ) -> PDServingArgs:
         """Read a mapping. Either side is an `LLMConfig`, a mapping, or the path of a YAML file with
-        one model; paths are relative to `folder` (default: the current one). Raises `ConfigError`.
+        one model, relative to `folder` (default: the current one). Raises `ConfigError`.
         """
         sides = {
             name: _read_model(given.get(name), folder or Path(), _at(where, name))
@@ -166,18 +165,14 @@ def load_serving_args(path: str | Path) -> LLMServingArgs:
 def read_args(
     given: Mapping[str, Any], folder: Path | None = None, where: str = ""
 ) -> LLMServingArgs:
-    """Read a mapping with `llm_configs`, or with `prefill_config` and `decode_config`. Raises
-    `ConfigError`.
-    """
+    """Read a mapping for `LLMServingArgs`, or one for `PDServingArgs`. Raises `ConfigError`."""
     if "prefill_config" in given or "decode_config" in given:
         return PDServingArgs.from_dict(given, folder, where).serving_args()
     return LLMServingArgs.from_dict(given, folder, where)
 
 
 def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
-    """The models of a Ray Serve file. Its other fields (ports, routes, other import paths) are
-    Ray's, and ignored.
-    """
+    """The models of a Ray Serve file. Its other fields (ports, routes …) are for Ray alone."""
     if not isinstance(applications, list) or not applications:
         raise ConfigError(
             "must be a list of at least one application", field="applications", value=applications

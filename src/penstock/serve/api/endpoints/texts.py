@@ -1,4 +1,4 @@
-"""What a model says of texts: their vectors, scores, classes and tokens."""
+"""What a model computes of texts: vectors, scores, classes and tokens."""
 
 from __future__ import annotations
 
