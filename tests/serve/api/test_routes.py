@@ -59,6 +59,22 @@ async def test_the_form_in_the_table_is_checked_before_the_function_is_called(in
     assert 'endpoint="/load/{id:path}",model_name="",status="200"} 1.0' in metrics
 
 
+async def test_a_path_takes_the_methods_that_the_table_has_for_it(
+    ingress: Any, served: Any
+) -> None:
+    (model,) = ingress.handles.values()
+    site = served(model, cors_origins=("https://ui.example",))
+    site.app = IngressApp(site.ingress, (*TABLE, Endpoint("DELETE", "/load/{id:path}", load)))
+    page = {"origin": "https://ui.example"}
+    async with site.client(headers=page) as client:
+        for method, status in (("GET", 200), ("DELETE", 200), ("POST", 405)):
+            assert (await client.request(method, "/load/x")).status_code == status
+        allowed = (
+            await client.options("/load/x", headers={"access-control-request-method": "DELETE"})
+        ).headers["access-control-allow-methods"]
+    assert allowed == "DELETE, GET, POST"
+
+
 def test_the_description_follows_from_the_table() -> None:
     paths = describe(TABLE, with_keys=True)["paths"]
     assert set(paths) == {"/count", "/load/{id}", "/upload"}

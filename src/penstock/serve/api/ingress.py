@@ -54,7 +54,7 @@ class IngressApp:
             app = CORSMiddleware(
                 app,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=sorted({one.method for one in endpoints}),
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             )
