@@ -11,9 +11,12 @@ from msgspec import structs
 from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.config.pd_serving_args import PDServingArgs
-from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.serving_files import load_serving_args, read_args
+from penstock.serve.config.serving_args import (
+    LLMServingArgs,
+    PDServingArgs,
+    load_serving_args,
+    read_args,
+)
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.data_parallel import as_group, grouped
 from penstock.serve.models.handle import ModelHandle

@@ -17,7 +17,7 @@ from penstock.llm_config import LLMConfig
 from penstock.ray.replicas import RayReplicas
 from penstock.ray.state import ClusterStore, cluster_secret
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.http.server import HttpServer, address, listen as listening_socket
+from penstock.serve.http_server import HttpServer, address, listen as listening_socket
 from penstock.serve.models.handle import ModelCard
 from penstock.serve.replicas.model import RemoteModel
 

@@ -13,7 +13,7 @@ import pytest
 from penstock import demo
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import store as adapter_store
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.models.local_runtime import build_local_handles
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ async def client(adapters, tmp_path, monkeypatch):
         }
     )
     handles: Any = build_local_handles([config])
-    app = build_app(handles, lora_paths={"m": str(root)})
+    app = OpenAiIngress(handles, lora_paths={"m": str(root)})
     await handles["m"].start()
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=120) as made:

@@ -11,10 +11,8 @@ from msgspec import structs
 from penstock.errors import ConfigError, EngineError, RequestError
 from penstock.kv.connectors import HELD
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
-from penstock.serve.config.pd_serving_args import PDServingArgs
-from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.serving_files import load_serving_args
+from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
 from penstock.serve.models.local import LocalModel
 from penstock.serve.prefill_decode.pair import paired
 from penstock.serve.prefill_decode.prefill import SENDER
@@ -426,7 +424,7 @@ class TestLife:
 
     async def test_over_http_with_metrics(self, pair):
         one = await pair()
-        app = build_app({"m": one.model})
+        app = OpenAiIngress({"m": one.model})
         async with httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://test"
         ) as client:

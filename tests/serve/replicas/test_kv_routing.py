@@ -13,7 +13,7 @@ from penstock.balance.pool import prompt_of
 from penstock.errors import ShuttingDownError
 from penstock.kv.cached_blocks import Change
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.replicas import cache_follower
 from penstock.serve.replicas.cache_messages import ChangeReader, header_of, names_of
@@ -55,7 +55,7 @@ class Cluster:
         self.listed: tuple[ReplicaInfo, ...] = ()
         self.model = RemoteModel(config(router), self, key=KEY)
         self.policy: Any = kv_aware_in(self.model.pool.policy)
-        app = build_app({"m": self.model}, settings=SETTINGS)
+        app = OpenAiIngress({"m": self.model}, settings=SETTINGS)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://test"
         )

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 
-import msgspec
+from msgspec.structs import replace
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.serve.api.middleware import ExchangeMiddleware
-from penstock.serve.api.openapi import describe
-from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, as_route
-from penstock.serve.api.state import IngressState
+from penstock.balance.pauses import is_served
+from penstock.errors import RequestError, ShuttingDownError
+from penstock.observability import Span, request_id, span
+from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
+from penstock.serve.api.errors import error_response
+from penstock.serve.api.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange, IngressState
+from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, describe
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard, ModelHandle
 from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
+
+_access = logging.getLogger("penstock.access")
 
 
 class IngressApp:
@@ -35,20 +42,19 @@ class IngressApp:
         ingress.openapi = describe(endpoints, with_keys=bool(settings.api_keys))
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
-                msgspec.structs.replace(endpoint, answer=forward) if endpoint.runs else endpoint
-                for endpoint in endpoints
+                replace(one, answer=forward, body=None) if one.runs else one for one in endpoints
             )
-        app: ASGIApp = Router(
-            [as_route(endpoint) for endpoint in endpoints], redirect_slashes=False
-        )
-        app = ExchangeMiddleware(
-            app, ingress, frozenset(one.path for one in endpoints if one.public)
+        routes = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        app: ASGIApp = ExchangeMiddleware(
+            Router(routes, redirect_slashes=False),
+            ingress,
+            frozenset(one.path for one in endpoints if one.public),
         )
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=sorted({one.method for one in endpoints}),
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             )
@@ -61,11 +67,10 @@ class IngressApp:
 
 
 class OpenAiIngress(IngressApp):
-    """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with
-    handles by model id, the known facts about the models, and `ingress_extra_kwargs`.
+    """The ingress of models by their ids. Classes for `ingress_cls_config` derive from it; they are
+    called with `ingress_extra_kwargs` too.
 
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
-    adapters on demand.
+    `model_cards` has facts that handles lack; `lora_paths` names models with adapters on demand.
     """
 
     def __init__(
@@ -83,16 +88,118 @@ class OpenAiIngress(IngressApp):
         )
 
 
-def build_app(
-    handles: Mapping[str, ModelHandle],
-    *,
-    model_cards: Mapping[str, ModelCard] | None = None,
-    lora_paths: Mapping[str, str] | None = None,
-    settings: HttpSettings | None = None,
-) -> IngressApp:
-    """The application for models by their ids.
+class ExchangeMiddleware:
+    """The outermost layer: makes the `Exchange`, and turns every error inside into a response.
 
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
-    adapters on demand.
+    The `public` paths are open to everybody, and stay open during a shutdown. Routes for operators
+    check the caller's rank themselves.
     """
-    return OpenAiIngress(handles, model_cards, lora_paths, settings=settings)
+
+    def __init__(self, app: ASGIApp, ingress: IngressState, public: frozenset[str]) -> None:
+        self._app = app
+        self._ingress = ingress
+        self._public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        exchange = scope["penstock.exchange"] = Exchange(self._ingress, headers.get("x-request-id"))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", exchange.id.encode()),
+                ]
+            await send(message)
+
+        self._ingress.begin()
+        token = request_id.set(exchange.id)
+        served = is_served.set(True)
+        try:
+            with span(scope["method"], headers) as current:
+                try:
+                    await self._answer(exchange, headers, scope, receive, send_with_id)
+                finally:
+                    if current.recording:
+                        _describe(current, exchange, scope)
+        finally:
+            self._ingress.end()
+            exchange.finish()
+            _log_access(exchange, scope)
+            is_served.reset(served)
+            request_id.reset(token)
+
+    async def _answer(
+        self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        settings = self._ingress.settings
+        exchange.rank = rank_of(headers, settings)
+        exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
+        try:
+            if "transfer-encoding" in headers and "content-length" in headers:
+                two_lengths = RequestError(
+                    "a request has a Content-Length or a Transfer-Encoding, not both"
+                )
+                # A proxy could take the body's end for the next request, maybe of another caller.
+                two_lengths.ends_connection = True
+                raise two_lengths
+            if scope["path"] not in self._public:
+                check_user(exchange.rank, headers, settings)
+                check_not_cross_site(scope, headers, settings)
+                if self._ingress.draining:
+                    raise ShuttingDownError("the server is shutting down")
+            await self._app(scope, receive, send)
+        except Exception as caught:
+            error = exchange.failed(caught)
+            if exchange.status:
+                raise  # the response has begun: only closing the connection signals an error
+            await error_response(scope["path"], error)(scope, receive, send)
+
+
+def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:
+    usage = exchange.usage
+    route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
+    current.note(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": exchange.status,
+            "url.path": scope["path"],
+            "error.type": exchange.error,
+            "gen_ai.request.model": exchange.model or None,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": usage.completion_tokens or None,
+            "penstock.request_id": exchange.id,
+        },
+        name=f"{scope['method']} {route}" if route else "",
+        failed=exchange.status >= 500 or (exchange.error is not None and exchange.status == 200),
+    )
+
+
+def _log_access(exchange: Exchange, scope: Scope) -> None:
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": exchange.status,
+        "seconds": round(exchange.ended - exchange.started, 6),
+    }
+    if exchange.model:
+        fields |= {
+            "model": exchange.model,
+            "engine_seconds": round(exchange.engine_seconds, 6),
+            "prompt_tokens": exchange.usage.prompt_tokens,
+            "completion_tokens": exchange.usage.completion_tokens,
+        }
+    if exchange.first_token_at is not None:
+        fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
+    if exchange.error is not None:
+        fields["error"] = exchange.error
+    _access.info(
+        "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
+    )

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from penstock.errors import ClientGoneError, ShuttingDownError
 from penstock.kv.cached_blocks import Change
 from penstock.serve.api.exchange import Exchange
-from penstock.serve.http.interrupt import Interrupt
+from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.rpc.calls import framed, frames
 
 PATH = "/penstock/cached"

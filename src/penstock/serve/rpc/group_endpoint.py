@@ -14,7 +14,7 @@ from penstock.engines.tasks import TASKS, generated
 from penstock.errors import ClientGoneError, PenstockError, RequestError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.openai.responses import UsageTotal
-from penstock.serve.api.errors import as_penstock_error, error_response, log_unforeseen
+from penstock.serve.api.errors import as_penstock_error, error_response
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.pacing import joined
@@ -97,8 +97,7 @@ class GroupResponse(Response):
         try:
             result = msgspec.Raw(pack(await self._result(call)))
         except Exception as caught:
-            error = as_penstock_error(caught)
-            log_unforeseen(error, caught, self._exchange.id)
+            error = as_penstock_error(caught, self._exchange.id)
             self._end(number, CallFailure(number, error.kind, str(error)))
         else:
             self._end(number, CallResult(number, result))

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Scope
 from uvicorn.server import ServerState
 
 from penstock.serve.config.settings import Limits
-from penstock.serve.http.connection import HttpConnection
+from penstock.serve.http_server import HttpConnection
 from penstock.serve.rpc.frames import (
     ASK,
     BODY,

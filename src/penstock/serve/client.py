@@ -24,8 +24,7 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         with self._open("/v1/models") as answer:
-            cards: list[dict[str, Any]] = json.load(answer)["data"]
-            return cards
+            return list(json.load(answer)["data"])
 
     def chat(self, model: str, messages: list[dict[str, Any]], **options: Any) -> Iterator[str]:
         """The pieces of an answer as they arrive."""
