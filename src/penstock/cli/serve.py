@@ -159,9 +159,7 @@ def serve(
     """
     import asyncio
 
-    from penstock.serve.http.server import listen
     from penstock.errors import ConfigError
-    from penstock.observability import configure_logging, enable_tracing
     from penstock.serve.http_server import listen
 
     if runtime == "ray" and memory_budget_gb is not None:
@@ -290,8 +288,6 @@ def _args(
     name: str | None,
     runtime: str,
 ) -> LLMServingArgs:
-    from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.serving_files import load_serving_args
     from penstock.errors import ConfigError
     from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
 

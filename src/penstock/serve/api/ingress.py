@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.balance.pauses import is_served
+from penstock.balance.backoff import is_served
 from penstock.errors import RequestError, ShuttingDownError
 from penstock.observability import Span, request_id, span
 from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of

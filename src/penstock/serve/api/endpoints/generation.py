@@ -8,12 +8,10 @@ from starlette.responses import Response
 from penstock.engines.tasks import generated
 from penstock.errors import RequestError
 from penstock.openai.framing import ChatFramer, CompletionFramer
-from penstock.openai.message_events import MessageFramer, message_body
-from penstock.openai.message_requests import MessageBody
+from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
 from penstock.openai.requests import ChatBody, CompletionBody
-from penstock.openai.response_events import ResponseFramer, response_body
-from penstock.openai.response_requests import ResponseBody
 from penstock.openai.responses import chat_completion, completion
+from penstock.openai.responses_api import ResponseBody, ResponseFramer, response_body
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.limits import within_limits
 from penstock.serve.api.sse import EventStream, collect, merge

@@ -25,7 +25,7 @@ FORM: dict[str, Any] = {
         "file": {"type": "string", "contentMediaType": "application/octet-stream"},
         "model": {"type": "string"},
         "language": {"type": "string"},
-        "response_format": {"enum": list(FORMATS)},
+        "response_format": {"enum": list(TRANSCRIPT_FORMATS)},
         "max_tokens": {"type": "integer", "minimum": 1},
     },
 }
