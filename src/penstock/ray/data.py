@@ -19,7 +19,7 @@ from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.errors import ConfigError, nearest
 from penstock.ray.data_placement import stage_options
 from penstock.ray.replicas import served_model
-from penstock.serve.rpc.grouped_calls import GroupedModel
+from penstock.serve.replicas.grouped_calls import GroupedModel
 
 COLUMN = "__penstock"
 """The only column between the stages; it holds whole rows as bytes."""

@@ -18,12 +18,12 @@ from penstock.serve.api.ingress import build_app
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.replicas import cache_follower
 from penstock.serve.replicas.cache_messages import ChangeReader, header_of, names_of
+from penstock.serve.replicas.calls import framed
 from penstock.serve.replicas.desired_state import InMemoryStore
+from penstock.serve.replicas.grouped_calls import GroupedModel
 from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
-from penstock.serve.rpc.calls import framed
-from penstock.serve.rpc.grouped_calls import GroupedModel
 from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 KEY = "secret"

@@ -9,8 +9,8 @@ from contextlib import closing
 from penstock.balance.policies.kv_aware import KVAware
 from penstock.errors import ReplicaLostError
 from penstock.serve.replicas.cache_messages import PATH, ChangeReader
+from penstock.serve.replicas.client import Address
 from penstock.serve.replicas.info import ReplicaInfo
-from penstock.serve.rpc.client import Address
 
 AGAIN_S = 1.0
 """Seconds before a replica is asked again whose stream has ended while it is still listed."""

@@ -19,7 +19,7 @@ from penstock.errors import ClientGoneError, ShuttingDownError
 from penstock.kv.cached_blocks import Change
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.http.interrupt import Interrupt
-from penstock.serve.rpc.calls import framed, frames
+from penstock.serve.replicas.calls import framed, frames
 
 PATH = "/penstock/cached"
 HEADER = "x-penstock-blocks"

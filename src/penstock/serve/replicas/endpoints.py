@@ -12,7 +12,7 @@ from penstock.errors import RequestError, UnsupportedError
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.api.sse import EventStream
 from penstock.serve.replicas.cache_messages import ChangeStream
-from penstock.serve.rpc.calls import CallFramer, pack
+from penstock.serve.replicas.calls import CallFramer, pack
 
 
 async def cached(exchange: Exchange) -> Response:

@@ -19,8 +19,8 @@ from penstock.openai.response_events import response_error_events
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import UNTRUSTED, Exchange
 from penstock.serve.api.limits import decode_body
+from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
-from penstock.serve.rpc.client import Reply
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
 _PASSED_BACK = frozenset(

@@ -21,11 +21,11 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.adapters.store import adapter_store
 from penstock.serve.models.control import parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
+from penstock.serve.replicas import calls
+from penstock.serve.replicas.client import Address
 from penstock.serve.replicas.desired_state import DesiredStore, InMemoryStore, change_desired
 from penstock.serve.replicas.info import ReplicaInfo, Replicas
 from penstock.serve.replicas.pool import ReplicaPool, error_of
-from penstock.serve.rpc import calls
-from penstock.serve.rpc.client import Address
 from penstock.types import ChatRequest, CompletionRequest
 
 

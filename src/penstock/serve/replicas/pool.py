@@ -26,9 +26,9 @@ from penstock.errors import (
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.serve.replicas import cache_messages as cached_wire
 from penstock.serve.replicas.cache_follower import CacheFollower
+from penstock.serve.replicas.client import Address, Headers, Reply
 from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
 from penstock.serve.replicas.info import ReplicaInfo, Replicas
-from penstock.serve.rpc.client import Address, Headers, Reply
 
 LOAD_HEADER = "x-penstock-load"
 """A reply's header: how many requests the replica had when it began to answer."""

@@ -28,13 +28,16 @@ from penstock.serve.http.server import HttpServer, listen
 from penstock.serve.models.control import control_result
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.names import ModelNames
-from penstock.serve.replicas import cache_messages as cached_wire, endpoints as replica
+from penstock.serve.replicas import (
+    cache_messages as cached_wire,
+    endpoints as replica,
+    group_endpoint as group,
+)
 from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
+from penstock.serve.replicas.grouped_calls import GROUP_PATH
 from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.pool import LOAD_HEADER
-from penstock.serve.rpc import group_endpoint as group
-from penstock.serve.rpc.grouped_calls import GROUP_PATH
-from penstock.serve.rpc.server import WireOrHttp
+from penstock.serve.replicas.server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
 ENDPOINTS = (

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import msgspec
 
 from penstock.errors import ReplicaLostError
-from penstock.serve.rpc.frames import (
+from penstock.serve.replicas.frames import (
     ASK,
     BODY,
     BROKEN,

@@ -15,7 +15,7 @@ from uvicorn.server import ServerState
 
 from penstock.serve.config.settings import Limits
 from penstock.serve.http.connection import HttpConnection
-from penstock.serve.rpc.frames import (
+from penstock.serve.replicas.frames import (
     ASK,
     BODY,
     BROKEN,

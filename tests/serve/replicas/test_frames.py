@@ -18,10 +18,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from penstock.errors import ReplicaLostError
-from penstock.serve.rpc import client as wire, frames as wire_frames, server as wire_server
-from penstock.serve.rpc.client import Address, Reply
-from penstock.serve.rpc.frames import ASK, BODY, FRAME, PART, PREFACE, TAKEN, FramedConnection
-from penstock.serve.rpc.server import WireOrHttp
+from penstock.serve.replicas import client as wire, frames as wire_frames, server as wire_server
+from penstock.serve.replicas.client import Address, Reply
+from penstock.serve.replicas.frames import ASK, BODY, FRAME, PART, PREFACE, TAKEN, FramedConnection
+from penstock.serve.replicas.server import WireOrHttp
 from replica_cluster import until
 
 _REQUEST = wire._pack(("GET", "/", [], 1))

@@ -10,8 +10,8 @@ import pytest
 
 from penstock.errors import EngineDeadError, RequestError
 from penstock.serve.api.ingress import IngressApp
-from penstock.serve.rpc.calls import pack
-from penstock.serve.rpc.grouped_calls import GROUP_PATH, GroupedCall, GroupedModel
+from penstock.serve.replicas.calls import pack
+from penstock.serve.replicas.grouped_calls import GROUP_PATH, GroupedCall, GroupedModel
 from penstock.types import ChatRequest, CompletionRequest, Delta, EmbeddingRequest, Sampling
 from replica_cluster import Cluster, Make, config, until
 

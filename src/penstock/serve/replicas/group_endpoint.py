@@ -18,8 +18,8 @@ from penstock.serve.api.errors import as_penstock_error, error_response, log_unf
 from penstock.serve.api.exchange import Exchange
 from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.pacing import joined
-from penstock.serve.rpc.calls import framed, pack
-from penstock.serve.rpc.grouped_calls import CallFailure, CallResult, GroupedCall
+from penstock.serve.replicas.calls import framed, pack
+from penstock.serve.replicas.grouped_calls import CallFailure, CallResult, GroupedCall
 from penstock.types import Delta, Usage
 
 

@@ -22,9 +22,9 @@ from penstock.errors import (
     ShuttingDownError,
     by_kind,
 )
+from penstock.serve.replicas.calls import frames, pack
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.pool import MOST_LOST, error_of
-from penstock.serve.rpc.calls import frames, pack
 from penstock.types import ChatRequest, CompletionRequest, Delta
 
 GROUP_PATH = "/penstock/group"
