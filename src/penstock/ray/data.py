@@ -19,7 +19,7 @@ from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.errors import ConfigError, nearest
 from penstock.ray.data_placement import stage_options
 from penstock.ray.replicas import served_model
-from penstock.serve.replicas.grouped_calls import GroupedModel
+from penstock.serve.replicas.model import CompleteAnswers
 
 COLUMN = "__penstock"
 """The only column between the stages; it holds whole rows as bytes."""
@@ -46,7 +46,6 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
             "stage": stage,
             "batch_size": config.batch_size,
             "keep": keep,
-            "rows_per_call": getattr(config, "rows_per_call", 1),
         }
         dataset = dataset.map_batches(
             StageActor,
@@ -65,11 +64,8 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
 class StageActor:
     """One worker of a stage. Ray may call it for several batches at once."""
 
-    def __init__(
-        self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int
-    ) -> None:
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool) -> None:
         self._stage = stage
-        self._rows_per_call = rows_per_call
         self._process = StageProcess(name, stage, batch_size, keep=keep)
         self._connecting: asyncio.Task[None] | None = None
 
@@ -77,9 +73,7 @@ class StageActor:
         """Yields the batch with the stage's columns added."""
         if isinstance(self._stage, ServeDeploymentStage):
             if self._connecting is None:  # once, however many batches run at a time
-                self._connecting = asyncio.create_task(
-                    _connect(**_names(self._stage), most=self._rows_per_call)
-                )
+                self._connecting = asyncio.create_task(_connect(**_names(self._stage)))
             await asyncio.shield(self._connecting)
         yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
 
@@ -136,7 +130,7 @@ def _check_deployment(stage: Any) -> None:
         )
 
 
-async def _connect(deployment: str, app: str, most: int) -> None:
+async def _connect(deployment: str, app: str) -> None:
     """Register the served model in this process, where the stage looks it up."""
     served = await served_model(serve.get_deployment_handle(deployment, app))
-    engines().put(deployment, GroupedModel(served, most=most), app)
+    engines().put(deployment, CompleteAnswers(served), app)

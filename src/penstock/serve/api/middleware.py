@@ -44,6 +44,7 @@ class ExchangeMiddleware:
                 message["headers"] = [
                     *message.get("headers", ()),
                     (b"x-request-id", exchange.id.encode()),
+                    *self._ingress.reply_headers(),
                 ]
             await send(message)
 
@@ -56,11 +57,11 @@ class ExchangeMiddleware:
                     await self._answer(exchange, headers, scope, receive, send_with_id)
                 finally:
                     if current.recording:
-                        _describe(current, exchange, scope)
+                        describe(current, exchange, scope)
         finally:
             self._ingress.end()
             exchange.finish()
-            _log_access(exchange, scope)
+            log_access(exchange, scope)
             is_served.reset(served)
             request_id.reset(token)
 
@@ -95,7 +96,8 @@ def _two_lengths() -> RequestError:
     return error
 
 
-def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:
+def describe(current: Span, exchange: Exchange, scope: Scope) -> None:
+    """Note on a span what the exchange was. Of `scope` it reads `method` and `path`."""
     usage = exchange.usage
     route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
     current.note(
@@ -115,7 +117,8 @@ def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:
     )
 
 
-def _log_access(exchange: Exchange, scope: Scope) -> None:
+def log_access(exchange: Exchange, scope: Scope) -> None:
+    """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
     if not _access.isEnabledFor(logging.INFO):
         return
     fields: dict[str, object] = {

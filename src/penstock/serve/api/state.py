@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from penstock.errors import ShuttingDownError
@@ -27,6 +28,8 @@ class IngressState:
         """Paths of models, which only operators may see."""
         self.openapi: dict[str, Any] = {}
         """The OpenAPI document of the ingress's endpoints."""
+        self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
+        """Gives headers for every reply."""
         self.draining = False
         self.inflight = 0
         """Requests whose head has arrived."""

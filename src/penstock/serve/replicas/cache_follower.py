@@ -52,7 +52,7 @@ class CacheFollower:
             if reply.status >= 400:
                 return reply.status >= 500 and reply.status != 501
             while part := await reply.read():
-                for change in reader.feed(part):
+                for change in reader.changes_of(part):
                     if change.anew:
                         self._policy.gone(self._id)
                     self._policy.removed(self._id, change.removed)

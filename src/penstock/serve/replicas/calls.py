@@ -1,18 +1,21 @@
-"""Calls of a replica's server by a program, in the neutral types: msgpack, without OpenAI's JSON on
-the way.
+"""Calls of a replica's model by a program, in the neutral types: msgpack from end to end.
 
-A call is `POST /penstock/call/TASK` with the task's request. A generating task answers with frames,
-each four bytes of length and a message: deltas, or the error that ended them. The other tasks
-answer with their result.
+A call is a `CALL` frame and its request as a body. The head of the answer has a status, as one of
+HTTP has. Each part is one message: of a generating task the deltas of a step or the `Failure` that
+ended them, of any other task its result. An answer with another status than 200 is OpenAI's JSON of
+the error.
 
-Many calls in one are in `grouped_calls`.
+A peer of version 1 has no such frame. There a call is `POST /penstock/call/TASK`, and its answer
+consists of length-prefixed messages, a delta each. `GET /penstock/cached` is answered so, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 from penstock.errors import PenstockError, by_kind
 from penstock.types import Delta
@@ -22,43 +25,100 @@ pack = msgspec.msgpack.Encoder().encode
 _LENGTH = 4
 
 
-class CallError(msgspec.Struct, frozen=True, array_like=True, tag="error"):
+class Call(Struct, frozen=True, array_like=True):
+    """The head of a call. `blocks` are the router's names of the prompt's blocks. `whole` asks for
+    one delta an answer, at the end. `length` is that of the request in bytes.
+    """
+
+    key: str
+    task: str
+    length: int
+    request_id: str = ""
+    blocks: Sequence[int] = ()
+    whole: bool = False
+
+
+class Failure(Struct, frozen=True):
     """The error that ended a stream of deltas."""
 
     kind: str
     message: str
 
 
-class Step(msgspec.Struct, frozen=True, array_like=True, tag="delta"):
+_unpack_part = msgspec.msgpack.Decoder(list[Delta] | Failure).decode
+
+
+def deltas_of(parts: list[bytes]) -> tuple[list[Delta], PenstockError | None]:
+    """The deltas of an answer's parts, and the error behind them if there is one."""
+    deltas: list[Delta] = []
+    for part in parts:
+        message = _unpack_part(part)
+        if isinstance(message, Failure):
+            return deltas, by_kind(message.kind, message.message)
+        deltas += message
+    return deltas, None
+
+
+# Version 1
+class CallError(Struct, frozen=True, array_like=True, tag="error"):
+    """The error that ended a stream of deltas."""
+
+    kind: str
+    message: str
+
+
+class Step(Struct, frozen=True, array_like=True, tag="delta"):
     """One delta on its way."""
 
     delta: Delta
 
 
-_decoder = msgspec.msgpack.Decoder(Step | CallError)
+_unpack_message = msgspec.msgpack.Decoder(Step | CallError).decode
 
 
 def framed(message: Any) -> bytes:
-    """A message as a frame."""
+    """A message with its length before it."""
     data = pack(message)
     return len(data).to_bytes(_LENGTH, "big") + data
 
 
-def frames(data: bytes) -> tuple[list[bytes], bytes]:
-    """The messages of the frames that are complete, and the bytes behind them."""
-    at = 0
-    found = []
-    while len(data) - at >= _LENGTH:
-        end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
-        if end > len(data):
-            break
-        found.append(data[at + _LENGTH : end])
-        at = end
-    return found, data[at:]
+class MessageReader:
+    """Reads length-prefixed messages from bytes that come in any pieces."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The messages that are complete now."""
+        data = self._rest + data
+        at = 0
+        found = []
+        while len(data) - at >= _LENGTH:
+            end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "big")
+            if end > len(data):
+                break
+            found.append(data[at + _LENGTH : end])
+            at = end
+        self._rest = data[at:]
+        return found
+
+
+class DeltaReader(MessageReader):
+    """Reads an answer of version 1."""
+
+    def deltas_of(self, parts: list[bytes]) -> tuple[list[Delta], PenstockError | None]:
+        """As the function of that name."""
+        deltas: list[Delta] = []
+        for data in self.feed(b"".join(parts)):
+            message = _unpack_message(data)
+            if isinstance(message, CallError):
+                return deltas, by_kind(message.kind, message.message)
+            deltas.append(message.delta)
+        return deltas, None
 
 
 class CallFramer:
-    """Writes deltas as frames. Keeps `penstock.openai.framing.Framer`."""
+    """Writes an answer of version 1. Implements `penstock.openai.framing.Framer`."""
 
     def open(self) -> bytes:
         return b""
@@ -71,21 +131,3 @@ class CallFramer:
 
     def error(self, error: PenstockError) -> bytes:
         return framed(CallError(error.kind, str(error)))
-
-
-class FrameReader:
-    """Reads frames from bytes that come in any pieces."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def feed(self, data: bytes) -> tuple[list[Delta], PenstockError | None]:
-        """The deltas that are complete now, and the error behind them if there is one."""
-        complete, self._rest = frames(self._rest + data)
-        deltas: list[Delta] = []
-        for frame in complete:
-            message = _decoder.decode(frame)
-            if isinstance(message, CallError):
-                return deltas, by_kind(message.kind, message.message)
-            deltas.append(message.delta)
-        return deltas, None

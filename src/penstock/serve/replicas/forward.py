@@ -114,10 +114,10 @@ class Forwarded(Response):
         )
         async with exchange.interrupt() as interrupt:
             asked = clock()
-            async with self._model.pool.ask(path, headers, self._body, route) as reply:
+            async with self._model.pool.forward(path, headers, self._body, route) as reply:
                 exchange.first_token_at = now = clock()
                 exchange.engine_seconds += now - asked
-                part = await reply.read()
+                part = b"".join(await reply.parts())
                 if reply.done:
                     interrupt.finished()
                 await send(self._start(reply))
@@ -126,7 +126,7 @@ class Forwarded(Response):
                 )
                 while not reply.done:
                     asked = clock()
-                    part = await reply.read()
+                    part = b"".join(await reply.parts())
                     exchange.engine_seconds += clock() - asked
                     if reply.done:
                         interrupt.finished()

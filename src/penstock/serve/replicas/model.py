@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing
 from typing import Any
 
 import msgspec
@@ -15,18 +15,24 @@ import msgspec
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.from_config import configured_policy
 from penstock.engines.deltas import Batches
-from penstock.engines.tasks import TASKS, task_of
-from penstock.errors import EngineDeadError, ReplicaLostError, UnsupportedError
+from penstock.engines.tasks import TASKS, Tasks, task_of
+from penstock.errors import (
+    EngineDeadError,
+    ReplicaLostError,
+    ShuttingDownError,
+    UnsupportedError,
+)
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters.store import adapter_store
 from penstock.serve.models.control import parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
+from penstock.serve.models.pacing import joined
 from penstock.serve.replicas import calls
-from penstock.serve.replicas.client import Address
+from penstock.serve.replicas.client import Address, Reply
 from penstock.serve.replicas.desired_state import DesiredStore, InMemoryStore, change_desired
 from penstock.serve.replicas.info import ReplicaInfo, Replicas
-from penstock.serve.replicas.pool import ReplicaPool, error_of
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
+from penstock.types import ChatRequest, CompletionRequest, Delta
 
 
 class RemoteModel(ModelHandle):
@@ -113,35 +119,40 @@ class RemoteModel(ModelHandle):
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        body = calls.pack(request)
-        route = self.pool.route_of(request)
-        frames = calls.FrameReader()
-        path = calls.PATH + task_of(request)
         try:
-            async with self.pool.ask(
-                path, [("x-request-id", request.request_id)], body, route
-            ) as reply:
-                if reply.status != 200:
-                    raise error_of(await reply.body())
-                while part := await reply.read():
-                    deltas, error = frames.feed(part)
-                    if deltas:
-                        yield deltas
-                    if error is not None:
-                        raise error
+            async with self._call(task_of(request), request) as reply:
+                async for deltas in _batches_of(reply):
+                    yield deltas
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
 
     async def answer(self, task: str, request: Any) -> Any:
-        body = calls.pack(request)
         try:
-            async with self.pool.ask(calls.PATH + task, [], body, self.pool.route(b"")) as reply:
-                text = await reply.body()
+            async with self._call(task, request) as reply:
+                return await _result_of(task, reply)
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
-        if reply.status != 200:
-            raise error_of(text)
-        return msgspec.msgpack.decode(text, type=TASKS[task].result)
+
+    async def complete(self, task: str, request: Any) -> Any:
+        """The result of a task; of a generating one the list of its deltas, one an answer.
+
+        A replica that is lost with it, or whose engine is, is replaced by another one, up to
+        `MOST_LOST` times: nothing of the answer was given yet.
+        """
+        for _ in range(MOST_LOST):
+            async with self._call(task, request, whole=True) as reply:
+                try:
+                    return await _result_of(task, reply)
+                except (EngineDeadError, ShuttingDownError):
+                    pass
+        raise EngineDeadError(f"{MOST_LOST} replicas were lost with this request")
+
+    def _call(
+        self, task: str, request: Any, *, whole: bool = False
+    ) -> AbstractAsyncContextManager[Reply]:
+        route = self.pool.route_of(request)
+        id = getattr(request, "request_id", "")
+        return self.pool.call(task, calls.pack(request), route, id=id, whole=whole)
 
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -186,3 +197,44 @@ class RemoteModel(ModelHandle):
             }
         result: dict[str, Any] = msgspec.json.decode(text)
         return result
+
+
+class CompleteAnswers(Tasks):
+    """A remote model that gives each answer as a whole, for work that can wait for it."""
+
+    def __init__(self, model: RemoteModel) -> None:
+        self.model_id = model.model_id
+        self._model = model
+
+    async def answer(self, task: str, request: Any) -> Any:
+        return await self._model.complete(task, request)
+
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        if deltas := await self.answer(task_of(request), request):
+            yield deltas
+
+
+async def _batches_of(reply: Reply) -> Batches:
+    """The deltas of a call's answer. Raises the error that it has instead, or at its end."""
+    if reply.status != 200:
+        raise error_of(await reply.body())
+    deltas_of = calls.deltas_of if reply.version > 1 else calls.DeltaReader().deltas_of
+    while not reply.done:
+        deltas, error = deltas_of(await reply.parts())
+        if deltas:
+            yield deltas
+        if error is not None:
+            raise error
+
+
+async def _result_of(task: str, reply: Reply) -> Any:
+    if TASKS[task].streams:
+        answers: dict[int, list[Delta]] = {}
+        async for deltas in _batches_of(reply):
+            for delta in deltas:
+                answers.setdefault(delta.index, []).append(delta)
+        return [joined(deltas) for deltas in answers.values()]
+    body = await reply.body()
+    if reply.status != 200:
+        raise error_of(body)
+    return msgspec.msgpack.decode(body, type=TASKS[task].result)

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 
 import msgspec
 
@@ -26,6 +26,7 @@ from penstock.errors import (
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.serve.replicas import cache_messages as cached_wire
 from penstock.serve.replicas.cache_follower import CacheFollower
+from penstock.serve.replicas.calls import Call
 from penstock.serve.replicas.client import Address, Headers, Reply
 from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
 from penstock.serve.replicas.info import ReplicaInfo, Replicas
@@ -118,27 +119,45 @@ class ReplicaPool(Pool[_Replica]):
             return RouteRequest(session, adapter, shared_blocks(prompt, adapter))
         return super().route(prompt, session=session, adapter=adapter)
 
+    def forward(
+        self, path: str, headers: Headers, body: bytes, route: RouteRequest
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Put a client's request to a replica; see `_ask`."""
+        headers = self._with_own(headers, route)
+        return self._ask(lambda address: address.request("POST", path, headers, body), route)
+
+    def call(
+        self, task: str, body: bytes, route: RouteRequest, *, id: str = "", whole: bool = False
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Call a task of the model; see `_ask`. `id` is the request's, `whole` as in `Call`."""
+        blocks = route.blocks if self._kv_aware is not None else ()
+        call = Call(self._key, task, len(body), id, blocks, whole)
+        headers = self._with_own([("x-request-id", id)], route)
+        return self._ask(lambda address: address.call(call, headers, body), route)
+
+    def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
+        headers = [*headers, ("authorization", f"Bearer {self._key}")]
+        if self._kv_aware is not None and route.blocks:
+            headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
+        return headers
+
     @asynccontextmanager
-    async def ask(
-        self, path: str, headers: Headers, body: bytes, route: RouteRequest, *, weight: int = 1
+    async def _ask(
+        self, put: Callable[[Address], Awaitable[Reply]], route: RouteRequest
     ) -> AsyncIterator[Reply]:
-        """Put a request to a replica, or `weight` of them in one. The reply's head is here when the
-        context begins.
+        """Let a replica answer. The reply's head is here when the context begins.
 
         A replica that is lost before that is replaced by another one, and so is one that has no
         room or goes down, as long as there is another. Within the context `ReplicaLostError` may
         come from reading.
         """
-        headers = [*headers, ("authorization", f"Bearer {self._key}")]
-        if self._kv_aware is not None and route.blocks:
-            headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
         failover, lost = Failover(self, route), 0
         while True:
             replica = await failover.next()
-            replica.running += weight
+            replica.running += 1
             try:
                 try:
-                    reply = await replica.address.request("POST", path, headers, body)
+                    reply = await put(replica.address)
                 except ReplicaLostError:
                     self._leave(replica)
                     lost += 1
@@ -157,7 +176,7 @@ class ReplicaPool(Pool[_Replica]):
                     yield reply
                     return
             finally:
-                replica.running -= weight
+                replica.running -= 1
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> _Replica | None:
         self._look()

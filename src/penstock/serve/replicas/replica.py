@@ -11,16 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 from penstock.balance.policies.from_config import reads_caches
 from penstock.errors import EngineDeadError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.endpoints import control
 from penstock.serve.api.ingress import IngressApp
-from penstock.serve.api.routes import Endpoint
 from penstock.serve.api.state import IngressState
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
@@ -30,22 +28,14 @@ from penstock.serve.models.local import LocalModel
 from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas import (
     cache_messages as cached_wire,
-    endpoints as replica,
-    group_endpoint as group,
 )
+from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
 from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
-from penstock.serve.replicas.grouped_calls import GROUP_PATH
 from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.pool import LOAD_HEADER
 from penstock.serve.replicas.server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
-ENDPOINTS = (
-    Endpoint("POST", "/penstock/control", control.act_here, control.ReplicaControlBody, admin=True),
-    Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
-    Endpoint("GET", cached_wire.PATH, replica.cached),
-    Endpoint("POST", GROUP_PATH, group.group),
-)
 
 
 class ReplicaModel(LocalModel):
@@ -72,17 +62,20 @@ class ReplicaApp(IngressApp):
     def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
         super().__init__(IngressState(names, settings), ENDPOINTS)
         self._admission = model.server.admission
+        self.ingress.reply_headers = self._load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_load(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                load = self._admission.running + self._admission.waiting
-                MutableHeaders(scope=message)[LOAD_HEADER] = str(load)
-            await send(message)
-
+        if scope["type"] == "penstock.call":
+            await CallAnswer(self.ingress, scope["call"], receive, send).run()
+            return
         if scope["type"] == "http" and (blocks := Headers(scope=scope).get(cached_wire.HEADER)):
             PROMPT_BLOCKS.set(cached_wire.names_of(blocks))  # of this request's task
-        await super().__call__(scope, receive, send_with_load)
+        scope["app"] = self
+        await self._app(scope, receive, send)
+
+    def _load(self) -> list[tuple[bytes, bytes]]:
+        load = self._admission.running + self._admission.waiting
+        return [(LOAD_HEADER.encode(), str(load).encode())]
 
 
 class ReplicaServer:
