@@ -235,9 +235,9 @@ async def _remote_model() -> AsyncGenerator[Any, None]:
     """A model with one replica, on loopback in this process."""
     from penstock.serve import LLMConfig
     from penstock.serve.config.settings import HttpSettings
-    from penstock.serve.replicas.desired_state import InMemoryStore
     from penstock.serve.replicas.model import RemoteModel
     from penstock.serve.replicas.replica import ReplicaServer
+    from penstock.serve.replicas.runtime import InMemoryStore
 
     config, store = LLMConfig.from_dict(_model()), InMemoryStore()
     server = ReplicaServer(

@@ -43,7 +43,7 @@ from penstock.serve import (  # noqa: E402
     served_model,
 )
 from penstock.serve.config.placement import replica_bundles  # noqa: E402
-from penstock.serve.replicas.desired_state import change_desired  # noqa: E402
+from penstock.serve.replicas.runtime import change_desired  # noqa: E402
 from ray_cluster import free_port, until  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]

@@ -1,5 +1,5 @@
 """The replicas of a Ray Serve deployment, as an ingress sees them. Implements
-`penstock.serve.replicas.info.Replicas`.
+`penstock.serve.replicas.runtime.Replicas`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from ray.serve.handle import DeploymentHandle
 
 from penstock.errors import EngineStartError, OverloadedError
 from penstock.ray.state import ClusterStore, cluster_secret
-from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.replicas.runtime import ReplicaInfo
 
 METADATA = "penstock"
 """The key under which a replica publishes its address."""

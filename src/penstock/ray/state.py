@@ -11,7 +11,7 @@ from urllib.parse import quote
 import msgspec
 from ray.experimental import internal_kv
 
-from penstock.serve.replicas.desired_state import DesiredState
+from penstock.serve.replicas.runtime import DesiredState
 
 NAMESPACE = b"penstock"
 SECRET = b"secret"
@@ -35,7 +35,7 @@ def _cluster_secret() -> str:
 
 class ClusterStore:
     """The desired state of one model of the deployment `mark`. Implements
-    `penstock.serve.replicas.desired_state.DesiredStore`.
+    `penstock.serve.replicas.runtime.DesiredStore`.
 
     Each version has a key of its own, which is written once.
     """

@@ -19,9 +19,9 @@ from uvicorn.server import ServerState
 
 from penstock.errors import ReplicaLostError
 from penstock.serve.replicas import client as wire, frames as wire_frames, server as wire_server
-from penstock.serve.replicas.calls import pack
 from penstock.serve.replicas.client import Address, Reply
 from penstock.serve.replicas.frames import ASK, BODY, FRAME, PART, PREFACE, TAKEN, FramedConnection
+from penstock.serve.replicas.messages import pack
 from penstock.serve.replicas.server import WireOrHttp
 from replica_cluster import until
 

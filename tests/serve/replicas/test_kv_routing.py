@@ -16,13 +16,11 @@ from penstock.kv.cached_blocks import Change
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import build_app
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.replicas import cache_follower
-from penstock.serve.replicas.cache_messages import ChangeReader, header_of, names_of
-from penstock.serve.replicas.calls import framed
-from penstock.serve.replicas.desired_state import InMemoryStore
-from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas import pool
+from penstock.serve.replicas.messages import ChangeReader, framed, header_of, names_of
 from penstock.serve.replicas.model import CompleteAnswers, RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
+from penstock.serve.replicas.runtime import InMemoryStore, ReplicaInfo
 from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 KEY = "secret"
@@ -219,7 +217,7 @@ async def test_a_replica_that_goes_is_forgotten(cluster):
 
 
 async def test_a_stream_that_ends_is_taken_up_again(cluster, monkeypatch):
-    monkeypatch.setattr(cache_follower, "AGAIN_S", 0.0)
+    monkeypatch.setattr(pool, "AGAIN_S", 0.0)
     one = await cluster(1)
     text = prompt(1)
     await one.ask(text)

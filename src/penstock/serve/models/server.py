@@ -27,8 +27,7 @@ from penstock.errors import ConfigError, PenstockError, UnavailableError, Unsupp
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
-from penstock.serve.adapters.adapters import Adapters
-from penstock.serve.adapters.store import adapter_store
+from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission
 from penstock.serve.models.callbacks import Callbacks

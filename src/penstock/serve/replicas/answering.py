@@ -37,8 +37,15 @@ from penstock.serve.api.state import IngressState
 from penstock.serve.http.interrupt import Interrupt
 from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.pacing import joined
-from penstock.serve.replicas import cache_messages
-from penstock.serve.replicas.calls import PATH, Call, CallFramer, Failure, framed, pack
+from penstock.serve.replicas.messages import (
+    CACHED_PATH,
+    CALL_PATH,
+    Call,
+    CallFramer,
+    Failure,
+    framed,
+    pack,
+)
 from penstock.types import Delta, Usage
 
 
@@ -57,7 +64,7 @@ class CallAnswer:
 
     async def run(self) -> None:
         """Answer. The context variables that this sets are those of the call's own task."""
-        exchange, scope = self._exchange, {"method": "CALL", "path": PATH + self._call.task}
+        exchange, scope = self._exchange, {"method": "CALL", "path": CALL_PATH + self._call.task}
         PROMPT_BLOCKS.set(tuple(self._call.blocks))
         request_id.set(exchange.id)
         is_served.set(True)
@@ -282,11 +289,11 @@ async def group(exchange: Exchange) -> Response:
     return Response(b"".join(await exchange.wait(asyncio.gather(*answers))))
 
 
-ENDPOINT = PATH + "{task}"
+ENDPOINT = CALL_PATH + "{task}"
 """How metrics call a call, however it came."""
 ENDPOINTS = (
     Endpoint("POST", "/penstock/control", control.act_here, control.ReplicaControlBody, admin=True),
-    Endpoint("GET", cache_messages.PATH, cached),
+    Endpoint("GET", CACHED_PATH, cached),
     Endpoint("POST", ENDPOINT, call, runs=True),
     Endpoint("POST", "/penstock/group", group),
 )

@@ -11,7 +11,6 @@ from typing import Any, cast
 import msgspec
 
 from penstock.errors import ReplicaLostError
-from penstock.serve.replicas.calls import PATH, Call, pack
 from penstock.serve.replicas.frames import (
     ASK,
     BODY,
@@ -29,6 +28,7 @@ from penstock.serve.replicas.frames import (
     WINDOW,
     FramedConnection,
 )
+from penstock.serve.replicas.messages import CALL_PATH, Call, pack
 
 CONNECT_TIMEOUT_S = 5.0
 KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
@@ -214,7 +214,7 @@ class Connection(FramedConnection):
 
     async def call(self, call: Call, http: Headers, body: bytes) -> Reply:
         """As `ask`, for a task of the model."""
-        as_http = "POST", PATH + call.task, list(http), len(body)
+        as_http = "POST", CALL_PATH + call.task, list(http), len(body)
         return await self._exchange(call, as_http, body)
 
     async def _exchange(self, call: Call | None, as_http: Any, body: bytes) -> Reply:

@@ -19,7 +19,7 @@ begins them.
 | `PART` | replica | the next piece of the answer's body |
 | `END` | replica | nothing: the answer is complete |
 | `BROKEN` | replica | nothing: the answer ends without being complete |
-| `CALL` | ingress | since version 2. A `calls.Call` in msgpack: a task of the model itself |
+| `CALL` | ingress | since version 2. A `messages.Call` in msgpack: a task of the model itself |
 
 A replica sends at most `WINDOW` bytes of an answer beyond those that were taken, give or take a
 part, so a client that reads slowly holds up its own answer alone. Frames of exchanges that have

@@ -23,15 +23,20 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.llm_config import LLMConfig
-from penstock.serve.adapters.store import adapter_store
+from penstock.serve.adapters import adapter_store
 from penstock.serve.models.control import parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
 from penstock.serve.models.pacing import joined
-from penstock.serve.replicas import calls
 from penstock.serve.replicas.client import Address, Reply
-from penstock.serve.replicas.desired_state import DesiredStore, InMemoryStore, change_desired
-from penstock.serve.replicas.info import ReplicaInfo, Replicas
+from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack
 from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
+from penstock.serve.replicas.runtime import (
+    DesiredStore,
+    InMemoryStore,
+    ReplicaInfo,
+    Replicas,
+    change_desired,
+)
 from penstock.types import ChatRequest, CompletionRequest, Delta
 
 
@@ -152,7 +157,7 @@ class RemoteModel(ModelHandle):
     ) -> AbstractAsyncContextManager[Reply]:
         route = self.pool.route_of(request)
         id = getattr(request, "request_id", "")
-        return self.pool.call(task, calls.pack(request), route, id=id, whole=whole)
+        return self.pool.call(task, pack(request), route, id=id, whole=whole)
 
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -218,9 +223,9 @@ async def _batches_of(reply: Reply) -> Batches:
     """The deltas of a call's answer. Raises the error that it has instead, or at its end."""
     if reply.status != 200:
         raise error_of(await reply.body())
-    deltas_of = calls.deltas_of if reply.version > 1 else calls.DeltaReader().deltas_of
+    read = deltas_of if reply.version > 1 else DeltaReader().deltas_of
     while not reply.done:
-        deltas, error = deltas_of(await reply.parts())
+        deltas, error = read(await reply.parts())
         if deltas:
             yield deltas
         if error is not None:

@@ -5,6 +5,7 @@ that is lost.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
@@ -12,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 import msgspec
 
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
-from penstock.balance.policies.kv_aware import kv_aware_in
+from penstock.balance.policies.kv_aware import KVAware, kv_aware_in
 from penstock.balance.policies.prefix_tree import shared_blocks
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.errors import (
@@ -24,12 +25,15 @@ from penstock.errors import (
     by_kind,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
-from penstock.serve.replicas import cache_messages as cached_wire
-from penstock.serve.replicas.cache_follower import CacheFollower
-from penstock.serve.replicas.calls import Call
 from penstock.serve.replicas.client import Address, Headers, Reply
-from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
-from penstock.serve.replicas.info import ReplicaInfo, Replicas
+from penstock.serve.replicas.messages import (
+    BLOCKS_HEADER,
+    CACHED_PATH,
+    Call,
+    ChangeReader,
+    header_of,
+)
+from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo, Replicas
 
 LOAD_HEADER = "x-penstock-load"
 """A reply's header: how many requests the replica had when it began to answer."""
@@ -43,6 +47,9 @@ STILL_LISTED_S = 0.05
 """Seconds before a runtime is asked again that may still list a replica which is gone."""
 START_GRACE_S = 60.0
 """Seconds that a runtime may take for a replica, beside loading its model."""
+AGAIN_S = 1.0
+"""Seconds before a replica is asked again whose stream of changes has ended."""
+_log = logging.getLogger(__name__)
 
 
 class _Replica(Member):
@@ -71,6 +78,49 @@ class _Replica(Member):
             self.adapters.move_to_end(adapter)
             if len(self.adapters) > self._most_adapters:
                 self.adapters.popitem(last=False)
+
+
+class CacheFollower:
+    """Follows until `stop`. Belongs to one event loop."""
+
+    def __init__(self, info: ReplicaInfo, key: str, policy: KVAware) -> None:
+        self._id = info.id
+        self._address = Address(info.host, info.port)
+        self._headers = [("authorization", f"Bearer {key}")]
+        self._policy = policy
+        self._following = asyncio.create_task(self._follow())
+
+    def stop(self) -> None:
+        self._following.cancel()
+        self._address.close()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                if not await self._read():
+                    _log.warning(
+                        "replica '%s' does not tell what it has cached: it is chosen by its load",
+                        self._id,
+                    )
+                    return
+            except ReplicaLostError:
+                pass
+            self._policy.gone(self._id)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _read(self) -> bool:
+        """Take over what it tells; False where it tells nothing."""
+        reader = ChangeReader()
+        with closing(await self._address.request("GET", CACHED_PATH, self._headers, b"")) as reply:
+            if reply.status >= 400:
+                return reply.status >= 500 and reply.status != 501
+            while part := await reply.read():
+                for change in reader.changes_of(part):
+                    if change.anew:
+                        self._policy.gone(self._id)
+                    self._policy.removed(self._id, change.removed)
+                    self._policy.stored(self._id, change.stored)
+        return True
 
 
 class ReplicaPool(Pool[_Replica]):
@@ -138,7 +188,7 @@ class ReplicaPool(Pool[_Replica]):
     def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
         if self._kv_aware is not None and route.blocks:
-            headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
+            headers.append((BLOCKS_HEADER, header_of(route.blocks)))
         return headers
 
     @asynccontextmanager

@@ -26,13 +26,10 @@ from penstock.serve.http.server import HttpServer, listen
 from penstock.serve.models.control import control_result
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.names import ModelNames
-from penstock.serve.replicas import (
-    cache_messages as cached_wire,
-)
 from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
-from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
-from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas.messages import BLOCKS_HEADER, names_of
 from penstock.serve.replicas.pool import LOAD_HEADER
+from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo
 from penstock.serve.replicas.server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
@@ -68,8 +65,8 @@ class ReplicaApp(IngressApp):
         if scope["type"] == "penstock.call":
             await CallAnswer(self.ingress, scope["call"], receive, send).run()
             return
-        if scope["type"] == "http" and (blocks := Headers(scope=scope).get(cached_wire.HEADER)):
-            PROMPT_BLOCKS.set(cached_wire.names_of(blocks))  # of this request's task
+        if scope["type"] == "http" and (blocks := Headers(scope=scope).get(BLOCKS_HEADER)):
+            PROMPT_BLOCKS.set(names_of(blocks))  # of this request's task
         scope["app"] = self
         await self._app(scope, receive, send)
 

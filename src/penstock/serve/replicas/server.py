@@ -1,8 +1,8 @@
 """The replica's side of the connections from its ingresses: runs an ASGI application under the
 protocol of `frames`.
 
-A call is a scope of the type "penstock.call" with the `calls.Call` as `call`. It is answered by the
-messages of HTTP. Its task is cancelled when nobody waits for the answer any more.
+A call is a scope of the type "penstock.call" with a `messages.Call` as `call`. It is answered as
+HTTP is. Its task is cancelled when nobody waits for the answer any more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from uvicorn.server import ServerState
 
 from penstock.serve.config.settings import Limits
 from penstock.serve.http.connection import HttpConnection
-from penstock.serve.replicas.calls import Call, pack
 from penstock.serve.replicas.frames import (
     ASK,
     BODY,
@@ -38,6 +37,7 @@ from penstock.serve.replicas.frames import (
     WINDOW,
     FramedConnection,
 )
+from penstock.serve.replicas.messages import Call, pack
 
 _log = logging.getLogger("penstock.serve")
 _unpack_ask = msgspec.msgpack.Decoder(tuple[str, str, list[tuple[str, str]], int]).decode

@@ -1,5 +1,6 @@
-"""What an operator asked of a model, kept apart from its replicas, so that one that starts later is
-told too.
+"""What a runtime knows of a model: its replicas, and the state that operators want them in.
+
+The state is kept apart from the replicas, so one that starts later takes it over as well.
 """
 
 from __future__ import annotations
@@ -12,6 +13,29 @@ from msgspec import Struct
 
 from penstock.engines.tasks import PauseMode
 from penstock.serve.models.control import ControlPlane
+
+
+class ReplicaInfo(Struct, frozen=True):
+    """A running replica and where its server listens. `context_length` is in tokens."""
+
+    id: str
+    host: str
+    port: int
+    context_length: int | None = None
+
+
+class Replicas(Protocol):
+    """A runtime's view of one model's replicas."""
+
+    def current(self) -> tuple[ReplicaInfo, ...]:
+        """Those that run now; the same tuple until that changes. Starts none."""
+
+    async def obtain(self) -> ReplicaInfo:
+        """One that runs, which the runtime starts first if there is none.
+
+        Raises `EngineStartError` if none can be started, `OverloadedError` if too many wait for
+        that already.
+        """
 
 
 class DesiredState(Struct, frozen=True):

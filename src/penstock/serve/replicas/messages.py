@@ -1,16 +1,21 @@
-"""Calls of a replica's model by a program, in the neutral types: msgpack from end to end.
+"""What an ingress and a replica say beside clients' own requests: calls of the model by programs,
+and what the engine has cached. All of it is msgpack.
 
-A call is a `CALL` frame and its request as a body. The head of the answer has a status, as one of
-HTTP has. Each part is one message: of a generating task the deltas of a step or the `Failure` that
-ended them, of any other task its result. An answer with another status than 200 is OpenAI's JSON of
-the error.
+A call is a `CALL` frame and its request as a body. The head of the answer has a status, as in HTTP.
+Each part is one message: of a generating task the deltas of a step, or the `Failure` that ended
+them; of any other task its result. With another status than 200 it is OpenAI's JSON of the error. A
+peer of version 1 has no such frame: there a call is `POST /penstock/call/TASK`, and its answer
+consists of length-prefixed messages, a delta each.
 
-A peer of version 1 has no such frame. There a call is `POST /penstock/call/TASK`, and its answer
-consists of length-prefixed messages, a delta each. `GET /penstock/cached` is answered so, too.
+The router's names of a prompt's blocks go with a request. `GET /penstock/cached` is a stream of
+length-prefixed lists of changes: which of these names are cached now, and which no more.
 """
 
 from __future__ import annotations
 
+import array
+import sys
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,9 +23,11 @@ import msgspec
 from msgspec import Struct
 
 from penstock.errors import PenstockError, by_kind
+from penstock.kv.cached_blocks import Change
 from penstock.types import Delta
 
-PATH = "/penstock/call/"
+CALL_PATH, CACHED_PATH = "/penstock/call/", "/penstock/cached"
+BLOCKS_HEADER = "x-penstock-blocks"
 pack = msgspec.msgpack.Encoder().encode
 _LENGTH = 4
 
@@ -46,6 +53,7 @@ class Failure(Struct, frozen=True):
 
 
 _unpack_part = msgspec.msgpack.Decoder(list[Delta] | Failure).decode
+_unpack_changes = msgspec.msgpack.Decoder(list[Change]).decode
 
 
 def deltas_of(parts: list[bytes]) -> tuple[list[Delta], PenstockError | None]:
@@ -57,23 +65,6 @@ def deltas_of(parts: list[bytes]) -> tuple[list[Delta], PenstockError | None]:
             return deltas, by_kind(message.kind, message.message)
         deltas += message
     return deltas, None
-
-
-# Version 1
-class CallError(Struct, frozen=True, array_like=True, tag="error"):
-    """The error that ended a stream of deltas."""
-
-    kind: str
-    message: str
-
-
-class Step(Struct, frozen=True, array_like=True, tag="delta"):
-    """One delta on its way."""
-
-    delta: Delta
-
-
-_unpack_message = msgspec.msgpack.Decoder(Step | CallError).decode
 
 
 def framed(message: Any) -> bytes:
@@ -101,6 +92,54 @@ class MessageReader:
             at = end
         self._rest = data[at:]
         return found
+
+
+# Caches
+def header_of(names: Sequence[int]) -> str:
+    """Names of 64 bits as a header's value."""
+    return b64encode(_as_bytes(array.array("Q", names))).decode()
+
+
+def names_of(header: str) -> tuple[int, ...]:
+    """The names that a header brings; none where it is no such header."""
+    try:
+        names = array.array("Q", b64decode(header, validate=True))
+    except ValueError:
+        return ()
+    if sys.byteorder == "big":
+        names.byteswap()
+    return tuple(names)
+
+
+def _as_bytes(names: array.array[int]) -> bytes:
+    if sys.byteorder == "big":
+        names.byteswap()
+    return names.tobytes()
+
+
+class ChangeReader(MessageReader):
+    """Reads changes from bytes that come in any pieces."""
+
+    def changes_of(self, data: bytes) -> list[Change]:
+        """Those that are complete now."""
+        return [change for message in self.feed(data) for change in _unpack_changes(message)]
+
+
+# Calls of version 1
+class CallError(Struct, frozen=True, array_like=True, tag="error"):
+    """The error that ended a stream of deltas."""
+
+    kind: str
+    message: str
+
+
+class Step(Struct, frozen=True, array_like=True, tag="delta"):
+    """One delta on its way."""
+
+    delta: Delta
+
+
+_unpack_message = msgspec.msgpack.Decoder(Step | CallError).decode
 
 
 class DeltaReader(MessageReader):
