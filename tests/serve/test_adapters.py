@@ -17,13 +17,13 @@ from penstock.errors import (
     ModelNotFoundError,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
+from penstock.serve import adapters as adapter_store
 from penstock.serve.adapters import (
     RECHECK_S,
     AdapterCache,
     Adapters,
     AdapterStore,
     AdapterVersion,
-    store as adapter_store,
 )
 from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, Sampling

@@ -16,7 +16,7 @@ from penstock.llm_config import LLMConfig
 from penstock.ray.replicas import METADATA, RayReplicas
 from penstock.ray.state import ClusterStore, cluster_secret
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.prefill_decode.decode import DecodeServer
+from penstock.serve.prefill_decode import DecodeServer
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
 

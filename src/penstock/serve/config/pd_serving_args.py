@@ -12,7 +12,6 @@ from penstock.config import parse_options
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import LLMServingArgs, read_model
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.prefill_decode.pair import paired
 
 
 class PDServingArgs(Struct, frozen=True, kw_only=True):
@@ -44,6 +43,8 @@ class PDServingArgs(Struct, frozen=True, kw_only=True):
         """The same as one model with a prefill side. Raises `ConfigError` for two sides that
         do not match.
         """
+        from penstock.serve.prefill_decode import paired  # imported only for a pair
+
         return LLMServingArgs(
             llm_configs=[paired(self.prefill_config, self.decode_config)],
             ingress_cls_config=self.ingress_cls_config,

@@ -12,7 +12,6 @@ from penstock.config import parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.prefill_decode.pair import paired
 
 
 class LLMServingArgs(Struct, frozen=True, kw_only=True):
@@ -108,6 +107,8 @@ def _with_sides(config: LLMConfig) -> LLMConfig:
     """The model, checked against its prefill side, if any."""
     if config.prefill_config is None:
         return config
+    from penstock.serve.prefill_decode import paired  # imported only for a pair
+
     return paired(config.prefill_config, config)
 
 

@@ -43,7 +43,7 @@ class ModelState(Struct, frozen=True):
     later request tries again. `running` requests are being answered, `waiting` ones are queued.
     Since the process began, the engine was loaded `loads` times, of which `restarts` followed a
     death, and was given adapters `adapter_loads` times; it holds `adapters` now. `handoffs` counts,
-    where a prefill side computes prompts, what became of each: `prefill_decode.decode` lists
+    where a prefill side computes prompts, what became of each: `serve.prefill_decode` lists
     the outcomes. `on_demand`: its first request loads it, so that it may be `cold` and all the same
     answer.
     """

@@ -16,8 +16,7 @@ from penstock.serve.config.pd_serving_args import PDServingArgs
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.serving_files import load_serving_args
 from penstock.serve.models.local import LocalModel
-from penstock.serve.prefill_decode.pair import paired
-from penstock.serve.prefill_decode.prefill import SENDER
+from penstock.serve.prefill_decode import SENDER, paired
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 LOADING = {"model_id": "m", "model_source": "simulated"}
