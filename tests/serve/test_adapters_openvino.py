@@ -14,7 +14,7 @@ from penstock import demo
 from penstock.llm_config import LLMConfig
 from penstock.serve import adapters as adapter_store
 from penstock.serve.api.ingress import build_app
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.models.local import build_local_handles
 
 pytestmark = pytest.mark.slow
 

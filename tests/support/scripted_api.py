@@ -17,7 +17,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import build_app
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http.server import HttpServer, address, listen
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.models.local import build_local_handles
 
 
 @contextmanager

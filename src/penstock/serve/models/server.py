@@ -5,6 +5,7 @@ here, in order.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import time
@@ -23,14 +24,19 @@ from penstock.engines.deltas import Batches
 from penstock.engines.supervision.quarantine import digest_of
 from penstock.engines.supervision.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Tasks, generated, task_of
-from penstock.errors import ConfigError, PenstockError, UnavailableError, UnsupportedError
+from penstock.errors import (
+    ConfigError,
+    EngineStartError,
+    PenstockError,
+    UnavailableError,
+    UnsupportedError,
+)
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
 from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission
-from penstock.serve.models.callbacks import Callbacks
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
@@ -49,7 +55,7 @@ between; when they are used up it has failed.
 RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Waits before a failed engine may be tried again, after the first failure, the second, and so on.
 """
-
+HOOKS = ("on_before_node_init", "on_before_download_model_files_distributed", "on_after_node_init")
 _log = logging.getLogger(__name__)
 
 
@@ -328,6 +334,62 @@ class LLMServer(Tasks, ControlPlane):
             known = isinstance(supervisor.error, PenstockError)
             _log.error("%s", supervisor.reason, exc_info=None if known else supervisor.error)
             self.admission.refuse_waiting(supervisor.failure)
+
+
+class Callbacks:
+    """The user's hooks of `callback_config` around each start of an engine.
+
+    `on_before_node_init` runs first, `on_before_download_model_files_distributed` right before the
+    engine reads its model, `on_after_node_init` when it runs, before the first request. The class
+    has those it needs, plain or async. It is made with `llm_config`, `raise_error_on_callback` and
+    the configured `callback_kwargs`. Raises `ConfigError` where that cannot be.
+    """
+
+    def __init__(self, config: LLMConfig) -> None:
+        self._object: Any = None
+        self._raises = True
+        given = config.callback_config
+        if given is None or given.callback_class is None:
+            return
+        self._raises = given.raise_error_on_callback
+        where = "callback_config.callback_class"
+        cls = given.callback_class
+        if isinstance(cls, str):
+            cls = import_object(cls, where)
+        if not isinstance(cls, type) or not any(hasattr(cls, hook) for hook in HOOKS):
+            raise ConfigError(
+                f"must be a class with one of {', '.join(HOOKS)}", field=where, value=cls
+            )
+        try:
+            self._object = cls(
+                llm_config=config, raise_error_on_callback=self._raises, **given.callback_kwargs
+            )
+        except TypeError as error:
+            raise ConfigError(
+                f"{cls.__name__} cannot be made: {error}", field="callback_config"
+            ) from None
+
+    async def run(self, hook: str) -> None:
+        """Call a hook, if there is one; a plain one in a thread, for it may block.
+
+        Raises `EngineStartError` if it fails and its errors count; else that is logged.
+        """
+        method = getattr(self._object, hook, None)
+        if method is None:
+            return
+        try:
+            if inspect.iscoroutinefunction(method):
+                await method()
+            else:
+                await asyncio.to_thread(method)
+        except Exception as error:
+            told = (
+                f"the callback {type(self._object).__name__}.{hook} failed: {type(error).__name__}:"
+                f" {error}"
+            )
+            if self._raises:
+                raise EngineStartError(told) from error
+            _log.error("%s", told)
 
 
 def engine_site(config: LLMConfig, role: Role) -> Site:
