@@ -33,8 +33,8 @@ from penstock.balance.policies.from_config import configured_policy  # noqa: E40
 from penstock.balance.policies.round_robin import RoundRobin  # noqa: E402
 from penstock.errors import ConfigError  # noqa: E402
 from penstock.llm_config import LLMConfig  # noqa: E402
-from penstock.ray.replica import LLMReplica  # noqa: E402
-from penstock.ray.state import ClusterStore  # noqa: E402
+from penstock.ray.deployments import LLMReplica  # noqa: E402
+from penstock.ray.replicas import ClusterStore  # noqa: E402
 from penstock.serve import (  # noqa: E402
     OpenAiIngress,
     build_dev_openai_app,

@@ -16,8 +16,7 @@ from penstock.balance.policies.from_config import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
-from penstock.ray.ingress import LLMIngress
-from penstock.ray.replica import LLMReplica
+from penstock.ray.deployments import LLMIngress, LLMReplica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.placement import deployment_options, parallelism
