@@ -70,7 +70,7 @@ def build_deployment(
         options,
         "override_serve_options" if beside else "deployment_config",
     )
-    mark = mark or new_mark()
+    mark = mark or secrets.token_hex(8)
     about: dict[str, Any] = {
         "mark": mark,
         "settings": settings,
@@ -90,7 +90,7 @@ def build_deployment(
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
-    mark = new_mark()
+    mark = secrets.token_hex(8)  # so its parts ignore other applications and earlier deployments
     front = args.listen_address if args.front == "replica" else None
     if args.front == "replica" and front is None:
         raise ConfigError("the replica is the front of a port, and none is given", field="listen")
@@ -181,13 +181,6 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     router.pop("request_router_kwargs", None)
     options["request_router_config"] = {**router, "request_router_class": ModelRequestRouter}
     return options
-
-
-def new_mark() -> str:
-    """A random mark for the parts of one application, so that they ignore other applications and
-    earlier deployments.
-    """
-    return secrets.token_hex(8)
 
 
 def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:

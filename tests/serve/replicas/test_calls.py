@@ -286,5 +286,5 @@ class TestVersions:
         silent = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
         address = Address("127.0.0.1", silent.sockets[0].getsockname()[1])
         with pytest.raises(EngineDeadError, match="cannot be reached"):
-            await address.request("GET", "/", [("authorization", f"Bearer {KEY}")], b"")
+            await address.connected().ask("GET", "/", [("authorization", f"Bearer {KEY}")], b"")
         silent.close()

@@ -38,7 +38,7 @@ class Served:
         self.address = Address("127.0.0.1", self.port)
 
     async def ask(self, path: str = "/", body: bytes = b"", headers: wire.Headers = ()) -> Reply:
-        return await self.address.request("POST", path, headers, body)
+        return await self.address.connected().ask("POST", path, headers, body)
 
     async def closed(self) -> None:
         await until(lambda: not self.state.connections)
@@ -351,7 +351,7 @@ class TestLosing:
         address = Address("127.0.0.1", listening.sockets[0].getsockname()[1])
         async with asyncio.timeout(10):
             with pytest.raises(ReplicaLostError):
-                await address.request("POST", "/", [], b"")
+                await address.connected().ask("POST", "/", [], b"")
         listening.close()
 
     @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ class TestSlowReaders:
             reply = await one.ask()
             reply._connection.transport.pause_reading()
             connection: Any = next(iter(one.state.connections))
-            await until(lambda: not connection.writable)
+            await until(lambda: not connection.writable.is_set())
             held = sent
             for _ in range(100):
                 await asyncio.sleep(0)

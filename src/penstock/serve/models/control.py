@@ -224,9 +224,10 @@ async def control_result(
     except UnsupportedError:
         raise
     except PenstockError as error:
-        return {
-            "replica": replica,
-            "ok": False,
-            "error": {"type": error.kind, "message": str(error)},
-        }
+        return control_failure(replica, error.kind, str(error))
     return {"replica": replica, "ok": True, "result": result}
+
+
+def control_failure(replica: str, kind: str, message: str) -> dict[str, Any]:
+    """The result of a replica that did not do it."""
+    return {"replica": replica, "ok": False, "error": {"type": kind, "message": message}}

@@ -90,17 +90,16 @@ class ModelHandle(Tasks, ABC):
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
 
-    @abstractmethod
     async def engine_metrics(self) -> dict[str, float]:
-        """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or
+        """What the engine counts (`LLMEngine.metrics`); nothing where none runs here, or
         `log_engine_metrics` is off.
         """
+        return {}
 
     @abstractmethod
     async def adapters(self) -> list[str]:
         """Names of the adapters that requests may use, sorted. Loads none of them."""
 
-    @abstractmethod
     async def start(self) -> None:
         """Load the model if it is to be loaded at the start, and return when it is ready.
 

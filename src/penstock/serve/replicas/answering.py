@@ -10,11 +10,12 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.balance.pauses import is_served
+from penstock.engines.deltas import Batches
 from penstock.engines.tasks import TASKS, Task, generated
 from penstock.errors import (
     BodyTooLargeError,
@@ -35,7 +36,6 @@ from penstock.serve.api.routes import Endpoint
 from penstock.serve.api.sse import EventStream
 from penstock.serve.api.state import IngressState
 from penstock.serve.http.interrupt import Interrupt
-from penstock.serve.models.handle import ModelHandle
 from penstock.serve.models.pacing import joined
 from penstock.serve.replicas.messages import (
     CACHED_PATH,
@@ -59,8 +59,7 @@ class CallAnswer:
         self._send = send
         self._exchange = exchange = Exchange(ingress, call.request_id)
         exchange.endpoint = ENDPOINT
-        exchange.trusted = True
-        exchange.runs = not call.whole  # nobody waits for the tokens of such an answer
+        exchange.runs = exchange.trusted = True
 
     async def run(self) -> None:
         """Answer. The context variables that this sets are those of the call's own task."""
@@ -119,21 +118,16 @@ class CallAnswer:
             await self._begin()
             await self._part(pack(result), more=False)
             return
-        if call.whole:
-            deltas, usage = await whole(handle, request)
-            count_tokens(exchange, usage)
-            await self._begin()
-            await self._part(pack(deltas), more=False)
-            return
         total = UsageTotal(request.n)
-        async with aclosing(generated(handle, request)) as batches:
+        batches = generated(handle, request)
+        async with aclosing(whole(batches) if call.whole else batches) as batches:
             async for batch in batches:
                 now = clock()
                 exchange.engine_seconds += now - asked
                 for delta in batch:
                     if delta.finish_reason is not None:
                         total.add(delta)
-                if exchange.first_token_at is None:
+                if not exchange.status:
                     exchange.first_token_at = now
                     await self._begin()
                 await self._part(pack(batch))
@@ -174,25 +168,15 @@ def decoded(name: str, body: bytes | Raw) -> tuple[Task, Any]:
         raise RequestError("the request is not of its task's form") from None
 
 
-async def whole(handle: ModelHandle, request: Any) -> tuple[list[Delta], Usage]:
-    """One delta an answer, and the usage of all."""
+async def whole(batches: Batches) -> Batches:
+    """The same deltas in one batch at the end, one an answer."""
     answers: dict[int, list[Delta]] = {}
-    total = UsageTotal(request.n)
-    async with aclosing(generated(handle, request)) as batches:
+    async with aclosing(batches):
         async for batch in batches:
             for delta in batch:
                 answers.setdefault(delta.index, []).append(delta)
-                if delta.finish_reason is not None:
-                    total.add(delta)
-    return [joined(deltas) for deltas in answers.values()], total.usage
-
-
-def count_tokens(exchange: Exchange, usage: Usage) -> None:
-    """Report tokens to the metrics, of an answer that has no latency to tell of."""
-    metrics = exchange.ingress.metrics.of(exchange.model)
-    metrics.prompt_tokens.inc(usage.prompt_tokens)
-    metrics.cached_tokens.inc(usage.cached_tokens)
-    metrics.generation_tokens.inc(usage.completion_tokens)
+    if answers:
+        yield [joined(deltas) for deltas in answers.values()]
 
 
 async def cached(exchange: Exchange) -> Response:
@@ -246,21 +230,6 @@ async def call(exchange: Exchange) -> Response:
     return Response(pack(result), media_type="application/msgpack")
 
 
-class GroupResult(Struct, frozen=True, array_like=True, tag="result"):
-    """What the call of that number in its group gave."""
-
-    number: int
-    result: Any
-
-
-class GroupFailure(Struct, frozen=True, array_like=True, tag="error"):
-    """Why the call of that number in its group gave nothing."""
-
-    number: int
-    kind: str
-    message: str
-
-
 async def group(exchange: Exchange) -> Response:
     """Answer the calls of a group side by side."""
     body = await exchange.read()
@@ -274,16 +243,14 @@ async def group(exchange: Exchange) -> Response:
         try:
             task, request = decoded(name, given)
             if task.streams:
-                result, usage = await whole(handle, request)
+                result: Any = await anext(whole(generated(handle, request)), [])
             else:
                 result = await getattr(handle, name)(request)
-                usage = getattr(result, "usage", Usage())
-            count_tokens(exchange, usage)
-            return framed(GroupResult(number, result))
+            return framed(("result", number, result))
         except Exception as caught:
             error = as_penstock_error(caught)
             log_unforeseen(error, caught, exchange.id)
-            return framed(GroupFailure(number, error.kind, str(error)))
+            return framed(("error", number, error.kind, str(error)))
 
     answers = (answer(number, *one) for number, one in enumerate(calls))
     return Response(b"".join(await exchange.wait(asyncio.gather(*answers))))

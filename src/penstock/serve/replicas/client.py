@@ -143,15 +143,11 @@ class Address:
         self.port = port
         self._connection: Connection | None = None
 
-    async def request(self, method: str, path: str, headers: Headers, body: bytes) -> Reply:
-        """Ask, and return when the head of the answer is here. Raises `ReplicaLostError`."""
-        return await self._connected().ask(method, path, headers, body)
-
-    async def call(self, call: Call, http: Headers, body: bytes) -> Reply:
-        """Call a task of the replica's model; `http` are the headers for a replica of version 1.
-        Raises `ReplicaLostError`.
-        """
-        return await self._connected().call(call, http, body)
+    def connected(self) -> Connection:
+        """The connection; a new one if there is none."""
+        if self._connection is None or self._connection.lost:
+            self._connection = Connection(self.host, self.port)
+        return self._connection
 
     def close(self) -> None:
         """Let the connection end with the answers that are under way. The next request makes a new
@@ -160,11 +156,6 @@ class Address:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.retire()
-
-    def _connected(self) -> Connection:
-        if self._connection is None or self._connection.lost:
-            self._connection = Connection(self.host, self.port)
-        return self._connection
 
 
 class _Greeting(asyncio.Protocol):
@@ -209,11 +200,13 @@ class Connection(FramedConnection):
         self._connecting = asyncio.create_task(self._connect(host, port))
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes) -> Reply:
-        """Send a request and wait for the head of its answer."""
+        """Send a request, and return when the head of its answer is here. Raises
+        `ReplicaLostError`.
+        """
         return await self._exchange(None, (method, path, list(headers), len(body)), body)
 
     async def call(self, call: Call, http: Headers, body: bytes) -> Reply:
-        """As `ask`, for a task of the model."""
+        """As `ask`, for a task of the model. `http` are the headers for a replica of version 1."""
         as_http = "POST", CALL_PATH + call.task, list(http), len(body)
         return await self._exchange(call, as_http, body)
 
@@ -228,7 +221,7 @@ class Connection(FramedConnection):
             else:
                 self.put(number, ASK, pack(as_http))
             for at in range(0, len(body), PIECE):
-                await self.until_writable()
+                await self.writable.wait()
                 self.put(number, BODY, body[at : at + PIECE])
             await reply.begun()
         except BaseException:

@@ -115,24 +115,18 @@ class Forwarded(Response):
         async with exchange.interrupt() as interrupt:
             asked = clock()
             async with self._model.pool.forward(path, headers, self._body, route) as reply:
-                exchange.first_token_at = now = clock()
-                exchange.engine_seconds += now - asked
-                part = b"".join(await reply.parts())
-                if reply.done:
-                    interrupt.finished()
-                await send(self._start(reply))
-                await send(
-                    {"type": "http.response.body", "body": part, "more_body": not reply.done}
-                )
+                exchange.first_token_at = clock()
                 while not reply.done:
-                    asked = clock()
                     part = b"".join(await reply.parts())
                     exchange.engine_seconds += clock() - asked
                     if reply.done:
                         interrupt.finished()
+                    if not self._begun:
+                        await send(self._start(reply))
                     await send(
                         {"type": "http.response.body", "body": part, "more_body": not reply.done}
                     )
+                    asked = clock()
 
     def _start(self, reply: Reply) -> dict[str, Any]:
         self._begun = True

@@ -57,9 +57,8 @@ class FramedConnection(asyncio.Protocol):
         self._outbox: list[bytes] = []
         self._begun: list[bytes] = []  # of a frame that is not complete
         self._missing = 0  # bytes of it
-        self._writable = asyncio.Event()
-        self.writable = False
-        """Whether more may be put; `until_writable` waits for it."""
+        self.writable = asyncio.Event()
+        """Whether more may be put: the other side reads, or is gone."""
 
     def received(self, number: int, kind: int, payload: bytes) -> None:
         """Take a frame. Raises `ValueError` or `struct.error` for one that cannot be."""
@@ -77,30 +76,24 @@ class FramedConnection(asyncio.Protocol):
             outbox, self._outbox = self._outbox, []
             self.transport.write(b"".join(outbox))
 
-    async def until_writable(self) -> None:
-        """Return when the other side reads again, or is gone."""
-        await self._writable.wait()
-
     # For the event loop
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         self.open = True
-        self.resume_writing()
+        self.writable.set()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The other side has closed it, or the network has."""
         self.open = False
         self._outbox.clear()
-        self.resume_writing()
+        self.writable.set()
 
     def pause_writing(self) -> None:
         """The other side reads more slowly than is written."""
-        self.writable = False
-        self._writable.clear()
+        self.writable.clear()
 
     def resume_writing(self) -> None:
-        self.writable = True
-        self._writable.set()
+        self.writable.set()
 
     def data_received(self, data: bytes) -> None:
         if self._missing:

@@ -13,8 +13,7 @@ length-prefixed lists of changes: which of these names are cached now, and which
 
 from __future__ import annotations
 
-import array
-import sys
+import struct
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Any
@@ -97,24 +96,16 @@ class MessageReader:
 # Caches
 def header_of(names: Sequence[int]) -> str:
     """Names of 64 bits as a header's value."""
-    return b64encode(_as_bytes(array.array("Q", names))).decode()
+    return b64encode(struct.pack(f"<{len(names)}Q", *names)).decode()
 
 
 def names_of(header: str) -> tuple[int, ...]:
     """The names that a header brings; none where it is no such header."""
     try:
-        names = array.array("Q", b64decode(header, validate=True))
-    except ValueError:
+        data = b64decode(header, validate=True)
+        return struct.unpack(f"<{len(data) // 8}Q", data)
+    except (ValueError, struct.error):
         return ()
-    if sys.byteorder == "big":
-        names.byteswap()
-    return tuple(names)
-
-
-def _as_bytes(names: array.array[int]) -> bytes:
-    if sys.byteorder == "big":
-        names.byteswap()
-    return names.tobytes()
 
 
 class ChangeReader(MessageReader):

@@ -24,9 +24,8 @@ from penstock.errors import (
 )
 from penstock.llm_config import LLMConfig
 from penstock.serve.adapters import adapter_store
-from penstock.serve.models.control import parse_control
+from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
-from penstock.serve.models.pacing import joined
 from penstock.serve.replicas.client import Address, Reply
 from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack
 from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
@@ -37,7 +36,7 @@ from penstock.serve.replicas.runtime import (
     Replicas,
     change_desired,
 )
-from penstock.types import ChatRequest, CompletionRequest, Delta
+from penstock.types import ChatRequest, CompletionRequest
 
 
 class RemoteModel(ModelHandle):
@@ -109,15 +108,8 @@ class RemoteModel(ModelHandle):
         running = sum(replica.running for replica in replicas)
         return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
 
-    async def engine_metrics(self) -> dict[str, float]:
-        """Nothing: each replica counts for itself, on a page of its own."""
-        return {}
-
     async def adapters(self) -> list[str]:
         return await self._store.names()
-
-    async def start(self) -> None:
-        """Nothing: the runtime starts what is to be started."""
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
@@ -173,35 +165,26 @@ class RemoteModel(ModelHandle):
     async def _control_one(
         self, info: ReplicaInfo, method: str, options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        # Over a connection of its own: those that are kept belong to the event loop of the
-        # requests.
+        # Kept connections belong to the event loop of the requests.
         address = Address(info.host, info.port)
         body = msgspec.json.encode({"method": method, "options": options})
         headers = [("authorization", f"Bearer {self._key}"), ("content-type", "application/json")]
         try:
             with closing(
-                await address.request("POST", "/penstock/control", headers, body)
+                await address.connected().ask("POST", "/penstock/control", headers, body)
             ) as reply:
                 text = await reply.body()
-        except ReplicaLostError as error:
-            return {
-                "replica": info.id,
-                "ok": False,
-                "error": {"type": "unreachable", "message": str(error)},
-            }
+        except ReplicaLostError as lost:
+            return control_failure(info.id, "unreachable", str(lost))
         finally:
             address.close()
-        if reply.status != 200:
-            told = error_of(text)
-            if isinstance(told, UnsupportedError):
-                raise told
-            return {
-                "replica": info.id,
-                "ok": False,
-                "error": {"type": told.kind, "message": str(told)},
-            }
-        result: dict[str, Any] = msgspec.json.decode(text)
-        return result
+        if reply.status == 200:
+            result: dict[str, Any] = msgspec.json.decode(text)
+            return result
+        error = error_of(text)
+        if isinstance(error, UnsupportedError):
+            raise error
+        return control_failure(info.id, error.kind, str(error))
 
 
 class CompleteAnswers(Tasks):
@@ -234,11 +217,7 @@ async def _batches_of(reply: Reply) -> Batches:
 
 async def _result_of(task: str, reply: Reply) -> Any:
     if TASKS[task].streams:
-        answers: dict[int, list[Delta]] = {}
-        async for deltas in _batches_of(reply):
-            for delta in deltas:
-                answers.setdefault(delta.index, []).append(delta)
-        return [joined(deltas) for deltas in answers.values()]
+        return [delta async for batch in _batches_of(reply) for delta in batch]
     body = await reply.body()
     if reply.status != 200:
         raise error_of(body)

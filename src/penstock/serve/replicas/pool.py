@@ -111,7 +111,9 @@ class CacheFollower:
     async def _read(self) -> bool:
         """Take over what it tells; False where it tells nothing."""
         reader = ChangeReader()
-        with closing(await self._address.request("GET", CACHED_PATH, self._headers, b"")) as reply:
+        with closing(
+            await self._address.connected().ask("GET", CACHED_PATH, self._headers, b"")
+        ) as reply:
             if reply.status >= 400:
                 return reply.status >= 500 and reply.status != 501
             while part := await reply.read():
@@ -174,7 +176,9 @@ class ReplicaPool(Pool[_Replica]):
     ) -> AbstractAsyncContextManager[Reply]:
         """Put a client's request to a replica; see `_ask`."""
         headers = self._with_own(headers, route)
-        return self._ask(lambda address: address.request("POST", path, headers, body), route)
+        return self._ask(
+            lambda address: address.connected().ask("POST", path, headers, body), route
+        )
 
     def call(
         self, task: str, body: bytes, route: RouteRequest, *, id: str = "", whole: bool = False
@@ -183,7 +187,7 @@ class ReplicaPool(Pool[_Replica]):
         blocks = route.blocks if self._kv_aware is not None else ()
         call = Call(self._key, task, len(body), id, blocks, whole)
         headers = self._with_own([("x-request-id", id)], route)
-        return self._ask(lambda address: address.call(call, headers, body), route)
+        return self._ask(lambda address: address.connected().call(call, headers, body), route)
 
     def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]

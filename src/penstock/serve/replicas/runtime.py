@@ -51,18 +51,15 @@ class DesiredState(Struct, frozen=True):
         """The state after a control method was called; the same one where the method changes
         none.
         """
-        match method:
-            case "sleep":
-                changed: dict[str, Any] = {"asleep": options.get("level", 1)}
-            case "wakeup":
-                changed = {"asleep": None}
-            case "pause":
-                changed = {"paused": options.get("mode", "wait")}
-            case "resume":
-                changed = {"paused": None}
-            case _:
-                return self
-        return msgspec.structs.replace(self, version=self.version + 1, **changed)
+        changes: dict[str, dict[str, Any]] = {
+            "sleep": {"asleep": options.get("level", 1)},
+            "wakeup": {"asleep": None},
+            "pause": {"paused": options.get("mode", "wait")},
+            "resume": {"paused": None},
+        }
+        if method not in changes:
+            return self
+        return msgspec.structs.replace(self, version=self.version + 1, **changes[method])
 
     async def apply(self, server: ControlPlane) -> None:
         """Bring a replica's server into this state."""

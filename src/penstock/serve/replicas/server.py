@@ -247,7 +247,7 @@ class _Asked:
         size = PIECE if self._known_length else len(body)
         for at in range(0, len(body), size or 1):
             part = body[at : at + size]
-            while self._credit <= 0 or not self._connection.writable:
+            while self._credit <= 0 or not self._connection.writable.is_set():
                 await self._room_for_more()
                 if self.over:
                     return
@@ -262,7 +262,7 @@ class _Asked:
             self._room.clear()
             await self._room.wait()
         else:
-            await self._connection.until_writable()
+            await self._connection.writable.wait()
 
     # For the connection
     def add(self, piece: bytes) -> None:
