@@ -26,13 +26,9 @@ from penstock.serve.models.handle import ModelCard
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
-"""Requests that Ray may send to a replica at once: the replica's own queue does the
-back-pressure.
-"""
+"""Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 DEFAULT_TARGET = 32.0
-"""Autoscaling's target of requests a replica, if neither the configuration nor the engine's options
-imply one.
-"""
+"""Autoscaling's target of requests a replica, if no other option implies one."""
 
 
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
@@ -156,9 +152,7 @@ def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConf
 
 
 def serve_options(config: LLMConfig) -> dict[str, Any]:
-    """A model's options for `serve.deployment`. Raises `ConfigError` for an unknown routing
-    policy.
-    """
+    """Options for `serve.deployment`. Raises `ConfigError` for an unknown routing policy."""
     cls: Any = config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
     options: dict[str, Any] = (

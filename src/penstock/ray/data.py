@@ -1,6 +1,4 @@
-"""Runs processors on Ray data sets: each stage is a pool of actors, and a row waits for its own
-batch only.
-"""
+"""Runs processors on Ray data sets: a stage is a pool of actors, a row waits for its batch only."""
 
 from __future__ import annotations
 
@@ -112,9 +110,7 @@ def _names(stage: Any) -> dict[str, str]:
 
 
 def _check_deployment(stage: Any) -> None:
-    """Raise `ConfigError` for an application or deployment that does not exist, before anything
-    runs.
-    """
+    """Raise `ConfigError` for an unknown application or deployment, before anything runs."""
     if not isinstance(stage, ServeDeploymentStage):
         return
     names = _names(stage)
@@ -174,9 +170,7 @@ def stage_options(config: Any, stage: Any) -> dict[str, Any]:
 
 
 def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The resources of an engine's actor: the sum of its workers', which are its child
-    processes.
-    """
+    """The resources of an engine's actor: the sum of those of its workers, its child processes."""
     placement = parse_options(PlacementGroupConfig, given, "placement_group_config")
     bundles = configured_bundles(placement, engine_kwargs)
     apart = placement.strategy in ("SPREAD", "STRICT_SPREAD") and len(bundles) > 1

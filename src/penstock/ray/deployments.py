@@ -114,11 +114,9 @@ class AtRoot:
 
 @serve.ingress()
 class LLMIngress:
-    """One replica of the ingress. It needs the configuration only, and contacts no model at its
-    start.
+    """One replica of the ingress. It starts from the configuration, without calling a model.
 
-    `listen` is a host and port to open: requests there pass no other process on their way to a
-    replica.
+    `listen` is a host and port to open: requests there go straight from here to a replica.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it

@@ -27,9 +27,7 @@ METADATA = "penstock"
 """The key under which a replica publishes its address."""
 
 _running: dict[tuple[str, str], tuple[ReplicaInfo, ...]] = {}
-"""Running replicas by application and deployment. Ray's router thread replaces whole tuples; other
-threads read.
-"""
+"""Running replicas by application and deployment. Ray's router thread replaces whole tuples."""
 
 
 def publish(app: str, deployment: str, replicas: Iterable[Any]) -> None:
@@ -44,9 +42,7 @@ def publish(app: str, deployment: str, replicas: Iterable[Any]) -> None:
 
 
 class RayReplicas:
-    """The replicas behind `handle`. `obtain` counts as a queued request, which scales up from
-    zero.
-    """
+    """The replicas behind `handle`. `obtain` is a queued request to Ray: it scales up from 0."""
 
     def __init__(self, handle: DeploymentHandle[Any], model_id: str) -> None:
         # `options` makes the handle subscribe to the controller; it calls no replica.

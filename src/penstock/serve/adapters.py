@@ -245,9 +245,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
-    """The file system, the adapter's root, and its files with their
-    details. Raises `FileNotFoundError`.
-    """
+    """File system, the adapter's root, its files with details. Raises `FileNotFoundError`."""
     fs, root = _filesystem(location)
     found = fs.find(root, maxdepth=1, detail=True)
     files = {path: info for path, info in found.items() if path.endswith(_FILES)}
@@ -292,9 +290,7 @@ class AdapterCache:
         self._max_bytes = max_bytes
 
     def take_in(self, fs: Any, files: Iterable[str]) -> tuple[str, str]:
-        """Copy an adapter's files from an fsspec file system. Returns the digest and
-        the local directory.
-        """
+        """Copy files from an fsspec file system. Returns the digest and the local directory."""
         private_files.make_folder(self.folder)
         arriving = tempfile.mkdtemp(prefix=_ARRIVING, dir=self.folder)
         try:

@@ -46,7 +46,7 @@ Request = ChatRequest | CompletionRequest
 TRIP_AFTER, COOLDOWN_S = 3, 1.0
 """Failures in a row after which the prefill side is left alone, and for how long at first."""
 SENDER = "penstock_sender"
-"""The key in a hand-over's `kv_transfer_params` under which the engine says who it is."""
+"""The key in a hand-over's `kv_transfer_params` that holds the engine's identity."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,9 +54,8 @@ _log = logging.getLogger(__name__)
 class PrefillServer(LLMServer):
     """Answers with one token at most, and with where the prompt's cache is.
 
-    Nobody waits for it: whoever asks can compute the prompt himself. So it refuses where others
-    would let a request wait for the engine to load, and does not ask a second engine after the
-    first has died.
+    Nobody waits for it, as the decode side can compute the prompt itself. So it refuses requests
+    while its engine loads, and does not repeat them after the engine's death.
     """
 
     role: ClassVar[Role] = "prefill"
@@ -92,9 +91,7 @@ class PrefillServer(LLMServer):
 
 
 def _clamped(request: Request) -> Request:
-    """The request with one token to come, which costs least: it is not the one that the client will
-    see.
-    """
+    """The request for one token, the least there is. No client sees that token."""
     request = msgspec.structs.replace(
         request, sampling=Sampling(max_tokens=1, temperature=0.0), n=1, stream=False
     )
@@ -106,9 +103,7 @@ def _clamped(request: Request) -> Request:
 
 
 class DecodeServer(LLMServer):
-    """`prefill` is the other side: a model in this process, unless a runtime has set another handle
-    before `start`.
-    """
+    """`prefill` is a model in this process, unless a runtime sets another handle before `start`."""
 
     role: ClassVar[Role] = "decode"
 
@@ -173,12 +168,12 @@ class DecodeServer(LLMServer):
 
     async def _control_prefill(self, method: str, options: dict[str, Any]) -> None:
         """Raise `EngineError` where a replica of the prefill side did not do it: whoever asks knows
-        of one model only, and is told of no other.
+        of one model only, and hears of no other.
         """
-        for told in await self.prefill.control(method, options):
-            if not told["ok"]:
+        for result in await self.prefill.control(method, options):
+            if not result["ok"]:
                 raise EngineError(
-                    f"prefill replica '{told['replica']}': {told['error']['message']}"
+                    f"prefill replica '{result['replica']}': {result['error']['message']}"
                 )
 
     def state(self) -> ModelState:
@@ -212,7 +207,7 @@ class DecodeServer(LLMServer):
                         yield batch
                 return
             except EngineError as error:
-                # An engine may be told to fail a request whose cache does not arrive. One that died
+                # An engine may fail a request whose cache does not arrive. One that died
                 # is another matter.
                 if begun or outcome != "remote" or type(error) is not EngineError:
                     raise
@@ -223,9 +218,7 @@ class DecodeServer(LLMServer):
                 )
 
     async def _handed_over(self, request: Request) -> tuple[str, Request]:
-        """The request with its prompt computed on the prefill side, where that can be, and the
-        outcome.
-        """
+        """The outcome, and the request with the address of its computed prompt, if there is one."""
         if request.n > 1:  # a cache is handed over once
             return "local", request
         ids = await self.engine.prompt_ids(request)
@@ -326,9 +319,7 @@ class DecodeServer(LLMServer):
 
 # Pairs
 def paired(prefill: LLMConfig, decode: LLMConfig) -> LLMConfig:
-    """The decode side with its prefill side. Raises `ConfigError` for what could never hand over a
-    cache.
-    """
+    """The decode side with its prefill side. Raises `ConfigError` if they do not match."""
     for what in ("model_id", "model_source", "engine_name", "deterministic"):
         theirs, ours = getattr(prefill, what), getattr(decode, what)
         if theirs != ours:

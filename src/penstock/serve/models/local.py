@@ -46,9 +46,8 @@ _log = logging.getLogger(__name__)
 class LocalModel(ModelHandle):
     """One server in this process.
 
-    A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another
-    one needs the room. `engine` is served instead of the one that the configuration names; it may
-    be running.
+    A model with `min_replicas` 0 is unloaded after an idle delay, or when another model needs the
+    room. `engine` replaces the one that the configuration names; it may run already.
     """
 
     def __init__(
@@ -124,9 +123,7 @@ class LocalModel(ModelHandle):
 
     @property
     def idle_since(self) -> float | None:
-        """The event loop's time since when nobody has used the loaded model; None while it is in
-        use, or must stay.
-        """
+        """The event loop's time of the last use; None while it is in use, or must stay."""
         server = self.server
         used = self._stays or server.supervisor.in_use or not server.admission.idle
         return None if used or server.supervisor.phase != "ready" else self._idle_since
@@ -192,9 +189,7 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
 
 
 def passed_over(config: LLMConfig) -> list[str]:
-    """The fields that this configuration sets and this runtime cannot honour: it has one replica,
-    where it is.
-    """
+    """The fields that are set and that this runtime, with its one replica, cannot honour."""
     found = [name for name in _SET_BY_CLUSTERS if getattr(config, name) is not None]
     deployment, unset = config.deployment_config, DeploymentConfig()
     for part in fields(deployment):
@@ -219,9 +214,8 @@ def build_local_handles(
     `ModelHandle.start`.
 
     With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room
-    for the next one; what a model takes is an estimate (`model_size.memory_estimate`), and nothing
-    is measured. Fields that one process cannot honour are named in a warning. Raises `ConfigError`,
-    `MissingExtraError`.
+    for the next one; what a model takes is an estimate (`memory.memory_estimate`). A warning names
+    fields that one process cannot honour. Raises `ConfigError`, `MissingExtraError`.
     """
     budget = MemoryBudget(memory_budget_bytes)
     handles: dict[str, ModelHandle] = {}

@@ -19,9 +19,7 @@ from penstock.types import Delta, TokenLogprob, Usage
 
 
 class Coalescer:
-    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady
-    clock.
-    """
+    """Deltas that nobody has taken yet, by answer. The unit of time is the second."""
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
@@ -77,9 +75,7 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. `answers` is how many answers the request
-    has.
-    """
+    """One request's deltas on their way to its caller. The request has so many `answers`."""
 
     def __init__(
         self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None
@@ -121,7 +117,7 @@ class DeltaStream:
         await self._ended.wait()
 
     def batches(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """The deltas of the source that `opening` gives, those that may leave together in one list.
+        """The deltas of the source that `opening` gives, in lists that may leave at once.
         Closing it early closes the source, and waits for that.
         """
         return self._joined(opening) if self._interval_s else self._handed_on(opening)
@@ -152,9 +148,7 @@ class DeltaStream:
                 yield rest
 
     async def _joined(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """Deltas joined by the interval. A task reads them, so that they are there when their time
-        has come.
-        """
+        """Deltas joined by the interval. A task reads them ahead of the caller."""
         buffer = Coalescer(self._interval_s)
         clock = self._clock or asyncio.get_running_loop().time
         async with opening as source:

@@ -1,6 +1,4 @@
-"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is
-here, in order.
-"""
+"""`LLMServer`: one replica, one engine, and what a request meets between ingress and engine."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ from penstock.types import ChatRequest, CompletionRequest
 SLOTLESS = frozenset({"tokenize", "detokenize"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
-"""Requests given to an engine, relative to those it works on at once: the next must be at hand when
-one ends.
-"""
+"""Requests given to an engine, relative to its concurrency: when one ends the next is at hand."""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Waits before the successive restarts of an engine that dies without finishing a request in
 between; when they are used up it has failed.
@@ -113,21 +109,17 @@ class LLMServer(Tasks, ControlPlane):
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
-        """The engine of a server with this configuration, not started. Raises `ConfigError`,
-        `MissingExtraError`.
-        """
+        """The engine of a configuration, not started. Raises as `make_engine`."""
         return make_engine(llm_config)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
-        """Options for a runtime that deploys this server: resources in bundles, environment,
-        limits.
-        """
+        """Options for a runtime that deploys this server: bundles, environment, limits."""
         return deployment_options(llm_config)
 
     # Life
     async def start(self) -> None:
-        """Load the model, and return when requests can be answered. Raises `EngineStartError`,
+        """Load the model, and return when it is ready. Raises `EngineStartError` or
         `EngineTimeoutError`.
         """
         self._stopping = False
@@ -188,9 +180,7 @@ class LLMServer(Tasks, ControlPlane):
         return await self.engine.metrics()
 
     async def check_health(self) -> None:
-        """Return if the server answers, or will once it is woken or loaded on demand; raise if it
-        cannot.
-        """
+        """Raise unless the server answers, or will once it is woken or loaded on demand."""
         if self.asleep or (self.supervisor.phase == "cold" and self._load_on_demand):
             return
         await self.supervisor.ready()
@@ -301,7 +291,7 @@ class LLMServer(Tasks, ControlPlane):
     def _stopping_error(self) -> UnavailableError:
         return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
 
-    # What the supervisor tells
+    # For the supervisor
     async def _before_start(self) -> None:
         if self.supervisor.deaths:
             _log.warning(
@@ -383,19 +373,17 @@ class Callbacks:
             else:
                 await asyncio.to_thread(method)
         except Exception as error:
-            told = (
+            failure = (
                 f"the callback {type(self._object).__name__}.{hook} failed: {type(error).__name__}:"
                 f" {error}"
             )
             if self._raises:
-                raise EngineStartError(told) from error
-            _log.error("%s", told)
+                raise EngineStartError(failure) from error
+            _log.error("%s", failure)
 
 
 def engine_site(config: LLMConfig, role: Role) -> Site:
-    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve
-    LLM's do.
-    """
+    """The configured site of an engine. Names of ports end as those of Ray Serve LLM do."""
     bases = {
         name: port
         for name, port in config.experimental_configs.items()
@@ -405,9 +393,7 @@ def engine_site(config: LLMConfig, role: Role) -> Site:
 
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
-    """The class of the engine that a configuration names. Raises `ConfigError`,
-    `MissingExtraError`.
-    """
+    """The class of a configuration's engine. Raises `ConfigError`, `MissingExtraError`."""
     path = env.engine_cls()
     cls: type[LLMEngine] = (
         import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)

@@ -111,7 +111,7 @@ class Reply:
         self.done = False
 
     def close(self) -> None:
-        """Be done with it: an answer that is not complete ends on the replica, too."""
+        """End the exchange: an answer that is not complete is aborted on the replica."""
         self._connection.leave(self._number, early=not self._complete)
 
     # For the connection
@@ -150,9 +150,7 @@ class Address:
         return self._connection
 
     def close(self) -> None:
-        """Let the connection end with the answers that are under way. The next request makes a new
-        one.
-        """
+        """Let the connection end with its answers. The next request makes a new one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.retire()
@@ -184,9 +182,9 @@ class _Greeting(asyncio.Protocol):
 
 
 class Connection(FramedConnection):
-    """Many exchanges with one replica. It stands, or says why not, some time after it is made.
+    """Many exchanges with one replica. It connects in the background.
 
-    `version` is that of the replica's frames; 0 until it stands.
+    `version` is that of the replica's frames; 0 until the connection stands.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -200,9 +198,7 @@ class Connection(FramedConnection):
         self._connecting = asyncio.create_task(self._connect(host, port))
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes) -> Reply:
-        """Send a request, and return when the head of its answer is here. Raises
-        `ReplicaLostError`.
-        """
+        """Return when the head of the request's answer is here. Raises `ReplicaLostError`."""
         return await self._exchange(None, (method, path, list(headers), len(body)), body)
 
     async def call(self, call: Call, http: Headers, body: bytes) -> Reply:
@@ -230,7 +226,7 @@ class Connection(FramedConnection):
         return reply
 
     def leave(self, number: int, *, early: bool) -> None:
-        """Be done with an exchange; `early` tells the replica."""
+        """End an exchange; `early` aborts it on the replica."""
         if self._replies.pop(number, None) is None:
             return
         if early and not self.lost:

@@ -88,10 +88,10 @@ class Forwarded(Response):
             exchange.status, exchange.error = gone.status, gone.kind
         except Exception as caught:
             lost = isinstance(caught, ReplicaLostError)
-            told = (
+            gone_error = (
                 EngineDeadError("the replica that answered this request is gone") if lost else None
             )
-            error = exchange.failed(caught, told)
+            error = exchange.failed(caught, gone_error)
             if not self._begun:
                 await error_response(scope["path"], error)(scope, receive, send)
             elif self._streams:

@@ -1,6 +1,4 @@
-"""A model whose replicas run elsewhere, as a handle. Requests reach them over HTTP, whatever
-runtime placed them.
-"""
+"""A model whose replicas run elsewhere, as a handle. Any runtime may have placed them."""
 
 from __future__ import annotations
 
@@ -155,7 +153,7 @@ class RemoteModel(ModelHandle):
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """As `ModelHandle.control`, on every replica at once. May be called in any event loop."""
         parsed = parse_control(method, options)
-        # First, so that a replica that starts meanwhile is told.
+        # First, so a replica that starts meanwhile takes it over.
         self.pool.wanted = await change_desired(self._desired, method, parsed)
         replicas = self._replicas.current()
         return list(

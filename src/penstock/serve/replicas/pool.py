@@ -1,6 +1,4 @@
-"""The replicas of one model as an ingress sees them: which one takes a request, and which one if
-that is lost.
-"""
+"""The replicas of one model as an ingress sees them: choice, failover, what they have cached."""
 
 from __future__ import annotations
 
@@ -40,9 +38,7 @@ LOAD_HEADER = "x-penstock-load"
 MOST_LOST = 3
 """Replicas that one request may lose before it is given up: it may be what ends them."""
 AVOIDED_S = 5.0
-"""Seconds without new requests for a replica that could not be reached, while its runtime still
-lists it.
-"""
+"""Seconds without new requests for an unreachable replica that its runtime still lists."""
 STILL_LISTED_S = 0.05
 """Seconds before a runtime is asked again that may still list a replica which is gone."""
 START_GRACE_S = 60.0
@@ -53,9 +49,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Replica(Member):
-    """What is known here of one replica. `others` are the requests that it has of others, as it
-    says.
-    """
+    """One replica. `others` is how many requests it last reported of other ingresses."""
 
     def __init__(self, info: ReplicaInfo, most_adapters: int) -> None:
         super().__init__(info.id)
@@ -109,7 +103,7 @@ class CacheFollower:
             await asyncio.sleep(AGAIN_S)
 
     async def _read(self) -> bool:
-        """Take over what it tells; False where it tells nothing."""
+        """Take over the replica's changes; False where it has none to report."""
         reader = ChangeReader()
         with closing(
             await self._address.connected().ask("GET", CACHED_PATH, self._headers, b"")
@@ -201,9 +195,8 @@ class ReplicaPool(Pool[_Replica]):
     ) -> AsyncIterator[Reply]:
         """Let a replica answer. The reply's head is here when the context begins.
 
-        A replica that is lost before that is replaced by another one, and so is one that has no
-        room or goes down, as long as there is another. Within the context `ReplicaLostError` may
-        come from reading.
+        Before that another replica takes over from one that is lost, and from one that has no room
+        or goes down, if there is another. Later, reading may raise `ReplicaLostError`.
         """
         failover, lost = Failover(self, route), 0
         while True:
@@ -237,7 +230,7 @@ class ReplicaPool(Pool[_Replica]):
         return super().choose(route, tried)
 
     async def obtain(self, failover: Failover[_Replica]) -> _Replica:
-        """A replica as the runtime says, which starts it if it must."""
+        """A replica from the runtime, which starts one if it must."""
         self.wanted = await self._desired.load()
         if self.wanted.asleep is not None:
             raise UnavailableError(f"'{self.config.model_id}' is asleep until it is woken")
@@ -289,9 +282,7 @@ class ReplicaPool(Pool[_Replica]):
     async def _elsewhere(
         self, reply: Reply, replica: _Replica, failover: Failover[_Replica]
     ) -> bool:
-        """Whether a refused request is to be put to another replica. If not, the reply can be
-        read.
-        """
+        """Whether another replica is to take a refused request. If not, the reply is readable."""
         try:
             text = await reply.body()
         except ReplicaLostError:
@@ -310,7 +301,7 @@ class ReplicaPool(Pool[_Replica]):
 
 
 def error_of(body: bytes) -> PenstockError:
-    """The error that a reply's body tells of."""
+    """The error in a reply's body."""
     try:
         about = msgspec.json.decode(body)["error"]
         return by_kind(str(about.get("code") or about.get("type")), str(about["message"]))

@@ -1,6 +1,4 @@
-"""One replica as a process of its own: a model's server behind a port of its own, for ingresses
-elsewhere.
-"""
+"""One replica: a model's server in a process of its own, behind a port for ingresses elsewhere."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ class ReplicaModel(LocalModel):
 
 class ReplicaApp(IngressApp):
     """The replica's application: the public API of its one model, and what its ingresses ask
-    beside. Every reply tells how many requests the replica has.
+    beside. Every reply reports how many requests the replica has.
     """
 
     def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
@@ -139,7 +137,7 @@ class ReplicaServer:
     async def start(self) -> None:
         """Load the model and listen.
 
-        A model that may be absent (`min_replicas` 0) may also fail: its requests are told why.
+        A model that may be absent (`min_replicas` 0) may also fail: its requests get the reason.
         Raises what kept any other one from loading.
         """
         await self.reconcile()

@@ -31,10 +31,9 @@ class Replicas(Protocol):
         """Those that run now; the same tuple until that changes. Starts none."""
 
     async def obtain(self) -> ReplicaInfo:
-        """One that runs, which the runtime starts first if there is none.
+        """A running replica, which the runtime starts if there is none.
 
-        Raises `EngineStartError` if none can be started, `OverloadedError` if too many wait for
-        that already.
+        Raises `EngineStartError` if it cannot, `OverloadedError` if too many wait for it already.
         """
 
 
@@ -48,9 +47,7 @@ class DesiredState(Struct, frozen=True):
     paused: PauseMode | None = None
 
     def after(self, method: str, options: Mapping[str, Any]) -> DesiredState:
-        """The state after a control method was called; the same one where the method changes
-        none.
-        """
+        """The state after a control method; this one if the method changes nothing."""
         changes: dict[str, dict[str, Any]] = {
             "sleep": {"asleep": options.get("level", 1)},
             "wakeup": {"asleep": None},
@@ -81,16 +78,14 @@ class DesiredStore(Protocol):
         """What was saved last; the plain state if nothing was."""
 
     async def save(self, state: DesiredState) -> bool:
-        """Put it after the one whose version is one less. False, and nothing changes, if that is
-        not the last.
-        """
+        """Append the next version. False, and nothing changes, if another one was faster."""
 
 
 async def change_desired(
     store: DesiredStore, method: str, options: Mapping[str, Any]
 ) -> DesiredState:
-    """Note what a control method asks for, beside what others ask for meanwhile. Gives the state
-    that holds now.
+    """Save what a control method asks for, on top of what others ask for meanwhile. Returns the
+    state that holds now.
     """
     while True:
         state = await store.load()

@@ -47,8 +47,8 @@ PREFACES = PREFACE, PREFACE_1
 
 
 class WireOrHttp(asyncio.Protocol):
-    """What uvicorn makes of a connection to a replica: HTTP, unless it begins with a preface. One
-    that says neither within `head_timeout_s` is closed.
+    """A new connection to a replica: HTTP, unless it begins with a preface. One that begins with
+    neither within `head_timeout_s` is closed.
     """
 
     def __init__(
@@ -69,19 +69,17 @@ class WireOrHttp(asyncio.Protocol):
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Until it has said something, nobody else knows of it."""
         self.transport: Any = transport
         self._timer = asyncio.get_running_loop().call_later(self._head_timeout_s, transport.close)
         # It is shut down as the others are.
         self._state.connections.add(self)  # type: ignore[arg-type]
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It has gone without having said enough."""
         self._timer.cancel()
         self._state.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over to who understands what comes."""
+        """Hand the connection over to the protocol of its first bytes."""
         seen = self._seen = self._seen + data
         preface = next((one for one in PREFACES if seen.startswith(one)), b"")
         if not preface and any(one.startswith(seen) for one in PREFACES):
@@ -103,9 +101,7 @@ class WireOrHttp(asyncio.Protocol):
 
 
 class WireServer(FramedConnection):
-    """All exchanges with one ingress. `state` is uvicorn's: what it must wait for, and end, when it
-    goes down.
-    """
+    """All exchanges with one ingress. `state` is uvicorn's list of what a shutdown waits for."""
 
     longest = 1 << 24  # who has shown no key yet can make it hold this much
 
@@ -157,7 +153,7 @@ class WireServer(FramedConnection):
 
     def _answered(self, asked: _Asked, number: int, task: asyncio.Task[None]) -> None:
         self._state.tasks.discard(task)
-        # The application has told its log why, if it meant it.
+        # The application has logged the cause.
         if not task.cancelled() and (error := task.exception()):
             _log.debug("an answer was broken off", exc_info=error)
         if not asked.over:
@@ -239,8 +235,8 @@ class _Asked:
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
             self._known_length = any(name == b"content-length" for name, _ in headers)
-            told = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-            self._connection.put(self._number, HEAD, pack((message["status"], told)))
+            decoded = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+            self._connection.put(self._number, HEAD, pack((message["status"], decoded)))
             return
         body = message.get("body", b"")
         # A stream's part is whole events, and stays in one piece.
