@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import msgspec
@@ -199,14 +199,16 @@ class Connection(FramedConnection):
 
     async def ask(self, method: str, path: str, headers: Headers, body: bytes) -> Reply:
         """Return when the head of the request's answer is here. Raises `ReplicaLostError`."""
-        return await self._exchange(None, (method, path, list(headers), len(body)), body)
+        return await self._exchange(None, lambda: (method, path, list(headers), len(body)), body)
 
-    async def call(self, call: Call, http: Headers, body: bytes) -> Reply:
-        """As `ask`, for a task of the model. `http` are the headers for a replica of version 1."""
-        as_http = "POST", CALL_PATH + call.task, list(http), len(body)
-        return await self._exchange(call, as_http, body)
+    async def call(self, call: Call, http: Callable[[], Headers], body: bytes) -> Reply:
+        """As `ask`, for a task of the model. `http` gives the headers for version 1."""
+        path = CALL_PATH + call.task
+        return await self._exchange(call, lambda: ("POST", path, list(http()), len(body)), body)
 
-    async def _exchange(self, call: Call | None, as_http: Any, body: bytes) -> Reply:
+    async def _exchange(
+        self, call: Call | None, as_http: Callable[[], tuple[Any, ...]], body: bytes
+    ) -> Reply:
         self._asked = number = self._asked + 1
         reply = self._replies[number] = Reply(self, number)
         try:
@@ -215,7 +217,7 @@ class Connection(FramedConnection):
             if call is not None and self.version > 1:
                 self.put(number, CALL, pack(call))
             else:
-                self.put(number, ASK, pack(as_http))
+                self.put(number, ASK, pack(as_http()))
             for at in range(0, len(body), PIECE):
                 await self.writable.wait()
                 self.put(number, BODY, body[at : at + PIECE])

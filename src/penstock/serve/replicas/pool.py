@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import partial
 
 import msgspec
 
@@ -180,8 +181,8 @@ class ReplicaPool(Pool[_Replica]):
         """Call a task of the model; see `_ask`. `id` is the request's, `whole` as in `Call`."""
         blocks = route.blocks if self._kv_aware is not None else ()
         call = Call(self._key, task, len(body), id, blocks, whole)
-        headers = self._with_own([("x-request-id", id)], route)
-        return self._ask(lambda address: address.connected().call(call, headers, body), route)
+        http = partial(self._with_own, [("x-request-id", id)], route)
+        return self._ask(lambda address: address.connected().call(call, http, body), route)
 
     def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
