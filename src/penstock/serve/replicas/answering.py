@@ -83,8 +83,8 @@ class CallAnswer:
     async def _answer(self) -> None:
         exchange = self._exchange
         try:
-            async with Interrupt(None, self._ingress.live):
-                await self._run()
+            async with Interrupt(None, self._ingress.live) as interrupt:
+                await self._run(interrupt)
         except asyncio.CancelledError:
             exchange.status, exchange.error = ClientGoneError.status, ClientGoneError.kind
             raise
@@ -96,13 +96,9 @@ class CallAnswer:
                 await self._begin(error.status)
                 await self._part(msgspec.json.encode(error_body(error)), more=False)
 
-    async def _run(self) -> None:
-        call, ingress, exchange, clock = (
-            self._call,
-            self._ingress,
-            self._exchange,
-            time.perf_counter,
-        )
+    async def _run(self, interrupt: Interrupt) -> None:
+        call, ingress, exchange = self._call, self._ingress, self._exchange
+        clock = time.perf_counter
         keys = ingress.settings.admin_keys
         if not any(hmac.compare_digest(call.key.encode(), key.encode()) for key in keys):
             raise NoKeyError("the API key is wrong")
@@ -115,6 +111,7 @@ class CallAnswer:
             result = await getattr(handle, call.task)(request)
             exchange.engine_seconds = clock() - asked
             exchange.usage = getattr(result, "usage", Usage())
+            interrupt.finished()
             await self._begin()
             await self._part(pack(result), more=False)
             return
@@ -128,11 +125,12 @@ class CallAnswer:
                     if delta.finish_reason is not None:
                         total.add(delta)
                 if not exchange.status:
-                    exchange.first_token_at = now
+                    exchange.first_token_at = None if call.whole else now
                     await self._begin()
                 await self._part(pack(batch))
                 asked = clock()
         exchange.usage = total.usage
+        interrupt.finished()
         if not exchange.status:
             await self._begin()
         await self._part(b"", more=False)
