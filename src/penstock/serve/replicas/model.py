@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, closing
 from typing import Any
 
@@ -16,6 +16,7 @@ from penstock.engines.deltas import Batches
 from penstock.engines.tasks import TASKS, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
+    PenstockError,
     ReplicaLostError,
     ShuttingDownError,
     UnsupportedError,
@@ -34,7 +35,7 @@ from penstock.serve.replicas.runtime import (
     Replicas,
     change_desired,
 )
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.types import ChatRequest, CompletionRequest, Delta
 
 
 class RemoteModel(ModelHandle):
@@ -204,7 +205,7 @@ async def _batches_of(reply: Reply) -> Batches:
     """The deltas of a call's answer. Raises the error that it has instead, or at its end."""
     if reply.status != 200:
         raise error_of(await reply.body())
-    read = deltas_of if reply.version > 1 else DeltaReader().deltas_of
+    read = _reader_of(reply)
     while not reply.done:
         deltas, error = read(await reply.parts())
         if deltas:
@@ -214,9 +215,18 @@ async def _batches_of(reply: Reply) -> Batches:
 
 
 async def _result_of(task: str, reply: Reply) -> Any:
-    if TASKS[task].streams:
-        return [delta async for batch in _batches_of(reply) for delta in batch]
-    body = await reply.body()
+    parts = []
+    while not reply.done:
+        parts += await reply.parts()
     if reply.status != 200:
-        raise error_of(body)
-    return msgspec.msgpack.decode(body, type=TASKS[task].result)
+        raise error_of(b"".join(parts))
+    if not TASKS[task].streams:
+        return msgspec.msgpack.decode(b"".join(parts), type=TASKS[task].result)
+    deltas, error = _reader_of(reply)(parts)
+    if error is not None:
+        raise error
+    return deltas
+
+
+def _reader_of(reply: Reply) -> Callable[[list[bytes]], tuple[list[Delta], PenstockError | None]]:
+    return deltas_of if reply.version > 1 else DeltaReader().deltas_of
