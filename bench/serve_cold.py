@@ -33,7 +33,7 @@ def serve(models: int) -> None:
     from penstock.serve.api.ingress import OpenAiIngress
     from penstock.serve.http_server import HttpServer, address, listen
     from penstock.serve.models import local as _handles  # noqa: F401
-    from penstock.serve.models.local_runtime import build_local_handles
+    from penstock.serve.models.local import build_local_handles
 
     imported = time.monotonic()
     configs = [

@@ -13,10 +13,9 @@ from penstock.balance.policies.load import RoundRobin
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.replicas.desired_state import InMemoryStore
-from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
+from penstock.serve.replicas.runtime import InMemoryStore, ReplicaInfo
 
 KEY = "secret"
 

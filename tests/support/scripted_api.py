@@ -18,6 +18,8 @@ from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, address, listen
 from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.http.server import HttpServer, address, listen
+from penstock.serve.models.local import build_local_handles
 
 
 @contextmanager

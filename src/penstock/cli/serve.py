@@ -248,6 +248,9 @@ async def _serve(
     from penstock.serve.api.ingress import OpenAiIngress
     from penstock.serve.http_server import HttpServer, address
     from penstock.serve.models.local_runtime import build_local_handles
+    from penstock.serve.api.ingress import build_app
+    from penstock.serve.http.server import HttpServer, address
+    from penstock.serve.models.local import build_local_handles
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
     app = OpenAiIngress(handles, lora_paths=args.lora_paths, settings=settings)

@@ -26,8 +26,7 @@ from penstock.serve.config.placement import (
     sides,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.models.local import server_class
-from penstock.serve.models.local_runtime import passed_over
+from penstock.serve.models.local import passed_over, server_class
 from penstock.serve.models.memory import ModelSize, kv_cache_bytes, model_size
 from penstock.serve.models.server import engine_site
 

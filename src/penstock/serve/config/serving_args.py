@@ -17,7 +17,6 @@ from penstock.config import parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.prefill_decode.pair import paired
 
 
 class IngressArgs(Struct, frozen=True, kw_only=True):
@@ -133,6 +132,8 @@ class PDServingArgs(IngressArgs, frozen=True, kw_only=True):
 
     def serving_args(self) -> LLMServingArgs:
         """The same as one model with a prefill side. Raises `ConfigError` if the sides mismatch."""
+        from penstock.serve.prefill_decode import paired  # imported only for a pair
+
         ingress = {name: getattr(self, name) for name in IngressArgs.__struct_fields__}
         return LLMServingArgs(
             llm_configs=[paired(self.prefill_config, self.decode_config)], **ingress
@@ -216,6 +217,8 @@ def _with_sides(config: LLMConfig) -> LLMConfig:
     """The model, checked against its prefill side, if any."""
     if config.prefill_config is None:
         return config
+    from penstock.serve.prefill_decode import paired  # imported only for a pair
+
     return paired(config.prefill_config, config)
 
 

@@ -14,8 +14,7 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.serving_args import LLMServingArgs, PDServingArgs, load_serving_args
 from penstock.serve.models.local import LocalModel
-from penstock.serve.prefill_decode.pair import paired
-from penstock.serve.prefill_decode.prefill import SENDER
+from penstock.serve.prefill_decode import SENDER, paired
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 LOADING = {"model_id": "m", "model_source": "simulated"}

@@ -16,7 +16,7 @@ from penstock import demo
 from penstock.kv import nixl
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import LocalModel
-from penstock.serve.prefill_decode.pair import paired
+from penstock.serve.prefill_decode import paired
 from penstock.types import ChatRequest, CompletionRequest, Sampling, StructuredOutput
 
 pytestmark = [

@@ -7,7 +7,7 @@ import os
 import fsspec
 import pytest
 
-from penstock.serve.adapters.cache import KEEP_S, AdapterCache
+from penstock.serve.adapters import KEEP_S, AdapterCache
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
-"""The replica's side of the way from its ingresses: an ASGI application under what `frames` tells
-of.
+"""The replica's side of the connections from its ingresses: runs an ASGI application under the
+protocol of `frames`.
+
+A call is a scope of the type "penstock.call" with a `messages.Call` as `call`. It is answered as
+HTTP is. Its task is cancelled when nobody waits for the answer any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,10 +20,11 @@ from uvicorn.server import ServerState
 
 from penstock.serve.config.settings import Limits
 from penstock.serve.http_server import HttpConnection
-from penstock.serve.rpc.frames import (
+from penstock.serve.replicas.frames import (
     ASK,
     BODY,
     BROKEN,
+    CALL,
     COUNT,
     END,
     HEAD,
@@ -26,19 +32,23 @@ from penstock.serve.rpc.frames import (
     PART,
     PIECE,
     PREFACE,
+    PREFACE_1,
     TAKEN,
     WINDOW,
     FramedConnection,
 )
+from penstock.serve.replicas.messages import Call, pack
 
 _log = logging.getLogger("penstock.serve")
-_pack = msgspec.msgpack.Encoder().encode
 _unpack_ask = msgspec.msgpack.Decoder(tuple[str, str, list[tuple[str, str]], int]).decode
+_unpack_call = msgspec.msgpack.Decoder(Call).decode
+PREFACES = PREFACE, PREFACE_1
+"""Those that are understood."""
 
 
 class WireOrHttp(asyncio.Protocol):
-    """What uvicorn makes of a connection to a replica: HTTP, unless it begins with the preface. One
-    that says neither within `head_timeout_s` is closed.
+    """A new connection to a replica: HTTP, unless it begins with a preface. One that begins with
+    neither within `head_timeout_s` is closed.
     """
 
     def __init__(
@@ -50,64 +60,48 @@ class WireOrHttp(asyncio.Protocol):
         *,
         head_timeout_s: float = Limits().head_timeout_s,
     ) -> None:
-        self._config, self._state, self._app_state, self._loop = (
-            config,
-            server_state,
-            app_state,
-            _loop,
+        self._config = config
+        self._state = server_state
+        self._http = partial(
+            HttpConnection, config, server_state, app_state, _loop, head_timeout_s=head_timeout_s
         )
         self._head_timeout_s = head_timeout_s
         self._seen = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Until it has said something, nobody else knows of it."""
         self.transport: Any = transport
         self._timer = asyncio.get_running_loop().call_later(self._head_timeout_s, transport.close)
         # It is shut down as the others are.
         self._state.connections.add(self)  # type: ignore[arg-type]
 
     def connection_lost(self, error: Exception | None) -> None:
-        """It has gone without having said enough."""
         self._timer.cancel()
         self._state.connections.discard(self)
 
     def data_received(self, data: bytes) -> None:
-        """Hand over to who understands what comes."""
-        self._seen += data
-        if len(self._seen) < len(PREFACE) and PREFACE.startswith(self._seen):
+        """Hand the connection over to the protocol of its first bytes."""
+        seen = self._seen = self._seen + data
+        preface = next((one for one in PREFACES if seen.startswith(one)), b"")
+        if not preface and any(one.startswith(seen) for one in PREFACES):
             return
         self._timer.cancel()
         self._state.connections.discard(self)
-        successor: Any
-        if self._seen.startswith(PREFACE):
-            successor, rest = (
-                WireServer(self._config.loaded_app, self._state),
-                self._seen[len(PREFACE) :],
-            )
-        else:
-            successor, rest = self._http(), self._seen
+        if preface == PREFACE:
+            self.transport.write(PREFACE)
+        successor: Any = (
+            WireServer(self._config.loaded_app, self._state) if preface else self._http()
+        )
         self.transport.set_protocol(successor)
         successor.connection_made(self.transport)
-        if rest:
+        if rest := seen[len(preface) :]:
             successor.data_received(rest)
-
-    def _http(self) -> HttpConnection:
-        return HttpConnection(
-            self._config,
-            self._state,
-            self._app_state,
-            self._loop,
-            head_timeout_s=self._head_timeout_s,
-        )
 
     def shutdown(self) -> None:
         self.transport.close()
 
 
 class WireServer(FramedConnection):
-    """All exchanges with one ingress. `state` is uvicorn's: what it must wait for, and end, when it
-    goes down.
-    """
+    """All exchanges with one ingress. `state` is uvicorn's list of what a shutdown waits for."""
 
     longest = 1 << 24  # who has shown no key yet can make it hold this much
 
@@ -130,7 +124,11 @@ class WireServer(FramedConnection):
 
     def received(self, number: int, kind: int, payload: bytes) -> None:
         if kind == ASK:
-            self._begin(number, payload)
+            scope, length = self._http_scope(*_unpack_ask(payload))
+            self._begin(number, scope, length)
+        elif kind == CALL:
+            call = _unpack_call(payload)
+            self._begin(number, {"type": "penstock.call", "call": call}, call.length)
         elif (asked := self._asked.get(number)) is None:
             return
         elif kind == BODY:
@@ -142,10 +140,30 @@ class WireServer(FramedConnection):
         else:
             raise ValueError(kind)
 
-    def _begin(self, number: int, payload: bytes) -> None:
-        method, target, headers, length = _unpack_ask(payload)
+    def _begin(self, number: int, scope: Scope, length: int) -> None:
         if number in self._asked:
             raise ValueError(number)
+        asked = self._asked[number] = _Asked(self, number, length)
+        answer: Any = self._app(scope, asked.receive, asked.send)
+        task = asyncio.create_task(answer)
+        if scope["type"] == "penstock.call":
+            asked.on_leave = task.cancel
+        self._state.tasks.add(task)
+        task.add_done_callback(partial(self._answered, asked, number))
+
+    def _answered(self, asked: _Asked, number: int, task: asyncio.Task[None]) -> None:
+        self._state.tasks.discard(task)
+        # The application has logged the cause.
+        if not task.cancelled() and (error := task.exception()):
+            _log.debug("an answer was broken off", exc_info=error)
+        if not asked.over:
+            self.put(number, BROKEN)
+        del self._asked[number]
+        self._close_if_unused()
+
+    def _http_scope(
+        self, method: str, target: str, headers: list[tuple[str, str]], length: int
+    ) -> tuple[Scope, int]:
         path, _, query = target.partition("?")
         scope: Scope = {
             "type": "http",
@@ -158,27 +176,13 @@ class WireServer(FramedConnection):
             "root_path": "",
             "query_string": query.encode(),
             "headers": [
-                (name.encode("latin-1"), value.encode("latin-1")) for name, value in headers
+                *((name.encode("latin-1"), value.encode("latin-1")) for name, value in headers),
+                (b"content-length", str(length).encode()),
             ],
             "client": self.transport.get_extra_info("peername"),
             "server": self.transport.get_extra_info("sockname"),
         }
-        scope["headers"].append((b"content-length", str(length).encode()))
-        asked = self._asked[number] = _Asked(self, number, length)
-        task = asyncio.create_task(self._answer(asked, number, scope))
-        self._state.tasks.add(task)
-        task.add_done_callback(self._state.tasks.discard)
-
-    async def _answer(self, asked: _Asked, number: int, scope: Scope) -> None:
-        try:
-            await self._app(scope, asked.receive, asked.send)
-        except Exception as error:  # the application has told its log why, if it meant it
-            _log.debug("an answer was broken off", exc_info=error)
-        finally:
-            if not asked.over:
-                self.put(number, BROKEN)
-            del self._asked[number]
-            self._close_if_unused()
+        return scope, length
 
     def _close_if_unused(self) -> None:
         if self._closing and self.open and not self._asked:
@@ -202,6 +206,7 @@ class _Asked:
 
     def __init__(self, connection: WireServer, number: int, length: int) -> None:
         self.over = False  # answered, or left
+        self.on_leave: Callable[[], object] = lambda: None
         self._connection = connection
         self._number = number
         self._to_come = length
@@ -230,30 +235,30 @@ class _Asked:
         if message["type"] == "http.response.start":
             headers = message.get("headers", ())
             self._known_length = any(name == b"content-length" for name, _ in headers)
-            told = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-            self._connection.put(self._number, HEAD, _pack((message["status"], told)))
+            decoded = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+            self._connection.put(self._number, HEAD, pack((message["status"], decoded)))
             return
         body = message.get("body", b"")
         # A stream's part is whole events, and stays in one piece.
-        if self._known_length and len(body) > PIECE:
-            for at in range(0, len(body), PIECE):
-                await self._give(body[at : at + PIECE])
-        elif body:
-            await self._give(body)
+        size = PIECE if self._known_length else len(body)
+        for at in range(0, len(body), size or 1):
+            part = body[at : at + size]
+            while self._credit <= 0 or not self._connection.writable.is_set():
+                await self._room_for_more()
+                if self.over:
+                    return
+            self._credit -= len(part)
+            self._connection.put(self._number, PART, part)
         if not message.get("more_body", False) and not self.over:
             self._connection.put(self._number, END)
             self._end()
 
-    async def _give(self, part: bytes) -> None:
-        while not self.over and (self._credit <= 0 or not self._connection.writable):
-            if self._credit <= 0:
-                self._room.clear()
-                await self._room.wait()
-            else:
-                await self._connection.until_writable()
-        if not self.over:
-            self._credit -= len(part)
-            self._connection.put(self._number, PART, part)
+    async def _room_for_more(self) -> None:
+        if self._credit <= 0:
+            self._room.clear()
+            await self._room.wait()
+        else:
+            await self._connection.writable.wait()
 
     # For the connection
     def add(self, piece: bytes) -> None:
@@ -271,7 +276,9 @@ class _Asked:
 
     def leave(self) -> None:
         """Nobody waits for the answer any more."""
-        self._end()
+        if not self.over:
+            self._end()
+            self.on_leave()
 
     def _end(self) -> None:
         self.over = True

@@ -1,17 +1,25 @@
-"""Lists the adapters at their source, and fetches the current version of each.
+"""LoRA adapters: finds them at their source, keeps local copies, and loads them into an engine.
 
 Every adapter is copied into the cache under the digest of its content, even from a local directory.
-So the content of a digest never changes, whatever happens to the original.
+So the content of a digest never changes, whatever happens to the original. The engine knows an
+adapter as name@digest: a changed adapter has a new name, so the engine never uses cached data of
+the old content (such as its prefix cache).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import logging
 import os
 import re
+import shutil
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +28,10 @@ from msgspec import Struct
 
 from penstock import demo, env, lazy
 from penstock.balance.backoff import Retry
+from penstock import demo, env, lazy, private_files
+from penstock.balance.retry import Retry
 from penstock.config import masked
+from penstock.engines.base import LLMEngine
 from penstock.errors import (
     ConfigError,
     EngineStartError,
@@ -28,10 +39,10 @@ from penstock.errors import (
     MissingExtraError,
     ModelNotFoundError,
     PenstockError,
+    UnsupportedError,
     nearest,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
-from penstock.serve.adapters.cache import AdapterCache
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -57,6 +68,9 @@ _STAMPS = (
     "md5Hash",
     "blob_id",
 )
+KEEP_S = 3600.0
+"""An adapter in use within this time is never evicted: an engine may read it again."""
+_ARRIVING, _LEAVING = ".arriving-", ".leaving-"
 
 
 class AdapterVersion(Struct, frozen=True):
@@ -233,9 +247,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _files(location: str) -> tuple[Any, str, dict[str, Any]]:
-    """The file system, the adapter's root, and its files with their
-    details. Raises `FileNotFoundError`.
-    """
+    """File system, the adapter's root, its files with details. Raises `FileNotFoundError`."""
     fs, root = _filesystem(location)
     found = fs.find(root, maxdepth=1, detail=True)
     files = {path: info for path, info in found.items() if path.endswith(_FILES)}
@@ -269,3 +281,163 @@ def _check_backend(url: str) -> None:
         raise MissingExtraError(module, lazy.EXTRAS.get(module), f"An adapter path {scheme}://")
     if module == "fsspec":
         get_filesystem_class(scheme)  # built-in kinds are small, and may still lack a package
+
+
+# Local copies
+class AdapterCache:
+    """A folder of adapters. Beyond `max_bytes` in total it evicts the least recently used."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.folder = folder
+        self._max_bytes = max_bytes
+
+    def take_in(self, fs: Any, files: Iterable[str]) -> tuple[str, str]:
+        """Copy files from an fsspec file system. Returns the digest and the local directory."""
+        private_files.make_folder(self.folder)
+        arriving = tempfile.mkdtemp(prefix=_ARRIVING, dir=self.folder)
+        try:
+            content = hashlib.sha256()
+            for path in files:
+                name = path.rpartition("/")[2]
+                copy = Path(arriving, name)
+                fs.get_file(path, str(copy))
+                copy.chmod(0o600)
+                with copy.open("rb") as file:
+                    content.update(f"{name}\0{copy.stat().st_size}\0".encode())
+                    content.update(hashlib.file_digest(file, "sha256").digest())
+            digest = content.hexdigest()[:16]
+            home = self.folder / digest
+            if not self.touch(str(home)):
+                try:
+                    os.rename(arriving, home)
+                except OSError:
+                    if not home.is_dir():  # else another process was faster
+                        raise
+        finally:
+            shutil.rmtree(arriving, ignore_errors=True)
+        self.clean()
+        return digest, str(home)
+
+    def touch(self, path: str) -> bool:
+        """Mark an adapter as used. Returns whether it exists."""
+        try:
+            os.utime(path)
+        except OSError:
+            return False
+        return True
+
+    def clean(self) -> None:
+        """Evict old adapters beyond the limit, and remove unfinished copies of killed processes."""
+        now = time.time()
+        adapters: list[tuple[float, int, Path]] = []
+        for entry in list(self.folder.iterdir()):
+            with contextlib.suppress(OSError):  # another process may clean at the same time
+                used = entry.stat().st_mtime
+                if not entry.name.startswith((_ARRIVING, _LEAVING)):
+                    adapters.append(
+                        (used, sum(file.stat().st_size for file in entry.iterdir()), entry)
+                    )
+                elif now - used > KEEP_S:
+                    shutil.rmtree(entry, ignore_errors=True)
+        excess = sum(size for _, size, _ in adapters) - self._max_bytes
+        for used, size, entry in sorted(adapters):
+            if excess <= 0 or now - used <= KEEP_S:
+                return
+            with contextlib.suppress(OSError):
+                leaving = tempfile.mkdtemp(prefix=_LEAVING, dir=self.folder)
+                os.rename(entry, Path(leaving, entry.name))  # so that nobody ever sees half of it
+                shutil.rmtree(leaving, ignore_errors=True)
+                excess -= size
+
+
+# What an engine holds
+class _Loaded:
+    def __init__(self, version: AdapterVersion) -> None:
+        self.version = version
+        self.users = 0
+
+
+class Adapters:
+    """The adapters that `engine` holds, at most `limit`, least recently used first."""
+
+    def __init__(self, engine: LLMEngine, limit: int) -> None:
+        self._engine = engine
+        self._limit = limit
+        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._loading = asyncio.Lock()
+        self._short_of_room = False
+        self._released = asyncio.Event()
+        self.loads = 0
+        """Number of loads into the engine so far."""
+
+    @property
+    def names(self) -> list[str]:
+        """The engine's names of its adapters, least recently used first."""
+        return list(self._loaded)
+
+    @asynccontextmanager
+    async def use(self, version: AdapterVersion) -> AsyncIterator[str]:
+        """Load the adapter if it is missing, and keep it while the context lasts. Yields the
+        engine's name for it.
+        """
+        name = f"{version.name}@{version.digest}"
+        held = self._loaded.get(name)
+        if (
+            held is None or self._short_of_room
+        ):  # else a busy adapter would starve one that waits for room
+            async with self._loading:
+                held = self._loaded.get(name) or await self._load(name, version)
+        held.users += 1
+        self._loaded.move_to_end(name)
+        try:
+            yield name
+        finally:
+            held.users -= 1
+            self._released.set()
+
+    async def reapply(self) -> None:
+        """Reload adapters that a restarted engine has lost."""
+        for name, held in self._loaded.items():
+            if name not in self._engine.adapters:
+                await self._engine.resolve_lora(name, held.version.path)
+                self.loads += 1
+
+    def forget_missing(self) -> None:
+        """Forget adapters whose files were evicted from the cache: an engine cannot start with
+        them. The next request for such an adapter fetches it again.
+        """
+        for name, held in list(self._loaded.items()):
+            if not os.path.isdir(held.version.path):
+                del self._loaded[name]
+                self._engine.adapters.pop(name, None)
+
+    def forget(self) -> None:
+        """Forget all adapters after the engine was unloaded."""
+        for name in self._loaded:
+            self._engine.adapters.pop(name, None)
+        self._loaded.clear()
+
+    async def _load(self, name: str, version: AdapterVersion) -> _Loaded:
+        for other, held in list(self._loaded.items()):
+            if held.version.name == version.name and not held.users:
+                await self._remove(other)  # its content is outdated
+        while len(self._loaded) >= self._limit:
+            unused = next((other for other, held in self._loaded.items() if not held.users), None)
+            if unused is not None:
+                await self._remove(unused)
+                continue
+            self._released.clear()
+            self._short_of_room = True
+            try:
+                await self._released.wait()
+            finally:
+                self._short_of_room = False
+        await self._engine.resolve_lora(name, version.path)
+        self.loads += 1
+        held = self._loaded[name] = _Loaded(version)
+        return held
+
+    async def _remove(self, name: str) -> None:
+        del self._loaded[name]
+        with contextlib.suppress(UnsupportedError):
+            await self._engine.remove_lora(name)

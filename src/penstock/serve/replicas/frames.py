@@ -19,10 +19,15 @@ begins them.
 | `PART` | replica | the next piece of the answer's body |
 | `END` | replica | nothing: the answer is complete |
 | `BROKEN` | replica | nothing: the answer ends without being complete |
+| `CALL` | ingress | since version 2. A `messages.Call` in msgpack: a task of the model itself |
 
 A replica sends at most `WINDOW` bytes of an answer beyond those that were taken, give or take a
 part, so a client that reads slowly holds up its own answer alone. Frames of exchanges that have
 ended cross on their way, and are passed over.
+
+The preface names the version. A replica answers that of version 2 with the same bytes. One of
+version 1 takes it for damaged HTTP, so the ingress connects again and begins with `PREFACE_1`,
+which no replica answers.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ import asyncio
 import struct
 from typing import ClassVar, cast
 
-PREFACE = b"PENSTOCK 1\r\n\r\n"
-ASK, BODY, TAKEN, LEAVE, HEAD, PART, END, BROKEN = range(1, 9)
+PREFACE, PREFACE_1 = b"PENSTOCK 2\r\n\r\n", b"PENSTOCK 1\r\n\r\n"
+ASK, BODY, TAKEN, LEAVE, HEAD, PART, END, BROKEN, CALL = range(1, 10)
 FRAME = struct.Struct(">IQB")
 COUNT = struct.Struct(">I")
 WINDOW = 1 << 20
@@ -52,7 +57,8 @@ class FramedConnection(asyncio.Protocol):
         self._outbox: list[bytes] = []
         self._begun: list[bytes] = []  # of a frame that is not complete
         self._missing = 0  # bytes of it
-        self._writable = asyncio.Event()
+        self.writable = asyncio.Event()
+        """Whether more may be put: the other side reads, or is gone."""
 
     def received(self, number: int, kind: int, payload: bytes) -> None:
         """Take a frame. Raises `ValueError` or `struct.error` for one that cannot be."""
@@ -70,33 +76,24 @@ class FramedConnection(asyncio.Protocol):
             outbox, self._outbox = self._outbox, []
             self.transport.write(b"".join(outbox))
 
-    @property
-    def writable(self) -> bool:
-        """Whether more may be put; `until_writable` waits for it."""
-        return self._writable.is_set()
-
-    async def until_writable(self) -> None:
-        """Return when the other side reads again, or is gone."""
-        await self._writable.wait()
-
     # For the event loop
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's does not derive from it
         self.open = True
-        self._writable.set()
+        self.writable.set()
 
     def connection_lost(self, error: Exception | None) -> None:
         """The other side has closed it, or the network has."""
         self.open = False
         self._outbox.clear()
-        self._writable.set()
+        self.writable.set()
 
     def pause_writing(self) -> None:
         """The other side reads more slowly than is written."""
-        self._writable.clear()
+        self.writable.clear()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self.writable.set()
 
     def data_received(self, data: bytes) -> None:
         if self._missing:

@@ -1,9 +1,9 @@
-"""The decode side of a model: lets the prefill side compute a prompt, takes over its KV cache, and
-goes on from there.
+"""Prompts are computed by one engine, tokens by another: neither waits for the other kind of work,
+and each side has as many replicas as it needs. The KV caches move between them.
 
-A prompt is tokenized once, here; both engines are given its token ids. What cannot be had from the
-prefill side, for whatever reason, is computed here, and no client sees it. Each request is counted
-under one outcome:
+A prompt is tokenized once, on the decode side; both engines are given its token ids. What cannot be
+had from the prefill side, for whatever reason, is computed on the decode side, and no client sees
+it. Each request is counted under one outcome:
 
     remote        the prefill side computed the prompt
     local         it was not asked: a short prompt, one with pictures, a request for several answers
@@ -27,6 +27,8 @@ import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
 from penstock.engines.tasks import Batches, generated
+from penstock.engines.deltas import Batches, mapped
+from penstock.engines.tasks import generated
 from penstock.errors import (
     ConfigError,
     EngineError,
@@ -34,25 +36,75 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
 )
-from penstock.kv.base import Identity, Role, mismatch
+from penstock.kv.base import Identity, Role, make_connector, mismatch
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.handle import ModelHandle, ModelState
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.server import LLMServer
-from penstock.serve.prefill_decode.prefill import SENDER
-from penstock.types import ChatRequest, CompletionRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest, Delta, Sampling
 
 Request = ChatRequest | CompletionRequest
 TRIP_AFTER, COOLDOWN_S = 3, 1.0
 """Failures in a row after which the prefill side is left alone, and for how long at first."""
+SENDER = "penstock_sender"
+"""The key in a hand-over's `kv_transfer_params` that holds the engine's identity."""
 
 _log = logging.getLogger(__name__)
 
 
-class DecodeServer(LLMServer):
-    """`prefill` is the other side: a model in this process, unless a runtime has set another handle
-    before `start`.
+class PrefillServer(LLMServer):
+    """Answers with one token at most, and with where the prompt's cache is.
+
+    Nobody waits for it, as the decode side can compute the prompt itself. So it refuses requests
+    while its engine loads, and does not repeat them after the engine's death.
     """
+
+    role: ClassVar[Role] = "prefill"
+
+    def generate(self, request: Request) -> Batches:
+        return super().generate(_clamped(request))
+
+    def _asks_again(self) -> bool:
+        return False
+
+    def _check_open(self) -> None:
+        super()._check_open()
+        if self.supervisor.phase != "ready":
+            raise UnavailableError(
+                f"the prefill side of '{self.llm_config.model_id}' is {self.supervisor.phase}", 1.0
+            )
+
+    def _batches(self, request: Request) -> Batches:
+        identity = self.engine.identity
+        if identity is None:
+            return super()._batches(request)
+        sender = msgspec.to_builtins(
+            msgspec.structs.replace(identity, adapter=request.adapter or "")
+        )
+
+        def signed(delta: Delta) -> Delta:
+            if delta.finish_reason is None:
+                return delta
+            params = {**(delta.kv_transfer_params or {}), SENDER: sender}
+            return msgspec.structs.replace(delta, kv_transfer_params=params)
+
+        return mapped(super()._batches(request), signed)
+
+
+def _clamped(request: Request) -> Request:
+    """The request for one token, the least there is. No client sees that token."""
+    request = msgspec.structs.replace(
+        request, sampling=Sampling(max_tokens=1, temperature=0.0), n=1, stream=False
+    )
+    return (
+        msgspec.structs.replace(request, echo=False)
+        if isinstance(request, CompletionRequest)
+        else request
+    )
+
+
+class DecodeServer(LLMServer):
+    """`prefill` is a model in this process, unless a runtime sets another handle before `start`."""
 
     role: ClassVar[Role] = "decode"
 
@@ -117,12 +169,12 @@ class DecodeServer(LLMServer):
 
     async def _control_prefill(self, method: str, options: dict[str, Any]) -> None:
         """Raise `EngineError` where a replica of the prefill side did not do it: whoever asks knows
-        of one model only, and is told of no other.
+        of one model only, and hears of no other.
         """
-        for told in await self.prefill.control(method, options):
-            if not told["ok"]:
+        for result in await self.prefill.control(method, options):
+            if not result["ok"]:
                 raise EngineError(
-                    f"prefill replica '{told['replica']}': {told['error']['message']}"
+                    f"prefill replica '{result['replica']}': {result['error']['message']}"
                 )
 
     def state(self) -> ModelState:
@@ -156,7 +208,7 @@ class DecodeServer(LLMServer):
                         yield batch
                 return
             except EngineError as error:
-                # An engine may be told to fail a request whose cache does not arrive. One that died
+                # An engine may fail a request whose cache does not arrive. One that died
                 # is another matter.
                 if begun or outcome != "remote" or type(error) is not EngineError:
                     raise
@@ -167,9 +219,7 @@ class DecodeServer(LLMServer):
                 )
 
     async def _handed_over(self, request: Request) -> tuple[str, Request]:
-        """The request with its prompt computed on the prefill side, where that can be, and the
-        outcome.
-        """
+        """The outcome, and the request with the address of its computed prompt, if there is one."""
         if request.n > 1:  # a cache is handed over once
             return "local", request
         ids = await self.engine.prompt_ids(request)
@@ -266,3 +316,47 @@ class DecodeServer(LLMServer):
                 self.llm_config.model_id,
                 text,
             )
+
+
+# Pairs
+def paired(prefill: LLMConfig, decode: LLMConfig) -> LLMConfig:
+    """The decode side with its prefill side. Raises `ConfigError` if they do not match."""
+    for what in ("model_id", "model_source", "engine_name", "deterministic"):
+        theirs, ours = getattr(prefill, what), getattr(decode, what)
+        if theirs != ours:
+            raise ConfigError(
+                f"both sides must have the same {what}, not '{theirs}' and '{ours}'", field=what
+            )
+    if _adapters(prefill) != _adapters(decode):
+        raise ConfigError(
+            "both sides must find the same adapters", field="lora_config", value=_adapters(prefill)
+        )
+    names = [
+        _connector(config, side) for side, config in (("prefill", prefill), ("decode", decode))
+    ]
+    if names[0] != names[1]:
+        raise ConfigError(
+            f"both sides must have the same connector, not {names[0]} and {names[1]}",
+            field="engine_kwargs.kv_transfer_config.kv_connector",
+        )
+    prefill = msgspec.structs.replace(prefill, server_cls=prefill.server_cls or PrefillServer)
+    return msgspec.structs.replace(
+        decode, server_cls=decode.server_cls or DecodeServer, prefill_config=prefill
+    )
+
+
+def _connector(config: LLMConfig, side: str) -> str:
+    given = config.engine_kwargs.get("kv_transfer_config")
+    field = f"{side}_config.engine_kwargs.kv_transfer_config"
+    if given is None:
+        raise ConfigError(
+            "is needed to hand KV caches over",
+            field=field,
+            hint="Such as {kv_connector: NixlConnector}.",
+        )
+    return make_connector(given, field).name
+
+
+def _adapters(config: LLMConfig) -> tuple[str | None, dict[str, str]] | None:
+    lora = config.lora_config
+    return None if lora is None else (lora.dynamic_lora_loading_path, lora.adapters)

@@ -1,5 +1,6 @@
-"""What an operator asked of a model, kept apart from its replicas, so that one that starts later is
-told too.
+"""What a runtime knows of a model: its replicas, and the state that operators want them in.
+
+The state is kept apart from the replicas, so one that starts later takes it over as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,28 @@ from penstock.engines.tasks import PauseMode
 from penstock.serve.models.control import ControlPlane
 
 
+class ReplicaInfo(Struct, frozen=True):
+    """A running replica and where its server listens. `context_length` is in tokens."""
+
+    id: str
+    host: str
+    port: int
+    context_length: int | None = None
+
+
+class Replicas(Protocol):
+    """A runtime's view of one model's replicas."""
+
+    def current(self) -> tuple[ReplicaInfo, ...]:
+        """Those that run now; the same tuple until that changes. Starts none."""
+
+    async def obtain(self) -> ReplicaInfo:
+        """A running replica, which the runtime starts if there is none.
+
+        Raises `EngineStartError` if it cannot, `OverloadedError` if too many wait for it already.
+        """
+
+
 class DesiredState(Struct, frozen=True):
     """The state that every replica is to be in. `asleep` is the level of sleep, None for awake.
     `version` grows with every change.
@@ -24,21 +47,16 @@ class DesiredState(Struct, frozen=True):
     paused: PauseMode | None = None
 
     def after(self, method: str, options: Mapping[str, Any]) -> DesiredState:
-        """The state after a control method was called; the same one where the method changes
-        none.
-        """
-        match method:
-            case "sleep":
-                changed: dict[str, Any] = {"asleep": options.get("level", 1)}
-            case "wakeup":
-                changed = {"asleep": None}
-            case "pause":
-                changed = {"paused": options.get("mode", "wait")}
-            case "resume":
-                changed = {"paused": None}
-            case _:
-                return self
-        return msgspec.structs.replace(self, version=self.version + 1, **changed)
+        """The state after a control method; this one if the method changes nothing."""
+        changes: dict[str, dict[str, Any]] = {
+            "sleep": {"asleep": options.get("level", 1)},
+            "wakeup": {"asleep": None},
+            "pause": {"paused": options.get("mode", "wait")},
+            "resume": {"paused": None},
+        }
+        if method not in changes:
+            return self
+        return msgspec.structs.replace(self, version=self.version + 1, **changes[method])
 
     async def apply(self, server: ControlPlane) -> None:
         """Bring a replica's server into this state."""
@@ -60,16 +78,14 @@ class DesiredStore(Protocol):
         """What was saved last; the plain state if nothing was."""
 
     async def save(self, state: DesiredState) -> bool:
-        """Put it after the one whose version is one less. False, and nothing changes, if that is
-        not the last.
-        """
+        """Append the next version. False, and nothing changes, if another one was faster."""
 
 
 async def change_desired(
     store: DesiredStore, method: str, options: Mapping[str, Any]
 ) -> DesiredState:
-    """Note what a control method asks for, beside what others ask for meanwhile. Gives the state
-    that holds now.
+    """Save what a control method asks for, on top of what others ask for meanwhile. Returns the
+    state that holds now.
     """
     while True:
         state = await store.load()

@@ -11,7 +11,7 @@ from penstock.demo import model_path
 from penstock.kv import nixl
 from penstock.llm_config import LLMConfig
 from penstock.serve.models.local import LocalModel
-from penstock.serve.prefill_decode.pair import paired
+from penstock.serve.prefill_decode import paired
 from penstock.types import ChatRequest, Sampling
 
 # VLLM's own are not ours to mend.

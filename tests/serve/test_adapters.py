@@ -17,10 +17,14 @@ from penstock.errors import (
     ModelNotFoundError,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
-from penstock.serve.adapters import store as adapter_store
-from penstock.serve.adapters.adapters import Adapters
-from penstock.serve.adapters.cache import AdapterCache
-from penstock.serve.adapters.store import RECHECK_S, AdapterStore, AdapterVersion
+from penstock.serve import adapters as adapter_store
+from penstock.serve.adapters import (
+    RECHECK_S,
+    AdapterCache,
+    Adapters,
+    AdapterStore,
+    AdapterVersion,
+)
 from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, Sampling
 
