@@ -101,8 +101,6 @@ def serve(name: str, tokens: int) -> None:
 
     from penstock.llm_config import LLMConfig
     from penstock.serve.api.ingress import OpenAiIngress
-    from penstock.serve.models.local_runtime import build_local_handles
-    from penstock.serve.api.ingress import build_app
     from penstock.serve.models.local import build_local_handles
 
     async def run() -> None:

@@ -124,18 +124,18 @@ async def processor(count: int) -> None:
 
 async def token(count: int) -> None:
     """A token of a streamed chat: from the engine, which makes one a step, to the HTTP server."""
-    from penstock.serve.api.ingress import build_app
+    from penstock.serve.api.ingress import OpenAiIngress
 
     async with _local_model() as model:
-        await _stream(build_app({"m": model}), count)
+        await _stream(OpenAiIngress({"m": model}), count)
 
 
 async def replica(count: int) -> None:
     """The same token, from a replica behind a port of its own through the ingress in front."""
-    from penstock.serve.api.ingress import build_app
+    from penstock.serve.api.ingress import OpenAiIngress
 
     async with _remote_model() as model:
-        await _stream(build_app({"m": model}), count)
+        await _stream(OpenAiIngress({"m": model}), count)
 
 
 async def call(count: int) -> None:

@@ -12,11 +12,8 @@ import pytest
 
 from penstock import demo
 from penstock.llm_config import LLMConfig
-from penstock.serve.adapters import store as adapter_store
-from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.models.local_runtime import build_local_handles
 from penstock.serve import adapters as adapter_store
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.models.local import build_local_handles
 
 pytestmark = pytest.mark.slow

@@ -17,8 +17,6 @@ from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, address, listen
-from penstock.serve.models.local_runtime import build_local_handles
-from penstock.serve.http.server import HttpServer, address, listen
 from penstock.serve.models.local import build_local_handles
 
 

@@ -247,9 +247,6 @@ async def _serve(
     from penstock.garbage import collect_seldom_from_now
     from penstock.serve.api.ingress import OpenAiIngress
     from penstock.serve.http_server import HttpServer, address
-    from penstock.serve.models.local_runtime import build_local_handles
-    from penstock.serve.api.ingress import build_app
-    from penstock.serve.http.server import HttpServer, address
     from penstock.serve.models.local import build_local_handles
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)

@@ -18,7 +18,7 @@ from penstock.garbage import collect_seldom_from_now
 from penstock.llm_config import LLMConfig
 from penstock.ray.replicas import METADATA, ClusterStore, RayReplicas, cluster_secret
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.http.server import HttpServer, address, listen as listening_socket
+from penstock.serve.http_server import HttpServer, address, listen as listening_socket
 from penstock.serve.models.handle import ModelCard
 from penstock.serve.prefill_decode import DecodeServer
 from penstock.serve.replicas.model import RemoteModel

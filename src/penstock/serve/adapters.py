@@ -26,10 +26,8 @@ from typing import Any, TypeVar
 
 from msgspec import Struct
 
-from penstock import demo, env, lazy
-from penstock.balance.backoff import Retry
 from penstock import demo, env, lazy, private_files
-from penstock.balance.retry import Retry
+from penstock.balance.backoff import Retry
 from penstock.config import masked
 from penstock.engines.base import LLMEngine
 from penstock.errors import (

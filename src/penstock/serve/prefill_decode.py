@@ -26,9 +26,7 @@ from typing import Any, ClassVar, Literal
 import msgspec
 
 from penstock.balance.breaker import CircuitBreaker
-from penstock.engines.tasks import Batches, generated
-from penstock.engines.deltas import Batches, mapped
-from penstock.engines.tasks import generated
+from penstock.engines.tasks import Batches, generated, mapped
 from penstock.errors import (
     ConfigError,
     EngineError,

@@ -15,8 +15,6 @@ from penstock.engines.remote import RemoteEngine
 from penstock.errors import JobError, OverloadedError, TooManyRequestsError, UpstreamError
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.models.local_runtime import build_local_handles
-from penstock.serve.api.ingress import build_app
 from penstock.serve.models.local import build_local_handles
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling

@@ -11,8 +11,6 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.errors import ConfigError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.serving_args import read_args
-from penstock.serve.models.local_runtime import build_local_handles
-from penstock.serve.config.serving_files import read_args
 from penstock.serve.models.local import build_local_handles
 from penstock.serve.models.memory import MemoryBudget, memory_estimate
 from penstock.serve.models.server import LLMServer

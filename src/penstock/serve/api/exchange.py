@@ -6,16 +6,17 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from penstock.errors import PenstockError, ShuttingDownError
-from penstock.observability import gather_queue_times
+from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank
 from penstock.serve.api.errors import as_penstock_error, model_sources, public
@@ -27,6 +28,7 @@ from penstock.serve.models.names import ModelNames, Target
 from penstock.types import Usage
 
 _log = logging.getLogger("penstock.serve")
+_access = logging.getLogger("penstock.access")
 T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
@@ -47,6 +49,8 @@ class IngressState:
         """Paths of models, which only operators may see."""
         self.openapi: dict[str, Any] = {}
         """The OpenAPI document of the ingress's endpoints."""
+        self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
+        """Gives headers for every reply."""
         self.draining = False
         self.inflight = 0
         """Requests whose head has arrived."""
@@ -213,3 +217,50 @@ class Exchange:
             metrics.first_token.observe(self.first_token_at - self.started)
             if (between := usage.completion_tokens - 1) > 0:
                 metrics.per_token.observe((self.ended - self.first_token_at) / between)
+
+
+def note_on_span(current: Span, exchange: Exchange, scope: Scope) -> None:
+    """Note on a span what the exchange was. Of `scope` it reads `method` and `path`."""
+    usage = exchange.usage
+    route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
+    current.note(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": exchange.status,
+            "url.path": scope["path"],
+            "error.type": exchange.error,
+            "gen_ai.request.model": exchange.model or None,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": usage.completion_tokens or None,
+            "penstock.request_id": exchange.id,
+        },
+        name=f"{scope['method']} {route}" if route else "",
+        failed=exchange.status >= 500 or (exchange.error is not None and exchange.status == 200),
+    )
+
+
+def log_access(exchange: Exchange, scope: Scope) -> None:
+    """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": exchange.status,
+        "seconds": round(exchange.ended - exchange.started, 6),
+    }
+    if exchange.model:
+        fields |= {
+            "model": exchange.model,
+            "engine_seconds": round(exchange.engine_seconds, 6),
+            "prompt_tokens": exchange.usage.prompt_tokens,
+            "completion_tokens": exchange.usage.completion_tokens,
+        }
+    if exchange.first_token_at is not None:
+        fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
+    if exchange.error is not None:
+        fields["error"] = exchange.error
+    _access.info(
+        "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
+    )

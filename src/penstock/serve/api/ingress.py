@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 
 from msgspec.structs import replace
@@ -13,18 +12,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from penstock.balance.backoff import is_served
 from penstock.errors import RequestError, ShuttingDownError
-from penstock.observability import Span, request_id, span
+from penstock.observability import request_id, span
 from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
 from penstock.serve.api.errors import error_response
-from penstock.serve.api.exchange import UNKNOWN_ENDPOINT, UNTRUSTED, Exchange, IngressState
+from penstock.serve.api.exchange import (
+    UNTRUSTED,
+    Exchange,
+    IngressState,
+    log_access,
+    note_on_span,
+)
 from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, describe
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard, ModelHandle
 from penstock.serve.models.names import ModelNames
 from penstock.serve.replicas.forward import forward
 from penstock.serve.replicas.model import RemoteModel
-
-_access = logging.getLogger("penstock.access")
 
 
 class IngressApp:
@@ -112,6 +115,7 @@ class ExchangeMiddleware:
                 exchange.status = message["status"]
                 message["headers"] = [
                     *message.get("headers", ()),
+                    *self._ingress.reply_headers(),
                     (b"x-request-id", exchange.id.encode()),
                 ]
             await send(message)
@@ -125,11 +129,11 @@ class ExchangeMiddleware:
                     await self._answer(exchange, headers, scope, receive, send_with_id)
                 finally:
                     if current.recording:
-                        _describe(current, exchange, scope)
+                        note_on_span(current, exchange, scope)
         finally:
             self._ingress.end()
             exchange.finish()
-            _log_access(exchange, scope)
+            log_access(exchange, scope)
             is_served.reset(served)
             request_id.reset(token)
 
@@ -158,48 +162,3 @@ class ExchangeMiddleware:
             if exchange.status:
                 raise  # the response has begun: only closing the connection signals an error
             await error_response(scope["path"], error)(scope, receive, send)
-
-
-def _describe(current: Span, exchange: Exchange, scope: Scope) -> None:
-    usage = exchange.usage
-    route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
-    current.note(
-        {
-            "http.request.method": scope["method"],
-            "http.route": route,
-            "http.response.status_code": exchange.status,
-            "url.path": scope["path"],
-            "error.type": exchange.error,
-            "gen_ai.request.model": exchange.model or None,
-            "gen_ai.usage.input_tokens": usage.prompt_tokens or None,
-            "gen_ai.usage.output_tokens": usage.completion_tokens or None,
-            "penstock.request_id": exchange.id,
-        },
-        name=f"{scope['method']} {route}" if route else "",
-        failed=exchange.status >= 500 or (exchange.error is not None and exchange.status == 200),
-    )
-
-
-def _log_access(exchange: Exchange, scope: Scope) -> None:
-    if not _access.isEnabledFor(logging.INFO):
-        return
-    fields: dict[str, object] = {
-        "method": scope["method"],
-        "path": scope["path"],
-        "status": exchange.status,
-        "seconds": round(exchange.ended - exchange.started, 6),
-    }
-    if exchange.model:
-        fields |= {
-            "model": exchange.model,
-            "engine_seconds": round(exchange.engine_seconds, 6),
-            "prompt_tokens": exchange.usage.prompt_tokens,
-            "completion_tokens": exchange.usage.completion_tokens,
-        }
-    if exchange.first_token_at is not None:
-        fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
-    if exchange.error is not None:
-        fields["error"] = exchange.error
-    _access.info(
-        "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
-    )

@@ -21,11 +21,6 @@ from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.quarantine import digest_of
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
-from penstock.errors import ConfigError, PenstockError, UnavailableError, UnsupportedError
-from penstock.engines.deltas import Batches
-from penstock.engines.supervision.quarantine import digest_of
-from penstock.engines.supervision.supervisor import Policy, Supervisor
-from penstock.engines.tasks import Tasks, generated, task_of
 from penstock.errors import (
     ConfigError,
     EngineStartError,

@@ -14,9 +14,8 @@ from msgspec import Raw
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.balance.pauses import is_served
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import TASKS, Task, generated
+from penstock.balance.backoff import is_served
+from penstock.engines.tasks import TASKS, Batches, Task, generated
 from penstock.errors import (
     BodyTooLargeError,
     ClientGoneError,
@@ -29,13 +28,11 @@ from penstock.kv.cached_blocks import PROMPT_BLOCKS, Change
 from penstock.observability import request_id, span
 from penstock.openai.responses import UsageTotal, error_body
 from penstock.serve.api.endpoints import control
-from penstock.serve.api.errors import as_penstock_error, log_unforeseen
-from penstock.serve.api.exchange import Exchange
-from penstock.serve.api.middleware import describe, log_access
+from penstock.serve.api.errors import as_penstock_error
+from penstock.serve.api.exchange import Exchange, IngressState, log_access, note_on_span
+from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.routes import Endpoint
 from penstock.serve.api.sse import EventStream
-from penstock.serve.api.state import IngressState
-from penstock.serve.http.interrupt import Interrupt
 from penstock.serve.models.pacing import joined
 from penstock.serve.replicas.messages import (
     CACHED_PATH,
@@ -74,7 +71,7 @@ class CallAnswer:
                     await self._answer()
                 finally:
                     if current.recording:
-                        describe(current, exchange, scope)
+                        note_on_span(current, exchange, scope)
         finally:
             self._ingress.end()
             exchange.finish()
@@ -246,8 +243,7 @@ async def group(exchange: Exchange) -> Response:
                 result = await getattr(handle, name)(request)
             return framed(("result", number, result))
         except Exception as caught:
-            error = as_penstock_error(caught)
-            log_unforeseen(error, caught, exchange.id)
+            error = as_penstock_error(caught, exchange.id)
             return framed(("error", number, error.kind, str(error)))
 
     answers = (answer(number, *one) for number, one in enumerate(calls))

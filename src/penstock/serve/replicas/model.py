@@ -12,11 +12,7 @@ import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.tasks import TASKS, Batches, task_of
-from penstock.errors import EngineDeadError, ReplicaLostError, UnsupportedError
-from penstock.balance.policies.from_config import configured_policy
-from penstock.engines.deltas import Batches
-from penstock.engines.tasks import TASKS, Tasks, task_of
+from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
 from penstock.errors import (
     EngineDeadError,
     PenstockError,

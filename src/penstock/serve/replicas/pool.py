@@ -12,9 +12,7 @@ from functools import partial
 import msgspec
 
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
-from penstock.balance.policies.prefix import kv_aware_in, shared_blocks
-from penstock.balance.policies.kv_aware import KVAware, kv_aware_in
-from penstock.balance.policies.prefix_tree import shared_blocks
+from penstock.balance.policies.prefix import KVAware, kv_aware_in, shared_blocks
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.errors import (
     EngineDeadError,

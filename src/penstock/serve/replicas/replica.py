@@ -16,11 +16,8 @@ from penstock.balance.policies.table import reads_caches
 from penstock.errors import EngineDeadError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.endpoints import control
 from penstock.serve.api.exchange import IngressState
 from penstock.serve.api.ingress import IngressApp
-from penstock.serve.api.routes import Endpoint
-from penstock.serve.api.state import IngressState
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.http_server import HttpServer, listen

@@ -12,8 +12,6 @@ import pytest
 from penstock import demo
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.models.local_runtime import build_local_handles
-from penstock.serve.api.ingress import build_app
 from penstock.serve.models.local import build_local_handles
 
 NAMES = [f"model-{number}" for number in range(10)]

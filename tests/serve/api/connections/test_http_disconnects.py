@@ -17,8 +17,6 @@ import pytest
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.ingress import OpenAiIngress
-from penstock.serve.models.local_runtime import build_local_handles
-from penstock.serve.api.ingress import build_app
 from penstock.serve.models.local import build_local_handles
 from random_model import SMALL_27M, TINY, Shape, write_random_model
 from wire import Wire
