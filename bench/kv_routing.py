@@ -23,10 +23,9 @@ from harness import Bar, Comparison, Series
 from penstock.demo import model_path
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.replicas.desired_state import InMemoryStore
-from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
+from penstock.serve.replicas.runtime import InMemoryStore, ReplicaInfo
 from penstock.types import CompletionRequest, Sampling
 
 POLICIES = ("round_robin", "prefix_aware", "kv_aware")
@@ -74,7 +73,7 @@ def config(policy: str, blocks: int) -> LLMConfig:
 
 
 class Listed:
-    """Two replicas, always the same. Keeps `penstock.serve.replicas.info.Replicas`."""
+    """Two replicas, always the same. Keeps `penstock.serve.replicas.runtime.Replicas`."""
 
     def __init__(self, infos: Sequence[ReplicaInfo]) -> None:
         self._infos = tuple(infos)

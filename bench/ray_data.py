@@ -1,10 +1,9 @@
 """Rows a second over Ray data sets, beside `ray.data.llm`: same stages, same rows, same machine.
 
 The HTTP processor asks one endpoint that answers after a delay. The serve-deployment processor asks
-one replica of a simulated engine at zero latency; there our rows travel in groups, and for
-comparison one by one. Each run is a fresh process; the time is from the call of the processor to
-its last row, without the start of Ray and of the model. All sides run on `--peer-python`, which has
-ray[data,serve], vLLM (which `ray.serve.llm` imports) and Penstock.
+one replica of a simulated engine at zero latency. Each run is a fresh process; the time is from the
+call of the processor to its last row, without the start of Ray and of the model. All sides run on
+`--peer-python`, which has ray[data,serve], vLLM (which `ray.serve.llm` imports) and Penstock.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from typing import Any
 import harness
 from harness import Bar, Contestant
 
-PEER, OURS, ONE_BY_ONE = "ray.data.llm", "penstock", "penstock, row by row"
-HTTP, DEPLOYMENT = "HTTP processor", "serve-deployment processor"
-SIDES = {HTTP: (PEER, OURS), DEPLOYMENT: (PEER, OURS, ONE_BY_ONE)}
+PEER, OURS = "ray.data.llm", "penstock"
+KINDS = HTTP, DEPLOYMENT = "HTTP processor", "serve-deployment processor"
 STAGE = {"batch_size": 64, "concurrency": 1}
 MODEL = {
     "model_loading_config": {"model_id": "m", "model_source": "simulated"},
@@ -126,7 +124,6 @@ def deployment_processor(side: str) -> Any:
         from penstock.serve import build_openai_app
 
         serve.run(build_openai_app({"llm_configs": [MODEL]}), name="app")
-        about["rows_per_call"] = 1 if side == ONE_BY_ONE else 64
     return build_processor(
         ServeDeploymentProcessorConfig(**about),
         preprocess=preprocess,
@@ -142,7 +139,11 @@ def main() -> int:
         "--delay-ms", type=float, default=5.0, help="of the endpoint (default: %(default)s)"
     )
     options.add_argument(
-        "--kinds", nargs="+", choices=SIDES, default=list(SIDES), help="(default: both)"
+        "--kinds",
+        nargs="+",
+        choices=(HTTP, DEPLOYMENT),
+        default=[HTTP, DEPLOYMENT],
+        help="(default: both)",
     )
     options.add_argument("--peer-python", default=sys.executable, help="(default: this one)")
     options.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
@@ -177,7 +178,7 @@ def main() -> int:
                     return float(args.rows / json.loads(used.output.strip().splitlines()[-1]))
 
                 contestants = [
-                    Contestant(side, partial(rows_per_second, side)) for side in SIDES[kind]
+                    Contestant(side, partial(rows_per_second, side)) for side in (PEER, OURS)
                 ]
                 compared = harness.compare(kind, "rows/s", contestants, args.rounds, warmups=0)
                 comparisons.append(compared)

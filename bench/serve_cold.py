@@ -30,10 +30,10 @@ def serve(models: int) -> None:
     """
     from penstock.cli import serve as _command  # noqa: F401 - what the command imports is part of every server
     from penstock.llm_config import LLMConfig
-    from penstock.serve.api.ingress import build_app
-    from penstock.serve.http.server import HttpServer, address, listen
+    from penstock.serve.api.ingress import OpenAiIngress
+    from penstock.serve.http_server import HttpServer, address, listen
     from penstock.serve.models import local as _handles  # noqa: F401
-    from penstock.serve.models.local_runtime import build_local_handles
+    from penstock.serve.models.local import build_local_handles
 
     imported = time.monotonic()
     configs = [
@@ -52,7 +52,7 @@ def serve(models: int) -> None:
     async def main() -> None:
         handles = build_local_handles(configs)
         listening = listen("127.0.0.1", 0)
-        server = HttpServer(build_app(handles), listening)
+        server = HttpServer(OpenAiIngress(handles), listening)
         serving = asyncio.create_task(
             server.run(
                 handles.values(),

@@ -81,7 +81,7 @@ def minimal_app(tokens: int) -> Any:
 def serve(name: str, tokens: int) -> None:
     """Serve one of the contestants on a free port, and print the port."""
     from penstock.garbage import collect_seldom_from_now
-    from penstock.serve.http.server import HttpServer, listen
+    from penstock.serve.http_server import HttpServer, listen
 
     listening = listen("127.0.0.1", 0)
     print(listening.getsockname()[1], flush=True)
@@ -100,8 +100,8 @@ def serve(name: str, tokens: int) -> None:
         return
 
     from penstock.llm_config import LLMConfig
-    from penstock.serve.api.ingress import build_app
-    from penstock.serve.models.local_runtime import build_local_handles
+    from penstock.serve.api.ingress import OpenAiIngress
+    from penstock.serve.models.local import build_local_handles
 
     async def run() -> None:
         options = {"output_tokens": tokens, "max_num_seqs": 256, "steps_per_turn": STEPS_PER_TURN}
@@ -112,7 +112,7 @@ def serve(name: str, tokens: int) -> None:
             "engine_kwargs": options,
         }
         handles = build_local_handles([LLMConfig.from_dict(given)])
-        await HttpServer(build_app(handles), listening).run(handles.values())
+        await HttpServer(OpenAiIngress(handles), listening).run(handles.values())
 
     asyncio.run(run())
 

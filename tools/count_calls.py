@@ -5,7 +5,7 @@ that goes on. The figure of a row is that of many rows less that of few, so star
 count. Figures depend on the code and on no clock, but for what comes together in one turn of the
 event loop by chance. A new path is an `async` function of the number of units, in `PATHS`.
 
-    python tools/count_calls.py row processor
+    python tools/count_calls.py token replica
     python tools/count_calls.py row --functions 40
 """
 
@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -29,7 +29,7 @@ import penstock
 from penstock.engines.base import Capabilities
 from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.token_engine import GenerateRequest, TokenEngine
-from penstock.types import Delta, Usage
+from penstock.types import CompletionRequest, Delta, Usage
 
 HOME = os.path.dirname(os.path.abspath(penstock.__file__)) + os.sep
 
@@ -122,7 +122,37 @@ async def processor(count: int) -> None:
         await Job(_lines(folder, count), f"{folder}/out.jsonl", processor=made).arun()
 
 
-PATHS: dict[str, Work] = {"row": row, "processor": processor}
+async def token(count: int) -> None:
+    """A token of a streamed chat: from the engine, which makes one a step, to the HTTP server."""
+    from penstock.serve.api.ingress import OpenAiIngress
+
+    async with _local_model() as model:
+        await _stream(OpenAiIngress({"m": model}), count)
+
+
+async def replica(count: int) -> None:
+    """The same token, from a replica behind a port of its own through the ingress in front."""
+    from penstock.serve.api.ingress import OpenAiIngress
+
+    async with _remote_model() as model:
+        await _stream(OpenAiIngress({"m": model}), count)
+
+
+async def call(count: int) -> None:
+    """A row of a program, which a replica answers; 50 are under way at any time."""
+    async with _remote_model() as model:
+        rows = iter(range(count))
+
+        async def ask() -> None:
+            for row in rows:
+                request = CompletionRequest(str(row), stream=False)
+                async for _ in model.generate(request):
+                    pass
+
+        await asyncio.gather(*(ask() for _ in range(50)))
+
+
+PATHS: dict[str, Work] = {one.__name__: one for one in (row, processor, token, replica, call)}
 
 
 class Model(TokenEngine):
@@ -131,6 +161,8 @@ class Model(TokenEngine):
     """
 
     name = "counted"
+    taken: asyncio.Event
+    """Set by the client of a stream when it has a token."""
 
     def __init__(self) -> None:
         super().__init__("counted")
@@ -146,9 +178,14 @@ class Model(TokenEngine):
     async def check_health(self) -> None: ...
 
     async def continue_prompt(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
+        for _ in range(1, request.sampling.max_tokens or 1 if request.stream else 1):
+            yield [Delta(text="river ", token_ids=(1,))]
+            # One wake-up a token, and each token goes its way alone.
+            await (asyncio.sleep(0) if self.taken.is_set() else self.taken.wait())
+            self.taken.clear()
         yield [
             Delta(
-                "valve river",
+                text="valve river",
                 token_ids=tuple(b"valve river"),
                 finish_reason="stop",
                 usage=Usage(12, 11),
@@ -160,6 +197,107 @@ class Model(TokenEngine):
 
     async def detokenize(self, token_ids: Sequence[int]) -> str:
         return bytes(token_ids).decode()
+
+
+def _model() -> dict[str, Any]:
+    loading = {"model_id": "m", "model_source": "counted"}
+    return {
+        "model_loading_config": loading,
+        "server_cls": _server_class(),
+        "deployment_config": {"autoscaling_config": {"min_replicas": 1}},
+    }
+
+
+def _server_class() -> Any:
+    from penstock.serve import LLMServer
+
+    class Server(LLMServer):
+        @classmethod
+        def make_engine(cls, llm_config: Any) -> Model:
+            return Model()
+
+    return Server
+
+
+@asynccontextmanager
+async def _local_model() -> AsyncGenerator[Any, None]:
+    from penstock.serve import LLMConfig
+    from penstock.serve.models.local import LocalModel
+
+    model = LocalModel(LLMConfig.from_dict(_model()))
+    await model.start()
+    yield model
+    await model.stop(0.0)
+
+
+@asynccontextmanager
+async def _remote_model() -> AsyncGenerator[Any, None]:
+    """A model with one replica, on loopback in this process."""
+    from penstock.serve import LLMConfig
+    from penstock.serve.config.settings import HttpSettings
+    from penstock.serve.replicas.model import RemoteModel
+    from penstock.serve.replicas.replica import ReplicaServer
+    from penstock.serve.replicas.runtime import InMemoryStore
+
+    config, store = LLMConfig.from_dict(_model()), InMemoryStore()
+    server = ReplicaServer(
+        config, replica_id="r", host="127.0.0.1", key="k", settings=HttpSettings(), desired=store
+    )
+    await server.start()
+
+    class Runtime:
+        listed = (server.info,)
+
+        def current(self) -> Any:
+            return self.listed
+
+        async def obtain(self) -> Any:
+            return server.info
+
+    model = RemoteModel(config, Runtime(), key="k", desired=store)
+    yield model
+    await model.stop()
+    await server.stop()
+
+
+async def _stream(app: Any, tokens: int) -> None:
+    """A streamed chat of so many tokens, for a client that takes each at once."""
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": "x"}],
+        "stream": True,
+        "max_tokens": tokens,
+    }
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "raw_path": b"/v1/chat/completions",
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "http",
+        "http_version": "1.1",
+        "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1),
+        "headers": [(b"content-type", b"application/json")],
+    }
+    messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+    Model.taken = asyncio.Event()
+    events = 0
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        nonlocal events
+        if new := message.get("body", b"").count(b"data: {"):
+            events += new
+            Model.taken.set()
+
+    await app(scope, receive, send)
+    assert events > tokens, events
 
 
 def _lines(folder: str, count: int) -> str:

@@ -32,8 +32,8 @@ from penstock.balance.policies.load import RoundRobin  # noqa: E402
 from penstock.balance.policies.table import AdapterPreference, configured_policy  # noqa: E402
 from penstock.errors import ConfigError  # noqa: E402
 from penstock.llm_config import LLMConfig  # noqa: E402
-from penstock.ray.replica import LLMReplica  # noqa: E402
-from penstock.ray.state import ClusterStore  # noqa: E402
+from penstock.ray.deployments import LLMReplica  # noqa: E402
+from penstock.ray.replicas import ClusterStore  # noqa: E402
 from penstock.serve import (  # noqa: E402
     OpenAiIngress,
     build_dev_openai_app,
@@ -42,7 +42,7 @@ from penstock.serve import (  # noqa: E402
     served_model,
 )
 from penstock.serve.config.placement import replica_bundles  # noqa: E402
-from penstock.serve.replicas.desired_state import change_desired  # noqa: E402
+from penstock.serve.replicas.runtime import change_desired  # noqa: E402
 from ray_cluster import free_port, until  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]

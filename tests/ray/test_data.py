@@ -27,7 +27,7 @@ from penstock.batch.pipeline.configs import (
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.stages.base import StatefulStage
 from penstock.errors import ConfigError
-from penstock.ray.data_placement import stage_options
+from penstock.ray.data import stage_options
 from penstock.serve import build_openai_app
 
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]

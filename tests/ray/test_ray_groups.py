@@ -24,7 +24,7 @@ with warnings.catch_warnings():
 psutil = pytest.importorskip("psutil")
 
 from penstock.llm_config import LLMConfig  # noqa: E402
-from penstock.ray.state import cluster_secret  # noqa: E402
+from penstock.ray.replicas import cluster_secret  # noqa: E402
 from penstock.serve import build_dp_deployment, build_dp_openai_app  # noqa: E402
 from penstock.serve.config.placement import replica_bundles  # noqa: E402
 from ray_cluster import own_cluster, until  # noqa: E402

@@ -20,7 +20,7 @@ with warnings.catch_warnings():
 psutil = pytest.importorskip("psutil")
 
 from penstock.errors import ConfigError  # noqa: E402
-from penstock.ray.state import cluster_secret  # noqa: E402
+from penstock.ray.replicas import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 from ray_cluster import own_cluster, until  # noqa: E402
 

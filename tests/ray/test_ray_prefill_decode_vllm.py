@@ -29,7 +29,7 @@ psutil = pytest.importorskip("psutil")
 
 from penstock import demo  # noqa: E402
 from penstock.kv import nixl  # noqa: E402
-from penstock.ray.state import cluster_secret  # noqa: E402
+from penstock.ray.replicas import cluster_secret  # noqa: E402
 from penstock.serve import build_openai_app, build_pd_openai_app  # noqa: E402
 
 pytestmark = [

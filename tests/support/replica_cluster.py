@@ -11,12 +11,11 @@ import pytest
 
 from penstock.balance.policies.load import RoundRobin
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.replicas.desired_state import InMemoryStore
-from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
+from penstock.serve.replicas.runtime import InMemoryStore, ReplicaInfo
 
 KEY = "secret"
 
@@ -39,7 +38,7 @@ class Cluster:
         self.listed: tuple[ReplicaInfo, ...] = ()
         self.obtained = 0
         self.model = RemoteModel(model, self, key=KEY, policy=RoundRobin(), desired=self.desired)
-        self.app = build_app({"m": self.model}, settings=self.settings)
+        self.app = OpenAiIngress({"m": self.model}, settings=self.settings)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=self.app), base_url="http://test"
         )

@@ -14,10 +14,10 @@ from aiohttp.test_utils import TestServer
 
 from penstock.engines.remote import RemoteEngine
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.http.server import HttpServer, address, listen
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.http_server import HttpServer, address, listen
+from penstock.serve.models.local import build_local_handles
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def penstock_serve(*configs: dict[str, Any], **settings: Any) -> Iterator[str]:
     async def main() -> None:
         handles = build_local_handles([LLMConfig.from_dict(config) for config in configs])
         server = held["server"] = HttpServer(
-            build_app(handles, settings=HttpSettings(**settings)), listening
+            OpenAiIngress(handles, settings=HttpSettings(**settings)), listening
         )
         held["loop"] = asyncio.get_running_loop()
         await asyncio.gather(*(handle.start() for handle in handles.values()))

@@ -14,7 +14,7 @@ import httpx
 from penstock.engines.base import LLMEngine
 from penstock.engines.vllm.options import installed
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.models.local import LocalModel
 
 MARKS = ("<think>", "</think>")
@@ -48,7 +48,7 @@ async def two_servers(
     config = {"model_loading_config": loading, "llm_engine": "vLLM", "engine_kwargs": dict(options)}
     served = LocalModel(LLMConfig.from_dict(config), engine=engine)
     await served.start()
-    apps = {"ours": build_app({"ours": served}), engine.model_source: engine.build_asgi_app()}
+    apps = {"ours": OpenAiIngress({"ours": served}), engine.model_source: engine.build_asgi_app()}
     clients = {
         name: httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://test", timeout=60

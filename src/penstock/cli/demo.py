@@ -106,9 +106,9 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
     import asyncio
 
     from penstock.llm_config import LLMConfig
-    from penstock.serve.api.ingress import build_app
-    from penstock.serve.http.client import Client
-    from penstock.serve.http.server import HttpServer, address, listen
+    from penstock.serve.api.ingress import OpenAiIngress
+    from penstock.serve.client import Client
+    from penstock.serve.http_server import HttpServer, address, listen
     from penstock.serve.models.local import LocalModel
 
     config = LLMConfig.from_dict(
@@ -116,7 +116,7 @@ async def _serve(engine: LLMEngine, ticket: str) -> None:
     )
     model = LocalModel(config, engine=engine)
     listening = listen("127.0.0.1", 0)
-    server = HttpServer(build_app({MODEL_NAME: model}), listening)
+    server = HttpServer(OpenAiIngress({MODEL_NAME: model}), listening)
     serving = asyncio.create_task(server.run([model]))
     url = address(listening)
 

@@ -34,7 +34,7 @@ def explain(config: str, runtime: Runtime, port: int, as_json: bool) -> None:
     memory, and what in the configuration looks wrong. Starts, loads and downloads nothing.
     """
     from penstock.serve.config.explain import explain as explained
-    from penstock.serve.config.serving_files import load_serving_args
+    from penstock.serve.config.serving_args import load_serving_args
 
     found = explained(load_serving_args(config), runtime, port)
     if as_json:

@@ -18,9 +18,9 @@ from penstock.observability import configure_logging, enable_tracing, say
 
 if TYPE_CHECKING:
     from penstock.llm_config import LLMConfig
+    from penstock.serve.client import Client
     from penstock.serve.config.serving_args import LLMServingArgs
     from penstock.serve.config.settings import HttpSettings
-    from penstock.serve.http.client import Client
 
 _log = logging.getLogger("penstock.serve")
 DEFAULT_PORT = 8000
@@ -159,7 +159,8 @@ def serve(
     """
     import asyncio
 
-    from penstock.serve.http.server import listen
+    from penstock.errors import ConfigError
+    from penstock.serve.http_server import listen
 
     if runtime == "ray" and memory_budget_gb is not None:
         raise ConfigError(
@@ -244,12 +245,12 @@ async def _serve(
     args: LLMServingArgs, settings: HttpSettings, listening: Any, budget: int | None
 ) -> None:
     from penstock.garbage import collect_seldom_from_now
-    from penstock.serve.api.ingress import build_app
-    from penstock.serve.http.server import HttpServer, address
-    from penstock.serve.models.local_runtime import build_local_handles
+    from penstock.serve.api.ingress import OpenAiIngress
+    from penstock.serve.http_server import HttpServer, address
+    from penstock.serve.models.local import build_local_handles
 
     handles = build_local_handles(args.llm_configs, memory_budget_bytes=budget)
-    app = build_app(handles, lora_paths=args.lora_paths, settings=settings)
+    app = OpenAiIngress(handles, lora_paths=args.lora_paths, settings=settings)
     url = address(listening)
     collect_seldom_from_now()
     await HttpServer(app, listening).run(
@@ -261,7 +262,7 @@ def _serve_on_ray(args: LLMServingArgs, settings: HttpSettings, listening: Any) 
     from msgspec import structs
 
     from penstock import lazy
-    from penstock.serve.http.server import address
+    from penstock.serve.http_server import address
 
     cluster = lazy.require("penstock.ray.cluster", needed_by="The Ray runtime")
     url = address(listening)
@@ -287,8 +288,8 @@ def _args(
     name: str | None,
     runtime: str,
 ) -> LLMServingArgs:
-    from penstock.serve.config.serving_args import LLMServingArgs
-    from penstock.serve.config.serving_files import load_serving_args
+    from penstock.errors import ConfigError
+    from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
 
     if Path(model).suffix in (".yaml", ".yml"):
         if engine or engine_kwargs or name or deterministic:
@@ -343,7 +344,7 @@ def _settings(options: dict[str, Any], configs: list[LLMConfig]) -> HttpSettings
 
 # chat and models
 def _client(url: str, api_key: str | None) -> Client:
-    from penstock.serve.http.client import Client
+    from penstock.serve.client import Client
 
     return Client(url, api_key)
 

@@ -16,8 +16,7 @@ from penstock.balance.policies.table import configured_policy
 from penstock.config import import_object, parse_options
 from penstock.errors import ConfigError, nearest
 from penstock.llm_config import DeploymentConfig, LLMConfig
-from penstock.ray.ingress import LLMIngress
-from penstock.ray.replica import LLMReplica
+from penstock.ray.deployments import LLMIngress, LLMReplica
 from penstock.ray.router import ModelRequestRouter
 from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.placement import deployment_options, parallelism
@@ -27,13 +26,9 @@ from penstock.serve.models.handle import ModelCard
 
 NAME_PREFIX, PREFILL_PREFIX = "LLMServer:", "PrefillServer:"
 UNLIMITED = 1_000_000
-"""Requests that Ray may send to a replica at once: the replica's own queue does the
-back-pressure.
-"""
+"""Ray's limit of requests for a replica: the back-pressure is that of the replica's own queue."""
 DEFAULT_TARGET = 32.0
-"""Autoscaling's target of requests a replica, if neither the configuration nor the engine's options
-imply one.
-"""
+"""Autoscaling's target of requests a replica, if no other option implies one."""
 
 
 _OVERRIDDEN = frozenset(DeploymentConfig.__struct_fields__) - {
@@ -71,7 +66,7 @@ def build_deployment(
         options,
         "override_serve_options" if beside else "deployment_config",
     )
-    mark = mark or new_mark()
+    mark = mark or secrets.token_hex(8)
     about: dict[str, Any] = {
         "mark": mark,
         "settings": settings,
@@ -91,7 +86,7 @@ def build_deployment(
 
 def build_application(args: LLMServingArgs, *, replica_host: str | None = None) -> Application:
     """All models behind one ingress. Raises `ConfigError`."""
-    mark = new_mark()
+    mark = secrets.token_hex(8)  # so its parts ignore other applications and earlier deployments
     front = args.listen_address if args.front == "replica" else None
     if args.front == "replica" and front is None:
         raise ConfigError("the replica is the front of a port, and none is given", field="listen")
@@ -157,9 +152,7 @@ def overridden(config: LLMConfig, overrides: Mapping[str, Any]) -> tuple[LLMConf
 
 
 def serve_options(config: LLMConfig) -> dict[str, Any]:
-    """A model's options for `serve.deployment`. Raises `ConfigError` for an unknown routing
-    policy.
-    """
+    """Options for `serve.deployment`. Raises `ConfigError` for an unknown routing policy."""
     cls: Any = config.server_cls
     cls = import_object(cls, "server_cls") if isinstance(cls, str) else cls
     options: dict[str, Any] = (
@@ -182,13 +175,6 @@ def serve_options(config: LLMConfig) -> dict[str, Any]:
     router.pop("request_router_kwargs", None)
     options["request_router_config"] = {**router, "request_router_class": ModelRequestRouter}
     return options
-
-
-def new_mark() -> str:
-    """A random mark for the parts of one application, so that they ignore other applications and
-    earlier deployments.
-    """
-    return secrets.token_hex(8)
 
 
 def _deployment(cls: type, options: Mapping[str, Any], where: str) -> Any:

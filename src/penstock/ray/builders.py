@@ -11,17 +11,18 @@ from msgspec import structs
 from penstock import lazy
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.config.pd_serving_args import PDServingArgs
-from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.serving_files import load_serving_args, read_args
+from penstock.serve.config.serving_args import (
+    LLMServingArgs,
+    PDServingArgs,
+    load_serving_args,
+    read_args,
+)
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.data_parallel import as_group, grouped
 from penstock.serve.models.handle import ModelHandle
 
 Given = LLMServingArgs | PDServingArgs | Mapping[str, Any] | str | Path
-"""Serving arguments: built, as a mapping (as from a Serve file's `args`), or the path of a YAML
-file.
-"""
+"""Serving arguments, a mapping of them (a Serve file's `args`), or the path of a YAML file."""
 
 
 def build_llm_deployment(
@@ -38,8 +39,7 @@ def build_llm_deployment(
 
     Its name is `name_prefix` (default "LLMServer:") and the model's id. `override_serve_options`
     take precedence over the configuration. `bind_kwargs` (or `deployment_kwargs`, their older name)
-    go to the constructor of `deployment_cls`. Raises `ConfigError`, and `MissingExtraError` without
-    Ray.
+    go to the constructor of `deployment_cls`. Raises `ConfigError`, or `MissingExtraError` (Ray).
     """
     config = llm_config if isinstance(llm_config, LLMConfig) else LLMConfig.from_dict(llm_config)
     return _ray().build_deployment(
@@ -73,9 +73,7 @@ def build_openai_app(builder_config: Given) -> Any:
 
 
 def build_dev_openai_app(builder_config: Given) -> Any:
-    """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` and so
-    on.
-    """
+    """As `build_openai_app`, with the control routes: `/sleep`, `/pause`, `/collective_rpc` …"""
     args = _args(builder_config)
     return _ray().build_application(
         structs.replace(args, http=structs.replace(args.http, dev=True))
@@ -122,8 +120,7 @@ def build_dp_deployment(
 def build_dp_openai_app(builder_config: Given) -> Any:
     """As `build_openai_app`; each replica is a group of `engine_kwargs.data_parallel_size` ranks.
 
-    A mapping may hold one `llm_config` instead of `llm_configs`. Raises `ConfigError`, and
-    `MissingExtraError` without Ray.
+    A mapping may hold one `llm_config` instead of `llm_configs`. Raises as `build_openai_app`.
     """
     return _ray().build_application(grouped(_args(builder_config)))
 

@@ -1,6 +1,4 @@
-"""Runs processors on Ray data sets: each stage is a pool of actors, and a row waits for its own
-batch only.
-"""
+"""Runs processors on Ray data sets: a stage is a pool of actors, a row waits for its batch only."""
 
 from __future__ import annotations
 
@@ -9,20 +7,27 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import ray.data
 from ray import serve
 
 from penstock.batch.pipeline.processor import Processor
 from penstock.batch.pipeline.row_transport import Beginning, Ending, StageProcess
+from penstock.batch.stages.engine import EngineStage
 from penstock.batch.stages.serve_deployment import ServeDeploymentStage
 from penstock.batch.write.tables import block
+from penstock.config import parse_options
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.errors import ConfigError, nearest
-from penstock.ray.data_placement import stage_options
+from penstock.llm_config import PlacementGroupConfig
 from penstock.ray.replicas import served_model
-from penstock.serve.rpc.grouped_calls import GroupedModel
+from penstock.serve.config.placement import configured_bundles, merged
+from penstock.serve.replicas.model import CompleteAnswers
 
 COLUMN = "__penstock"
 """The only column between the stages; it holds whole rows as bytes."""
+CONCURRENT_BATCHES = 8
+"""Batches that an actor works on at once, so that a slow row holds up only its own."""
+_OPTIONS = (("CPU", "num_cpus"), ("GPU", "num_gpus"), ("memory", "memory"))
 
 
 def process_dataset(processor: Processor, dataset: Any) -> Any:
@@ -46,7 +51,6 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
             "stage": stage,
             "batch_size": config.batch_size,
             "keep": keep,
-            "rows_per_call": getattr(config, "rows_per_call", 1),
         }
         dataset = dataset.map_batches(
             StageActor,
@@ -65,11 +69,8 @@ def process_dataset(processor: Processor, dataset: Any) -> Any:
 class StageActor:
     """One worker of a stage. Ray may call it for several batches at once."""
 
-    def __init__(
-        self, name: str, stage: Any, batch_size: int, keep: bool, rows_per_call: int
-    ) -> None:
+    def __init__(self, name: str, stage: Any, batch_size: int, keep: bool) -> None:
         self._stage = stage
-        self._rows_per_call = rows_per_call
         self._process = StageProcess(name, stage, batch_size, keep=keep)
         self._connecting: asyncio.Task[None] | None = None
 
@@ -77,9 +78,7 @@ class StageActor:
         """Yields the batch with the stage's columns added."""
         if isinstance(self._stage, ServeDeploymentStage):
             if self._connecting is None:  # once, however many batches run at a time
-                self._connecting = asyncio.create_task(
-                    _connect(**_names(self._stage), most=self._rows_per_call)
-                )
+                self._connecting = asyncio.create_task(_connect(**_names(self._stage)))
             await asyncio.shield(self._connecting)
         yield _carried(await self._process(batch.column(COLUMN).to_pylist()))
 
@@ -111,9 +110,7 @@ def _names(stage: Any) -> dict[str, str]:
 
 
 def _check_deployment(stage: Any) -> None:
-    """Raise `ConfigError` for an application or deployment that does not exist, before anything
-    runs.
-    """
+    """Raise `ConfigError` for an unknown application or deployment, before anything runs."""
     if not isinstance(stage, ServeDeploymentStage):
         return
     names = _names(stage)
@@ -136,7 +133,66 @@ def _check_deployment(stage: Any) -> None:
         )
 
 
-async def _connect(deployment: str, app: str, most: int) -> None:
+async def _connect(deployment: str, app: str) -> None:
     """Register the served model in this process, where the stage looks it up."""
     served = await served_model(serve.get_deployment_handle(deployment, app))
-    engines().put(deployment, GroupedModel(served, most=most), app)
+    engines().put(deployment, CompleteAnswers(served), app)
+
+
+# What an actor asks Ray for
+def stage_options(config: Any, stage: Any) -> dict[str, Any]:
+    """Ray's options for a stage: its own, else the processor's. Raises `ConfigError`."""
+    given = dict(stage.map_batches_kwargs)
+    concurrency = given.pop("concurrency", None) or config.concurrency
+    least, most = (1, concurrency) if isinstance(concurrency, int) else concurrency
+    at_once = getattr(config, "max_concurrent_batches", CONCURRENT_BATCHES)
+    tasks = getattr(config, "max_tasks_in_flight_per_actor", None) or 2 * at_once
+    pool = ray.data.ActorPoolStrategy(
+        min_size=least, max_size=most, max_tasks_in_flight_per_actor=tasks
+    )
+    options = _asked(config.resources_per_bundle or {})
+    if config.accelerator_type is not None:
+        options["accelerator_type"] = config.accelerator_type
+    placement = getattr(config, "placement_group_config", None)
+    if placement is not None and isinstance(stage, EngineStage):
+        if config.resources_per_bundle:
+            raise ConfigError(
+                "say resources here or in resources_per_bundle, not both",
+                field="placement_group_config",
+            )
+        options |= _of_workers(placement, config.engine_kwargs)
+    return {
+        **options,
+        "max_concurrency": at_once,
+        **given,
+        "compute": given.get("compute") or pool,
+    }
+
+
+def _of_workers(given: Mapping[str, Any], engine_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The resources of an engine's actor: the sum of those of its workers, its child processes."""
+    placement = parse_options(PlacementGroupConfig, given, "placement_group_config")
+    bundles = configured_bundles(placement, engine_kwargs)
+    apart = placement.strategy in ("SPREAD", "STRICT_SPREAD") and len(bundles) > 1
+    if apart or engine_kwargs.get("distributed_executor_backend") == "ray":
+        raise ConfigError(
+            "a processor's engine has all its workers on the machine of its actor",
+            field=(
+                "placement_group_config.strategy"
+                if apart
+                else "engine_kwargs.distributed_executor_backend"
+            ),
+            value=placement.strategy if apart else "ray",
+            hint=(
+                "ServeDeploymentProcessorConfig sends rows to a served model, whose workers may be"
+                " anywhere."
+            ),
+        )
+    return _asked(merged(bundles))
+
+
+def _asked(resources: Mapping[str, float]) -> dict[str, Any]:
+    """Resources as an actor's options."""
+    left = dict(resources)
+    options: dict[str, Any] = {option: left.pop(name) for name, option in _OPTIONS if name in left}
+    return {**options, "resources": left} if left else options

@@ -33,8 +33,7 @@ class RayEngine(LLMEngine):
     """Deploys `replicas` replicas of `engine`, which itself is not started. They end with this
     engine, as does a cluster that it had to start.
 
-    Ray Serve replaces a replica that dies. Its requests raise `EngineDeadError` and can be retried
-    at once.
+    Ray Serve replaces a dead replica, whose requests raise `EngineDeadError`: retry them at once.
     """
 
     def __init__(self, engine: LLMEngine, replicas: int) -> None:
@@ -140,9 +139,7 @@ class RayEngine(LLMEngine):
         return await getattr(self._started(), task)(request)
 
     async def resolve_lora(self, name: str, path: str) -> None:
-        """Check that the replicas have the adapter: they learn of adapters when they are deployed.
-        Raises `UnsupportedError`.
-        """
+        """Raise `UnsupportedError` for an adapter that was not known at the deployment."""
         if name not in await self._started().adapters():
             raise UnsupportedError(
                 f"on Ray the adapters are known before the replicas start, and '{name}' was not",

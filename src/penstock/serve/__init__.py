@@ -20,9 +20,11 @@ if TYPE_CHECKING:
         served_model as served_model,
     )
     from penstock.serve.api.ingress import OpenAiIngress as OpenAiIngress
-    from penstock.serve.config.pd_serving_args import PDServingArgs as PDServingArgs
-    from penstock.serve.config.serving_args import LLMServingArgs as LLMServingArgs
-    from penstock.serve.config.serving_files import load_serving_args as load_serving_args
+    from penstock.serve.config.serving_args import (
+        LLMServingArgs as LLMServingArgs,
+        PDServingArgs as PDServingArgs,
+        load_serving_args as load_serving_args,
+    )
     from penstock.serve.models.data_parallel import DPServer as DPServer
     from penstock.serve.models.handle import (
         ModelCard as ModelCard,
@@ -52,9 +54,11 @@ else:
             ),
             "penstock.serve.models.data_parallel": ("DPServer",),
             "penstock.serve.models.handle": ("ModelCard", "ModelHandle", "ModelState"),
-            "penstock.serve.config.pd_serving_args": ("PDServingArgs",),
             "penstock.serve.models.server": ("LLMServer",),
-            "penstock.serve.config.serving_args": ("LLMServingArgs",),
-            "penstock.serve.config.serving_files": ("load_serving_args",),
+            "penstock.serve.config.serving_args": (
+                "LLMServingArgs",
+                "PDServingArgs",
+                "load_serving_args",
+            ),
         },
     )

@@ -14,8 +14,8 @@ from penstock.batch.stages.http_worker import HttpRequests
 from penstock.engines.remote import RemoteEngine
 from penstock.errors import JobError, OverloadedError, TooManyRequestsError, UpstreamError
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.models.local import build_local_handles
 from penstock.testing import answer, chat_request
 from penstock.types import Sampling
 from scripted_api import USAGE, Script, chunk, sse
@@ -180,7 +180,7 @@ def test_a_served_request_gets_a_429_within_seconds(headers, stream, inside, eve
         }
         handles = build_local_handles([LLMConfig.from_dict(config)])
         await asyncio.gather(*(handle.start() for handle in handles.values()))
-        transport = httpx.ASGITransport(build_app(handles))
+        transport = httpx.ASGITransport(OpenAiIngress(handles))
         try:
             async with httpx.AsyncClient(
                 transport=transport, base_url="http://test", timeout=None

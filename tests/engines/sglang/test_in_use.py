@@ -5,7 +5,7 @@ from typing import Any
 from penstock import demo
 from penstock.batch import SGLangEngineProcessorConfig, build_processor
 from penstock.llm_config import LLMConfig
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.models.local import build_local_handles
 from penstock.testing import chat_request
 
 

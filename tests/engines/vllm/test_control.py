@@ -11,7 +11,7 @@ from penstock.engines.vllm import VLLMEngine
 from penstock.engines.vllm.guard import marked
 from penstock.errors import EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.models.local import build_local_handles
 from penstock.testing import answer, chat_request, deltas_of
 from penstock.types import CompletionRequest, Sampling
 

@@ -9,7 +9,7 @@ import pytest
 from penstock.engines.vllm import VLLMEngine
 from penstock.errors import RequestError, UnsupportedError
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.models.local import LocalModel
 from penstock.testing import answer, chat_request
 from penstock.types import ChatRequest, EmbeddingRequest, Sampling, TranscriptionRequest
@@ -72,7 +72,7 @@ async def over_http(engine, audio, text):
     )
     served = LocalModel(config, engine=engine)
     await served.start()
-    transport = httpx.ASGITransport(app=build_app({"speech": served}))
+    transport = httpx.ASGITransport(app=OpenAiIngress({"speech": served}))
     async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
         form = {"model": "speech", "language": "en", "max_tokens": "12"}
         answer = await client.post(

@@ -18,9 +18,9 @@ from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.engines.tasks import TASKS, Batches
 from penstock.engines.token_engine import GenerateRequest
 from penstock.errors import EngineError
-from penstock.serve.api.ingress import IngressApp, build_app
+from penstock.serve.api.ingress import IngressApp, OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.http.server import HttpServer, address, listen
+from penstock.serve.http_server import HttpServer, address, listen
 from penstock.serve.models.handle import ModelCard, ModelState
 from penstock.types import (
     Classification,
@@ -148,7 +148,7 @@ class Served:
         self, *handles: Handle, lora_paths: dict[str, str] | None = None, **settings: Any
     ) -> None:
         self.handles = {handle.model_id: handle for handle in handles}
-        self.app: IngressApp = build_app(
+        self.app: IngressApp = OpenAiIngress(
             self.handles,  # type: ignore[arg-type]
             lora_paths=lora_paths,
             settings=HttpSettings(**settings),

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.models.local import build_local_handles
 
 TOOL = {
     "type": "function",
@@ -38,7 +38,7 @@ async def local() -> Any:
 
     async def start(*configs: LLMConfig) -> httpx.AsyncClient:
         handles = build_local_handles(configs)
-        app = build_app(handles, settings=HttpSettings(dev=True))
+        app = OpenAiIngress(handles, settings=HttpSettings(dev=True))
         await asyncio.gather(*(handle.start() for handle in handles.values()))
         client = httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
         opened.extend([*handles.values(), client])

@@ -1,7 +1,7 @@
 import pytest
 
 from penstock.errors import EngineStartError
-from penstock.serve.api.public_errors import public, without_paths
+from penstock.serve.api.errors import public, without_paths
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from penstock import demo
 from penstock.errors import ConfigError
 from penstock.serve.config.explain import Port, explain
 from penstock.serve.config.placement import Parallelism, replica_bundles
-from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.config.serving_files import read_args
+from penstock.serve.config.serving_args import LLMServingArgs, read_args
 from penstock.serve.models.data_parallel import grouped
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
-from penstock.serve.config.serving_args import LLMServingArgs
+from penstock.serve.config.serving_args import LLMServingArgs, load_serving_args
 
 
 def test_objects_may_be_given():
@@ -48,3 +48,79 @@ def test_where_the_replica_cannot_be_the_front(fields: dict, why: str) -> None:
         LLMServingArgs.from_dict(
             {"llm_configs": [PLAIN], "listen": "127.0.0.1:1", "front": "replica", **fields}
         )
+
+
+# Files
+MODEL = """
+model_loading_config:
+  model_id: qwen-0.5b
+  model_source: Qwen/Qwen2.5-0.5B-Instruct
+accelerator_type: A10G
+deployment_config:
+  autoscaling_config: {min_replicas: 1, max_replicas: 2, target_ongoing_requests: 64}
+  max_ongoing_requests: 128
+"""
+RAY = """
+applications:
+- name: llm
+  route_prefix: /
+  import_path: ray.serve.llm:build_openai_app
+  args:
+    llm_configs:
+      - model_loading_config: {model_id: qwen-0.5b, model_source: Qwen/Qwen2.5-0.5B-Instruct}
+        llm_engine: vLLM
+        accelerator_type: A10G
+        engine_kwargs: {max_model_len: 8192, tensor_parallel_size: 2}
+        lora_config: {dynamic_lora_loading_path: /adapters, max_num_adapters_per_replica: 8}
+        experimental_configs: {stream_batching_interval_ms: 50}
+        runtime_env: {env_vars: {HF_TOKEN: abc}}
+        log_engine_metrics: true
+      - one.yaml
+"""
+
+
+def write(tmp_path, text, name="serve.yaml"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+def test_a_ray_serve_file_is_read_unchanged(tmp_path):
+    write(tmp_path, MODEL, "one.yaml")
+    first, second = load_serving_args(write(tmp_path, RAY)).llm_configs
+    assert (first.model_id, first.engine_name, first.engine_kwargs["max_model_len"]) == (
+        "qwen-0.5b",
+        "vllm",
+        8192,
+    )
+    assert first.lora_config is not None
+    assert first.lora_config.max_num_adapters_per_replica == 8
+    assert second.deployment_config.max_ongoing_requests == 128
+
+
+def test_the_plain_forms(tmp_path):
+    listed = "- " + MODEL.strip().replace("\n", "\n  ")
+    keyed = "llm_configs:\n" + listed
+    read = [load_serving_args(write(tmp_path, text)).llm_configs for text in (MODEL, listed, keyed)]
+    assert read[0] == read[1] == read[2]
+    assert read[0][0].model_id == "qwen-0.5b"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- {model_loading_config: {model_idd: x}}", r"llm_configs\[0\].*model_idd.*'model_id'"),
+        ("applications: [{args: {llm_config: []}}]", r"applications\[0\].args.llm_configs"),
+        ("applications: [{name: x}]", r"applications\[0\].args"),
+        ("llm_configs: [{model_loading_config: {model_id: m}}]\ningres: {}", "ingres"),
+        ("llm_configs: [missing.yaml]", r"missing.yaml cannot be read"),
+        ("llm_configs: []", "at least one model"),
+        ("text", "must hold"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_place(tmp_path, text, said):
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        load_serving_args(path)
+    assert str(path) in str(caught.value)

@@ -13,7 +13,7 @@ import pytest
 from penstock import demo
 from penstock.errors import EngineDeadError, EngineStartError, UnavailableError
 from penstock.llm_config import LLMConfig
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.models.local import build_local_handles
 from penstock.types import ChatRequest, Sampling
 from random_model import TINY, write_random_model
 

@@ -13,16 +13,13 @@ from penstock.balance.pool import prompt_of
 from penstock.errors import ShuttingDownError
 from penstock.kv.cached_blocks import Change
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.replicas import cache_follower
-from penstock.serve.replicas.cache_messages import ChangeReader, header_of, names_of
-from penstock.serve.replicas.desired_state import InMemoryStore
-from penstock.serve.replicas.info import ReplicaInfo
-from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.replicas import pool
+from penstock.serve.replicas.messages import ChangeReader, framed, header_of, names_of
+from penstock.serve.replicas.model import CompleteAnswers, RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
-from penstock.serve.rpc.calls import framed
-from penstock.serve.rpc.grouped_calls import GroupedModel
+from penstock.serve.replicas.runtime import InMemoryStore, ReplicaInfo
 from penstock.types import ChatRequest, CompletionRequest, Sampling
 
 KEY = "secret"
@@ -55,7 +52,7 @@ class Cluster:
         self.listed: tuple[ReplicaInfo, ...] = ()
         self.model = RemoteModel(config(router), self, key=KEY)
         self.policy: Any = kv_aware_in(self.model.pool.policy)
-        app = build_app({"m": self.model}, settings=SETTINGS)
+        app = OpenAiIngress({"m": self.model}, settings=SETTINGS)
         self.client = httpx.AsyncClient(
             transport=httpx.ASGITransport(app=app), base_url="http://test"
         )
@@ -143,10 +140,10 @@ CALLS = {
 
 @pytest.mark.parametrize("router", ["kv_aware", "prefix_aware"])
 @pytest.mark.parametrize("ask", CALLS.values(), ids=CALLS)
-@pytest.mark.parametrize("grouped", [False, True], ids=["alone", "grouped"])
-async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask, router, grouped):
+@pytest.mark.parametrize("complete", [False, True], ids=["streamed", "complete"])
+async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask, router, complete):
     one = await cluster(router=router)
-    model = GroupedModel(one.model) if grouped else one.model
+    model = CompleteAnswers(one.model) if complete else one.model
     for more in range(6):  # of different lengths
         request = ask(prompt(1) + "and more " * more)
         async for _ in (
@@ -156,21 +153,23 @@ async def test_calls_of_programs_go_where_their_beginning_is_cached(cluster, ask
     assert sorted(one.served()) == [0, 6]
 
 
-async def test_the_names_of_a_group_are_those_of_its_first_prompt(cluster, monkeypatch):
+async def test_the_names_of_a_call_are_those_of_its_prompt(cluster, monkeypatch):
     one = await cluster(1)
     first, second = (CompletionRequest(prompt(number), SHORT) for number in (1, 2))
     named = []
     monkeypatch.setattr(
         one.servers["r0"].server.engine.cached_blocks, "asked", lambda *given: named.append(given)
     )
-    model = GroupedModel(one.model)
+    model = CompleteAnswers(one.model)
 
     async def ask(request):
         async for _ in model.completions(request):
             pass
 
     await asyncio.gather(ask(first), ask(second))
-    assert [list(names) for names, _ in named] == [shared_blocks(prompt_of(first))]
+    assert [list(names) for names, _ in named] == [
+        shared_blocks(prompt_of(one)) for one in (first, second)
+    ]
 
 
 async def test_what_a_cache_has_dropped_is_forgotten(cluster):
@@ -217,7 +216,7 @@ async def test_a_replica_that_goes_is_forgotten(cluster):
 
 
 async def test_a_stream_that_ends_is_taken_up_again(cluster, monkeypatch):
-    monkeypatch.setattr(cache_follower, "AGAIN_S", 0.0)
+    monkeypatch.setattr(pool, "AGAIN_S", 0.0)
     one = await cluster(1)
     text = prompt(1)
     await one.ask(text)
@@ -270,5 +269,5 @@ def test_frames_in_any_pieces():
     changes = [Change([1, 2], anew=True), Change([], [2])]
     data = framed(changes) + framed([Change([3])])
     reader = ChangeReader()
-    read = [change for at in range(len(data)) for change in reader.feed(data[at : at + 1])]
+    read = [change for at in range(len(data)) for change in reader.changes_of(data[at : at + 1])]
     assert read == [*changes, Change([3])]

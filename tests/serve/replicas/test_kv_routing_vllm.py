@@ -9,9 +9,9 @@ import pytest_asyncio
 from penstock.balance.policies.prefix import kv_aware_in
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.replicas.desired_state import InMemoryStore
 from penstock.serve.replicas.model import RemoteModel
 from penstock.serve.replicas.replica import ReplicaServer
+from penstock.serve.replicas.runtime import InMemoryStore
 from penstock.types import CompletionRequest, Sampling
 
 pytestmark = [
@@ -46,7 +46,7 @@ def config():
 
 
 class Pair:
-    """Two replicas, and a model in front of them. Keeps `penstock.serve.replicas.info.Replicas`."""
+    """Two replicas, and a model in front of them. Implements `serve.replicas.runtime.Replicas`."""
 
     def __init__(self):
         shared: Any = {

@@ -22,9 +22,8 @@ from penstock.errors import (
     UnsupportedError,
 )
 from penstock.serve.config.settings import Limits
-from penstock.serve.replicas.desired_state import DesiredState, InMemoryStore
-from penstock.serve.replicas.info import ReplicaInfo
 from penstock.serve.replicas.model import RemoteModel
+from penstock.serve.replicas.runtime import DesiredState, InMemoryStore, ReplicaInfo
 from penstock.types import (
     ChatRequest,
     Classification,

@@ -42,7 +42,7 @@ COSTS_ONLY = frozenset(
         *("headers", "session_factory", "qps"),
         *("requests_per_minute", "tokens_per_minute", "adaptive"),
         *("max_retries", "base_retry_wait_time_in_s", "timeout_s"),
-        *("request_timeout_s", "rows_per_call"),
+        "request_timeout_s",
     }
 )
 """Fields of processors and of stages that cost memory or time, or say where, and decide no row of
@@ -255,15 +255,13 @@ class ServeDeploymentProcessorConfig(ProcessorConfig, frozen=True, kw_only=True)
 
     On one machine `app_name` and `deployment_name` name an engine or handle of this process
     (`penstock.engines.registry`), on Ray a Serve deployment. `dtype_mapping` maps the names in
-    `dtype` to classes that check the request. On Ray `rows_per_call` rows travel to a replica in
-    one call, and come back as each is answered.
+    `dtype` to classes that check the request.
     """
 
     deployment_name: str
     app_name: str = "default"
     dtype_mapping: dict[str, Any] | None = None
     request_timeout_s: Annotated[float, Meta(gt=0)] | None = None
-    rows_per_call: Positive = 64
 
 
 C = TypeVar("C", bound=StageConfig)

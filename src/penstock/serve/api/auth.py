@@ -1,17 +1,25 @@
-"""Loads API keys, and checks which routes a caller may use."""
+"""Checks which routes a caller may use: by API keys, and without keys by where it comes from.
+
+A browser lets any web page send some requests anywhere, and names the page in `Origin`. After DNS
+rebinding a page's own name points to this machine: its requests have the same origin, but a foreign
+name in `Host`. Programs send no `Origin`, and put the server's real name into `Host`.
+"""
 
 from __future__ import annotations
 
 import hmac
+from ipaddress import ip_address
 from typing import Literal
 
 from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from penstock.errors import ConfigError, ForbiddenError, NoKeyError
 from penstock.parsing import decode_text, read_file
 from penstock.serve.config.settings import HttpSettings
 
 Rank = Literal["admin", "user", "stranger"]
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 def load_keys(file: str | None, listed: str) -> frozenset[str]:
@@ -37,10 +45,8 @@ def load_keys(file: str | None, listed: str) -> frozenset[str]:
 
 
 def rank_of(headers: Headers, settings: HttpSettings) -> Rank:
-    """The caller's rank. Compares the key with every known key, each in constant time, so that the
-    time reveals nothing.
-    """
-    if settings.keyless:
+    """The caller's rank. Each known key is compared in constant time: the time reveals nothing."""
+    if not settings.api_keys and not settings.admin_keys:
         return "admin"  # without keys, every caller is the operator
     given = _key_of(headers).encode()
     admin = [hmac.compare_digest(given, key.encode()) for key in settings.admin_keys]
@@ -58,11 +64,36 @@ def check_user(rank: Rank, headers: Headers, settings: HttpSettings) -> None:
 
 def check_admin(rank: Rank, headers: Headers) -> None:
     """Raise `NoKeyError` or `ForbiddenError` unless the caller may use the control routes."""
-    if rank == "admin":
-        return
     if rank == "user":
         raise ForbiddenError("the control routes need an admin key")
-    raise _no_key(headers)
+    if rank == "stranger":
+        raise _no_key(headers)
+
+
+def check_not_cross_site(scope: Scope, headers: Headers, settings: HttpSettings) -> None:
+    """Raise `ForbiddenError` for a request with side effects that a foreign web page may send."""
+    if scope["method"] in _READING or settings.api_keys:
+        return
+    host = headers.get("host", "")
+    name = _name(host)
+    if _is_loopback((scope.get("server") or ("",))[0]) and not _is_allowed(
+        name, settings.allowed_hosts
+    ):
+        raise ForbiddenError(
+            f"'{name[:100]}' is no name of this server, which has no API keys. Ask 127.0.0.1 or"
+            " localhost; --allowed-host NAME lets others in, and so does --api-key-file"
+        )
+    origin = headers.get("origin")
+    if (
+        origin is None
+        or origin.partition("://")[2] == host
+        or {origin, "*"} & {*settings.cors_origins}
+    ):
+        return
+    raise ForbiddenError(
+        f"web pages of '{origin[:100]}' may not use this server, which has no API keys. "
+        "--cors-origin ORIGIN lets them, and so does --api-key-file"
+    )
 
 
 def _no_key(headers: Headers) -> NoKeyError:
@@ -77,3 +108,24 @@ def _no_key(headers: Headers) -> NoKeyError:
 def _key_of(headers: Headers) -> str:
     scheme, _, key = headers.get("authorization", "").partition(" ")
     return key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def _name(host: str) -> str:
+    """The host name in a `Host` header, without its port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() and ":" in host else host
+
+
+def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
+    name = name.lower().rstrip(".")
+    if not name or name == "localhost" or name.endswith(".localhost") or _is_loopback(name):
+        return True  # HTTP/1.0 and forwarded requests name no host; browsers always do
+    return "*" in allowed or name in (one.lower().rstrip(".") for one in allowed)
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ip_address(address).is_loopback
+    except ValueError:
+        return False

@@ -1,37 +1,109 @@
-"""The state of one HTTP request: its caller, its target, and its cost so far."""
+"""What an ingress knows while it runs: of all its requests, and of one."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
-from penstock.errors import PenstockError
-from penstock.observability import gather_queue_times
+from penstock.errors import PenstockError, ShuttingDownError
+from penstock.observability import Span, gather_queue_times
 from penstock.openai.requests import parse_body
 from penstock.serve.api.auth import Rank
-from penstock.serve.api.errors import as_penstock_error, log_unforeseen
+from penstock.serve.api.errors import as_penstock_error, model_sources, public
+from penstock.serve.api.interrupt import Interrupt
 from penstock.serve.api.limits import check_inflight, check_json, decode_body, read_body
-from penstock.serve.api.public_errors import public
-from penstock.serve.api.state import IngressState
-from penstock.serve.http.interrupt import Interrupt
-from penstock.serve.models.names import Target
+from penstock.serve.api.metrics import Metrics
+from penstock.serve.config.settings import HttpSettings
+from penstock.serve.models.names import ModelNames, Target
 from penstock.types import Usage
 
 _log = logging.getLogger("penstock.serve")
-Body = TypeVar("Body", bound=msgspec.Struct)
+_access = logging.getLogger("penstock.access")
 T = TypeVar("T")
 UNKNOWN_ENDPOINT = "other"
 UNTRUSTED = "x-penstock-untrusted"
 """Header from an ingress to a replica: the caller holds a user's key, not an operator's."""
+LAST_WORDS_S = 1.0
+"""How long aborted requests may take to send their errors."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+
+
+class IngressState:
+    """The models, settings and metrics of an ingress, and its requests under way."""
+
+    def __init__(self, models: ModelNames, settings: HttpSettings) -> None:
+        self.models = models
+        self.settings = settings
+        self.metrics = Metrics(models.handles)
+        self.sources = model_sources(models.handles.values())
+        """Paths of models, which only operators may see."""
+        self.openapi: dict[str, Any] = {}
+        """The OpenAPI document of the ingress's endpoints."""
+        self.reply_headers: Callable[[], list[tuple[bytes, bytes]]] = list
+        """Gives headers for every reply."""
+        self.draining = False
+        self.inflight = 0
+        """Requests whose head has arrived."""
+        self.answering = 0
+        """Requests that use an engine, and whose body has arrived."""
+        self.live: set[Interrupt] = set()
+        """Waits for an engine, which a shutdown ends early."""
+        self.watchers: set[Interrupt] = set()
+        """Requests without an end of their own."""
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def begin(self) -> None:
+        self.inflight += 1
+        self._idle.clear()
+
+    def end(self) -> None:
+        self.inflight -= 1
+        if not self.inflight:
+            self._idle.set()
+
+    async def drain(self, timeout_s: float, hurry: asyncio.Event | None = None) -> bool:
+        """Take no more requests, wait for those under way, then abort them. Returns whether all
+        finished by themselves.
+
+        `hurry`, once set, ends the wait.
+        """
+        self.draining = True
+        _fire(self.watchers)
+        if await self._wait_idle(timeout_s, hurry):
+            return True
+        _fire(self.live)
+        # They send their errors. The wait does not include clients that stop reading.
+        await self._wait_idle(LAST_WORDS_S, None)
+        return False
+
+    async def _wait_idle(self, timeout_s: float, hurry: asyncio.Event | None) -> bool:
+        waiting = {
+            asyncio.ensure_future(event.wait())
+            for event in (self._idle, hurry)
+            if event is not None
+        }
+        try:
+            await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in waiting:
+                task.cancel()
+        return self._idle.is_set()
+
+
+def _fire(interrupts: set[Interrupt]) -> None:
+    for interrupt in list(interrupts):
+        interrupt.fire(ShuttingDownError("the server is shutting down"))
 
 
 class Exchange:
@@ -41,6 +113,7 @@ class Exchange:
 
     def __init__(self, ingress: IngressState, given_id: str | None) -> None:
         self.ingress = ingress
+        self.limits = ingress.settings.limits
         self.id = given_id if given_id and _REQUEST_ID.fullmatch(given_id) else uuid4().hex
         self.created = int(time.time())
         self.endpoint = UNKNOWN_ENDPOINT
@@ -48,9 +121,7 @@ class Exchange:
         self.runs = False
         self.rank: Rank = "stranger"
         self.trusted = False
-        """Whether the caller may see the server's set-up: an operator, or anybody on a
-        server without keys.
-        """
+        """Whether the caller may see the server's set-up: an operator, or anybody without keys."""
         self.status = 0
         self.error: str | None = None
         self.usage = Usage()
@@ -62,7 +133,8 @@ class Exchange:
         self.request: Request
         self._counted = False
 
-    async def body(self, form: type[Body]) -> Body:
+    async def body(self, form: type[msgspec.Struct]) -> msgspec.Struct:
+        """The JSON body in its endpoint's form. Raises `RequestError`."""
         return parse_body(form, decode_body(await self.read_json(), Any))
 
     async def read_json(self) -> bytes:
@@ -72,25 +144,23 @@ class Exchange:
 
     async def read(self) -> bytes:
         """Read the body. From now on the request counts against `max_inflight`."""
-        limits = self.ingress.settings.limits
         # A client that stalls must not delay the server's shutdown.
         async with Interrupt(None, self.ingress.live):
-            body = await read_body(self.request, limits)
+            body = await read_body(self.request, self.limits)
         if self.runs and not self._counted:
             self._counted = True
             self.ingress.answering += 1
-            check_inflight(self.ingress.answering, limits)
+            check_inflight(self.ingress.answering, self.limits)
         return body
 
     async def target(self, model: str) -> Target:
+        """The model and adapter that a request names. Raises `ModelNotFoundError`."""
         found = await self.ingress.models.find(model)
         self.model = found.handle.model_id
         return found
 
     def interrupt(self) -> Interrupt:
-        """A context that ends the wait for an engine if the client leaves or the
-        server shuts down.
-        """
+        """A context that ends early if the client leaves or the server shuts down."""
         return Interrupt(self.request.receive, self.ingress.live)
 
     async def wait(self, answer: Awaitable[T]) -> T:
@@ -102,6 +172,10 @@ class Exchange:
             finally:
                 self.engine_seconds += time.perf_counter() - start
 
+    def about(self, prefix: str, target: Target) -> dict[str, Any]:
+        """The fields that most answers begin with. The id is `prefix` and the request's id."""
+        return {"id": prefix + self.id, "created": self.created, "model": target.name}
+
     def json(self, body: Any) -> Response:
         return Response(msgspec.json.encode(body), media_type="application/json")
 
@@ -110,8 +184,7 @@ class Exchange:
         the client: `override`, or `caught` as a `PenstockError`. Callers without the right to read
         them get no file paths.
         """
-        error = override if override is not None else as_penstock_error(caught)
-        log_unforeseen(error, caught, self.id)
+        error = override if override is not None else as_penstock_error(caught, self.id)
         self.error = error.kind
         if self.trusted:
             return error
@@ -132,7 +205,7 @@ class Exchange:
         metrics.prompt_tokens.inc(usage.prompt_tokens)
         metrics.cached_tokens.inc(usage.cached_tokens)
         metrics.generation_tokens.inc(usage.completion_tokens)
-        if self.status != 200:  # the latency of a refusal says nothing about the model
+        if self.status != 200:  # a refusal's latency is not the model's
             return
         total = self.ended - self.started
         metrics.latency.observe(total)
@@ -142,6 +215,52 @@ class Exchange:
         metrics.framework_time.observe(max(total - self.engine_seconds, 0.0))
         if self.first_token_at is not None:
             metrics.first_token.observe(self.first_token_at - self.started)
-            between = usage.completion_tokens - 1
-            if between > 0:
+            if (between := usage.completion_tokens - 1) > 0:
                 metrics.per_token.observe((self.ended - self.first_token_at) / between)
+
+
+def note_on_span(current: Span, exchange: Exchange, scope: Scope) -> None:
+    """Note on a span what the exchange was. Of `scope` it reads `method` and `path`."""
+    usage = exchange.usage
+    route = exchange.endpoint if exchange.endpoint != UNKNOWN_ENDPOINT else None
+    current.note(
+        {
+            "http.request.method": scope["method"],
+            "http.route": route,
+            "http.response.status_code": exchange.status,
+            "url.path": scope["path"],
+            "error.type": exchange.error,
+            "gen_ai.request.model": exchange.model or None,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens or None,
+            "gen_ai.usage.output_tokens": usage.completion_tokens or None,
+            "penstock.request_id": exchange.id,
+        },
+        name=f"{scope['method']} {route}" if route else "",
+        failed=exchange.status >= 500 or (exchange.error is not None and exchange.status == 200),
+    )
+
+
+def log_access(exchange: Exchange, scope: Scope) -> None:
+    """Log the exchange when it has ended. Of `scope` it reads `method` and `path`."""
+    if not _access.isEnabledFor(logging.INFO):
+        return
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": exchange.status,
+        "seconds": round(exchange.ended - exchange.started, 6),
+    }
+    if exchange.model:
+        fields |= {
+            "model": exchange.model,
+            "engine_seconds": round(exchange.engine_seconds, 6),
+            "prompt_tokens": exchange.usage.prompt_tokens,
+            "completion_tokens": exchange.usage.completion_tokens,
+        }
+    if exchange.first_token_at is not None:
+        fields["first_token_seconds"] = round(exchange.first_token_at - exchange.started, 6)
+    if exchange.error is not None:
+        fields["error"] = exchange.error
+    _access.info(
+        "%s %s %s", scope["method"], scope["path"], exchange.status, extra={"fields": fields}
+    )

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import msgspec
+from msgspec.structs import replace
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Router
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from penstock.serve.api.middleware import ExchangeMiddleware
-from penstock.serve.api.openapi import describe
-from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, as_route
-from penstock.serve.api.state import IngressState
+from penstock.balance.backoff import is_served
+from penstock.errors import RequestError, ShuttingDownError
+from penstock.observability import request_id, span
+from penstock.serve.api.auth import check_not_cross_site, check_user, rank_of
+from penstock.serve.api.errors import error_response
+from penstock.serve.api.exchange import (
+    UNTRUSTED,
+    Exchange,
+    IngressState,
+    log_access,
+    note_on_span,
+)
+from penstock.serve.api.routes import CONTROL_ENDPOINTS, ENDPOINTS, Endpoint, describe
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.handle import ModelCard, ModelHandle
 from penstock.serve.models.names import ModelNames
@@ -35,20 +45,19 @@ class IngressApp:
         ingress.openapi = describe(endpoints, with_keys=bool(settings.api_keys))
         if any(isinstance(handle, RemoteModel) for handle in ingress.models.handles.values()):
             endpoints = tuple(
-                msgspec.structs.replace(endpoint, answer=forward) if endpoint.runs else endpoint
-                for endpoint in endpoints
+                replace(one, answer=forward, body=None) if one.runs else one for one in endpoints
             )
-        app: ASGIApp = Router(
-            [as_route(endpoint) for endpoint in endpoints], redirect_slashes=False
-        )
-        app = ExchangeMiddleware(
-            app, ingress, frozenset(one.path for one in endpoints if one.public)
+        routes = [Route(one.path, one, methods=[one.method]) for one in endpoints]
+        app: ASGIApp = ExchangeMiddleware(
+            Router(routes, redirect_slashes=False),
+            ingress,
+            frozenset(one.path for one in endpoints if one.public),
         )
         if settings.cors_origins:
             app = CORSMiddleware(
                 app,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=sorted({one.method for one in endpoints}),
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "retry-after"],
             )
@@ -61,11 +70,10 @@ class IngressApp:
 
 
 class OpenAiIngress(IngressApp):
-    """The ingress as a class to derive from, for `ingress_cls_config`. A runtime calls it with
-    handles by model id, the known facts about the models, and `ingress_extra_kwargs`.
+    """The ingress of models by their ids. Classes for `ingress_cls_config` derive from it; they are
+    called with `ingress_extra_kwargs` too.
 
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
-    adapters on demand.
+    `model_cards` has facts that handles lack; `lora_paths` names models with adapters on demand.
     """
 
     def __init__(
@@ -83,16 +91,74 @@ class OpenAiIngress(IngressApp):
         )
 
 
-def build_app(
-    handles: Mapping[str, ModelHandle],
-    *,
-    model_cards: Mapping[str, ModelCard] | None = None,
-    lora_paths: Mapping[str, str] | None = None,
-    settings: HttpSettings | None = None,
-) -> IngressApp:
-    """The application for models by their ids.
+class ExchangeMiddleware:
+    """The outermost layer: makes the `Exchange`, and turns every error inside into a response.
 
-    `model_cards` holds facts that the handles lack; `lora_paths` names the models with
-    adapters on demand.
+    The `public` paths are open to everybody, and stay open during a shutdown. Routes for operators
+    check the caller's rank themselves.
     """
-    return OpenAiIngress(handles, model_cards, lora_paths, settings=settings)
+
+    def __init__(self, app: ASGIApp, ingress: IngressState, public: frozenset[str]) -> None:
+        self._app = app
+        self._ingress = ingress
+        self._public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        exchange = scope["penstock.exchange"] = Exchange(self._ingress, headers.get("x-request-id"))
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                exchange.status = message["status"]
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *self._ingress.reply_headers(),
+                    (b"x-request-id", exchange.id.encode()),
+                ]
+            await send(message)
+
+        self._ingress.begin()
+        token = request_id.set(exchange.id)
+        served = is_served.set(True)
+        try:
+            with span(scope["method"], headers) as current:
+                try:
+                    await self._answer(exchange, headers, scope, receive, send_with_id)
+                finally:
+                    if current.recording:
+                        note_on_span(current, exchange, scope)
+        finally:
+            self._ingress.end()
+            exchange.finish()
+            log_access(exchange, scope)
+            is_served.reset(served)
+            request_id.reset(token)
+
+    async def _answer(
+        self, exchange: Exchange, headers: Headers, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        settings = self._ingress.settings
+        exchange.rank = rank_of(headers, settings)
+        exchange.trusted = exchange.rank == "admin" and headers.get(UNTRUSTED) is None
+        try:
+            if "transfer-encoding" in headers and "content-length" in headers:
+                two_lengths = RequestError(
+                    "a request has a Content-Length or a Transfer-Encoding, not both"
+                )
+                # A proxy could take the body's end for the next request, maybe of another caller.
+                two_lengths.ends_connection = True
+                raise two_lengths
+            if scope["path"] not in self._public:
+                check_user(exchange.rank, headers, settings)
+                check_not_cross_site(scope, headers, settings)
+                if self._ingress.draining:
+                    raise ShuttingDownError("the server is shutting down")
+            await self._app(scope, receive, send)
+        except Exception as caught:
+            error = exchange.failed(caught)
+            if exchange.status:
+                raise  # the response has begun: only closing the connection signals an error
+            await error_response(scope["path"], error)(scope, receive, send)

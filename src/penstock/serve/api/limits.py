@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 from starlette.requests import ClientDisconnect, Request
 
 from penstock.errors import (
@@ -19,7 +20,7 @@ from penstock.errors import (
     TooManyRequestsError,
 )
 from penstock.serve.config.settings import Limits
-from penstock.types import ChatRequest, CompletionRequest, Sampling
+from penstock.types import ChatRequest, CompletionRequest
 
 Generating = TypeVar("Generating", ChatRequest, CompletionRequest)
 SLOWEST_BODY_BYTES_S = 8192
@@ -59,7 +60,9 @@ def _body_fault(body: bytes, form: Any) -> str:
 async def read_body(request: Request, limits: Limits) -> bytes:
     """The body's bytes. Raises as soon as they exceed the size limit, or arrive too slowly."""
     most = limits.max_body_bytes
-    check_declared_size(request, limits)
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared[:20]) > most:
+        raise _too_large(most)
     parts: list[bytes] = []
     size = 0
     began = asyncio.get_running_loop().time()
@@ -68,7 +71,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
             async for part in request.stream():
                 size += len(part)
                 if size > most:
-                    raise BodyTooLargeError(f"the request body is larger than {most} bytes")
+                    raise _too_large(most)
                 parts.append(part)
                 if part:
                     patience.reschedule(began + limits.body_timeout_s + size / SLOWEST_BODY_BYTES_S)
@@ -79,11 +82,8 @@ async def read_body(request: Request, limits: Limits) -> bytes:
     return b"".join(parts)
 
 
-def check_declared_size(request: Request, limits: Limits) -> None:
-    """Refuse a body whose declared length exceeds the limit."""
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared[:20]) > limits.max_body_bytes:
-        raise BodyTooLargeError(f"the request body is larger than {limits.max_body_bytes} bytes")
+def _too_large(most: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the request body is larger than {most} bytes")
 
 
 def check_inflight(answering: int, limits: Limits) -> None:
@@ -95,9 +95,7 @@ def check_inflight(answering: int, limits: Limits) -> None:
 
 
 def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
-    """Refuse texts whose total length exceeds that of any model's context. `param` is their place
-    in the request.
-    """
+    """Refuse texts that are longer than any model's context. `param` is the request's field."""
     chars = sum(map(len, texts))
     if chars > limits.max_prompt_chars:
         raise ContextLengthError(
@@ -107,9 +105,7 @@ def check_texts(texts: Iterable[str], limits: Limits, param: str) -> None:
 
 
 def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> Generating:
-    """The request with its answer's length bounded. `prompts` is the number of requests like it in
-    the same call.
-    """
+    """The request with a bounded answer. `prompts` is the number of its like in the same call."""
     if isinstance(request, ChatRequest):
         check_texts(_texts(request), limits, "messages")
     elif isinstance(request.prompt, str):
@@ -118,24 +114,16 @@ def within_limits(request: Generating, limits: Limits, *, prompts: int = 1) -> G
         raise RequestError(
             f"at most {limits.max_choices} answers may be asked for at once", param="n"
         )
-    sampling = _with_limit(request.sampling, limits.max_tokens)
-    return (
-        request
-        if sampling is request.sampling
-        else msgspec.structs.replace(request, sampling=sampling)
-    )
-
-
-def _with_limit(sampling: Sampling, most: int | None) -> Sampling:
+    sampling, most = request.sampling, limits.max_tokens
     if most is None:
-        return sampling
+        return request
     if sampling.max_tokens is None:
-        return msgspec.structs.replace(sampling, max_tokens=most)
+        return replace(request, sampling=replace(sampling, max_tokens=most))
     if sampling.max_tokens > most:
         raise RequestError(
             f"max_tokens must be at most {most}, not {sampling.max_tokens}", param="max_tokens"
         )
-    return sampling
+    return request
 
 
 def _texts(request: ChatRequest) -> Iterable[str]:

@@ -1,17 +1,18 @@
-"""The table of endpoints. The router, the OpenAPI document and the metrics' labels
-derive from it.
-"""
+"""The table of endpoints. Router, OpenAPI document and the labels of metrics derive from it."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+import penstock
 from penstock.openai.extensions import (
     ClassifyBody,
     DetokenizeBody,
@@ -23,34 +24,25 @@ from penstock.openai.messages_api import MessageBody
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody
 from penstock.openai.responses_api import ResponseBody
 from penstock.serve.api.auth import check_admin
-from penstock.serve.api.endpoints import (
-    chat,
-    completions,
-    control,
-    embeddings,
-    messages,
-    models,
-    responses,
-    scoring,
-    site,
-    tokens,
-    transcriptions,
-)
+from penstock.serve.api.endpoints import control, generation, site, texts, transcriptions
 from penstock.serve.api.exchange import Exchange
-
-Answer = Callable[[Exchange], Awaitable[Response]]
 
 
 class Endpoint(Struct, frozen=True):
-    """One method of one path. `body` is the form of its JSON body. `runs`: it uses an engine;
-    `admin`: for operators only; `public`: for everybody, without a key. Raises `ValueError` for an
-    endpoint that controls a model without `admin`.
+    """One method of one path, as an ASGI application.
+
+    `answer` gets the exchange, and its JSON body if `body` is that body's form. `multipart` is the
+    JSON Schema of a form that `answer` reads itself; `query` names the parameters of the URL.
+    `runs`: it uses an engine; `admin`: for operators only; `public`: for everybody, without a key.
+    Raises `ValueError` for an endpoint that controls a model without `admin`.
     """
 
     method: str
     path: str
-    answer: Answer
+    answer: Callable[..., Awaitable[Response]]
     body: type[Struct] | None = None
+    multipart: dict[str, Any] | None = None
+    query: tuple[str, ...] = ()
     runs: bool = False
     admin: bool = False
     public: bool = False
@@ -63,23 +55,40 @@ class Endpoint(Struct, frozen=True):
                 " public"
             )
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange: Exchange = scope["penstock.exchange"]
+        exchange.endpoint = self.path
+        exchange.runs = self.runs
+        exchange.request = Request(scope, receive)
+        if self.admin:
+            check_admin(exchange.rank, exchange.request.headers)
+        body = () if self.body is None else (await exchange.body(self.body),)
+        response = await self.answer(exchange, *body)
+        await response(scope, receive, send)
+
 
 ENDPOINTS: tuple[Endpoint, ...] = (
-    Endpoint("GET", "/v1/models", models.list_models),
-    Endpoint("GET", "/v1/models/{id:path}", models.show_model),
-    Endpoint("POST", "/v1/chat/completions", chat.chat_completions, ChatBody, runs=True),
-    Endpoint("POST", "/v1/completions", completions.completions, CompletionBody, runs=True),
-    Endpoint("POST", "/v1/responses", responses.responses, ResponseBody, runs=True),
-    Endpoint("POST", "/v1/messages", messages.messages, MessageBody, runs=True),
-    Endpoint("POST", "/v1/embeddings", embeddings.embeddings, EmbeddingBody, runs=True),
-    Endpoint("POST", "/v1/score", scoring.score, ScoreBody, runs=True),
-    Endpoint("POST", "/v1/rerank", scoring.rerank, RerankBody, runs=True),
-    Endpoint("POST", "/classify", scoring.classify, ClassifyBody, runs=True),
-    Endpoint("POST", "/v1/audio/transcriptions", transcriptions.transcriptions, runs=True),
-    Endpoint("POST", "/tokenize", tokens.tokenize, TokenizeBody, runs=True),
-    Endpoint("POST", "/detokenize", tokens.detokenize, DetokenizeBody, runs=True),
+    Endpoint("GET", "/v1/models", site.list_models),
+    Endpoint("GET", "/v1/models/{id:path}", site.show_model),
+    Endpoint("POST", "/v1/chat/completions", generation.chat_completions, ChatBody, runs=True),
+    Endpoint("POST", "/v1/completions", generation.completions, CompletionBody, runs=True),
+    Endpoint("POST", "/v1/responses", generation.responses, ResponseBody, runs=True),
+    Endpoint("POST", "/v1/messages", generation.messages, MessageBody, runs=True),
+    Endpoint("POST", "/v1/embeddings", texts.embeddings, EmbeddingBody, runs=True),
+    Endpoint("POST", "/v1/score", texts.score, ScoreBody, runs=True),
+    Endpoint("POST", "/v1/rerank", texts.rerank, RerankBody, runs=True),
+    Endpoint("POST", "/classify", texts.classify, ClassifyBody, runs=True),
+    Endpoint(
+        "POST",
+        "/v1/audio/transcriptions",
+        transcriptions.transcriptions,
+        multipart=transcriptions.FORM,
+        runs=True,
+    ),
+    Endpoint("POST", "/tokenize", texts.tokenize, TokenizeBody, runs=True),
+    Endpoint("POST", "/detokenize", texts.detokenize, DetokenizeBody, runs=True),
     Endpoint("GET", "/health", site.health, public=True),
-    Endpoint("GET", "/ready", site.ready, public=True),
+    Endpoint("GET", "/ready", site.ready, query=("model",), public=True),
     Endpoint("GET", "/metrics", site.metrics),
     Endpoint("GET", "/openapi.json", site.openapi),
     Endpoint("GET", "/docs", site.docs),
@@ -92,36 +101,83 @@ _ACTIONS = (
     "reset_prefix_cache",
     "start_profile",
     "stop_profile",
+    "collective_rpc",
 )
 CONTROL_ENDPOINTS: tuple[Endpoint, ...] = (
     *(
         Endpoint("POST", f"/{name}", control.act(name), control.ControlBody, admin=True)
-        for name in (*_ACTIONS, "collective_rpc")
+        for name in _ACTIONS
     ),
     *(
-        Endpoint("GET", f"/{name}", control.ask(name), admin=True)
+        Endpoint("GET", f"/{name}", control.ask(name), query=("model",), admin=True)
         for name in ("is_sleeping", "is_paused")
     ),
 )
 
+_ERROR = {
+    "description": "The request failed.",
+    "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+}
+_ERROR_SCHEMA = {
+    "type": "object",
+    "description": "`/v1/messages` answers in Anthropic's form: `{type, error: {type, message}}`.",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": "string"},
+            },
+        }
+    },
+}
 
-class _Answering:
-    """Runs an endpoint as an ASGI application."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
+def describe(endpoints: Sequence[Endpoint], *, with_keys: bool) -> dict[str, Any]:
+    """The OpenAPI document of these endpoints. `with_keys`: they need an API key."""
+    forms = [endpoint.body for endpoint in endpoints if endpoint.body is not None]
+    references, schemas = msgspec.json.schema_components(
+        forms, ref_template="#/components/schemas/{name}"
+    )
+    by_form = dict(zip(forms, references, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        path = endpoint.path.replace(":path}", "}")
+        method = endpoint.method.lower()
+        operation: dict[str, Any] = {
+            "summary": " ".join((endpoint.answer.__doc__ or "").partition("\n\n")[0].split()),
+            "operationId": f"{method} {path}",
+            "responses": {"200": {"description": "The answer."}, "default": _ERROR},
+            "parameters": [
+                *(_parameter(name, "path") for name in re.findall(r"{(\w+)}", path)),
+                *(_parameter(name, "query") for name in endpoint.query),
+            ],
+        }
+        content = {}
+        if endpoint.body is not None:
+            content["application/json"] = {"schema": by_form[endpoint.body]}
+        if endpoint.multipart is not None:
+            content["multipart/form-data"] = {"schema": endpoint.multipart}
+        if content:
+            operation["requestBody"] = {"required": True, "content": content}
+        if endpoint.public:
+            operation["security"] = []
+        paths.setdefault(path, {})[method] = operation
+    document: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "Penstock", "version": penstock.__version__},
+        "paths": paths,
+        "components": {"schemas": {**schemas, "Error": _ERROR_SCHEMA}},
+    }
+    if with_keys:
+        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange: Exchange = scope["penstock.exchange"]
-        exchange.endpoint = self._endpoint.path
-        exchange.runs = self._endpoint.runs
-        exchange.request = Request(scope, receive)
-        if self._endpoint.admin:
-            check_admin(exchange.rank, exchange.request.headers)
-        response = await self._endpoint.answer(exchange)
-        await response(scope, receive, send)
 
-
-def as_route(endpoint: Endpoint) -> Route:
-    """The endpoint as a route for Starlette's router."""
-    return Route(endpoint.path, _Answering(endpoint), methods=[endpoint.method])
+def _parameter(name: str, place: str) -> dict[str, Any]:
+    return {"name": name, "in": place, "required": place == "path", "schema": {"type": "string"}}

@@ -1,6 +1,4 @@
-"""Sends an engine's deltas to the client, as events while they arrive or collected
-into one answer.
-"""
+"""Sends an engine's deltas to the client: as events while they arrive, or in one answer."""
 
 from __future__ import annotations
 
@@ -100,12 +98,7 @@ class EventStream(Response):
 async def collect(exchange: Exchange, requests: Sequence[Batches]) -> list[Answers]:
     """The finished answers of concurrent requests. The first failure cancels the others."""
     answers = await exchange.wait(_collect_all(requests))
-    usages = [one.usage for one in answers]
-    exchange.usage = Usage(
-        sum(usage.prompt_tokens for usage in usages),
-        sum(usage.completion_tokens for usage in usages),
-        sum(usage.cached_tokens for usage in usages),
-    )
+    exchange.usage = sum((one.usage for one in answers), Usage())
     return answers
 
 
@@ -121,9 +114,7 @@ async def _collect_all(requests: Sequence[Batches]) -> list[Answers]:
 
 
 async def merge(requests: Sequence[Batches], n: int) -> Batches:
-    """The deltas of several requests of `n` answers each as one stream. Answers are numbered
-    consecutively.
-    """
+    """One stream of several requests' deltas, `n` answers each, which it numbers through."""
     queue: asyncio.Queue[list[Delta] | None] = asyncio.Queue()
 
     async def forward(number: int, request: Batches) -> None:

@@ -1,6 +1,4 @@
-"""Plans where a serving configuration would place what, by the runtimes' own arithmetic. It starts
-and loads nothing.
-"""
+"""Plans what a serving configuration places where, as the runtimes would. It loads nothing."""
 
 from __future__ import annotations
 
@@ -28,8 +26,7 @@ from penstock.serve.config.placement import (
     sides,
 )
 from penstock.serve.config.serving_args import LLMServingArgs
-from penstock.serve.models.local import server_class
-from penstock.serve.models.local_runtime import passed_over
+from penstock.serve.models.local import passed_over, server_class
 from penstock.serve.models.memory import ModelSize, kv_cache_bytes, model_size
 from penstock.serve.models.server import engine_site
 
@@ -104,9 +101,7 @@ class Explanation(Struct, frozen=True):
 
 
 def explain(args: LLMServingArgs, runtime: Runtime = "local", port: int = 8000) -> Explanation:
-    """Plan the models of `args` on a runtime. Raises `ConfigError` wherever
-    `penstock serve` would.
-    """
+    """Plan the models of `args` on a runtime. Raises `ConfigError` as `penstock serve` would."""
     where = args.listen_address
     ingress = Port("ingress", where[1] if where is not None else port)
     models = [
@@ -174,9 +169,7 @@ def _model(config: LLMConfig, runtime: Runtime, ingress: Port) -> ModelPlan:
 
 
 def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
-    """The engine, not started, which checks its options; None with a warning if its package
-    is not installed.
-    """
+    """The engine, which checks its options; None and a warning if its package is missing."""
     try:
         return server_class(config).make_engine(config), []
     except MissingExtraError as error:
@@ -184,10 +177,9 @@ def _engine(config: LLMConfig) -> tuple[LLMEngine | None, list[str]]:
 
 
 def _ranks(sizes: Parallelism, bundles: int) -> list[Rank]:
-    places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
-    # There may be fewer configured bundles than workers. Then the engine decides which workers
-    # share one.
+    # With fewer configured bundles than workers, the engine decides which workers share one.
     known = bundles == sizes.workers
+    places = product(range(sizes.data), range(sizes.pipeline), range(sizes.tensor))
     return [Rank(*place, bundle=number if known else None) for number, place in enumerate(places)]
 
 

@@ -21,18 +21,14 @@ Bundle = dict[str, float]
 
 GPU_ENGINES = frozenset({"vllm", "sglang"})
 ACCELERATOR_SHARE = 0.001
-"""Each worker's share of a machine's `accelerator_type:NAME` marker: small, so that all workers
-can share it.
-"""
+"""Each worker's share of a machine's `accelerator_type:NAME` marker, which all workers share."""
 
 AUTO_MOST = 100
 """Ray Serve's bound on replicas for `num_replicas` "auto"."""
 
 
 class Parallelism(msgspec.Struct, frozen=True):
-    """The workers of one replica's engine: `data` ranks, each of `pipeline` stages, each
-    of `tensor` shards.
-    """
+    """One engine's workers: `data` ranks of `pipeline` stages of `tensor` shards."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -55,9 +51,7 @@ def parallelism(engine_kwargs: Mapping[str, Any]) -> Parallelism:
 
 
 def engine_bundles(config: LLMConfig) -> list[Bundle]:
-    """One bundle a worker, as configured. The default is one GPU, or one CPU for an
-    engine without GPUs.
-    """
+    """One bundle a worker. The default is one GPU, or one CPU for an engine without GPUs."""
     if config.placement_group_config is not None:
         return configured_bundles(config.placement_group_config, config.engine_kwargs)
     kind = config.accelerator_config.kind if config.accelerator_config is not None else None
@@ -71,9 +65,7 @@ def engine_bundles(config: LLMConfig) -> list[Bundle]:
 def configured_bundles(
     placement: PlacementGroupConfig, engine_kwargs: Mapping[str, Any]
 ) -> list[Bundle]:
-    """The listed bundles, or one worker's bundle repeated for each worker. Raises `ConfigError` for
-    an empty list.
-    """
+    """The listed bundles, or one worker's for each worker. Raises `ConfigError` for none."""
     if placement.bundles is None:
         return [
             dict(placement.bundle_per_worker or {})

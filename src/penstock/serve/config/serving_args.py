@@ -1,4 +1,9 @@
-"""The content of a serving configuration: models, and how clients reach them."""
+"""A serving configuration: models, and how clients reach them; from mappings and YAML files.
+
+A file has one of five forms: a list of models; a mapping with `llm_configs`; a mapping with
+`prefill_config` and `decode_config`; Ray Serve's file with `applications`, whose `args` are such
+mappings; and a single model.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +17,29 @@ from penstock.config import parse_options, read_yaml
 from penstock.errors import ConfigError
 from penstock.llm_config import LLMConfig
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.prefill_decode.pair import paired
 
 
-class LLMServingArgs(Struct, frozen=True, kw_only=True):
-    """The models to serve, and the options of their ingress.
-
-    `llm_configs` holds `LLMConfig`s. `ingress_cls_config` may name another ingress class
+class IngressArgs(Struct, frozen=True, kw_only=True):
+    """The options of an ingress. `ingress_cls_config` may name another ingress class
     (`ingress_cls`, `ingress_extra_kwargs`). `ingress_deployment_config` is for runtimes that deploy
     the ingress separately: there `listen` ("127.0.0.1:8000") opens a port on the ingress itself,
-    and `http` holds its settings (keys, limits and so on). With `front` "replica" the only replica
-    of the only model opens that port itself, so requests skip the ingress; while the replica is
-    being replaced, nobody listens there.
+    and `http` holds its settings (keys, limits and so on).
     """
 
-    llm_configs: list[LLMConfig]
     ingress_cls_config: dict[str, Any] = field(default_factory=dict)
     ingress_deployment_config: dict[str, Any] = field(default_factory=dict)
     listen: str | None = None
-    front: Literal["ingress", "replica"] = "ingress"
     http: HttpSettings = HttpSettings()
+
+
+class LLMServingArgs(IngressArgs, frozen=True, kw_only=True):
+    """The models to serve, and the options of their ingress (`IngressArgs`). With `front` "replica"
+    the only replica of the only model opens the port of `listen` itself, so requests skip the
+    ingress; while the replica is being replaced, nobody listens there.
+    """
+
+    llm_configs: list[LLMConfig]
+    front: Literal["ingress", "replica"] = "ingress"
 
     def __post_init__(self) -> None:
         _ = self.listen_address  # checked now rather than on first use
@@ -72,8 +80,7 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
         cls, given: Mapping[str, Any], folder: Path | None = None, where: str = ""
     ) -> LLMServingArgs:
         """Read a mapping. Each of `llm_configs` is an `LLMConfig`, a mapping, or the path of a YAML
-        file with one model; paths are relative to `folder` (default: the current one). Raises
-        `ConfigError`.
+        file with one model, relative to `folder` (default: the current one). Raises `ConfigError`.
         """
         if "llm_config" in given and "llm_configs" not in given:  # Ray Serve's one-model form
             given = {
@@ -88,7 +95,7 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
                 value=entries,
             )
         models = [
-            read_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]"))
+            _read_model(entry, folder or Path(), _at(where, f"llm_configs[{n}]"))
             for n, entry in enumerate(entries)
         ]
         return parse_options(cls, {**given, "llm_configs": models}, where)
@@ -96,25 +103,103 @@ class LLMServingArgs(Struct, frozen=True, kw_only=True):
     @property
     def lora_paths(self) -> dict[str, str]:
         """Model → path of its adapters on demand."""
-        loras = {config.model_id: config.lora_config for config in self.llm_configs}
         return {
-            model_id: lora.dynamic_lora_loading_path
-            for model_id, lora in loras.items()
-            if lora is not None and lora.dynamic_lora_loading_path is not None
+            config.model_id: lora.dynamic_lora_loading_path
+            for config in self.llm_configs
+            if (lora := config.lora_config) is not None
+            and lora.dynamic_lora_loading_path is not None
         }
 
 
-def _with_sides(config: LLMConfig) -> LLMConfig:
-    """The model, checked against its prefill side, if any."""
-    if config.prefill_config is None:
-        return config
-    return paired(config.prefill_config, config)
+class PDServingArgs(IngressArgs, frozen=True, kw_only=True):
+    """One model, served by two kinds of engines, and the options of its ingress (`IngressArgs`)."""
+
+    prefill_config: LLMConfig
+    decode_config: LLMConfig
+
+    @classmethod
+    def from_dict(
+        cls, given: Mapping[str, Any], folder: Path | None = None, where: str = ""
+    ) -> PDServingArgs:
+        """Read a mapping. Either side is an `LLMConfig`, a mapping, or the path of a YAML file with
+        one model, relative to `folder` (default: the current one). Raises `ConfigError`.
+        """
+        sides = {
+            name: _read_model(given.get(name), folder or Path(), _at(where, name))
+            for name in ("prefill_config", "decode_config")
+        }
+        return parse_options(cls, {**given, **sides}, where)
+
+    def serving_args(self) -> LLMServingArgs:
+        """The same as one model with a prefill side. Raises `ConfigError` if the sides mismatch."""
+        from penstock.serve.prefill_decode import paired  # imported only for a pair
+
+        ingress = {name: getattr(self, name) for name in IngressArgs.__struct_fields__}
+        return LLMServingArgs(
+            llm_configs=[paired(self.prefill_config, self.decode_config)], **ingress
+        )
 
 
-def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
-    """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`. Raises
-    `ConfigError`.
+def load_serving_args(path: str | Path) -> LLMServingArgs:
+    """Read a YAML file in any of the forms above. The models of several applications are merged.
+
+    Raises `ConfigError` naming the file and the field.
     """
+    file = Path(path)
+    content = read_yaml(file)
+    try:
+        if isinstance(content, list):
+            return LLMServingArgs.from_dict({"llm_configs": content}, file.parent)
+        if not isinstance(content, Mapping):
+            raise ConfigError(
+                "must hold a list of models, or a mapping with 'llm_configs' or 'applications'"
+            )
+        if "applications" in content:
+            return _of_applications(content["applications"], file.parent)
+        if "model_loading_config" in content:
+            return LLMServingArgs.from_dict({"llm_configs": [content]}, file.parent)
+        return read_args(content, file.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}", value=error.value) from None
+
+
+def read_args(
+    given: Mapping[str, Any], folder: Path | None = None, where: str = ""
+) -> LLMServingArgs:
+    """Read a mapping for `LLMServingArgs`, or one for `PDServingArgs`. Raises `ConfigError`."""
+    if "prefill_config" in given or "decode_config" in given:
+        return PDServingArgs.from_dict(given, folder, where).serving_args()
+    return LLMServingArgs.from_dict(given, folder, where)
+
+
+def _of_applications(applications: Any, folder: Path) -> LLMServingArgs:
+    """The models of a Ray Serve file. Its other fields (ports, routes …) are for Ray alone."""
+    if not isinstance(applications, list) or not applications:
+        raise ConfigError(
+            "must be a list of at least one application", field="applications", value=applications
+        )
+    found = []
+    for number, application in enumerate(applications):
+        where = f"applications[{number}].args"
+        args = application.get("args") if isinstance(application, Mapping) else None
+        if not isinstance(args, Mapping):
+            raise ConfigError("must be a mapping with 'llm_configs'", field=where, value=args)
+        made = read_args(args, folder, where)
+        builder = str(application.get("import_path", "")).replace(":", ".").rpartition(".")[2]
+        if builder == "build_dp_openai_app":
+            from penstock.serve.models.data_parallel import grouped  # which imports this module
+
+            made = grouped(made)
+        found.append(made)
+    return LLMServingArgs(
+        llm_configs=[config for args in found for config in args.llm_configs],
+        ingress_cls_config=found[0].ingress_cls_config,
+        ingress_deployment_config=found[0].ingress_deployment_config,
+    )
+
+
+def _read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
+    """One model: an `LLMConfig`, a mapping, or the path of a YAML file in `folder`."""
     if isinstance(entry, LLMConfig):
         return _with_sides(entry)
     if isinstance(entry, str):
@@ -126,6 +211,15 @@ def read_model(entry: Any, folder: Path, where: str) -> LLMConfig:
         return _with_sides(LLMConfig.from_dict(entry))
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}", value=error.value) from None
+
+
+def _with_sides(config: LLMConfig) -> LLMConfig:
+    """The model, checked against its prefill side, if any."""
+    if config.prefill_config is None:
+        return config
+    from penstock.serve.prefill_decode import paired  # imported only for a pair
+
+    return paired(config.prefill_config, config)
 
 
 def _at(where: str, name: str) -> str:

@@ -31,12 +31,12 @@ class Limits(Struct, frozen=True, kw_only=True):
 class HttpSettings(Struct, frozen=True, kw_only=True):
     """Settings of the ingress.
 
-    With `api_keys`, every route except the public ones (/health, /ready) needs a key. The
-    control routes exist with `dev` and need one of `admin_keys`; they are open only if no
-    keys are set at all. Without `api_keys` a web page of an origin outside `cors_origins`
-    may change nothing, and over a loopback connection a request must name a loopback host or
-    one of `allowed_hosts` ("*" is any). Clients may send chat templates, which are programs,
-    only with `trust_request_chat_template`.
+    With `api_keys`, every route except the public ones (/health, /ready) needs a key. The control
+    routes exist with `dev` and need one of `admin_keys`; they are open only if no keys are set at
+    all. Without `api_keys` a web page of an origin outside `cors_origins` may change nothing, and
+    over a loopback connection a request must name a loopback host or one of `allowed_hosts` ("*" is
+    any). Clients may send chat templates, which are programs, only with
+    `trust_request_chat_template`.
     """
 
     api_keys: frozenset[str] = frozenset()
@@ -47,11 +47,6 @@ class HttpSettings(Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     trust_request_chat_template: bool = False
     drain_timeout_s: Annotated[float, Meta(ge=0)] = 30.0
-
-    @property
-    def keyless(self) -> bool:
-        """Whether the server is open to everybody."""
-        return not self.api_keys and not self.admin_keys
 
     def __repr__(self) -> str:
         return (

@@ -1,9 +1,7 @@
-"""The control plane of one server: putting to sleep, pausing, caches, profiles, and calls into the
-engine's workers.
+"""The control plane of one server: sleep, pauses, caches, profiles, calls of the engine's workers.
 
 What an operator asked for (`asleep`, `paused`) is kept here, apart from the engine, and holds for
-every engine that is started later. Pausing is done by the engine where it can, and by the server
-where it cannot.
+every engine that starts later. An engine that cannot pause is paused by the server.
 """
 
 from __future__ import annotations
@@ -39,18 +37,14 @@ class NoOptions(Struct, frozen=True):
 
 
 class SleepOptions(Struct, frozen=True):
-    """`level` is the engine's (default 1). `mode`: "wait" (default) lets requests under way finish,
-    "abort" ends them.
-    """
+    """`level` is the engine's. "wait" lets requests under way finish, "abort" ends them."""
 
     level: Annotated[int, Meta(ge=0)] = 1
     mode: Literal["wait", "abort"] = "wait"
 
 
 class PauseOptions(Struct, frozen=True):
-    """`mode`: "wait" (default) lets requests under way finish, "abort" ends them, "keep" holds
-    them.
-    """
+    """ "wait" lets requests under way finish, "abort" ends them, "keep" holds them."""
 
     mode: PauseMode = "wait"
 
@@ -133,9 +127,8 @@ class ControlPlane(Operations):
         self.paused = mode
         self.admission.close()
         if self.supervisor.phase == "ready" and self.has("pause"):
-            with contextlib.suppress(
-                EngineDeadError
-            ):  # it runs nothing, and the next one is told when it starts
+            # A dead engine runs nothing, and the next one is paused when it starts.
+            with contextlib.suppress(EngineDeadError):
                 await self.engine.pause(mode)
         elif mode == "abort":
             self._abort()
@@ -148,9 +141,8 @@ class ControlPlane(Operations):
     async def resume(self) -> None:
         self.paused = None
         if self.supervisor.phase == "ready" and self.has("pause"):
-            with contextlib.suppress(
-                EngineDeadError
-            ):  # the next request, which must be let in, starts another
+            # The next request starts another engine.
+            with contextlib.suppress(EngineDeadError):
                 await self.engine.resume()
         for stream in self.streams:
             stream.release()
@@ -189,7 +181,7 @@ class ControlPlane(Operations):
         return self.engine.brings(operation)
 
     def asleep_error(self) -> UnavailableError:
-        """What a request for a sleeping model is told."""
+        """The error of a request for a sleeping model."""
         return UnavailableError(f"'{self.llm_config.model_id}' is asleep until it is woken")
 
     def _abort(self) -> None:
@@ -215,7 +207,7 @@ def parse_control(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
 async def control_result(
     server: ControlPlane, replica: str, method: str, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Call a control method on one replica; its failure is its result. Raises `RequestError`,
+    """Call a control method on one replica; a failure is a result. Raises `RequestError` or
     `UnsupportedError`.
     """
     parsed = parse_control(method, options)
@@ -224,9 +216,10 @@ async def control_result(
     except UnsupportedError:
         raise
     except PenstockError as error:
-        return {
-            "replica": replica,
-            "ok": False,
-            "error": {"type": error.kind, "message": str(error)},
-        }
+        return control_failure(replica, error.kind, str(error))
     return {"replica": replica, "ok": True, "result": result}
+
+
+def control_failure(replica: str, kind: str, message: str) -> dict[str, Any]:
+    """The result of a replica that did not do it."""
+    return {"replica": replica, "ok": False, "error": {"type": kind, "message": message}}

@@ -1,7 +1,7 @@
 """Data parallel: a group of ranks, each with a copy of the model, behind one server.
 
 A group is placed, started, started again and drained as a whole. An engine that makes data-parallel
-ranks of its own (vLLM, SGLang) is left to do so, since its ranks may have to compute together; of
+ranks of its own (vLLM, SGLang) is left to do so, since its ranks may have to compute in step; of
 any other, a group of engines is made.
 """
 

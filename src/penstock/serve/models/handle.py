@@ -40,12 +40,11 @@ class ModelState(Struct, frozen=True):
     `cold`: nothing is in memory, the first request loads it. `loading`: requests wait. `asleep`:
     requests are refused with a 503 until it is woken. `paused`: requests wait. `draining`: it
     finishes what it has and takes no more. `failed`: it could not be loaded, for the `reason`; a
-    later request tries again. `running` requests are being answered, `waiting` ones are queued.
-    Since the process began, the engine was loaded `loads` times, of which `restarts` followed a
-    death, and was given adapters `adapter_loads` times; it holds `adapters` now. `handoffs` counts,
-    where a prefill side computes prompts, what became of each: `prefill_decode.decode` lists
-    the outcomes. `on_demand`: its first request loads it, so that it may be `cold` and all the same
-    answer.
+    later request tries again. `running` counts requests under way, `waiting` queued ones. `loads`
+    counts the engine's starts since the process began, `restarts` those after a death,
+    `adapter_loads` the adapters that it was given, `adapters` those that it holds. `handoffs`
+    counts the outcomes of `serve.prefill_decode`, where a prefill side computes prompts.
+    `on_demand`: the first request loads the model, so a `cold` one answers too.
     """
 
     state: StateName
@@ -90,17 +89,14 @@ class ModelHandle(Tasks, ABC):
     def state(self) -> ModelState:
         """What the model is doing now. Never loads."""
 
-    @abstractmethod
     async def engine_metrics(self) -> dict[str, float]:
-        """What the engine counts (`LLMEngine.metrics`); nothing where none runs, or
-        `log_engine_metrics` is off.
-        """
+        """`LLMEngine.metrics`; empty where no engine runs, or `log_engine_metrics` is off."""
+        return {}
 
     @abstractmethod
     async def adapters(self) -> list[str]:
         """Names of the adapters that requests may use, sorted. Loads none of them."""
 
-    @abstractmethod
     async def start(self) -> None:
         """Load the model if it is to be loaded at the start, and return when it is ready.
 

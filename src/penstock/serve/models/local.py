@@ -1,23 +1,24 @@
-"""A model in this process, as a handle: loaded on demand where the configuration allows it,
-unloaded when idle.
+"""The local runtime: models in this process, each loaded when it is needed and unloaded when it is
+idle, within one memory budget.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
 from msgspec import to_builtins
-from msgspec.structs import replace
+from msgspec.structs import fields, replace
 
 from penstock.config import import_object
 from penstock.engines.base import LLMEngine
 from penstock.engines.tasks import Batches, generated
 from penstock.errors import ConfigError
-from penstock.llm_config import LLMConfig
+from penstock.llm_config import DeploymentConfig, LLMConfig
 from penstock.serve.models.control import control_result
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState
 from penstock.serve.models.memory import MemoryBudget, memory_estimate
@@ -25,14 +26,27 @@ from penstock.serve.models.server import LLMServer
 from penstock.types import ChatRequest, CompletionRequest
 
 REPLICA = "local-0"
+_SET_BY_CLUSTERS = (
+    "accelerator_type",
+    "accelerator_config",
+    "placement_group_config",
+    "runtime_env",
+)
+_READ = frozenset(
+    {
+        *("autoscaling_config", "max_ongoing_requests", "max_queued_requests"),
+        *("graceful_shutdown_timeout_s", "ray_actor_options"),
+    }
+)
+"""What of `deployment_config` has a meaning in one process."""
+_log = logging.getLogger(__name__)
 
 
 class LocalModel(ModelHandle):
     """One server in this process.
 
-    A model with `min_replicas` 0 may be unloaded: when it was idle for its delay, and when another
-    one needs the room. `engine` is served instead of the one that the configuration names; it may
-    be running.
+    A model with `min_replicas` 0 is unloaded after an idle delay, or when another model needs the
+    room. `engine` replaces the one that the configuration names; it may run already.
     """
 
     def __init__(
@@ -108,9 +122,7 @@ class LocalModel(ModelHandle):
 
     @property
     def idle_since(self) -> float | None:
-        """The event loop's time since when nobody has used the loaded model; None while it is in
-        use, or must stay.
-        """
+        """The event loop's time of the last use; None while it is in use, or must stay."""
         server = self.server
         used = self._stays or server.supervisor.in_use or not server.admission.idle
         return None if used or server.supervisor.phase != "ready" else self._idle_since
@@ -173,3 +185,57 @@ def server_class(config: LLMConfig) -> type[LLMServer]:
             hint="PDServingArgs makes a pair.",
         )
     return cls
+
+
+def passed_over(config: LLMConfig) -> list[str]:
+    """The fields that are set and that this runtime, with its one replica, cannot honour."""
+    found = [name for name in _SET_BY_CLUSTERS if getattr(config, name) is not None]
+    deployment, unset = config.deployment_config, DeploymentConfig()
+    for part in fields(deployment):
+        value = getattr(deployment, part.name)
+        if (
+            part.name not in _READ
+            and value != getattr(unset, part.name)
+            and (part.name, value) != ("num_replicas", 1)
+        ):
+            found.append(f"deployment_config.{part.name}")
+    scaling = config.autoscaling
+    for name in ("min_replicas", "max_replicas"):
+        if (replicas := getattr(scaling, name)) > 1:
+            found.append(f"deployment_config.autoscaling_config.{name} ({replicas})")
+    return found
+
+
+def build_local_handles(
+    configs: Iterable[LLMConfig], *, memory_budget_bytes: int | None = None
+) -> dict[str, ModelHandle]:
+    """A handle for each model, by its id. Checks every configuration, and loads nothing: see
+    `ModelHandle.start`.
+
+    With `memory_budget_bytes`, the least recently used idle model that loads on demand makes room
+    for the next one; what a model takes is an estimate (`memory.memory_estimate`). A warning names
+    fields that one process cannot honour. Raises `ConfigError`, `MissingExtraError`.
+    """
+    budget = MemoryBudget(memory_budget_bytes)
+    handles: dict[str, ModelHandle] = {}
+    for config in configs:
+        if config.model_id in handles:
+            raise ConfigError(
+                f"two models are called '{config.model_id}'",
+                field="model_loading_config.model_id",
+                value=config.model_id,
+            )
+        try:
+            handles[config.model_id] = LocalModel(config, budget)
+        except ConfigError as error:
+            raise ConfigError(f"model '{config.model_id}': {error}", value=error.value) from None
+        for side, name in ((config, ""), (config.prefill_config, "the prefill side of ")):
+            if side is not None and (ignored := passed_over(side)):
+                _log.warning(
+                    "%smodel '%s': the local runtime has one replica, in this process; it passes"
+                    " over %s",
+                    name,
+                    config.model_id,
+                    ", ".join(ignored),
+                )
+    return handles

@@ -1,4 +1,4 @@
-"""Memory: what a model takes, estimated from its files, and what all models together may take.
+"""Memory: what a model takes, estimated from its files, and what all models may take.
 
 An estimate loads and downloads nothing: a model of a hub is known only if it is in the cache.
 """
@@ -51,17 +51,13 @@ class Resident(Protocol):
 
     @property
     def idle_since(self) -> float | None:
-        """The event loop's time since when nobody has used it; None while it is in use, or must
-        stay.
-        """
+        """The event loop's time of its last use; None while it is in use, or must stay."""
 
     async def unload(self) -> None: ...
 
 
 class MemoryBudget:
-    """How much the loaded models may take together, by estimate. `total` is in bytes; None is no
-    limit.
-    """
+    """Bounds the estimated memory of all loaded models by `total` bytes; None is no limit."""
 
     def __init__(self, total: int | None = None) -> None:
         self.total = total
@@ -133,8 +129,8 @@ def model_size(config: LLMConfig) -> ModelSize:
         return ModelSize(folder.stat().st_size)
     weights = sum(file.stat().st_size for file in folder.glob("*") if file.suffix in _WEIGHTS)
     try:
-        said = json.loads((folder / "config.json").read_bytes())
-        described = said.get("text_config", said)
+        stated = json.loads((folder / "config.json").read_bytes())
+        described = stated.get("text_config", stated)
         full = config.deterministic and config.engine_name == "openvino"
         token = _token_bytes(
             described, {**config.engine_kwargs, **({"kv_cache_precision": "f32"} if full else {})}
@@ -191,8 +187,7 @@ def kv_cache_bytes(config: LLMConfig) -> int | None:
 
 def memory_estimate(config: LLMConfig) -> int:
     """About how many bytes the loaded model takes: `ray_actor_options["memory"]` if given, else the
-    size of its files, for each data-parallel rank, and of the KV cache. A prefill side counts as
-    well.
+    size of its files, for each data-parallel rank, and of the KV cache. A prefill side counts too.
     """
     beside = memory_estimate(config.prefill_config) if config.prefill_config is not None else 0
     given = config.deployment_config.ray_actor_options.get("memory")
@@ -204,7 +199,7 @@ def memory_estimate(config: LLMConfig) -> int:
 
 
 def _token_bytes(described: Mapping[str, Any], options: Mapping[str, Any]) -> int | None:
-    """Bytes that one token takes in the KV cache, all layers and heads together."""
+    """Bytes that one token takes in the KV cache, over all layers and heads."""
     layers, heads = described.get("num_hidden_layers"), described.get("num_attention_heads")
     if not isinstance(layers, int) or not isinstance(heads, int):
         return None

@@ -1,6 +1,4 @@
-"""Which model and adapter a request's `model` means, and the list of them all. Asks no model
-anything.
-"""
+"""Which model and adapter a request's `model` means, and the list of them all. Calls no model."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from penstock.errors import ModelNotFoundError, RequestError, nearest
 from penstock.serve.models.handle import ModelCard, ModelHandle
 
 _ADAPTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
-"""Names of adapters become names of folders, so nothing that could lead elsewhere is let
-through.
-"""
+"""Names of adapters become names of folders, so no name may lead elsewhere."""
 
 
 class Target(NamedTuple):
@@ -39,11 +35,9 @@ class ModelNames:
         self._lora_paths = dict(lora_paths or {})
 
     async def find(self, name: str) -> Target:
-        """The target that `name` means: "base", "base:adapter", or "adapter" where one model alone
-        has it.
+        """The target of "base", of "base:adapter", or of "adapter" if only one model has it.
 
-        An empty name is the only model there is. Raises `ModelNotFoundError` naming the nearest
-        name.
+        An empty name means the only model. Raises `ModelNotFoundError` with the nearest name.
         """
         if not name:
             if len(self.handles) == 1:

@@ -9,6 +9,7 @@ interval does it read ahead of the caller; without one a batch passes in the cal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from typing import Any
@@ -18,9 +19,7 @@ from penstock.types import Delta, TokenLogprob, Usage
 
 
 class Coalescer:
-    """Deltas that have come and were not taken, by answer. Times are in seconds of any steady
-    clock.
-    """
+    """Deltas that nobody has taken yet, by answer. The unit of time is the second."""
 
     def __init__(self, interval_s: float) -> None:
         self.interval_s = interval_s
@@ -76,9 +75,7 @@ def joined(deltas: list[Delta]) -> Delta:
 
 
 class DeltaStream:
-    """One request's deltas on their way to its caller. `answers` is how many answers the request
-    has.
-    """
+    """One request's deltas on their way to its caller. The request has so many `answers`."""
 
     def __init__(
         self, *, interval_s: float = 0.0, answers: int = 1, clock: Callable[[], float] | None = None
@@ -91,7 +88,7 @@ class DeltaStream:
         self._aborted = False
         self._error: Exception | None = None
         self._held = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._news = asyncio.Event()
         self._reader: asyncio.Task[Any] | None = None
         """The task that waits for the source, while it does."""
         self._interrupted: asyncio.Task[Any] | None = None
@@ -105,7 +102,7 @@ class DeltaStream:
         if self._reader is not None:
             self._interrupted = self._reader
             self._reader.cancel()  # `_reading` takes it back
-        self._wake()
+        self._news.set()
 
     def hold(self) -> None:
         """Deliver nothing until `release`. What comes meanwhile is kept."""
@@ -113,14 +110,14 @@ class DeltaStream:
 
     def release(self) -> None:
         self._held = False
-        self._wake()
+        self._news.set()
 
     async def read_out(self) -> None:
         """Return when the source has ended, whether or not its deltas were taken."""
         await self._ended.wait()
 
     def batches(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """The deltas of the source that `opening` gives, those that may leave together in one list.
+        """The deltas of the source that `opening` gives, in lists that may leave at once.
         Closing it early closes the source, and waits for that.
         """
         return self._joined(opening) if self._interval_s else self._handed_on(opening)
@@ -151,9 +148,7 @@ class DeltaStream:
                 yield rest
 
     async def _joined(self, opening: AbstractAsyncContextManager[Batches]) -> Batches:
-        """Deltas joined by the interval. A task reads them, so that they are there when their time
-        has come.
-        """
+        """Deltas joined by the interval. A task reads them ahead of the caller."""
         buffer = Coalescer(self._interval_s)
         clock = self._clock or asyncio.get_running_loop().time
         async with opening as source:
@@ -182,8 +177,8 @@ class DeltaStream:
                     self._count(batch)
                     for delta in batch:
                         buffer.add(delta)
-                    self._wake()
-        self._wake()
+                    self._news.set()
+        self._news.set()
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -203,15 +198,6 @@ class DeltaStream:
 
     def _count(self, batch: list[Delta]) -> None:
         tokens = self._tokens
-        if len(tokens) == 1:  # all deltas are those of one answer
-            made = 0
-            for delta in batch:
-                made += len(delta.token_ids)
-            (index,) = tokens
-            tokens[index] += made
-            if batch[-1].finish_reason is not None:
-                tokens.clear()
-            return
         for delta in batch:
             if delta.finish_reason is not None:
                 tokens.pop(delta.index, None)
@@ -231,16 +217,7 @@ class DeltaStream:
 
     async def _wait(self, seconds: float | None) -> None:
         """Until something happens, or so many seconds."""
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(seconds, self._wake) if seconds is not None else None
-        try:
-            await self._waiter
-        finally:
-            if timer is not None:
-                timer.cancel()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._news.wait()
+        self._news.clear()

@@ -1,10 +1,9 @@
-"""`LLMServer`: one replica, one engine. What a request meets between the ingress and the engine is
-here, in order.
-"""
+"""`LLMServer`: one replica, one engine, and what a request meets between ingress and engine."""
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import math
 import time
@@ -22,15 +21,19 @@ from penstock.engines.base import LLMEngine, engine_class, with_deterministic
 from penstock.engines.quarantine import digest_of
 from penstock.engines.supervisor import Policy, Supervisor
 from penstock.engines.tasks import Batches, Tasks, generated, task_of
-from penstock.errors import ConfigError, PenstockError, UnavailableError, UnsupportedError
+from penstock.errors import (
+    ConfigError,
+    EngineStartError,
+    PenstockError,
+    UnavailableError,
+    UnsupportedError,
+)
 from penstock.kv.base import Role, Site
 from penstock.llm_config import LLMConfig, LoraConfig
 from penstock.observability import note_queue_time
-from penstock.serve.adapters.adapters import Adapters
-from penstock.serve.adapters.store import adapter_store
+from penstock.serve.adapters import Adapters, adapter_store
 from penstock.serve.config.placement import deployment_options
 from penstock.serve.models.admission import Admission
-from penstock.serve.models.callbacks import Callbacks
 from penstock.serve.models.control import ControlPlane
 from penstock.serve.models.handle import ModelState, StateName
 from penstock.serve.models.pacing import DeltaStream
@@ -39,9 +42,7 @@ from penstock.types import ChatRequest, CompletionRequest
 SLOTLESS = frozenset({"tokenize", "detokenize"})
 """Tasks that need no slot of the engine, so that they do not wait behind generation."""
 EXTRA_IN_FLIGHT = 1.1
-"""Requests given to an engine, relative to those it works on at once: the next must be at hand when
-one ends.
-"""
+"""Requests given to an engine, relative to its concurrency: when one ends the next is at hand."""
 RESTART_DELAYS_S = (0.0, 0.5, 1.0, 2.0, 4.0)
 """Waits before the successive restarts of an engine that dies without finishing a request in
 between; when they are used up it has failed.
@@ -49,7 +50,7 @@ between; when they are used up it has failed.
 RETRY_DELAYS_S = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 """Waits before a failed engine may be tried again, after the first failure, the second, and so on.
 """
-
+HOOKS = ("on_before_node_init", "on_before_download_model_files_distributed", "on_after_node_init")
 _log = logging.getLogger(__name__)
 
 
@@ -107,21 +108,17 @@ class LLMServer(Tasks, ControlPlane):
 
     @classmethod
     def make_engine(cls, llm_config: LLMConfig) -> LLMEngine:
-        """The engine of a server with this configuration, not started. Raises `ConfigError`,
-        `MissingExtraError`.
-        """
+        """The engine of a configuration, not started. Raises as `make_engine`."""
         return make_engine(llm_config)
 
     @classmethod
     def get_deployment_options(cls, llm_config: LLMConfig) -> dict[str, Any]:
-        """Options for a runtime that deploys this server: resources in bundles, environment,
-        limits.
-        """
+        """Options for a runtime that deploys this server: bundles, environment, limits."""
         return deployment_options(llm_config)
 
     # Life
     async def start(self) -> None:
-        """Load the model, and return when requests can be answered. Raises `EngineStartError`,
+        """Load the model, and return when it is ready. Raises `EngineStartError` or
         `EngineTimeoutError`.
         """
         self._stopping = False
@@ -182,9 +179,7 @@ class LLMServer(Tasks, ControlPlane):
         return await self.engine.metrics()
 
     async def check_health(self) -> None:
-        """Return if the server answers, or will once it is woken or loaded on demand; raise if it
-        cannot.
-        """
+        """Raise unless the server answers, or will once it is woken or loaded on demand."""
         if self.asleep or (self.supervisor.phase == "cold" and self._load_on_demand):
             return
         await self.supervisor.ready()
@@ -295,7 +290,7 @@ class LLMServer(Tasks, ControlPlane):
     def _stopping_error(self) -> UnavailableError:
         return UnavailableError(f"'{self.llm_config.model_id}' is shutting down")
 
-    # What the supervisor tells
+    # For the supervisor
     async def _before_start(self) -> None:
         if self.supervisor.deaths:
             _log.warning(
@@ -330,10 +325,64 @@ class LLMServer(Tasks, ControlPlane):
             self.admission.refuse_waiting(supervisor.failure)
 
 
-def engine_site(config: LLMConfig, role: Role) -> Site:
-    """Where the engine stands, as far as the configuration says it: by names that end as Ray Serve
-    LLM's do.
+class Callbacks:
+    """The user's hooks of `callback_config` around each start of an engine.
+
+    `on_before_node_init` runs first, `on_before_download_model_files_distributed` right before the
+    engine reads its model, `on_after_node_init` when it runs, before the first request. The class
+    has those it needs, plain or async. It is made with `llm_config`, `raise_error_on_callback` and
+    the configured `callback_kwargs`. Raises `ConfigError` where that cannot be.
     """
+
+    def __init__(self, config: LLMConfig) -> None:
+        self._object: Any = None
+        self._raises = True
+        given = config.callback_config
+        if given is None or given.callback_class is None:
+            return
+        self._raises = given.raise_error_on_callback
+        where = "callback_config.callback_class"
+        cls = given.callback_class
+        if isinstance(cls, str):
+            cls = import_object(cls, where)
+        if not isinstance(cls, type) or not any(hasattr(cls, hook) for hook in HOOKS):
+            raise ConfigError(
+                f"must be a class with one of {', '.join(HOOKS)}", field=where, value=cls
+            )
+        try:
+            self._object = cls(
+                llm_config=config, raise_error_on_callback=self._raises, **given.callback_kwargs
+            )
+        except TypeError as error:
+            raise ConfigError(
+                f"{cls.__name__} cannot be made: {error}", field="callback_config"
+            ) from None
+
+    async def run(self, hook: str) -> None:
+        """Call a hook, if there is one; a plain one in a thread, for it may block.
+
+        Raises `EngineStartError` if it fails and its errors count; else that is logged.
+        """
+        method = getattr(self._object, hook, None)
+        if method is None:
+            return
+        try:
+            if inspect.iscoroutinefunction(method):
+                await method()
+            else:
+                await asyncio.to_thread(method)
+        except Exception as error:
+            failure = (
+                f"the callback {type(self._object).__name__}.{hook} failed: {type(error).__name__}:"
+                f" {error}"
+            )
+            if self._raises:
+                raise EngineStartError(failure) from error
+            _log.error("%s", failure)
+
+
+def engine_site(config: LLMConfig, role: Role) -> Site:
+    """The configured site of an engine. Names of ports end as those of Ray Serve LLM do."""
     bases = {
         name: port
         for name, port in config.experimental_configs.items()
@@ -343,9 +392,7 @@ def engine_site(config: LLMConfig, role: Role) -> Site:
 
 
 def engine_type(config: LLMConfig) -> type[LLMEngine]:
-    """The class of the engine that a configuration names. Raises `ConfigError`,
-    `MissingExtraError`.
-    """
+    """The class of a configuration's engine. Raises `ConfigError`, `MissingExtraError`."""
     path = env.engine_cls()
     cls: type[LLMEngine] = (
         import_object(path, "PENSTOCK_ENGINE_CLS") if path else engine_class(config.engine_name)

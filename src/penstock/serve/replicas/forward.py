@@ -12,6 +12,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from penstock.balance.policies.base import RouteRequest
 from penstock.errors import ClientGoneError, EngineDeadError, ReplicaLostError, RequestError
 from penstock.openai.framing import error_events
 from penstock.openai.messages_api import message_error_events
@@ -19,8 +20,9 @@ from penstock.openai.responses_api import response_error_events
 from penstock.serve.api.errors import error_response
 from penstock.serve.api.exchange import UNTRUSTED, Exchange
 from penstock.serve.api.limits import decode_body
+from penstock.serve.replicas.client import Reply
 from penstock.serve.replicas.model import RemoteModel
-from penstock.serve.rpc.client import Reply
+from penstock.serve.replicas.pool import ReplicaPool
 
 _PASSED_ON = ("content-type", "accept", "traceparent", "tracestate", "anthropic-version")
 _PASSED_BACK = frozenset(
@@ -59,7 +61,9 @@ async def forward(exchange: Exchange) -> Response:
     target = await exchange.target(model)
     if not isinstance(target.handle, RemoteModel):
         raise RequestError(f"'{target.name}' is not reached over the network", param="model")
-    return Forwarded(exchange, target.handle, body, prompt, target.adapter or "")
+    pool, session = target.handle.pool, exchange.request.headers.get("x-session-id", "")
+    route = pool.route(prompt, session=session, adapter=target.adapter or "")
+    return Forwarded(exchange, pool, body, route)
 
 
 class Forwarded(Response):
@@ -70,13 +74,12 @@ class Forwarded(Response):
     """
 
     def __init__(
-        self, exchange: Exchange, model: RemoteModel, body: bytes, prompt: bytes, adapter: str
+        self, exchange: Exchange, pool: ReplicaPool, body: bytes, route: RouteRequest
     ) -> None:
         self._exchange = exchange
-        self._model = model
+        self._pool = pool
         self._body = body
-        self._prompt = prompt
-        self._adapter = adapter
+        self._route = route
         self._begun = False
         self._streams = False
 
@@ -87,11 +90,10 @@ class Forwarded(Response):
         except ClientGoneError as gone:
             exchange.status, exchange.error = gone.status, gone.kind
         except Exception as caught:
-            lost = isinstance(caught, ReplicaLostError)
-            told = (
-                EngineDeadError("the replica that answered this request is gone") if lost else None
-            )
-            error = exchange.failed(caught, told)
+            override = None
+            if isinstance(caught, ReplicaLostError):
+                override = EngineDeadError("the replica that answered this request is gone")
+            error = exchange.failed(caught, override)
             if not self._begun:
                 await error_response(scope["path"], error)(scope, receive, send)
             elif self._streams:
@@ -109,30 +111,21 @@ class Forwarded(Response):
         headers.append(("x-request-id", exchange.id))
         if not exchange.trusted:
             headers.append((UNTRUSTED, "1"))
-        route = self._model.pool.route(
-            self._prompt, session=given.get("x-session-id", ""), adapter=self._adapter
-        )
         async with exchange.interrupt() as interrupt:
             asked = clock()
-            async with self._model.pool.ask(path, headers, self._body, route) as reply:
-                exchange.first_token_at = now = clock()
-                exchange.engine_seconds += now - asked
-                part = await reply.read()
-                if reply.done:
-                    interrupt.finished()
-                await send(self._start(reply))
-                await send(
-                    {"type": "http.response.body", "body": part, "more_body": not reply.done}
-                )
+            async with self._pool.forward(path, headers, self._body, self._route) as reply:
+                exchange.first_token_at = clock()
                 while not reply.done:
-                    asked = clock()
-                    part = await reply.read()
+                    part = b"".join(await reply.parts())
                     exchange.engine_seconds += clock() - asked
                     if reply.done:
                         interrupt.finished()
+                    if not self._begun:
+                        await send(self._start(reply))
                     await send(
                         {"type": "http.response.body", "body": part, "more_body": not reply.done}
                     )
+                    asked = clock()
 
     def _start(self, reply: Reply) -> dict[str, Any]:
         self._begun = True

@@ -1,31 +1,40 @@
-"""A model whose replicas run elsewhere, as a handle. Requests reach them over HTTP, whatever
-runtime placed them.
-"""
+"""A model whose replicas run elsewhere, as a handle. Any runtime may have placed them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, closing
 from typing import Any
 
 import msgspec
 
 from penstock.balance.policies.base import RoutingPolicy
 from penstock.balance.policies.table import configured_policy
-from penstock.engines.tasks import TASKS, Batches, task_of
-from penstock.errors import EngineDeadError, ReplicaLostError, UnsupportedError
+from penstock.engines.tasks import TASKS, Batches, Tasks, task_of
+from penstock.errors import (
+    EngineDeadError,
+    PenstockError,
+    ReplicaLostError,
+    ShuttingDownError,
+    UnsupportedError,
+)
 from penstock.llm_config import LLMConfig
-from penstock.serve.adapters.store import adapter_store
-from penstock.serve.models.control import parse_control
+from penstock.serve.adapters import adapter_store
+from penstock.serve.models.control import control_failure, parse_control
 from penstock.serve.models.handle import ModelCard, ModelHandle, ModelState, StateName
-from penstock.serve.replicas.desired_state import DesiredStore, InMemoryStore, change_desired
-from penstock.serve.replicas.info import ReplicaInfo, Replicas
-from penstock.serve.replicas.pool import ReplicaPool, error_of
-from penstock.serve.rpc import calls
-from penstock.serve.rpc.client import Address
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.serve.replicas.client import Address, Reply
+from penstock.serve.replicas.messages import DeltaReader, deltas_of, pack
+from penstock.serve.replicas.pool import MOST_LOST, ReplicaPool, error_of
+from penstock.serve.replicas.runtime import (
+    DesiredStore,
+    InMemoryStore,
+    ReplicaInfo,
+    Replicas,
+    change_desired,
+)
+from penstock.types import ChatRequest, CompletionRequest, Delta
 
 
 class RemoteModel(ModelHandle):
@@ -97,56 +106,54 @@ class RemoteModel(ModelHandle):
         running = sum(replica.running for replica in replicas)
         return ModelState(name, reason, running, pool.waiting, on_demand=not stays)
 
-    async def engine_metrics(self) -> dict[str, float]:
-        """Nothing: each replica counts for itself, on a page of its own."""
-        return {}
-
     async def adapters(self) -> list[str]:
         return await self._store.names()
-
-    async def start(self) -> None:
-        """Nothing: the runtime starts what is to be started."""
 
     async def stop(self, drain_timeout_s: float = 30.0) -> None:
         self.pool.close()
 
     # Requests
     async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
-        body = calls.pack(request)
-        route = self.pool.route_of(request)
-        frames = calls.FrameReader()
-        path = calls.PATH + task_of(request)
         try:
-            async with self.pool.ask(
-                path, [("x-request-id", request.request_id)], body, route
-            ) as reply:
-                if reply.status != 200:
-                    raise error_of(await reply.body())
-                while part := await reply.read():
-                    deltas, error = frames.feed(part)
-                    if deltas:
-                        yield deltas
-                    if error is not None:
-                        raise error
+            async with self._call(task_of(request), request) as reply:
+                async for deltas in _batches_of(reply):
+                    yield deltas
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
 
     async def answer(self, task: str, request: Any) -> Any:
-        body = calls.pack(request)
         try:
-            async with self.pool.ask(calls.PATH + task, [], body, self.pool.route(b"")) as reply:
-                text = await reply.body()
+            async with self._call(task, request) as reply:
+                return await _result_of(task, reply)
         except ReplicaLostError:
             raise EngineDeadError("the replica that answered this request is gone") from None
-        if reply.status != 200:
-            raise error_of(text)
-        return msgspec.msgpack.decode(text, type=TASKS[task].result)
+
+    async def complete(self, task: str, request: Any) -> Any:
+        """The result of a task; of a generating one the list of its deltas, one an answer.
+
+        A replica that is lost with it, or whose engine is, is replaced by another one, up to
+        `MOST_LOST` times: nothing of the answer was given yet.
+        """
+        for _ in range(MOST_LOST):
+            async with self._call(task, request, whole=True) as reply:
+                try:
+                    return await _result_of(task, reply)
+                except (EngineDeadError, ShuttingDownError):
+                    pass
+        raise EngineDeadError(f"{MOST_LOST} replicas were lost with this request")
+
+    def _call(
+        self, task: str, request: Any, *, whole: bool = False
+    ) -> AbstractAsyncContextManager[Reply]:
+        route = self.pool.route_of(request)
+        id = getattr(request, "request_id", "")
+        return self.pool.call(task, pack(request), route, id=id, whole=whole)
 
     # Control
     async def control(self, method: str, options: Mapping[str, Any]) -> list[dict[str, Any]]:
         """As `ModelHandle.control`, on every replica at once. May be called in any event loop."""
         parsed = parse_control(method, options)
-        # First, so that a replica that starts meanwhile is told.
+        # First, so a replica that starts meanwhile takes it over.
         self.pool.wanted = await change_desired(self._desired, method, parsed)
         replicas = self._replicas.current()
         return list(
@@ -156,32 +163,69 @@ class RemoteModel(ModelHandle):
     async def _control_one(
         self, info: ReplicaInfo, method: str, options: Mapping[str, Any]
     ) -> dict[str, Any]:
-        # Over a connection of its own: those that are kept belong to the event loop of the
-        # requests.
+        # Kept connections belong to the event loop of the requests.
         address = Address(info.host, info.port)
         body = msgspec.json.encode({"method": method, "options": options})
         headers = [("authorization", f"Bearer {self._key}"), ("content-type", "application/json")]
         try:
             with closing(
-                await address.request("POST", "/penstock/control", headers, body)
+                await address.connected().ask("POST", "/penstock/control", headers, body)
             ) as reply:
                 text = await reply.body()
-        except ReplicaLostError as error:
-            return {
-                "replica": info.id,
-                "ok": False,
-                "error": {"type": "unreachable", "message": str(error)},
-            }
+        except ReplicaLostError as lost:
+            return control_failure(info.id, "unreachable", str(lost))
         finally:
             address.close()
-        if reply.status != 200:
-            told = error_of(text)
-            if isinstance(told, UnsupportedError):
-                raise told
-            return {
-                "replica": info.id,
-                "ok": False,
-                "error": {"type": told.kind, "message": str(told)},
-            }
-        result: dict[str, Any] = msgspec.json.decode(text)
-        return result
+        if reply.status == 200:
+            result: dict[str, Any] = msgspec.json.decode(text)
+            return result
+        error = error_of(text)
+        if isinstance(error, UnsupportedError):
+            raise error
+        return control_failure(info.id, error.kind, str(error))
+
+
+class CompleteAnswers(Tasks):
+    """A remote model that gives each answer as a whole, for work that can wait for it."""
+
+    def __init__(self, model: RemoteModel) -> None:
+        self.model_id = model.model_id
+        self._model = model
+
+    async def answer(self, task: str, request: Any) -> Any:
+        return await self._model.complete(task, request)
+
+    async def generate(self, request: ChatRequest | CompletionRequest) -> Batches:
+        if deltas := await self.answer(task_of(request), request):
+            yield deltas
+
+
+async def _batches_of(reply: Reply) -> Batches:
+    """The deltas of a call's answer. Raises the error that it has instead, or at its end."""
+    if reply.status != 200:
+        raise error_of(await reply.body())
+    read = _reader_of(reply)
+    while not reply.done:
+        deltas, error = read(await reply.parts())
+        if deltas:
+            yield deltas
+        if error is not None:
+            raise error
+
+
+async def _result_of(task: str, reply: Reply) -> Any:
+    parts = []
+    while not reply.done:
+        parts += await reply.parts()
+    if reply.status != 200:
+        raise error_of(b"".join(parts))
+    if not TASKS[task].streams:
+        return msgspec.msgpack.decode(b"".join(parts), type=TASKS[task].result)
+    deltas, error = _reader_of(reply)(parts)
+    if error is not None:
+        raise error
+    return deltas
+
+
+def _reader_of(reply: Reply) -> Callable[[list[bytes]], tuple[list[Delta], PenstockError | None]]:
+    return deltas_of if reply.version > 1 else DeltaReader().deltas_of

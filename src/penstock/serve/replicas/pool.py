@@ -1,18 +1,18 @@
-"""The replicas of one model as an ingress sees them: which one takes a request, and which one if
-that is lost.
-"""
+"""The replicas of one model as an ingress sees them: choice, failover, what they have cached."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
+from functools import partial
 
 import msgspec
 
 from penstock.balance.policies.base import RouteRequest, RoutingPolicy
-from penstock.balance.policies.prefix import kv_aware_in, shared_blocks
+from penstock.balance.policies.prefix import KVAware, kv_aware_in, shared_blocks
 from penstock.balance.pool import Failover, Member, Pool
 from penstock.errors import (
     EngineDeadError,
@@ -23,30 +23,33 @@ from penstock.errors import (
     by_kind,
 )
 from penstock.llm_config import LLMConfig, LoraConfig
-from penstock.serve.replicas import cache_messages as cached_wire
-from penstock.serve.replicas.cache_follower import CacheFollower
-from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
-from penstock.serve.replicas.info import ReplicaInfo, Replicas
-from penstock.serve.rpc.client import Address, Headers, Reply
+from penstock.serve.replicas.client import Address, Headers, Reply
+from penstock.serve.replicas.messages import (
+    BLOCKS_HEADER,
+    CACHED_PATH,
+    Call,
+    ChangeReader,
+    header_of,
+)
+from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo, Replicas
 
 LOAD_HEADER = "x-penstock-load"
 """A reply's header: how many requests the replica had when it began to answer."""
 MOST_LOST = 3
 """Replicas that one request may lose before it is given up: it may be what ends them."""
 AVOIDED_S = 5.0
-"""Seconds without new requests for a replica that could not be reached, while its runtime still
-lists it.
-"""
+"""Seconds without new requests for an unreachable replica that its runtime still lists."""
 STILL_LISTED_S = 0.05
 """Seconds before a runtime is asked again that may still list a replica which is gone."""
 START_GRACE_S = 60.0
 """Seconds that a runtime may take for a replica, beside loading its model."""
+AGAIN_S = 1.0
+"""Seconds before a replica is asked again whose stream of changes has ended."""
+_log = logging.getLogger(__name__)
 
 
 class _Replica(Member):
-    """What is known here of one replica. `others` are the requests that it has of others, as it
-    says.
-    """
+    """One replica. `others` is how many requests it last reported of other ingresses."""
 
     def __init__(self, info: ReplicaInfo, most_adapters: int) -> None:
         super().__init__(info.id)
@@ -69,6 +72,51 @@ class _Replica(Member):
             self.adapters.move_to_end(adapter)
             if len(self.adapters) > self._most_adapters:
                 self.adapters.popitem(last=False)
+
+
+class CacheFollower:
+    """Follows until `stop`. Belongs to one event loop."""
+
+    def __init__(self, info: ReplicaInfo, key: str, policy: KVAware) -> None:
+        self._id = info.id
+        self._address = Address(info.host, info.port)
+        self._headers = [("authorization", f"Bearer {key}")]
+        self._policy = policy
+        self._following = asyncio.create_task(self._follow())
+
+    def stop(self) -> None:
+        self._following.cancel()
+        self._address.close()
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                if not await self._read():
+                    _log.warning(
+                        "replica '%s' does not tell what it has cached: it is chosen by its load",
+                        self._id,
+                    )
+                    return
+            except ReplicaLostError:
+                pass
+            self._policy.gone(self._id)
+            await asyncio.sleep(AGAIN_S)
+
+    async def _read(self) -> bool:
+        """Take over the replica's changes; False where it has none to report."""
+        reader = ChangeReader()
+        with closing(
+            await self._address.connected().ask("GET", CACHED_PATH, self._headers, b"")
+        ) as reply:
+            if reply.status >= 400:
+                return reply.status >= 500 and reply.status != 501
+            while part := await reply.read():
+                for change in reader.changes_of(part):
+                    if change.anew:
+                        self._policy.gone(self._id)
+                    self._policy.removed(self._id, change.removed)
+                    self._policy.stored(self._id, change.stored)
+        return True
 
 
 class ReplicaPool(Pool[_Replica]):
@@ -117,27 +165,46 @@ class ReplicaPool(Pool[_Replica]):
             return RouteRequest(session, adapter, shared_blocks(prompt, adapter))
         return super().route(prompt, session=session, adapter=adapter)
 
-    @asynccontextmanager
-    async def ask(
-        self, path: str, headers: Headers, body: bytes, route: RouteRequest, *, weight: int = 1
-    ) -> AsyncIterator[Reply]:
-        """Put a request to a replica, or `weight` of them in one. The reply's head is here when the
-        context begins.
+    def forward(
+        self, path: str, headers: Headers, body: bytes, route: RouteRequest
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Put a client's request to a replica; see `_ask`."""
+        headers = self._with_own(headers, route)
+        return self._ask(
+            lambda address: address.connected().ask("POST", path, headers, body), route
+        )
 
-        A replica that is lost before that is replaced by another one, and so is one that has no
-        room or goes down, as long as there is another. Within the context `ReplicaLostError` may
-        come from reading.
-        """
+    def call(
+        self, task: str, body: bytes, route: RouteRequest, *, id: str = "", whole: bool = False
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Call a task of the model; see `_ask`. `id` is the request's, `whole` as in `Call`."""
+        blocks = route.blocks if self._kv_aware is not None else ()
+        call = Call(self._key, task, len(body), id, blocks, whole)
+        http = partial(self._with_own, [("x-request-id", id)], route)
+        return self._ask(lambda address: address.connected().call(call, http, body), route)
+
+    def _with_own(self, headers: Headers, route: RouteRequest) -> list[tuple[str, str]]:
         headers = [*headers, ("authorization", f"Bearer {self._key}")]
         if self._kv_aware is not None and route.blocks:
-            headers.append((cached_wire.HEADER, cached_wire.header_of(route.blocks)))
+            headers.append((BLOCKS_HEADER, header_of(route.blocks)))
+        return headers
+
+    @asynccontextmanager
+    async def _ask(
+        self, put: Callable[[Address], Awaitable[Reply]], route: RouteRequest
+    ) -> AsyncIterator[Reply]:
+        """Let a replica answer. The reply's head is here when the context begins.
+
+        Before that another replica takes over from one that is lost, and from one that has no room
+        or goes down, if there is another. Later, reading may raise `ReplicaLostError`.
+        """
         failover, lost = Failover(self, route), 0
         while True:
             replica = await failover.next()
-            replica.running += weight
+            replica.running += 1
             try:
                 try:
-                    reply = await replica.address.request("POST", path, headers, body)
+                    reply = await put(replica.address)
                 except ReplicaLostError:
                     self._leave(replica)
                     lost += 1
@@ -156,14 +223,14 @@ class ReplicaPool(Pool[_Replica]):
                     yield reply
                     return
             finally:
-                replica.running -= weight
+                replica.running -= 1
 
     def choose(self, route: RouteRequest, tried: Collection[str] = ()) -> _Replica | None:
         self._look()
         return super().choose(route, tried)
 
     async def obtain(self, failover: Failover[_Replica]) -> _Replica:
-        """A replica as the runtime says, which starts it if it must."""
+        """A replica from the runtime, which starts one if it must."""
         self.wanted = await self._desired.load()
         if self.wanted.asleep is not None:
             raise UnavailableError(f"'{self.config.model_id}' is asleep until it is woken")
@@ -215,9 +282,7 @@ class ReplicaPool(Pool[_Replica]):
     async def _elsewhere(
         self, reply: Reply, replica: _Replica, failover: Failover[_Replica]
     ) -> bool:
-        """Whether a refused request is to be put to another replica. If not, the reply can be
-        read.
-        """
+        """Whether another replica is to take a refused request. If not, the reply is readable."""
         try:
             text = await reply.body()
         except ReplicaLostError:
@@ -236,7 +301,7 @@ class ReplicaPool(Pool[_Replica]):
 
 
 def error_of(body: bytes) -> PenstockError:
-    """The error that a reply's body tells of."""
+    """The error in a reply's body."""
     try:
         about = msgspec.json.decode(body)["error"]
         return by_kind(str(about.get("code") or about.get("type")), str(about["message"]))

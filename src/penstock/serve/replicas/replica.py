@@ -1,6 +1,4 @@
-"""One replica as a process of its own: a model's server behind a port of its own, for ingresses
-elsewhere.
-"""
+"""One replica: a model's server in a process of its own, behind a port for ingresses elsewhere."""
 
 from __future__ import annotations
 
@@ -11,38 +9,28 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import Message, Receive, Scope, Send
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
 
 from penstock.balance.policies.table import reads_caches
 from penstock.errors import EngineDeadError, PenstockError
 from penstock.kv.cached_blocks import PROMPT_BLOCKS
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.endpoints import control
+from penstock.serve.api.exchange import IngressState
 from penstock.serve.api.ingress import IngressApp
-from penstock.serve.api.routes import Endpoint
-from penstock.serve.api.state import IngressState
 from penstock.serve.config.serving_args import LLMServingArgs
 from penstock.serve.config.settings import HttpSettings
-from penstock.serve.http.server import HttpServer, listen
+from penstock.serve.http_server import HttpServer, listen
 from penstock.serve.models.control import control_result
 from penstock.serve.models.local import LocalModel
 from penstock.serve.models.names import ModelNames
-from penstock.serve.replicas import cache_messages as cached_wire, endpoints as replica
-from penstock.serve.replicas.desired_state import DesiredState, DesiredStore
-from penstock.serve.replicas.info import ReplicaInfo
+from penstock.serve.replicas.answering import ENDPOINTS, CallAnswer
+from penstock.serve.replicas.messages import BLOCKS_HEADER, names_of
 from penstock.serve.replicas.pool import LOAD_HEADER
-from penstock.serve.rpc import group_endpoint as group
-from penstock.serve.rpc.grouped_calls import GROUP_PATH
-from penstock.serve.rpc.server import WireOrHttp
+from penstock.serve.replicas.runtime import DesiredState, DesiredStore, ReplicaInfo
+from penstock.serve.replicas.server import WireOrHttp
 
 _log = logging.getLogger("penstock.serve")
-ENDPOINTS = (
-    Endpoint("POST", "/penstock/control", control.act_here, control.ReplicaControlBody, admin=True),
-    Endpoint("POST", "/penstock/call/{task}", replica.call, runs=True),
-    Endpoint("GET", cached_wire.PATH, replica.cached),
-    Endpoint("POST", GROUP_PATH, group.group),
-)
 
 
 class ReplicaModel(LocalModel):
@@ -63,23 +51,26 @@ class ReplicaModel(LocalModel):
 
 class ReplicaApp(IngressApp):
     """The replica's application: the public API of its one model, and what its ingresses ask
-    beside. Every reply tells how many requests the replica has.
+    beside. Every reply reports how many requests the replica has.
     """
 
     def __init__(self, model: ReplicaModel, names: ModelNames, settings: HttpSettings) -> None:
         super().__init__(IngressState(names, settings), ENDPOINTS)
         self._admission = model.server.admission
+        self.ingress.reply_headers = self._load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_with_load(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                load = self._admission.running + self._admission.waiting
-                MutableHeaders(scope=message)[LOAD_HEADER] = str(load)
-            await send(message)
+        if scope["type"] == "penstock.call":
+            await CallAnswer(self.ingress, scope["call"], receive, send).run()
+            return
+        if scope["type"] == "http" and (blocks := Headers(scope=scope).get(BLOCKS_HEADER)):
+            PROMPT_BLOCKS.set(names_of(blocks))  # of this request's task
+        scope["app"] = self
+        await self._app(scope, receive, send)
 
-        if scope["type"] == "http" and (blocks := Headers(scope=scope).get(cached_wire.HEADER)):
-            PROMPT_BLOCKS.set(cached_wire.names_of(blocks))  # of this request's task
-        await super().__call__(scope, receive, send_with_load)
+    def _load(self) -> list[tuple[bytes, bytes]]:
+        load = self._admission.running + self._admission.waiting
+        return [(LOAD_HEADER.encode(), str(load).encode())]
 
 
 class ReplicaServer:
@@ -146,7 +137,7 @@ class ReplicaServer:
     async def start(self) -> None:
         """Load the model and listen.
 
-        A model that may be absent (`min_replicas` 0) may also fail: its requests are told why.
+        A model that may be absent (`min_replicas` 0) may also fail: its requests get the reason.
         Raises what kept any other one from loading.
         """
         await self.reconcile()

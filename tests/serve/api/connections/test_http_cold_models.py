@@ -11,8 +11,8 @@ import pytest
 
 from penstock import demo
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.models.local import build_local_handles
 
 NAMES = [f"model-{number}" for number in range(10)]
 BROKEN = NAMES[6]
@@ -41,7 +41,7 @@ async def test_nine_answer_and_the_tenth_says_why_not(tmp_path: Any) -> None:
         )
         for name in NAMES
     )
-    app: Any = build_app(handles)
+    app: Any = OpenAiIngress(handles)
     ticket = json.loads(demo.tickets_path().read_text(encoding="utf-8").splitlines()[0])
     ask = {
         "messages": [{"role": "user", "content": ticket["ticket"]}],

@@ -61,7 +61,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_command_with_its_reason() -> Non
 
 
 def test_a_taken_port_is_told() -> None:
-    from penstock.serve.http.server import listen
+    from penstock.serve.http_server import listen
 
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,

@@ -13,7 +13,7 @@ from penstock import errors
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.llm_config import LLMConfig
 from penstock.serve.api.errors import error_response
-from penstock.serve.api.ingress import build_app
+from penstock.serve.api.ingress import OpenAiIngress
 from penstock.serve.config.settings import HttpSettings
 from penstock.serve.models.local import LocalModel
 
@@ -45,7 +45,7 @@ async def model() -> AsyncGenerator[LocalModel, None]:
 
 
 def client(model: LocalModel) -> httpx.AsyncClient:
-    app = build_app({"m": model}, settings=HttpSettings())
+    app = OpenAiIngress({"m": model}, settings=HttpSettings())
     return httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test")
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from penstock.engines.simulated.engine import SimulatedEngine
 from penstock.llm_config import LLMConfig
-from penstock.serve.api.ingress import build_app
-from penstock.serve.models.local_runtime import build_local_handles
+from penstock.serve.api.ingress import OpenAiIngress
+from penstock.serve.models.local import build_local_handles
 from random_model import SMALL_27M, TINY, Shape, write_random_model
 from wire import Wire
 
@@ -75,7 +75,7 @@ def local_openvino(path: Any, shape: Shape) -> Any:
 async def test_on_the_real_engine_too(tmp_path: Any) -> None:
     model = local_openvino(tmp_path / "model.gguf", SMALL_27M)
     await model.start()
-    app = build_app({"m": model})
+    app = OpenAiIngress({"m": model})
     wires = [Wire(app, ENDLESS) for _ in range(8)]
     for wire in wires:
         await wire.some()

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from penstock.serve.http.server import HttpServer, address, listen
+from penstock.serve.http_server import HttpServer, address, listen
 
 
 async def until(so: Callable[[], bool]) -> None:

@@ -23,11 +23,10 @@ class ControlBody(Struct, kw_only=True):
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def act(method: str) -> Callable[[Exchange], Awaitable[Response]]:
+def act(method: str) -> Callable[[Exchange, ControlBody], Awaitable[Response]]:
     """The endpoint that calls a control method: `POST` with a body."""
 
-    async def endpoint(exchange: Exchange) -> Response:
-        body = await exchange.body(ControlBody)
+    async def endpoint(exchange: Exchange, body: ControlBody) -> Response:
         return await _call(exchange, method, body.model, body.options)
 
     endpoint.__doc__ = f"Call `{method}` on every replica of a model."
@@ -51,9 +50,8 @@ class ReplicaControlBody(Struct, kw_only=True):
     options: dict[str, Any] = field(default_factory=dict)
 
 
-async def act_here(exchange: Exchange) -> Response:
+async def act_here(exchange: Exchange, body: ReplicaControlBody) -> Response:
     """Call a control method on this replica, whose ingress asks for it."""
-    body = await exchange.body(ReplicaControlBody)
     target = await exchange.target("")
     (result,) = await target.handle.control(body.method, body.options)
     return exchange.json(result)

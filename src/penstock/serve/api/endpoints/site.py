@@ -1,14 +1,37 @@
-"""Endpoints about the server itself: `/health`, `/ready`, `/metrics`, `/openapi.json`, `/docs`."""
+"""The server itself: its models, whether it answers, its metrics and its description."""
 
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import HTMLResponse, Response
 
 from penstock.errors import ShuttingDownError, UnavailableError
+from penstock.serve.api.errors import without_paths
 from penstock.serve.api.exchange import Exchange
-from penstock.serve.api.metrics import CONTENT_TYPE
+
+
+async def list_models(exchange: Exchange) -> Response:
+    """Every model and adapter, and what it is doing now."""
+    cards = await exchange.ingress.models.cards()
+    return exchange.json(
+        {"object": "list", "data": [_visible_card(exchange, card) for card in cards]}
+    )
+
+
+async def show_model(exchange: Exchange) -> Response:
+    """Show one model or adapter."""
+    card = await exchange.ingress.models.card(exchange.request.path_params["id"])
+    return exchange.json(_visible_card(exchange, card))
+
+
+def _visible_card(exchange: Exchange, card: dict[str, Any]) -> dict[str, Any]:
+    """The card as this caller may read it: the reason has paths for operators only."""
+    if exchange.trusted or not card["reason"]:
+        return card
+    return {**card, "reason": without_paths(card["reason"], exchange.ingress.sources)}
 
 
 async def health(exchange: Exchange) -> Response:
@@ -37,7 +60,8 @@ async def ready(exchange: Exchange) -> Response:
 
 async def metrics(exchange: Exchange) -> Response:
     """Metrics in the text form of Prometheus."""
-    return Response(await exchange.ingress.metrics.render(), headers={"content-type": CONTENT_TYPE})
+    page = await exchange.ingress.metrics.render()
+    return Response(page, headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def openapi(exchange: Exchange) -> Response:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator
+from typing import Any
 
 from starlette.datastructures import FormData, UploadFile
 from starlette.responses import PlainTextResponse, Response
@@ -18,27 +18,30 @@ from penstock.openai.responses import (
 from penstock.serve.api.exchange import Exchange
 from penstock.types import TranscriptionRequest
 
+FORM: dict[str, Any] = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {
+        "file": {"type": "string", "contentMediaType": "application/octet-stream"},
+        "model": {"type": "string"},
+        "language": {"type": "string"},
+        "response_format": {"enum": list(TRANSCRIPT_FORMATS)},
+        "max_tokens": {"type": "integer", "minimum": 1},
+    },
+}
+"""The JSON Schema of the multipart form, for the API's description."""
 _GRANULARITIES = "timestamp_granularities[]"
 _MOST_FIELDS = 20
-_FIELDS = frozenset(
-    {
-        "file",
-        "model",
-        "language",
-        "response_format",
-        "temperature",
-        "prompt",
-        "stream",
-        "max_tokens",
-        _GRANULARITIES,
-    }
-)
+_FIELDS = {*FORM["properties"], "temperature", "prompt", "stream", _GRANULARITIES}
 
 
 async def transcriptions(exchange: Exchange) -> Response:
     """Write down speech from an uploaded file."""
-    async with _form(exchange) as form:
+    form = await _form(exchange)
+    try:
         return await _answer(exchange, form)
+    finally:
+        await form.close()
 
 
 async def _answer(exchange: Exchange, form: FormData) -> Response:
@@ -95,15 +98,13 @@ def _check_unsupported(form: FormData) -> None:
         raise UnsupportedError("timestamps are given for segments only", param=_GRANULARITIES)
 
 
-@asynccontextmanager
-async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
+async def _form(exchange: Exchange) -> FormData:
     """The multipart form, its size bounded before it is parsed."""
     from starlette.formparsers import MultiPartException, MultiPartParser  # needs python-multipart
 
     request = exchange.request
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise ContentTypeError("the content type must be multipart/form-data")
-    limits = exchange.ingress.settings.limits
     body = await exchange.read()
 
     async def once() -> AsyncGenerator[bytes, None]:
@@ -114,19 +115,15 @@ async def _form(exchange: Exchange) -> AsyncIterator[FormData]:
         once(),
         max_files=1,
         max_fields=_MOST_FIELDS,
-        max_part_size=limits.max_body_bytes,
+        max_part_size=exchange.limits.max_body_bytes,
     )
     try:
-        form = await parser.parse()
+        return await parser.parse()
     except (MultiPartException, UnicodeDecodeError, KeyError, ValueError):
         raise RequestError(
             "the multipart form cannot be read: it must be whole, with at most one file and"
             f" {_MOST_FIELDS} fields"
         ) from None
-    try:
-        yield form
-    finally:
-        await form.close()
 
 
 def _text(form: FormData, name: str) -> str:

@@ -1,1 +1,0 @@
-"""LoRA adapters: finding, caching and loading them."""

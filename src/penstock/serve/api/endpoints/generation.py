@@ -1,0 +1,74 @@
+"""What a model writes: chat in the forms of OpenAI and Anthropic, and completions."""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+from starlette.responses import Response
+
+from penstock.engines.tasks import generated
+from penstock.errors import RequestError
+from penstock.openai.framing import ChatFramer, CompletionFramer
+from penstock.openai.messages_api import MessageBody, MessageFramer, message_body
+from penstock.openai.requests import ChatBody, CompletionBody
+from penstock.openai.responses import chat_completion, completion
+from penstock.openai.responses_api import ResponseBody, ResponseFramer, response_body
+from penstock.serve.api.exchange import Exchange
+from penstock.serve.api.limits import within_limits
+from penstock.serve.api.sse import EventStream, collect, merge
+
+
+async def chat_completions(exchange: Exchange, body: ChatBody) -> Response:
+    """Continue a conversation, in OpenAI's chat form."""
+    target = await exchange.target(body.model)
+    settings = exchange.ingress.settings
+    if body.chat_template is not None and not settings.trust_request_chat_template:
+        raise RequestError(
+            "this server takes no chat templates from requests", param="chat_template"
+        )
+    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    request = within_limits(request, exchange.limits)
+    about = exchange.about("chatcmpl-", target)
+    if body.stream:
+        request = replace(request, forward_chunks=True)
+        framer = ChatFramer(**about, n=request.n, include_usage=body.include_usage)
+        return EventStream(exchange, generated(target.handle, request), framer, n=request.n)
+    (answers,) = await collect(exchange, [generated(target.handle, request)])
+    return exchange.json(chat_completion(answers, **about))
+
+
+async def completions(exchange: Exchange, body: CompletionBody) -> Response:
+    """Continue one prompt or several."""
+    target = await exchange.target(body.model)
+    requests = body.requests(adapter=target.adapter, request_id=exchange.id)
+    requests = [within_limits(one, exchange.limits, prompts=len(requests)) for one in requests]
+    n = requests[0].n
+    about = exchange.about("cmpl-", target)
+    running = [generated(target.handle, request) for request in requests]
+    if body.stream:
+        framer = CompletionFramer(**about, n=n, include_usage=body.include_usage)
+        batches = running[0] if len(running) == 1 else merge(running, n)
+        return EventStream(exchange, batches, framer, n=n, prompts=len(requests))
+    return exchange.json(completion(await collect(exchange, running), **about))
+
+
+async def responses(exchange: Exchange, body: ResponseBody) -> Response:
+    """Continue a conversation, in OpenAI's Responses form."""
+    target = await exchange.target(body.model)
+    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    batches = generated(target.handle, within_limits(request, exchange.limits))
+    about = exchange.about("", target)
+    if body.stream:
+        return EventStream(exchange, batches, ResponseFramer(body, **about))
+    (answers,) = await collect(exchange, [batches])
+    return exchange.json(response_body(answers, body, **about))
+
+
+async def messages(exchange: Exchange, body: MessageBody) -> Response:
+    """Continue a conversation, in Anthropic's form."""
+    target = await exchange.target(body.model)
+    request = body.request(adapter=target.adapter, request_id=exchange.id)
+    batches = generated(target.handle, within_limits(request, exchange.limits))
+    if body.stream:
+        return EventStream(exchange, batches, MessageFramer(id=exchange.id, model=target.name))
+    (answers,) = await collect(exchange, [batches])
+    return exchange.json(message_body(answers, id=exchange.id, model=target.name))

@@ -1,0 +1,241 @@
+"""Runs an ingress under uvicorn, limits the time for heads, and stops without breaking answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import Any
+
+import msgspec
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from penstock.errors import ConfigError, PenstockError, SlowRequestError
+from penstock.openai.responses import error_body
+from penstock.serve.api.ingress import IngressApp
+from penstock.serve.config.settings import Limits
+from penstock.serve.models.handle import ModelHandle
+
+_log = logging.getLogger("penstock.serve")
+
+
+def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Several processes may listen on a `shared`
+    port, and the kernel deals connections out to them. Raises `ConfigError` where that cannot be.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named: asyncio turns Nagle's delays off only where it sees that a socket is
+    # TCP.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listening.bind((host, port))
+        listening.listen(2048)
+        return listening
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", field="port"
+        ) from None
+
+
+def address(listening: socket.socket) -> str:
+    """The URL under which a listening socket is reached."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class HttpServer:
+    """One ingress on one socket.
+
+    `run` returns after `stop`, or a SIGTERM or SIGINT: then /health says 503, new requests are
+    refused, those under way may finish within the drain timeout, what is left ends with an error
+    event, and the models stop. A second signal aborts at once. Where others share the port, new
+    requests are left to them instead of being refused. `protocol` is what speaks with clients, if
+    it is not HTTP alone; it takes `head_timeout_s`, and has a property `busy`.
+    """
+
+    def __init__(
+        self,
+        app: IngressApp,
+        listening: socket.socket,
+        *,
+        protocol: Callable[..., asyncio.Protocol] | None = None,
+    ) -> None:
+        self.app = app
+        self._socket = listening
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        head_timeout_s = app.ingress.settings.limits.head_timeout_s
+        config = uvicorn.Config(
+            app,
+            http=partial(  # type: ignore[arg-type]
+                protocol or HttpConnection, head_timeout_s=head_timeout_s
+            ),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            timeout_graceful_shutdown=1,
+        )
+        self._uvicorn = _Uvicorn(config)
+
+    def stop(self) -> None:
+        """Begin to drain; called again, abort what is under way."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    async def run(
+        self,
+        handles: Iterable[ModelHandle],
+        *,
+        on_listening: Callable[[], None] = lambda: None,
+        signals: bool = True,
+    ) -> None:
+        """Serve until `stop`, or with `signals` a SIGTERM or SIGINT. Raises the first model's error
+        if no model at all can be started.
+        """
+        models = list(handles)
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT) if signals else ():
+            # Only a main thread can take signals; elsewhere `stop` is called.
+            with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+                loop.add_signal_handler(number, self.stop)
+        serving = asyncio.create_task(self._uvicorn.serve(sockets=[self._socket]))
+        starting = asyncio.create_task(_start(models))
+        stop = asyncio.create_task(self._stopping.wait())
+        try:
+            on_listening()
+            await asyncio.wait({serving, stop, starting}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+            await self._drain()
+        finally:
+            self._uvicorn.should_exit = True
+            for task in (stop, starting):
+                task.cancel()
+            await asyncio.gather(stop, starting, serving, return_exceptions=True)
+            await asyncio.gather(*(model.stop(0.0) for model in models), return_exceptions=True)
+
+    async def _drain(self) -> None:
+        ingress = self.app.ingress
+        if self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            self._leave()
+        _log.info("draining: %d requests are under way", ingress.inflight)
+        whole = await ingress.drain(ingress.settings.drain_timeout_s, self._hurry)
+        self._cut_off()
+        _log.info("drained" if whole else "drained; some requests were aborted")
+
+    def _leave(self) -> None:
+        """Accept no more connections; close idle ones, and the others after their answers."""
+        for server in self._uvicorn.servers:
+            server.close()
+        for connection in list(self._uvicorn.server_state.connections):
+            connection.shutdown()
+
+    def _cut_off(self) -> None:
+        """Abort the connections whose client does not read its answer: uvicorn would wait."""
+        for connection in list(self._uvicorn.server_state.connections):
+            if _busy(connection):
+                connection.transport.abort()
+
+
+def _busy(connection: Any) -> bool:
+    """Whether an answer is under way on a connection."""
+    if (cycle := getattr(connection, "cycle", None)) is not None:  # uvicorn's own
+        return not cycle.response_complete
+    return bool(getattr(connection, "busy", False))
+
+
+async def _start(models: list[ModelHandle]) -> None:
+    """Start all models side by side; one that fails harms no other."""
+    results = await asyncio.gather(*(model.start() for model in models), return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    for model, result in zip(models, results, strict=True):
+        if isinstance(result, PenstockError):
+            _log.error("model '%s' could not be started: %s", model.model_id, result)
+        elif isinstance(result, BaseException):
+            _log.error("model '%s' could not be started", model.model_id, exc_info=result)
+    if failures and len(failures) == len(models):
+        raise failures[0]
+
+
+class _Uvicorn(uvicorn.Server):
+    """Without uvicorn's own way with signals, which ends the process by the signal it was sent."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+# Uvicorn chooses the class at import.
+class HttpConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """Uvicorn's connection. It closes unless a request's head is complete within `head_timeout_s`
+    of its start, and the first request begins within that time.
+    """
+
+    def __init__(
+        self, *args: Any, head_timeout_s: float = Limits().head_timeout_s, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._begun = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Start the timeout for the first request's head."""
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Cancel the timeout for a head."""
+        self._head_is_there()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Restart or cancel the timeout for a head, whichever the data calls for."""
+        self._begun = True
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head_is_there()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._await_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._head_timeout_s, self._too_slow)
+
+    def _head_is_there(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _too_slow(self) -> None:
+        self._head_timer = None
+        if self.transport.is_closing():
+            return
+        if self._begun and (self.cycle is None or self.cycle.response_complete):
+            self.transport.write(_TOO_SLOW)
+        self.transport.close()
+
+
+def _answer(error: PenstockError) -> bytes:
+    body = msgspec.json.encode(error_body(error))
+    head = (
+        f"HTTP/1.1 {error.status} Request Timeout\r\ncontent-type:"
+        f" application/json\r\ncontent-length: {len(body)}"
+    )
+    return f"{head}\r\nconnection: close\r\n\r\n".encode() + body
+
+
+_TOO_SLOW = _answer(SlowRequestError("the head of the request came too slowly"))

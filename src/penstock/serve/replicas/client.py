@@ -1,0 +1,302 @@
+"""The ingress's side of the connection to a replica. `frames` specifies the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import msgspec
+
+from penstock.errors import ReplicaLostError
+from penstock.serve.replicas.frames import (
+    ASK,
+    BODY,
+    BROKEN,
+    CALL,
+    COUNT,
+    END,
+    HEAD,
+    LEAVE,
+    PART,
+    PIECE,
+    PREFACE,
+    PREFACE_1,
+    TAKEN,
+    WINDOW,
+    FramedConnection,
+)
+from penstock.serve.replicas.messages import CALL_PATH, Call, pack
+
+CONNECT_TIMEOUT_S = 5.0
+KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 5, socket.TCP_KEEPCNT: 3}
+"""Seconds without a byte, then seconds between so many probes. Without probes, an ingress would
+wait forever for a machine that vanished.
+"""
+
+Headers = Iterable[tuple[str, str]]
+_unpack_head = msgspec.msgpack.Decoder(tuple[int, list[tuple[str, str]]]).decode
+
+
+class Reply:
+    """An answer whose head has come. `read` until it gives nothing more; then `done` is true.
+
+    `version` is that of the replica's frames.
+    """
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        self.status = 0
+        self.headers: list[tuple[str, str]] = []
+        self.done = False
+        """Whether all of the body was read."""
+        self._connection = connection
+        self._number = number
+        self._ready: list[bytes] = []
+        self._complete = False
+        self._broken = ""
+        self._taken = 0
+        self._news = asyncio.Event()
+
+    @property
+    def version(self) -> int:
+        return self._connection.version
+
+    def header(self, name: str) -> str | None:
+        """A header's value, by its lower-case name."""
+        return next((value for key, value in self.headers if key == name), None)
+
+    async def begun(self) -> None:
+        """Return when the head is here. Raises `ReplicaLostError` if it does not come."""
+        while not self.status:
+            if self._broken:
+                raise ReplicaLostError(self._broken)
+            self._news.clear()
+            await self._news.wait()
+
+    async def parts(self) -> list[bytes]:
+        """The parts that have come, at least one; none at the end. Raises `ReplicaLostError` if the
+        answer ends too early.
+        """
+        while not self._ready:
+            if self._complete:
+                self.done = True
+                return []
+            if self._broken:
+                raise ReplicaLostError(self._broken)
+            self._news.clear()
+            await self._news.wait()
+        ready, self._ready = self._ready, []
+        self.done = self._complete
+        self._taken += sum(map(len, ready))
+        if self._taken > WINDOW // 2 and not self._complete:
+            self._connection.put(self._number, TAKEN, COUNT.pack(self._taken))
+            self._taken = 0
+        return ready
+
+    async def read(self) -> bytes:
+        """As `parts`, joined; empty at the end."""
+        return b"".join(await self.parts())
+
+    async def body(self) -> bytes:
+        parts = []
+        while not self.done:
+            parts += await self.parts()
+        return b"".join(parts)
+
+    def unread(self, data: bytes) -> None:
+        """Let `data` be read again."""
+        self._ready.insert(0, data)
+        self.done = False
+
+    def close(self) -> None:
+        """End the exchange: an answer that is not complete is aborted on the replica."""
+        self._connection.leave(self._number, early=not self._complete)
+
+    # For the connection
+    def take(self, kind: int, payload: bytes) -> None:
+        """A frame of this answer has come."""
+        if kind == PART:
+            self._ready.append(payload)
+        elif kind == HEAD:
+            self.status, self.headers = _unpack_head(payload)
+        elif kind == END:
+            self._complete = True
+        elif kind == BROKEN:
+            self._broken = "the replica broke this answer off"
+        else:
+            raise ValueError(kind)
+        self._news.set()
+
+    def lose(self, why: str) -> None:
+        """Nothing will come any more."""
+        self._broken = self._broken or why
+        self._news.set()
+
+
+class Address:
+    """Where a replica listens, and the connection to it. Bound to the event loop that uses it."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host = host
+        self.port = port
+        self._connection: Connection | None = None
+
+    def connected(self) -> Connection:
+        """The connection; a new one if there is none."""
+        if self._connection is None or self._connection.lost:
+            self._connection = Connection(self.host, self.port)
+        return self._connection
+
+    def close(self) -> None:
+        """Let the connection end with its answers. The next request makes a new one."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.retire()
+
+
+class _Greeting(asyncio.Protocol):
+    """Learns the version of a replica's frames: 1 if it does not answer the preface of 2."""
+
+    def __init__(self) -> None:
+        self.version: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._seen = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).write(PREFACE)
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        if self._seen == PREFACE:
+            self._learn(2)
+        elif not PREFACE.startswith(self._seen):
+            self._learn(1)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._learn(1)
+
+    def _learn(self, version: int) -> None:
+        if not self.version.done():
+            self.version.set_result(version)
+
+
+class Connection(FramedConnection):
+    """Many exchanges with one replica. It connects in the background.
+
+    `version` is that of the replica's frames; 0 until the connection stands.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__()
+        self.lost = False
+        self.version = 0
+        self._name = f"{host}:{port}"
+        self._replies: dict[int, Reply] = {}
+        self._asked = 0
+        self._retired = False
+        self._connecting = asyncio.create_task(self._connect(host, port))
+
+    async def ask(self, method: str, path: str, headers: Headers, body: bytes) -> Reply:
+        """Return when the head of the request's answer is here. Raises `ReplicaLostError`."""
+        return await self._exchange(None, lambda: (method, path, list(headers), len(body)), body)
+
+    async def call(self, call: Call, http: Callable[[], Headers], body: bytes) -> Reply:
+        """As `ask`, for a task of the model. `http` gives the headers for version 1."""
+        path = CALL_PATH + call.task
+        return await self._exchange(call, lambda: ("POST", path, list(http()), len(body)), body)
+
+    async def _exchange(
+        self, call: Call | None, as_http: Callable[[], tuple[Any, ...]], body: bytes
+    ) -> Reply:
+        self._asked = number = self._asked + 1
+        reply = self._replies[number] = Reply(self, number)
+        try:
+            if call is not None and not self.version:
+                await asyncio.shield(self._connecting)
+            if call is not None and self.version > 1:
+                self.put(number, CALL, pack(call))
+            else:
+                self.put(number, ASK, pack(as_http()))
+            for at in range(0, len(body), PIECE):
+                await self.writable.wait()
+                self.put(number, BODY, body[at : at + PIECE])
+            await reply.begun()
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def leave(self, number: int, *, early: bool) -> None:
+        """End an exchange; `early` aborts it on the replica."""
+        if self._replies.pop(number, None) is None:
+            return
+        if early and not self.lost:
+            self.put(number, LEAVE)
+        self._end_if_unused()
+
+    def retire(self) -> None:
+        """Close when no exchange is under way any more."""
+        self._retired = True
+        self._end_if_unused()
+
+    def _end_if_unused(self) -> None:
+        if not self._retired or self._replies:
+            return
+        self._connecting.cancel()
+        if self.open:
+            self.flush()
+            self.transport.close()
+
+    async def _connect(self, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                transport, greeting = await loop.create_connection(_Greeting, host, port)
+                try:
+                    self.version = await greeting.version
+                except BaseException:
+                    transport.abort()
+                    raise
+                if self.version == 1:
+                    transport.abort()
+                    transport, _ = await loop.create_connection(asyncio.Protocol, host, port)
+                    transport.write(PREFACE_1)
+        except (OSError, TimeoutError) as error:
+            self._lose(error, f"{self._name} cannot be reached: {error}")
+            return
+        transport.set_protocol(self)
+        self.connection_made(transport)
+        if transport.is_closing():
+            self._lose(None, f"the connection to {self._name} broke")
+
+    def _lose(self, error: Exception | None, why: str) -> None:
+        super().connection_lost(error)
+        self.lost = True
+        for reply in self._replies.values():
+            reply.lose(why)
+
+    # For the event loop
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._watch()
+        self.flush()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lose(error, f"the connection to {self._name} broke")
+
+    def received(self, number: int, kind: int, payload: bytes) -> None:
+        reply = self._replies.get(number)
+        if reply is not None:
+            reply.take(kind, payload)
+
+    def _watch(self) -> None:
+        """Let the kernel notice when the other machine is gone."""
+        fileno = self.transport.get_extra_info("socket").fileno()
+        if fileno < 0:  # closed already
+            return
+        # Uvloop's own socket objects take no options.
+        with socket.socket(fileno=os.dup(fileno)) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for option, value in KEEPALIVE.items():
+                same.setsockopt(socket.IPPROTO_TCP, option, value)

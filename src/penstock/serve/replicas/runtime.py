@@ -1,0 +1,111 @@
+"""What a runtime knows of a model: its replicas, and the state that operators want them in.
+
+The state is kept apart from the replicas, so one that starts later takes it over as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+from msgspec import Struct
+
+from penstock.engines.tasks import PauseMode
+from penstock.serve.models.control import ControlPlane
+
+
+class ReplicaInfo(Struct, frozen=True):
+    """A running replica and where its server listens. `context_length` is in tokens."""
+
+    id: str
+    host: str
+    port: int
+    context_length: int | None = None
+
+
+class Replicas(Protocol):
+    """A runtime's view of one model's replicas."""
+
+    def current(self) -> tuple[ReplicaInfo, ...]:
+        """Those that run now; the same tuple until that changes. Starts none."""
+
+    async def obtain(self) -> ReplicaInfo:
+        """A running replica, which the runtime starts if there is none.
+
+        Raises `EngineStartError` if it cannot, `OverloadedError` if too many wait for it already.
+        """
+
+
+class DesiredState(Struct, frozen=True):
+    """The state that every replica is to be in. `asleep` is the level of sleep, None for awake.
+    `version` grows with every change.
+    """
+
+    version: int = 0
+    asleep: int | None = None
+    paused: PauseMode | None = None
+
+    def after(self, method: str, options: Mapping[str, Any]) -> DesiredState:
+        """The state after a control method; this one if the method changes nothing."""
+        changes: dict[str, dict[str, Any]] = {
+            "sleep": {"asleep": options.get("level", 1)},
+            "wakeup": {"asleep": None},
+            "pause": {"paused": options.get("mode", "wait")},
+            "resume": {"paused": None},
+        }
+        if method not in changes:
+            return self
+        return msgspec.structs.replace(self, version=self.version + 1, **changes[method])
+
+    async def apply(self, server: ControlPlane) -> None:
+        """Bring a replica's server into this state."""
+        if self.asleep is None:
+            await server.wakeup()
+        elif not server.asleep:
+            await server.sleep(self.asleep)
+        if self.paused is None:
+            if server.paused is not None:
+                await server.resume()
+        elif server.paused is None:
+            await server.pause(self.paused)
+
+
+class DesiredStore(Protocol):
+    """Keeps the desired state of one model where all its replicas and ingresses find it."""
+
+    async def load(self) -> DesiredState:
+        """What was saved last; the plain state if nothing was."""
+
+    async def save(self, state: DesiredState) -> bool:
+        """Append the next version. False, and nothing changes, if another one was faster."""
+
+
+async def change_desired(
+    store: DesiredStore, method: str, options: Mapping[str, Any]
+) -> DesiredState:
+    """Save what a control method asks for, on top of what others ask for meanwhile. Returns the
+    state that holds now.
+    """
+    while True:
+        state = await store.load()
+        changed = state.after(method, options)
+        if changed is state or await store.save(changed):
+            return changed
+
+
+class InMemoryStore:
+    """A store within one process."""
+
+    def __init__(self) -> None:
+        self.state = DesiredState()
+
+    async def load(self) -> DesiredState:
+        return self.state
+
+    async def save(self, state: DesiredState) -> bool:
+        """Put it after the last one."""
+        if state.version != self.state.version + 1:
+            return False
+        self.state = state
+        return True

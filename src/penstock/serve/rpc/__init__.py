@@ -1,1 +1,0 @@
-"""How an ingress and a replica speak."""
