@@ -20,7 +20,6 @@ from penstock.engines.chat_template import ChatTemplate
 from penstock.engines.sampling import check_sampling, check_token_ids, with_seed
 from penstock.engines.tasks import Batches, mapped
 from penstock.errors import ModelNotFoundError, RequestError, UnsupportedError, nearest
-from penstock.openai.tool_calls import ToolCallReader
 from penstock.openai.tools import ToolCallReader, call_constraint, check_tools
 from penstock.types import (
     ChatRequest,
