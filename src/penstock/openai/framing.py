@@ -13,6 +13,7 @@ import msgspec
 
 from penstock.errors import PenstockError
 from penstock.openai.responses import (
+    TextOffsets,
     UsageTotal,
     chat_logprobs,
     completion_logprobs,
@@ -128,7 +129,7 @@ class CompletionFramer:
         self._head, self._tail = _envelope(id, "text_completion", created, model, include_usage)
         self._plain_tail = b',"logprobs":null,"finish_reason":null}' + self._tail
         self._usage = UsageTotal(n) if include_usage else None
-        self._offsets: dict[int, int] = {}
+        self._offsets: dict[int, TextOffsets] = {}
 
     def open(self) -> bytes:
         return b""
@@ -139,11 +140,8 @@ class CompletionFramer:
             return choice + to_json(delta.text) + self._plain_tail if delta.text else b""
         if self._usage is not None:
             self._usage.add(delta)
-        offset = self._offsets.get(delta.index, 0)
-        self._offsets[delta.index] = offset + sum(
-            len(token.token) for token in delta.logprobs or ()
-        )
-        logprobs = to_json(completion_logprobs(delta.logprobs, offset))
+        offsets = self._offsets.setdefault(delta.index, TextOffsets())
+        logprobs = to_json(completion_logprobs(delta.logprobs, offsets))
         reason = to_json(delta.finish_reason)
         return b'%b%b,"logprobs":%b,"finish_reason":%b}%b' % (
             choice,

@@ -75,6 +75,9 @@ class SamplingBody(Struct, kw_only=True):
     ignore_eos: bool | None = None
     priority: Whole | None = None
     logit_bias: dict[str, float] | None = None
+    prompt_logprobs: Whole | None = None
+    allowed_token_ids: list[TokenId] | None = None
+    bad_words: list[str] | None = None
     user: str | None = None
 
     @property
@@ -84,13 +87,15 @@ class SamplingBody(Struct, kw_only=True):
 
     def sampling(self, *, max_tokens: int | None, logprobs: int | None) -> Sampling:
         """The sampling parameters. Omitted values take OpenAI's defaults."""
-        if self.logit_bias:
-            raise UnsupportedError("logit_bias is not supported", param="logit_bias")
         if self.stream_options is not None and not self.stream:
             raise RequestError("stream_options needs stream to be true", param="stream_options")
         if self.stream_options is not None and self.stream_options.continuous_usage_stats:
             raise UnsupportedError(
                 "continuous_usage_stats is not supported", param="stream_options"
+            )
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError(
+                "prompt_logprobs come with an answer that is not streamed", param="prompt_logprobs"
             )
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         given = {
@@ -111,6 +116,10 @@ class SamplingBody(Struct, kw_only=True):
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logprobs=logprobs,
             structured=self._structured(),
+            prompt_logprobs=self.prompt_logprobs,
+            logit_bias=bias_pairs(self.logit_bias),
+            allowed_token_ids=tuple(self.allowed_token_ids or ()),
+            bad_words=tuple(self.bad_words or ()),
             **{  # type: ignore[arg-type]
                 name: value for name, value in given.items() if value is not None
             },
@@ -347,6 +356,18 @@ def _is_object(text: str) -> bool:
 
 def _schema_text(schema: dict[str, Any] | str) -> str:
     return schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False)
+
+
+def bias_pairs(given: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
+    """`logit_bias` as pairs of token id and value. JSON's keys are texts; raises `RequestError` for
+    one that is no number.
+    """
+    try:
+        return tuple((int(token), value) for token, value in (given or {}).items())
+    except ValueError:
+        raise RequestError(
+            "logit_bias maps token ids to numbers; a key is no token id", param="logit_bias"
+        ) from None
 
 
 def check_messages(messages: list[Message]) -> None:

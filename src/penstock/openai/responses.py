@@ -4,11 +4,12 @@ cost more than it shows.
 
 from __future__ import annotations
 
+import codecs
 import struct
 from base64 import b64encode
 from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
-from itertools import accumulate, zip_longest
+from itertools import zip_longest
 from typing import Any
 
 from msgspec import Struct
@@ -69,6 +70,7 @@ class Answers(UsageTotal):
         self.tool_calls: dict[int, list[ToolCall]] = {}
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
+        self.prompt_logprobs: dict[int, tuple[TokenLogprob, ...]] = {}
 
     @classmethod
     async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:
@@ -86,6 +88,8 @@ class Answers(UsageTotal):
         self.texts[index] = self.texts.get(index, "") + delta.text
         if delta.logprobs is not None:
             self.logprobs.setdefault(index, []).extend(delta.logprobs)
+        if delta.prompt_logprobs is not None:
+            self.prompt_logprobs[index] = delta.prompt_logprobs
         if delta.finish_reason is not None:
             self.reasons[index] = delta.finish_reason
         if delta.stop is not None:
@@ -113,7 +117,10 @@ def chat_completion(answers: Answers, *, id: str, created: int, model: str) -> d
         }
         for index, text in sorted(answers.texts.items())
     ]
-    return _body(id, "chat.completion", created, model, choices, answers.usage)
+    body = _body(id, "chat.completion", created, model, choices, answers.usage)
+    if answers.prompt_logprobs:  # the answers share their prompt
+        body["prompt_logprobs"] = prompt_logprob_list(next(iter(answers.prompt_logprobs.values())))
+    return body
 
 
 def completion(answers: Iterable[Answers], *, id: str, created: int, model: str) -> dict[str, Any]:
@@ -123,14 +130,15 @@ def completion(answers: Iterable[Answers], *, id: str, created: int, model: str)
     for one in answers:
         usage += one.usage
         for index, text in sorted(one.texts.items()):
-            choices.append(
-                {
-                    "index": len(choices),
-                    "text": text,
-                    "logprobs": completion_logprobs(one.logprobs.get(index)),
-                    "finish_reason": one.reasons.get(index),
-                }
-            )
+            choice = {
+                "index": len(choices),
+                "text": text,
+                "logprobs": completion_logprobs(one.logprobs.get(index)),
+                "finish_reason": one.reasons.get(index),
+            }
+            if index in one.prompt_logprobs:
+                choice["prompt_logprobs"] = prompt_logprob_list(one.prompt_logprobs[index])
+            choices.append(choice)
     return _body(id, "text_completion", created, model, choices, usage)
 
 
@@ -237,21 +245,62 @@ def _token(text: str, logprob: float | None, raw: bytes | None) -> dict[str, Any
     }
 
 
-def completion_logprobs(
-    tokens: Sequence[TokenLogprob] | None, offset: int = 0
-) -> dict[str, Any] | None:
-    """`logprobs` of a plain completion's choice. `offset` is the first token's position in the
-    answer, in characters.
+class TextOffsets:
+    """Where each token of a text begins, in characters. The tokens of a split character all begin
+    where it does.
     """
+
+    def __init__(self) -> None:
+        self._at = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, token: TokenLogprob) -> int:
+        """The place of the next token."""
+        begin = self._at
+        text = token.token if token.raw is None else self._decoder.decode(token.raw)
+        self._at += len(text)
+        return begin
+
+
+def completion_logprobs(
+    tokens: Sequence[TokenLogprob] | None, offsets: TextOffsets | None = None
+) -> dict[str, Any] | None:
+    """`logprobs` of a plain completion's choice. `offsets` knows the tokens before these."""
     if tokens is None:
         return None
-    ends = accumulate((len(t.token) for t in tokens), initial=offset)
+    offsets = offsets or TextOffsets()
+    top = None
+    if any(t.top for t in tokens):
+        top = [{t.token: t.logprob, **dict(t.top)} if t.top else None for t in tokens]
     return {
         "tokens": [t.token for t in tokens],
         "token_logprobs": [t.logprob for t in tokens],
-        "top_logprobs": [dict(t.top) for t in tokens] if any(t.top for t in tokens) else None,
-        "text_offset": list(ends)[:-1],
+        "top_logprobs": top,
+        "text_offset": [offsets.of(token) for token in tokens],
     }
+
+
+def prompt_logprob_list(tokens: Sequence[TokenLogprob]) -> list[dict[str, Any] | None]:
+    """`prompt_logprobs` as vLLM has them: for each prompt token its entry and those of the most
+    likely ones, by token id; null for the first.
+    """
+    found: list[dict[str, Any] | None] = []
+    for token in tokens:
+        if token.logprob is None:
+            found.append(None)
+            continue
+        ranked = zip_longest(token.top_ids, token.top)
+        entries = {
+            str(number): _ranked(name, value, rank)
+            for rank, (number, (name, value)) in enumerate(ranked, 1)
+        }
+        entries[str(token.id)] = _ranked(token.token, token.logprob, token.rank)
+        found.append(entries)
+    return found
+
+
+def _ranked(text: str, logprob: float, rank: int | None) -> dict[str, Any]:
+    return {"logprob": logprob, "rank": rank, "decoded_token": text}
 
 
 TIMED_FORMATS = frozenset({"verbose_json", "srt", "vtt"})

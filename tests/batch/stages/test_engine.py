@@ -155,7 +155,7 @@ async def test_structured_output_in_each_of_its_names():
         ({"sampling_params": 3}, "sampling_params must be a dict"),
         (
             {"sampling_params": {"logit_bias": {"1": 2.0}}},
-            "sampling_params.logit_bias is not supported",
+            "the simulated engine takes no logit_bias",
         ),
         (
             {"sampling_params": {"structured_outputs": {"grammar": "x"}}},

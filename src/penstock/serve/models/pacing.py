@@ -71,6 +71,7 @@ def joined(deltas: list[Delta]) -> Delta:
         chunks=tuple(chunk for delta in deltas for chunk in delta.chunks),
         reasoning="".join(delta.reasoning for delta in deltas),
         kv_transfer_params=last.kv_transfer_params,
+        prompt_logprobs=deltas[0].prompt_logprobs,
     )
 
 
