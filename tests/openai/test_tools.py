@@ -244,3 +244,32 @@ def test_more_tools_than_any_model_reads_are_refused() -> None:
     ) as refused:
         check_tools([TOOLS[1]] * (MAX_TOOLS + 1), None)
     assert refused.value.param == "tools"
+
+
+@pytest.mark.parametrize("size", [1, 3, 500])
+@pytest.mark.parametrize(
+    "call",
+    [
+        '<tool_call>\n{"name": "c", "arguments": {"x": "a"}}\n</tool_call>',
+        '<tool_call>\n{"arguments": {"x": 1}, "name": "c"}\n</tool_call>',
+        '<tool_call>\n{"name": ["a"], "arguments": {}}\n</tool_call>',
+    ],
+)
+def test_a_call_of_a_tool_that_nobody_offered_stays_text(call, size):
+    real = '<tool_call>{"name": "b", "arguments": {}}</tool_call>'
+    reader, answers = ToolCallReader("seed", TOOLS), Answers()
+    text = f"so: {call} and {real}"
+    for at in range(0, len(text), size):
+        answers.add(reader.translate(Delta(text=text[at : at + size])))
+    answers.add(reader.translate(Delta(finish_reason="stop", usage=Usage())))
+    assert answers.texts[0] == f"so: {call} and"
+    assert calls(answers) == [("b", {})]
+    assert answers.reasons[0] == "tool_calls"
+
+
+def test_an_answer_of_unknown_calls_ends_as_text_does():
+    reader = ToolCallReader("seed", TOOLS)
+    delta = reader.translate(
+        Delta(text='<tool_call>{"name": "c", "arguments": {}}</tool_call>', finish_reason="stop")
+    )
+    assert (delta.finish_reason, delta.tool_calls) == ("stop", ())

@@ -69,24 +69,13 @@ class TokenEngine(LLMEngine):
         check_sampling(sampling, request.n, self.capabilities, self.name)
         self._check_adapter(request.adapter)
         forced = sampling.structured is not request.sampling.structured
-        if tools and not forced and not self.template.takes_tools(request.chat_template):
-            raise RequestError(
-                "this model's chat template shows it no tools; a call can only be required"
-                " (tool_choice)",
-                param="tools",
-            )
         prompt: str | list[int]
         if request.prompt_token_ids:
             prompt = request.prompt_token_ids
             check_token_ids(prompt, "prompt_token_ids")
         else:
             check_texts(request.messages, self.name)
-            prompt = self.template.render(
-                request.messages,
-                tools=tools,
-                override=request.chat_template,
-                variables=request.chat_template_kwargs,
-            )
+            prompt = self.template.prompt(request)
         single = GenerateRequest(
             prompt,
             sampling,
@@ -95,11 +84,13 @@ class TokenEngine(LLMEngine):
             kv_transfer_params=request.kv_transfer_params,
         )
         answers = self._answers(single, request.n)
-        if not tools:
-            return answers
-        seed = request.request_id or str(prompt)
-        calls = ToolCallReader(seed, bare=forced, one_call=not request.parallel_tool_calls)
-        return mapped(answers, calls.translate)
+        if tools:
+            seed = request.request_id or str(prompt)
+            one_call = not request.parallel_tool_calls
+            calls = ToolCallReader(seed, tools, bare=forced, one_call=one_call)
+            answers = mapped(answers, calls.translate)
+        text = echoed(request)
+        return mapped(answers, Echo(text, tokens=False)) if text else answers
 
     def _completions(self, request: CompletionRequest) -> Batches:
         self._check_task("completions")
@@ -205,26 +196,43 @@ class TokenEngine(LLMEngine):
 
 
 class Echo:
-    """Puts a prompt before each answer: its text, and its tokens' log probabilities where the
-    answer has some. `keep`: those are wanted apart as well.
+    """Puts a prompt before each answer: its text and, with `tokens`, the log probabilities of its
+    tokens where the answer has some. `keep`: those are wanted apart as well.
     """
 
-    def __init__(self, text: str, *, keep: bool = False) -> None:
+    def __init__(self, text: str, *, keep: bool = False, tokens: bool = True) -> None:
         self._text = text
         self._keep = keep
+        self._tokens = tokens
         self._begun: set[int] = set()
 
     def __call__(self, delta: Delta) -> Delta:
         if delta.index in self._begun:
             return delta
         self._begun.add(delta.index)
-        prompt = delta.prompt_logprobs
+        text, prompt = self._text + delta.text, delta.prompt_logprobs
+        if not self._tokens:
+            return msgspec.structs.replace(delta, text=text)
         return msgspec.structs.replace(
             delta,
-            text=self._text + delta.text,
+            text=text,
             logprobs=delta.logprobs if prompt is None else prompt + (delta.logprobs or ()),
             prompt_logprobs=prompt if self._keep else None,
         )
+
+
+def echoed(request: ChatRequest) -> str:
+    """What stands before the answers of a chat with `echo`: the text of its last message, if the
+    answer continues that or both are the assistant's.
+    """
+    last = request.messages[-1]
+    same = request.continue_final_message or not request.add_generation_prompt
+    if not request.echo or not (same or last.get("role") == "assistant"):
+        return ""
+    content = last.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content)
 
 
 def _prompt_sampling(request: CompletionRequest) -> tuple[Sampling, bool]:

@@ -59,6 +59,8 @@ class MessageBody(Struct, kw_only=True):
         tools = [_tool(number, tool) for number, tool in enumerate(self.tools or ())]
         choice = _choice(self.tool_choice)
         output = self.output_config or OutputConfig()
+        last = messages[-1]  # the answer continues a text that the assistant began
+        prefilled = last["role"] == "assistant" and not last.get("tool_calls")
         check_tools(tools, choice)
         return ChatRequest(
             messages=messages,
@@ -78,6 +80,8 @@ class MessageBody(Struct, kw_only=True):
             request_id=request_id,
             parallel_tool_calls=(self.tool_choice or {}).get("disable_parallel_tool_use")
             is not True,
+            continue_final_message=prefilled,
+            add_generation_prompt=not prefilled,
         )
 
 

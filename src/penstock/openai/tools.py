@@ -183,12 +183,21 @@ _OUTSIDE = re.compile(r'[^"{}\[\]]*')
 class ToolCallReader:
     """Turns the deltas of one request into deltas with tool calls.
 
-    With `bare` the answer is one call without tags. With `one_call` the text after the first call
-    is dropped. Call ids derive from `seed`: a retry under the same id produces the same call ids.
+    A call of none of `tools` stays text; without any, all names count. With `bare` the answer is
+    one call without tags. With `one_call` the text after the first call is dropped. Call ids derive
+    from `seed`: a retry under the same id produces the same call ids.
     """
 
-    def __init__(self, seed: str, *, bare: bool = False, one_call: bool = False) -> None:
+    def __init__(
+        self,
+        seed: str,
+        tools: Sequence[Tool] | None = None,
+        *,
+        bare: bool = False,
+        one_call: bool = False,
+    ) -> None:
         self._seed = seed
+        self._names = frozenset(tool["function"]["name"] for tool in tools or ())
         self._bare = bare
         self._one_call = one_call
         self._scanners: dict[int, _Scanner] = {}
@@ -198,7 +207,7 @@ class ToolCallReader:
         scanner = self._scanners.get(delta.index)
         if scanner is None:
             scanner = self._scanners[delta.index] = _Scanner(
-                f"{self._seed}/{delta.index}", self._bare, self._one_call
+                f"{self._seed}/{delta.index}", self._names, self._bare, self._one_call
             )
         pieces = list(scanner.push(delta.text))
         reason = delta.finish_reason
@@ -217,8 +226,9 @@ class ToolCallReader:
 class _Scanner:
     """One answer's text: outside of calls, or inside the call `_call`."""
 
-    def __init__(self, seed: str, bare: bool, one_call: bool) -> None:
+    def __init__(self, seed: str, names: frozenset[str], bare: bool, one_call: bool) -> None:
         self.calls = 0
+        self._names = names
         self._one_call = one_call
         self._seed = seed
         self._bare = bare
@@ -275,9 +285,10 @@ class _Scanner:
     def _inside(self, call: _Call, text: str) -> Generator[str | ToolCallPart, None, str]:
         call.raw += text
         if call.name is None and (head := _HEAD.match(call.raw)) is not None:
-            call.name = json.loads(head[1], strict=False)
-            call.at = head.end()
-            yield self._part(id=self._id(), name=call.name)
+            name = json.loads(head[1], strict=False)
+            if self._offered(name):
+                call.name, call.at = name, head.end()
+                yield self._part(id=self._id(), name=name)
         if call.name is not None and not call.complete:
             start = call.at
             call.advance()
@@ -296,14 +307,16 @@ class _Scanner:
         return rest
 
     def _end(self, call: _Call, closing: str = "") -> Iterator[str | ToolCallPart]:
-        """End the call. A call with its keys in another order is parsed as a whole; invalid JSON
-        becomes text again.
+        """End the call. A call with its keys in another order is parsed as a whole; invalid JSON,
+        and a call of a tool that nobody offered, become text again.
         """
         if call.name is None:
             try:
                 value = json.loads(call.raw)
                 name, arguments = value["name"], value.get("arguments", value.get("parameters", {}))
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                name = None
+            if not self._offered(name):
                 yield call.opening + call.raw + closing
                 return
             text = (
@@ -315,6 +328,9 @@ class _Scanner:
         elif not call.complete and call.at < len(call.raw):  # it was cut short within an escape
             yield self._part(arguments=call.raw[call.at :])
         self.calls += 1
+
+    def _offered(self, name: Any) -> bool:
+        return isinstance(name, str) and (not self._names or name in self._names)
 
     def _part(
         self, *, arguments: str = "", id: str | None = None, name: str | None = None

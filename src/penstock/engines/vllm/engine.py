@@ -16,7 +16,7 @@ from penstock.engines import model_files as huggingface
 from penstock.engines.model_files import adapter_rank
 from penstock.engines.sampling import check_sampling, with_seed
 from penstock.engines.tasks import Batches
-from penstock.engines.token_engine import Echo, TokenEngine
+from penstock.engines.token_engine import Echo, TokenEngine, echoed
 from penstock.engines.vllm import environment, kv_cache, options
 from penstock.engines.vllm.counts import Counts
 from penstock.engines.vllm.translation.outputs import DeltaMaker
@@ -25,7 +25,6 @@ from penstock.errors import (
     EngineError,
     ModelNotFoundError,
     PenstockError,
-    RequestError,
     UnsupportedError,
 )
 from penstock.kv.base import Setup
@@ -275,26 +274,21 @@ class VLLMEngine(TokenEngine):
         request = with_seed(request) if self.deterministic else request
         if running.wants_parsers(request):
             check_sampling(request.sampling, request.n, self.capabilities, self.name)
-            return await running.prepare_parsed(request)
+            return _with_echo(request, await running.prepare_parsed(request))
         tools = None if request.tool_choice == "none" else request.tools
         sampling = self._with_tool_choice(request.sampling, tools, request.tool_choice)
         check_sampling(sampling, request.n, self.capabilities, self.name)
         prepared = await running.prepare_chat(request, sampling, tools)
         if tools:
             forced = sampling.structured is not request.sampling.structured
-            if not forced and not running.takes_tools(request.chat_template):
-                raise RequestError(
-                    "this model's chat template shows it no tools; a call can only be required"
-                    " (tool_choice)",
-                    param="tools",
-                )
             reader = ToolCallReader(
                 request.request_id or uuid.uuid4().hex,
+                tools,
                 bare=forced,
                 one_call=not request.parallel_tool_calls,
             )
             prepared.translate = reader.translate
-        return prepared
+        return _with_echo(request, prepared)
 
     async def _prepare_completion(self, running: Running, request: CompletionRequest) -> Prepared:
         self._check_task("completions")
@@ -359,6 +353,14 @@ class VLLMEngine(TokenEngine):
                 f"adapter '{name}' has rank {rank}, and engine_kwargs.max_lora_rank is {most}",
                 param="model",
             )
+
+
+def _with_echo(request: ChatRequest, prepared: Prepared) -> Prepared:
+    text, translate = echoed(request), prepared.translate
+    if text:
+        echo = Echo(text, tokens=False)
+        prepared.translate = echo if translate is None else lambda delta: echo(translate(delta))
+    return prepared
 
 
 async def _in_thread(starting: Starting) -> Any:

@@ -146,10 +146,6 @@ class Running:
         """Whether the answer is for vLLM's parsers."""
         return self.parsed is not None and self.parsed.wants(request)
 
-    def takes_tools(self, chat_template: str | None) -> bool:
-        """Whether the template, None for the model's own, shows the model its tools."""
-        return self.prompts is not None and self.prompts.takes_tools(chat_template)
-
     def adapter(self, name: str | None) -> AbstractAsyncContextManager[Any]:
         """vLLM's request for an adapter, which stays loaded meanwhile."""
         return contextlib.nullcontext() if name is None else self.adapters.use(name)

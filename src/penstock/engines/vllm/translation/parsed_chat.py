@@ -187,6 +187,8 @@ def _body(request: ChatRequest) -> dict[str, Any]:
         "chat_template": request.chat_template,
         "chat_template_kwargs": request.chat_template_kwargs or None,
         "kv_transfer_params": request.kv_transfer_params,
+        "add_generation_prompt": request.add_generation_prompt,
+        "continue_final_message": request.continue_final_message,
     }
     if sampling.logprobs is not None:
         body |= {"logprobs": True, "top_logprobs": sampling.logprobs}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from penstock.engines.chat_template import PLAIN, ChatTemplate
+from penstock.engines.chat_template import CHANGED, PLAIN, ChatTemplate
 from penstock.engines.vllm.front import Front
 from penstock.engines.vllm.library import (
     ChatParams,
@@ -43,8 +43,9 @@ class Prompts:
         self._tokenized_by_template = is_mistral_tokenizer(self.tokenizer)
         # The event loop may use such a tokenizer while vLLM's thread uses it for a long text.
         self._at_once = isinstance(self.tokenizer, ThreadSafeHFTokenizerMixin)
+        self._text_template = self.text_template()
         self._plain = (
-            PlainText(self.tokenizer.backend_tokenizer, self.text_template())
+            PlainText(self.tokenizer.backend_tokenizer, self._text_template)
             if self._at_once
             else None
         )
@@ -73,20 +74,34 @@ class Prompts:
 
     async def chat(self, request: ChatRequest, tools: list[dict[str, Any]] | None) -> Any:
         """The engine input of a conversation. Raises `ContextLengthError`, and vLLM's errors."""
+        messages = request.messages
+        if self._text_template is not None:
+            messages, tools = self._text_template.fitted(messages, tools, request.chat_template)
         at_once = self._at_once and not tools and _is_short(request)
+        plain = request.add_generation_prompt and not request.continue_final_message
         try:
             if (
                 at_once
+                and plain
                 and self._plain is not None
-                and (ids := self._plain.chat(request.messages)) is not None
+                and (ids := self._plain.chat(messages)) is not None
             ):
                 return self._of_ids(ids)
-            params = self._chat_params(request.chat_template, request.chat_template_kwargs, tools)
+            kwargs = request.chat_template_kwargs
+            if not plain:
+                kwargs = {
+                    "add_generation_prompt": False,
+                    "continue_final_message": request.continue_final_message,
+                    **kwargs,
+                }
+            params = self._chat_params(request.chat_template, kwargs, tools)
             if at_once:
-                _, (prompt,) = self._renderer.render_chat([request.messages], params)
+                _, (prompt,) = self._renderer.render_chat([messages], params)
             else:
-                _, (prompt,) = await self._renderer.render_chat_async([request.messages], params)
+                _, (prompt,) = await self._renderer.render_chat_async([messages], params)
         except Exception as error:
+            if request.continue_final_message and "continue_final_message" in str(error):
+                raise RequestError(CHANGED, param="continue_final_message") from error
             raise self._too_long(error) or error from None
         return prompt
 
@@ -128,11 +143,6 @@ class Prompts:
     def _own_template(self) -> str | None:
         found = self.template or getattr(self.tokenizer, "chat_template", None)
         return found.get("default") if isinstance(found, dict) else found
-
-    def takes_tools(self, override: str | None) -> bool:
-        """Whether the template (`override`, if given) shows tools to the model."""
-        source = override or self.template or getattr(self.tokenizer, "chat_template", None)
-        return not isinstance(source, str) or ChatTemplate(source).takes_tools()
 
     def room(self, prompt: Any, max_tokens: int | None) -> int:
         """How many tokens the answer may have. Raises `ContextLengthError` if the request asks for
