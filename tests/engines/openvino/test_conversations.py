@@ -89,7 +89,7 @@ async def test_a_tool_round_trip_of_a_model_whose_template_knows_no_tools(smol):
 
 async def test_an_answer_continues_what_it_would_have_said(demo):
     whole = (await ask(demo, USER, sampling=GREEDY)).texts[0]
-    cut = whole.index(',"priority') + 1  # where a token ends
+    cut = whole.index('","priority')  # where a token ends
     begun, rest = whole[:cut], whole[cut:]
     continues = {"continue_final_message": True, "add_generation_prompt": False}
     turn = {"role": "assistant", "content": begun}
