@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from penstock.engines.chat_template import ChatTemplate
@@ -7,7 +9,7 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-HELLO = [{"role": "user", "content": "hello"}]
+HELLO: list[dict[str, Any]] = [{"role": "user", "content": "hello"}]
 
 
 def test_renders_with_the_generation_prompt():
@@ -115,7 +117,7 @@ def test_what_is_not_there_is_no_error_where_templates_ask_for_it():
     assert ChatTemplate(template).render(HELLO) == "nobody"
 
 
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     *HELLO,
     {
         "role": "assistant",
@@ -201,7 +203,7 @@ def test_results_and_what_the_user_says_then_are_one_turn():
     )
 
 
-BEGUN = [*HELLO, {"role": "assistant", "content": "The answer "}]
+BEGUN: list[dict[str, Any]] = [*HELLO, {"role": "assistant", "content": "The answer "}]
 
 
 def test_an_answer_continues_the_last_message():

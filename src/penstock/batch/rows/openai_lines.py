@@ -123,12 +123,7 @@ class OpenAILines(EngineForm):
             body = responses.completion(
                 collected, id=f"cmpl-{name}", created=self.created, model=model
             )
-        usages = [answers.usage for answers in collected]
-        usage = Usage(
-            sum(u.prompt_tokens for u in usages),
-            sum(u.completion_tokens for u in usages),
-            sum(u.cached_tokens for u in usages),
-        )
+        usage = sum((answers.usage for answers in collected), Usage())
         return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:

@@ -91,11 +91,7 @@ class Repair:
                     break  # the conversation has no room for another answer
                 outcome = await read(answer)
         if len(usages) > 1:
-            outcome.usage = Usage(
-                sum(usage.prompt_tokens for usage in usages),
-                sum(usage.completion_tokens for usage in usages),
-                sum(usage.cached_tokens for usage in usages),
-            )
+            outcome.usage = sum(usages, Usage())
         return outcome
 
     async def _fitting(

@@ -52,12 +52,16 @@ class UsageBody(Struct):
     prompt_tokens: Any = None
     completion_tokens: Any = None
     prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
 
     def neutral(self) -> Usage:
         """As `Usage`; 0 for counts that are missing or unreadable."""
-        details = self.prompt_tokens_details
-        cached = details.get("cached_tokens") if isinstance(details, dict) else None
-        return Usage(_tokens(self.prompt_tokens), _tokens(self.completion_tokens), _tokens(cached))
+        return Usage(
+            _tokens(self.prompt_tokens),
+            _tokens(self.completion_tokens),
+            _detail(self.prompt_tokens_details, "cached_tokens"),
+            _detail(self.completion_tokens_details, "reasoning_tokens"),
+        )
 
 
 class _Function(Struct):
@@ -410,6 +414,10 @@ def _delta(choice: _Choice, index: int) -> Delta:
 
 def _reason(given: str | None) -> FinishReason | None:
     return _REASONS.get(given, "stop") if given else None  # some servers send "" before the end
+
+
+def _detail(details: Any, name: str) -> int:
+    return _tokens(details.get(name)) if isinstance(details, dict) else 0
 
 
 def _tokens(value: Any) -> int:

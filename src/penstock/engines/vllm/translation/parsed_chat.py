@@ -90,6 +90,8 @@ class ParsedChat:
         self._mark = getattr(parsers[0].reasoning_parser, "start_token", "")
         self._unmarked: set[int] = set()
         self._named = not isinstance(body.tool_choice, (str, type(None)))
+        self._counts = parsers[0].reasoning_parser is not None
+        self._written: dict[int, list[int]] = {}  # the ids of each answer's tokens
         self.extras: dict[str, Any] = {}
         if parsers[0].reasoning_parser is not None:
             from_grammar = getattr(body, "_grammar_from_parser", False)
@@ -110,8 +112,16 @@ class ParsedChat:
         reason = delta.finish_reason
         if reason == "stop" and delta.index in self._called and not self._named:
             reason = "tool_calls"
+        usage = delta.usage
+        if self._counts:
+            ids = self._written.setdefault(delta.index, [])
+            ids += delta.token_ids
+            if reason is not None and usage is not None:
+                count = self._parsers[delta.index].count_reasoning_tokens(ids)
+                usage = msgspec.structs.replace(usage, reasoning_tokens=count)
         return msgspec.structs.replace(
             delta,
+            usage=usage,
             text=text or "",
             reasoning=reasoning or "",
             tool_calls=calls,
