@@ -148,7 +148,7 @@ class Model(TokenEngine):
     async def continue_prompt(self, request: GenerateRequest) -> AsyncGenerator[list[Delta], None]:
         yield [
             Delta(
-                "valve river",
+                text="valve river",
                 token_ids=tuple(b"valve river"),
                 finish_reason="stop",
                 usage=Usage(12, 11),

@@ -53,7 +53,7 @@ class ToolCall(Struct):
 class Answers:
     """Collects the deltas of one request into its finished answers, by index."""
 
-    def __init__(self) -> None:
+    def __init__(self, deltas: Iterable[Delta] = ()) -> None:
         self.texts: dict[int, str] = {}
         self.logprobs: dict[int, list[TokenLogprob]] = {}
         self.reasons: dict[int, str] = {}
@@ -61,6 +61,8 @@ class Answers:
         self.stops: dict[int, str] = {}
         self.reasoning: dict[int, str] = {}
         self._total = UsageTotal()
+        for delta in deltas:
+            self.add(delta)
 
     @classmethod
     async def of(cls, batches: AsyncGenerator[Sequence[Delta], None]) -> Answers:

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from penstock.batch.rows.form import EngineForm
+from penstock.batch.rows.repair import collect
 from penstock.batch.rows.requests import conversation_text
 from penstock.batch.rows.row import Outcome, Row, Stage
 from penstock.engines.base import LLMEngine
-from penstock.engines.tasks import generated
 from penstock.errors import (
     DuplicateIdError,
-    EngineError,
     LineError,
     PenstockError,
     RequestError,
@@ -109,10 +108,7 @@ class OpenAILines(EngineForm):
                 vectors = await engine.embeddings(request)
                 body = responses.embedding_list(vectors, model=model, base64=base64)
                 return Outcome(msgspec.json.encode(body).decode(), None, "stop", vectors.usage)
-            answers = await responses.Answers.of(generated(engine, request))
-            if len(answers.reasons) < request.n:
-                raise EngineError("the engine ended the request before its answer was complete")
-            collected.append(answers)
+            collected.append(await collect(engine, request, responses.Answers))
         # Equal requests that share one computation share its id; others must not.
         name = row.digest.hex()[:24] if row.shareable else _hash(row.digest.hex(), row.index)
         if isinstance(asks[0], ChatRequest):
@@ -123,12 +119,7 @@ class OpenAILines(EngineForm):
             body = responses.completion(
                 collected, id=f"cmpl-{name}", created=self.created, model=model
             )
-        usages = [answers.usage for answers in collected]
-        usage = Usage(
-            sum(u.prompt_tokens for u in usages),
-            sum(u.completion_tokens for u in usages),
-            sum(u.cached_tokens for u in usages),
-        )
+        usage = sum((answers.usage for answers in collected), Usage())
         return Outcome(msgspec.json.encode(body).decode(), None, collected[0].reasons[0], usage)
 
     def failure(self, row: Row, error: PenstockError, stage: Stage, attempts: int) -> Outcome:

@@ -5,6 +5,7 @@ messages column.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +13,7 @@ import msgspec
 
 from penstock.batch.read.base import Source
 from penstock.batch.rows.form import EngineForm
-from penstock.batch.rows.repair import Repair, collect, invalid_json
+from penstock.batch.rows.repair import Repair, collect, invalid_json, one_text
 from penstock.batch.rows.row import Outcome, Row
 from penstock.batch.rows.template import Template, as_text
 from penstock.batch.schemas.structured import Schema
@@ -33,6 +34,7 @@ _OBJECTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("error", ERROR_FIELDS),
     ("usage", Usage.__struct_fields__),
 )
+_ASK = partial(collect, made=one_text)
 
 
 class ColumnRequests(EngineForm):
@@ -165,7 +167,7 @@ class ColumnRequests(EngineForm):
 
     def ask(self, engine: LLMEngine, row: Row) -> Awaitable[Outcome]:
         return self.repair.answer(
-            row.request, engine, collect, None if self.schema is None else self._read
+            row.request, engine, _ASK, None if self.schema is None else self._read
         )
 
     async def _read(self, answer: Outcome) -> Outcome:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
 from penstock.batch.pipeline.pipeline import Asked
-from penstock.batch.rows.repair import Repair, Request
+from penstock.batch.rows.repair import Repair, Request, collect, invalid_json, misfit
 from penstock.batch.rows.retry import Attempts, Tries, rolling
-from penstock.batch.stages import answers, sampling_params, tasks
+from penstock.batch.rows.row import Outcome
+from penstock.batch.stages import sampling_params, tasks
 from penstock.batch.stages.base import MAPPING, StatefulStage
 from penstock.batch.stages.text import conversation
 from penstock.engines.registry import EngineSource
 from penstock.engines.supervision.quarantine import digest_of
 from penstock.engines.supervision.supervisor import Supervisor
-from penstock.errors import ConfigError, RequestError
+from penstock.errors import AnswerFormError, ConfigError, RequestError
 from penstock.openai.requests import parse_response_format
-from penstock.types import ChatRequest, CompletionRequest
+from penstock.openai.responses import Answers, chat_logprobs, tool_call_list
+from penstock.types import ChatRequest, CompletionRequest, Delta, StructuredOutput
 
 
 class EngineRequests:
@@ -93,16 +95,12 @@ class EngineRequests:
             text = self._text
             if text is None:
                 text = (row.get("sampling_params") or {}).get("detokenize") is not False
-            read = (
-                answers.checked(request.sampling.structured)
-                if self.repair.json_attempts > 1
-                else None
-            )
-            ask = partial(self.repair.answer, request, engine, answers.ask, read)
+            read = _checked(request.sampling.structured) if self.repair.json_attempts > 1 else None
+            ask = partial(self.repair.answer, request, engine, _ASK, read)
             outcome = await self._attempts.answer(
                 ask, adapter, Tries(), partial(digest_of, request)
             )
-            columns = answers.columns(outcome, row.get("prompt"), text=text)
+            columns = _columns(outcome, row.get("prompt"), text=text)
         else:
             read_columns = (*tasks.COLUMNS[self._task], "prompt", "messages")
             asked = self._task, {name: row.get(name) for name in read_columns}
@@ -184,6 +182,77 @@ class EngineRequests:
                 field="task_type",
                 value=self._task,
             )
+
+
+def _outcome(deltas: list[Delta]) -> Outcome:
+    """The outcome of one request; `parsed` are the columns of each of its answers."""
+    found = Answers(deltas)
+    tokens: dict[int, list[int]] = {}
+    for delta in deltas:
+        tokens.setdefault(delta.index, []).extend(delta.token_ids)
+    reasons = found.reasons
+    reason = "length" if "length" in reasons.values() else reasons[min(reasons)]
+    outputs = [_output(found, index, tokens[index]) for index in sorted(reasons)]
+    return Outcome(None, None, reason, found.usage, parsed=outputs)
+
+
+def _checked(structured: StructuredOutput | None) -> Callable[[Outcome], Awaitable[Outcome]]:
+    """What notes in an outcome that an answer is not the JSON that was asked for. A tool call need
+    not be.
+    """
+
+    async def check(outcome: Outcome) -> Outcome:
+        for output in outcome.parsed:
+            text = output["generated_text"]
+            if not output["tool_calls"] and (why := await misfit(structured, text)) is not None:
+                outcome.response = text
+                outcome.error = invalid_json(why, output["finish_reason"], outcome.usage)
+                break
+        return outcome
+
+    return check
+
+
+def _columns(outcome: Outcome, prompt: Any, *, text: bool) -> dict[str, Any]:
+    """The columns of a row's answers, and its prompt as it was; without `text` only their tokens.
+
+    Raises `AnswerFormError`.
+    """
+    if outcome.error is not None:
+        raise AnswerFormError(outcome.error.message)
+    outputs, usage = outcome.parsed, outcome.usage
+    assert usage is not None
+    if not text:
+        for output in outputs:
+            output["generated_text"] = None
+    return {
+        "prompt": prompt,
+        **outputs[0],
+        "num_input_tokens": usage.prompt_tokens,
+        "num_generated_tokens": usage.completion_tokens,
+        "num_cached_tokens": usage.cached_tokens,
+        "outputs": outputs if len(outputs) > 1 else None,
+    }
+
+
+def _output(found: Answers, index: int, tokens: list[int]) -> dict[str, Any]:
+    reasoning: str | None = found.reasoning.get(index)
+    text = found.texts.get(index, "")
+    if reasoning is None and "think>" in text:  # not every engine tells it from the answer
+        reasoning, text = tasks.without_reasoning(text)
+    calls = found.tool_calls.get(index)
+    logprobs = chat_logprobs(found.logprobs.get(index))
+    return {
+        "generated_text": text,
+        "generated_tokens": tokens,
+        "finish_reason": found.reasons[index],
+        "reasoning_content": reasoning,
+        "tool_calls": tool_call_list(calls) if calls else None,
+        "logprobs": None if logprobs is None else logprobs["content"],
+    }
+
+
+_ASK = partial(collect, made=_outcome)
 
 
 class EngineStage(StatefulStage):

@@ -14,15 +14,14 @@ from typing import Any
 
 import msgspec
 
+from penstock.batch.rows.repair import collect
 from penstock.batch.rows.retry import Attempts, Tries
 from penstock.batch.stages.base import StatefulStage
 from penstock.engines.base import LLMEngine
-from penstock.engines.deltas import Batches
 from penstock.engines.registry import DEFAULT_APP, engines
 from penstock.engines.supervision.quarantine import digest_of
 from penstock.engines.supervision.supervisor import supervisor_of
-from penstock.engines.tasks import generated
-from penstock.errors import EngineError, EngineTimeoutError, RequestError, nearest
+from penstock.errors import EngineTimeoutError, RequestError, nearest
 from penstock.openai import responses
 from penstock.openai.requests import ChatBody, CompletionBody, EmbeddingBody, parse_body
 
@@ -123,7 +122,7 @@ class DeploymentRequests:
             chat = parse_body(ChatBody, body).request(
                 adapter=adapter, request_id=name, stream=False
             )
-            answers = await _collected(generated(self._handle, chat), chat.n)
+            answers = await collect(self._handle, chat, responses.Answers)
             return responses.chat_completion(
                 answers, id=f"chatcmpl-{name}", created=created, model=model
             )
@@ -131,16 +130,9 @@ class DeploymentRequests:
             adapter=adapter, request_id=name, stream=False
         )
         several = await asyncio.gather(
-            *(_collected(generated(self._handle, one), one.n) for one in plain)
+            *(collect(self._handle, one, responses.Answers) for one in plain)
         )
         return responses.completion(several, id=f"cmpl-{name}", created=created, model=model)
-
-
-async def _collected(batches: Batches, n: int) -> responses.Answers:
-    answers = await responses.Answers.of(batches)
-    if len(answers.reasons) < n:
-        raise EngineError("the engine ended the request before its answer was complete")
-    return answers
 
 
 def _fields(made: Any) -> Mapping[str, Any]:

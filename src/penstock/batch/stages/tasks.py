@@ -8,10 +8,10 @@ from typing import Any
 
 import msgspec
 
+from penstock.batch.rows.repair import collect
 from penstock.batch.stages.media import Loader
 from penstock.batch.stages.sampling_params import parse
 from penstock.engines.base import LLMEngine
-from penstock.engines.tasks import generated
 from penstock.errors import ContextLengthError, EngineError, RequestError, UnsupportedError
 from penstock.openai.responses import Answers
 from penstock.types import (
@@ -168,7 +168,7 @@ def _classify(row: Mapping[str, Any]) -> Ask:
     )
 
     async def ask(engine: LLMEngine) -> dict[str, Any]:
-        answers = await Answers.of(generated(engine, chat))
+        answers = await collect(engine, chat, Answers)
         answer, usage = answers.texts.get(0, ""), answers.usage
         try:
             label = json.loads(answer)["label"]
